@@ -1,0 +1,70 @@
+"""The one trainable element of the search space: a low-rank map that can be on or off.
+
+LoRA (Hu et al. 2021, arXiv:2106.09685) puts it beside a linear layer, a shortcut puts it beside a whole half of a
+Transformer block. Both are the same map and the same class.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class LowRank(nn.Module):
+    """`delta(x) = importance · scaling · B(A(dropout(x)))`, zero at the start because B = 0.
+
+    A has shape (rank, in) and starts Kaiming-uniform, B has shape (out, rank) and starts at zero; both are float32
+    whatever the base computes in. `importance` is 1 except while `alpha_test` asks what happens without the element.
+
+    Off means absent: whoever owns the element must not call it while `enabled` is False, and A and B then ask for no
+    gradient, so that no optimizer (weight decay and momentum included) touches them.
+
+    Args:
+        in_features: width of x.
+        out_features: width of delta(x).
+        rank: r, at least 1.
+        alpha: scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora` (Kalajdzievski 2023, arXiv:2312.03732).
+        dropout: probability in [0, 1) with which entries of x are dropped in training.
+        use_rslora: the rank-stabilised scaling.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.alpha, self.dropout, self.use_rslora = float(alpha), float(dropout), use_rslora
+        self.scaling = self.alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.importance = 1.0
+        self.A = nn.Parameter(torch.empty(rank, in_features, dtype=torch.float32))
+        self.B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float32))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.enabled = True
+
+    def switch(self, on: bool) -> None:
+        """Turn the element on or off. Off: A and B lose their gradient, and keep their values for when it returns."""
+        self.enabled = on
+        for parameter in (self.A, self.B):
+            parameter.requires_grad_(on)
+            if not on:
+                parameter.grad = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) -> delta(x) (..., out), in float32, or in autocast's dtype where that is active."""
+        if x.dtype != self.A.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.A.dtype)
+        z = F.linear(F.dropout(x, self.dropout, self.training), self.A)  # (..., rank)
+        return F.linear(z * (self.importance * self.scaling), self.B)  # scaled where it is narrow
+
+    def extra_repr(self) -> str:
+        state = "on" if self.enabled else "off"
+        return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, alpha={self.alpha:g}, {state}"

@@ -1,0 +1,67 @@
+"""The search space: every place of an adapted network where an element sits, in one typed list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from model.low_rank import LowRank
+
+Kind = Literal["lora", "shortcut"]
+
+
+@dataclass(frozen=True)
+class Element:
+    """One candidate.
+
+    Attributes:
+        layer: block index, from 0.
+        name: canonical name, e.g. `q_proj` or `shortcut1`.
+        kind: `lora` or `shortcut`.
+        module: the library's own path of what the element stands beside: of the linear layer for LoRA
+            (`model.decoder.layers.0.self_attn.q_proj`), of the block for a shortcut (`model.decoder.layers.0`).
+        low_rank: the parameters and the switch.
+    """
+
+    layer: int
+    name: str
+    kind: Kind
+    module: str
+    low_rank: LowRank
+
+    @property
+    def key(self) -> str:
+        """The name in every file: `layer_<i>.<name>`."""
+        return f"layer_{self.layer}.{self.name}"
+
+    @property
+    def parameters(self) -> int:
+        """r · (in + out)."""
+        return self.low_rank.A.numel() + self.low_rank.B.numel()
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All elements of one network, ordered by block and, within a block, LoRA in table order, then shortcuts.
+
+    Attributes:
+        elements: the candidates (rank > 0 and not disabled).
+        blocks: the Transformer blocks, in order.
+        pre_norm: whether the blocks normalise before each half (else after).
+    """
+
+    elements: tuple[Element, ...]
+    blocks: tuple[nn.Module, ...]
+    pre_norm: bool
+
+    def __iter__(self) -> Iterator[Element]:
+        return iter(self.elements)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def of_kind(self, kind: Kind) -> tuple[Element, ...]:
+        return tuple(element for element in self.elements if element.kind == kind)
