@@ -1,0 +1,59 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+# Tests never reach for a hub, use one thread a worker on shared machines, and never take a scheduler's environment.
+TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(TEST_ENV) $(RUN) -m pytest --timeout 600
+WORKERS ?= 2
+
+.PHONY: help
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; \
+	do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: venv
+venv: $(VENV)/.installed  ## create .venv and install what the program needs (again when the requirements change)
+
+.PHONY: quickstart
+quickstart: $(VENV)/.installed  ## fine-tune opt_lora on the built-in toy_nli and test it: no network, about 3 minutes
+	$(RUN) -m main train --model opt_lora --dataset toy_nli --task classification --pretrained
+
+.PHONY: test
+test: $(VENV)/.installed-tests  ## run the tests (all but the slow ones)
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow"
+
+.PHONY: test-slow
+test-slow: $(VENV)/.installed-tests  ## run the slow tests
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m slow
+
+.PHONY: lint
+lint: $(VENV)/.installed-tests  ## check style and formatting
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+.PHONY: format
+format: $(VENV)/.installed-tests  ## put the code into the project's format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+.PHONY: clean
+clean:  ## remove .venv and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last: an installation that was cut short is done again.
+$(VENV)/.installed: python-requirements.txt
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r python-requirements.txt
+	touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@

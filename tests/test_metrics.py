@@ -1,0 +1,146 @@
+"""Running metrics against scikit-learn, SciPy and the benchmark modules, in uneven batches, on one process and two."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+from torch import distributed
+
+from dataset.errors import UserError
+from dataset.official import official_metric
+from model import metrics
+
+ROWS = 13  # a prime: no batch size divides it
+CLASSES = ("accuracy", "f1", "matthews")
+TEXTS = [f"the {i} cats sat on mat {i % 3}" for i in range(ROWS)]
+SUMMARIES = [f"a cat sat, {i % 3} of {i}" for i in range(ROWS)]
+
+
+def _logits(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.randint(0, classes, (ROWS,), generator=generator)
+    return torch.randn(ROWS, classes, generator=generator) + torch.eye(classes)[labels], labels
+
+
+def _values() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(ROWS, 1, generator=generator) + 100  # far from 0, where float32 sums of squares lose digits
+    return values, (values.flatten() + torch.randn(ROWS, generator=generator)).round()  # with ties
+
+
+def _run(rank: int, world: int) -> dict[str, float]:
+    """All metrics over this process's rows, in batches of three."""
+    rows = torch.arange(rank, ROWS, world)
+    binary, values, loss, texts = (
+        metrics.build(names, classes)
+        for names, classes in (
+            (CLASSES, 2),
+            (("pearson", "spearman"), 1),
+            (("perplexity",), 1),
+            (("rouge1", "rouge2", "rougeL"), 1),
+        )
+    )
+    logits, labels = _logits(2)
+    predicted, similarities = _values()
+    for batch in rows.split(3):
+        binary.update(logits[batch], labels[batch])
+        values.update(predicted[batch], similarities[batch])
+        loss.update(labels[batch].float().sum(), int((batch + 1).sum()))
+        texts.update([TEXTS[i] for i in batch], [SUMMARIES[i] for i in batch])
+    computed = {**binary.compute(), **values.compute(), **loss.compute(), **texts.compute()}
+    return {name: float(value) for name, value in computed.items()}
+
+
+def _expected() -> dict[str, float]:
+    logits, labels = _logits(2)
+    chosen = logits.argmax(1)
+    values, similarities = (tensor.flatten().double().numpy() for tensor in _values())
+    return {
+        "accuracy": sklearn_metrics.accuracy_score(labels, chosen),
+        "f1": sklearn_metrics.f1_score(labels, chosen),
+        "matthews": sklearn_metrics.matthews_corrcoef(labels, chosen),
+        "pearson": stats.pearsonr(values, similarities).statistic,
+        "spearman": stats.spearmanr(values, similarities).statistic,
+        "perplexity": math.exp(int(labels.sum()) / (ROWS * (ROWS + 1) / 2)),
+        **official_metric("rouge").compute(predictions=TEXTS, references=SUMMARIES),
+    }
+
+
+def test_one_process() -> None:
+    assert _run(0, 1) == pytest.approx(_expected(), abs=1e-6)
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(_run(rank, 2), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_with_different_numbers_of_rows(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(_expected(), abs=1e-6)
+
+
+def test_f1_with_three_classes_is_their_mean() -> None:
+    logits, labels = _logits(3)
+    collection = metrics.build(CLASSES, 3)
+    collection.update(logits.argmax(1), labels)
+    assert {name: float(value) for name, value in collection.compute().items()} == pytest.approx(
+        {
+            "accuracy": sklearn_metrics.accuracy_score(labels, logits.argmax(1)),
+            "f1": sklearn_metrics.f1_score(labels, logits.argmax(1), average="macro"),
+            "matthews": sklearn_metrics.matthews_corrcoef(labels, logits.argmax(1)),
+        },
+        abs=1e-6,
+    )
+
+
+@pytest.mark.parametrize("predicted", [0, 1])
+@pytest.mark.parametrize("truth", [[0, 0, 1], [1, 1, 1], [0, 0, 0]])
+def test_a_model_that_predicts_one_class(predicted: int, truth: list[int]) -> None:
+    collection = metrics.build(CLASSES, 2)
+    collection.update(torch.full((3,), predicted), torch.tensor(truth))
+    computed = {name: float(value) for name, value in collection.compute().items()}
+    official = official_metric("glue/mrpc").compute(predictions=[predicted] * 3, references=truth)
+    assert computed == pytest.approx({**official, "matthews": 0.0})
+
+
+def test_many_batches_do_not_drift() -> None:
+    collection = metrics.build(("perplexity",), 1)
+    for _ in range(3000):
+        collection.update(0.1, 1)
+    assert float(collection.compute()["perplexity"]) == pytest.approx(math.exp(np.float32(0.1)), abs=1e-7)
+
+
+def test_a_batch_without_target_tokens_changes_nothing() -> None:
+    collection = metrics.build(("perplexity",), 1)
+    collection.update(torch.tensor(6.0, requires_grad=True), torch.tensor(3))
+    collection.update(torch.tensor(0.0), torch.tensor(0))
+    assert float(collection.compute()["perplexity"]) == pytest.approx(math.exp(2))
+
+
+def test_reset_starts_again() -> None:
+    collection = metrics.build(("rouge1", "rougeL"), 1)
+    collection.update(["nothing"], ["in common"])
+    collection.reset()
+    collection.update(["a cat"], ["a cat"])
+    assert {name: float(value) for name, value in collection.compute().items()} == {"rouge1": 1.0, "rougeL": 1.0}
+
+
+def test_direction() -> None:
+    assert metrics.mode("perplexity") == "min"
+    names = (*CLASSES, "pearson", "spearman", "rouge1", "rouge2", "rougeL")
+    assert {metrics.mode(name) for name in names} == {"max"}
+
+
+@pytest.mark.parametrize("use", [metrics.mode, lambda name: metrics.build(("accuracy", name), 2)])
+def test_unknown_name(use) -> None:
+    with pytest.raises(UserError, match="metric 'acuracy' is not known; did you mean 'accuracy'"):
+        use("acuracy")
