@@ -58,12 +58,28 @@ class LowRank(nn.Module):
             if not on:
                 parameter.grad = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> delta(x) (..., out), in float32, or in autocast's dtype where that is active."""
+    def forward(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """delta(x), or `onto + delta(x)` without building delta(x) where the dtypes allow.
+
+        Args:
+            x: (..., in), of any floating dtype.
+            onto: what delta(x) is added to, with as many rows of width `out` as x has of width `in`.
+
+        Returns:
+            delta(x) (..., out) in float32 (autocast's dtype where that is active), or a tensor like `onto`.
+        """
         if x.dtype != self.A.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.A.dtype)
-        z = F.linear(F.dropout(x, self.dropout, self.training), self.A)  # (..., rank)
-        return F.linear(z * (self.importance * self.scaling), self.B)  # scaled where it is narrow
+        if self.training and self.dropout > 0:
+            x = F.dropout(x, self.dropout)
+        z = F.linear(x, self.A)  # (..., rank)
+        scale = self.importance * self.scaling
+        if onto is None:
+            return F.linear(z * scale, self.B)  # scaled where it is narrow
+        if z.dtype == onto.dtype:
+            # One matrix product that scales and adds: delta(x) would be as large as `onto`.
+            return torch.addmm(onto.flatten(0, -2), z.flatten(0, -2), self.B.t(), alpha=scale).view_as(onto)
+        return onto + F.linear(z * scale, self.B).to(onto.dtype).view_as(onto)
 
     def extra_repr(self) -> str:
         state = "on" if self.enabled else "off"

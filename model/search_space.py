@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
+from model.config import Kind
 from model.low_rank import LowRank
-
-Kind = Literal["lora", "shortcut"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805). Blocks laid out as RoBERTa's; it classifies."""
+
+from dataclasses import replace
+
+from model.family import roberta
+
+FAMILY = replace(roberta.FAMILY, name="bert", model_types=("bert",))

@@ -1,0 +1,7 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671). Blocks laid out as Llama's."""
+
+from dataclasses import replace
+
+from model.family import llama
+
+FAMILY = replace(llama.FAMILY, name="qwen2", model_types=("qwen2",))

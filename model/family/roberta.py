@@ -1,0 +1,21 @@
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692). Post-norm, an encoder: it classifies."""
+
+from model.family.base import Family, never
+
+FAMILY = Family(
+    name="roberta",
+    model_types=("roberta",),
+    blocks="encoder.layer",
+    linears={
+        "q_proj": "attention.self.query",
+        "k_proj": "attention.self.key",
+        "v_proj": "attention.self.value",
+        "o_proj": "attention.output.dense",
+        "w1": "intermediate.dense",
+        "w2": "output.dense",
+    },
+    norm1="attention.output.LayerNorm",
+    norm2="output.LayerNorm",
+    pre_norm=never,
+    tasks=("classification",),
+)
