@@ -1,0 +1,66 @@
+"""Tiny models, made from a configuration: two blocks, 32 wide, random weights, no download."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+VOCABULARY = 64
+PAD = 1
+
+_SHAPES = {
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "intermediate_size": 64},
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "intermediate_size": 64},
+    "gemma": {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 8},
+    "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
+    "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2},
+}
+
+
+def tiny_network(family: str, task: str = "classification", seed: int = 0, **overrides) -> PreTrainedModel:
+    """A network of that family with the head of that task, in evaluation mode.
+
+    No weight is at its usual start (biases at 0, norms at 1), so that a forgotten bias shows.
+
+    Args:
+        family: a `model_type`.
+        task: `classification` (3 labels) or a causal one.
+        seed: of the weights.
+        overrides: keys of the Hugging Face configuration.
+    """
+    config = AutoConfig.for_model(
+        family,
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "pad_token_id": PAD,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "num_labels": 3,
+            **_SHAPES[family],
+            **overrides,
+        },
+    )
+    auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = auto.from_config(config)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+def tiny_batch(rows: int = 3, length: int = 7, padding: str | None = "right", seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random `input_ids` and `attention_mask` (rows, length); row i is padded by i tokens on the side asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, rows if padding else 1):
+        where = slice(length - row, None) if padding == "right" else slice(None, row)
+        ids[row, where], mask[row, where] = PAD, 0
+    return {"input_ids": ids, "attention_mask": mask}
