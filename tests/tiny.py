@@ -1,9 +1,19 @@
-"""Tiny models, made from a configuration: two blocks, 32 wide, random weights, no download."""
+"""Tiny models, made from a configuration: two blocks, 32 wide, random weights, no download. Tiny tokenizers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 64
 PAD = 1
@@ -64,3 +74,35 @@ def tiny_batch(rows: int = 3, length: int = 7, padding: str | None = "right", se
         where = slice(length - row, None) if padding == "right" else slice(None, row)
         ids[row, where], mask[row, where] = PAD, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<cls>", "<sep>")  # ids 0 to 5, as in `tiny_network`
+
+
+def word_tokenizer(
+    texts: Iterable[str], style: Literal["decoder", "encoder", "plain"] = "decoder", **options: object
+) -> PreTrainedTokenizerFast:
+    """One id a word, from 6 on in the order of first appearance; words that `texts` lack are `<unk>`.
+
+    `decoder` begins every text with `<s>`, as OPT and Gemma do; `encoder` makes `<s> a </s> </s> b </s>`, as RoBERTa
+    does; `plain` adds nothing. `options` go to `PreTrainedTokenizerFast`.
+    """
+    words = dict.fromkeys(word for text in texts for word in text.split())
+    vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    specials = [("<s>", 0), ("</s>", 2)]
+    if style == "decoder":
+        backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", specials)
+    elif style == "encoder":
+        backend.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", specials)
+    defaults = {
+        "pad_token": "<pad>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "cls_token": "<cls>",
+        "sep_token": "<sep>",
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **(defaults | options))
