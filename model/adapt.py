@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from model.family.base import Family
 from model.lora import LoraLinear
 from model.low_rank import LowRank
 from model.search_space import Element, SearchSpace
+from model.shortcut import Carry, Shortcuts
 
 #: What Hugging Face calls a classification head. `lm_head` is none: it is tied to the embedding.
 HEADS = ("score", "classifier")
@@ -45,7 +46,15 @@ class Plan:
 
     elements: tuple[PlannedElement, ...]
     renormalize: bool
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def shortcuts(self) -> bool:
+        """Whether the blocks need anything of the shortcuts."""
+        return self.renormalize or any(item.kind == "shortcut" for item in self.elements)
+
+    def of_block(self, layer: int) -> tuple[PlannedElement, ...]:
+        return tuple(item for item in self.elements if item.layer == layer)
 
 
 def plan(family: Family, hf_config: Any, lora: ElementConfig | None, shortcut: ElementConfig | None = None) -> Plan:
@@ -82,7 +91,20 @@ def plan(family: Family, hf_config: Any, lora: ElementConfig | None, shortcut: E
         for name in valid[config.kind]
         if (settings := config.lookup(layer, name)) is not None
     )
-    return Plan(elements, shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes)))
+    planned = Plan(elements, shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes)))
+    if planned.shortcuts:
+        _check_blocks(hf_config)
+    return planned
+
+
+def _check_blocks(hf_config: Any) -> None:
+    """Shortcuts need blocks that all run, once a forward pass, over the whole sequence."""
+    for key in ("layerdrop", "chunk_size_feed_forward"):
+        if getattr(hf_config, key, 0):
+            raise UserError(
+                f"shortcuts do not go with {key} = {getattr(hf_config, key)} in the model's configuration",
+                "expected 0: every block must run, over the whole sequence at once",
+            )
 
 
 def adapt(
@@ -90,8 +112,8 @@ def adapt(
 ) -> SearchSpace:
     """Turn a pretrained network into an adapted one, in place: it still computes what it did, since B = 0.
 
-    The base is frozen, linear layers are wrapped, and a classification head is made float32. Elements and head are what
-    trains, nothing else.
+    The base is frozen, linear layers are wrapped, shortcuts join their blocks, and a classification head is made
+    float32. Elements and head are what trains, nothing else.
 
     Args:
         network: a Hugging Face model of the family, with any head, in any floating dtype or quantised.
@@ -103,21 +125,42 @@ def adapt(
         the search space; every element is on.
     """
     planned = plan(family, network.config, lora, shortcut)
+    pre_norm = family.pre_norm(network.config)
     blocks = tuple(network.base_model.get_submodule(family.blocks))
     paths = {module: path for path, module in network.named_modules()}
+    carry = Carry()
     network.requires_grad_(False)
-    elements = []
-    for item in planned.elements:
-        block = blocks[item.layer]
-        path = family.linears[item.name]
-        base = block.get_submodule(path)
-        low_rank = _low_rank(base.in_features, base.out_features, item.settings, _device(base, network))
-        block.set_submodule(path, LoraLinear(base, low_rank))
-        elements.append(Element(item.layer, item.name, item.kind, paths[base], low_rank))
+    elements: list[Element] = []
+    for layer, block in enumerate(blocks):
+        shortcuts = {}
+        for item in planned.of_block(layer):  # LoRA first
+            beside = block.get_submodule(family.linears[item.name]) if item.kind == "lora" else block
+            low_rank = _low_rank(beside, item, network)
+            elements.append(Element(layer, item.name, item.kind, paths[beside], low_rank))
+            if item.kind == "lora":
+                block.set_submodule(family.linears[item.name], LoraLinear(beside, low_rank))
+            else:
+                shortcuts[item.name] = low_rank
+        if planned.shortcuts:
+            Shortcuts(layer, shortcuts, carry, planned.renormalize).attach(block, family, pre_norm)
     for head in heads(network):
         head.to(torch.float32).requires_grad_(True)
         head.register_forward_pre_hook(_cast_input)
-    return SearchSpace(tuple(elements), blocks, family.pre_norm(network.config))
+    return SearchSpace(tuple(elements), blocks, pre_norm, carry)
+
+
+def enable_gradient_checkpointing(network: nn.Module, space: SearchSpace | None = None) -> None:
+    """Recompute the blocks' activations in the backward pass instead of keeping them (Chen et al. 2016).
+
+    Args:
+        network: a Hugging Face model, adapted or plain.
+        space: its search space if it is adapted.
+    """
+    options: dict[str, Any] = {"use_reentrant": False}
+    if space is not None:
+        options["context_fn"] = space.carry.contexts
+    network.activation_checkpointing_enable(options)
+    network.disable_input_require_grads()  # only the reentrant kind needs embeddings that require a gradient
 
 
 def heads(network: nn.Module) -> Iterator[nn.Module]:
@@ -125,14 +168,20 @@ def heads(network: nn.Module) -> Iterator[nn.Module]:
     return (module for name, module in network.named_children() if name in HEADS)
 
 
-def _low_rank(width_in: int, width_out: int, settings: ElementSettings, device: torch.device) -> LowRank:
-    made = LowRank(width_in, width_out, settings.r, settings.alpha, settings.dropout, settings.use_rslora)
-    return made.to(device)
+def _low_rank(beside: nn.Module, item: PlannedElement, network: nn.Module) -> LowRank:
+    """The parameters of an element beside a linear layer or, as wide as the block, a shortcut's."""
+    if item.kind == "lora":
+        width_in, width_out = beside.in_features, beside.out_features
+    else:
+        width_in = width_out = network.config.hidden_size
+    settings = item.settings
+    low_rank = LowRank(width_in, width_out, settings.r, settings.alpha, settings.dropout, settings.use_rslora)
+    return low_rank.to(_device(beside, network))
 
 
-def _device(base: nn.Module, network: nn.Module) -> torch.device:
-    """Where a layer is; a quantised one may keep its tensors out of sight, then where the network is."""
-    tensor = next(itertools.chain(base.parameters(), base.buffers()), None)
+def _device(beside: nn.Module, network: nn.Module) -> torch.device:
+    """Where a module is; a quantised one may keep its tensors out of sight, then where the network is."""
+    tensor = next(itertools.chain(beside.parameters(), beside.buffers()), None)
     return network.device if tensor is None else tensor.device
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from model.config import Kind
 from model.low_rank import LowRank
+from model.shortcut import Carry
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class SearchSpace:
         elements: the candidates (rank > 0 and not disabled).
         blocks: the Transformer blocks, in order.
         pre_norm: whether the blocks normalise before each half (else after).
+        carry: what takes h across the border of two blocks; whoever runs one block alone puts the h before it there.
     """
 
     elements: tuple[Element, ...]
     blocks: tuple[nn.Module, ...]
     pre_norm: bool
+    carry: Carry
 
     def __iter__(self) -> Iterator[Element]:
         return iter(self.elements)

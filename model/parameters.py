@@ -1,0 +1,105 @@
+"""How many parameters a network has and how many of them train, per kind of element."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from model.adapt import heads
+from model.config import SHORTCUTS
+from model.family.base import PROJECTIONS
+from model.search_space import Element, SearchSpace
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One line of the table.
+
+    Attributes:
+        kind: `lora`, `shortcut`, `head` or `base`.
+        name: canonical name of the element; the kind again for head and base.
+        trainable: number of parameters that ask for a gradient.
+        total: number of parameters.
+        on: number of elements that are on.
+        off: number of elements that are off.
+        ranks: the different ranks, ascending.
+    """
+
+    kind: str
+    name: str
+    trainable: int
+    total: int
+    on: int = 0
+    off: int = 0
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParameterTable:
+    """All parameters of a network, each counted once."""
+
+    rows: tuple[ParameterRow, ...]
+
+    @property
+    def trainable(self) -> int:
+        return sum(row.trainable for row in self.rows)
+
+    @property
+    def total(self) -> int:
+        return sum(row.total for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"trainable": self.trainable, "total": self.total, "rows": [asdict(row) for row in self.rows]}
+
+
+def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTable:
+    """Count the parameters of a network.
+
+    Args:
+        network: adapted or plain.
+        space: its search space if it is adapted.
+    """
+    groups: dict[tuple[str, str], list[Element]] = {}
+    for element in space or ():
+        groups.setdefault((element.kind, element.name), []).append(element)
+    rows = []
+    for (kind, name), elements in groups.items():
+        trainable, total = _sizes(p for element in elements for p in element.low_rank.parameters())
+        on = sum(element.low_rank.enabled for element in elements)
+        ranks = tuple(sorted({element.low_rank.rank for element in elements}))
+        rows.append(ParameterRow(kind, name, trainable, total, on, len(elements) - on, ranks))
+    order = (*PROJECTIONS, *SHORTCUTS)
+    rows.sort(key=lambda row: order.index(row.name))
+    head = ParameterRow("head", "head", *_sizes(p for module in heads(network) for p in module.parameters()))
+    trainable, total = _sizes(network.parameters())
+    rest = [*rows, head]
+    base = ParameterRow(
+        "base", "base", trainable - sum(row.trainable for row in rest), total - sum(row.total for row in rest)
+    )
+    return ParameterTable((*rows, *([head] if head.total else []), base))
+
+
+def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    """(trainable, total)."""
+    sizes = [(parameter.numel() if parameter.requires_grad else 0, parameter.numel()) for parameter in parameters]
+    return sum(trainable for trainable, _ in sizes), sum(total for _, total in sizes)
+
+
+def render(table: ParameterTable) -> Table:
+    """The table for the terminal."""
+    shown = Table(title="Parameters")
+    for column in ("kind", "name", "elements on", "rank", "trainable", "total"):
+        shown.add_column(column, justify="left" if column in ("kind", "name") else "right")
+    for row in table.rows:
+        elements = f"{row.on} of {row.on + row.off}" if row.ranks else ""
+        ranks = ", ".join(map(str, row.ranks))
+        shown.add_row(row.kind, row.name, elements, ranks, f"{row.trainable:,}", f"{row.total:,}")
+    share = 100 * table.trainable / table.total
+    shown.add_section()
+    shown.add_row("all", "", "", "", f"{table.trainable:,} ({share:.2f}%)", f"{table.total:,}")
+    return shown
