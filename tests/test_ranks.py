@@ -1,0 +1,206 @@
+"""Scores → ranks within a budget: worked examples, and what must hold for any scores and sizes."""
+
+import math
+import random
+
+import pytest
+
+from dataset.errors import UserError
+from model.allocation import Mode, tie_generator
+from model.ranks import Assignment, Limit, Policy, Proportional, Site, TopK, assign
+
+
+def _sites(scores: list[float], widths: list[int] | None = None, kind: str = "lora", rank: int = 4) -> list[Site]:
+    """One element a block; its parameters are rank · 2 · width."""
+    name = "q_proj" if kind == "lora" else "shortcut1"
+    widths = widths or [1] * len(scores)
+    return [
+        Site(layer, name, kind, score, width, width, rank)  # type: ignore[arg-type]
+        for layer, (score, width) in enumerate(zip(scores, widths, strict=True))
+    ]
+
+
+def _assign(sites: list[Site], policy: Policy, limit: Limit, mode: Mode = "off", seed: int = 0) -> Assignment:
+    return assign(sites, policy, limit, mode, tie_generator(seed, 0))
+
+
+def _by_block(assignment: Assignment, blocks: int, name: str = "q_proj") -> list[int]:
+    return [assignment.ranks.get(f"layer_{block}.{name}", 0) for block in range(blocks)]
+
+
+def test_topk_by_share_counts_elements() -> None:
+    assignment = _assign(_sites([3, 1, 4, 2]), TopK(8), Limit("share", 0.5))
+    assert _by_block(assignment, 4) == [8, 0, 8, 0]
+    (spending,) = assignment.spending
+    assert (spending.unit, spending.whole, spending.budget, spending.spent) == ("elements", 4, 2, 2)
+
+
+def test_topk_without_a_rank_keeps_each_ones_own() -> None:
+    assert _by_block(_assign(_sites([3, 1, 4, 2], rank=5), TopK(), Limit("share", 0.25)), 4) == [0, 0, 5, 0]
+
+
+def test_topk_by_total_rank() -> None:
+    assert _by_block(_assign(_sites([3, 1, 4, 2]), TopK(8), Limit("rank", 23)), 4) == [8, 0, 8, 0]
+
+
+def test_topk_by_parameters_goes_on_with_what_still_fits() -> None:
+    # At rank 2 they cost 40, 4, 20, 8, best first: 40 fits; 20 does not fit into the 10 left, 8 does, then 4 does not.
+    sites = _sites([9, 1, 5, 3], widths=[10, 1, 5, 2])
+    assignment = _assign(sites, TopK(2), Limit("parameters", 50))
+    assert _by_block(assignment, 4) == [2, 0, 0, 2]
+    assert (assignment.spending[0].budget, assignment.spending[0].spent) == (50, 48)
+
+
+@pytest.mark.parametrize(
+    ("scores", "lowest", "highest", "total", "ranks"),
+    [
+        ([4, 3, 2, 1], 0, 8, 10, [4, 3, 2, 1]),
+        ([4, 3, 2, 1], 0, 8, 12, [5, 4, 2, 1]),  # 4.8, 3.6, 2.4, 1.2: the two largest fractions are rounded up
+        ([0.3, 0.2, 0.1, 0.4], 0, 8, 10, [3, 2, 1, 4]),  # floats whose shares must not fall just below
+        ([1e-9, 3e-9, 2e-9], 0, 8, 6, [1, 3, 2]),  # the scale does not matter
+        ([1e30, 3e30, 2e30], 0, 8, 6, [1, 3, 2]),
+        ([100, 3, 2, 1], 0, 8, 14, [8, 3, 2, 1]),  # what the highest rank cuts off goes to the others
+        ([100, 3, 2, 1], 2, 8, 14, [8, 2, 2, 2]),  # and what the lowest rank adds is taken from them
+        ([100, 3, 2, 1], 2, 8, 5, [3, 2, 0, 0]),  # no room for all at the lowest rank: the best take part
+        ([5, 0, 5], 0, 4, 10, [4, 2, 4]),  # all that have a score are full
+        ([0, 0, 0], 0, 4, 6, [2, 2, 2]),
+        ([1, 2, 3], 0, 4, 12, [4, 4, 4]),
+    ],
+)
+def test_proportional_by_total_rank(
+    scores: list[float], lowest: int, highest: int, total: int, ranks: list[int]
+) -> None:
+    assignment = _assign(_sites(scores), Proportional(lowest, highest), Limit("rank", total))
+    assert _by_block(assignment, len(scores)) == ranks
+    assert assignment.spending[0].spent == total
+
+
+def test_proportional_by_parameters() -> None:
+    # A rank costs 20 and 2. In proportion 2 : 1, 64 parameters buy λ·2·20 + λ·2 = 64, λ = 1.52…: 3.05 and 1.52. That is
+    # 3 · 20 + 1 · 2, and with the 2 left the second is rounded up.
+    assignment = _assign(_sites([2, 1], widths=[10, 1]), Proportional(0, 8), Limit("parameters", 64))
+    assert _by_block(assignment, 2) == [3, 2]
+
+
+def test_proportional_share_is_one_of_the_whole_space_of_ranks() -> None:
+    assignment = _assign(_sites([4, 3, 2, 1]), Proportional(0, 8), Limit("share", 0.5))
+    assert _by_block(assignment, 4) == [6, 5, 3, 2]  # of 16: 6.4, 4.8, 3.2, 1.6
+    assert assignment.spending[0].whole == 32
+
+
+def test_a_share_that_buys_nothing_buys_one_element() -> None:
+    assert _by_block(_assign(_sites([1, 2]), Proportional(3, 8), Limit("share", 0.01)), 2) == [0, 3]
+    assert _by_block(_assign(_sites([1, 2]), TopK(8), Limit("share", 0.01)), 2) == [0, 8]
+
+
+def _both(lora: list[float], shortcuts: list[float]) -> list[Site]:
+    return [*_sites(lora), *_sites(shortcuts, kind="shortcut", rank=3)]
+
+
+def test_mode_off_leaves_shortcuts_at_the_ranks_that_they_have() -> None:
+    assignment = _assign(_both([1, 2], [8, 9]), TopK(4), Limit("share", 0.5), "off")
+    assert assignment.ranks == {"layer_1.q_proj": 4, "layer_0.shortcut1": 3, "layer_1.shortcut1": 3}
+    assert [spending.title for spending in assignment.spending] == ["LoRA"]
+
+
+def test_mode_separated_splits_a_total_as_the_space_is() -> None:
+    sites = _both([1, 2, 3, 4], [8, 9])
+    assignment = _assign(sites, TopK(4), Limit("rank", 13), "separated")
+    assert [(s.title, s.budget, s.spent) for s in assignment.spending] == [("LoRA", 8, 8), ("shortcuts", 5, 4)]
+    assert assignment.ranks == {"layer_2.q_proj": 4, "layer_3.q_proj": 4, "layer_1.shortcut1": 4}
+
+
+def test_mode_combined_ranks_all() -> None:
+    assignment = _assign(_both([1, 2, 3, 4], [8, 9]), TopK(4), Limit("share", 0.5), "combined")
+    assert assignment.ranks == {"layer_3.q_proj": 4, "layer_0.shortcut1": 4, "layer_1.shortcut1": 4}
+
+
+def test_equal_scores_are_drawn() -> None:
+    def draw(seed: int) -> tuple[int, ...]:
+        return tuple(_by_block(_assign(_sites([1, 1, 1]), TopK(4), Limit("rank", 4), seed=seed), 3))
+
+    assert {draw(seed) for seed in range(30)} == {(4, 0, 0), (0, 4, 0), (0, 0, 4)}
+    assert draw(5) == draw(5)
+
+
+def test_equal_fractions_are_drawn() -> None:
+    def draw(seed: int) -> tuple[int, ...]:
+        return tuple(_by_block(_assign(_sites([5, 0, 5]), Proportional(0, 4), Limit("rank", 7), seed=seed), 3))
+
+    assert {draw(seed) for seed in range(30)} == {(4, 0, 3), (3, 0, 4)}
+
+
+@pytest.mark.parametrize("policy", [TopK(4), TopK(), Proportional(0, 6), Proportional(2, 6)])
+@pytest.mark.parametrize("mode", ["off", "separated", "combined"])
+def test_any_budget_is_used_up_and_never_exceeded(policy: Policy, mode: Mode) -> None:
+    generator = random.Random(0)
+    for trial in range(60):
+        lora, shortcuts = generator.randint(1, 12), generator.randint(1, 6)
+        score = generator.choice([generator.random, lambda: generator.lognormvariate(0, 6), lambda: 1.0, lambda: 0.0])
+        sites = [
+            *_sites([score() for _ in range(lora)], [generator.randint(1, 30) for _ in range(lora)]),
+            *_sites([score() for _ in range(shortcuts)], [7] * shortcuts, kind="shortcut", rank=3),
+        ]
+        parameters = generator.random() < 0.5
+        prices = {s.key: 2 * s.in_features if parameters else 1 for s in sites}
+        of_mode = [site for site in sites if mode != "off" or site.kind == "lora"]
+        whole = sum(prices[site.key] * policy.highest(site) for site in of_mode)
+        amount = generator.randint(max(prices[site.key] * policy.lowest(site) for site in sites) * 3, 2000)
+        if amount > whole:
+            continue
+        assignment = _assign(sites, policy, Limit("parameters" if parameters else "rank", amount), mode, seed=trial)
+
+        ranks = {site.key: assignment.ranks.get(site.key, 0) for site in sites}
+        spent = sum(ranks[site.key] * prices[site.key] for site in of_mode)
+        assert spent == sum(part.spent for part in assignment.spending)
+        assert all(part.spent <= part.budget <= part.whole for part in assignment.spending)
+        assert sum(part.budget for part in assignment.spending) == amount
+        pools = {"off": (["lora"],), "separated": (["lora"], ["shortcut"]), "combined": (["lora", "shortcut"],)}[mode]
+        for pool, part in zip(pools, assignment.spending, strict=True):
+            for site in (site for site in sites if site.kind in pool):
+                rank = ranks[site.key]
+                assert rank == 0 or policy.lowest(site) <= rank <= policy.highest(site)
+                if rank < policy.highest(site):
+                    more = policy.lowest(site) if rank == 0 else 1
+                    assert part.spent + more * prices[site.key] > part.budget, "an addition would still have fitted"
+
+
+def test_better_scores_never_get_lower_ranks_and_shares_are_off_by_less_than_one() -> None:
+    generator = random.Random(1)
+    for _ in range(100):
+        scores = [generator.random() + 0.1 for _ in range(10)]
+        total = generator.randint(5, 60)
+        ranks = _by_block(_assign(_sites(scores), Proportional(0, 60), Limit("rank", total)), 10)
+        for score, rank in zip(scores, ranks, strict=True):
+            assert abs(rank - total * score / math.fsum(scores)) < 1
+        by_score = [rank for _, rank in sorted(zip(scores, ranks, strict=True))]
+        assert by_score == sorted(by_score)
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit", "message"),
+    [
+        (TopK(4), Limit("parameters", 7), "a budget of 7 .parameters. buys no element; expected at least 8"),
+        (TopK(4), Limit("rank", 0), "buys no element; expected at least 4"),
+        (Proportional(2, 8), Limit("rank", -3), "buys no element; expected at least 2"),
+        (TopK(4), Limit("rank", 13), "above the whole space; expected at most 12"),
+        (Proportional(0, 8), Limit("parameters", 385), "above the whole space; expected at most 384"),
+        (TopK(4), Limit("share", 1.5), "at most 1"),
+    ],
+)
+def test_budgets_that_make_no_sense(policy: Policy, limit: Limit, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _assign(_sites([1, 2, 3], widths=[1, 3, 20]), policy, limit)
+
+
+def test_a_split_that_buys_nothing_says_so() -> None:
+    with pytest.raises(UserError, match="or mode 'combined'"):
+        _assign(_both([1, 2], [3, 4]), TopK(4), Limit("rank", 5), "separated")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: TopK(0), lambda: Proportional(3, 2), lambda: Proportional(0, 0), lambda: Proportional(-1, 2)]
+)
+def test_ranks_that_make_no_sense(make) -> None:
+    with pytest.raises(UserError, match="expected"):
+        make()

@@ -1,0 +1,149 @@
+"""The scores file: what is written comes back, and what is wrong is said in one line."""
+
+import dataclasses
+import math
+import random
+import struct
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dataset.errors import UserError
+from model import scores
+from model.scores import ElementScore, Scores
+
+MODULE = "model.decoder.layers.{}.self_attn.{}"
+ELEMENTS = (
+    ElementScore(0, "q_proj", "lora", 0.1, 16, 32, 8, MODULE.format(0, "q_proj"), 16.0, 0.05),
+    ElementScore(0, "v_proj", "lora", 1e-45, 16, 16, 4, MODULE.format(0, "v_proj"), 16.0, 0.0, use_rslora=True),
+    ElementScore(1, "q_proj", "lora", 0.0, 16, 16, 8, MODULE.format(1, "q_proj"), 16.0, 0.0),
+    ElementScore(1, "shortcut2", "shortcut", 3e300, 16, 16, 8, "model.decoder.layers.1", 8.0, 0.0),
+    ElementScore(10, "residual1", "shortcut", 2.0, 16, 16, 8, "model.decoder.layers.10", 8.0, 0.0),
+)
+SCORES = Scores(
+    task="classification",
+    dataset="rte",
+    model="opt_lora_ags",
+    load=r'C:\x\"models"\é',
+    importance_test_name="grad_norm",
+    batches=32,
+    batch_size=8,
+    seed=0,
+    elements=ELEMENTS,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "scores.toml"
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_what_is_written_comes_back(path: Path, renormalize: bool) -> None:
+    written = dataclasses.replace(SCORES, renormalize=renormalize)
+    scores.write(path, written)
+    assert scores.read(path) == written
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_floats_come_back_bit_for_bit(path: Path) -> None:
+    generator = random.Random(0)
+    values = [struct.unpack("<d", generator.randbytes(8))[0] for _ in range(2000)]
+    kept = [abs(value) for value in values if math.isfinite(value)]
+    elements = tuple(dataclasses.replace(ELEMENTS[0], layer=layer, score=score) for layer, score in enumerate(kept))
+    scores.write(path, dataclasses.replace(SCORES, elements=elements))
+    assert [element.score for element in scores.read(path).elements] == kept
+
+
+def test_the_file_has_the_keys_that_others_read(path: Path) -> None:
+    scores.write(path, SCORES)
+    document = tomllib.loads(path.read_text())
+    tables = {f"layer_{layer}" for layer in (0, 1, 10)}
+    top = {"task", "dataset", "model", "load", "importance_test_name", "batches", "batch_size", "seed"}
+    assert set(document) == tables | top
+    assert document["layer_0"]["q_proj"] == {
+        "score": 0.1,
+        "kind": "lora",
+        "module": "model.decoder.layers.0.self_attn.q_proj",
+        "in": 16,
+        "out": 32,
+        "r": 8,
+        "alpha": 16.0,
+        "dropout": 0.05,
+    }
+
+
+def test_integers_count_as_numbers(path: Path) -> None:
+    scores.write(path, SCORES)
+    path.write_text(path.read_text().replace("score = 0.1\n", "score = 1\n").replace("alpha = 8.0", "alpha = 8"))
+    read = scores.read(path)
+    assert [type(element.score) for element in read.elements] == [float] * len(ELEMENTS)
+    assert read.elements[0].score == 1.0
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_number_leaves_the_old_file(path: Path, score: float) -> None:
+    scores.write(path, SCORES)
+    broken = (*ELEMENTS[1:], dataclasses.replace(ELEMENTS[0], score=score))
+    with pytest.raises(UserError, match=r"layer_0\.q_proj"):
+        scores.write(path, dataclasses.replace(SCORES, elements=broken))
+    assert scores.read(path) == SCORES
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("score = 0.1", "score = nan", r"\[layer_0\.q_proj\]: score is nan; expected a finite number, 0 or more"),
+        ("score = 0.1", "score = inf", r"score is inf; expected a finite number"),
+        ("score = 0.1", "score = -0.5", r"score is -0\.5; expected a finite number, 0 or more"),
+        ("score = 0.1", 'score = "0.1"', r"score is '0\.1'"),
+        ("score = 0.1", "score = true", r"score is True"),
+        ("score = 0.1\n", "", r"\[layer_0\.q_proj\]: score missing"),
+        ("score = 0.1", "skore = 0.1", r"'skore' is not known; did you mean 'score'"),
+        ("[layer_0.q_proj]", "[layer_0.q_prj]", r"'q_prj' is not known; did you mean 'q_proj'"),
+        ("[layer_0.q_proj]", "[layr_0.q_proj]", r"'layr_0' is not known; .* or a table \[layer_<i>"),
+        ("[layer_0.q_proj]", "[layer_00.q_proj]", r"'layer_00' is not known"),
+        ("[layer_0.q_proj]", "[layer_1.v_proj]\n[layer_0.q_proj]", r"\[layer_1\.v_proj\]: score, kind, module"),
+        ("[layer_0.q_proj]", "[layer_0]\nk_proj = 3\n[layer_0.q_proj]", r"\[layer_0\.k_proj\] is 3; expected a table"),
+        ("[layer_1.shortcut2]", "[layer_0.shortcut2]", r"\[layer_0\.shortcut2\] has nothing to start from"),
+        ('kind = "shortcut"', 'kind = "lora"', r"\[layer_1\.shortcut2\]: kind is 'lora'; expected 'shortcut'"),
+        ('kind = "shortcut"', 'kind = "short"', r'kind is .short.; expected "lora" or "shortcut"'),
+        ("out = 32", "out = 0", r"out is 0; expected a whole number, 1 or more"),
+        ("r = 4", "r = 0", r"\[layer_0\.v_proj\]: r is 0"),
+        ("alpha = 8.0", "alpha = 0.0", r"alpha is 0\.0; expected a number above 0"),
+        ("dropout = 0.05", "dropout = 1.0", r"dropout is 1\.0; expected a number in \[0, 1\)"),
+        ("batches = 32", "batches = 3.5", r"batches is 3\.5; expected a whole number"),
+        ("batches = 32\n", "", r"scores\.toml: batches missing"),
+        ('dataset = "rte"', "dataset = 3", r"dataset is 3; expected a text"),
+        ("seed = 0", "seed = 0\nsead = 1", r"'sead' is not known; did you mean 'seed'"),
+        ("seed = 0", "seed =", r"not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(path: Path, old: str, new: str, message: str) -> None:
+    scores.write(path, SCORES)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as error:
+        scores.read(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_scores_nothing(path: Path) -> None:
+    scores.write(path, dataclasses.replace(SCORES, elements=()))
+    with pytest.raises(UserError, match="no element is scored"):
+        scores.read(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    for missing in (tmp_path / "nothing.toml", tmp_path):
+        with pytest.raises(UserError, match=r"cannot read .* expected a scores file"):
+            scores.read(missing)
+
+
+def test_not_text(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not valid TOML"):
+        scores.read(path)
