@@ -13,7 +13,6 @@ Causal labels are the ids themselves after `context` tokens, so `dataset.collate
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -145,18 +144,11 @@ def _map(rows: Dataset, function: Callable[[Any], Any], key: str, cache: bool, b
 
 
 def _key(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> str:
-    """What the encoded rows depend on. The tokenizer's own hash would not do: it changes as the tokenizer is used."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        vocabulary: Any = sorted(tokenizer.get_vocab().items())
-    else:
-        vocabulary = json.loads(backend.to_str())
-        del vocabulary["truncation"], vocabulary["padding"]
+    """What the encoded rows depend on, this file and the entry's functions included."""
     functions = [_source(function) for function in (spec.texts, spec.prompt, spec.response) if function is not None]
     return Hasher.hash(
         [
-            *(rows._fingerprint, type(tokenizer).__name__, vocabulary, tokenizer.model_input_names),
-            *(tokenizer.special_tokens_map, tokenizer.truncation_side, limits, Path(__file__).read_text()),
+            *(rows._fingerprint, tokenizer, limits, Path(__file__).read_text()),
             *(spec.task, spec.columns, spec.label, spec.cue, spec.running_text, functions),
         ]
     )

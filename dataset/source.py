@@ -7,6 +7,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value
 
 from dataset.errors import UserError, nearest
@@ -29,6 +29,7 @@ WHOLE = ""  # the name of a saved split that has none
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _LAYOUT = "give a folder made by save_to_disk, or one of train, validation and test files (jsonl, json, csv, parquet)"
+_A_ROW = "give it at least one row"
 
 Readers = Mapping[str, Callable[[], Dataset]]
 
@@ -122,11 +123,11 @@ def _generated(spec: DatasetSpec, split: str) -> Dataset:
 def _from_hub(spec: DatasetSpec) -> datasets.DatasetDict:
     try:
         return datasets.load_dataset(spec.path, spec.config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # whatever HTTP library the hub's client uses has errors of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"data set '{spec.name}' could not be fetched from the hub ({reason})",
-            f"connect, or give --dataset-saved-path a folder that holds '{spec.path}'",
+            f"connect to it, or give --dataset-saved-path a folder that holds '{spec.path}'",
         ) from error
 
 
@@ -155,27 +156,30 @@ def _saved(folder: Path, cache: bool) -> Readers:
 def _from_disk(folder: Path) -> Dataset:
     try:
         return datasets.load_from_disk(str(folder))
+    except IndexError as error:  # what the library makes of a split with no rows
+        raise UserError(f"{folder} is empty", _A_ROW) from error
     except (OSError, ValueError, KeyError) as error:  # Arrow's errors are among them
         raise UserError(f"{folder} cannot be read ({error})", "write it again with save_to_disk") from error
 
 
 def _from_files(paths: list[Path], cache: bool) -> Dataset:
     if all(path.stat().st_size == 0 for path in paths):
-        raise UserError(f"{paths[0]} is empty", "give it at least one row")
+        raise UserError(f"{paths[0]} is empty", _A_ROW)
     reader = _READERS[paths[0].suffix]
     # Empty cells and words such as "NA" or "null" are texts like any other.
     options = {"keep_default_na": False} if reader == "csv" else {}
-    data_files = [str(path) for path in paths]
-    try:
-        if cache:
-            return datasets.load_dataset(reader, data_files=data_files, split="train", **options)
-        with tempfile.TemporaryDirectory() as scratch:
-            return datasets.load_dataset(
-                reader, data_files=data_files, split="train", cache_dir=scratch, keep_in_memory=True, **options
+    with tempfile.TemporaryDirectory() if not cache else nullcontext() as scratch:
+        try:
+            builder = datasets.load_dataset_builder(
+                reader, data_files=[str(path) for path in paths], cache_dir=scratch, **options
             )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(f"{paths[0]} cannot be read as {paths[0].suffix[1:]} ({reason})", _LAYOUT) from error
+            builder.download_and_prepare()
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(f"{paths[0]} cannot be read as {paths[0].suffix[1:]} ({reason})", _LAYOUT) from error
+        if builder.info.splits["train"].num_examples == 0:
+            raise UserError(f"{paths[0]} is empty", _A_ROW)
+        return builder.as_dataset("train", in_memory=not cache)
 
 
 def _hold_out(rows: Dataset) -> tuple[Dataset, Dataset]:
@@ -191,7 +195,7 @@ def _checked(spec: DatasetSpec, split: str, rows: Dataset) -> tuple[Dataset, lis
     """The entry's columns of a split, and what there is to say about them."""
     where = f"split '{split}' of data set '{spec.name}'"
     if len(rows) == 0:
-        raise UserError(f"{where} is empty", "give it at least one row")
+        raise UserError(f"{where} is empty", _A_ROW)
     wanted = (*spec.columns, spec.label) if spec.task == "classification" else spec.columns
     for column in wanted:
         if column not in rows.column_names:
@@ -250,6 +254,4 @@ def _with_label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> Dataset:
         if not math.isfinite(value):
             raise UserError(f"row {index} of {where} has label {value}", right)
     values = [float(value) if spec.regression else int(value) for value in values]
-    if isinstance(feature, Value) and pc.all(pc.equal(column, np.asarray(values))).as_py():
-        return rows
     return rows.remove_columns(spec.label).add_column(spec.label, np.asarray(values))

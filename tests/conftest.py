@@ -1,0 +1,19 @@
+"""Every test run has a data set cache of its own, and no test reaches for the network."""
+
+from __future__ import annotations
+
+import datasets
+import huggingface_hub
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_and_offline(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("datasets")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setenv("HF_DATASETS_CACHE", str(cache))  # for processes that a test starts
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
