@@ -246,7 +246,7 @@ def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> p
     blocks = [tokens[first : first + room] for first in range(0, len(tokens), room)]
     if blocks and len(start) + len(blocks[-1]) < 2:
         blocks.pop()
-    ids = [np.concatenate([start, block]).astype(np.int64) for block in blocks]
+    ids = [np.append(np.asarray(start, dtype=np.int64), block) for block in blocks]
     return pa.table(
         {
             "input_ids": pa.array(ids, type=pa.list_(pa.int32())),

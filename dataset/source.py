@@ -241,11 +241,11 @@ def _with_label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> Dataset:
         ids = [spec.labels.index(name) for name in feature.names]
         values = [ids[value] if value >= 0 else value for value in values]
     elif spec.labels and isinstance(values[0], str):
-        ids = {name: index for index, name in enumerate(spec.labels)}
-        values = [ids.get(value, value) for value in values]
+        by_name = {name: index for index, name in enumerate(spec.labels)}
+        values = [by_name.get(value, value) for value in values]
 
     for index, value in enumerate(values):
-        if isinstance(value, str) or not isinstance(value, int | float):
+        if not isinstance(value, int | float):
             raise UserError(f"row {index} of {where} has label '{value}'", right)
         if spec.labels and value == -1:
             raise UserError(f"the labels of {where} are hidden (-1 in row {index})", right)

@@ -1,0 +1,261 @@
+"""Token ids against what one works out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import datasets
+import pytest
+from datasets import Dataset
+
+from dataset import registry
+from dataset.encode import Lengths, encode, lengths
+from dataset.errors import UserError
+from dataset.spec import DatasetSpec
+from tests.tiny import word_tokenizer
+
+WORDS = "a b c d e f g h i j"
+BOS, EOS = 0, 2
+A, B, C, D, E, F, G, H, I, J = range(6, 16)  # noqa: E741
+TEXT = DatasetSpec("text", "causal_language_modeling", ("text",), ("perplexity",))
+ONE = DatasetSpec("one", "classification", ("text",), ("accuracy",), labels=("no", "yes"))
+TWO = replace(ONE, name="two", columns=("first", "second"))
+
+
+def prompt(row):
+    return row["prompt"]
+
+
+def response(row):
+    return row["response"]
+
+
+ANSWER = replace(TEXT, name="answer", columns=("prompt", "response"), prompt=prompt, response=response, cue=" j")
+SUMMARY = replace(ANSWER, name="summary", task="summarization", metrics=("rouge1",))
+
+
+def encoded(spec, rows, tokenizer, total, target=0):
+    return encode(Dataset.from_list(rows), spec, tokenizer, Lengths(total, target), cache=False).to_list()
+
+
+# Packing
+
+
+def blocks(texts, total, style="decoder", spec=TEXT, **options):
+    tokenizer = word_tokenizer([WORDS], style, **options)
+    rows = encoded(spec, [{"text": text} for text in texts], tokenizer, total)
+    assert all(row["length"] == len(row["input_ids"]) and row["context"] == 0 for row in rows)
+    return [row["input_ids"] for row in rows]
+
+
+def test_documents_are_separated_and_blocks_begin_as_the_tokenizer_begins():
+    assert blocks(["a b c", "d e"], 4) == [[BOS, A, B, C], [BOS, EOS, D, E], [BOS, EOS]]
+
+
+def test_a_tokenizer_that_adds_nothing_at_the_start():
+    assert blocks(["a b c", "d e f"], 3, "plain") == [[A, B, C], [EOS, D, E], [F, EOS]]
+
+
+def test_a_last_block_without_anything_to_predict_is_dropped():
+    assert blocks(["a b c", "d e"], 3, "plain") == [[A, B, C], [EOS, D, E]]
+
+
+def test_no_end_of_sequence_token():
+    assert blocks(["a b c", "d e"], 3, "plain", eos_token=None) == [[A, B, C], [D, E]]
+
+
+def test_lines_of_one_text_are_not_separated():
+    assert blocks(["a b c", "", "d e"], 4, spec=replace(TEXT, running_text=True)) == [[BOS, A, B, C], [BOS, D, E, EOS]]
+
+
+def test_packing_loses_nothing_over_many_rows():
+    texts = [WORDS] * 2500  # more than one call of `map`
+    made = blocks(texts, 8)
+    assert [len(block) for block in made[:-1]] == [8] * (len(made) - 1)
+    assert [token for block in made for token in block[1:]] == [A, B, C, D, E, F, G, H, I, J, EOS] * 2500
+
+
+# Classification
+
+
+def test_one_text_and_a_pair_as_the_tokenizer_joins_them():
+    tokenizer = word_tokenizer([WORDS], "encoder")
+    assert encoded(ONE, [{"text": "a b", "label": 1}], tokenizer, 9) == [
+        {"input_ids": [BOS, A, B, EOS], "labels": 1, "length": 4}
+    ]
+    assert encoded(TWO, [{"first": "a", "second": "b c", "label": 0}], tokenizer, 9)[0]["input_ids"] == [
+        *(BOS, A, EOS, EOS, B, C, EOS)
+    ]
+
+
+def test_truncation_cuts_the_longer_of_a_pair():
+    tokenizer = word_tokenizer([WORDS], "encoder")
+    rows = [{"first": "a b c d e f", "second": "g h", "label": 0}]
+    assert encoded(TWO, rows, tokenizer, 9)[0]["input_ids"] == [BOS, A, B, C, EOS, EOS, G, H, EOS]
+    assert encoded(ONE, [{"text": WORDS, "label": 0}], tokenizer, 5)[0]["input_ids"] == [BOS, A, B, C, EOS]
+
+
+def test_token_type_ids_where_the_tokenizer_has_them():
+    tokenizer = word_tokenizer([WORDS], model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    row = encoded(TWO, [{"first": "a", "second": "b c", "label": 0}], tokenizer, 9)[0]
+    assert len(row["token_type_ids"]) == row["length"]
+
+
+def test_texts_by_a_function():
+    spec = registry.get("wic")
+    tokenizer = word_tokenizer(["a: b c"])
+    row = {"word": "a", "sentence1": "b", "sentence2": "c", "label": 1}
+    assert encoded(spec, [row], tokenizer, 9)[0]["input_ids"] == [BOS, 6, 7, 8]
+
+
+def test_regression_labels_stay_real():
+    row = encoded(replace(ONE, labels=()), [{"text": "a", "label": 2.5}], word_tokenizer([WORDS]), 9)[0]
+    assert row["labels"] == 2.5
+
+
+# Prompt and response
+
+
+def answer(prompt, response, total, target=0, spec=ANSWER, style="decoder", **options):
+    rows = [{"prompt": prompt, "response": response}]
+    row = encoded(spec, rows, word_tokenizer([WORDS], style, **options), total, target)[0]
+    assert row["length"] == len(row["input_ids"]) <= total
+    return row["input_ids"][: row["context"]], row["input_ids"][row["context"] :]
+
+
+def test_prompt_cue_response_end():
+    assert answer("a b", "c d", 16) == ([BOS, A, B, J], [C, D, EOS])
+
+
+def test_an_encoder_like_tokenizer_puts_nothing_between():
+    assert answer("a b", "c d", 16, style="encoder") == ([BOS, A, B, J], [C, D, EOS])
+
+
+def test_no_special_tokens():
+    assert answer("a b", "c d", 16, style="plain", eos_token=None) == ([A, B, J], [C, D])
+
+
+def test_the_prompt_is_cut_before_the_response_and_keeps_its_cue():
+    assert answer("a b c d e f", "g h", 8) == ([BOS, A, B, C, J], [G, H, EOS])
+
+
+def test_a_long_response_leaves_a_quarter_to_the_prompt_and_loses_its_end():
+    assert answer("a b c d e f", "g h i a b c d e f g h i", 16) == (
+        [BOS, A, B, J],
+        [G, H, I, A, B, C, D, E, F, G, H, I],
+    )
+    assert answer("a b c d e f", "g h i a b c d e f", 12) == ([BOS, A, J], [G, H, I, A, B, C, D, E, F])
+
+
+def test_a_short_prompt_leaves_its_quarter_to_the_response():
+    assert answer("", "a b c d e f", 8) == ([BOS, J], [A, B, C, D, E, F])
+
+
+def test_a_summary_has_its_own_length_and_its_prompt_the_rest():
+    assert answer("a b c d e f", "g h i", 8, 3, SUMMARY) == ([BOS, A, B, C, J], [G, H, I])
+    assert answer("a b c d e f", "g", 8, 3, SUMMARY) == ([BOS, A, B, C, J], [G, EOS])
+    assert answer("a", "g h i a b", 8, 3, SUMMARY) == ([BOS, A, J], [G, H, I])
+
+
+def test_the_whole_reference_goes_along():
+    rows = [{"prompt": "a", "response": "g h i a b"}]
+    assert encoded(SUMMARY, rows, word_tokenizer([WORDS]), 8, 3)[0]["target"] == "g h i a b"
+
+
+# Lengths
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_limit", "model_limit", "asked", "total"),
+    [
+        (None, None, None, 512),
+        (None, 2048, None, 512),
+        (None, 64, None, 64),
+        (32, 64, None, 32),
+        (None, 2048, 1024, 1024),
+    ],
+)
+def test_default_length(tokenizer_limit, model_limit, asked, total):
+    options = {"model_max_length": tokenizer_limit} if tokenizer_limit else {}
+    tokenizer = word_tokenizer([WORDS], **options)
+    assert lengths(ONE, tokenizer, max_token_len=asked, model_limit=model_limit) == Lengths(total, 0)
+
+
+@pytest.mark.parametrize(("total", "asked", "target"), [(512, None, 128), (64, None, 16), (64, 40, 40)])
+def test_default_summary_length(total, asked, target):
+    assert lengths(SUMMARY, word_tokenizer([WORDS]), total, asked) == Lengths(total, target)
+
+
+@pytest.mark.parametrize(
+    ("spec", "total", "target", "message"),
+    [
+        (ONE, 65, None, "--max-token-len 65 is more than the model takes; at most 64"),
+        (ONE, 2, None, "leaves no room for the text; at least 3"),
+        (TWO, 5, None, "leaves no room for the text; at least 6"),
+        (TEXT, 2, None, "leaves no room for the text; at least 3"),
+        (ANSWER, 3, None, "leaves no room for the prompt; at least 4"),
+        (SUMMARY, 16, 14, "leaves no room for the prompt beside a summary of 14; at least 17"),
+        (SUMMARY, 16, 0, "--max-target-len 0 leaves no room for a summary"),
+    ],
+)
+def test_no_room(spec, total, target, message):
+    tokenizer = word_tokenizer([WORDS], "encoder")
+    with pytest.raises(UserError, match=message):
+        lengths(spec, tokenizer, total, target, model_limit=64)
+    # The number that the message names is right.
+    if "at least" in message and spec is not SUMMARY:
+        least = int(message.split("at least ")[1])
+        rows = [{"text": "a b", "first": "a b", "second": "c d", "prompt": "a b", "response": "c d", "label": 0}]
+        row = encoded(spec, rows, tokenizer, lengths(spec, tokenizer, least).total)[0]
+        assert set(row["input_ids"]) & {A, C}
+
+
+# Cache
+
+
+def test_encoded_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = Dataset.from_list([{"text": "a b", "label": 0}])
+    tokenizer = word_tokenizer([WORDS])
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.arrow")}
+
+    first = encode(rows, ONE, tokenizer, Lengths(9, 0)).to_list()
+    once = files()
+    assert len(once) == 1
+    tokenizer("a", truncation=True, max_length=1)  # use changes a tokenizer's state
+    assert encode(rows, ONE, word_tokenizer([WORDS]), Lengths(9, 0)).to_list() == first
+    assert encode(rows, ONE, tokenizer, Lengths(9, 0)).to_list() == first
+    assert files() == once
+    encode(rows, ONE, tokenizer, Lengths(9, 0), cache=False)
+    assert files() == once
+
+
+@pytest.mark.parametrize("other", ["tokenizer", "length", "rows", "cue"])
+def test_what_the_rows_depend_on_is_not_taken_from_the_cache(tmp_path, monkeypatch, other):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = Dataset.from_list([{"prompt": "a b", "response": "c"}])
+    encode(rows, ANSWER, word_tokenizer([WORDS]), Lengths(9, 0))
+    again = encode(
+        Dataset.from_list([{"prompt": "b b", "response": "c"}]) if other == "rows" else rows,
+        replace(ANSWER, cue=" i") if other == "cue" else ANSWER,
+        word_tokenizer(["x", WORDS] if other == "tokenizer" else [WORDS]),
+        Lengths(5, 0) if other == "length" else Lengths(9, 0),
+    )
+    assert (
+        again[0]["input_ids"]
+        == {
+            "tokenizer": [BOS, A + 1, B + 1, J + 1, C + 1, EOS],
+            "length": [BOS, A, J, C, EOS],
+            "rows": [BOS, B, B, J, C, EOS],
+            "cue": [BOS, A, B, I, C, EOS],
+        }[other]
+    )
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(UserError, match="cannot be written; set HF_HOME, or give --disable-dataset-cache"):
+        encode(Dataset.from_list([{"text": "a", "label": 0}]), ONE, word_tokenizer([WORDS]), Lengths(9, 0))
