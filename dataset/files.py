@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dataset.errors import UserError
+
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
@@ -23,3 +25,16 @@ def whole(path: str | Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all.
+
+    Raises:
+        UserError: the file can't be written there.
+    """
+    try:
+        with whole(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror})", "expected a file that can be made there") from None

@@ -37,7 +37,7 @@ from typing import Any
 import tomli_w
 
 from dataset.errors import UserError, nearest
-from dataset.files import whole
+from dataset.files import write_text
 from model.config import SHORTCUTS
 from model.family.base import PROJECTIONS
 from model.ranks import Site
@@ -167,15 +167,14 @@ def write(path: str | Path, scores: Scores) -> None:
     """Write a scores file, whole or not at all; `read` gives back equal scores, floats bit for bit.
 
     Raises:
-        UserError: a score is NaN or infinite.
+        UserError: a score is NaN or infinite, or the file can't be written there.
     """
     document = _to_document(_TOP, scores)
     for element in scores.elements:
         if not math.isfinite(element.score):
             raise UserError(f"the score of {element.key} is {element.score}", "expected a finite one")
         document.setdefault(f"layer_{element.layer}", {})[element.name] = _to_document(_ELEMENT, element)
-    with whole(path) as unfinished:
-        unfinished.write_text(tomli_w.dumps(document), encoding="utf-8")
+    write_text(path, tomli_w.dumps(document))
 
 
 def _to_document(keys: Mapping[str, _Key], values: Scores | ElementScore) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dataset.files import whole
+from dataset.errors import UserError
+from dataset.files import whole, write_text
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -17,12 +18,26 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def _write_half(path: Path, reason: type[BaseException]) -> None:
+    with whole(path) as unfinished:
+        unfinished.write_text("half")
+        raise reason
+
+
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, OSError])
 def test_what_stood_there_stays_when_writing_fails(tmp_path: Path, reason: type[BaseException]) -> None:
     path = tmp_path / "scores.toml"
     path.write_text("old")
-    with pytest.raises(reason), whole(path) as unfinished:
-        unfinished.write_text("half")
-        raise reason
+    with pytest.raises(reason):
+        _write_half(path, reason)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "é")
+    assert (tmp_path / "file").read_bytes() == "é".encode()
+    for path in (tmp_path, tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot write"):
+            write_text(path, "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
