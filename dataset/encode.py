@@ -22,7 +22,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
@@ -32,6 +32,8 @@ from dataset.spec import DatasetSpec, Row
 # Without `--max-token-len`, and where neither tokenizer nor model is shorter.
 DEFAULT_LENGTH = 512
 DEFAULT_TARGET_LENGTH = 128
+# Said, because a first thousand of empty rows would not show it.
+_TOKENS = Features({"input_ids": List(Value("int32"))})
 # A long response leaves its prompt at least this share of the tokens.
 _PROMPT_SHARE = 0.25
 
@@ -41,12 +43,12 @@ class Lengths:
     """How many tokens a row may have.
 
     Attributes:
-        total: of a whole row, special tokens included.
-        target: of a summary, its end-of-sequence token included; the prompt gets the rest.
+        max_token_len: of a whole row, special tokens included.
+        max_target_len: of a summary, its end-of-sequence token included; the prompt gets the rest. 0 for other tasks.
     """
 
-    total: int
-    target: int
+    max_token_len: int
+    max_target_len: int
 
 
 def lengths(
@@ -109,38 +111,46 @@ def encode(
         tokenizer: its own special tokens are used as they are.
         limits: of `lengths`.
         cache: read from and write to the cache folder; else all is kept in memory.
+
+    Raises:
+        UserError: nothing to pack, or a cache folder that cannot be written.
     """
     key = _key(rows, spec, tokenizer, limits)
     if spec.task == "classification":
-        return _map(rows, partial(_classification, spec, tokenizer, limits.total), key, cache)
+        return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), key, cache)
     if spec.prompt is not None:
         return _map(rows, partial(_prompt_response, spec, tokenizer, limits), key, cache)
-    tokens = _map(rows, partial(_document, spec, tokenizer), f"{key}-tokens", cache)
-    block = partial(_pack, _start(tokenizer), _end(tokenizer) if spec.running_text else [], limits.total)
+    tokens = _map(rows, partial(_document, spec, tokenizer), f"{key}-tokens", cache, features=_TOKENS)
+    block = partial(_pack, _start(tokenizer), _end(tokenizer) if spec.running_text else [], limits.max_token_len)
     # One call for the whole split, so that no text is lost at the border of two calls.
-    return _map(tokens.with_format("arrow"), block, f"{key}-blocks", cache, batch_size=len(tokens)).with_format(None)
+    blocks = _map(tokens.with_format("arrow"), block, f"{key}-blocks", cache, batch_size=len(tokens))
+    if len(blocks) == 0:
+        raise UserError(f"a split of data set '{spec.name}' holds no text", "give it at least two tokens")
+    return blocks.with_format(None)
 
 
-def _map(rows: Dataset, function: Callable[[Any], Any], key: str, cache: bool, batch_size: int = 1000) -> Dataset:
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "heterolora" / f"{key}.arrow"
-    if cache:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"the data set cache {file.parent} cannot be written", "set HF_HOME, or give --disable-dataset-cache"
-            ) from error
-    return rows.map(
-        function,
-        batched=True,
-        batch_size=batch_size,
-        remove_columns=rows.column_names,
-        keep_in_memory=not cache,
-        load_from_cache_file=cache,
-        cache_file_name=str(file) if cache else None,
-        new_fingerprint=Hasher.hash(key),
-        desc="encoding",
-    )
+def _map(rows: Dataset, function: Callable[[Any], Any], key: str, cache: bool, **options: Any) -> Dataset:
+    """`rows.map(function, **options)` of whole batches, kept under `key`."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "heterolora"
+    try:
+        if cache:
+            folder.mkdir(parents=True, exist_ok=True)
+        return rows.map(
+            function,
+            batched=True,
+            remove_columns=rows.column_names,
+            keep_in_memory=not cache,
+            load_from_cache_file=cache,
+            cache_file_name=str(folder / f"{key}.arrow") if cache else None,
+            new_fingerprint=Hasher.hash(key),
+            desc="encoding",
+            **options,
+        )
+    except OSError as error:
+        raise UserError(
+            f"the data set cache {folder} cannot be written ({error.strerror or error})",
+            "make room, set HF_HOME to another folder, or give --disable-dataset-cache",
+        ) from error
 
 
 def _key(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> str:
@@ -211,12 +221,14 @@ def _prompt_response(
     responses = tokenizer(references, add_special_tokens=False, verbose=False).input_ids
     encoded: dict[str, list[Any]] = {"input_ids": [], "context": [], "length": []}
     for prompt, response in zip(prompts, (response + end for response in responses), strict=True):
-        if limits.target:
-            context_limit = limits.total - limits.target
+        if limits.max_target_len:
+            context_limit = limits.max_token_len - limits.max_target_len
         else:
-            context_limit = max(limits.total - len(response), int(_PROMPT_SHARE * limits.total), len(start + cue) + 1)
+            context_limit = max(
+                limits.max_token_len - len(response), int(_PROMPT_SHARE * limits.max_token_len), len(start + cue) + 1
+            )
         context = start + prompt[: context_limit - len(start + cue)] + cue
-        ids = context + response[: limits.target or limits.total - len(context)]
+        ids = context + response[: limits.max_target_len or limits.max_token_len - len(context)]
         encoded["input_ids"].append(ids)
         encoded["context"].append(len(context))
         encoded["length"].append(len(ids))

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from dataset.errors import UserError
 from dataset.sampler import GlobalBatchSampler
 
 
@@ -73,11 +74,22 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        epoch, start = self.batch_sampler.epoch, self.batch_sampler.start
-        return {"epoch": epoch, "position": self._position if epoch == self._epoch else start}
+        sampler = self.batch_sampler
+        position = self._position if sampler.epoch == self._epoch else sampler.start
+        return {"epoch": sampler.epoch, "position": position, **sampler.identity}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the last consumed batch; after the last of an epoch, with the next epoch."""
+        """Continue after the last consumed batch; after the last of an epoch, with the next epoch.
+
+        Raises:
+            UserError: the position is one in other batches.
+        """
+        for what, value in self.batch_sampler.identity.items():
+            if state[what] != value:
+                raise UserError(
+                    f"the checkpoint is from a run with {what} {state[what]}, this one has {value}",
+                    "resume with the same data, seed and global batch size",
+                )
         self._epoch = -1
         if state["position"] >= len(self):
             self.batch_sampler.resume(state["epoch"] + 1, 0)

@@ -83,6 +83,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """Itself: Lightning looks for `set_epoch` on a batch sampler's `sampler`."""
         return self
 
+    @property
+    def identity(self) -> dict[str, int]:
+        """What a position within an epoch depends on, whatever the number of processes."""
+        return {"rows": self.n, "seed": self.seed, "global batch size": self.batch_size * self.world}
+
     def set_epoch(self, epoch: int) -> None:
         """A position belongs to its epoch: another epoch starts from its first batch."""
         if epoch != self.epoch:

@@ -96,7 +96,11 @@ def read_splits(spec: DatasetSpec, saved_path: str | Path | None = None, cache: 
         raise UserError(f"data set '{spec.name}' has no split '{spec.test}'", nearest(spec.test, available))
     else:
         test = validation
-        why = "there is no test split" if spec.test is not None or not spec.validation else "test labels are hidden"
+        why = "there is no test split"
+        if spec.test is None and spec.validation:
+            why = f"the test labels of {spec.name} are hidden"
+            if saved_path is not None and "test" in available:
+                why += ", and the folder's test split is not read"
         notes.append(f"{why}: test uses {' and '.join(validation)}")
     return Splits(train, validation, test, tuple(notes))
 

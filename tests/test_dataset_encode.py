@@ -75,6 +75,15 @@ def test_packing_loses_nothing_over_many_rows():
     assert [token for block in made for token in block[1:]] == [A, B, C, D, E, F, G, H, I, J, EOS] * 2500
 
 
+def test_many_empty_rows_first():
+    assert blocks([""] * 1500 + ["a b"], 4, spec=replace(TEXT, running_text=True)) == [[BOS, A, B, EOS]]
+
+
+def test_nothing_to_pack():
+    with pytest.raises(UserError, match="holds no text"):
+        blocks(["", ""], 4, "plain", replace(TEXT, running_text=True))
+
+
 # Classification
 
 
@@ -206,7 +215,7 @@ def test_no_room(spec, total, target, message):
     if "at least" in message and spec is not SUMMARY:
         least = int(message.split("at least ")[1])
         rows = [{"text": "a b", "first": "a b", "second": "c d", "prompt": "a b", "response": "c d", "label": 0}]
-        row = encoded(spec, rows, tokenizer, lengths(spec, tokenizer, least).total)[0]
+        row = encoded(spec, rows, tokenizer, lengths(spec, tokenizer, least).max_token_len)[0]
         assert set(row["input_ids"]) & {A, C}
 
 
@@ -257,5 +266,8 @@ def test_what_the_rows_depend_on_is_not_taken_from_the_cache(tmp_path, monkeypat
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
-    with pytest.raises(UserError, match="cannot be written; set HF_HOME, or give --disable-dataset-cache"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be written \(.*\); make room, set HF_HOME to another folder, or give --disable-dataset-cache",
+    ):
         encode(Dataset.from_list([{"text": "a", "label": 0}]), ONE, word_tokenizer([WORDS]), Lengths(9, 0))

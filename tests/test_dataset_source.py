@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -48,7 +49,7 @@ def test_every_format(tmp_path, kind, cache):
     assert splits.train.to_dict() == ROWS
     assert splits.validation["validation"].to_dict() == SPLITS["validation"]
     assert splits.test is splits.validation
-    assert splits.notes == ("test labels are hidden: test uses validation",)
+    assert splits.notes == ("the test labels of rte are hidden: test uses validation",)
 
 
 def test_without_cache_nothing_stays(tmp_path, monkeypatch):
@@ -80,7 +81,17 @@ def test_mnli_has_two_validation_splits(tmp_path):
     )
     splits = read_splits(registry.get("mnli"), folder)
     assert list(splits.validation) == list(splits.test) == ["validation_matched", "validation_mismatched"]
-    assert splits.notes == ("test labels are hidden: test uses validation_matched and validation_mismatched",)
+    assert splits.notes == (
+        "the test labels of mnli are hidden: test uses validation_matched and validation_mismatched",
+    )
+
+
+def test_a_hidden_test_split_in_a_folder_is_said_to_be_left_out(tmp_path):
+    splits = read_splits(RTE, save(tmp_path / "data", {**SPLITS, "test": ROWS}, "jsonl"))
+    assert splits.test is splits.validation
+    assert splits.notes == (
+        "the test labels of rte are hidden, and the folder's test split is not read: test uses validation",
+    )
 
 
 def test_test_split_is_used_where_it_has_labels_and_replaced_where_it_is_not_there(tmp_path):
@@ -325,6 +336,28 @@ def test_damaged_saved_folder(tmp_path):
         file.unlink()
     with pytest.raises(UserError, match=r"train cannot be read .*; write it again with save_to_disk"):
         read_splits(RTE, folder)
+
+
+def test_the_hub_is_asked_for_the_entrys_repository(monkeypatch):
+    features = Features(
+        {
+            "sentence1": Value("string"),
+            "sentence2": Value("string"),
+            "label": ClassLabel(names=list(RTE.labels)),
+            "idx": Value("int32"),
+        }
+    )
+    made = {split: Dataset.from_dict({**rows, "idx": rows["label"]}, features) for split, rows in SPLITS.items()}
+    hidden = {**ROWS, "label": [-1] * 4, "idx": ROWS["label"]}
+    on_hub = DatasetDict({**made, "test": Dataset.from_dict(hidden, features)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *asked: {("nyu-mll/glue", "rte"): on_hub}[asked])
+    splits = read_splits(RTE)
+    assert splits.train.to_dict() == ROWS
+    assert splits.notes == ("the test labels of rte are hidden: test uses validation",)
+    with pytest.raises(UserError, match="the labels of split 'test' of data set 'rte' are hidden"):
+        read_splits(replace(RTE, test="test"))
+    with pytest.raises(UserError, match=r"no split 'tets'; did you mean 'test'\?"):
+        read_splits(replace(RTE, test="tets"))
 
 
 def test_hub_out_of_reach():
