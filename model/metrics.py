@@ -129,7 +129,8 @@ def build(names: Sequence[str], num_labels: int) -> MetricCollection:
     | perplexity | loss summed over the batch's target tokens, number of these tokens |
     | rouge1, rouge2, rougeL | generated texts, reference texts |
 
-    `compute()` returns name → scalar tensor; a correlation with constant values is NaN.
+    A batch has at least one row; a process may have no batch. `compute()` returns name → scalar tensor; a correlation
+    with constant values is NaN.
 
     Raises:
         UserError: a name is not known.

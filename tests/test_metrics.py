@@ -33,9 +33,8 @@ def _values() -> tuple[torch.Tensor, torch.Tensor]:
     return values, (values.flatten() + torch.randn(ROWS, generator=generator)).round()  # with ties
 
 
-def _run(rank: int, world: int) -> dict[str, float]:
+def _run(rows: torch.Tensor) -> dict[str, float]:
     """All metrics over this process's rows, in batches of three."""
-    rows = torch.arange(rank, ROWS, world)
     binary, values, loss, texts = (
         metrics.build(names, classes)
         for names, classes in (
@@ -47,7 +46,7 @@ def _run(rank: int, world: int) -> dict[str, float]:
     )
     logits, labels = _logits(2)
     predicted, similarities = _values()
-    for batch in rows.split(3):
+    for batch in rows.split(3) if len(rows) else ():
         binary.update(logits[batch], labels[batch])
         values.update(predicted[batch], similarities[batch])
         loss.update(labels[batch].float().sum(), int((batch + 1).sum()))
@@ -72,20 +71,23 @@ def _expected() -> dict[str, float]:
 
 
 def test_one_process() -> None:
-    assert _run(0, 1) == pytest.approx(_expected(), abs=1e-6)
+    assert _run(torch.arange(ROWS)) == pytest.approx(_expected(), abs=1e-6)
 
 
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(_run(rank, 2), f"{folder}/{rank}.pt")
+    torch.save(_run(torch.arange(rank, ROWS, 2)), f"{folder}/seven and six rows, {rank}.pt")
+    torch.save(_run(torch.arange(ROWS * (1 - rank))), f"{folder}/all and none, {rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_two_processes_with_different_numbers_of_rows(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(_expected(), abs=1e-6)
+    results = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}
+    assert len(results) == 4
+    for name, computed in results.items():
+        assert computed == pytest.approx(_expected(), abs=1e-6), name
 
 
 def test_f1_with_three_classes_is_their_mean() -> None:
