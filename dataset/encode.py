@@ -165,9 +165,9 @@ def _key(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, l
 
 
 def _source(function: Callable[..., Any]) -> Any:
-    """The text of the module that a function is from, its helpers included; the function itself where there is none."""
-    module = inspect.getmodule(function)
-    return inspect.getsource(module) if module is not None else function
+    """The text of the file that a function is from, its helpers included; the function itself where there is none."""
+    file = getattr(inspect.getmodule(function), "__file__", None)
+    return Path(file).read_bytes() if file else function
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

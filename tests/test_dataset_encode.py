@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
 from dataclasses import replace
 
 import datasets
@@ -166,6 +168,11 @@ def test_a_summary_has_its_own_length_and_its_prompt_the_rest():
     assert answer("a", "g h i a b", 8, 3, SUMMARY) == ([BOS, A, J], [G, H, I])
 
 
+def test_functions_that_stand_in_no_file():
+    spec = replace(ANSWER, prompt=operator.itemgetter("prompt"), response=operator.itemgetter("response"))
+    assert answer("a b", "c d", 16, spec=spec) == ([BOS, A, B, J], [C, D, EOS])
+
+
 def test_the_whole_reference_goes_along():
     rows = [{"prompt": "a", "response": "g h i a b"}]
     assert encoded(SUMMARY, rows, word_tokenizer([WORDS]), 8, 3)[0]["target"] == "g h i a b"
@@ -261,6 +268,18 @@ def test_what_the_rows_depend_on_is_not_taken_from_the_cache(tmp_path, monkeypat
             "cue": [BOS, A, B, I, C, EOS],
         }[other]
     )
+
+
+def test_an_edited_entry_is_encoded_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = Dataset.from_list([{"prompt": "a b", "response": "c"}])
+    file = tmp_path / "edited_entry.py"
+    for line, first in (("row['prompt']", A), ("'d ' + row['prompt']", D)):
+        file.write_text(f"def prompt(row):\n    return {line}\n")
+        module = importlib.reload(importlib.import_module("edited_entry"))
+        spec = replace(ANSWER, prompt=module.prompt)
+        assert encode(rows, spec, word_tokenizer([WORDS]), Lengths(9, 0))[0]["input_ids"][1] == first
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
