@@ -1,0 +1,90 @@
+"""Small callbacks that make a run reproducible and end it where it should."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+
+from actions.console import say
+from dataset.errors import UserError
+from model.task.fine_tuning import FineTuning
+
+
+class SeedEachBatch(pl.Callback):
+    """Randomness of a training batch is a function of (seed, process, epoch, batch) alone.
+
+    So there is no random state to save: a resumed run draws what the uninterrupted one drew, and neither a validation
+    nor a scoring in between changes what comes after it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        sequence = np.random.SeedSequence([self.seed, trainer.global_rank, trainer.current_epoch, batch_idx])
+        for_torch, for_python, for_numpy = (int(state) for state in sequence.generate_state(3))
+        torch.manual_seed(for_torch)
+        random.seed(for_python)
+        np.random.seed(for_numpy)
+
+
+class StopAfter(pl.Callback):
+    """Ends training after so many optimizer steps, with a validation.
+
+    Lightning's `max_steps` ends without one, and resumes wrongly from the end of an epoch.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_if_done(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._stop_if_done(trainer)
+
+    def _stop_if_done(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
+class StopOnNaN(pl.Callback):
+    """Ends a run whose loss is no number any more, before such weights are saved."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
+        loss = float(pl_module.global_loss)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the training loss became {loss} at step {trainer.global_step} (epoch {trainer.current_epoch})",
+                "try a lower --learning-rate, --gradient-clip-val 1.0 or another --precision; "
+                "the run's checkpoints are from before",
+            )
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar without the logger's version, which means nothing here."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+class SayValidations(pl.Callback):
+    """One line for each validation, that stays when the progress bar has moved on."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        figures = [
+            f"{name} {float(value):.4f}"
+            for name, value in trainer.callback_metrics.items()
+            if name.split("/")[0] in pl_module.splits.validation
+        ]
+        say(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {', '.join(figures)}")

@@ -1,0 +1,59 @@
+"""What the program says: once, by the first of several processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+from rich.console import Console
+
+from dataset.errors import UserError
+
+# Set by Lightning's launcher, torchrun and SLURM, before any process group exists.
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
+
+
+def is_first_process() -> bool:
+    return all(os.environ.get(variable, "0") == "0" for variable in _RANK_VARIABLES)
+
+
+def say(what: object) -> None:
+    """Print text or a rich table."""
+    if is_first_process():
+        Console(highlight=False, soft_wrap=isinstance(what, str)).print(what, markup=False)
+
+
+def note(text: str) -> None:
+    """Print something worth knowing that is no error."""
+    say(f"note: {text}")
+
+
+def stop_with(mistake: UserError, code: int) -> int:
+    """One line on stderr; with several processes, which all meet it, from the first. Returns `code`."""
+    if is_first_process():
+        print(f"error: {mistake}", file=sys.stderr)
+    return code
+
+
+def set_log_level(level: str) -> None:
+    """How much the libraries say. Call it once they are imported: they set levels of their own.
+
+    Below `info` their hints about the machine go unsaid, and transformers' report of a freshly made head, which the
+    program words itself; progress bars are drawn where somebody watches.
+    """
+    import datasets
+    import transformers
+
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=number)
+    for library in ("pytorch_lightning", "lightning_fabric", "datasets", "evaluate"):
+        logging.getLogger(library).setLevel(number)
+    transformers.logging.set_verbosity(number if number <= logging.INFO else logging.ERROR)
+    if number > logging.INFO:
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric|torch")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+    if not (sys.stderr.isatty() and is_first_process()):
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()

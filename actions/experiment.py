@@ -1,0 +1,143 @@
+"""A checked request → data, model and task, ready for a trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from actions.console import note
+from actions.options import Options
+from actions.resolve import Request
+from actions.run_folder import as_plain
+from dataset.errors import UserError
+from dataset.module import DataSettings, TextDataModule
+from model.adapt import adapt, enable_gradient_checkpointing, plan
+from model.checkpoint import Record, record_of
+from model.load import Base, length_limit, load_base, load_config, load_tokenizer
+from model.parameters import ParameterTable, count
+from model.search_space import SearchSpace
+from model.task.causal_language_modeling import CausalLanguageModeling
+from model.task.classification import Classification
+from model.task.fine_tuning import FineTuning, Splits
+from model.task.optimization import Optimization
+from model.task.summarization import Summarization
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that an action works on.
+
+    Attributes:
+        options: the resolved options.
+        data: the data module, with its tokenizer attached.
+        task: the network and what it learns.
+        untrained_head: whether its classification head is freshly made.
+        parameters: how many there are, and how many of them train.
+    """
+
+    options: Options
+    data: TextDataModule
+    task: FineTuning
+    untrained_head: bool
+    parameters: ParameterTable
+
+
+def build(request: Request) -> Experiment:
+    """Reads configuration, data and weights, in the order in which mistakes are cheapest to find."""
+    options, spec, base_source = request.options, request.spec, request.base
+    config = load_config(base_source.name, spec)
+    notes = [*request.notes, *_check_plan(request, config)]
+    data = TextDataModule(spec, _data_settings(options))
+    data.read()
+    tokenizer = load_tokenizer(base_source.name, config)
+    data.attach(tokenizer, length_limit(config, tokenizer))
+    for text in dict.fromkeys((*notes, *data.notes)):
+        note(text)
+
+    base = load_base(base_source, config, tokenizer, spec.task, options.precision)
+    pl.seed_everything(options.seed, workers=True, verbose=False)
+    space = _adapt(request, base)
+    if options.gradient_checkpointing:
+        enable_gradient_checkpointing(base.network, space)
+    record = Record(
+        options=as_plain(options),
+        base=base_source,
+        base_sha256=base.sha256,
+        lora=request.configs["lora"].to_document() if "lora" in request.configs else None,
+        shortcut=request.configs["shortcut"].to_document() if "shortcut" in request.configs else None,
+    )
+    task = _task(request, base, space, record, data, tokenizer)
+    untrained_head = base.untrained_head
+    if request.checkpoint is not None:
+        task.take(record_of(request.checkpoint), request.checkpoint["state_dict"])
+        untrained_head = False
+    return Experiment(options, data, task, untrained_head, count(task.network, space))
+
+
+def _check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:
+    """Whether configurations and architecture fit, before any weight is read; returns what is worth saying."""
+    if request.adapted is None:
+        return ()
+    family, configs = request.adapted.family, request.configs
+    planned = plan(family, config, configs["lora"], configs.get("shortcut"))
+    if not planned.elements:
+        raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
+    if request.must_agree:
+        given = {**configs, **request.must_agree}
+        if plan(family, config, given["lora"], given.get("shortcut")) != planned:
+            raise UserError(
+                f"the configuration given differs from the one inside {request.options.load}",
+                "leave it out: a checkpoint holds its own",
+            )
+    return planned.notes
+
+
+def _data_settings(options: Options) -> DataSettings:
+    return DataSettings(
+        batch_size=options.batch_size,
+        max_token_len=options.max_token_len,
+        max_target_len=options.max_target_len,
+        group_by_length=options.group_by_length,
+        num_workers=options.num_workers,
+        seed=options.seed,
+        saved_path=options.dataset_saved_path,
+        cache=not options.disable_dataset_cache,
+    )
+
+
+def _adapt(request: Request, base: Base) -> SearchSpace | None:
+    if request.adapted is None:
+        return None
+    return adapt(base.network, request.adapted.family, request.configs["lora"], request.configs.get("shortcut"))
+
+
+def _task(
+    request: Request,
+    base: Base,
+    space: SearchSpace | None,
+    record: Record,
+    data: TextDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+) -> FineTuning:
+    options = request.options
+    optimization = Optimization(
+        optimizer=options.optimizer,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        scheduler=options.lr_scheduler,
+        warmup_steps=options.warmup_steps,
+        eta_min=options.eta_min,
+        max_steps=options.max_steps,
+    )
+    splits = Splits(data.validation_names, data.test_names)
+    common: tuple[Any, ...] = (base.network, space, request.spec, splits, optimization, record)
+    if request.spec.task == "classification":
+        return Classification(*common)
+    if request.spec.task == "causal_language_modeling":
+        return CausalLanguageModeling(*common)
+    return Summarization(
+        *common, tokenizer=tokenizer, max_new_tokens=options.max_new_tokens or data.limits.max_target_len
+    )

@@ -1,0 +1,234 @@
+"""What was asked for → what will be done: every check that needs no model, and a checkpoint's own values filled in."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import model.family as families
+from actions.fields import from_toml
+from actions.options import Options, declared
+from actions.parse import Command
+from actions.run_folder import CHECKPOINTS, named_folder
+from dataset import registry
+from dataset.errors import UserError, nearest
+from dataset.spec import DatasetSpec
+from model.config import ElementConfig, Kind, load, parse
+from model.family import AdaptedName
+
+if TYPE_CHECKING:
+    from model.checkpoint import BaseSource, Record
+
+_ROOT = Path(__file__).resolve().parents[1]
+_DEFAULT_CONFIGS: dict[Kind, Path] = {
+    "lora": _ROOT / "configs" / "lora" / "lora_networkwise.toml",
+    "shortcut": _ROOT / "configs" / "shortcut" / "ags_networkwise.toml",
+}
+_TOY_BASE = _ROOT / "model" / "toy_opt"
+
+# What belongs to one run and not to the run that continues it.
+_OF_ONE_RUN = ("load", "load_type", "resume_training", "backbone_model", "project_dir", "project", "config")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked command.
+
+    Attributes:
+        action: what to do.
+        options: complete: defaults that depend on others, and a checkpoint's values, are filled in.
+        spec: the data set.
+        adapted: family and kind of an adapted model, `None` for a plain one.
+        configs: its LoRA and, for an `_ags` model, shortcut configuration.
+        must_agree: configurations that the user gave beside a checkpoint, which holds its own.
+        base: where the base model comes from.
+        checkpoint: the contents of our checkpoint that `--load` names.
+        notes: lines worth telling the user.
+    """
+
+    action: str
+    options: Options
+    spec: DatasetSpec
+    adapted: AdaptedName | None
+    configs: dict[Kind, ElementConfig]
+    must_agree: dict[Kind, ElementConfig]
+    base: BaseSource
+    checkpoint: dict[str, Any] | None
+    notes: tuple[str, ...]
+
+
+def resolve(command: Command) -> Request:
+    """Raises UserError for all that can be known to be wrong before any model or data set is read."""
+    options, notes = command.options, list(command.notes)
+    _check_model_name(options.model)
+    if "dataset" in command.given:
+        registry.get(options.dataset)
+    given = _given_configs(options)
+    load_type = options.load_type or _told_by_name(options.load)
+    if options.resume_training and (options.load is None or load_type != "pl"):
+        raise UserError("--resume-training has no checkpoint", "give --load RUN/checkpoints/last.ckpt --load-type pl")
+    checkpoint = record = None
+    if load_type == "pl":
+        checkpoint, record = _read_checkpoint(options)
+        options = _with_record(command, record)
+    options = replace(options, load_type=load_type)
+
+    adapted = families.parse_model_name(options.model)
+    spec = registry.get(options.dataset)
+    _check_task(options, spec, adapted)
+    _check_lengths(options)
+    if adapted is None:
+        configs: dict[Kind, ElementConfig] = {}
+        _refuse_configs(given, ("lora", "shortcut"), f"'{options.model}' is a plain model", "opt_lora")
+    elif record is not None:
+        configs = {"lora": parse(record.lora, "lora")} | (
+            {"shortcut": parse(record.shortcut, "shortcut")} if record.shortcut is not None else {}
+        )
+    else:
+        kinds: tuple[Kind, ...] = ("lora", "shortcut") if adapted.shortcuts else ("lora",)
+        options, configs = _own_configs(options, kinds, given)
+    if adapted is not None and not adapted.shortcuts:
+        _refuse_configs(given, ("shortcut",), f"'{options.model}' has no shortcuts", f"{options.model}_ags")
+    options, base, said = _base(options, adapted, record)
+    return Request(
+        action=command.action,
+        options=replace(options, task=spec.task, dataset=spec.name),
+        spec=spec,
+        adapted=adapted,
+        configs=configs,
+        must_agree=given if record is not None else {},
+        base=base,
+        checkpoint=checkpoint,
+        notes=(*notes, *said),
+    )
+
+
+def continue_if_requeued(command: Command) -> Command:
+    """A job that SLURM requeued goes on from its own last checkpoint, whatever its command line says."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return command
+    last = named_folder(command.options) / CHECKPOINTS / "last.ckpt"
+    if not last.is_file():
+        return command
+    options = replace(command.options, resume_training=True, load=str(last), load_type="pl")
+    return replace(command, options=options, notes=(*command.notes, f"requeued: continuing from {last}"))
+
+
+# ---- names
+
+
+def _check_model_name(name: str) -> None:
+    """A plain name can be anything that the hub has, but one that is nearly ours is a slip."""
+    if families.parse_model_name(name) is not None or Path(name).is_dir():
+        return
+    slip = difflib.get_close_matches(name, families.model_names(), n=1, cutoff=0.75)
+    if slip or name.endswith(("_lora", "_ags")):
+        raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
+
+
+def _check_task(options: Options, spec: DatasetSpec, adapted: AdaptedName | None) -> None:
+    if options.task is not None and options.task != spec.task:
+        raise UserError(f"data set '{spec.name}' is not for --task {options.task}", f"it is for {spec.task}")
+    if adapted is not None:
+        adapted.family.check_task(spec.task)
+
+
+def _check_lengths(options: Options) -> None:
+    if options.max_epochs == -1 and options.max_steps == -1:
+        raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
+
+
+# ---- configurations
+
+
+def _given_configs(options: Options) -> dict[Kind, ElementConfig]:
+    paths: dict[Kind, Path | None] = {"lora": options.lora_config, "shortcut": options.shortcut_config}
+    return {kind: load(path, kind) for kind, path in paths.items() if path is not None}
+
+
+def _refuse_configs(given: dict[Kind, ElementConfig], kinds: tuple[Kind, ...], found: str, instead: str) -> None:
+    for kind in kinds:
+        if kind in given:
+            raise UserError(f"--{kind}-config is given, but {found}", f"leave it out, or use a model such as {instead}")
+
+
+def _own_configs(
+    options: Options, kinds: tuple[Kind, ...], given: dict[Kind, ElementConfig]
+) -> tuple[Options, dict[Kind, ElementConfig]]:
+    """The given configurations, or the project's network-wise ones."""
+    for kind in kinds:
+        if kind not in given:
+            options = replace(options, **{f"{kind}_config": _DEFAULT_CONFIGS[kind]})
+    return options, {kind: given.get(kind) or load(_DEFAULT_CONFIGS[kind], kind) for kind in kinds}
+
+
+# ---- weights
+
+
+def _told_by_name(load_name: str | None) -> str:
+    suffix = Path(load_name or "").suffix
+    if suffix == ".ckpt":
+        return "pl"
+    return "pt" if suffix in (".safetensors", ".pt", ".pth", ".bin") else "hf"
+
+
+def _read_checkpoint(options: Options) -> tuple[dict[str, Any], Record]:
+    from model.checkpoint import read_checkpoint, record_of
+
+    if options.load is None:
+        raise UserError("--load-type pl has no checkpoint", "give --load RUN/checkpoints/best.ckpt")
+    checkpoint = read_checkpoint(Path(options.load))
+    return checkpoint, record_of(checkpoint)
+
+
+def _with_record(command: Command, record: Record) -> Options:
+    """Options that the user did not give, from the checkpoint: all of them to resume, the model's own otherwise."""
+    options, known = command.options, declared()
+    if "model" in command.given and options.model != record.options["model"]:
+        raise UserError(
+            f"{options.load} is a checkpoint of --model {record.options['model']}, not {options.model}",
+            "leave --model out, or give the checkpoint's",
+        )
+    recorded = {
+        name: from_toml(name, known[name], value)
+        for name, value in record.options.items()
+        if name in known
+        and name not in command.given
+        and name not in _OF_ONE_RUN
+        and (options.resume_training or known[name].from_checkpoint)
+    }
+    return replace(options, **recorded)
+
+
+def _base(
+    options: Options, adapted: AdaptedName | None, record: Record | None
+) -> tuple[Options, BaseSource, tuple[str, ...]]:
+    from model.checkpoint import BaseSource
+
+    if record is not None:
+        moved = options.backbone_model
+        return options, BaseSource(moved, seed=record.base.seed) if moved else record.base, ()
+    if options.load_type == "pt":
+        name = options.backbone_model or (options.model if adapted is None else None)
+        if name is None or options.load is None:
+            raise UserError(
+                "--load-type pt needs a state dict and its architecture",
+                "give --load FILE --backbone-model with a hub name or folder that has the configuration",
+            )
+        return options, BaseSource(name, state_file=options.load, seed=options.seed), ()
+    notes: tuple[str, ...] = ()
+    if adapted is not None and options.load is None:
+        if adapted.family.name != "opt":
+            raise UserError(
+                f"--load is missing: {options.model} needs a base model",
+                f"give a hub name or folder of the {adapted.family.name} family, and --pretrained",
+            )
+        options = replace(options, load=str(_TOY_BASE), pretrained=True)
+        notes = ("no --load: the base is the tiny OPT that comes with the program",)
+    name = options.load if adapted is not None else options.load or options.model
+    if not options.pretrained and adapted is not None:
+        notes = (f"without --pretrained the frozen base is '{name}' with random weights: LoRA can do little on it",)
+    return options, BaseSource(name, pretrained=options.pretrained, seed=options.seed), notes

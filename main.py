@@ -1,0 +1,42 @@
+"""The command line: parse, check, dispatch. `python -m main --help` says how."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from actions.console import set_log_level, stop_with
+from actions.options import ACTIONS
+from actions.parse import parse
+from dataset.errors import UserError
+
+USER_ERROR = 2
+TERMINATED = 128 + 15  # what a shell says of a process that SIGTERM ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. A user's mistake is one line on stderr and code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debugging = "debug" in arguments
+    try:
+        command = parse(arguments)
+        debugging = command.options.log_level == "debug"
+        from actions.resolve import continue_if_requeued, resolve  # behind --help: it reads family and data set tables
+
+        request = resolve(continue_if_requeued(command))
+        action = importlib.import_module(ACTIONS[command.action].module)
+        set_log_level(command.options.log_level)  # now: the libraries set levels of their own on import
+        action.run(request)
+    except UserError as mistake:
+        if debugging:
+            traceback.print_exc()
+        return stop_with(mistake, USER_ERROR)
+    except SystemExit as leaving:
+        return TERMINATED if type(leaving).__name__ == "SIGTERMException" else leaving.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

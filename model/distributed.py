@@ -1,0 +1,19 @@
+"""The one collective that losses and scores need."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed
+
+
+def world_size() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all processes, the same on each; `values` itself for one process."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total

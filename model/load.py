@@ -1,0 +1,178 @@
+"""Configuration, tokenizer and weights of a base model, from a hub name or a folder, through `Auto…from_pretrained`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dataset.errors import UserError
+from dataset.spec import DatasetSpec, Task
+from model.adapt import HEADS
+from model.checkpoint import BaseSource, read_state_dict
+from model.fingerprint import fingerprint
+
+# Their position ids start behind the padding index, so that many rows of the position table are never used.
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
+
+_DTYPES = {"64": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model as loaded, before anything is added to it.
+
+    Attributes:
+        network: the Hugging Face model.
+        untrained_head: whether its classification head was made anew.
+        sha256: `fingerprint` of all tensors but the head, as the files (or the seed) gave them.
+    """
+
+    network: PreTrainedModel
+    untrained_head: bool
+    sha256: str
+
+
+def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
+    """The configuration of `source`, with the data set's labels where it classifies."""
+    labels: dict[str, Any] = {}
+    if spec.task == "classification":
+        labels["num_labels"] = spec.num_labels
+        if spec.labels:
+            labels["id2label"] = dict(enumerate(spec.labels))
+            labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
+    try:
+        return AutoConfig.from_pretrained(source, **labels)
+    except (OSError, ValueError) as reason:
+        raise _not_loadable("model", source, reason) from None
+
+
+def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `source`, able to pad, giving just what the model takes."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as reason:
+        raise _not_loadable("tokenizer", source, reason) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"the tokenizer of '{source}' has no token to pad with", "give one with a pad, eos or unk token"
+        )
+    if len(tokenizer) > config.get_text_config().vocab_size:
+        raise UserError(
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, its model {config.get_text_config().vocab_size}",
+            "give a folder whose tokenizer and model belong together",
+        )
+    return tokenizer
+
+
+def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest input in tokens that the model's positions allow; `None` if nothing limits it."""
+    limits = [tokenizer.model_max_length]
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        offset = tokenizer.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+        limits.append(positions - offset)
+    limit = min(limits)
+    return limit if limit < 10**9 else None  # tokenizers say "no limit" by a huge number
+
+
+def base_dtype(precision: str) -> torch.dtype:
+    """Bases compute in float32 unless the precision is a `-true` kind, whatever their files hold (design §1)."""
+    return _DTYPES.get(precision, torch.float32)
+
+
+def load_base(
+    source: BaseSource, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, task: Task, precision: str
+) -> Base:
+    """The base model, nothing frozen yet, in the dtype of `precision`.
+
+    Raises:
+        UserError: the files can't be read, or lack weights that the architecture needs (a head may be made anew).
+    """
+    auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+    config.pad_token_id = tokenizer.pad_token_id  # where a decoder looks for the last token of a row
+    config.use_cache = False  # training and scoring never reuse keys and values; generation asks for them
+    torch.manual_seed(source.seed)
+    if source.pretrained and source.state_file is None:
+        network, untrained_head = _from_files(auto, source.name, config)
+    else:
+        config.dtype = torch.float32
+        network, untrained_head = auto.from_config(config), task == "classification"
+    if source.state_file is not None:
+        untrained_head = _load_state(network, Path(source.state_file))
+    _keep_inputs_that_fit(tokenizer, network)
+    frozen = ((name, tensor) for name, tensor in network.state_dict().items() if not in_head(name))
+    sha256 = fingerprint(frozen)  # before the cast: the same base, whatever precision a run computes in
+    return Base(network.to(base_dtype(precision)), untrained_head, sha256)
+
+
+def in_head(name: str) -> bool:
+    """Whether a parameter belongs to a classification head."""
+    return name.split(".", 1)[0] in HEADS
+
+
+def _load_state(network: PreTrainedModel, path: Path) -> bool:
+    """Put a state dict that must fit into `network`; a head and tied weights may be missing. Returns: is a head?"""
+    state, own = read_state_dict(path), network.state_dict()
+    optional = set(getattr(network, "all_tied_weights_keys", None) or ()) | {name for name in own if in_head(name)}
+    missing, unexpected = sorted(own.keys() - state.keys() - optional), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise UserError(
+            f"{path} does not fit {type(network).__name__}: {len(missing)} weights missing "
+            f"({', '.join(missing[:1]) or 'none'}), {len(unexpected)} unknown ({', '.join(unexpected[:1]) or 'none'})",
+            "give a state dict of this very model",
+        )
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}", f"this model needs {tuple(own[name].shape)}"
+            )
+    network.load_state_dict(state, strict=False)
+    return any(in_head(name) and name not in state for name in own)
+
+
+def _from_files(auto: Any, source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:
+    try:
+        network, info = auto.from_pretrained(
+            source, config=config, dtype="auto", ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as reason:
+        raise _not_loadable("weights", source, reason) from None
+    new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    lacking = sorted(name for name in new if not in_head(name))
+    if lacking:
+        raise UserError(
+            f"'{source}' lacks {len(lacking)} weights of {type(network).__name__}, such as {lacking[0]}",
+            "give a folder or hub name with the whole pretrained model",
+        )
+    return network, bool(new)
+
+
+def _keep_inputs_that_fit(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
+    """Generic tokenizers offer `token_type_ids` to models that have none."""
+    takes_types = getattr(network.config, "type_vocab_size", 0) > 1
+    if not takes_types:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+
+
+def _not_loadable(what: str, source: str, reason: Exception) -> UserError:
+    first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0].rstrip(".")
+    if Path(source).is_dir():
+        return UserError(f"no {what} in folder '{source}' ({first_line})", "give a folder that save_pretrained wrote")
+    return UserError(
+        f"the {what} of '{source}' can't be loaded: no such folder, and not to be had from the hub ({first_line})",
+        "give a hub name or a folder that save_pretrained wrote",
+    )

@@ -1,0 +1,258 @@
+"""What the three tasks share: one global loss, exact metrics, and checkpoints that hold what was trained."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, distributed, nn
+from transformers import PreTrainedModel
+
+from dataset.errors import UserError
+from dataset.official import official_metric
+from dataset.spec import DatasetSpec
+from model import metrics
+from model.checkpoint import KEY, Record, record_of
+from model.distributed import sum_over_ranks, world_size
+from model.search_space import SearchSpace
+from model.task.optimization import Optimization, build_optimizer, build_scheduler
+
+Batch = Mapping[str, Any]
+
+_NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of one process's share of a batch.
+
+    Attributes:
+        total: summed over what the task counts (rows or target tokens), float32 scalar.
+        count: how many of them there are.
+        logits: what the network said.
+    """
+
+    total: Tensor
+    count: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Names of the splits behind each evaluation's dataloaders, in order."""
+
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+class FineTuning(pl.LightningModule, ABC):
+    """A network and its task.
+
+    Args:
+        network: the Hugging Face model, adapted or plain.
+        space: its search space; `None` for a plain model, which is trained whole.
+        spec: the data set.
+        splits: names of what is evaluated.
+        optimization: how the trained parameters move.
+        record: the identity of the model, for checkpoints.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        space: SearchSpace | None,
+        spec: DatasetSpec,
+        splits: Splits,
+        optimization: Optimization,
+        record: Record,
+    ) -> None:
+        super().__init__()
+        self.network = network.train()
+        self.space, self.spec, self.splits = space, spec, splits
+        self.optimization, self.record = optimization, record
+        names = dict.fromkeys((*splits.validation, *splits.test))
+        self.mean_loss = nn.ModuleDict({name: metrics.WeightedMean() for name in names})
+        self.running = nn.ModuleDict({name: metrics.build(spec.metrics, spec.num_labels) for name in names})
+        self.trained = self._trained_names()
+        self.official: dict[str, dict[str, float]] = {}
+        self.global_loss = torch.zeros(())
+        self._predictions: list[tuple[str, int, Any, Any]] = []
+
+    @property
+    def monitor(self) -> str:
+        """The logged figure that decides what is best: the data set's first metric on its first validation split."""
+        return f"{self.splits.validation[0]}/{self.spec.metrics[0]}"
+
+    @property
+    def monitor_mode(self) -> Literal["max", "min"]:
+        return metrics.mode(self.spec.metrics[0])
+
+    # ---- what a task says of itself
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Losses:
+        """The loss that is trained on."""
+
+    @abstractmethod
+    def predictions(self, batch: Batch, losses: Losses) -> tuple[Any, Any]:
+        """What the running metrics take: two arguments of `metrics.build(…).update`, filler rows left out."""
+
+    def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Predictions and references in the benchmark's own form, from what `predictions` returned."""
+        return first, second
+
+    # ---- training
+
+    def logits(self, batch: Batch) -> Tensor:
+        return self.network(**{name: batch[name] for name in _NETWORK_INPUTS if name in batch}).logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean loss over the global batch.
+
+        Strategies average gradients over processes; so that the result is the gradient of the mean over all rows
+        (or target tokens) of the global batch, a process contributes `world · its sum / the global count`.
+        """
+        losses = self.losses(batch)
+        total, count = sum_over_ranks(torch.stack([losses.total.detach(), losses.count.to(losses.total.dtype)]))
+        self.global_loss = total / count
+        self.log("train/loss", self.global_loss, prog_bar=True)
+        return losses.total * (world_size() / count)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        by_name = dict(self.named_parameters(remove_duplicate=False))
+        parameters = dict.fromkeys(by_name[name] for name in self.trained)  # tied weights once
+        optimizer = build_optimizer(parameters, self.optimization)
+        schedule = build_scheduler(optimizer, self._total_steps(), self.optimization)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _total_steps(self) -> float:
+        """Optimizer steps of the whole run.
+
+        Lightning's own estimate makes the training loader, which then misses the position that a checkpoint restores.
+        """
+        trainer, limit = self.trainer, self.trainer.limit_train_batches
+        batches = trainer.datamodule.train_batches_per_epoch(trainer.world_size)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        by_epochs = math.inf
+        if trainer.max_epochs != -1:
+            by_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        return by_epochs if self.optimization.max_steps == -1 else min(by_epochs, self.optimization.max_steps)
+
+    # ---- evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.splits.validation[dataloader_idx])
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        split = self.splits.test[dataloader_idx]
+        first, second = self._evaluate(batch, split)
+        if self.spec.official is not None:
+            kept = batch["index"][batch["weight"] > 0].tolist()
+            pairs = zip(*self.official_pairs(first, second), strict=True)
+            self._predictions += [(split, row, *pair) for row, pair in zip(kept, pairs, strict=True)]
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics(self.splits.validation)
+
+    def on_test_epoch_start(self) -> None:
+        self._predictions, self.official = [], {}
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics(self.splits.test)
+        if self.spec.official is not None:
+            self.official = self._official_metrics()
+
+    def _evaluate(self, batch: Batch, split: str) -> tuple[Any, Any]:
+        losses = self.losses(batch)
+        first, second = self.predictions(batch, losses)
+        if bool((batch["weight"] > 0).any()):  # a process left without rows of the last batch has a filler
+            self.mean_loss[split].update(losses.total, losses.count)
+            self.running[split].update(first, second)
+        return first, second
+
+    def _log_metrics(self, splits: Sequence[str]) -> None:
+        for split in dict.fromkeys(splits):
+            values = {"loss": self.mean_loss[split].compute(), **self.running[split].compute()}
+            for name, value in values.items():
+                figure = f"{split}/{name}"
+                self.log(figure, value, prog_bar=figure == self.monitor)
+            self.mean_loss[split].reset()
+            self.running[split].reset()
+
+    def _official_metrics(self) -> dict[str, dict[str, float]]:
+        """The benchmark's own figures over all rows of all processes."""
+        rows = self._predictions
+        if world_size() > 1:
+            shares: list[Any] = [None] * world_size()
+            distributed.all_gather_object(shares, rows)
+            rows = [row for share in shares for row in share]
+        metric = official_metric(self.spec.official)
+        figures = {}
+        for split in dict.fromkeys(self.splits.test):
+            of_split = sorted((row for row in rows if row[0] == split), key=lambda row: row[1])
+            figures[split] = metric.compute(
+                predictions=[row[2] for row in of_split], references=[row[3] for row in of_split]
+            )
+        return figures
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained; the base is recorded by name and fingerprint."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in self.trained}
+        checkpoint[KEY] = self.current_record().as_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this model, switch its elements, and complete it with the base."""
+        self.take(record_of(checkpoint), checkpoint["state_dict"])
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+    def take(self, record: Record, state: Mapping[str, Tensor]) -> None:
+        """Load trained weights and on/off state.
+
+        Raises:
+            UserError: another base model, or weights missing, unknown or of another shape.
+        """
+        if self.space is not None and record.base_sha256 != self.record.base_sha256:
+            raise UserError(
+                f"the checkpoint was trained on another base model than '{self.record.base.name}'",
+                f"give the very weights of '{record.base.name}' as --backbone-model",
+            )
+        own = self.state_dict()
+        missing, unknown = sorted(set(self.trained) - state.keys()), sorted(state.keys() - set(self.trained))
+        if missing or unknown:
+            raise UserError(
+                f"the checkpoint does not fit this model: {len(missing)} weights missing "
+                f"({', '.join(missing[:1]) or 'none'}), {len(unknown)} unknown ({', '.join(unknown[:1]) or 'none'})",
+                "give the model and configuration that it was trained with",
+            )
+        for name, tensor in state.items():
+            if tensor.shape != own[name].shape:
+                raise UserError(
+                    f"the checkpoint's {name} has shape {tuple(tensor.shape)}",
+                    f"this model's has {tuple(own[name].shape)}; give the configuration that it was trained with",
+                )
+        with torch.no_grad():
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
+        for element in self.space or ():
+            element.low_rank.switch(element.key in record.on)
+
+    def current_record(self) -> Record:
+        on = tuple(element.key for element in self.space or () if element.low_rank.enabled)
+        return replace(self.record, on=on)
+
+    def _trained_names(self) -> tuple[str, ...]:
+        """Names of the trained parameters: those that ask for a gradient, and every element, on or off."""
+        of_elements = {id(p) for element in self.space or () for p in element.low_rank.parameters()}
+        return tuple(
+            name
+            for name, parameter in self.named_parameters(remove_duplicate=False)
+            if parameter.requires_grad or id(parameter) in of_elements
+        )

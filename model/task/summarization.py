@@ -1,0 +1,51 @@
+"""Summaries by a causal model: trained as prompt → summary, measured by ROUGE on what it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from model.task.causal_language_modeling import next_token_losses
+from model.task.fine_tuning import Batch, FineTuning, Losses
+
+
+class Summarization(FineTuning):
+    """Cross-entropy on the summary's tokens; greedy text for the metrics.
+
+    Args:
+        tokenizer: turns what is generated into text.
+        max_new_tokens: longest summary to write.
+        others: see `FineTuning`.
+    """
+
+    def __init__(self, *others: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
+        super().__init__(*others)
+        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+
+    def losses(self, batch: Batch) -> Losses:
+        return next_token_losses(self.logits(batch), batch)
+
+    def predictions(self, batch: Batch, losses: Losses) -> tuple[list[str], list[str]]:
+        written = self.write(batch)
+        kept = (batch["weight"] > 0).tolist()
+        return (
+            [text for text, keep in zip(written, kept, strict=True) if keep],
+            [text for text, keep in zip(batch["target"], kept, strict=True) if keep],
+        )
+
+    @torch.no_grad()
+    def write(self, batch: Batch) -> list[str]:
+        """Greedy continuations of the left-padded prompts."""
+        prompts = batch["prompt_ids"]
+        generated = self.network.generate(
+            input_ids=prompts,
+            attention_mask=batch["prompt_mask"],
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        texts = self.tokenizer.batch_decode(generated[:, prompts.shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]

@@ -1,0 +1,113 @@
+"""A small world for tests that run whole commands: a pretrained folder, data folders, and the command line itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from main import main
+from tests.tiny import tiny_network, word_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "dull")
+NOUNS = ("film", "play", "song", "book", "meal")
+
+
+def sentences(rows: int, seed: int) -> list[dict[str, object]]:
+    """Rows of an SST-2 whose label follows from one word, so that a tiny model can learn it."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(rows):
+        label = draw.randrange(2)
+        filler = " ".join(draw.choice(NOUNS) for _ in range(draw.randrange(1, 6)))
+        made.append({"sentence": f"a {draw.choice((BAD, GOOD)[label])} {filler}", "label": label})
+    return made
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def sst2_folder(folder: Path, train: int = 45, validation: int = 13) -> Path:
+    write_jsonl(folder / "train.jsonl", sentences(train, seed=1))
+    write_jsonl(folder / "validation.jsonl", sentences(validation, seed=2))
+    return folder
+
+
+def text_folder(folder: Path) -> Path:
+    for split, rows, seed in (("train", 40, 1), ("validation", 12, 2), ("test", 12, 3)):
+        write_jsonl(folder / f"{split}.jsonl", [{"text": row["sentence"]} for row in sentences(rows, seed)])
+    return folder
+
+
+def summary_folder(folder: Path) -> Path:
+    for split, rows, seed in (("train", 24, 1), ("validation", 7, 2), ("test", 7, 3)):
+        made = [{"document": row["sentence"], "summary": row["sentence"].split()[1]} for row in sentences(rows, seed)]
+        write_jsonl(folder / f"{split}.jsonl", made)
+    return folder
+
+
+def model_folder(folder: Path, family: str = "opt", task: str = "causal_language_modeling", **overrides) -> Path:
+    """A `save_pretrained` folder of a tiny model with a tokenizer that knows the world's words."""
+    tokenizer = word_tokenizer(
+        [*(row["sentence"] for row in sentences(200, seed=0)), "Summarize : Summary Document Article"],
+        style="encoder" if family in ("roberta", "bert") else "decoder",
+    )
+    network = tiny_network(family, task, **overrides)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_lora(
+    folder: Path, rank: int = 4, dropout: float = 0.0, names: tuple[str, ...] = ("q_proj", "v_proj")
+) -> Path:
+    lines = ['granularity = "network"', "[default]", f"r = {rank}", "lora_alpha = 8", f"lora_dropout = {dropout}"]
+    lines += ["disable_adapter = true"]
+    for name in names:
+        lines += [f"[all_layers.{name}]", "disable_adapter = false"]
+    path = folder / "lora.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    """A command line with the options that keep a test small."""
+    return [*map(str, arguments), "--accelerator", "cpu", "--logger", "none"]
+
+
+def run(*arguments: object) -> int:
+    """The program in this process; returns its exit code."""
+    return main(command(*arguments))
+
+
+def run_apart(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "main", *command(*arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def metrics_of(run_folder: Path) -> dict[str, dict[str, float]]:
+    return json.loads((run_folder / "metrics.json").read_text())["metrics"]
