@@ -1,0 +1,84 @@
+"""`tools/compare_scores.py` against SciPy, and by hand."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from dataset.errors import UserError
+from model import scores
+from model.scores import ElementScore, Scores
+from tools import compare_scores as tool
+
+
+def _scores(heuristic: str, values: list[float]) -> Scores:
+    elements = tuple(
+        ElementScore(layer, "q_proj", "lora", value, 16, 16, 8, f"layers.{layer}.q_proj", 16.0, 0.0)
+        for layer, value in enumerate(values)
+    )
+    return Scores("classification", "rte", "opt_lora", "", heuristic, 1, 8, 0, elements)
+
+
+A = _scores("grad_norm", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+B = _scores("snip", [3.0, 3.0, 0.5, 9.0, 3.0, 1e9, 7.0, 0.0])
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(name: str, content: Scores) -> str:
+        scores.write(tmp_path / name, content)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_spearman_with_ties() -> None:
+    values = [[element.score for element in content.elements] for content in (A, B)]
+    assert tool.spearman(A, B) == pytest.approx(stats.spearmanr(*values).statistic)
+    assert tool.spearman(A, A) == pytest.approx(1)
+    assert tool.spearman(A, _scores("constant", [1.0] * 8)) is None
+
+
+def test_overlap_of_the_top_share() -> None:
+    assert tool.overlap(A, B, 0.375) == 2 / 3  # the best of A are in blocks 5, 6, 7; of B in 5, 3, 6
+    assert tool.overlap(A, B, 0.5) in (2 / 4, 3 / 4)  # and 4; and one of 0, 1, 4 is drawn
+    assert tool.overlap(A, A, 0.25) == 1
+    assert tool.overlap(A, _scores("snip", [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0.5) == 0
+
+
+def test_the_order_of_a_file_does_not_matter() -> None:
+    assert tool.spearman(A, dataclasses.replace(B, elements=B.elements[::-1])) == tool.spearman(A, B)
+
+
+def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
+    even = _scores("constant", [1.0] * 8)
+    tool.main([write("a.toml", A), write("b.toml", B), write("c.toml", even), "--turn-on-percentile", "0.25"])
+    shown = capsys.readouterr().out
+    assert "note: all scores of constant are equal" in shown
+    assert f"{tool.spearman(A, B):.3f}" in shown
+    assert "top 25%" in shown
+    assert "–" in shown
+
+
+def test_files_of_one_heuristic_are_told_apart(write, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    paths = [write("a.toml", A), write("b.toml", dataclasses.replace(B, importance_test_name="grad_norm"))]
+    tool.main(paths)
+    shown = capsys.readouterr().out
+    assert all(f"grad_norm ({path})" in shown for path in paths)
+
+
+def test_wrong_input(write) -> None:
+    a = write("a.toml", A)
+    with pytest.raises(UserError, match="one scores file; expected two or more"):
+        tool.main([a])
+    with pytest.raises(UserError, match=r"scores another model than .*layer_7\.q_proj differs"):
+        tool.main([a, write("short.toml", dataclasses.replace(A, elements=A.elements[:-1]))])
+    wide = tuple(dataclasses.replace(element, in_features=32) for element in A.elements)
+    with pytest.raises(UserError, match=r"layer_0\.q_proj differs"):
+        tool.main([a, write("wide.toml", dataclasses.replace(A, elements=wide))])
+    with pytest.raises(UserError, match="above 0 and at most 1"):
+        tool.main([a, write("b.toml", B), "--turn-on-percentile", "0"])
+    with pytest.raises(UserError, match="cannot read"):
+        tool.main([a, a + ".missing"])

@@ -1,0 +1,259 @@
+"""`tools/realloc_lora_rank.py`: scores file → configurations that the program and PEFT take."""
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+
+from dataset.errors import UserError
+from model import config, family, scores
+from model.adapt import adapt
+from model.scores import ElementScore, Scores
+from model.search_space import Element, SearchSpace
+from tests.adapted import lora_config, shortcut_config
+from tests.tiny import tiny_network
+from tools import realloc_lora_rank as tool
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = ("opt", "roberta", "gemma")
+
+
+def _space(name: str, shortcuts: bool = True) -> SearchSpace:
+    return adapt(tiny_network(name), family.get(name), lora_config(), shortcut_config() if shortcuts else None)
+
+
+def _scores(name: str, shortcuts: bool = True, seed: int = 0) -> Scores:
+    """Random scores of everything in a tiny network, as imp-test would write them."""
+    generator = random.Random(seed)
+    return Scores(
+        task="classification",
+        dataset="rte",
+        model=f"{name}_lora_ags" if shortcuts else f"{name}_lora",
+        load="",
+        importance_test_name="grad_norm",
+        batches=2,
+        batch_size=4,
+        seed=3,
+        elements=tuple(
+            ElementScore(
+                layer=element.layer,
+                name=element.name,
+                kind=element.kind,
+                score=generator.random(),
+                in_features=element.low_rank.in_features,
+                out_features=element.low_rank.out_features,
+                rank=element.low_rank.rank,
+                module=element.module,
+                alpha=element.low_rank.alpha,
+                dropout=0.1,
+            )
+            for element in _space(name, shortcuts)
+        ),
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path):
+    """Write scores; the arguments that name the file and the two outputs."""
+
+    def write(content: Scores) -> list[str]:
+        scores.write(tmp_path / "scores.toml", content)
+        shortcuts = any(element.kind == "shortcut" for element in content.elements)
+        output = ["--output", str(tmp_path / "lora.toml")]
+        more = ["--shortcut-output", str(tmp_path / "shortcut.toml")] if shortcuts else []
+        return [str(tmp_path / "scores.toml"), *output, *more]
+
+    return write
+
+
+def _rank_and_scaling(element: Element) -> tuple[int, float]:
+    return element.low_rank.rank, round(element.low_rank.scaling, 9)
+
+
+def _elements(tmp_path: Path, name: str) -> dict[str, Element]:
+    """Key → element of the network that the two files make."""
+    lora, shortcut = config.load(tmp_path / "lora.toml", "lora"), config.load(tmp_path / "shortcut.toml", "shortcut")
+    return {element.key: element for element in adapt(tiny_network(name), family.get(name), lora, shortcut)}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_topk_configurations_turn_the_best_on(files, tmp_path: Path, name: str) -> None:
+    content = _scores(name)
+    tool.main([*files(content), "--turn-on-percentile", "0.25", "--rank", "8"])
+    lora = [element for element in content.elements if element.kind == "lora"]
+    count = len(lora) // 4 + round((len(content.elements) - len(lora)) / 4)  # 7 shortcuts: 1.75
+    best = sorted(content.elements, key=lambda element: -element.score)[:count]
+    # LoRA was scored with alpha 6 at rank 3, shortcuts with 3 at 2: rank 8 keeps these scalings.
+    got = _elements(tmp_path, name)
+    assert {key: _rank_and_scaling(element) for key, element in got.items()} == {
+        element.key: (8, 2.0 if element.kind == "lora" else 1.5) for element in best
+    }
+    assert {element.low_rank.dropout for element in got.values()} == {0.1}
+
+
+def test_proportional_configurations_spend_the_parameters(files, tmp_path: Path, capsys) -> None:
+    content = _scores("opt")
+    tool.main([*files(content), "--policy", "proportional", "--parameters", "3000", "--max-rank", "9"])
+    got = _elements(tmp_path, "opt")
+    spent = sum(element.parameters for element in got.values())
+    assert 2937 <= spent <= 3000  # the cheapest rank costs 64
+    assert {element.low_rank.rank for element in got.values()} <= set(range(1, 10))
+    for element in got.values():
+        assert element.low_rank.scaling == pytest.approx(2.0 if element.kind == "lora" else 1.5)
+    shown = capsys.readouterr().out
+    assert "3,000" in shown
+    assert f"{spent:,}" in shown
+
+
+def test_rank_defaults_to_the_scored_one_and_seed_to_that_of_the_scores(files, tmp_path: Path) -> None:
+    content = _scores("opt", shortcuts=False)
+    even = dataclasses.replace(
+        content, elements=tuple(dataclasses.replace(element, score=1.0) for element in content.elements)
+    )
+
+    def draw(*more: str) -> str:
+        tool.main([*files(even), "--turn-on-percentile", "0.5", *more])
+        return (tmp_path / "lora.toml").read_text()
+
+    assert draw() == draw("--seed", "3") == draw()
+    assert len({draw("--seed", str(seed)) for seed in range(5)}) > 1
+    assert config.load(tmp_path / "lora.toml", "lora").sites
+    assert {site.r for site in config.load(tmp_path / "lora.toml", "lora").sites.values()} == {3}
+
+
+def test_mode_off_keeps_shortcuts_as_they_were_scored(files, tmp_path: Path) -> None:
+    content = dataclasses.replace(_scores("opt"), renormalize=True)
+    tool.main([*files(content), "--total-rank", "8", "--rank", "4", "--mode", "off"])
+    got = _elements(tmp_path, "opt").values()
+    assert sum(element.low_rank.rank for element in got if element.kind == "lora") == 8
+    assert [element.low_rank.rank for element in got if element.kind == "shortcut"] == [2] * 7
+    assert config.load(tmp_path / "shortcut.toml", "shortcut").renormalize
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in FAMILIES for task in family.get(name).tasks])
+def test_peft_trains_just_the_chosen_modules(files, tmp_path: Path, name: str, task: str) -> None:
+    content = dataclasses.replace(_scores(name, shortcuts=False), task=task)
+    arguments = [*files(content)[:1], "--policy", "proportional", "--total-rank", "20", "--max-rank", "8"]
+    output = tmp_path / "lora.json"
+    tool.main([*arguments, "--output", str(output), "--format", "peft"])
+    tool.main([*arguments, "--output", str(tmp_path / "lora.toml")])
+
+    settings = peft.LoraConfig(**json.loads(output.read_text()))
+    model = peft.get_peft_model(tiny_network(name, task), settings)
+    theirs = {
+        path.removeprefix("base_model.model."): (module.r["default"], round(module.scaling["default"], 9))
+        for path, module in model.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    space = adapt(tiny_network(name, task), family.get(name), config.load(tmp_path / "lora.toml", "lora"))
+    ours = {element.module: _rank_and_scaling(element) for element in space}
+    assert theirs == ours
+    assert len({rank for rank, _ in ours.values()}) > 1
+    assert settings.lora_dropout == 0.1
+    assert settings.task_type == ("SEQ_CLS" if task == "classification" else "CAUSAL_LM")
+
+
+def test_peft_with_rslora_scales_alike(files, tmp_path: Path) -> None:
+    content = _scores("opt", shortcuts=False)
+    elements = tuple(dataclasses.replace(element, use_rslora=True) for element in content.elements)
+    arguments = files(dataclasses.replace(content, elements=elements))
+    tool.main([arguments[0], "--total-rank", "24", "--rank", "12", "--format", "peft", "--output", arguments[2]])
+    model = peft.get_peft_model(tiny_network("opt"), peft.LoraConfig(**json.loads(Path(arguments[2]).read_text())))
+    scalings = [m.scaling["default"] for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert scalings == pytest.approx([6 / 3**0.5] * 2)  # as scored: alpha 6 at rank 3
+
+    mixed = (*content.elements[:-1], elements[-1])
+    arguments = files(dataclasses.replace(content, elements=mixed))
+    with pytest.raises(UserError, match="use_rslora differs"):
+        tool.main([arguments[0], "--turn-on-percentile", "1", "--format", "peft", "--output", arguments[2]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "one of the arguments --turn-on-percentile --total-rank --parameters is required"),
+        (("--turn-on-percentile", "0.5", "--total-rank", "8"), "not allowed with argument"),
+        (("--turn-on-percentile", "0"), "above 0 and at most 1"),
+        (("--turn-on-percentile", "1.01"), "above 0 and at most 1"),
+        (("--turn-on-percentile", "half"), "invalid float value: 'half'"),
+        (("--parameters", "100"), "buys no element; expected at least 128"),  # shortcuts: rank 2 times 32 + 32
+        (("--parameters", "9999999"), "above the whole space; expected at most"),
+        (("--total-rank", "1"), "buys no element; expected at least 2"),
+        (("--total-rank", "8", "--rank", "0"), "the rank is 0; expected 1 or more"),
+        (("--total-rank", "8", "--rank", "4", "--policy", "proportional"), "--rank has no effect on proportional"),
+        (("--total-rank", "8", "--max-rank", "4"), "have no effect on topk"),
+        (("--total-rank", "8", "--policy", "proportional", "--min-rank", "9"), "ranks from 9 to 3"),
+        (("--total-rank", "8", "--mode", "both"), "invalid choice: 'both'"),
+        (("--total-rank", "8", "--frmat", "peft"), "unrecognized arguments: --frmat"),
+    ],
+)
+def test_wrong_arguments_write_nothing(files, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        tool.main([*files(_scores("opt")), *arguments])
+    assert message in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.toml"]
+
+
+def test_shortcuts_that_would_be_lost_are_refused(files, tmp_path: Path) -> None:
+    without = files(_scores("opt"))[:3]
+    with pytest.raises(UserError, match=r"shortcuts are on .* --mode off"):
+        tool.main([*without, "--turn-on-percentile", "0.5"])
+    with pytest.raises(UserError, match="needs shortcuts"):
+        tool.main([*files(_scores("opt", shortcuts=False)), "--turn-on-percentile", "0.5", "--mode", "combined"])
+    arguments = files(_scores("opt", shortcuts=False))
+    with pytest.raises(UserError, match="scores no shortcuts"):
+        tool.main([*arguments, "--turn-on-percentile", "0.5", "--shortcut-output", str(tmp_path / "shortcut.toml")])
+    arguments = files(_scores("opt"))
+    with pytest.raises(UserError, match="the same file"):
+        tool.main([*arguments[:-1], arguments[2], "--turn-on-percentile", "0.5"])
+
+
+def test_peft_takes_no_empty_configuration(files) -> None:
+    content = _scores("opt")
+    elements = tuple(
+        dataclasses.replace(element, score=float(element.kind == "shortcut")) for element in content.elements
+    )
+    arguments = files(dataclasses.replace(content, elements=elements))
+    with pytest.raises(UserError, match="no LoRA element is on"):
+        tool.main([*arguments, "--total-rank", "2", "--format", "peft"])
+
+
+def test_scores_of_another_model(files, tmp_path: Path) -> None:
+    tiny_network("opt").config.save_pretrained(tmp_path / "opt")
+    tiny_network("opt", hidden_size=16, word_embed_proj_dim=16).config.save_pretrained(tmp_path / "narrow")
+    tiny_network("roberta").config.save_pretrained(tmp_path / "roberta")
+    arguments = [*files(_scores("opt")), "--turn-on-percentile", "0.5"]
+    tool.main([*arguments, "--load", str(tmp_path / "opt")])
+    for other in ("narrow", "roberta"):
+        with pytest.raises(UserError, match=r"has no model\.decoder\.layers\.0\.self_attn\.q_proj that is 32 to 32"):
+            tool.main([*arguments, "--load", str(tmp_path / other)])
+    with pytest.raises(UserError, match="is no model"):
+        tool.main([*arguments, "--load", str(tmp_path / "nothing")])
+
+
+def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "realloc_lora_rank.py"), *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_as_a_script(files, tmp_path: Path) -> None:
+    done = _run(*files(_scores("opt")), "--turn-on-percentile", "0.25", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrote" in done.stdout
+    assert (tmp_path / "lora.toml").exists()
+
+    wrong = _run("nothing.toml", "--total-rank", "8", "--output", "lora.toml", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: cannot read 'nothing.toml'")
+    assert wrong.stderr.count("\n") == 1
+
+    taught = _run("--help", cwd=ROOT)
+    assert taught.returncode == 0
+    assert "proportional  ranks in proportion" in taught.stdout

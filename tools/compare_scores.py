@@ -1,0 +1,111 @@
+"""Compare scores files of one model: Spearman's rank correlation, and how much of the top share they agree on.
+
+The overlap is the part of the elements that one file would turn on which the other would turn on too; p of it is what
+chance gives. Equal scores share their mean rank in the correlation, and are drawn in the top share.
+
+example:
+  python tools/compare_scores.py grad_norm.toml snip.toml fisher.toml --turn-on-percentile 0.25
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+from scipy.stats import rankdata
+
+from actions.console import note, say
+from dataset.errors import UserError
+from model import scores as scores_file
+from model.allocation import allocate, default_mode, of_kind, tie_generator
+from model.scores import Scores
+from tools.cli import Parser, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the files, print two tables.
+
+    Raises:
+        UserError: fewer than two files, a wrong one, or files that score different elements.
+    """
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "scores", type=Path, nargs="+", metavar="SCORES.toml", help="two or more, as imp-test writes them"
+    )
+    parser.add_argument(
+        "--turn-on-percentile", type=float, default=0.25, metavar="P", help="the top share (default: 0.25)"
+    )
+    args = parser.parse_args(arguments)
+    if len(args.scores) < 2:
+        raise UserError("one scores file", "expected two or more to compare")
+
+    files = {path: scores_file.read(path) for path in args.scores}
+    check_same_elements(files)
+    named = dict(zip(_titles(files), files.values(), strict=True))
+    for title, scores in named.items():
+        if len({element.score for element in scores.elements}) == 1:
+            note(f"all scores of {title} are equal: they correlate with nothing, and their top share is drawn")
+    say(_matrix("Spearman", named, spearman))
+    say(_matrix(f"top {args.turn_on_percentile:.0%}", named, lambda a, b: overlap(a, b, args.turn_on_percentile)))
+
+
+def spearman(a: Scores, b: Scores) -> float | None:
+    """Spearman's correlation over the elements, which both files have; None where all scores of one are equal."""
+    by_key = {element.key: element.score for element in b.elements}
+    x = rankdata([element.score for element in a.elements])
+    y = rankdata([by_key[element.key] for element in a.elements])
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else None
+
+
+def overlap(a: Scores, b: Scores, percentile: float) -> float:
+    """The part of the elements that `a` turns on at share `percentile` which `b` turns on too."""
+    first, second = (_on(scores, percentile) for scores in (a, b))
+    return len(first & second) / len(first)
+
+
+def _on(scores: Scores, percentile: float) -> frozenset[str]:
+    mode = default_mode(bool(of_kind(scores.elements, "shortcut")))
+    return allocate(scores.elements, percentile, mode, tie_generator(scores.seed, 0))
+
+
+def check_same_elements(files: Mapping[Path, Scores]) -> None:
+    """`UserError` unless all files score the same elements of the same widths."""
+    (first, reference), *others = files.items()
+    expected = {element.key: (element.in_features, element.out_features) for element in reference.elements}
+    for path, scores in others:
+        found = {element.key: (element.in_features, element.out_features) for element in scores.elements}
+        different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+        if different:
+            raise UserError(
+                f"{path} scores another model than {first}: {different[0]} differs",
+                "expected scores of the same elements",
+            )
+
+
+def _titles(files: Mapping[Path, Scores]) -> list[str]:
+    """The heuristic of each file, and the file where that does not tell it from the others."""
+    heuristics = [scores.importance_test_name for scores in files.values()]
+    count = Counter(heuristics)
+    return [
+        heuristic if count[heuristic] == 1 else f"{heuristic} ({path})"
+        for heuristic, path in zip(heuristics, files, strict=True)
+    ]
+
+
+def _matrix(title: str, named: Mapping[str, Scores], measure: Callable[[Scores, Scores], float | None]) -> Table:
+    table = Table(title, *(escape(name) for name in named))
+    for name, a in named.items():
+        values = [measure(a, b) for b in named.values()]
+        table.add_row(escape(name), *("–" if value is None else f"{value:.3f}" for value in values))
+    return table
+
+
+if __name__ == "__main__":
+    run(main)

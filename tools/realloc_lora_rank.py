@@ -1,0 +1,278 @@
+"""Turn the scores of `imp-test` into a configuration: which elements are on, and at which rank.
+
+  --policy topk          the best elements on, each at --rank
+  --policy proportional  ranks in proportion to the scores, from --min-rank to --max-rank
+
+Name one budget: a share of the whole space (topk: of its elements; proportional: of the total rank that it has with
+every element at --max-rank), a total rank, or trainable parameters of the elements. It is spent in order of score, then
+on the best-scored addition that still fits, and never exceeded. Equal scores are drawn, by --seed.
+alpha follows the rank so that the scaling (alpha / r) stays what it was when the scores were made.
+
+examples:
+  python tools/realloc_lora_rank.py scores.toml --turn-on-percentile 0.25 --rank 8 --output lora.toml
+  python tools/realloc_lora_rank.py scores.toml --policy proportional --parameters 300000 --max-rank 32 \\
+      --output lora.toml --shortcut-output shortcut.toml
+  python tools/realloc_lora_rank.py scores.toml --total-rank 256 --mode off --format peft --output lora.json
+      then, anywhere: peft.LoraConfig(**json.load(open("lora.json")))
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+
+from rich.table import Table
+
+from actions.console import note, say
+from dataset.errors import UserError
+from dataset.files import write_text
+from model import scores as scores_file
+from model.allocation import MODES, default_mode, of_kind, tie_generator
+from model.config import ElementConfig, ElementSettings, Kind
+from model.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
+from model.scores import ElementScore, Scores
+from tools.cli import Parser, run
+
+TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the scores, spend the budget, write the files.
+
+    Raises:
+        UserError: for anything wrong in the arguments or in the file; nothing is written then.
+    """
+    args = _parser().parse_args(arguments)
+    scores = scores_file.read(args.scores)
+    if args.load:
+        check_model(scores, args.load)
+    mode = args.mode or default_mode(bool(of_kind(scores.elements, "shortcut")))
+    seed = scores.seed if args.seed is None else args.seed
+    assignment = assign(scores.elements, _policy(args, scores), _limit(args), mode, tie_generator(seed, 0))
+
+    outputs = _outputs(args, scores, assignment, mode == "off")
+    say(f"{scores.importance_test_name} of {scores.model}: policy {args.policy}, mode {mode}, seed {seed}")
+    for table in (budget_table(assignment), result_table(scores, assignment), rank_table(scores, assignment)):
+        say(table)
+    for path, text in outputs.items():
+        write_text(path, text)
+        say(f"wrote {path}")
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("scores", type=Path, metavar="SCORES.toml", help="what imp-test wrote")
+    parser.add_argument("--policy", choices=("topk", "proportional"), default="topk", help="default: topk")
+
+    budget = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group(required=True)
+    budget.add_argument("--turn-on-percentile", type=float, metavar="P", help="a share in (0, 1] of the whole space")
+    budget.add_argument("--total-rank", type=int, metavar="N", help="the ranks of all elements together")
+    budget.add_argument(
+        "--parameters", type=int, metavar="N", help="the elements' trainable parameters, r · (in + out)"
+    )
+
+    ranks = parser.add_argument_group("ranks")
+    ranks.add_argument("--rank", type=int, metavar="R", help="topk: default: the rank at which each was scored")
+    ranks.add_argument(
+        "--min-rank", type=int, metavar="R", help="proportional: of an element that is on (default: 0, no bound)"
+    )
+    ranks.add_argument(
+        "--max-rank", type=int, metavar="R", help="proportional: default: the highest rank in the scores file"
+    )
+    ranks.add_argument(
+        "--mode",
+        "--dyrealloc-ags-mode",
+        choices=MODES,
+        help="off: LoRA alone, shortcuts as they were scored; separated: each kind within its own budget; combined: "
+        "all within the sum (default: combined if shortcuts were scored, else off)",
+    )
+    ranks.add_argument(
+        "--seed", type=int, metavar="N", help="draws among equal scores (default: the seed of the scores)"
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")
+    output.add_argument("--shortcut-output", type=Path, metavar="FILE", help="the shortcut configuration, if any is on")
+    output.add_argument("--format", choices=("toml", "peft"), default="toml", help="of --output (default: toml)")
+    output.add_argument("--load", metavar="MODEL", help="hub name or folder: check that these are scores of this model")
+    return parser
+
+
+def _policy(args: argparse.Namespace, scores: Scores) -> Policy:
+    if args.policy == "topk":
+        if args.min_rank is not None or args.max_rank is not None:
+            raise UserError("--min-rank and --max-rank have no effect on topk", "use --rank, or --policy proportional")
+        return TopK(args.rank)
+    if args.rank is not None:
+        raise UserError("--rank has no effect on proportional", "use --max-rank and --min-rank, or --policy topk")
+    highest = max(element.rank for element in scores.elements) if args.max_rank is None else args.max_rank
+    return Proportional(args.min_rank or 0, highest)
+
+
+def _limit(args: argparse.Namespace) -> Limit:
+    if args.turn_on_percentile is not None:
+        return Limit("share", args.turn_on_percentile)
+    if args.total_rank is not None:
+        return Limit("rank", args.total_rank)
+    return Limit("parameters", args.parameters)
+
+
+def _outputs(
+    args: argparse.Namespace, scores: Scores, assignment: Assignment, shortcuts_left_alone: bool
+) -> dict[Path, str]:
+    """Path → text of the files to write; says what they leave out, or refuses to leave out what was chosen."""
+    shortcuts_on = any(element.key in assignment.ranks for element in of_kind(scores.elements, "shortcut"))
+    if args.shortcut_output and not of_kind(scores.elements, "shortcut"):
+        raise UserError(f"{args.scores} scores no shortcuts", "leave out --shortcut-output")
+    if args.output == args.shortcut_output:
+        raise UserError("--output and --shortcut-output name the same file", "expected two")
+    if shortcuts_on and not args.shortcut_output:
+        if not shortcuts_left_alone:
+            raise UserError(
+                "shortcuts are on and would be written nowhere",
+                "give --shortcut-output FILE, or --mode off to spend the budget on LoRA alone",
+            )
+        note("the shortcuts stay as they were scored; --shortcut-output FILE writes them down")
+    if args.format == "peft":
+        if shortcuts_on:
+            note("PEFT knows no shortcuts: they are not in its file")
+        lora = json.dumps(peft_config(scores, assignment.ranks), indent=2) + "\n"
+    else:
+        lora = _toml(args, configuration(scores, assignment.ranks, "lora"))
+    outputs = {args.output: lora}
+    if args.shortcut_output:
+        outputs[args.shortcut_output] = _toml(args, configuration(scores, assignment.ranks, "shortcut"))
+    return outputs
+
+
+def _toml(args: argparse.Namespace, config: ElementConfig) -> str:
+    return f"# made by tools/realloc_lora_rank.py from {args.scores.name}\n{config.to_toml()}"
+
+
+def alpha_at(element: ElementScore, rank: int) -> float:
+    """The alpha that gives `element` at `rank` the scaling that it had when it was scored."""
+    if element.use_rslora:
+        return element.alpha * math.sqrt(rank / element.rank)
+    return element.alpha * rank / element.rank
+
+
+def configuration(scores: Scores, ranks: Mapping[str, int], kind: Kind) -> ElementConfig:
+    """The layer-wise configuration with the elements of `kind` that are on, and no others."""
+    sites = {
+        (element.layer, element.name): ElementSettings(
+            r=ranks[element.key],
+            alpha=alpha_at(element, ranks[element.key]),
+            dropout=element.dropout,
+            use_rslora=element.use_rslora,
+        )
+        for element in of_kind(scores.elements, kind)
+        if element.key in ranks
+    }
+    renormalize = kind == "shortcut" and scores.renormalize
+    return ElementConfig(kind, "layer", ElementSettings(), sites, renormalize)
+
+
+def peft_config(scores: Scores, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """What `peft.LoraConfig` takes, in plain values.
+
+    PEFT finds modules by the end of their path and reads patterns as regular expressions, so that modules are named by
+    their full path, escaped in patterns.
+
+    Raises:
+        UserError: no LoRA element is on, or some scale by r and some by its root.
+    """
+    on = [element for element in of_kind(scores.elements, "lora") if element.key in ranks]
+    if not on:
+        raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
+    if len({element.use_rslora for element in on}) > 1:
+        raise UserError(
+            "use_rslora differs between elements", "expected it to be the same for all: PEFT has one switch"
+        )
+    dropout = max(element.dropout for element in on)
+    if any(element.dropout != dropout for element in on):
+        note(f"PEFT has one dropout for all: the largest, {dropout:g}")
+    rank_of = {re.escape(element.module): ranks[element.key] for element in on}
+    alpha_of = {re.escape(element.module): alpha_at(element, ranks[element.key]) for element in on}
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if scores.task == "classification" else "CAUSAL_LM",
+        "base_model_name_or_path": scores.load or None,
+        "r": max(rank_of.values()),
+        "lora_alpha": max(alpha_of.values()),
+        "lora_dropout": dropout,
+        "use_rslora": on[0].use_rslora,
+        "target_modules": [element.module for element in on],
+        "rank_pattern": rank_of,
+        "alpha_pattern": alpha_of,
+    }
+
+
+def check_model(scores: Scores, source: str) -> None:
+    """`UserError` unless the model `source` has every scored module, at its width. Reads no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if scores.task == "classification" else AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        raise UserError(
+            f"--load '{source}' is no model", "expected a hub name or a folder with a config.json"
+        ) from None
+    with torch.device("meta"):
+        modules = dict(auto.from_config(config).named_modules())
+    for element in scores.elements:
+        module = modules.get(element.module)
+        found = module and (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        if found is None or (element.kind == "lora" and found != (element.in_features, element.out_features)):
+            raise UserError(
+                f"'{source}' has no {element.module} that is {element.in_features} to {element.out_features} wide",
+                f"expected the model that was scored, {scores.load or scores.model}",
+            )
+
+
+def budget_table(assignment: Assignment) -> Table:
+    """What could be spent, and what was."""
+    table = Table("budget", "counts", "whole space", "budget", "spent")
+    for part in assignment.spending:
+        table.add_row(part.title, part.unit, f"{part.whole:,}", f"{part.budget:,}", f"{part.spent:,}")
+    return table
+
+
+def result_table(scores: Scores, assignment: Assignment) -> Table:
+    """Elements, ranks and parameters that are on, by kind."""
+    table = Table("result", "on", "of", "total rank", "parameters")
+    for kind, title in TITLES.items():
+        elements = of_kind(scores.elements, kind)
+        if elements:
+            ranks = [assignment.ranks.get(element.key, 0) for element in elements]
+            parameters = sum(
+                rank * (element.in_features + element.out_features)
+                for rank, element in zip(ranks, elements, strict=True)
+            )
+            on = sum(rank > 0 for rank in ranks)
+            table.add_row(title, f"{on:,}", f"{len(elements):,}", f"{sum(ranks):,}", f"{parameters:,}")
+    return table
+
+
+def rank_table(scores: Scores, assignment: Assignment) -> Table:
+    """Blocks × names: the rank, `·` where the element is off, nothing where there is none."""
+    names = list(dict.fromkeys(element.name for element in scores.elements))
+    table = Table("rank", *names)
+    scored = {(element.layer, element.name): element.key for element in scores.elements}
+    for layer in sorted({element.layer for element in scores.elements}):
+        keys = [scored.get((layer, name)) for name in names]
+        table.add_row(str(layer), *("" if key is None else str(assignment.ranks.get(key, "·")) for key in keys))
+    return table
+
+
+if __name__ == "__main__":
+    run(main)
