@@ -68,7 +68,8 @@ def test_grouping_cuts_padding_and_still_differs_from_epoch_to_epoch():
     groups = [{frozenset(order[i : i + 8].tolist()) for i in range(0, 1000, 8)} for order in (first, second)]
     assert len(groups[0] & groups[1]) < 10
     longest = [int(lengths[first[i : i + 8]].max()) for i in range(0, 1000, 8)]
-    assert longest != sorted(longest, reverse=True), "batches are shuffled, not in order of length"
+    falling = sum(one >= two for one, two in zip(longest, longest[1:], strict=False))
+    assert 0.35 < falling / len(longest) < 0.65, "batches are shuffled, not in order of length"
 
 
 # Collating
@@ -178,6 +179,9 @@ def test_a_position_belongs_to_its_epoch():
     assert (state["epoch"], state["position"]) == (1, 0), "nothing of epoch 1 was read yet"
     one.load_state_dict(state | {"position": 3})
     assert read(one, 2) == read(loader(), 2)
+    one.load_state_dict(state | {"position": 3})
+    assert read(one, 1) == read(loader(), 1)[3:]
+    assert read(one, 1) == read(loader(), 1), "read again, the epoch is whole"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
