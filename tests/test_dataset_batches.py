@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_grouping_cuts_padding_and_still_differs_from_epoch_to_epoch():
     groups = [{frozenset(order[i : i + 8].tolist()) for i in range(0, 1000, 8)} for order in (first, second)]
     assert len(groups[0] & groups[1]) < 10
     longest = [int(lengths[first[i : i + 8]].max()) for i in range(0, 1000, 8)]
-    falling = sum(one >= two for one, two in zip(longest, longest[1:], strict=False))
+    falling = sum(one >= two for one, two in pairwise(longest))
     assert 0.35 < falling / len(longest) < 0.65, "batches are shuffled, not in order of length"
 
 
