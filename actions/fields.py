@@ -89,6 +89,10 @@ def positive_or_unlimited(value: int) -> str | None:
     return None if value >= 1 or value == -1 else "at least 1, or -1 for no limit"
 
 
+def share(value: float) -> str | None:
+    return None if 0.0 < value <= 1.0 else "a share in (0, 1]"
+
+
 def count_or_share(value: int | float) -> str | None:
     """int: at least 1; float: in (0, 1]."""
     fits = 0.0 < value <= 1.0 if isinstance(value, float) else value >= 1

@@ -13,8 +13,11 @@ from actions.fields import (
     count_or_share,
     option,
     positive_or_unlimited,
+    share,
 )
 from dataset.spec import TASKS
+from model import saliency
+from model.allocation import MODES
 
 TRAIN, TEST, IMP_TEST, DYREALLOC = "train", "test", "imp-test", "train-dyrealloc"
 
@@ -33,11 +36,15 @@ ACTIONS: dict[str, Action] = {
 }
 
 _TRAINING = (TRAIN, DYREALLOC)
+_SCORING = (IMP_TEST, DYREALLOC)
+_DYREALLOC = (DYREALLOC,)
 
-MODEL, DATA, OPTIMISATION, LENGTH, DEVICES, FILES = (
+MODEL, DATA, OPTIMISATION, SCORING, REALLOCATION, LENGTH, DEVICES, FILES = (
     "model",
     "data",
     "optimisation",
+    "importance test",
+    "reallocation",
     "length of the run",
     "devices and precision",
     "run folder, logs and configuration",
@@ -68,8 +75,9 @@ class Options:
         "text",
         MODEL,
         "hf: hub name or save_pretrained folder; pl: a .ckpt of ours; pt: a state dict (safetensors or torch); "
+        "peft: folder of a PEFT LoRA adapter; "
         "by default told from the name",
-        choices=("hf", "pl", "pt"),
+        choices=("hf", "pl", "pt", "peft"),
     )
     pretrained: bool = option(
         False,
@@ -81,6 +89,14 @@ class Options:
     )
     backbone_model: str | None = option(
         None, "text", MODEL, "where the base model lies, if it moved since the checkpoint was written, or for a pt file"
+    )
+    quantize: str | None = option(
+        None,
+        "text",
+        MODEL,
+        "load the frozen base in 4 or 8 bits (needs bitsandbytes and a GPU)",
+        choices=("nf4", "int8"),
+        from_checkpoint=True,
     )
     lora_config: Path | None = option(None, "path", MODEL, "LoRA configuration (TOML); see configs/lora/")
     shortcut_config: Path | None = option(None, "path", MODEL, "shortcut configuration (TOML); see configs/shortcut/")
@@ -130,6 +146,9 @@ class Options:
         actions=_TRAINING,
     )
     learning_rate: float = option(5e-5, "real", OPTIMISATION, "peak learning rate", check=above(0), actions=_TRAINING)
+    loraplus_ratio: float = option(
+        1.0, "real", OPTIMISATION, "LoRA+: learning rate of B as a multiple of A's", check=above(0), actions=_TRAINING
+    )
     weight_decay: float = option(
         0.0, "real", OPTIMISATION, "weight decay of matrices (never of biases and norms)", check=at_least(0),
         actions=_TRAINING,
@@ -158,6 +177,79 @@ class Options:
         False, "boolean", OPTIMISATION, "recompute blocks in backward: less memory, more time"
     )
     seed: int = option(0, "integer", OPTIMISATION, "seed of everything random", check=at_least(0))
+    # importance test
+    importance_test_name: str = option(
+        "grad_norm", "text", SCORING, "heuristic that scores the elements", choices=saliency.names(), actions=_SCORING
+    )
+    imp_limit_test_batches: int | float = option(
+        32,
+        "amount",
+        SCORING,
+        "scoring batches over all processes, or share of the training set",
+        check=count_or_share,
+        actions=_SCORING,
+    )
+    imp_warmup_batches: int | None = option(
+        None,
+        "integer",
+        SCORING,
+        "batches to train all elements on before scoring, undone afterwards; "
+        "by default 32 for snip, synflow and alpha_test, else 0",
+        check=at_least(0),
+        aliases=("--alpha-limit-zptrain-batches",),
+        old_keys=("alpha_limit_zptrain_batches",),
+        actions=(IMP_TEST,),
+    )
+    imp_warmup_lr: float = option(
+        5e-4, "real", SCORING, "learning rate of that training", check=above(0), actions=(IMP_TEST,)
+    )
+    metric_red_tolerance: float = option(
+        0.01,
+        "real",
+        SCORING,
+        "alpha_test: how much worse the metric may get, as a share of itself, and still counts as unchanged",
+        check=at_least(0),
+        actions=_SCORING,
+    )
+    turn_on_percentile: float = option(
+        0.25, "real", SCORING, "share of the elements to turn on, in (0, 1]", check=share, actions=_SCORING
+    )
+    dyrealloc_ags_mode: str | None = option(
+        None,
+        "text",
+        SCORING,
+        "off: choose among LoRA alone, shortcuts stay on; separated: each kind within its own budget; combined: all "
+        "within one; by default combined with shortcuts, off without",
+        choices=MODES,
+        actions=_SCORING,
+    )
+    # reallocation
+    realloc_N: int | float = option(
+        0.2,
+        "amount",
+        REALLOCATION,
+        "score and reallocate every so many training batches, or share of an epoch: 1 is a batch, 1.0 an epoch; also "
+        "at the start of every epoch",
+        check=count_or_share,
+        actions=_DYREALLOC,
+    )
+    realloc_warmup_epochs: int | None = option(
+        None,
+        "integer",
+        REALLOCATION,
+        "epochs in which the elements that were on least often come first; by default 1 for snip, synflow and "
+        "alpha_test, else 0",
+        check=at_least(0),
+        actions=_DYREALLOC,
+    )
+    imp_source: str = option(
+        "dedicated",
+        "text",
+        REALLOCATION,
+        "where gradients to score by come from: batches of their own, or the training batches (no extra passes)",
+        choices=("dedicated", "training"),
+        actions=_DYREALLOC,
+    )
     # length of the run
     max_epochs: int = option(
         3, "integer", LENGTH, "epochs to train; -1: no limit", check=positive_or_unlimited, actions=_TRAINING
