@@ -6,6 +6,13 @@ import datasets
 import huggingface_hub
 import pytest
 
+from tests.world import World, make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def private_and_offline(tmp_path_factory: pytest.TempPathFactory):

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -66,16 +67,43 @@ def model_folder(folder: Path, family: str = "opt", task: str = "causal_language
     return folder
 
 
-def write_lora(
-    folder: Path, rank: int = 4, dropout: float = 0.0, names: tuple[str, ...] = ("q_proj", "v_proj")
-) -> Path:
-    lines = ['granularity = "network"', "[default]", f"r = {rank}", "lora_alpha = 8", f"lora_dropout = {dropout}"]
+def write_lora(path: Path, *names: str, **default: object) -> Path:
+    """A network-wise LoRA configuration with `names` on (q and v if none is given)."""
+    lines = ['granularity = "network"', "[default]"]
+    lines += [f"{key} = {value}" for key, value in {"r": 4, "lora_alpha": 8, **default}.items()]
     lines += ["disable_adapter = true"]
-    for name in names:
+    for name in names or ("q_proj", "v_proj"):
         lines += [f"[all_layers.{name}]", "disable_adapter = false"]
-    path = folder / "lora.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders that the tests share and never write into, and one for their runs."""
+
+    opt: Path
+    sst2: Path
+    lora: Path
+    runs: Path
+
+    def training(self, *more: object) -> list[str]:
+        """A command that fine-tunes `opt_lora` on the small SST-2 in a second; `more` may add and override options."""
+        shared = ("train", "opt_lora", "sst2", "--load", self.opt, "--pretrained", "--dataset-saved-path", self.sst2)
+        sizes = ("--lora-config", self.lora, "--learning-rate", 1e-2, "--batch-size", 4, "--project-dir", self.runs)
+        return [str(part) for part in (*shared, *sizes, *more)]
+
+    def checkpoint(self, project: str, name: str = "last") -> Path:
+        return self.runs / project / "checkpoints" / f"{name}.ckpt"
+
+
+def make_world(folder: Path) -> World:
+    return World(
+        opt=model_folder(folder / "opt"),
+        sst2=sst2_folder(folder / "sst2"),
+        lora=write_lora(folder / "lora.toml", lora_dropout=0.1),
+        runs=folder / "runs",
+    )
 
 
 def command(*arguments: object) -> list[str]:

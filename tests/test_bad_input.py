@@ -1,0 +1,211 @@
+"""Whatever a user can get wrong ends in one line that says what was found and what would be right, and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.world import World, command, main, model_folder, run, write_jsonl, write_lora
+
+
+def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs a command that must fail as a user's mistake does; returns its line."""
+    capfd.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert ";" in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found", "expected"),
+    [
+        ("", "no action", "train"),
+        ("trian", "trian", "did you mean 'train'"),
+        ("train --lerning-rate 1", "--lerning-rate", "--learning-rate"),
+        ("train --learning-rate fast", "fast", "number"),
+        ("train --learning-rate 0", "0", "above 0"),
+        ("train --batch-size 0", "--batch-size 0", "at least 1"),
+        ("train --batch-size 1.5", "1.5", "whole number"),
+        ("train --max-epochs -2", "-2", "-1 for no limit"),
+        ("train --limit-train-batches 0", "0", "at least 1"),
+        ("train --val-check-interval 2.0", "2.0", "share in (0, 1]"),
+        ("train --optimizer adamww", "adamww", "did you mean 'adamw'"),
+        ("train --precision 8", "8", "bf16-mixed"),
+        ("train --strategy fsdp", "fsdp", "ddp"),
+        ("train --pretrained perhaps", "perhaps", "true or false"),
+        ("train opt_lora rte more", "more", "at most a model and a data set"),
+        ("train opt_lora --model roberta_lora", "given twice", "once"),
+        ("train opt_lra", "opt_lra", "did you mean 'opt_lora'"),
+        ("train opt_lora_agz", "opt_lora_agz", "did you mean 'opt_lora_ags'"),
+        ("train opt_lora rtee", "rtee", "did you mean 'rte'"),
+        ("train opt_lora rte --task summarization", "summarization", "classification"),
+        ("train opt_lora rte --task translation", "translation", "classification"),
+        ("train roberta_lora wikitext2 --load x", "causal_language_modeling", "classification"),
+        ("train roberta_lora rte", "--load is missing", "roberta"),
+        ("train opt_lora rte --max-epochs -1", "--max-epochs", "give one"),
+        ("train opt_lora rte --load nowhere/at-all --pretrained", "nowhere/at-all", "hub name or a folder"),
+        ("train opt_lora rte --lora-config nowhere.toml", "nowhere.toml", "LoRA configuration"),
+        ("train opt_lora rte --config nowhere.toml", "nowhere.toml", "TOML"),
+        ("train some/model rte --lora-config configs/lora/lora_qv.toml", "plain model", "opt_lora"),
+        ("train opt_lora rte --shortcut-config configs/shortcut/ags_networkwise.toml", "no shortcuts", "opt_lora_ags"),
+        ("train --resume-training", "--resume-training", "--load"),
+        ("train --resume-training --load some/folder", "--resume-training", "last.ckpt"),
+        ("test --load nowhere.ckpt", "nowhere.ckpt", "path"),
+        ("train opt_lora rte --num-devices 999 --accelerator cpu", "999", "CPU cores"),
+        ("train opt_lora rte --precision 16-mixed --accelerator cpu", "16-mixed", "bf16-mixed"),
+    ],
+)
+def test_mistakes_on_the_command_line(capfd, monkeypatch, arguments: str, found: str, expected: str) -> None:
+    line = complaint(capfd, *arguments.split())
+    head, _, advice = line.partition(";")
+    assert found in head
+    assert expected in advice
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(capfd) -> None:
+    assert "no GPU" in complaint(capfd, "train", "opt_lora", "rte", "--accelerator", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "expected"),
+    [
+        ("lerning_rate = 1.0", "lerning_rate", "learning_rate"),
+        ('learning_rate = "fast"', "fast", "number"),
+        ("batch_size = true", "True", "whole number"),
+        ("batch_size = 0", "0", "at least 1"),
+        ('optimizer = "adamv"', "adamv", "adamw"),
+        ("seed = 1\nseed = 2", "not TOML", "learning_rate"),
+        ('training_optimizer = "sgd"\noptimizer = "adam"', "second time", "once"),
+    ],
+)
+def test_mistakes_in_the_config_file(capfd, tmp_path: Path, text: str, found: str, expected: str) -> None:
+    config = tmp_path / "options.toml"
+    config.write_text(text)
+    head, _, advice = complaint(capfd, "train", "--config", config).partition(";")
+    assert found in head
+    assert expected in advice
+
+
+def test_debug_shows_the_traceback(capfd) -> None:
+    assert main(["train", "opt_lra", "--log-level", "debug"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+class TestConfigurations:
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("r = -1", "-1"),
+            ("r = 2\nlora_dropout = 1.0", "1.0"),
+            ("r = 2\n[all_layers.q_prj]\nr = 1", "q_prj"),
+            ("r = 2\n[model_layer_0.q_proj]\nr = 1", "model_layer_0"),
+        ],
+    )
+    def test_wrong_lora_files(self, capfd, world: World, tmp_path: Path, text: str, found: str) -> None:
+        config = tmp_path / "lora.toml"
+        config.write_text(f'granularity = "network"\n[default]\nlora_alpha = 4\n{text}\n')
+        assert found in complaint(capfd, *command(*world.training("--lora-config", config)))
+
+    def test_a_block_beyond_the_model(self, capfd, world: World, tmp_path: Path) -> None:
+        config = tmp_path / "lora.toml"
+        config.write_text('granularity = "layer"\n[default]\nr = 2\nlora_alpha = 4\n[model_layer_2.q_proj]\nr = 1\n')
+        line = complaint(capfd, *command(*world.training("--lora-config", config)))
+        assert "model_layer_2" in line
+        assert "0 to 1" in line
+
+    def test_nothing_left_on(self, capfd, world: World, tmp_path: Path) -> None:
+        config = write_lora(tmp_path / "lora.toml", r=0)
+        assert "no element" in complaint(capfd, *command(*world.training("--lora-config", config)))
+
+    def test_another_architecture(self, capfd, world: World, tmp_path: Path) -> None:
+        folder = model_folder(tmp_path / "gemma2", "gemma")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "gemma2"}))
+        arguments = ("train", "gemma_lora", "sst2", "--load", folder, "--dataset-saved-path", world.sst2)
+        line = complaint(capfd, *command(*arguments))
+        assert "gemma2" in line
+        assert "gemma" in line.split(";")[1]
+
+
+class TestData:
+    def test_a_split_that_is_empty(self, capfd, world: World, tmp_path: Path) -> None:
+        shutil.copytree(world.sst2, tmp_path / "data")
+        (tmp_path / "data" / "validation.jsonl").write_text("")
+        assert "validation" in complaint(capfd, *command(*world.training("--dataset-saved-path", tmp_path / "data")))
+
+    def test_a_split_that_is_not_there(self, capfd, world: World, tmp_path: Path) -> None:
+        shutil.copytree(world.sst2, tmp_path / "data")
+        (tmp_path / "data" / "train.jsonl").unlink()
+        assert "train" in complaint(capfd, *command(*world.training("--dataset-saved-path", tmp_path / "data")))
+
+    def test_a_wrong_column(self, capfd, world: World, tmp_path: Path) -> None:
+        shutil.copytree(world.sst2, tmp_path / "data")
+        write_jsonl(tmp_path / "data" / "train.jsonl", [{"sentense": "a good film", "label": 1}])
+        line = complaint(capfd, *command(*world.training("--dataset-saved-path", tmp_path / "data")))
+        assert "'sentence'" in line
+        assert "sentense" in line
+
+    def test_a_label_out_of_range(self, capfd, world: World, tmp_path: Path) -> None:
+        shutil.copytree(world.sst2, tmp_path / "data")
+        write_jsonl(tmp_path / "data" / "train.jsonl", [{"sentence": "a good film", "label": 2}])
+        assert "2" in complaint(capfd, *command(*world.training("--dataset-saved-path", tmp_path / "data")))
+
+
+class TestCheckpoints:
+    @pytest.fixture(scope="class")
+    def trained(self, world: World) -> Path:
+        assert run(*world.training("--max-steps", 2, "--project", "for-mistakes")) == 0
+        return world.checkpoint("for-mistakes")
+
+    def test_of_another_model(self, capfd, world: World, trained: Path) -> None:
+        line = complaint(capfd, *command("test", "--model", "opt_lora_ags", "--load", trained))
+        assert "opt_lora" in line
+
+    def test_of_another_configuration(self, capfd, world: World, trained: Path, tmp_path: Path) -> None:
+        other = write_lora(tmp_path / "other.toml", "q_proj")
+        assert "differs" in complaint(capfd, *command("test", "--load", trained, "--lora-config", other))
+
+    def test_of_another_base(self, capfd, world: World, trained: Path, tmp_path: Path) -> None:
+        other = model_folder(tmp_path / "other", seed=1)
+        line = complaint(capfd, *command("test", "--load", trained, "--backbone-model", other))
+        assert "another base model" in line
+
+    def test_cut_short(self, capfd, trained: Path, tmp_path: Path) -> None:
+        broken = tmp_path / "broken.ckpt"
+        broken.write_bytes(trained.read_bytes()[:2000])
+        assert "broken.ckpt" in complaint(capfd, *command("test", "--load", broken))
+
+    def test_of_another_program(self, capfd, tmp_path: Path) -> None:
+        torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+        assert "not a checkpoint of this program" in complaint(
+            capfd, *command("test", "--load", tmp_path / "other.ckpt")
+        )
+
+    def test_code_inside_never_runs(self, capfd, tmp_path: Path) -> None:
+        proof = tmp_path / "ran"
+
+        class Malicious:
+            def __reduce__(self):
+                return Path.touch, (proof,)
+
+        for name, write in (
+            ("torch.ckpt", lambda path: torch.save({"heterolora": Malicious(), "state_dict": {}}, path)),
+            ("pickle.ckpt", lambda path: path.write_bytes(pickle.dumps(Malicious()))),
+        ):
+            write(tmp_path / name)
+            complaint(capfd, *command("test", "--load", tmp_path / name))
+            assert not proof.exists()
+
+    def test_a_state_dict_that_does_not_fit(self, capfd, world: World, tmp_path: Path) -> None:
+        torch.save({"some.weight": torch.zeros(2)}, tmp_path / "state.pt")
+        arguments = world.training("--load", tmp_path / "state.pt", "--backbone-model", world.opt)
+        assert "does not fit" in complaint(capfd, *command(*arguments))

@@ -1,0 +1,224 @@
+"""`train` and `test`, from the command line to the files of the run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toml
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from tests.world import (
+    World,
+    main,
+    metrics_of,
+    model_folder,
+    run,
+    same_weights,
+    summary_folder,
+    text_folder,
+    weights,
+    write_lora,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(world: World) -> Path:
+    """The run folder of two epochs."""
+    assert run(*world.training("--max-epochs", 2, "--project", "trained")) == 0
+    return world.runs / "trained"
+
+
+class TestRunFolder:
+    def test_its_files(self, trained: Path) -> None:
+        names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+        expected = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.toml", "metrics.json", "parameters.json"}
+        assert names == expected
+
+    def test_a_checkpoint_holds_what_was_trained_and_nothing_else(self, trained: Path) -> None:
+        state = weights(trained / "checkpoints" / "last.ckpt")
+        elements = {name for name in state if name.endswith((".low_rank.A", ".low_rank.B"))}
+        assert len(elements) == 2 * 2 * 2  # blocks, projections, A and B
+        assert {name.split(".")[1] for name in state.keys() - elements} == {"score"}
+
+    def test_metrics_with_options_and_versions(self, trained: Path) -> None:
+        saved = json.loads((trained / "metrics.json").read_text())
+        figures = saved["metrics"]["validation"]
+        assert figures["accuracy"] == pytest.approx(figures["official/accuracy"])
+        assert saved["options"]["learning_rate"] == 1e-2
+        assert "torch" in saved["versions"]
+        assert saved["checkpoint"].endswith("best.ckpt")
+
+    def test_parameters_add_up(self, trained: Path) -> None:
+        table = json.loads((trained / "parameters.json").read_text())
+        state = weights(trained / "checkpoints" / "last.ckpt")
+        assert table["trainable"] == sum(tensor.numel() for tensor in state.values())
+        assert table["total"] == sum(row["total"] for row in table["rows"])
+
+    def test_the_configuration_repeats_the_run(self, world: World, trained: Path) -> None:
+        assert run("train", "--config", trained / "config.toml") == 0
+        again = world.runs / "trained-2"  # a run never overwrites another
+        assert same_weights(trained / "checkpoints" / "last.ckpt", again / "checkpoints" / "last.ckpt")
+        assert metrics_of(again) == metrics_of(trained)
+
+    def test_the_command_line_wins_over_the_file(self, world: World, trained: Path) -> None:
+        assert run("train", "--config", trained / "config.toml", "--max-steps", 1, "--project", "wins") == 0
+        assert toml.load(world.runs / "wins" / "config.toml")["max_steps"] == 1
+        assert not same_weights(trained / "checkpoints" / "last.ckpt", world.checkpoint("wins"))
+
+    def test_old_keys_and_NA(self, world: World, tmp_path: Path) -> None:  # noqa: N802
+        old = {
+            "model": "opt_lora",
+            "dataset": "sst2",
+            "load_name": str(world.opt),
+            "is_pretrained": True,
+            "training_optimizer": "sgd",
+            "is_to_auto_requeue": False,
+            "dataset_saved_path": str(world.sst2),
+            "lora_config": str(world.lora),
+            "backbone_model": "NA",
+            "project_dir": str(tmp_path),
+            "project": "old",
+            "max_steps": 1,
+        }
+        (tmp_path / "old.toml").write_text(toml.dumps(old))
+        assert run("train", "--config", tmp_path / "old.toml") == 0
+        written = toml.load(tmp_path / "old" / "config.toml")
+        assert written["optimizer"] == "sgd"
+        assert written["load"] == str(world.opt)
+        assert not {"load_name", "is_pretrained", "backbone_model"} & written.keys()
+
+
+class TestAction:
+    def test_a_checkpoint_alone_is_enough(self, world: World, trained: Path) -> None:
+        best = trained / "checkpoints" / "best.ckpt"
+        assert run("test", "--load", best, "--project-dir", world.runs, "--project", "tested") == 0
+        assert metrics_of(world.runs / "tested") == metrics_of(trained)
+
+    def test_an_untrained_head_is_said(self, capsys, world: World) -> None:
+        model = ("test", "--model", world.opt, "--dataset", "sst2", "--dataset-saved-path", world.sst2, "--pretrained")
+        assert run(*model, "--project-dir", world.runs, "--project", "untrained") == 0
+        assert "head is untrained" in capsys.readouterr().out
+
+    def test_batch_size_does_not_change_the_figures(self, world: World, trained: Path) -> None:
+        best = trained / "checkpoints" / "best.ckpt"
+        arguments = ("--project-dir", world.runs, "--project", "batches", "--batch-size", 5)
+        assert run("test", "--load", best, *arguments) == 0
+        for name, value in metrics_of(trained)["validation"].items():
+            assert metrics_of(world.runs / "batches")["validation"][name] == pytest.approx(value, abs=1e-5)
+
+    def test_the_base_may_have_moved(self, world: World, trained: Path, tmp_path: Path) -> None:
+        moved = model_folder(tmp_path / "moved")
+        arguments = ("--backbone-model", moved, "--project-dir", world.runs, "--project", "moved")
+        assert run("test", "--load", trained / "checkpoints" / "best.ckpt", *arguments) == 0
+        assert metrics_of(world.runs / "moved") == metrics_of(trained)
+
+
+class TestLoading:
+    def test_a_checkpoint_starts_a_new_run(self, world: World, trained: Path) -> None:
+        last = trained / "checkpoints" / "last.ckpt"
+        arguments = ("--project-dir", world.runs, "--project", "onward", "--max-steps", 1, "--learning-rate", 1e-9)
+        assert run("train", "--load", last, *arguments) == 0
+        before, after = weights(last), weights(world.checkpoint("onward"))
+        assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+    def test_a_plain_model_is_trained_whole(self, world: World) -> None:
+        arguments = ("--dataset-saved-path", world.sst2, "--project-dir", world.runs, "--max-steps", 2)
+        model = ("train", world.opt, "sst2", "--pretrained", *arguments)
+        assert run(*model, "--project", "plain", "--learning-rate", 1e-3) == 0
+        network = AutoModelForSequenceClassification.from_pretrained(world.opt, num_labels=2)
+        trained = {name.removeprefix("network.") for name in weights(world.checkpoint("plain"))}
+        assert trained == {name for name, _ in network.named_parameters()}
+        test = ("test", "--load", world.checkpoint("plain", "best"), "--project-dir", world.runs)
+        assert run(*test, "--project", "plain-tested") == 0
+        assert metrics_of(world.runs / "plain-tested") == metrics_of(world.runs / "plain")
+
+    @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+    def test_a_state_dict(self, world: World, tmp_path: Path, suffix: str) -> None:
+        """The weights from a file are those of the folder: the same frozen base, so the same run."""
+        from safetensors.torch import save_file
+
+        state = AutoModelForSequenceClassification.from_pretrained(world.opt, num_labels=2).state_dict()
+        base = {name: tensor for name, tensor in state.items() if not name.startswith("score")}
+        file = tmp_path / f"state.{suffix}"
+        save_file(base, file) if suffix == "safetensors" else torch.save(base, file)
+        arguments = ("--load", file, "--backbone-model", world.opt, "--max-steps", 1, "--learning-rate", 1e-9)
+        assert run(*world.training(*arguments, "--project", f"state-{suffix}")) == 0
+        checkpoint = world.checkpoint(f"state-{suffix}")
+        record = torch.load(checkpoint, weights_only=True)["heterolora"]
+        assert run(*world.training("--max-steps", 1, "--project", f"folder-{suffix}")) == 0
+        of_folder = torch.load(world.checkpoint(f"folder-{suffix}"), weights_only=True)["heterolora"]
+        assert record["base_sha256"] == of_folder["base_sha256"]
+        assert run("test", "--load", checkpoint, "--project-dir", world.runs) == 0
+
+
+TASKS = {
+    "classification": ("sst2", lambda world, folder: world.sst2, "accuracy"),
+    "causal_language_modeling": ("wikitext2", lambda world, folder: text_folder(folder / "text"), "perplexity"),
+    "summarization": ("xsum", lambda world, folder: summary_folder(folder / "summaries"), "rouge1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        *(("opt", task) for task in TASKS),
+        ("roberta", "classification"),
+        *(("gemma", task) for task in TASKS),
+    ],
+)
+def test_every_family_and_task(world: World, tmp_path: Path, family: str, task: str) -> None:
+    dataset, make_data, metric = TASKS[task]
+    base = world.opt if family == "opt" else model_folder(tmp_path / family, family)
+    arguments = ("--load", base, "--pretrained", "--dataset-saved-path", make_data(world, tmp_path))
+    sizes = ("--max-token-len", 24, "--max-target-len", 4, "--max-steps", 3, "--project-dir", tmp_path)
+    model = ("train", f"{family}_lora", dataset, "--task", task)
+    assert run(*model, *arguments, *sizes, "--lora-config", world.lora, "--project", "run") == 0
+    figures = metrics_of(tmp_path / "run")
+    assert all(metric in row for row in figures.values())
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert run("test", "--load", best, "--project-dir", tmp_path, "--project", "tested") == 0
+    tested = metrics_of(tmp_path / "tested")
+    assert tested == {split: row for split, row in figures.items() if split in tested}
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16-mixed", "bf16-true"])
+def test_elements_and_head_stay_float32(world: World, precision: str) -> None:
+    project = f"precision-{precision}"
+    assert run(*world.training("--max-steps", 3, "--precision", precision, "--project", project)) == 0
+    state = weights(world.checkpoint(project))
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    start = weights(next(world.runs.glob("trained/checkpoints/last.ckpt")))
+    assert any(not torch.equal(state[name], start[name]) for name in state)
+    assert run("test", "--load", world.checkpoint(project), "--project-dir", world.runs, "--precision", "32") == 0
+
+
+def test_gradient_checkpointing_changes_no_weight(world: World) -> None:
+    assert run(*world.training("--max-steps", 4, "--project", "stored")) == 0
+    assert run(*world.training("--max-steps", 4, "--project", "recomputed", "--gradient-checkpointing")) == 0
+    stored, recomputed = weights(world.checkpoint("stored")), weights(world.checkpoint("recomputed"))
+    assert all(torch.allclose(stored[name], recomputed[name], atol=1e-6) for name in stored)
+
+
+def test_patience_ends_a_run_that_gets_no_better(world: World) -> None:
+    arguments = ("--max-epochs", 9, "--patience", 1, "--learning-rate", 1e-12, "--project", "patient")
+    assert run(*world.training(*arguments)) == 0
+    assert torch.load(world.checkpoint("patient"), weights_only=True)["epoch"] < 8
+
+
+def test_a_loss_that_is_no_number_stops_the_run(capfd, world: World, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "lora.toml", lora_alpha=1e20)
+    arguments = ("--lora-config", lora, "--learning-rate", 1e20, "--optimizer", "sgd", "--project", "nan")
+    assert run(*world.training(*arguments)) == 2
+    assert "training loss became" in capfd.readouterr().err
+    assert all(torch.isfinite(tensor).all() for tensor in weights(world.checkpoint("nan")).values())
+
+
+def test_csv_curves(world: World, tmp_path: Path) -> None:
+    arguments = world.training("--max-epochs", 1, "--project-dir", tmp_path, "--project", "curves")
+    assert main([*arguments, "--accelerator", "cpu", "--logger", "csv", "--log-every-n-steps", "1"]) == 0
+    rows = (tmp_path / "curves" / "logs" / "metrics.csv").read_text().splitlines()
+    assert {"train/loss", "validation/accuracy", "validation/loss"} <= set(rows[0].split(","))
+    assert len(rows) > 10
