@@ -1,0 +1,92 @@
+"""The families' tables against the library's own models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from dataset.errors import UserError
+from model import family
+from model.family.base import PROJECTIONS, Family
+from tests.adapted import CASES, VARIANTS
+from tests.tiny import tiny_network
+
+
+def test_every_file_of_the_folder_is_a_family():
+    assert family.names() == ("bert", "gemma", "llama", "opt", "qwen2", "roberta")
+    for name in family.names():
+        assert family.get(name).name == name
+        assert family.for_model_type(name) is family.get(name)
+    assert family.for_model_type("gpt2") is None
+
+
+def test_model_names():
+    for name in family.names():
+        assert family.parse_model_name(f"{name}_lora") == family.AdaptedName(family.get(name), shortcuts=False)
+        assert family.parse_model_name(f"{name}_lora_ags") == family.AdaptedName(family.get(name), shortcuts=True)
+    for other in ("opt", "facebook/opt-350m", "opt_lora_x", "gpt2_lora", "_lora", "my/opt_lora", "opt_lora_lora", ""):
+        assert family.parse_model_name(other) is None
+    assert set(family.model_names()) == {f"{name}{end}" for name in family.names() for end in ("_lora", "_lora_ags")}
+
+
+def test_an_unknown_family_names_the_nearest():
+    with pytest.raises(UserError, match="'robreta' is not known; did you mean 'roberta'"):
+        family.get("robreta")
+
+
+@pytest.mark.parametrize(("variant", "task"), CASES)
+def test_the_tables_point_at_what_they_say(variant, task):
+    name, keys = VARIANTS[variant]
+    table, network = family.get(name), tiny_network(name, task, **keys)
+    blocks = list(network.base_model.get_submodule(table.blocks))
+    assert len(blocks) == network.config.num_hidden_layers
+    assert [key for key in PROJECTIONS if key in table.linears] == list(table.linears), "table order"
+    in_block = {path for path, module in blocks[0].named_modules() if isinstance(module, nn.Linear)}
+    assert set(table.linears.values()) == in_block, "every linear layer of a block, and no other"
+    norms = {path for path, module in blocks[0].named_modules() if "norm" in type(module).__name__.lower()}
+    assert {table.norm1, table.norm2} == norms
+
+    # The order in which a block calls its parts tells whether the norms come first.
+    called: list[str] = []
+    watched = {**table.linears, "norm1": table.norm1, "norm2": table.norm2}
+    for key, path in watched.items():
+        blocks[0].get_submodule(path).register_forward_hook(lambda *_, key=key: called.append(key))
+    network(torch.tensor([[3, 4, 5]]))
+    if table.pre_norm(network.config):
+        order = [("norm1", "q_proj"), ("norm2", "w1")]
+    else:
+        order = [("o_proj", "norm1"), ("w2", "norm2")]
+    for earlier, later in order:
+        assert called.index(earlier) < called.index(later)
+    half = called.index("o_proj") + 1
+    assert {"q_proj", "k_proj", "v_proj"} < set(called[:half])
+    assert {"w1", "w2"} < set(called[half:])
+
+
+def test_a_model_without_a_head_is_found_too():
+    network = AutoModel.from_config(tiny_network("opt").config)
+    assert len(network.base_model.get_submodule(family.get("opt").blocks)) == 2
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "opt"])
+def test_gemma_means_the_first_gemma(model_type):
+    with pytest.raises(UserError) as caught:
+        family.get("gemma").check(AutoConfig.for_model(model_type))
+    assert f"does not fit a model of type '{model_type}'" in str(caught.value)
+    assert ("norms after the halves too" in str(caught.value)) == model_type.startswith("gemma")
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert"])
+def test_encoders_classify(name):
+    family.get(name).check_task("classification")
+    with pytest.raises(UserError, match=f"'summarization' is not something {name} models do; valid: classification"):
+        family.get(name).check_task("summarization")
+
+
+def test_decoders_do_every_task():
+    for name in ("opt", "gemma", "llama", "qwen2"):
+        table: Family = family.get(name)
+        for task in ("classification", "causal_language_modeling", "summarization"):
+            table.check_task(task)

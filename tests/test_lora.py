@@ -1,0 +1,185 @@
+"""LoRA against PEFT, and the low-rank element against its formula."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import peft
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model import family
+from model.adapt import adapt
+from model.lora import LoraLinear
+from model.low_rank import LowRank
+from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config
+from tests.tiny import tiny_batch, tiny_network
+
+
+def element(rank: int = 3, alpha: float = 6.0, width_in: int = 8, width_out: int = 5, **options: object) -> LowRank:
+    made = LowRank(width_in, width_out, rank, alpha, **options)
+    nn.init.normal_(made.B)
+    return made
+
+
+def delta_of(low_rank: LowRank, x: torch.Tensor) -> torch.Tensor:
+    """The formula, in float64."""
+    return low_rank.scaling * (x.double() @ low_rank.A.double().T) @ low_rank.B.double().T
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(("variant", "task"), CASES)
+def test_logits_and_gradients_are_those_of_peft(variant, task, rslora):
+    model, batch = adapted(variant, task, lora_config(use_rslora=rslora)), tiny_batch()
+    name, keys = VARIANTS[variant]
+    theirs = tiny_network(name, task, **keys)
+    options = {"r": 3, "lora_alpha": 6, "use_rslora": rslora, "target_modules": [e.module for e in model.space]}
+    theirs = peft.LoraModel(theirs, peft.LoraConfig(**options), "default")
+
+    optimizer = torch.optim.AdamW([p for e in model.space for p in e.low_rank.parameters()], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.network(**batch).logits.square().sum().backward()
+        optimizer.step()
+    wrapped = dict(theirs.model.named_modules())
+    with torch.no_grad():
+        for e in model.space:
+            wrapped[e.module].lora_A["default"].weight.copy_(e.low_rank.A)
+            wrapped[e.module].lora_B["default"].weight.copy_(e.low_rank.B)
+    plain = tiny_network(name, task, **keys)(**batch).logits
+    model.network.zero_grad()
+    found, expected = model.network(**batch).logits, theirs(**batch).logits
+    assert (expected - plain).abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for key, gradient in gradients(model.space).items():
+        block, projection, which = key.split(".")
+        path = next(e.module for e in model.space if e.key == f"{block}.{projection}")
+        other = getattr(wrapped[path], f"lora_{which}")["default"].weight.grad
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_delta_is_the_formula(rslora):
+    low_rank, x = element(use_rslora=rslora), torch.randn(2, 7, 8)
+    assert low_rank.scaling == pytest.approx(6 / (math.sqrt(3) if rslora else 3))
+    expected = delta_of(low_rank, x).float()
+    torch.testing.assert_close(low_rank(x), expected)
+    onto = torch.randn(2, 7, 5)
+    before = onto.clone()
+    torch.testing.assert_close(low_rank(x, onto=onto), before + expected)
+    assert torch.equal(onto, before), "what delta is added to stays as it was"
+    torch.testing.assert_close(low_rank(x, onto=onto.view(14, 5)), (before + expected).view(14, 5))  # OPT flattens
+    low_rank.importance = 0.25
+    torch.testing.assert_close(low_rank(x), expected / 4)
+    torch.testing.assert_close(low_rank(x, onto=onto), before + expected / 4)
+
+
+def test_a_starts_kaiming_uniform_and_b_at_zero():
+    torch.manual_seed(0)
+    low_rank = LowRank(400, 30, rank=20, alpha=1.0)
+    bound = 1 / math.sqrt(400)  # kaiming_uniform with a = sqrt(5): sqrt(6 / (1 + 5) / fan_in)
+    assert low_rank.A.abs().max() <= bound
+    assert low_rank.A.detach().std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert not low_rank.B.any()
+
+
+def test_dropout_is_on_the_input_and_in_training_only():
+    low_rank, x = element(dropout=0.5), torch.randn(4, 8)
+    torch.manual_seed(3)
+    found = low_rank(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(found, delta_of(low_rank, F.dropout(x, 0.5)).float())
+    torch.testing.assert_close(low_rank.eval()(x), delta_of(low_rank, x).float())
+
+
+def test_off_gives_back_the_base_and_asks_for_no_gradient():
+    layer, x = LoraLinear(nn.Linear(8, 5), element()), torch.randn(2, 8)
+    layer.base.requires_grad_(False)
+    assert not torch.allclose(layer(x), layer.base(x), atol=1e-3)
+    layer(x).sum().backward()
+    layer.low_rank.switch(False)
+    assert torch.equal(layer(x), layer.base(x))
+    assert not layer(x).requires_grad
+    for parameter in layer.low_rank.parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+    layer.low_rank.switch(True)
+    assert all(parameter.requires_grad for parameter in layer.low_rank.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_base_of_another_dtype_gets_a_float32_delta(dtype):
+    layer = LoraLinear(nn.Linear(8, 5).to(dtype), element())
+    x = torch.randn(3, 8).to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, layer.base(x) + layer.low_rank(x.float()).to(dtype))
+    y.sum().backward()
+    assert layer.low_rank.A.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast(base_dtype):
+    layer, x = LoraLinear(nn.Linear(64, 64).to(base_dtype), element(width_in=64, width_out=64)), torch.randn(3, 64)
+    expected = layer.base.float()(x) + delta_of(layer.low_rank, x).float()
+    layer.base.to(base_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), expected.detach(), rtol=0.05, atol=0.1)
+    y.sum().backward()
+    assert layer.low_rank.B.grad.dtype == torch.float32
+
+
+class Quantised(nn.Module):
+    """Stands for a quantised linear layer: 8-bit values out of sight, no `weight`, no floating parameter."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = width_in, width_out
+        self.register_buffer("packed", torch.randint(-127, 128, (width_out, width_in), dtype=torch.int8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.packed.to(x.dtype).T / 1000
+
+
+def test_a_quantised_base_is_wrapped_like_any_other():
+    network = tiny_network("opt")
+    for block in network.model.decoder.layers:
+        for path in family.get("opt").linears.values():
+            linear = block.get_submodule(path)
+            block.set_submodule(path, Quantised(linear.in_features, linear.out_features))
+    batch = tiny_batch()
+    before = network(**batch).logits
+    space = adapt(network, family.get("opt"), lora_config())
+    assert torch.equal(network(**batch).logits, before)
+    assert {(e.name, e.low_rank.in_features, e.low_rank.out_features) for e in space} >= {
+        ("w1", 32, 64),
+        ("w2", 64, 32),
+    }
+    network(**batch).logits.sum().backward()
+    assert len(gradients(space)) == 2 * len(space)
+
+
+def test_a_float32_base_output_stays_float32_under_autocast():
+    class Full(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x)
+
+    layer, x = LoraLinear(Full(8, 5), element()), torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.float32
+
+
+def test_a_deep_copy_is_on_its_own():
+    layer, x = LoraLinear(nn.Linear(8, 5), element()), torch.randn(3, 8)
+    twin, y = copy.deepcopy(layer), layer(x)
+    layer.low_rank.switch(False)
+    assert torch.equal(twin(x), y)
