@@ -1,0 +1,1 @@
+"""One heuristic a file, named like it."""
