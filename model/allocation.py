@@ -16,31 +16,23 @@ from typing import Literal, TypeVar
 
 from dataset.errors import UserError
 from model.config import Kind
+from model.place import Place
 
 Mode = Literal["off", "separated", "combined"]
 MODES: tuple[Mode, ...] = ("off", "separated", "combined")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Place):
     """One element and its score.
 
     Attributes:
-        layer: block index, from 0.
-        name: canonical name, e.g. `q_proj` or `shortcut1`.
         kind: `lora` or `shortcut`.
         score: higher is more important.
     """
 
-    layer: int
-    name: str
     kind: Kind
     score: float
-
-    @property
-    def key(self) -> str:
-        """The name in every file: `layer_<i>.<name>`."""
-        return f"layer_{self.layer}.{self.name}"
 
 
 AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)

@@ -9,32 +9,24 @@ from torch import nn
 
 from model.config import Kind
 from model.low_rank import LowRank
+from model.place import Place
 from model.shortcut import Carry
 
 
 @dataclass(frozen=True)
-class Element:
+class Element(Place):
     """One candidate.
 
     Attributes:
-        layer: block index, from 0.
-        name: canonical name, e.g. `q_proj` or `shortcut1`.
         kind: `lora` or `shortcut`.
         module: the library's own path of what the element stands beside: of the linear layer for LoRA
             (`model.decoder.layers.0.self_attn.q_proj`), of the block for a shortcut (`model.decoder.layers.0`).
         low_rank: the parameters and the switch.
     """
 
-    layer: int
-    name: str
     kind: Kind
     module: str
     low_rank: LowRank
-
-    @property
-    def key(self) -> str:
-        """The name in every file: `layer_<i>.<name>`."""
-        return f"layer_{self.layer}.{self.name}"
 
     @property
     def parameters(self) -> int:

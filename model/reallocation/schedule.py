@@ -1,0 +1,44 @@
+"""When a dynamic run reallocates: at the start of each epoch, and every so many batches after it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When elements are reallocated.
+
+    Attributes:
+        interval: training batches from one reallocation to the next, counted from the start of the epoch; a multiple of
+            the accumulation window, so that none is ever cut in two.
+        warmup_epochs: epochs in which the elements that were on least often come first, whatever they would score.
+    """
+
+    interval: int
+    warmup_epochs: int = 0
+
+    def due(self, batch: int) -> bool:
+        """Whether batch `batch` of an epoch starts with a reallocation."""
+        return batch % self.interval == 0
+
+    def warming_up(self, epoch: int) -> bool:
+        return epoch < self.warmup_epochs
+
+    def batches_until_due(self, batch: int, per_epoch: int) -> int:
+        """How many batches, this one included, are trained before the next reallocation."""
+        return min(self.interval - batch % self.interval, per_epoch - batch)
+
+
+def interval(n: int | float, per_epoch: int, accumulate: int = 1) -> int:
+    """`--realloc-N` as a number of batches.
+
+    Args:
+        n: an int counts batches, a float in (0, 1] is a share of the epoch (in exact decimals, rounded up).
+        per_epoch: training batches of an epoch.
+        accumulate: batches of a window; the result is rounded up to a multiple of it.
+    """
+    batches = math.ceil(Decimal(str(n)) * per_epoch) if isinstance(n, float) else n
+    return math.ceil(batches / accumulate) * accumulate
