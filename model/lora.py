@@ -27,4 +27,4 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> y (..., out), in the dtype of base(x)."""
         y = self.base(x)
-        return self.low_rank(x, onto=y) if self.low_rank.enabled else y
+        return self.low_rank(x, onto=y) if self.low_rank.present else y

@@ -7,6 +7,7 @@ Transformer block. Both are the same map and the same class.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ class LowRank(nn.Module):
     whatever the base computes in. `importance` is 1 except while `alpha_test` asks what happens without the element.
 
     Off means absent: whoever owns the element must not call it while `enabled` is False, and A and B then ask for no
-    gradient, so that no optimizer (weight decay and momentum included) touches them.
+    gradient, so that no optimizer (weight decay and momentum included) touches them. While a `probe` stands in for an
+    element that is off, its owner calls it nevertheless: `probe(x, onto)` gives back `onto` as it is and looks on.
 
     Args:
         in_features: width of x.
@@ -49,6 +51,12 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.enabled = True
+        self.probe: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def present(self) -> bool:
+        """Whether the owner must call it: it is on, or a probe stands in for it."""
+        return self.enabled or self.probe is not None
 
     def switch(self, on: bool) -> None:
         """Turn the element on or off. Off: A and B lose their gradient, and keep their values for when it returns."""
@@ -68,6 +76,8 @@ class LowRank(nn.Module):
         Returns:
             delta(x) (..., out) in float32 (autocast's dtype where that is active), or a tensor like `onto`.
         """
+        if not self.enabled and self.probe is not None:
+            return self.probe(x, onto)
         if x.dtype != self.A.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.A.dtype)
         if self.training and self.dropout > 0:

@@ -73,7 +73,7 @@ class Carry:
     def wanted(self, layer: int) -> bool:
         """Whether the block after `layer` will ask for this block's h."""
         reader = self.readers.get(layer + 1)
-        return reader is not None and reader.enabled
+        return reader is not None and reader.present
 
     def put(self, layer: int, h: torch.Tensor) -> None:
         """Leave the h of block `layer` for the next block."""
@@ -110,7 +110,7 @@ class Shortcuts(nn.Module):
     """The shortcuts of one block, living inside it, and the hooks that work them.
 
     Every hook is a method of this module, so a deep copy of the network is worked by its own copy of it. x and h are
-    seen only for elements that are on, and let go at their last use.
+    seen only for elements that are present (on, or probed), and let go at their last use.
 
     Args:
         layer: index of the block.
@@ -151,34 +151,34 @@ class Shortcuts(nn.Module):
         at(family.linears["w2"]).register_forward_hook(self.add_to_y)
 
     def see_x(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if _on(self.residual1) or _on(self.shortcut1):
+        if _present(self.residual1) or _present(self.shortcut1):
             self.carry.held.x = args[0]
 
     def see_h(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if _on(self.residual2):
+        if _present(self.residual2):
             self.carry.held.h = args[0]
         if self.carry.wanted(self.layer):
             self.carry.put(self.layer, args[0])
 
     def add_to_h(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         held = self.carry.held
-        if _on(self.residual1):
+        if _present(self.residual1):
             output = self.residual1(held.x, onto=output)
-            if not _on(self.shortcut1):
+            if not _present(self.shortcut1):
                 held.x = None
         return output if self.cross_after_norm else self._add_shortcut2(output)
 
     def add_to_y(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        if _on(self.residual2):
+        if _present(self.residual2):
             output = self.residual2(self.carry.held.h, onto=output)
             self.carry.held.h = None
         return output if self.cross_after_norm else self._add_shortcut1(output)
 
     def _add_shortcut2(self, output: torch.Tensor) -> torch.Tensor:
-        return self.shortcut2(self.carry.take(self.layer), onto=output) if _on(self.shortcut2) else output
+        return self.shortcut2(self.carry.take(self.layer), onto=output) if _present(self.shortcut2) else output
 
     def _add_shortcut1(self, output: torch.Tensor) -> torch.Tensor:
-        if _on(self.shortcut1):
+        if _present(self.shortcut1):
             output = self.shortcut1(self.carry.held.x, onto=output)
             self.carry.held.x = None
         return output
@@ -210,5 +210,5 @@ class Shortcuts(nn.Module):
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
 
-def _on(element: LowRank | None) -> bool:
-    return element is not None and element.enabled
+def _present(element: LowRank | None) -> bool:
+    return element is not None and element.present
