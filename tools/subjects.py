@@ -1,0 +1,100 @@
+"""What benchmarks run: OPT models made from a configuration, with random weights and no download, and batches."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
+
+from model import family
+from model.adapt import adapt
+from model.config import ElementConfig, parse
+from model.search_space import SearchSpace
+from tools.measure import Step
+
+Batch = Mapping[str, Tensor]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a model and its batch."""
+    sizes = (
+        ("--hidden-size", 768, "width of the model (768: OPT-125M)"),
+        ("--layers", 6, "number of blocks"),
+        ("--rows", 8, "rows of a batch"),
+        ("--tokens", 64, "tokens of a row"),
+        ("--rank", 8, "r of every element"),
+    )
+    for flag, default, meaning in sizes:
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
+
+
+def base(args: argparse.Namespace, device: torch.device) -> PreTrainedModel:
+    """A pre-norm OPT that classifies, the same for the same options; dropout is off."""
+    width = args.hidden_size
+    config = OPTConfig(
+        vocab_size=1000,
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=max(1, width // 64),
+        max_position_embeddings=max(64, args.tokens),
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).to(device)
+
+
+def batch(args: argparse.Namespace, device: torch.device) -> Batch:
+    """Random tokens without padding, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 1000, (args.rows, args.tokens), generator=generator)
+    labels = torch.randint(2, (args.rows,), generator=generator)
+    made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return {name: tensor.to(device) for name, tensor in made.items()}
+
+
+def lora(rank: int, names: Iterable[str]) -> ElementConfig:
+    """LoRA of rank `rank` on the projections `names` of every block."""
+    on = {name: {"r": rank, "lora_alpha": 2 * rank} for name in names}
+    return parse({"granularity": "network", "default": {"r": 0}, "all_layers": on}, "lora")
+
+
+def shortcuts(rank: int) -> ElementConfig:
+    """Every shortcut in every block."""
+    return parse({"granularity": "network", "default": {"r": rank, "shortcut_alpha": 2 * rank}}, "shortcut")
+
+
+def adapted(
+    network: PreTrainedModel, lora: ElementConfig, shortcut: ElementConfig | None = None
+) -> tuple[PreTrainedModel, SearchSpace]:
+    """A copy of `network` with these elements, all on, every B as if trained."""
+    network = copied(network)
+    space = adapt(network, family.get("opt"), lora, shortcut)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for element in space:
+            element.low_rank.B.copy_(0.01 * torch.randn(element.low_rank.B.shape, generator=generator))
+    return network, space
+
+
+def copied(network: PreTrainedModel) -> PreTrainedModel:
+    """Another network of the same weights."""
+    return copy.deepcopy(network)
+
+
+def training_step(network: nn.Module, batch: Batch) -> Step:
+    """Forward, backward and an AdamW step of what asks for a gradient."""
+    network.train()
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
+
+    def step() -> None:
+        network(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
