@@ -1,7 +1,7 @@
 """Scores from the training batches themselves: no batch, no forward and no backward pass of their own.
 
-An element that is on has its gradients anyway. One that is off gets a probe, which computes what they would be from what
-passes by its place. Training's own gradients are bit for bit the same with it and without.
+An element that is on has its gradients anyway. One that is off gets a probe, which computes what they would be from
+what passes by its place. Training's own gradients are bit for bit the same with it and without.
 """
 
 from __future__ import annotations
