@@ -31,7 +31,11 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
     heuristic = get(name)
     with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
         values = heuristic.score(problem)
-    scores = {element.key: value for element, value in zip(problem.space, values, strict=True)}
+    return finite(name, {element.key: value for element, value in zip(problem.space, values, strict=True)})
+
+
+def finite(name: str, scores: dict[str, float]) -> dict[str, float]:
+    """The scores as they are; `UserError` naming the element if one is NaN or infinite."""
     for key, value in scores.items():
         if not math.isfinite(value):
             raise UserError(
