@@ -131,6 +131,7 @@ def _task(
         warmup_steps=options.warmup_steps,
         eta_min=options.eta_min,
         max_steps=options.max_steps,
+        loraplus_ratio=options.loraplus_ratio,
     )
     splits = Splits(data.validation_names, data.test_names)
     common: tuple[Any, ...] = (base.network, space, request.spec, splits, optimization, record)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import model.family as families
 from actions.fields import from_toml
-from actions.options import Options, declared
+from actions.options import Options, declared, flag_of
 from actions.parse import Command
 from actions.run_folder import CHECKPOINTS, named_folder
 from dataset import registry
@@ -31,6 +31,8 @@ _TOY_BASE = _ROOT / "model" / "toy_opt"
 
 # What belongs to one run and not to the run that continues it.
 _OF_ONE_RUN = ("load", "load_type", "resume_training", "backbone_model", "project_dir", "project", "config")
+
+_OF_THE_OPTIMIZER = ("optimizer", "learning_rate", "loraplus_ratio", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def resolve(command: Command) -> Request:
     _check_task(options, spec, adapted)
     _check_lengths(options)
     if adapted is None:
+        _refuse_what_needs_lora(options)
         configs: dict[Kind, ElementConfig] = {}
         _refuse_configs(given, ("lora", "shortcut"), f"'{options.model}' is a plain model", "opt_lora")
     elif record is not None:
@@ -141,6 +144,13 @@ def _check_lengths(options: Options) -> None:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
 
 
+def _refuse_what_needs_lora(options: Options) -> None:
+    plain = f"'{options.model}' is a plain model, trained whole"
+    instead = "leave it out, or use a model such as opt_lora"
+    if options.loraplus_ratio != 1:
+        raise UserError(f"--loraplus-ratio is {options.loraplus_ratio:g}, but {plain}", instead)
+
+
 # ---- configurations
 
 
@@ -192,6 +202,8 @@ def _with_record(command: Command, record: Record) -> Options:
             f"{options.load} is a checkpoint of --model {record.options['model']}, not {options.model}",
             "leave --model out, or give the checkpoint's",
         )
+    if options.resume_training:
+        _check_optimizer_goes_on(command, record)
     recorded = {
         name: from_toml(name, known[name], value)
         for name, value in record.options.items()
@@ -201,6 +213,18 @@ def _with_record(command: Command, record: Record) -> Options:
         and (options.resume_training or known[name].from_checkpoint)
     }
     return replace(options, **recorded)
+
+
+def _check_optimizer_goes_on(command: Command, record: Record) -> None:
+    """A resumed run takes its optimizer's state, learning rates included, from the checkpoint."""
+    for name in _OF_THE_OPTIMIZER:
+        now = getattr(command.options, name)
+        was = record.options.get(name, now)
+        if name in command.given and now != was:
+            raise UserError(
+                f"{flag_of(name)} is {now}, but the run to resume has {was}",
+                "leave it out, or start a new run from the checkpoint without --resume-training",
+            )
 
 
 def _base(

@@ -15,6 +15,7 @@ VARIANTS = {
     "accumulation": ("--accumulate-grad-batches", 2, "--val-check-interval", 4),
     "validation within the epoch": ("--val-check-interval", 5, "--lr-scheduler", "cosine_annealing"),
     "workers": ("--num-workers", 2, "--group-by-length"),
+    "loraplus": ("--loraplus-ratio", 8, "--weight-decay", 0.1, "--lr-scheduler", "linear"),
     "steps": ("--max-steps", 17, "--lr-scheduler", "linear", "--warmup-steps", 3),
 }
 

@@ -126,7 +126,7 @@ class FineTuning(pl.LightningModule, ABC):
     def configure_optimizers(self) -> dict[str, Any]:
         by_name = dict(self.named_parameters(remove_duplicate=False))
         parameters = dict.fromkeys(by_name[name] for name in self.trained)  # tied weights once
-        optimizer = build_optimizer(parameters, self.optimization)
+        optimizer = build_optimizer(parameters, self.optimization, self.space)
         schedule = build_scheduler(optimizer, self._total_steps(), self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.search_space import SearchSpace
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -23,6 +25,7 @@ class Optimization:
         warmup_steps: optimizer steps over which the rate rises linearly from 0.
         eta_min: the rate at which `cosine_annealing` ends.
         max_steps: optimizer steps after which training ends, -1: when its epochs are over.
+        loraplus_ratio: learning rate of every element's B as a multiple of all else's.
     """
 
     optimizer: str = "adamw"
@@ -32,6 +35,7 @@ class Optimization:
     warmup_steps: int = 0
     eta_min: float = 0.0
     max_steps: int = -1
+    loraplus_ratio: float = 1.0
 
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -41,14 +45,32 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:
-    """One optimizer over `parameters`, matrices and vectors apart."""
-    parameters = list(parameters)
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], settings: Optimization, space: SearchSpace | None = None
+) -> torch.optim.Optimizer:
+    """One optimizer over `parameters`, matrices and vectors apart, and with LoRA+ every B apart from the matrices.
+
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B of an element moves at `loraplus_ratio` times the learning rate, in
+    wide networks well above 1. The schedule multiplies all rates alike, so their ratio stays.
+
+    Args:
+        parameters: what is trained.
+        settings: how.
+        space: the elements among `parameters`, of an adapted network.
+    """
+    parameters, fast = list(parameters), set()
+    if settings.loraplus_ratio != 1:
+        fast = {element.low_rank.B for element in space or ()}
+    matrices = [p for p in parameters if p.ndim >= 2 and p not in fast]
+    vectors = [p for p in parameters if p.ndim < 2]
+    of_b = [p for p in parameters if p in fast]
+    rate, decay = settings.learning_rate, settings.weight_decay
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"name": "matrices", "params": matrices, "lr": rate, "weight_decay": decay},
+        {"name": "vectors", "params": vectors, "lr": rate, "weight_decay": 0.0},
+        {"name": "B", "params": of_b, "lr": rate * settings.loraplus_ratio, "weight_decay": decay},
     ]
-    return _OPTIMIZERS[settings.optimizer]([g for g in groups if g["params"]], lr=settings.learning_rate)
+    return _OPTIMIZERS[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
 
 
 def rate_factor(step: int, total: float, settings: Optimization) -> float:
