@@ -93,7 +93,8 @@ class TrainingGradients:
     def _of_window(self, divisor: float) -> list[Tensor]:
         """Gradients of A and B of each element in turn."""
         probes = [element.low_rank.probe for element in self.space if not element.low_rank.enabled]
-        found = iter(sum_each_over_ranks([part for probe in probes for part in (probe.of_A, probe.of_Bt)]))
+        local = [part for probe in probes for part in (probe.of_A, probe.of_Bt)]
+        found = iter(sum_each_over_ranks(local) if local else ())
         gradients: list[Tensor] = []
         for element in self.space:
             A, B = element.low_rank.A, element.low_rank.B
