@@ -62,6 +62,11 @@ class ElementSettings:
         """Whether there is an element in this place."""
         return self.r > 0 and not self.disabled
 
+    @property
+    def scaling(self) -> float:
+        """What an element multiplies B(A(x)) by: alpha / r, or alpha / sqrt(r) with `use_rslora`."""
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
 
 @dataclass(frozen=True)
 class _Format:

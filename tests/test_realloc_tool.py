@@ -170,8 +170,10 @@ def test_peft_with_rslora_scales_alike(files, tmp_path: Path) -> None:
 
     mixed = (*content.elements[:-1], elements[-1])
     arguments = files(dataclasses.replace(content, elements=mixed))
-    with pytest.raises(UserError, match="use_rslora differs"):
-        tool.main([arguments[0], "--turn-on-percentile", "1", "--format", "peft", "--output", arguments[2]])
+    tool.main([arguments[0], "--turn-on-percentile", "1", "--format", "peft", "--output", arguments[2]])
+    model = peft.get_peft_model(tiny_network("opt"), peft.LoraConfig(**json.loads(Path(arguments[2]).read_text())))
+    scalings = [m.scaling["default"] for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert sorted(scalings) == pytest.approx([6 / 3] * 11 + [6 / 3**0.5])
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
 
@@ -37,6 +35,7 @@ from dataset.files import write_text
 from model import scores as scores_file
 from model.allocation import MODES, default_mode, of_kind, tie_generator
 from model.config import ElementConfig, ElementSettings, Kind
+from model.peft_config import peft_config, peft_notes
 from model.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
 from model.scores import ElementScore, Scores
 from tools.cli import Parser, run
@@ -144,7 +143,10 @@ def _outputs(
     if args.format == "peft":
         if shortcuts_on:
             note("PEFT knows no shortcuts: they are not in its file")
-        lora = json.dumps(peft_config(scores, assignment.ranks), indent=2) + "\n"
+        sites = peft_sites(scores, assignment.ranks)
+        for text in peft_notes(sites):
+            note(text)
+        lora = json.dumps(peft_config(sites, scores.task, scores.load or None), indent=2) + "\n"
     else:
         lora = _toml(args, configuration(scores, assignment.ranks, "lora"))
     outputs = {args.output: lora}
@@ -164,15 +166,16 @@ def alpha_at(element: ElementScore, rank: int) -> float:
     return element.alpha * rank / element.rank
 
 
+def _settings(element: ElementScore, rank: int) -> ElementSettings:
+    """`element` at `rank`."""
+    alpha = alpha_at(element, rank)
+    return ElementSettings(r=rank, alpha=alpha, dropout=element.dropout, use_rslora=element.use_rslora)
+
+
 def configuration(scores: Scores, ranks: Mapping[str, int], kind: Kind) -> ElementConfig:
     """The layer-wise configuration with the elements of `kind` that are on, and no others."""
     sites = {
-        (element.layer, element.name): ElementSettings(
-            r=ranks[element.key],
-            alpha=alpha_at(element, ranks[element.key]),
-            dropout=element.dropout,
-            use_rslora=element.use_rslora,
-        )
+        (element.layer, element.name): _settings(element, ranks[element.key])
         for element in of_kind(scores.elements, kind)
         if element.key in ranks
     }
@@ -180,39 +183,20 @@ def configuration(scores: Scores, ranks: Mapping[str, int], kind: Kind) -> Eleme
     return ElementConfig(kind, "layer", ElementSettings(), sites, renormalize)
 
 
-def peft_config(scores: Scores, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """What `peft.LoraConfig` takes, in plain values.
-
-    PEFT finds modules by the end of their path and reads patterns as regular expressions, so that modules are named by
-    their full path, escaped in patterns.
+def peft_sites(scores: Scores, ranks: Mapping[str, int]) -> dict[str, ElementSettings]:
+    """Path of the linear layer → its element, for the LoRA elements that are on.
 
     Raises:
-        UserError: no LoRA element is on, or some scale by r and some by its root.
+        UserError: there is none.
     """
-    on = [element for element in of_kind(scores.elements, "lora") if element.key in ranks]
+    on = {
+        element.module: _settings(element, ranks[element.key])
+        for element in of_kind(scores.elements, "lora")
+        if element.key in ranks
+    }
     if not on:
         raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
-    if len({element.use_rslora for element in on}) > 1:
-        raise UserError(
-            "use_rslora differs between elements", "expected it to be the same for all: PEFT has one switch"
-        )
-    dropout = max(element.dropout for element in on)
-    if any(element.dropout != dropout for element in on):
-        note(f"PEFT has one dropout for all: the largest, {dropout:g}")
-    rank_of = {re.escape(element.module): ranks[element.key] for element in on}
-    alpha_of = {re.escape(element.module): alpha_at(element, ranks[element.key]) for element in on}
-    return {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if scores.task == "classification" else "CAUSAL_LM",
-        "base_model_name_or_path": scores.load or None,
-        "r": max(rank_of.values()),
-        "lora_alpha": max(alpha_of.values()),
-        "lora_dropout": dropout,
-        "use_rslora": on[0].use_rslora,
-        "target_modules": [element.module for element in on],
-        "rank_pattern": rank_of,
-        "alpha_pattern": alpha_of,
-    }
+    return on
 
 
 def check_model(scores: Scores, source: str) -> None:
