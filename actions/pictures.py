@@ -1,0 +1,122 @@
+"""A picture of numbers, one for each element: blocks × names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from dataset.files import whole
+from model.place import Place
+
+COLOURS = "YlGnBu"
+MARK = "#d1495b"
+WIDE_SPAN = 100  # largest over smallest value above 0: from here on colours show the logarithm
+
+
+def heat_map(
+    path: Path,
+    values: Mapping[Place, float],
+    title: str,
+    marked: Collection[str] = (),
+    label: str = "",
+    number: Callable[[float], str] | None = None,
+    mark: str = "on",
+) -> None:
+    """Draw the value of every place, as a colour and as a number; the file is there whole or not at all.
+
+    Args:
+        path: the PNG.
+        values: finite and not negative; places that are missing stay white.
+        title: above the picture.
+        marked: keys of the places that are framed.
+        label: what the values are, beside the colours.
+        number: how a value is written in its cell; by default whole numbers as they are, and others by three digits,
+            with a common power of ten at the label.
+        mark: what the frame means.
+    """
+    layers = sorted({place.layer for place in values})
+    names = list(dict.fromkeys(place.name for place in values))
+    grid = np.full((len(layers), len(names)), np.nan)
+    cell = {place: (layers.index(place.layer), names.index(place.name)) for place in values}
+    for place, value in values.items():
+        grid[cell[place]] = value
+
+    power = 0 if number is not None else _common_power(grid)
+    write = number or (_whole_number if _all_whole(grid) else _three_digits)
+    figure = Figure(figsize=(1.8 + 0.85 * len(names), 1.6 + 0.36 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid, aspect="auto", cmap=COLOURS, norm=_norm(grid))
+    image.cmap.set_bad("white")
+    for place, (row, column) in cell.items():
+        colour = "white" if _is_dark(image.to_rgba(grid[row, column])) else "black"
+        weight = "bold" if place.key in marked else "normal"
+        text = write(grid[row, column] / 10.0**power)
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
+        if place.key in marked:
+            axes.add_patch(Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, fill=False, edgecolor=MARK, linewidth=2))
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.set_yticks(range(len(layers)), layers, fontsize=9)
+    axes.set_ylabel("block")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=11)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=max(20, 2 * len(layers)))
+    unit = f"numbers in the cells × $10^{{{power}}}$" if power else ""
+    bar.set_label(", ".join(part for part in (label, unit) if part))
+    if marked:
+        handle = Rectangle((0, 0), 1, 1, fill=False, edgecolor=MARK, linewidth=2, label=mark)
+        figure.legend(handles=[handle], loc="outside lower center", frameon=False, fontsize=9)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=130)
+
+
+def _norm(grid: np.ndarray) -> Normalize:
+    """Linear from 0, or logarithmic where small values could not be told apart."""
+    positive = grid[grid > 0]  # NaN is not
+    if len(positive) and positive.max() / positive.min() > WIDE_SPAN:
+        return _LogFromZero(positive.min(), positive.max())
+    return Normalize(0, positive.max() if len(positive) else 1)
+
+
+class _LogFromZero(LogNorm):
+    """Logarithmic, with 0 as the lowest colour instead of none."""
+
+    def __call__(self, value: object, clip: bool | None = None) -> np.ma.MaskedArray:
+        values = np.ma.masked_invalid(value)
+        return super().__call__(np.ma.where(values <= 0, self.vmin, values), clip)
+
+
+def _all_whole(grid: np.ndarray) -> bool:
+    there = grid[~np.isnan(grid)]
+    return bool((there == np.round(there)).all() and there.max(initial=0) < 1e4)
+
+
+def _common_power(grid: np.ndarray) -> int:
+    """The power of ten that the largest value is written with; 0 where it is as readable without."""
+    highest = float(np.nanmax(grid))
+    if _all_whole(grid) or highest == 0:
+        return 0
+    power = math.floor(math.log10(highest))
+    return 0 if -1 <= power <= 2 else power
+
+
+def _whole_number(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def _three_digits(value: float) -> str:
+    """0.123, 1.23, 12.3, 123; what is far smaller than the largest by its power, 3e-7."""
+    if 0 < value < 0.001:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.3g}"
+
+
+def _is_dark(colour: tuple[float, ...]) -> bool:
+    red, green, blue, _ = colour
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
