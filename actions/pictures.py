@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dataset.files import whole
+from model.config import SHORTCUTS
+from model.family.base import PROJECTIONS
 from model.place import Place
 
 COLOURS = "YlGnBu"
@@ -41,7 +43,7 @@ def heat_map(
         mark: what the frame means.
     """
     layers = sorted({place.layer for place in values})
-    names = list(dict.fromkeys(place.name for place in values))
+    names = sorted({place.name for place in values}, key=(*PROJECTIONS, *SHORTCUTS).index)
     grid = np.full((len(layers), len(names)), np.nan)
     cell = {place: (layers.index(place.layer), names.index(place.name)) for place in values}
     for place, value in values.items():

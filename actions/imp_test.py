@@ -1,0 +1,202 @@
+"""`imp-test`: score every element once, before training, and show what a budget would turn on."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from actions.console import is_first_process, note, say
+from actions.experiment import Experiment, build
+from actions.options import Options
+from actions.pictures import heat_map
+from actions.resolve import Request
+from actions.run_folder import CONFIG, open_run_folder, write_config
+from actions.scoring import check_scoring
+from actions.trainer import check_devices
+from model import saliency, scores
+from model.allocation import Mode, allocate, tie_generator
+from model.saliency.score import score, why_all_equal
+from model.saliency.warm_up import WarmUp, is_fresh
+from model.scores import ElementScore, Scores
+from model.search_space import Element
+from model.task.scoring import batch_count, scoring_problem
+
+SCORES, PICTURE = "scores.toml", "scores.png"
+SHOWN = 10  # elements in the table
+
+INTERRUPTED = 128 + 2  # what a shell says of a process that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was found.
+
+    Attributes:
+        values: key of an element → score, in the order of the search space.
+        batches: number of scoring batches, over all processes.
+        seconds: that scoring took, warm-up included.
+    """
+
+    values: Mapping[str, float]
+    batches: int
+    seconds: float
+
+
+def run(request: Request) -> None:
+    mode = check_scoring(request)
+    check_devices(request.options)
+    experiment = build(request)
+    fabric = _launched(request.options)
+    with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
+        say(f"run folder: {folder}")
+        try:
+            scored = _score(experiment, fabric)
+        except KeyboardInterrupt:
+            say("stopped: no score is written")
+            raise SystemExit(INTERRUPTED) from None
+        if is_first_process():
+            _report(request, experiment, scored, mode, folder)
+
+
+def _launched(options: Options) -> Fabric:
+    """The processes and devices that were asked for; every process goes on from here."""
+    fabric = Fabric(
+        accelerator=options.accelerator,
+        devices=options.num_devices,
+        num_nodes=options.num_nodes,
+        strategy="auto" if options.num_devices * options.num_nodes == 1 else "ddp",
+        precision=options.precision if options.precision.endswith("mixed") else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+@contextlib.contextmanager
+def _folder_unless_empty(folder: Path) -> Iterator[Path]:
+    """A run that ends before it has found anything leaves no folder."""
+    try:
+        yield folder
+    finally:
+        if is_first_process():
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _score(experiment: Experiment, fabric: Fabric) -> Scored:
+    options, data, task = experiment.options, experiment.data, experiment.task
+    heuristic = saliency.get(options.importance_test_name)
+    with fabric.rank_zero_first(local=True):  # the others find the cache filled
+        data.encoded(data.read().train)
+    task.to(fabric.device)
+    count, remark = batch_count(options.imp_limit_test_batches, data.scoring_batch_count)
+    share = list(data.scoring_batches(count, fabric.global_rank, fabric.world_size))
+    problem = scoring_problem(
+        task, fabric.to_device(share), options.metric_red_tolerance, _tracked, precision=fabric.autocast
+    )
+    steps = heuristic.warmup_batches if options.imp_warmup_batches is None else options.imp_warmup_batches
+    if steps and not is_fresh(problem):
+        note("the elements are trained already (some B is not 0): no warm-up")
+        steps = 0
+    if steps > data.scoring_batch_count:
+        note(f"--imp-warmup-batches {steps} is more than the training set has: {data.scoring_batch_count} are used")
+    warm_up = WarmUp(fabric.to_device(list(data.scoring_batches(steps))), options.imp_warmup_lr)
+    for text in (remark, heuristic.remark):
+        if text:
+            note(text)
+    start = time.perf_counter()
+    values = score(heuristic.name, problem, warm_up)
+    return Scored(values, count, time.perf_counter() - start)
+
+
+def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """A progress bar, by the first of several processes."""
+    return track(items, what, console=Console(stderr=True), transient=True, disable=not is_first_process())
+
+
+def _report(request: Request, experiment: Experiment, scored: Scored, mode: Mode, folder: Path) -> None:
+    options, space = experiment.options, experiment.task.space
+    shortcut = request.configs.get("shortcut")
+    found = Scores(
+        task=request.spec.task,
+        dataset=options.dataset,
+        model=options.model,
+        load=request.base.name,
+        importance_test_name=options.importance_test_name,
+        batches=scored.batches,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        elements=tuple(_element_score(element, scored.values[element.key]) for element in space),
+        renormalize=shortcut is not None and shortcut.renormalize,
+    )
+    on = allocate(found.elements, options.turn_on_percentile, mode, tie_generator(options.seed, 0))
+    write_config(folder, request.action, options)
+    scores.write(folder / SCORES, found)
+    heat_map(
+        folder / PICTURE,
+        {element: element.score for element in found.elements},
+        title=f"{options.importance_test_name}: {options.model} on {options.dataset}",
+        marked=on,
+        label=options.importance_test_name,
+        mark=f"on at --turn-on-percentile {options.turn_on_percentile:g}",
+    )
+    say(_table(found.elements, on))
+    why = why_all_equal(options.importance_test_name, scored.values)
+    if why is not None:
+        note(why)
+    say(f"scored {len(space)} elements in {scored.seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
+    say(_next(options, bool(space.of_kind("shortcut")), folder))
+
+
+def _element_score(element: Element, value: float) -> ElementScore:
+    low_rank = element.low_rank
+    return ElementScore(
+        layer=element.layer,
+        name=element.name,
+        kind=element.kind,
+        score=value,
+        in_features=low_rank.in_features,
+        out_features=low_rank.out_features,
+        rank=low_rank.rank,
+        module=element.module,
+        alpha=low_rank.alpha,
+        dropout=low_rank.dropout,
+        use_rslora=low_rank.use_rslora,
+    )
+
+
+def _table(elements: Sequence[ElementScore], on: frozenset[str]) -> Table:
+    """The best elements."""
+    best = sorted(elements, key=lambda element: -element.score)[:SHOWN]
+    table = Table("element", "score", "of the sum", "on", title=f"The best {len(best)} of {len(elements)} elements")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    total = sum(element.score for element in elements)
+    for element in best:
+        share = f"{element.score / total:.1%}" if total else "–"
+        table.add_row(element.key, f"{element.score:.4g}", share, "on" if element.key in on else "")
+    return table
+
+
+def _next(options: Options, shortcuts: bool, folder: Path) -> str:
+    """The commands that make a configuration of the scores, and train it."""
+    lora, shortcut = folder / "lora.toml", folder / "shortcut.toml"
+    choose = ["python", "tools/realloc_lora_rank.py", folder / SCORES]
+    choose += ["--turn-on-percentile", f"{options.turn_on_percentile:g}", "--output", lora]
+    train = ["python", "-m", "main", "train", "--config", folder / CONFIG, "--lora-config", lora]
+    if shortcuts:
+        choose += ["--shortcut-output", shortcut]
+        train += ["--shortcut-config", shortcut]
+    if options.dyrealloc_ags_mode is not None:
+        choose += ["--mode", options.dyrealloc_ags_mode]
+    commands = [choose] if options.load_type == "pl" else [choose, train]  # a checkpoint holds its own configuration
+    return "\n".join(["next:", *(f"  {shlex.join(map(str, command))}" for command in commands)])
