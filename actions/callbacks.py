@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,24 @@ class StopOnNaN(pl.Callback):
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar without the logger's version, which means nothing here."""
+    """Lightning's bar without the logger's version, which means nothing here; it shows scoring too."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+    def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:
+        """The same items, counted by a line of their own below the training's for as long as they last."""
+        if self.progress is None:  # nobody watches
+            yield from items
+            return
+        line = self.progress.add_task(what, total=len(items))
+        try:
+            for item in items:
+                yield item
+                self.progress.advance(line)
+                self.refresh()
+        finally:
+            self.progress.remove_task(line)
 
 
 class SayValidations(pl.Callback):

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.console import say
 from model.checkpoint import read_checkpoint
+from model.task.fine_tuning import FineTuning
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -122,9 +123,10 @@ class RunCheckpoints(Checkpoint):
     def _on_signal(self, *_: Any) -> None:
         self._told_to_leave = True
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
         if isinstance(exception, (SIGTERMException, KeyboardInterrupt)):
-            say(f"stopped; to go on: python -m main train --resume-training --load {self.last}")
+            action = pl_module.record.action
+            say(f"stopped; to go on: python -m main {action} --resume-training --load {self.last}")
         job = os.environ.get("SLURM_JOB_ID")
         if isinstance(exception, SIGTERMException) and self.requeue and job and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=True)

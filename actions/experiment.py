@@ -57,12 +57,13 @@ def build(request: Request) -> Experiment:
     for text in dict.fromkeys((*notes, *data.notes)):
         note(text)
 
-    base = load_base(base_source, config, tokenizer, spec.task, options.precision)
+    base = load_base(base_source, config, tokenizer, spec.task, options.precision, options.quantize)
     pl.seed_everything(options.seed, workers=True, verbose=False)
     space = _adapt(request, base)
     if options.gradient_checkpointing:
         enable_gradient_checkpointing(base.network, space)
     record = Record(
+        action=request.action,
         options=as_plain(options),
         base=base_source,
         base_sha256=base.sha256,

@@ -33,6 +33,10 @@ class Action:
 ACTIONS: dict[str, Action] = {
     TRAIN: Action("fine-tune a model, plain or with LoRA", "actions.train"),
     TEST: Action("measure a model or a checkpoint on the test split", "actions.test"),
+    IMP_TEST: Action("score the elements of a model, to choose among them before training", "actions.imp_test"),
+    DYREALLOC: Action(
+        "fine-tune while deciding again and again which elements are worth their parameters", "actions.train_dyrealloc"
+    ),
 }
 
 _TRAINING = (TRAIN, DYREALLOC)
@@ -224,7 +228,7 @@ class Options:
         actions=_SCORING,
     )
     # reallocation
-    realloc_N: int | float = option(
+    realloc_N: int | float = option(  # noqa: N815 the flag is --realloc-N
         0.2,
         "amount",
         REALLOCATION,

@@ -75,6 +75,7 @@ def resolve(command: Command) -> Request:
     checkpoint = record = None
     if load_type == "pl":
         checkpoint, record = _read_checkpoint(options)
+        _check_resumes(command, record)
         options = _with_record(command, record)
     options = replace(options, load_type=load_type)
 
@@ -96,6 +97,8 @@ def resolve(command: Command) -> Request:
     if adapted is not None and not adapted.shortcuts:
         _refuse_configs(given, ("shortcut",), f"'{options.model}' has no shortcuts", f"{options.model}_ags")
     options, base, said = _base(options, adapted, record)
+    if options.quantize is not None:
+        _check_quantizable(command.action, options, base)
     return Request(
         action=command.action,
         options=replace(options, task=spec.task, dataset=spec.name),
@@ -147,6 +150,8 @@ def _check_lengths(options: Options) -> None:
 def _refuse_what_needs_lora(options: Options) -> None:
     plain = f"'{options.model}' is a plain model, trained whole"
     instead = "leave it out, or use a model such as opt_lora"
+    if options.quantize is not None:
+        raise UserError(f"--quantize {options.quantize} is given, but {plain}", instead)
     if options.loraplus_ratio != 1:
         raise UserError(f"--loraplus-ratio is {options.loraplus_ratio:g}, but {plain}", instead)
 
@@ -194,6 +199,14 @@ def _read_checkpoint(options: Options) -> tuple[dict[str, Any], Record]:
     return checkpoint, record_of(checkpoint)
 
 
+def _check_resumes(command: Command, record: Record) -> None:
+    if command.options.resume_training and record.action != command.action:
+        raise UserError(
+            f"{command.options.load} is a checkpoint of {record.action}, which {command.action} can't continue",
+            f"use python -m main {record.action} --resume-training --load …",
+        )
+
+
 def _with_record(command: Command, record: Record) -> Options:
     """Options that the user did not give, from the checkpoint: all of them to resume, the model's own otherwise."""
     options, known = command.options, declared()
@@ -225,6 +238,19 @@ def _check_optimizer_goes_on(command: Command, record: Record) -> None:
                 f"{flag_of(name)} is {now}, but the run to resume has {was}",
                 "leave it out, or start a new run from the checkpoint without --resume-training",
             )
+
+
+def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
+    if not base.pretrained or base.state_file is not None:
+        raise UserError(
+            f"--quantize {options.quantize} needs pretrained weights in the library's own files",
+            "give --load with a hub name or folder, and --pretrained",
+        )
+    if declared()["importance_test_name"].used_by(action) and options.importance_test_name == "synflow":
+        raise UserError(
+            "synflow does not go with --quantize: it needs the base's weights as numbers",
+            "use another --importance-test-name, such as grad_norm",
+        )
 
 
 def _base(

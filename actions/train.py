@@ -17,14 +17,29 @@ from model.checkpoint import read_checkpoint, record_of
 
 
 def run(request: Request) -> None:
+    experiment, folder = start(request)
+    fit(experiment, folder)
+
+
+def start(request: Request) -> tuple[Experiment, Path]:
+    """The experiment and its run folder, with what is known before training."""
     check_devices(request.options)
     experiment = build(request)
-    options = experiment.options
-    folder = open_run_folder(options)
+    folder = open_run_folder(experiment.options)
     say(f"run folder: {folder}")
     show_parameters(experiment, folder)
-    if is_first_process() and not options.resume_training:
-        write_config(folder, request.action, options)
+    if is_first_process() and not experiment.options.resume_training:
+        write_config(folder, request.action, experiment.options)
+    return experiment, folder
+
+
+def fit(experiment: Experiment, folder: Path, more: tuple[pl.Callback, ...] = ()) -> None:
+    """Train, with `more` callbacks, and measure the best weights.
+
+    Raises:
+        UserError: a mistake that shows only while training.
+    """
+    options = experiment.options
     checkpoints = RunCheckpoints(
         folder / CHECKPOINTS,
         experiment.task.monitor,
@@ -32,9 +47,10 @@ def run(request: Request) -> None:
         options.checkpoint_every_n_steps,
         requeue=options.auto_requeue,
     )
-    callbacks = training_callbacks(options, experiment.task, checkpoints)
+    callbacks = training_callbacks(options, experiment.task, checkpoints, more)
     trainer = build_trainer(options, experiment.task, folder, callbacks)
-    fit(experiment, trainer)
+    resume_from = options.load if options.resume_training else None
+    trainer.fit(experiment.task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
     measured = checkpoints.best if checkpoints.best.is_file() else checkpoints.last
     take(experiment, measured)
     save_metrics(experiment, folder, measured, measure(experiment, trainer))
@@ -43,9 +59,3 @@ def run(request: Request) -> None:
 def take(experiment: Experiment, checkpoint: Path) -> None:
     contents = read_checkpoint(checkpoint)
     experiment.task.take(record_of(contents), contents["state_dict"])
-
-
-def fit(experiment: Experiment, trainer: pl.Trainer) -> None:
-    options = experiment.options
-    resume_from = options.load if options.resume_training else None
-    trainer.fit(experiment.task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)

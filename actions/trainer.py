@@ -19,6 +19,7 @@ from actions.options import Options
 from actions.run_folder import LOGS
 from actions.strategy import FlatDDPStrategy
 from dataset.errors import UserError
+from model.quantize import check_quantize
 from model.task.fine_tuning import FineTuning
 
 
@@ -37,6 +38,8 @@ def check_devices(options: Options) -> None:
         raise UserError(f"--num-devices {options.num_devices} is more than this machine has", f"it has {there} {kind}")
     if options.precision == "16-mixed" and not on_gpu:
         raise UserError("--precision 16-mixed needs a GPU", "use bf16-mixed or 32 here")
+    if options.quantize is not None:
+        check_quantize(options.quantize, options.precision, on_gpu)
 
 
 def build_trainer(
@@ -69,9 +72,11 @@ def build_trainer(
     )
 
 
-def training_callbacks(options: Options, task: FineTuning, checkpoints: RunCheckpoints) -> tuple[pl.Callback, ...]:
-    """What training needs besides Lightning's own; the one that saves comes last."""
-    callbacks: list[pl.Callback] = [SeedEachBatch(options.seed), StopOnNaN(), SayValidations()]
+def training_callbacks(
+    options: Options, task: FineTuning, checkpoints: RunCheckpoints, more: tuple[pl.Callback, ...] = ()
+) -> tuple[pl.Callback, ...]:
+    """What training needs besides Lightning's own, and `more`; the one that saves comes last."""
+    callbacks: list[pl.Callback] = [SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
     if options.max_steps != -1:
         callbacks.append(StopAfter(options.max_steps))
     if options.patience is not None:

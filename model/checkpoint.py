@@ -43,6 +43,7 @@ class Record:
     """The identity of a checkpoint's model.
 
     Attributes:
+        action: what the run did: `train` or `train-dyrealloc`.
         options: the run's resolved options, as in its `config.toml`.
         base: where the base model came from.
         base_sha256: `fingerprint` of the base's frozen tensors as the base's files hold them.
@@ -51,6 +52,7 @@ class Record:
         on: keys of the elements that are on.
     """
 
+    action: str
     options: dict[str, Any]
     base: BaseSource
     base_sha256: str

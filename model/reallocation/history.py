@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tomli_w
+import toml
 import torch
 
 from dataset.errors import UserError
@@ -106,14 +106,14 @@ class History:
         for place in self.places:
             by_layer.setdefault(f"layer_{place.layer}", {})[place.name] = times[place.key]
         document = {"total_reallocation_number": len(self.decisions), **by_layer}
-        write_text(folder / FREQUENCY, tomli_w.dumps(document))
+        write_text(folder / FREQUENCY, toml.dumps(document))
 
     def _block(self, index: int) -> str:
         decision = self.decisions[index]
         rows = zip(self.places, decision.scores, decision.on, strict=True)
         elements = [{"layer": p.layer, "name": p.name, "score": score, "on": on} for p, score, on in rows]
         table = {"epoch": decision.epoch, "step": decision.step, "elements": elements}
-        return tomli_w.dumps({f"dyrealloc_{index}": table}) + "\n"
+        return toml.dumps({f"dyrealloc_{index}": table}) + "\n"
 
 
 def read(folder: Path) -> History:

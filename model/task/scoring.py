@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from decimal import Decimal
 from typing import Any
+
+import pytorch_lightning as pl
 
 from model.saliency.problem import Batch, Metric, Problem, Result, Track, untracked
 from model.task.fine_tuning import FineTuning
@@ -38,3 +42,25 @@ def scoring_problem(
     classifies = task.spec.task == "classification"
     metric = Metric(task.spec.metrics[0] if classifies else "loss", task.spec.num_labels, tolerance)
     return Problem(task.network, space, evaluate, batches, metric, track)
+
+
+def batch_count(limit: int | float, there: int) -> tuple[int, str | None]:
+    """`--imp-limit-test-batches` → how many scoring batches that is of those that are there, and what to say of it.
+
+    Args:
+        limit: an int counts batches, a float in (0, 1] is a share, rounded up.
+        there: batches in the whole training set.
+    """
+    asked = math.ceil(Decimal(str(limit)) * there) if isinstance(limit, float) else limit
+    if asked <= there:
+        return asked, None
+    return there, f"--imp-limit-test-batches {asked} is more than the training set has: all {there} are used"
+
+
+def scoring_batches(trainer: pl.Trainer, limit: int | float, note: Callable[[str], None]) -> list[Batch]:
+    """This process's share of the scoring batches, on its device."""
+    count, remark = batch_count(limit, trainer.datamodule.scoring_batch_count)
+    if remark is not None:
+        note(remark)
+    share = trainer.datamodule.scoring_batches(count, trainer.global_rank, trainer.world_size)
+    return [trainer.strategy.batch_to_device(batch) for batch in share]

@@ -1,0 +1,195 @@
+"""The Lightning callback that scores the search space while a network trains, and switches its elements."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+
+from dataset.errors import UserError
+from model import allocation
+from model.allocation import Candidate, Mode
+from model.reallocation.history import Decision, History
+from model.reallocation.schedule import Schedule, interval
+from model.search_space import SearchSpace
+from model.task.fine_tuning import FineTuning
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a dynamic run decides.
+
+    Attributes:
+        every: `--realloc-N`: an int counts training batches, a float is a share of the epoch.
+        percentile: share p in (0, 1] of the elements to turn on.
+        mode: what competes with what, see `allocation.allocate`.
+        warmup_epochs: epochs in which the elements that were on least often come first.
+        seed: of the draws between equal scores.
+    """
+
+    every: int | float
+    percentile: float
+    mode: Mode
+    warmup_epochs: int
+    seed: int
+
+
+class ScoreSource(Protocol):
+    """Where the scores come from."""
+
+    def scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
+        """Key → score of every element; the same on every process."""
+
+    def switched(self) -> None:
+        """Elements were switched: what was seen of training before counts no more."""
+
+    def batch_starts(self, trainer: pl.Trainer, task: FineTuning, batch: int, until_due: int) -> None:
+        """Batch `batch` of the epoch starts; with it, `until_due` are trained before the next reallocation."""
+
+    def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
+        """The gradients of a window are there: those of the global batch, neither clipped nor scaled."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Reallocate(pl.Callback):
+    """Scores the elements, spends the budget on the best, and switches; at the start of each epoch and in between.
+
+    It happens before a batch that begins an accumulation window, so that a window is never cut, and after any
+    checkpoint of the batch before, so that a resumed run does it again, exactly. An element that is off keeps its
+    weights and what the optimizer knows of it.
+
+    Args:
+        settings: how to decide.
+        source: where the scores come from.
+        folder: the run folder, for the history's files.
+        note: tells the user something.
+    """
+
+    def __init__(self, settings: Settings, source: ScoreSource, folder: Path, note: Callable[[str], None]) -> None:
+        self.settings, self.source, self.folder, self.note = settings, source, folder, note
+        self.schedule = Schedule(1)
+        self.seconds = 0.0  # spent in scoring, since this process started
+        self._started = self._ended = 0.0
+        self._history: History | None = None
+
+    @property
+    def history(self) -> History:
+        if self._history is None:
+            raise RuntimeError("there is no history before training has started")
+        return self._history
+
+    @property
+    def share_of_time(self) -> float:
+        """Scoring's share of the time that this process has trained."""
+        return self.seconds / max((self._ended or time.perf_counter()) - self._started, 1e-9)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history.state_dict(), "source": self.source.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history.load_state_dict(state["history"])
+        self.source.load_state_dict(state["source"])
+
+    # ---- when
+
+    def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
+        if stage != "fit":
+            return
+        self.folder = trainer.strategy.broadcast(self.folder)
+        self._history = History(tuple(pl_module.space))  # before a checkpoint's state is put into it
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        self._started = time.perf_counter()
+        per_epoch, every = trainer.num_training_batches, self.settings.every
+        batches = interval(every, per_epoch, trainer.accumulate_grad_batches)
+        if batches > per_epoch:
+            self.note(f"--realloc-N {every} is longer than an epoch of {per_epoch} batches: once an epoch, then")
+        self.schedule = Schedule(batches, self.settings.warmup_epochs)
+        if trainer.is_global_zero:
+            self.history.write(self.folder)  # cut back to where the checkpoint was, if this run continues another
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FineTuning, batch: Any, batch_idx: int) -> None:
+        if self.schedule.due(batch_idx):
+            self._reallocate(trainer, pl_module, batch_idx)
+        until_due = self.schedule.batches_until_due(batch_idx, trainer.num_training_batches)
+        self.source.batch_starts(trainer, pl_module, batch_idx, until_due)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
+        self.source.window_ends(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        self._ended = time.perf_counter()
+
+    # ---- what
+
+    def _reallocate(self, trainer: pl.Trainer, task: FineTuning, step: int) -> None:
+        space: SearchSpace = task.space
+        start = time.perf_counter()
+        if self.schedule.warming_up(trainer.current_epoch):
+            candidates = allocation.by_least_often_on(_candidates(space, {}), self.history.times_on())
+        else:
+            candidates = _candidates(space, self.source.scores(trainer, task))
+        self.seconds += time.perf_counter() - start
+
+        ties = allocation.tie_generator(self.settings.seed, len(self.history.decisions))
+        chosen = allocation.allocate(candidates, self.settings.percentile, self.settings.mode, ties)
+        on = tuple(element.key in chosen for element in space)
+        _check_agreement(trainer, space, on, len(self.history.decisions))
+        for element, is_on in zip(space, on, strict=True):
+            element.low_rank.switch(is_on)
+        self.source.switched()
+        scores = tuple(candidate.score for candidate in candidates)
+        self.history.decisions.append(Decision(trainer.current_epoch, step, scores, on))
+        if trainer.is_global_zero:
+            self.history.append(self.folder)
+        self._log(trainer, space)
+
+    def _log(self, trainer: pl.Trainer, space: SearchSpace) -> None:
+        figures = {
+            "realloc/churn": self.history.churn(),
+            "realloc/scoring_seconds": self.seconds,
+            "realloc/scoring_share": self.share_of_time,
+        }
+        for kind in ("lora", "shortcut"):
+            if elements := space.of_kind(kind):
+                figures[f"realloc/{kind}_on"] = float(sum(element.low_rank.enabled for element in elements))
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def _candidates(space: SearchSpace, scores: Mapping[str, float]) -> list[Candidate]:
+    return [Candidate(item.layer, item.name, item.kind, scores.get(item.key, 0.0)) for item in space]
+
+
+def _check_agreement(trainer: pl.Trainer, space: SearchSpace, on: tuple[bool, ...], index: int) -> None:
+    """`UserError`, on every process, unless all of them decided the same: 8 bytes each are compared.
+
+    It can't happen while scores are reduced and draws come from one seed; were it to, gradients of different elements
+    would be averaged without a word.
+    """
+    if trainer.world_size == 1:
+        return
+    digest = hashlib.blake2b(repr((index, on)).encode(), digest_size=7).digest()  # fits a signed 64-bit integer
+    mine = torch.tensor([int.from_bytes(digest, "big")], device=trainer.strategy.root_device)
+    digests = trainer.strategy.all_gather(mine).flatten()
+    if bool((digests == digests[0]).all()):
+        return
+    everywhere: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everywhere, on)
+    columns = zip(space, zip(*everywhere, strict=True), strict=True)
+    apart = next((element.key for element, states in columns if len(set(states)) > 1), "their number")
+    raise UserError(
+        f"the processes disagree about {apart} at reallocation {index}",
+        "run all of them on machines of one kind, with the same versions",
+    )
