@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,27 @@ def whole(path: str | Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder beside `path`, renamed to `path` when the block ends; a folder that stood there is replaced.
+
+    Where the block raises, the new folder goes and what stood at `path` stays.
+    """
+    path = Path(path)
+    unfinished, replaced = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if path.is_dir():
+            os.replace(path, replaced)
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if replaced.is_dir() and not path.is_dir():
+            os.replace(replaced, path)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -35,7 +35,7 @@ from dataset.files import write_text
 from model import scores as scores_file
 from model.allocation import MODES, default_mode, of_kind, tie_generator
 from model.config import ElementConfig, ElementSettings, Kind
-from model.peft_config import peft_config, peft_notes
+from model.peft_format.config import peft_config, peft_notes
 from model.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
 from model.scores import ElementScore, Scores
 from tools.cli import Parser, run

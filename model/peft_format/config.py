@@ -8,6 +8,7 @@ from typing import Any
 
 from model.config import ElementSettings
 
+
 def task_type(task: str) -> str:
     """PEFT's word for one of our tasks."""
     return "SEQ_CLS" if task == "classification" else "CAUSAL_LM"

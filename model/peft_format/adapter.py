@@ -1,0 +1,135 @@
+"""An adapter folder, made by PEFT or here, read and found to agree with itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from dataset.errors import UserError
+from model.adapt import HEADS
+from model.checkpoint import KEY, Record, read_state_dict, record_of
+from model.config import ElementConfig, ElementSettings, load
+from model.peft_format import CONFIG, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
+from model.peft_format.settings import PeftSettings, read_settings
+
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
+_UNSUPPORTED = {"lora_magnitude_vector": "DoRA", "lora_embedding_": "LoRA on an embedding", ".bias": "trained biases"}
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """LoRA of one linear layer: its settings, A (r, in) and B (out, r)."""
+
+    settings: ElementSettings
+    A: Tensor
+    B: Tensor
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The contents of an adapter folder.
+
+    Attributes:
+        folder: where it lies.
+        settings: its configuration.
+        lora: path of the linear layer in the base -> its LoRA.
+        head: name of each parameter of its classification head -> values; empty if it has none.
+        record: what this program noted when it wrote the folder; None for an adapter made elsewhere.
+        shortcut: configuration of its shortcuts; None if it has none.
+        shortcut_weights: `layer_<i>.<name>.A` (r, d) and `….B` (d, r) of those that are on.
+    """
+
+    folder: Path
+    settings: PeftSettings
+    lora: Mapping[str, LoraWeights]
+    head: Mapping[str, Tensor]
+    record: Record | None = None
+    shortcut: ElementConfig | None = None
+    shortcut_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter folder.
+
+    Raises:
+        UserError: a file is missing, cut short, of another kind, or does not agree with the other.
+    """
+    if not folder.is_dir():
+        raise UserError(f"'{folder}' is not a folder", f"give the folder of a PEFT adapter, with {CONFIG}")
+    settings = read_settings(folder / CONFIG)
+    path = folder / WEIGHTS
+    if not path.is_file() and (folder / OLD_WEIGHTS).is_file():
+        path = folder / OLD_WEIGHTS
+    matrices, head = _sort(path, read_state_dict(path))
+    lora = {module: _pair(path, module, settings, pair) for module, pair in sorted(matrices.items())}
+    record = _read_record(path)
+    if not lora and record is None:
+        raise UserError(f"{path} holds no LoRA", "give the folder of a PEFT LoRA adapter")
+    shortcut, shortcut_weights = _read_shortcuts(folder)
+    return Adapter(folder, settings, lora, head, record, shortcut, shortcut_weights)
+
+
+def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """(module -> its A and B, parameter of the head -> its values)."""
+    matrices: dict[str, dict[str, Tensor]] = {}
+    head: dict[str, Tensor] = {}
+    for key, values in state.items():
+        name = key.removeprefix(PREFIX)
+        if key == name:
+            raise UserError(f"{path} holds {key}", f"expected a PEFT adapter, whose names begin with {PREFIX}")
+        if found := _LORA.fullmatch(name):
+            matrices.setdefault(found["module"], {})[found["matrix"]] = values
+        elif name.split(".")[0] in HEADS and "lora_" not in name:
+            head[name] = values
+        else:
+            what = next((title for mark, title in _UNSUPPORTED.items() if mark in name), "neither LoRA nor a head")
+            raise UserError(
+                f"{path} holds {name}: {what}", "only LoRA on linear layers and a classification head can be loaded"
+            )
+    return matrices, head
+
+
+def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Tensor]) -> LoraWeights:
+    """The LoRA of one module, its shapes checked against the configuration."""
+    element = settings.element(module)
+    if pair.keys() != {"A", "B"}:
+        raise UserError(f"{path} has only lora_{next(iter(pair))} of {module}", "expected lora_A and lora_B")
+    a, b = pair["A"], pair["B"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise UserError(
+            f"{path}: lora_A and lora_B of {module} have shapes {tuple(a.shape)} and {tuple(b.shape)}",
+            "expected (r, in) and (out, r)",
+        )
+    if a.shape[0] != element.r:
+        raise UserError(
+            f"{path}: {module} has rank {a.shape[0]}, but {CONFIG} says {element.r}", "expected files of one adapter"
+        )
+    if settings.targets(module) is False:
+        raise UserError(f"{path} has LoRA on {module}, which {CONFIG} does not name", "expected files of one adapter")
+    return LoraWeights(element, a, b)
+
+
+def _read_record(path: Path) -> Record | None:
+    """What this program noted in the header of the file."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        noted = (file.metadata() or {}).get(KEY)
+    if noted is None:
+        return None
+    try:
+        return record_of({KEY: json.loads(noted)})
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} has a header that can't be read", "give an adapter of this version") from None
+
+
+def _read_shortcuts(folder: Path) -> tuple[ElementConfig | None, dict[str, Tensor]]:
+    if not (folder / SHORTCUTS).is_file():
+        return None, {}
+    return load(folder / SHORTCUT_CONFIG, "shortcut"), read_state_dict(folder / SHORTCUTS)

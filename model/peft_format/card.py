@@ -1,0 +1,171 @@
+"""The model card: an adapter folder's README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from dataset.spec import DatasetSpec
+from model.checkpoint import Record
+from model.load import base_dtype
+from model.peft_format.config import peft_notes, task_type
+from model.peft_format.writing import base_location, on, sites_on
+from model.search_space import SearchSpace
+
+_PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a card is about.
+
+    Attributes:
+        network: the adapted network.
+        space: its search space.
+        spec: the data set.
+        record: the run.
+        renormalize: whether its blocks normalise once more after the cross-layer shortcuts.
+        metrics: split -> metric -> value, where they are known.
+        pictures: files of the folder to show.
+    """
+
+    network: PreTrainedModel
+    space: SearchSpace
+    spec: DatasetSpec
+    record: Record
+    renormalize: bool = False
+    metrics: Mapping[str, Mapping[str, float | None]] | None = None
+    pictures: Sequence[str] = ()
+
+    @property
+    def beyond_peft(self) -> bool:
+        """Whether PEFT's files alone do not give this model."""
+        return self.renormalize or bool(on(self.space, "shortcut"))
+
+
+def card(result: Result) -> str:
+    """The text of the file."""
+    base = base_location(result.record.base.name)
+    parts = [
+        _front_matter(result),
+        f"# LoRA for {result.record.base.name}, trained on {result.spec.name}",
+        *_warnings(result),
+        "## What it is",
+        _facts(result),
+        *_allocation(result),
+        *_metrics(result),
+        "## How to load it",
+        *_in_peft(result, base),
+        "### Here\n\nIn the folder of the program that made it; other options as for any checkpoint:",
+        "```bash\npython -m main test --load path/to/this/folder\n```",
+        "### Merged into the base",
+        "A plain model folder, for anything that reads `transformers` models"
+        + (" (without the shortcuts: add `--drop-shortcuts`):" if result.beyond_peft else ":"),
+        "```bash\npython tools/export.py path/to/the/run --format merged --output merged\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(result: Result) -> str:
+    pipeline = _PIPELINES.get(result.spec.task, "text-generation")
+    lines = ["---", f"base_model: {result.record.base.name}", "library_name: peft", f"pipeline_tag: {pipeline}"]
+    return "\n".join([*lines, "tags:", "- lora", "- heterolora", "---"])
+
+
+def _warnings(result: Result) -> list[str]:
+    said = []
+    base = result.record.base
+    if result.beyond_peft:
+        said.append(
+            "**This model has shortcuts that are on.** PEFT knows none: what it loads from this folder is another "
+            "model, worse by what the shortcuts do. They are in `shortcuts.safetensors`, with their configuration in "
+            "`shortcut.toml`; the program that made this folder loads them too."
+        )
+    if not on(result.space, "lora"):
+        said.append("**No LoRA element is on**: PEFT refuses such an adapter.")
+    if not base.pretrained or base.state_file:
+        weights = f"the state dict {base.state_file}" if base.state_file else f"random, drawn from seed {base.seed}"
+        said.append(f"**The weights of the base are {weights}**, not those that `{base.name}` has.")
+    said += [f"{text}." for text in peft_notes(sites_on(result.space))]
+    return said
+
+
+def _facts(result: Result) -> str:
+    record, options = result.record, result.record.options
+    total = sum(parameter.numel() for parameter in result.network.parameters())
+    rows = [("base", f"`{record.base.name}`"), ("base SHA-256", f"`{record.base_sha256}`")]
+    rows += [("data", f"`{result.spec.name}` ({result.spec.task.replace('_', ' ')})")]
+    for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
+        everything, chosen = result.space.of_kind(kind), on(result.space, kind)
+        if everything:
+            ranks = sum(element.low_rank.rank for element in chosen)
+            parameters = sum(element.parameters for element in chosen)
+            share = 100 * parameters / total
+            rows.append(
+                (
+                    f"budget, {title}",
+                    f"{len(chosen)} of {len(everything)} elements on, rank {ranks:,} in all, {parameters:,} parameters "
+                    f"({share:.2g}% of the model's)",
+                )
+            )
+    if record.action == "train-dyrealloc":
+        rows.append(("heuristic", f"{options.get('importance_test_name')}, again and again while training"))
+        rows.append(("share turned on", f"{options.get('turn_on_percentile')}"))
+    return _table(("", ""), rows)
+
+
+def _allocation(result: Result) -> list[str]:
+    """Blocks × places: the rank, `·` where the element is off, nothing where there is none; then the pictures."""
+    names = list(dict.fromkeys(element.name for element in result.space))
+    there = {
+        (element.layer, element.name): str(element.low_rank.rank) if element.low_rank.enabled else "·"
+        for element in result.space
+    }
+    layers = range(len(result.space.blocks))
+    rows = [(str(layer), *(there.get((layer, name), "") for name in names)) for layer in layers]
+    pictures = [f"![{name}]({name})" for name in result.pictures]
+    return ["## Allocation", "The rank of each element; `·` is off.", _table(("block", *names), rows), *pictures]
+
+
+def _metrics(result: Result) -> list[str]:
+    if not result.metrics:
+        return []
+    rows = [
+        (split, name, "–" if value is None else f"{value:.4f}")
+        for split, values in result.metrics.items()
+        for name, value in values.items()
+    ]
+    return ["## Metrics", _table(("split", "metric", "value"), rows)]
+
+
+def _in_peft(result: Result, base: str) -> list[str]:
+    if not on(result.space, "lora"):
+        return []
+    classifies = task_type(result.spec.task) == "SEQ_CLS"
+    auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
+    dtype = str(base_dtype(str(result.record.options.get("precision", "32")))).removeprefix(f"{torch.__name__}.")
+    arguments = [repr(base), f"dtype={dtype!r}", *(_labels(result.spec) if classifies else ())]
+    lines = [
+        "from peft import PeftModel",
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({base!r})",
+        f"base = {auto}.from_pretrained({', '.join(arguments)})",
+        f"base.config.pad_token_id = {result.network.config.pad_token_id}",
+        'model = PeftModel.from_pretrained(base, ".").eval()  # this folder',
+    ]
+    title = "### In PEFT" + (", without the shortcuts" if result.beyond_peft else "")
+    return [title, "```python\n" + "\n".join(lines) + "\n```"]
+
+
+def _labels(spec: DatasetSpec) -> list[str]:
+    return [f"id2label={dict(enumerate(spec.labels))!r}"] if spec.labels else [f"num_labels={spec.num_labels}"]
+
+
+def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -1,0 +1,122 @@
+"""An adapter and the base that it is loaded into: do they belong together, and then its weights in their places."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from dataset.errors import UserError
+from dataset.spec import Task
+from model.adapt import HEADS
+from model.config import ElementConfig, ElementSettings
+from model.family.base import Family
+from model.peft_format import CONFIG, WEIGHTS
+from model.peft_format.adapter import Adapter
+from model.peft_format.config import task_type
+from model.search_space import SearchSpace
+
+
+def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
+    """The layer-wise configuration that puts LoRA where the adapter has it.
+
+    Raises:
+        UserError: it is on a layer that the family's table does not have.
+    """
+    patterns = {
+        name: re.compile(rf"(?:[^.]+\.)?{re.escape(family.blocks)}\.(\d+)\.{re.escape(linear)}")
+        for name, linear in family.linears.items()
+    }
+    sites: dict[str | tuple[int, str], ElementSettings] = {}
+    for module, weights in adapter.lora.items():
+        places = [(int(found[1]), name) for name, pattern in patterns.items() if (found := pattern.fullmatch(module))]
+        if not places:
+            raise UserError(
+                f"{adapter.folder} has LoRA on {module}, where {family.name} models can't have it here",
+                f"expected it on {family.blocks}.<i>.{{{', '.join(family.linears.values())}}}",
+            )
+        sites[places[0]] = weights.settings
+    return ElementConfig("lora", "layer", ElementSettings(), sites)
+
+
+def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
+    """Raise `UserError` unless a base has the adapter's modules in its shapes, and the adapter all that it names.
+
+    Args:
+        adapter: the adapter.
+        network: the base; its tensors may be on the meta device.
+        name: what messages call it.
+    """
+    other = f"{adapter.folder} is an adapter for another base"
+    expected = f"give its own (it names {adapter.settings.base or 'none'}) as --backbone-model"
+    linears = {path: module for path, module in network.named_modules() if isinstance(module, nn.Linear)}
+    for module, weights in adapter.lora.items():
+        wanted = (weights.A.shape[1], weights.B.shape[0])
+        if module not in linears:
+            raise UserError(f"{other}: '{name}' has no linear layer {module}", expected)
+        found = (linears[module].in_features, linears[module].out_features)
+        if found != wanted:
+            raise UserError(
+                f"{other}: its {module} is {wanted[0]} to {wanted[1]} wide, that of '{name}' {found[0]} to {found[1]}",
+                expected,
+            )
+    for module in linears.keys() - adapter.lora.keys():
+        if adapter.settings.targets(module):
+            raise UserError(
+                f"{adapter.folder / WEIGHTS} lacks {module}, which {CONFIG} names",
+                "give the whole adapter, as save_pretrained wrote it",
+            )
+    for parameter, own in network.named_parameters():
+        values = adapter.head.get(parameter)
+        if values is not None and own.shape != values.shape:
+            raise UserError(
+                f"{adapter.folder} has a classification head whose {parameter} is {tuple(values.shape)}, for this data "
+                f"set it is {tuple(own.shape)}",
+                "give the data set that it was trained on, or one with as many labels",
+            )
+
+
+def check_weights(adapter: Adapter, base_sha256: str, task: Task) -> None:
+    """Raise `UserError` if the adapter notes that it was trained on other weights. With another head than it was
+    trained with, the same base has another fingerprint, and nothing can be said."""
+    record = adapter.record
+    if record is None or adapter.settings.task_type != task_type(task):
+        return
+    if record.base_sha256 != base_sha256:
+        raise UserError(
+            f"{adapter.folder} was trained on another base model than '{record.base.name}' is now",
+            f"give the very weights of '{record.base.name}' as --backbone-model",
+        )
+
+
+@torch.no_grad()
+def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
+    """Copy an adapter's weights into a network that its configurations adapted. A shortcut that it lacks stays as new.
+
+    Returns:
+        whether the network has a classification head, and all of it comes from the adapter.
+
+    Raises:
+        UserError: a shortcut has another shape.
+    """
+    for element in space:
+        low_rank = element.low_rank
+        if element.kind == "lora":
+            weights = adapter.lora[element.module]
+            a, b = weights.A, weights.B
+        elif f"{element.key}.A" in adapter.shortcut_weights:
+            a, b = (adapter.shortcut_weights[f"{element.key}.{matrix}"] for matrix in "AB")
+        else:
+            continue
+        if a.shape != low_rank.A.shape or b.shape != low_rank.B.shape:
+            raise UserError(
+                f"{adapter.folder}: {element.key} has shapes {tuple(a.shape)} and {tuple(b.shape)}",
+                f"expected {tuple(low_rank.A.shape)} and {tuple(low_rank.B.shape)} for this base",
+            )
+        low_rank.A.copy_(a)
+        low_rank.B.copy_(b)
+    head = {name: parameter for name, parameter in network.named_parameters() if name.split(".")[0] in HEADS}
+    for name in head.keys() & adapter.head.keys():
+        head[name].copy_(adapter.head[name])
+    return bool(head) and head.keys() <= adapter.head.keys()

@@ -1,0 +1,97 @@
+"""What training ended with -> an adapter folder, and configurations that make the same elements again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dataset.files import write_text
+from dataset.spec import Task
+from model.adapt import HEADS, heads
+from model.checkpoint import KEY, Record
+from model.config import ElementConfig, ElementSettings, Kind
+from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
+from model.peft_format.config import peft_config
+from model.search_space import Element, SearchSpace
+
+
+def settings_of(element: Element) -> ElementSettings:
+    """What a configuration says of an element, on or off."""
+    low_rank = element.low_rank
+    return ElementSettings(
+        low_rank.rank, low_rank.alpha, low_rank.dropout, low_rank.use_rslora, disabled=not low_rank.enabled
+    )
+
+
+def result_config(space: Iterable[Element], kind: Kind, renormalize: bool = False) -> ElementConfig:
+    """The layer-wise configuration of the elements of a kind as they are: those that are off are disabled."""
+    sites = {(element.layer, element.name): settings_of(element) for element in space if element.kind == kind}
+    return ElementConfig(kind, "layer", ElementSettings(), sites, renormalize)
+
+
+def sites_on(space: Iterable[Element]) -> dict[str, ElementSettings]:
+    """Path of the linear layer -> its LoRA, for those that are on."""
+    return {element.module: settings_of(element) for element in on(space, "lora")}
+
+
+def on(space: Iterable[Element], kind: Kind) -> tuple[Element, ...]:
+    """The elements of a kind that are on."""
+    return tuple(element for element in space if element.kind == kind and element.low_rank.enabled)
+
+
+def base_location(name: str) -> str:
+    """Where others find the base: a folder by its absolute path, or the hub name."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def write_adapter(
+    folder: Path,
+    network: nn.Module,
+    space: SearchSpace,
+    task: Task,
+    record: Record,
+    shortcut: ElementConfig | None = None,
+) -> None:
+    """Write PEFT's files, and the shortcuts' if there are any, into an empty folder.
+
+    With no LoRA element on, the configuration names no module: this program reads it, PEFT refuses it.
+
+    Args:
+        folder: where to.
+        network: the adapted network.
+        space: its search space; off elements are left out.
+        task: what it does.
+        record: what the adapter is to remember of its origin.
+        shortcut: the shortcuts' configuration, if the result has any or normalises twice.
+    """
+    config = peft_config(
+        sites_on(space), task, base_location(record.base.name), [n for n, _ in network.named_children() if n in HEADS]
+    )
+    write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
+    tensors = {
+        f"{PREFIX}{element.module}.lora_{which}.weight": matrix
+        for element in on(space, "lora")
+        for which, matrix in (("A", element.low_rank.A), ("B", element.low_rank.B))
+    }
+    in_heads = {id(parameter) for head in heads(network) for parameter in head.parameters()}
+    tensors |= {f"{PREFIX}{name}": p for name, p in network.named_parameters() if id(p) in in_heads}
+    _save(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})
+    if shortcut is not None:
+        write_text(folder / SHORTCUT_CONFIG, shortcut.to_toml())
+        _save(
+            folder / SHORTCUTS,
+            {
+                f"{element.key}.{which}": matrix
+                for element in on(space, "shortcut")
+                for which, matrix in (("A", element.low_rank.A), ("B", element.low_rank.B))
+            },
+        )
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, {"format": "pt", **(metadata or {})})
