@@ -180,8 +180,7 @@ def _check_agreement(trainer: pl.Trainer, space: SearchSpace, on: tuple[bool, ..
     """
     if trainer.world_size == 1:
         return
-    digest = hashlib.blake2b(repr((index, on)).encode(), digest_size=7).digest()  # fits a signed 64-bit integer
-    mine = torch.tensor([int.from_bytes(digest, "big")], device=trainer.strategy.root_device)
+    mine = torch.tensor([_digest(index, on)], device=trainer.strategy.root_device)
     digests = trainer.strategy.all_gather(mine).flatten()
     if bool((digests == digests[0]).all()):
         return
@@ -193,3 +192,8 @@ def _check_agreement(trainer: pl.Trainer, space: SearchSpace, on: tuple[bool, ..
         f"the processes disagree about {apart} at reallocation {index}",
         "run all of them on machines of one kind, with the same versions",
     )
+
+
+def _digest(index: int, on: tuple[bool, ...]) -> int:
+    """A number that fits a signed 64-bit integer, and differs where anything differs."""
+    return int.from_bytes(hashlib.blake2b(repr((index, on)).encode(), digest_size=7).digest(), "big")
