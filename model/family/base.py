@@ -47,6 +47,10 @@ class Family:
         norm1: path of the attention half's norm inside a block.
         norm2: path of the feed-forward half's norm inside a block.
         pre_norm: Hugging Face configuration -> whether the norms come before the halves.
+        before_blocks: paths inside the base model of the linear layers and norms that the input embeddings pass on
+            their way to the first block, in order; a model need not have them.
+        after_blocks: likewise, on the way from the last block to the last hidden state.
+        norm_offset: what a norm adds to its weight before it multiplies by it.
         tasks: the tasks that the architecture does.
         misfits: what looks alike and is not: `model_type` -> why the table does not fit it.
     """
@@ -58,6 +62,9 @@ class Family:
     norm1: str
     norm2: str
     pre_norm: Callable[[Any], bool]
+    before_blocks: tuple[str, ...] = ()
+    after_blocks: tuple[str, ...] = ()
+    norm_offset: float = 0.0
     tasks: tuple[Task, ...] = TASKS
     misfits: Mapping[str, str] = field(default_factory=dict)
 

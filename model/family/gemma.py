@@ -8,6 +8,7 @@ FAMILY = replace(
     llama.FAMILY,
     name="gemma",
     model_types=("gemma",),
+    norm_offset=1.0,
     misfits=dict.fromkeys(
         ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"),
         "later Gemmas have norms after the halves too",

@@ -18,4 +18,5 @@ FAMILY = Family(
     norm1="input_layernorm",
     norm2="post_attention_layernorm",
     pre_norm=always,
+    after_blocks=("norm",),
 )

@@ -24,4 +24,6 @@ FAMILY = Family(
     norm1="self_attn_layer_norm",
     norm2="final_layer_norm",
     pre_norm=_pre_norm,
+    before_blocks=("decoder.project_in",),
+    after_blocks=("decoder.final_layer_norm", "decoder.project_out"),
 )

@@ -17,5 +17,6 @@ FAMILY = Family(
     norm1="attention.output.LayerNorm",
     norm2="output.LayerNorm",
     pre_norm=never,
+    before_blocks=("embeddings.LayerNorm",),
     tasks=("classification",),
 )
