@@ -18,7 +18,9 @@ from model.adapt import adapt, enable_gradient_checkpointing, plan
 from model.checkpoint import Record, record_of
 from model.load import Base, length_limit, load_base, load_config, load_tokenizer
 from model.parameters import ParameterTable, count
+from model.peft_format.fit import check_modules, check_weights, put_into
 from model.search_space import SearchSpace
+from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
 from model.task.fine_tuning import FineTuning, Splits
@@ -72,6 +74,9 @@ def build(request: Request) -> Experiment:
     )
     task = _task(request, base, space, record, data, tokenizer)
     untrained_head = base.untrained_head
+    if request.adapter is not None:
+        check_weights(request.adapter, base.sha256, spec.task)
+        untrained_head = not put_into(request.adapter, base.network, space) and untrained_head
     if request.checkpoint is not None:
         task.take(record_of(request.checkpoint), request.checkpoint["state_dict"])
         untrained_head = False
@@ -83,15 +88,20 @@ def _check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:
     if request.adapted is None:
         return ()
     family, configs = request.adapted.family, request.configs
+    if request.adapter is not None:
+        family.check(config)
+        check_modules(request.adapter, skeleton(config, request.spec.task), request.base.name)
     planned = plan(family, config, configs["lora"], configs.get("shortcut"))
     if not planned.elements:
         raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
     if request.must_agree:
         given = {**configs, **request.must_agree}
-        if plan(family, config, given["lora"], given.get("shortcut")) != planned:
+        other = plan(family, config, given["lora"], given.get("shortcut"))
+        # PEFT has one dropout for all elements, so that a configuration beside an adapter may say more than it.
+        if not (other.same_elements(planned) if request.adapter is not None else other == planned):
             raise UserError(
                 f"the configuration given differs from the one inside {request.options.load}",
-                "leave it out: a checkpoint holds its own",
+                "leave it out: what is loaded holds its own",
             )
     return planned.notes
 

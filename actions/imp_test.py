@@ -119,8 +119,10 @@ def _score(experiment: Experiment, fabric: Fabric) -> Scored:
 
 
 def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """A progress bar, by the first of several processes."""
-    return track(items, what, console=Console(stderr=True), transient=True, disable=not is_first_process())
+    """A progress bar where somebody watches, by the first of several processes."""
+    console = Console(stderr=True)
+    shown = is_first_process() and console.is_terminal
+    return track(items, what, console=console, transient=True, disable=not shown)
 
 
 def _report(request: Request, experiment: Experiment, scored: Scored, mode: Mode, folder: Path) -> None:
@@ -198,5 +200,6 @@ def _next(options: Options, shortcuts: bool, folder: Path) -> str:
         train += ["--shortcut-config", shortcut]
     if options.dyrealloc_ags_mode is not None:
         choose += ["--mode", options.dyrealloc_ags_mode]
-    commands = [choose] if options.load_type == "pl" else [choose, train]  # a checkpoint holds its own configuration
+    holds_its_own = options.load_type in ("pl", "peft")  # configuration
+    commands = [choose] if holds_its_own else [choose, train]
     return "\n".join(["next:", *(f"  {shlex.join(map(str, command))}" for command in commands)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import model.family as families
+from actions import from_peft
 from actions.fields import from_toml
 from actions.options import Options, declared, flag_of
 from actions.parse import Command
@@ -18,9 +20,11 @@ from dataset.errors import UserError, nearest
 from dataset.spec import DatasetSpec
 from model.config import ElementConfig, Kind, load, parse
 from model.family import AdaptedName
+from model.peft_format import is_adapter
 
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource, Record
+    from model.peft_format.adapter import Adapter
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DEFAULT_CONFIGS: dict[Kind, Path] = {
@@ -45,9 +49,11 @@ class Request:
         spec: the data set.
         adapted: family and kind of an adapted model, `None` for a plain one.
         configs: its LoRA and, for an `_ags` model, shortcut configuration.
-        must_agree: configurations that the user gave beside a checkpoint, which holds its own.
+        must_agree: what `configs` must agree with: configurations that the user gave beside a checkpoint, which holds
+            its own, or an adapter's own.
         base: where the base model comes from.
         checkpoint: the contents of our checkpoint that `--load` names.
+        adapter: the PEFT adapter that it names.
         notes: lines worth telling the user.
     """
 
@@ -59,6 +65,7 @@ class Request:
     must_agree: dict[Kind, ElementConfig]
     base: BaseSource
     checkpoint: dict[str, Any] | None
+    adapter: Adapter | None
     notes: tuple[str, ...]
 
 
@@ -72,14 +79,18 @@ def resolve(command: Command) -> Request:
     load_type = options.load_type or _told_by_name(options.load)
     if options.resume_training and (options.load is None or load_type != "pl"):
         raise UserError("--resume-training has no checkpoint", "give --load RUN/checkpoints/last.ckpt --load-type pl")
-    checkpoint = record = None
+    checkpoint = record = start = None
     if load_type == "pl":
         checkpoint, record = _read_checkpoint(options)
         _check_resumes(command, record)
         options = _with_record(command, record)
+    elif load_type == "peft":
+        start = from_peft.start_from(options)
+        options = _filled_in(command, start.recorded_options(command))
     options = replace(options, load_type=load_type)
 
     adapted = families.parse_model_name(options.model)
+    of_adapter = {} if start is None else start.configs(adapted, options)
     spec = registry.get(options.dataset)
     _check_task(options, spec, adapted)
     _check_lengths(options)
@@ -93,10 +104,10 @@ def resolve(command: Command) -> Request:
         )
     else:
         kinds: tuple[Kind, ...] = ("lora", "shortcut") if adapted.shortcuts else ("lora",)
-        options, configs = _own_configs(options, kinds, given)
+        options, configs = _own_configs(options, kinds, {**of_adapter, **given})
     if adapted is not None and not adapted.shortcuts:
         _refuse_configs(given, ("shortcut",), f"'{options.model}' has no shortcuts", f"{options.model}_ags")
-    options, base, said = _base(options, adapted, record)
+    options, base, said = _base(options, adapted, record) if start is None else (options, start.base, ())
     if options.quantize is not None:
         _check_quantizable(command.action, options, base)
     return Request(
@@ -105,9 +116,10 @@ def resolve(command: Command) -> Request:
         spec=spec,
         adapted=adapted,
         configs=configs,
-        must_agree=given if record is not None else {},
+        must_agree=of_adapter if record is None else given,
         base=base,
         checkpoint=checkpoint,
+        adapter=None if start is None else start.adapter,
         notes=(*notes, *said),
     )
 
@@ -187,6 +199,8 @@ def _told_by_name(load_name: str | None) -> str:
     suffix = Path(load_name or "").suffix
     if suffix == ".ckpt":
         return "pl"
+    if load_name and is_adapter(load_name):
+        return "peft"
     return "pt" if suffix in (".safetensors", ".pt", ".pth", ".bin") else "hf"
 
 
@@ -208,8 +222,8 @@ def _check_resumes(command: Command, record: Record) -> None:
 
 
 def _with_record(command: Command, record: Record) -> Options:
-    """Options that the user did not give, from the checkpoint: all of them to resume, the model's own otherwise."""
-    options, known = command.options, declared()
+    """Options that the user did not give, from the checkpoint."""
+    options = command.options
     if "model" in command.given and options.model != record.options["model"]:
         raise UserError(
             f"{options.load} is a checkpoint of --model {record.options['model']}, not {options.model}",
@@ -217,15 +231,21 @@ def _with_record(command: Command, record: Record) -> Options:
         )
     if options.resume_training:
         _check_optimizer_goes_on(command, record)
-    recorded = {
+    return _filled_in(command, record.options)
+
+
+def _filled_in(command: Command, recorded: Mapping[str, Any]) -> Options:
+    """Options that the user did not give, from recorded ones: all of them to resume, the model's own otherwise."""
+    options, known = command.options, declared()
+    values = {
         name: from_toml(name, known[name], value)
-        for name, value in record.options.items()
+        for name, value in recorded.items()
         if name in known
         and name not in command.given
         and name not in _OF_ONE_RUN
         and (options.resume_training or known[name].from_checkpoint)
     }
-    return replace(options, **recorded)
+    return replace(options, **values)
 
 
 def _check_optimizer_goes_on(command: Command, record: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,18 @@ class Plan:
     def shortcuts(self) -> bool:
         """Whether the blocks need anything of the shortcuts."""
         return self.renormalize or any(item.kind == "shortcut" for item in self.elements)
+
+    def same_elements(self, other: Plan) -> bool:
+        """Whether both make a model that computes the same: places, ranks and scalings, whatever its dropout."""
+        mine, others = (
+            {(item.layer, item.name): item.settings for item in planned.elements} for planned in (self, other)
+        )
+        return (
+            self.renormalize == other.renormalize
+            and mine.keys() == others.keys()
+            and all(mine[place].r == others[place].r for place in mine)
+            and all(math.isclose(mine[place].scaling, others[place].scaling) for place in mine)
+        )
 
     def of_block(self, layer: int) -> tuple[PlannedElement, ...]:
         return tuple(item for item in self.elements if item.layer == layer)
