@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
-from dataset.errors import UserError
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
 from model import metrics
@@ -21,6 +20,7 @@ from model.checkpoint import KEY, Record, record_of
 from model.distributed import sum_over_ranks, world_size
 from model.search_space import SearchSpace
 from model.task.optimization import Optimization, build_optimizer, build_scheduler
+from model.trained import take, trained_names
 
 Batch = Mapping[str, Any]
 
@@ -72,13 +72,14 @@ class FineTuning(pl.LightningModule, ABC):
         record: Record,
     ) -> None:
         super().__init__()
+        self.strict_loading = False  # checkpoints lack the base; `take` is what checks them
         self.network = network.train()
         self.space, self.spec, self.splits = space, spec, splits
         self.optimization, self.record = optimization, record
         names = dict.fromkeys((*splits.validation, *splits.test))
         self.mean_loss = nn.ModuleDict({name: metrics.WeightedMean() for name in names})
         self.running = nn.ModuleDict({name: metrics.build(spec.metrics, spec.num_labels) for name in names})
-        self.trained = self._trained_names()
+        self.trained = trained_names(self, self.space)
         self.official: dict[str, dict[str, float]] = {}
         self.global_loss = torch.zeros(())
         self._predictions: list[tuple[str, int, Any, Any]] = []
@@ -209,9 +210,8 @@ class FineTuning(pl.LightningModule, ABC):
         checkpoint[KEY] = self.current_record().as_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this model, switch its elements, and complete it with the base."""
+        """Check that the checkpoint belongs to this model, load it, and switch its elements."""
         self.take(record_of(checkpoint), checkpoint["state_dict"])
-        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
     def take(self, record: Record, state: Mapping[str, Tensor]) -> None:
         """Load trained weights and on/off state.
@@ -219,40 +219,8 @@ class FineTuning(pl.LightningModule, ABC):
         Raises:
             UserError: another base model, or weights missing, unknown or of another shape.
         """
-        if self.space is not None and record.base_sha256 != self.record.base_sha256:
-            raise UserError(
-                f"the checkpoint was trained on another base model than '{self.record.base.name}'",
-                f"give the very weights of '{record.base.name}' as --backbone-model",
-            )
-        own = self.state_dict()
-        missing, unknown = sorted(set(self.trained) - state.keys()), sorted(state.keys() - set(self.trained))
-        if missing or unknown:
-            raise UserError(
-                f"the checkpoint does not fit this model: {len(missing)} weights missing "
-                f"({', '.join(missing[:1]) or 'none'}), {len(unknown)} unknown ({', '.join(unknown[:1]) or 'none'})",
-                "give the model and configuration that it was trained with",
-            )
-        for name, tensor in state.items():
-            if tensor.shape != own[name].shape:
-                raise UserError(
-                    f"the checkpoint's {name} has shape {tuple(tensor.shape)}",
-                    f"this model's has {tuple(own[name].shape)}; give the configuration that it was trained with",
-                )
-        with torch.no_grad():
-            for name, tensor in state.items():
-                own[name].copy_(tensor)
-        for element in self.space or ():
-            element.low_rank.switch(element.key in record.on)
+        take(self, self.space, self.record, record, state)
 
     def current_record(self) -> Record:
         on = tuple(element.key for element in self.space or () if element.low_rank.enabled)
         return replace(self.record, on=on)
-
-    def _trained_names(self) -> tuple[str, ...]:
-        """Names of the trained parameters: those that ask for a gradient, and every element, on or off."""
-        of_elements = {id(p) for element in self.space or () for p in element.low_rank.parameters()}
-        return tuple(
-            name
-            for name, parameter in self.named_parameters(remove_duplicate=False)
-            if parameter.requires_grad or id(parameter) in of_elements
-        )
