@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dataset.spec import DatasetSpec, Task
 from model.adapt import HEADS
 from model.checkpoint import BaseSource, read_state_dict
 from model.fingerprint import fingerprint
+from model.quantize import loading_arguments
 
 # Their position ids start behind the padding index, so that many rows of the position table are never used.
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
@@ -53,9 +55,12 @@ def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
             labels["id2label"] = dict(enumerate(spec.labels))
             labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
     try:
-        return AutoConfig.from_pretrained(source, **labels)
+        config = AutoConfig.from_pretrained(source, **labels)
     except (OSError, ValueError) as reason:
         raise _not_loadable("model", source, reason) from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"'{source}' is quantised already", "give the unquantised model, and --quantize")
+    return config
 
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -95,9 +100,22 @@ def base_dtype(precision: str) -> torch.dtype:
 
 
 def load_base(
-    source: BaseSource, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, task: Task, precision: str
+    source: BaseSource,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    precision: str | None,
+    quantize: str | None = None,
 ) -> Base:
-    """The base model, nothing frozen yet, in the dtype of `precision`.
+    """The base model, nothing frozen yet, in the dtype of `precision`, or quantised on this process's GPU.
+
+    Args:
+        source: where it comes from; to be quantised it must have files.
+        config: its configuration.
+        tokenizer: its tokenizer.
+        task: decides on the head.
+        precision: the option; None: as the files have it, for a base that is not quantised.
+        quantize: the option; see `model.quantize`.
 
     Raises:
         UserError: the files can't be read, or lack weights that the architecture needs (a head may be made anew).
@@ -105,18 +123,47 @@ def load_base(
     auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     config.pad_token_id = tokenizer.pad_token_id  # where a decoder looks for the last token of a row
     config.use_cache = False  # training and scoring never reuse keys and values; generation asks for them
+    if quantize is not None:
+        return _load_quantized(auto, source, config, tokenizer, precision, quantize)
     torch.manual_seed(source.seed)
     if source.pretrained and source.state_file is None:
-        network, untrained_head = _from_files(auto, source.name, config)
+        network, untrained_head = _from_files(auto, source.name, config, dtype="auto")
     else:
         config.dtype = torch.float32
         network, untrained_head = auto.from_config(config), task == "classification"
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
     _keep_inputs_that_fit(tokenizer, network)
-    frozen = ((name, tensor) for name, tensor in network.state_dict().items() if not in_head(name))
-    sha256 = fingerprint(frozen)  # before the cast: the same base, whatever precision a run computes in
-    return Base(network.to(base_dtype(precision)), untrained_head, sha256)
+    sha256 = _fingerprint(network)  # before the cast: the same base, whatever precision a run computes in
+    if precision is not None:
+        network = network.to(base_dtype(precision))
+    return Base(network, untrained_head, sha256)
+
+
+def _load_quantized(
+    auto: Any,
+    source: BaseSource,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: str,
+    quantize: str,
+) -> Base:
+    """Reads the files twice: once as they are, for the fingerprint, which is then that of any run on this base.
+
+    The first reading costs time but hardly memory: transformers maps safetensors files.
+    """
+    plain, _ = _from_files(auto, source.name, copy.deepcopy(config), dtype="auto")
+    sha256 = _fingerprint(plain)
+    del plain
+    torch.manual_seed(source.seed)
+    how = loading_arguments(quantize, precision)
+    network, untrained_head = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
+    _keep_inputs_that_fit(tokenizer, network)
+    return Base(network, untrained_head, sha256)
+
+
+def _fingerprint(network: PreTrainedModel) -> str:
+    return fingerprint((name, tensor) for name, tensor in network.state_dict().items() if not in_head(name))
 
 
 def in_head(name: str) -> bool:
@@ -144,10 +191,11 @@ def _load_state(network: PreTrainedModel, path: Path) -> bool:
     return any(in_head(name) and name not in state for name in own)
 
 
-def _from_files(auto: Any, source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, bool]:
+def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, bool]:
+    """The network, and whether its head is made anew; `how` goes to `from_pretrained`."""
     try:
         network, info = auto.from_pretrained(
-            source, config=config, dtype="auto", ignore_mismatched_sizes=True, output_loading_info=True
+            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError) as reason:
         raise _not_loadable("weights", source, reason) from None

@@ -86,8 +86,14 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
 
 def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
     """(trainable, total)."""
-    sizes = [(parameter.numel() if parameter.requires_grad else 0, parameter.numel()) for parameter in parameters]
-    return sum(trainable for trainable, _ in sizes), sum(total for _, total in sizes)
+    sizes = [(parameter.requires_grad, _size(parameter)) for parameter in parameters]
+    return sum(size for trains, size in sizes if trains), sum(size for _, size in sizes)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Number of weights; a 4-bit layer packs two into a byte and has their shape beside them."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else packed.shape.numel()
 
 
 def render(table: ParameterTable) -> Table:
