@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from actions.console import note
 from actions.options import Options
@@ -51,7 +51,7 @@ def build(request: Request) -> Experiment:
     """Reads configuration, data and weights, in the order in which mistakes are cheapest to find."""
     options, spec, base_source = request.options, request.spec, request.base
     config = load_config(base_source.name, spec)
-    notes = [*request.notes, *_check_plan(request, config)]
+    notes = [*request.notes, *check_plan(request, config)]
     data = TextDataModule(spec, _data_settings(options))
     data.read()
     tokenizer = load_tokenizer(base_source.name, config)
@@ -61,7 +61,7 @@ def build(request: Request) -> Experiment:
 
     base = load_base(base_source, config, tokenizer, spec.task, options.precision, options.quantize)
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    space = _adapt(request, base)
+    space = adapt_base(request, base.network)
     if options.gradient_checkpointing:
         enable_gradient_checkpointing(base.network, space)
     record = Record(
@@ -83,7 +83,7 @@ def build(request: Request) -> Experiment:
     return Experiment(options, data, task, untrained_head, count(task.network, space))
 
 
-def _check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:
+def check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:
     """Whether configurations and architecture fit, before any weight is read; returns what is worth saying."""
     if request.adapted is None:
         return ()
@@ -119,10 +119,11 @@ def _data_settings(options: Options) -> DataSettings:
     )
 
 
-def _adapt(request: Request, base: Base) -> SearchSpace | None:
+def adapt_base(request: Request, network: PreTrainedModel) -> SearchSpace | None:
+    """Put the request's elements into its base, in place; a plain model stays as it is."""
     if request.adapted is None:
         return None
-    return adapt(base.network, request.adapted.family, request.configs["lora"], request.configs.get("shortcut"))
+    return adapt(network, request.adapted.family, request.configs["lora"], request.configs.get("shortcut"))
 
 
 def _task(

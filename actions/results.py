@@ -26,13 +26,18 @@ def measure(experiment: Experiment, trainer: pl.Trainer) -> dict[str, dict[str, 
     task, data = experiment.task, experiment.data
     figures: dict[str, dict[str, float]] = {}
     if set(task.splits.validation) - set(task.splits.test):
-        trainer.validate(task, datamodule=data, verbose=False)
-        figures |= _by_split(trainer, task.splits.validation)
+        figures |= validate(experiment, trainer)
     trainer.test(task, datamodule=data, verbose=False)
     figures |= _by_split(trainer, task.splits.test)
     for split, official in task.official.items():
         figures[split] |= {f"official/{name}": value for name, value in official.items()}
     return figures
+
+
+def validate(experiment: Experiment, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
+    """Figures of the weights at hand on the validation splits."""
+    trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
+    return _by_split(trainer, experiment.task.splits.validation)
 
 
 def save_metrics(

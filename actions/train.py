@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from actions.checkpoints import RunCheckpoints
 from actions.console import is_first_process, say
 from actions.experiment import Experiment, build
+from actions.export import export_run
 from actions.resolve import Request
 from actions.results import measure, save_metrics, show_parameters
 from actions.run_folder import CHECKPOINTS, open_run_folder, write_config
@@ -19,6 +20,7 @@ from model.checkpoint import read_checkpoint, record_of
 def run(request: Request) -> None:
     experiment, folder = start(request)
     fit(experiment, folder)
+    export_run(experiment, folder)
 
 
 def start(request: Request) -> tuple[Experiment, Path]:

@@ -9,6 +9,7 @@ from typing import Any
 from actions import train
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
+from actions.export import export_run
 from actions.options import Options
 from actions.pictures import heat_map
 from actions.resolve import Request
@@ -36,6 +37,7 @@ def run(request: Request) -> None:
     train.fit(experiment, folder, (reallocate,))
     if is_first_process():
         draw(reallocate.history, folder)
+    export_run(experiment, folder)
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the time of training")
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
@@ -44,12 +46,11 @@ def run(request: Request) -> None:
 def draw(history: History, folder: Path) -> None:
     """How often each element was on, and when."""
     times, total = history.times_on(), len(history.decisions)
-    last = {place.key for place, on in zip(history.places, history.decisions[-1].on, strict=True) if on}
     heat_map(
         folder / FREQUENCY_PICTURE,
         {place: float(times[place.key]) for place in history.places},
         title=f"How often each element was on, of {total} reallocations",
-        marked=last,
+        marked=history.last_on(),
     )
     timeline(folder / TIMELINE_PICTURE, (folder.name, history))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def card(result: Result) -> str:
     base = base_location(result.record.base.name)
     parts = [
         _front_matter(result),
-        f"# LoRA for {result.record.base.name}, trained on {result.spec.name}",
+        f"# LoRA for {Path(base).name}, trained on {result.spec.name}",
         *_warnings(result),
         "## What it is",
         _facts(result),
@@ -72,8 +73,11 @@ def card(result: Result) -> str:
 
 def _front_matter(result: Result) -> str:
     pipeline = _PIPELINES.get(result.spec.task, "text-generation")
-    lines = ["---", f"base_model: {result.record.base.name}", "library_name: peft", f"pipeline_tag: {pipeline}"]
-    return "\n".join([*lines, "tags:", "- lora", "- heterolora", "---"])
+    base = result.record.base.name
+    lines = ["---", "library_name: peft", f"pipeline_tag: {pipeline}", "tags:", "- lora", "- heterolora"]
+    if not Path(base).is_dir():  # a hub name
+        lines.append(f"base_model: {base}")
+    return "\n".join([*lines, "---"])
 
 
 def _warnings(result: Result) -> list[str]:

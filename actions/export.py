@@ -1,0 +1,117 @@
+"""What a run ended with, in files that other tools and later runs read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from actions.console import is_first_process, say
+from actions.experiment import Experiment
+from actions.options import declared
+from actions.pictures import heat_map
+from actions.run_folder import METRICS
+from dataset.files import whole_folder, write_text
+from dataset.spec import DatasetSpec
+from model.checkpoint import Record
+from model.config import parse
+from model.peft_format import CARD
+from model.peft_format.card import Result, card
+from model.peft_format.writing import result_config, write_adapter
+from model.search_space import SearchSpace
+
+ADAPTER, LORA, SHORTCUT = "adapter", "lora.toml", "shortcut.toml"
+ALLOCATION = "allocation.png"
+
+
+def export_run(experiment: Experiment, folder: Path) -> None:
+    """Write `adapter/`, `lora.toml` and, for a model with shortcuts, `shortcut.toml` into a run's folder.
+
+    Call it last: the card shows the metrics and the pictures that the folder has. A plain model has nothing of this.
+
+    Args:
+        experiment: holds the weights to write.
+        folder: the run's.
+    """
+    task = experiment.task
+    if task.space is None or not is_first_process():
+        return
+    record = task.current_record()
+    head = "# What the run ended with; elements that were off are disabled.\n"
+    write_text(folder / LORA, head + result_config(task.space, "lora").to_toml())
+    if record.shortcut is not None:
+        write_text(folder / SHORTCUT, head + result_config(task.space, "shortcut", renormalizes(record)).to_toml())
+    write_adapter_folder(folder / ADAPTER, task.network, task.space, task.spec, record, folder)
+    say(f"adapter, for PEFT too: {folder / ADAPTER}")
+
+
+def write_adapter_folder(
+    target: Path,
+    network: PreTrainedModel,
+    space: SearchSpace,
+    spec: DatasetSpec,
+    record: Record,
+    run_folder: Path | None = None,
+) -> None:
+    """Write an adapter folder with its card, whole or not at all.
+
+    Args:
+        target: where to; an older one there is replaced.
+        network: the adapted network; only what is trained needs to be in memory.
+        space: its search space.
+        spec: the data set.
+        record: of the run.
+        run_folder: where metrics and pictures are.
+    """
+    renormalize = renormalizes(record)
+    result = Result(network, space, spec, record, renormalize, _metrics(run_folder))
+    shortcut = result_config(space, "shortcut", renormalize) if result.beyond_peft else None
+    with whole_folder(target) as unfinished:
+        write_adapter(unfinished, network, space, spec.task, _to_remember(record, shortcut is not None), shortcut)
+        pictures = [*_draw(space, unfinished), *_copy_pictures(run_folder, unfinished)]
+        write_text(unfinished / CARD, card(replace(result, pictures=pictures)))
+
+
+def renormalizes(record: Record) -> bool:
+    """Whether a model normalises once more after its cross-layer shortcuts."""
+    return record.shortcut is not None and parse(record.shortcut, "shortcut").renormalize
+
+
+def _to_remember(record: Record, shortcuts: bool) -> Record:
+    """What an adapter needs to know of its run: model and data. Its configurations are in its own files."""
+    options = {name: value for name, value in record.options.items() if _belongs_to_the_model(name)}
+    if not shortcuts and "model" in options:
+        options["model"] = options["model"].removesuffix("_ags")
+    return replace(record, options=options, lora=None, shortcut=None, on=())
+
+
+def _belongs_to_the_model(name: str) -> bool:
+    return name in declared() and declared()[name].from_checkpoint
+
+
+def _metrics(run_folder: Path | None) -> dict[str, Any] | None:
+    if run_folder is None or not (run_folder / METRICS).is_file():
+        return None
+    return json.loads((run_folder / METRICS).read_text(encoding="utf-8"))["metrics"]
+
+
+def _draw(space: SearchSpace, folder: Path) -> list[str]:
+    """A picture of the ranks, unless they are all the same."""
+    ranks = {element: float(element.low_rank.rank if element.low_rank.enabled else 0) for element in space}
+    if len(set(ranks.values())) < 2:
+        return []
+    on = {element.key for element in space if element.low_rank.enabled}
+    marked = on if len(on) < len(ranks) else ()
+    heat_map(folder / ALLOCATION, ranks, title="Allocation: the rank of each element", marked=marked, label="rank")
+    return [ALLOCATION]
+
+
+def _copy_pictures(run_folder: Path | None, folder: Path) -> list[str]:
+    pictures = sorted(run_folder.glob("*.png")) if run_folder is not None else []
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
+    return [picture.name for picture in pictures]
