@@ -7,12 +7,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from actions.console import set_log_level, stop_with
+from actions.console import is_lost_process, set_log_level, stop_with
 from actions.options import ACTIONS
 from actions.parse import parse
 from dataset.errors import UserError
 
-USER_ERROR = 2
+FAILED, USER_ERROR = 1, 2
 TERMINATED = 128 + 15  # what a shell says of a process that SIGTERM ended
 
 
@@ -33,6 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debugging:
             traceback.print_exc()
         return stop_with(mistake, USER_ERROR)
+    except RuntimeError as failure:
+        if debugging or not is_lost_process(failure):
+            raise
+        print(
+            "error: another process of this run is gone; look at what it said, then --resume-training", file=sys.stderr
+        )
+        return FAILED
     except SystemExit as leaving:
         return TERMINATED if type(leaving).__name__ == "SIGTERMException" else leaving.code
     return 0

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.console import say
+from dataset.errors import UserError
 from model.checkpoint import read_checkpoint
 from model.task.fine_tuning import FineTuning
 
@@ -124,7 +125,7 @@ class RunCheckpoints(Checkpoint):
         self._told_to_leave = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
-        if isinstance(exception, (SIGTERMException, KeyboardInterrupt)):
+        if not isinstance(exception, UserError):
             action = pl_module.record.action
             say(f"stopped; to go on: python -m main {action} --resume-training --load {self.last}")
         job = os.environ.get("SLURM_JOB_ID")

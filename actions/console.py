@@ -37,6 +37,12 @@ def stop_with(mistake: UserError, code: int) -> int:
     return code
 
 
+def is_lost_process(failure: RuntimeError) -> bool:
+    """Whether a collective failed because a process at its other end is no more. Backends say so in words only."""
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return any(words in str(failure) for words in lost)
+
+
 def set_log_level(level: str) -> None:
     """How much the libraries say. Call it once they are imported: they set levels of their own.
 
@@ -51,6 +57,8 @@ def set_log_level(level: str) -> None:
     for library in ("pytorch_lightning", "lightning_fabric", "datasets", "evaluate"):
         logging.getLogger(library).setLevel(number)
     transformers.logging.set_verbosity(number if number <= logging.INFO else logging.ERROR)
+    # It says which process ended before it ends the others; without that line a run would vanish.
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(min(number, logging.INFO))
     if number > logging.INFO:
         warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric|torch")
         warnings.filterwarnings("ignore", category=FutureWarning)

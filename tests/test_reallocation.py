@@ -57,8 +57,8 @@ def two() -> History:
 class TestHistory:
     def test_counts_and_churn(self, two: History) -> None:
         assert two.times_on() == {"layer_0.q_proj": 1, "layer_0.v_proj": 0, "layer_1.shortcut2": 1}
-        assert two.churn() == pytest.approx(2 / 3)
-        assert History(PLACES, two.decisions[:1]).churn() == 0
+        assert two.churn() == pytest.approx((0, 2 / 3))
+        assert two.last_on() == {"layer_1.shortcut2"}
 
     def test_files_as_the_format_says(self, two: History, tmp_path: Path) -> None:
         two.write(tmp_path)

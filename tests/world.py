@@ -78,6 +78,14 @@ def write_lora(path: Path, *names: str, **default: object) -> Path:
     return path
 
 
+def write_shortcuts(path: Path, **default: object) -> Path:
+    """A network-wise shortcut configuration with all four on."""
+    lines = ['granularity = "network"', "[default]"]
+    lines += [f"{key} = {value}" for key, value in {"r": 4, "shortcut_alpha": 8, **default}.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 @dataclass(frozen=True)
 class World:
     """Folders that the tests share and never write into, and one for their runs."""

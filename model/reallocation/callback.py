@@ -157,7 +157,7 @@ class Reallocate(pl.Callback):
 
     def _log(self, trainer: pl.Trainer, space: SearchSpace) -> None:
         figures = {
-            "realloc/churn": self.history.churn(),
+            "realloc/churn": self.history.churn()[-1],
             "realloc/scoring_seconds": self.seconds,
             "realloc/scoring_share": self.share_of_time,
         }

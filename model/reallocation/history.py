@@ -6,6 +6,7 @@ element was on.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tomllib
@@ -59,12 +60,15 @@ class History:
         counts = [sum(decision.on[i] for decision in self.decisions) for i in range(len(self.places))]
         return {place.key: times for place, times in zip(self.places, counts, strict=True)}
 
-    def churn(self) -> float:
-        """The share of elements that the last reallocation switched; 0 for the first."""
-        if len(self.decisions) < 2:
-            return 0.0
-        before, now = self.decisions[-2].on, self.decisions[-1].on
-        return sum(a != b for a, b in zip(before, now, strict=True)) / len(self.places)
+    def last_on(self) -> frozenset[str]:
+        """The keys of the elements that the last reallocation left on."""
+        return frozenset(place.key for place, on in zip(self.places, self.decisions[-1].on, strict=True) if on)
+
+    def churn(self) -> tuple[float, ...]:
+        """Of each reallocation the share of elements that it switched; 0 for the first."""
+        pairs = itertools.pairwise(decision.on for decision in self.decisions)
+        later = [sum(a != b for a, b in zip(*pair, strict=True)) / len(self.places) for pair in pairs]
+        return (0.0, *later) if self.decisions else ()
 
     # ---- in a checkpoint: plain values and tensors
 
