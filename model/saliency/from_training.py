@@ -6,15 +6,16 @@ what passes by its place. Training's own gradients are bit for bit the same with
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.distributed import world_size
-from model.saliency.gradients import GradientHeuristic, sum_each_over_ranks, trained_parameters
+from model.distributed import sum_over_ranks, world_size
+from model.saliency.gradients import GradientHeuristic, trained_parameters
 from model.saliency.probe import Probe
-from model.search_space import SearchSpace
+from model.search_space import Element, SearchSpace
 
 
 class TrainingGradients:
@@ -46,24 +47,31 @@ class TrainingGradients:
     def __init__(self, space: SearchSpace, heuristic: GradientHeuristic) -> None:
         self.space, self.heuristic = space, heuristic
         self.recording, self.windows = False, 0
-        self._totals: list[Tensor] = []  # shaped like A and B of each element in turn; none before the first window
+        # A and Bᵀ of each element in turn, in one piece, so that what is done to all of them is one operation.
+        self._window: Tensor | None = None
+        self._total: Tensor | None = None
 
     def start(self) -> None:
         """Record from the next forward pass on; nothing happens if it does already."""
         if self.recording:
             return
         self.recording = True
-        off = [element.low_rank for element in self.space if not element.low_rank.enabled]
+        self._window = self._zeros()
+        off = [
+            (element.low_rank, of_A, of_Bt)
+            for element, of_A, of_Bt in self._each(self._window)
+            if not element.low_rank.enabled
+        ]
         if not off:
             return
-        anchor = torch.zeros(0, device=off[0].B.device, requires_grad=True)
-        trained = torch.stack([low_rank.B.detach().any() for low_rank in off]).tolist()
-        for low_rank, is_trained in zip(off, trained, strict=True):
-            low_rank.probe = Probe(low_rank, anchor, is_trained)
+        anchor = self._window.new_zeros(0, requires_grad=True)
+        trained = torch.stack([low_rank.B.detach().any() for low_rank, _, _ in off]).tolist()
+        for (low_rank, of_A, of_Bt), is_trained in zip(off, trained, strict=True):
+            low_rank.probe = Probe(low_rank, of_A, of_Bt, anchor, is_trained)
 
     def stop(self) -> None:
         """Record no more; what was collected stays."""
-        self.recording = False
+        self.recording, self._window = False, None
         for element in self.space:
             element.low_rank.probe = None
 
@@ -78,39 +86,26 @@ class TrainingGradients:
             loss_scale: what a gradient scaler (float16) has multiplied the loss by. A window with gradients that are
                 not finite is left out then, as the scaler leaves out its step.
         """
-        if not self.recording:
+        if self._window is None:
             raise RuntimeError("there is nothing to collect before `start`")
-        gradients = self._of_window(world_size() * (loss_scale or 1.0))
-        if loss_scale is not None and not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
-            return
-        totals = self._totals or [torch.zeros_like(gradient) for gradient in gradients]
-        self._totals = [
-            total.to(gradient.device).add_(self.heuristic.of_batch(gradient))
-            for total, gradient in zip(totals, gradients, strict=True)
-        ]
-        self.windows += 1
-
-    def _of_window(self, divisor: float) -> list[Tensor]:
-        """Gradients of A and B of each element in turn."""
-        probes = [element.low_rank.probe for element in self.space if not element.low_rank.enabled]
-        local = [part for probe in probes for part in (probe.of_A, probe.of_Bt)]
-        found = iter(sum_each_over_ranks(local) if local else ())
-        gradients: list[Tensor] = []
-        for element in self.space:
+        gradients = sum_over_ranks(self._window)
+        if world_size() > 1 or loss_scale is not None:
+            gradients = gradients / (world_size() * (loss_scale or 1.0))
+        for element, of_A, of_Bt in self._each(gradients):
             A, B = element.low_rank.A, element.low_rank.B
-            if element.low_rank.enabled:
-                gradients += [torch.zeros_like(p) if p.grad is None else p.grad for p in (A, B)]
-            else:
-                gradients += [next(found) / divisor, next(found).t() / divisor]
-        for probe in probes:
-            probe.clear()
-        return gradients
+            if element.low_rank.enabled and A.grad is not None and B.grad is not None:
+                of_A.copy_(A.grad)
+                of_Bt.copy_(B.grad.t())
+        if loss_scale is None or bool(gradients.isfinite().all()):
+            total = self._zeros() if self._total is None else self._total.to(gradients.device)
+            self._total = total + self.heuristic.of_batch(gradients)  # anew: a state that was handed out stays
+            self.windows += 1
+        self._window.zero_()
 
     def totals(self) -> list[Tensor]:
         """The sums for A and B of each element in turn, as `GradientHeuristic.scores` takes them."""
-        parameters = trained_parameters(self.space.elements)
-        totals = self._totals or [torch.zeros_like(parameter) for parameter in parameters]
-        return [total.to(parameter.device) for total, parameter in zip(totals, parameters, strict=True)]
+        total = self._zeros() if self._total is None else self._total.to(self._device)
+        return [part for _, of_A, of_Bt in self._each(total) for part in (of_A, of_Bt.t())]
 
     def scores(self) -> dict[str, float]:
         """Key of an element → its score, in the order of the search space; the same on every process."""
@@ -119,15 +114,30 @@ class TrainingGradients:
 
     def reset(self) -> None:
         """Forget the sums."""
-        self.windows, self._totals = 0, []
+        self.windows, self._total = 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """The sums; complete between windows."""
-        return {"windows": self.windows, "totals": list(self._totals)}
+        return {"windows": self.windows, "total": self._total}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums of `state_dict`. Whether to record is not part of them."""
-        self.windows, self._totals = state["windows"], [total.clone() for total in state["totals"]]
+        self.windows, self._total = state["windows"], state["total"]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.space.elements[0].low_rank.A.device
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(sum(element.parameters for element in self.space), device=self._device)
+
+    def _each(self, flat: Tensor) -> Iterator[tuple[Element, Tensor, Tensor]]:
+        """Each element's share: of A (r, in) and of Bᵀ (r, out)."""
+        sizes = [part.numel() for part in trained_parameters(self.space.elements)]
+        parts = iter(flat.split(sizes))
+        for element in self.space:
+            rank = element.low_rank.rank
+            yield element, next(parts).view(rank, -1), next(parts).view(rank, -1)
 
 
 def recorded(batch: int, until_due: int, limit: int, window: int = 1) -> bool:

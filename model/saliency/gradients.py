@@ -20,7 +20,7 @@ class GradientHeuristic(ABC):
     """
 
     def of_batch(self, gradient: Tensor) -> Tensor:
-        """What is summed over batches; the gradient itself makes the sum ∂L/∂A."""
+        """What is summed over batches, entry by entry; the gradient itself makes the sum ∂L/∂A."""
         return gradient
 
     @abstractmethod

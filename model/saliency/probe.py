@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.low_rank import LowRank
 
@@ -16,26 +15,24 @@ class Probe:
 
     With y what delta(x) would be added to and G = ∂ℓ/∂y, tokens summed::
 
-        ∂ℓ/∂A = s · Bᵀ Gᵀ x        ∂ℓ/∂B = s · Gᵀ (x Aᵀ)
+        ∂ℓ/∂A = s · Bᵀ Gᵀ x        (∂ℓ/∂B)ᵀ = s · A xᵀ G
 
     y passes through untouched, and so does G on its way back, so nothing that is trained notices. x is before dropout.
 
     Args:
         low_rank: the element. Its weights must stay as they are while it is probed.
+        of_A: what ∂ℓ/∂A (r, in) is added to in every backward pass, float32.
+        of_Bt: the same for (∂ℓ/∂B)ᵀ (r, out).
         anchor: any tensor that asks for a gradient (it will get none). Because of it, backward comes by below the
             lowest element that is on, too.
         trained: whether B ≠ 0. While B = 0, ∂ℓ/∂A is zero and not computed.
-
-    Attributes:
-        of_A: ∂ℓ/∂A (r, in), float32, summed over backward passes since `clear`.
-        of_Bt: (∂ℓ/∂B)ᵀ (r, out), likewise: in this layout, and with Bᵀ contiguous, products run along memory.
     """
 
-    def __init__(self, low_rank: LowRank, anchor: Tensor, trained: bool) -> None:
-        self.anchor, self.scaling = anchor, low_rank.scaling
+    def __init__(self, low_rank: LowRank, of_A: Tensor, of_Bt: Tensor, anchor: Tensor, trained: bool) -> None:
+        self.of_A, self.of_Bt, self.anchor, self.scaling = of_A, of_Bt, anchor, low_rank.scaling
         self.A = low_rank.A.detach()  # (r, in)
+        # Everything is kept r × wide: thin products that run across memory take three times as long.
         self.Bt = low_rank.B.detach().t().contiguous() if trained else None  # (r, out)
-        self.of_A, self.of_Bt = torch.zeros_like(self.A), self.A.new_zeros(low_rank.rank, low_rank.out_features)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """x (..., in), y (..., out) with as many rows -> y."""
@@ -44,15 +41,9 @@ class Probe:
     def add(self, x: Tensor, G: Tensor) -> None:
         """One backward pass: x (tokens, in), G (tokens, out), of any floating dtype."""
         x, G = x.to(self.A.dtype), G.to(self.A.dtype)
-        z = F.linear(x, self.A)  # (tokens, r)
-        self.of_Bt.add_(z.t() @ G, alpha=self.scaling)
+        self.of_Bt.add_(self.A @ x.t() @ G, alpha=self.scaling)
         if self.Bt is not None:
-            self.of_A.add_(F.linear(G, self.Bt).t() @ x, alpha=self.scaling)
-
-    def clear(self) -> None:
-        """Begin a new sum."""
-        self.of_A.zero_()
-        self.of_Bt.zero_()
+            self.of_A.add_(self.Bt @ G.t() @ x, alpha=self.scaling)
 
 
 class _Watched(torch.autograd.Function):
