@@ -19,8 +19,8 @@ from tools.measure import Step
 Batch = Mapping[str, Tensor]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a model and its batch."""
+def add_options(parser: argparse.ArgumentParser, **defaults: int) -> None:
+    """The options of a model and its batch; `defaults` by attribute, where a benchmark has its own."""
     sizes = (
         ("--hidden-size", 768, "width of the model (768: OPT-125M)"),
         ("--layers", 6, "number of blocks"),
@@ -28,7 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ("--tokens", 64, "tokens of a row"),
         ("--rank", 8, "r of every element"),
     )
-    for flag, default, meaning in sizes:
+    for flag, usual, meaning in sizes:
+        default = defaults.get(flag.strip("-").replace("-", "_"), usual)
         parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
 
 
