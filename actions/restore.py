@@ -29,11 +29,13 @@ class Restored:
         network: adapted, or plain.
         space: its search space if it is adapted.
         record: of the run that trained it.
+        notes: lines worth telling the user.
     """
 
     network: PreTrainedModel
     space: SearchSpace | None
     record: Record
+    notes: tuple[str, ...] = ()
 
 
 def restore_trained(request: Request) -> Restored:
@@ -44,7 +46,7 @@ def restore_trained(request: Request) -> Restored:
         UserError: configuration, checkpoint or adapter do not fit.
     """
     config = load_config(request.base.name, request.spec)
-    check_plan(request, config)
+    notes = check_plan(request, config)
     network = skeleton(config, request.spec.task)
     space = adapt_base(request, network)
     if space is not None and (request.checkpoint or request.adapter):
@@ -52,7 +54,7 @@ def restore_trained(request: Request) -> Restored:
             element.low_rank.to_empty(device="cpu")
         for head in heads(network):
             head.to_empty(device="cpu")
-    return _with_weights(request, network, space, _sha256(request))
+    return replace(_with_weights(request, network, space, _sha256(request)), notes=notes)
 
 
 def restore(request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Restored:

@@ -199,5 +199,5 @@ def _device(beside: nn.Module, network: nn.Module) -> torch.device:
 
 
 def _cast_input(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Pre-hook of a float32 head on a base of another dtype. Bound to nothing, so a deep copy of the head keeps it."""
-    return (args[0].to(torch.float32), *args[1:])
+    """Pre-hook of a head on a base of another dtype. Bound to nothing, so a deep copy of the head keeps it."""
+    return (args[0].to(next(head.parameters()).dtype), *args[1:])

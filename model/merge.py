@@ -12,17 +12,30 @@ from model.search_space import SearchSpace
 _ROWS, _TOKENS = 2, 16
 
 
+def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A quantised network with plain linear layers again, all of it in `dtype`; any other as it is.
+
+    What quantisation rounded away stays away.
+    """
+    if not getattr(network, "is_quantized", False):
+        return network
+    dtype = dtype or torch.float32
+    return network.dequantize(dtype=dtype).to(dtype)
+
+
 @torch.no_grad()
 def fold(network: PreTrainedModel, space: SearchSpace) -> None:
     """Turn an adapted network back into a plain one, in place: no second copy of any but the matrix at hand.
 
     The sum is taken in float32 (float64 for such a base) and rounded once to the dtype of the base. A classification
-    head gets that dtype too. Off elements go without a trace, shortcuts with all that they did.
+    head gets that dtype too.
 
     Args:
-        network: the adapted network, its linear layers not quantised.
-        space: its search space.
+        network: the adapted network, not quantised.
+        space: its search space; no shortcut is on.
     """
+    if any(element.low_rank.enabled for element in space.of_kind("shortcut")):
+        raise ValueError("shortcuts can't be folded into a base")
     for element in space.of_kind("lora"):
         layer, low_rank = network.get_submodule(element.module).base, element.low_rank
         if low_rank.enabled:

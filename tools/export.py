@@ -1,0 +1,135 @@
+"""Take a result to other tools: as a PEFT adapter, or merged into its base.
+
+  --format peft    adapter_config.json and adapter_model.safetensors, for peft.PeftModel.from_pretrained
+  --format merged  a plain Hugging Face folder with tokenizer, for AutoModel….from_pretrained
+
+RESULT is a run's folder (its best checkpoint), one of its checkpoints, or the folder of a PEFT adapter. Options of
+`python -m main test` may follow, such as --backbone-model where the base has moved.
+
+examples:
+  python tools/export.py runs/NAME --format merged --output merged
+  python tools/export.py runs/NAME/checkpoints/last.ckpt --format peft --output adapter --drop-shortcuts
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+
+from actions.console import note, say, set_log_level
+from actions.drop_shortcuts import cost_of_dropping, has_shortcuts, without_shortcuts
+from actions.export import write_adapter_folder
+from actions.merged import write_merged
+from actions.parse import parse
+from actions.resolve import Request, resolve
+from actions.restore import restore_trained
+from actions.run_folder import CHECKPOINTS
+from actions.trainer import check_devices
+from dataset.errors import UserError
+from model.load import load_tokenizer
+from model.peft_format import is_adapter
+from model.peft_format.config import peft_notes
+from model.peft_format.writing import on, sites_on
+from tools.cli import Parser, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check, say what is lost, write.
+
+    Raises:
+        UserError: nothing to export, an output that is not empty, or what the format has no words for.
+    """
+    args, others = _parser().parse_known_args(arguments)
+    _check_output(args.output)
+    request = resolve(parse(["test", "--load", str(_find(args.result)), *others]))
+    set_log_level(request.options.log_level)
+    _check(args, request)
+    if args.format == "merged" or has_shortcuts(request):
+        check_devices(request.options)
+    if has_shortcuts(request):
+        say(cost_of_dropping(request, args.output.parent))
+        request = without_shortcuts(request)
+    if args.format == "peft":
+        _write_peft(args, request)
+    else:
+        merged = write_merged(request, args.output, args.max_shard_size)
+        say(
+            f"the files' logits differ from the trained model's by {merged.error:.2g} at most; "
+            f"the largest is {merged.largest:.2g} ({str(merged.dtype).removeprefix('torch.')}, {merged.files} files)"
+        )
+    say(f"wrote {args.output}")
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("result", type=Path, metavar="RESULT", help="folder of a run or an adapter, or a checkpoint")
+    parser.add_argument("--format", choices=("peft", "merged"), required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that is empty or not there")
+    parser.add_argument(
+        "--drop-shortcuts",
+        action="store_true",
+        help="leave out shortcuts that are on, which neither format has, and show what that costs on validation data",
+    )
+    parser.add_argument("--dequantize", action="store_true", help="merged: turn a quantised base into numbers again")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="merged: the largest file (default: 5GB)"
+    )
+    return parser
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"--output {output} is there already", "give a folder that is empty or not there")
+
+
+def _find(result: Path) -> Path:
+    """The checkpoint or adapter that `result` means."""
+    if not result.exists():
+        raise UserError(f"{result} is not there", "give the folder of a run or an adapter, or a checkpoint")
+    if result.is_file() or is_adapter(result):
+        return result
+    best, last = (result / CHECKPOINTS / f"{name}.ckpt" for name in ("best", "last"))
+    for checkpoint in (best, last):
+        if checkpoint.is_file():
+            if checkpoint == last:
+                note(f"{result} has no best.ckpt yet: its last.ckpt is taken")
+            return checkpoint
+    raise UserError(f"{result} has no checkpoints/best.ckpt", "give the folder of a run of train or train-dyrealloc")
+
+
+def _check(args: argparse.Namespace, request: Request) -> None:
+    """What can be refused before a model is read."""
+    if request.checkpoint is None and request.adapter is None:
+        raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
+    if args.format == "peft" and request.adapted is None:
+        raise UserError(f"{args.result} is a plain model, without LoRA", "use --format merged")
+    if has_shortcuts(request) and not args.drop_shortcuts:
+        raise UserError(
+            f"{args.result} has shortcuts that are on, and --format {args.format} has no words for them",
+            "leave them out with --drop-shortcuts, which shows what that costs",
+        )
+    if args.format == "merged" and request.options.quantize and not args.dequantize:
+        raise UserError(
+            f"the base of {args.result} is quantised ({request.options.quantize}): LoRA can't be folded into it",
+            "give --dequantize, or --quantize none to fold into the unquantised base",
+        )
+
+
+def _write_peft(args: argparse.Namespace, request: Request) -> None:
+    restored = restore_trained(request)
+    network, space = restored.network, restored.space
+    if not on(space, "lora"):
+        raise UserError(f"{args.result} has no LoRA element that is on", "PEFT takes no empty adapter")
+    for text in peft_notes(sites_on(space)):
+        note(text)
+    network.config.pad_token_id = load_tokenizer(request.base.name, network.config).pad_token_id
+    run_folder = args.result if (args.result / CHECKPOINTS).is_dir() else None
+    write_adapter_folder(args.output, network, space, request.spec, restored.record, run_folder)
+
+
+if __name__ == "__main__":
+    run(main)
