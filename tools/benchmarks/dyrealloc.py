@@ -35,6 +35,7 @@ from model.task.fine_tuning import Splits
 from model.task.optimization import Optimization
 from tools import measure, subjects
 
+HEURISTICS = ("grad_norm", "snip", "fisher")  # what `training` can score by
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
 SPEC = DatasetSpec("random", "classification", ("sentence",), ("accuracy",), labels=("no", "yes"))
 PLAIN, TRAINING, DEDICATED = "plain, all on", "training", "dedicated"
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interval", type=int, default=62, metavar="N", help="batches of an interval (default: 62)")
     parser.add_argument("--scoring", type=int, default=32, metavar="N", help="batches that score (default: 32)")
     parser.add_argument("--turn-on-percentile", type=float, default=0.25, metavar="P", help="p (default: 0.25)")
-    parser.add_argument("--heuristic", default="grad_norm", help="grad_norm, snip or fisher (default: grad_norm)")
+    parser.add_argument("--heuristic", default="grad_norm", choices=HEURISTICS, help="(default: grad_norm)")
     parser.add_argument("--projections", nargs="+", default=PROJECTIONS, metavar="NAME", help="LoRA (default: all six)")
 
 
