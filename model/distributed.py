@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import distributed
 
@@ -17,3 +19,10 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     total = values.clone()
     distributed.all_reduce(total)
     return total
+
+
+def sum_numbers_over_ranks(numbers: Sequence[float], device: torch.device) -> list[float]:
+    """The sum of each of `numbers` over all processes, in float64; `device` is where the processes meet."""
+    if world_size() == 1:
+        return list(numbers)
+    return sum_over_ranks(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
