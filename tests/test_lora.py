@@ -80,6 +80,87 @@ def test_delta_is_the_formula(rslora):
     torch.testing.assert_close(low_rank(x, onto=onto), before + expected / 4)
 
 
+def formula(low_rank: LowRank, x: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+    """In operations that autograd knows."""
+    delta = (x @ low_rank.A.T @ low_rank.B.T * (low_rank.scaling * low_rank.importance)).to(x.dtype)
+    return delta if onto is None else onto + delta.reshape(onto.shape)
+
+
+@pytest.mark.parametrize("with_onto", [False, True])
+@pytest.mark.parametrize("layout", ["plain", "flat onto", "transposed", "one row", "no gradient for x"])
+def test_gradients_are_those_of_autograd(layout, with_onto):
+    low_rank, x, onto = element().double(), torch.randn(2, 7, 8).double(), torch.randn(2, 7, 5).double()
+    low_rank.importance = 0.7
+    if layout == "flat onto":
+        onto = onto.view(14, 5)
+    elif layout == "transposed":  # neither is contiguous
+        x, onto = torch.randn(7, 2, 8).double().transpose(0, 1), torch.randn(5, 2, 7).double().permute(1, 2, 0)
+    elif layout == "one row":
+        x, onto = x[0, 0], onto[0, 0]
+    x.requires_grad_(layout != "no gradient for x")
+    onto = onto.requires_grad_() if with_onto else None
+    wanted = [t for t in (x, onto, low_rank.A, low_rank.B) if t is not None and t.requires_grad]
+
+    def outcome(y: torch.Tensor) -> list[torch.Tensor]:
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).double()
+        return [y, *torch.autograd.grad(y, wanted, weights)]
+
+    found, expected = outcome(low_rank(x, onto=onto)), outcome(formula(low_rank, x, onto))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_one_element_used_twice_sums_its_gradients():
+    low_rank, x = element(width_in=8, width_out=8), torch.randn(3, 8)
+    found = torch.autograd.grad(low_rank(low_rank(x, onto=x)).sum(), list(low_rank.parameters()))
+    expected = torch.autograd.grad(formula(low_rank, formula(low_rank, x, x), None).sum(), list(low_rank.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_comes_out_may_be_changed_in_place():
+    """As library code does with the output of a linear layer."""
+    layer, x = LoraLinear(nn.Linear(8, 5), element()), torch.randn(2, 3, 8, requires_grad=True)
+    y = layer(x)
+    y *= 2
+    y.sum().backward()
+    torch.testing.assert_close(y, 2 * layer(x))
+    twin = x.detach().clone().requires_grad_()
+    (2 * layer(twin)).sum().backward()
+    torch.testing.assert_close(x.grad, twin.grad)
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    low_rank, x = element(), torch.randn(2, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(low_rank(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("x_dtype", "autocast", "kept"),
+    [
+        (torch.float32, False, torch.float32),
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.float64, False, torch.float32),
+        (torch.float32, True, torch.bfloat16),
+        (torch.bfloat16, True, torch.bfloat16),
+    ],
+)
+def test_x_is_kept_once_and_narrow(x_dtype, autocast, kept):
+    low_rank, x = element(rank=1, width_in=64, width_out=64), torch.randn(32, 64, dtype=x_dtype, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    )
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        low_rank(x).float().sum()
+    large = [tensor for tensor in saved if tensor.numel() >= x.numel()]
+    assert [tensor.dtype for tensor in large] == [kept]
+    if kept == x_dtype:
+        assert large[0].data_ptr() == x.data_ptr()
+
+
 def test_a_starts_kaiming_uniform_and_b_at_zero():
     torch.manual_seed(0)
     low_rank = LowRank(400, 30, rank=20, alpha=1.0)
