@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.adapt import enable_gradient_checkpointing
+from model import family
+from model.adapt import HEADS, adapt, enable_gradient_checkpointing
 from model.config import SHORTCUTS, parse
 from model.search_space import SearchSpace
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
 from tests.reference import Reference
-from tests.tiny import PAD, VOCABULARY, tiny_batch
+from tests.tiny import PAD, VOCABULARY, tiny_batch, tiny_network
 
 CAUSAL = [variant for variant, task in CASES if task == "causal_language_modeling"]
 
@@ -41,6 +43,15 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **toleran
         torch.testing.assert_close(found[key], expected[key], msg=lambda text, key=key: f"{key}: {text}", **tolerance)
 
 
+def deltas_of(space: SearchSpace) -> dict[tuple[int, str], tuple[Tensor, Tensor, float]]:
+    """What `Reference` takes: copies, of the elements that are on."""
+    return {
+        (e.layer, e.name): (e.low_rank.A.detach().clone(), e.low_rank.B.detach().clone(), e.low_rank.scaling)
+        for e in space
+        if e.low_rank.enabled
+    }
+
+
 def switch(space: SearchSpace, *names: str, on: bool = True) -> None:
     for element in space:
         if element.name in names:
@@ -55,10 +66,7 @@ def switch(space: SearchSpace, *names: str, on: bool = True) -> None:
 @pytest.mark.parametrize(("variant", "task"), CASES)
 def test_logits_and_gradients_are_those_of_the_equations(variant, task, padding, renormalize):
     model, batch = full(variant, task, renormalize), tiny_batch(padding=padding)
-    deltas = {
-        (e.layer, e.name): (e.low_rank.A.detach().clone(), e.low_rank.B.detach().clone(), e.low_rank.scaling)
-        for e in model.space
-    }
+    deltas = deltas_of(model.space)
     parts = [part.requires_grad_() for A, B, _ in deltas.values() for part in (A, B)]
     expected = Reference(model.network.config, model.pretrained, deltas, renormalize)(**batch)
     logits = model.network(**batch).logits
@@ -91,8 +99,7 @@ def test_each_shortcut_alone_is_at_its_place(variant, name, renormalize):
     )
     model, batch = adapted(variant, shortcut=shortcut).train_b(), tiny_batch()
     assert [e.layer for e in model.space] == ([1] if name == "shortcut2" else [0, 1])
-    deltas = {(e.layer, e.name): (e.low_rank.A, e.low_rank.B, e.low_rank.scaling) for e in model.space}
-    expected = Reference(model.network.config, model.pretrained, deltas, renormalize)(**batch)
+    expected = Reference(model.network.config, model.pretrained, deltas_of(model.space), renormalize)(**batch)
     without = Reference(model.network.config, model.pretrained, {}, renormalize)(**batch)
     assert not torch.allclose(expected, without, atol=1e-2)
     torch.testing.assert_close(model.network(**batch).logits, expected, rtol=1e-5, atol=1e-5)
@@ -115,6 +122,72 @@ def test_renormalizing_needs_no_element(variant):
     assert len(model.space) == 0
     expected = Reference(model.network.config, model.pretrained, {}, True)(**tiny_batch())
     torch.testing.assert_close(model.network(**tiny_batch()).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("renormalize", [False, True], ids=["plain", "renormalize"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ranks_and_sites_differ_from_block_to_block(variant, renormalize):
+    lora = parse(
+        {
+            "granularity": "layer",
+            "default": {"r": 2, "lora_alpha": 5},
+            "model_layer_0": {"q_proj": {"r": 4}, "w1": {"disable_adapter": True}},
+            "model_layer_2": {"o_proj": {"r": 0}, "w2": {"r": 1, "lora_alpha": 3}},
+        },
+        "lora",
+    )
+    shortcut = parse(
+        {
+            "granularity": "layer",
+            "renormalize": renormalize,
+            "default": {"r": 3, "shortcut_alpha": 2},
+            "model_layer_0": {"residual1": {"disable_projector": True}, "shortcut1": {"r": 5}},
+            "model_layer_1": {"shortcut2": {"r": 0}, "residual2": {"r": 1, "shortcut_alpha": 4}},
+            "model_layer_2": {"shortcut2": {"r": 2}, "shortcut1": {"disable_projector": True}},
+        },
+        "shortcut",
+    )
+    model = adapted(variant, lora=lora, shortcut=shortcut, num_hidden_layers=3).train_b()
+    ranks = {e.key: e.low_rank.rank for e in model.space.of_kind("shortcut")}
+    assert ranks == {
+        **{"layer_0.residual2": 3, "layer_0.shortcut1": 5},
+        **{"layer_1.residual1": 3, "layer_1.residual2": 1, "layer_1.shortcut1": 3},
+        **{"layer_2.residual1": 3, "layer_2.residual2": 3, "layer_2.shortcut2": 2},
+    }
+    found = {e.key: e.low_rank.rank for e in model.space.of_kind("lora")}
+    assert (found["layer_0.q_proj"], found["layer_1.q_proj"], found["layer_2.w2"]) == (4, 2, 1)
+    assert {"layer_0.w1", "layer_2.o_proj"} & found.keys() == set()
+    expected = Reference(model.network.config, model.pretrained, deltas_of(model.space), renormalize)(**tiny_batch())
+    torch.testing.assert_close(model.network(**tiny_batch()).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("renormalize", [False, True], ids=["plain", "renormalize"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_block_may_be_called_another_way(variant, renormalize):
+    """A later library may give blocks further arguments, all by keyword, and take more than one result."""
+    batch = tiny_batch()
+    expected = full(variant, renormalize=renormalize).network(**batch).logits
+    name, keys = VARIANTS[variant]
+    network = tiny_network(name, **keys)
+    for block in network.base_model.get_submodule(family.get(name).blocks):
+        names = tuple(inspect.signature(block.forward).parameters)
+
+        class Changed(type(block)):
+            def forward(self, *, novelty, **kwargs):
+                return super().forward(**kwargs), novelty
+
+        def call(_block, args, kwargs, names=names):
+            return (), {**dict(zip(names, args, strict=False)), **kwargs, "novelty": 1}
+
+        block.__class__ = Changed
+        block.register_forward_pre_hook(call, with_kwargs=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        space = adapt(network, family.get(name), lora_config(), shortcut_config(renormalize))
+    for block in space.blocks:
+        block.register_forward_hook(lambda _block, _args, output: output[0])
+    model = Adapted(network, space, {}).train_b()
+    assert torch.equal(model.network(**batch).logits, expected)
 
 
 # --- off is absent
@@ -327,8 +400,12 @@ def test_two_models_in_one_process_do_not_mix():
         assert_same(gradients(model.space), expected, rtol=0, atol=0)
 
 
-def test_evaluation_after_training():
-    model, batch = full("roberta"), tiny_batch()
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_after_training(variant, checkpointing):
+    model, batch = full(variant), tiny_batch()
+    if checkpointing:
+        enable_gradient_checkpointing(model.network, model.space)
     optimizer = torch.optim.SGD([p for p in model.network.parameters() if p.requires_grad], lr=0.01)
     model.network.train()
     for _ in range(2):
@@ -336,9 +413,9 @@ def test_evaluation_after_training():
         loss_of(model.network(**batch).logits).backward()
         optimizer.step()
     model.network.eval()
-    deltas = {(e.layer, e.name): (e.low_rank.A, e.low_rank.B, e.low_rank.scaling) for e in model.space}
-    pretrained = {**model.pretrained, **{k: v for k, v in model.network.state_dict().items() if "classifier" in k}}
-    expected = Reference(model.network.config, pretrained, deltas)(**batch)
+    head = {key: value for key, value in model.network.state_dict().items() if key.split(".")[0] in HEADS}
+    assert any(not torch.equal(model.pretrained[key], value) for key, value in head.items())
+    expected = Reference(model.network.config, {**model.pretrained, **head}, deltas_of(model.space))(**batch)
     torch.testing.assert_close(model.network(**batch).logits, expected, rtol=1e-5, atol=1e-5)
 
 
