@@ -1,0 +1,51 @@
+"""Problems for tests of scoring: tiny adapted networks with labelled batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.config import ElementConfig, parse
+from model.saliency.problem import Batch, Metric, Problem, Result
+from tests.adapted import Adapted
+from tests.tiny import tiny_batch
+
+
+def q_and_v(rank: int = 2) -> ElementConfig:
+    """LoRA on q and v, as small as it gets."""
+    on = {name: {"r": rank, "lora_alpha": 2 * rank} for name in ("q_proj", "v_proj")}
+    return parse({"granularity": "network", "default": {"r": 0}, "all_layers": on}, "lora")
+
+
+def labelled(adapted: Adapted, count: int, rows: int = 3, length: int = 7, wrong: float = 0.3) -> list[Batch]:
+    """Classification batches whose labels are what the network says, but for a share of random ones."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for seed in range(count):
+        batch = tiny_batch(rows, length, seed=seed)
+        with torch.no_grad():
+            says = adapted.network(**batch).logits.argmax(-1)
+        other = torch.randint(adapted.network.config.num_labels, (rows,), generator=generator)
+        batch["labels"] = torch.where(torch.rand(rows, generator=generator) < wrong, other, says)
+        made.append(batch)
+    return made
+
+
+def loss_and_logits(network: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the labels, of rows or, for a causal model, of the tokens themselves."""
+    logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if "labels" in batch:
+        return F.cross_entropy(logits, batch["labels"]), logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten()), logits
+
+
+def problem(adapted: Adapted, batches: Sequence[Batch], metric: Metric | None = None) -> Problem:
+    def evaluate(batch: Batch) -> Result:
+        loss, logits = loss_and_logits(adapted.network, batch)
+        count = torch.tensor(float(len(batch["input_ids"])))
+        return Result(loss * count, count, logits)
+
+    return Problem(adapted.network, adapted.space, evaluate, batches, metric or Metric())
