@@ -96,16 +96,22 @@ def _modes(network: nn.Module) -> Iterator[None]:
 def _checkpointed_in_evaluation(block: GradientCheckpointingLayer) -> Iterator[None]:
     """The block recomputes its activations though all inside it is in evaluation mode.
 
-    transformers checkpoints a block only while `training` is true of it, by which some blocks (OPT's) drop out too. So
-    it is true, and false again inside the function that the library lets one assign for checkpointing.
+    transformers checkpoints a block only if `training` is true of it when it is called, by which some blocks (OPT's)
+    drop out too. So it is true then, and false again inside the function that the library lets one assign for
+    checkpointing, which is not called where no gradient is asked for.
     """
     checkpoint = block._gradient_checkpointing_func
     block._gradient_checkpointing_func = functools.partial(_checkpoint_in_evaluation, block, checkpoint)
-    block.training = True
+    hook = block.register_forward_pre_hook(_train_if_gradients_are_asked_for)
     try:
         yield
     finally:
+        hook.remove()
         block._gradient_checkpointing_func = checkpoint
+
+
+def _train_if_gradients_are_asked_for(block: nn.Module, _args: tuple[Any, ...]) -> None:
+    block.training = torch.is_grad_enabled()
 
 
 def _checkpoint_in_evaluation(
@@ -113,9 +119,6 @@ def _checkpoint_in_evaluation(
 ) -> Any:
     def run_in_evaluation(*args: Any) -> Any:
         block.training = False
-        try:
-            return run(*args)
-        finally:  # recomputation leaves early, by an exception
-            block.training = True
+        return run(*args)
 
     return checkpoint(run_in_evaluation, *args)

@@ -50,9 +50,10 @@ def why_all_equal(name: str, scores: Mapping[str, float]) -> str | None:
         return None
     value = next(iter(scores.values()))
     if value == 0:
+        finer = ", or ask for more by a lower --metric-red-tolerance" if name == "alpha_test" else ""
         return (
             f"all {name} scores are 0, so a choice by them is a draw: as long as B = 0 an element changes nothing; "
-            "train the elements first with --imp-warmup-batches (more of them, or a higher --imp-warmup-lr)"
+            f"train the elements first with --imp-warmup-batches (more of them, or a higher --imp-warmup-lr){finer}"
         )
     return (
         f"all {name} scores are {value:g}, so a choice by them is a draw; "
