@@ -30,21 +30,19 @@ class Heuristic:
         name: the one of `--importance-test-name`.
         score: problem → one score for each element of its search space, in order; the same on every process.
         warmup_batches: on how many batches the elements are trained first, unless the user says.
-        reads_base: whether it needs the values of the base's weights, which a quantised base does not tell.
         remark: what a user should know of every result.
     """
 
     name: str
     score: Scorer
     warmup_batches: int = 0
-    reads_base: bool = False
     remark: str = ""
 
 
 _registered: dict[str, Heuristic] = {}
 
 
-def register(name: str, warmup_batches: int = 0, reads_base: bool = False, remark: str = "") -> Callable[[Any], Any]:
+def register(name: str, warmup_batches: int = 0, remark: str = "") -> Callable[[Any], Any]:
     """Decorator of a heuristic: a function of a `Problem`, or a class whose instances are called with one.
 
     The arguments are `Heuristic`'s.
@@ -52,7 +50,7 @@ def register(name: str, warmup_batches: int = 0, reads_base: bool = False, remar
 
     def keep(scorer: Any) -> Any:
         score = scorer() if isinstance(scorer, type) else scorer
-        _registered[name] = Heuristic(name, score, warmup_batches, reads_base, remark)
+        _registered[name] = Heuristic(name, score, warmup_batches, remark)
         return scorer
 
     return keep

@@ -15,7 +15,6 @@ from model.saliency.problem import Problem
 @register(
     "synflow",
     warmup_batches=32,
-    reads_base=True,
     remark="q_proj and k_proj score 0 by synflow: they lie on no path of its linear network",
 )
 def synflow(problem: Problem) -> list[float]:
