@@ -139,7 +139,7 @@ class Reallocate(pl.Callback):
         if self.schedule.warming_up(trainer.current_epoch):
             candidates = allocation.by_least_often_on(_candidates(space, {}), self.history.times_on())
         else:
-            candidates = _candidates(space, self.source.scores(trainer, task))
+            candidates = _candidates(space, self._scores(trainer, task))
         self.seconds += time.perf_counter() - start
 
         ties = allocation.tie_generator(self.settings.seed, len(self.history.decisions))
@@ -154,6 +154,13 @@ class Reallocate(pl.Callback):
         if trainer.is_global_zero:
             self.history.append(self.folder)
         self._log(trainer, space)
+
+    def _scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
+        try:
+            return self.source.scores(trainer, task)
+        except UserError as mistake:
+            when = f"at step {trainer.global_step} (epoch {trainer.current_epoch})"
+            raise UserError(f"{when}, {mistake.found}", mistake.expected) from None
 
     def _log(self, trainer: pl.Trainer, space: SearchSpace) -> None:
         figures = {
