@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from model.adapt import enable_gradient_checkpointing
 from model.saliency import get
@@ -356,6 +357,22 @@ def test_nothing_is_kept_alive(variant, checkpointing):
         gc.enable()
     found.stop()
     assert len(alive()) < before
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_checkpointing_drops_what_probes_save(variant):
+    model = model_of(variant, checkpointing=True, on=lambda element, index: False)
+    found, inputs = recording(model), []
+    for element in model.space:
+        if element.name in ("o_proj", "w2"):  # their inputs arise within the block
+            linear = model.network.get_submodule(element.module)
+            linear.register_forward_pre_hook(lambda _, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
+    loss = loss_of(model, tiny_batch())
+    assert len(inputs) == 2 * LAYERS
+    assert all(x.expired() for x in inputs)
+    loss.backward()
+    found.collect()
+    assert all(bool(total.any()) for total in found.totals())
 
 
 def test_a_copied_network_records_for_itself():
