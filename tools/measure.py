@@ -119,7 +119,7 @@ def peak_memory(step: Step, device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _no_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
@@ -131,6 +131,18 @@ def peak_memory(step: Step, device: torch.device) -> int:
         allocated += change
         peak = max(peak, allocated)
     return peak
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """The profiler's library writes lines of its own to stderr, past Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept), os.close(nowhere)
 
 
 def add_options(parser: argparse.ArgumentParser, rounds: int = 15) -> None:
@@ -170,9 +182,17 @@ def _processor() -> str:
 
 
 def seconds_table(seconds: Seconds, reference: str) -> Table:
-    """Each variant: seconds, and how many times as long as `reference` it took; medians (and extremes)."""
+    """Each variant: seconds, and how many times as long as `reference` it took; medians (least – most)."""
     rounds = len(seconds.rounds[reference])
-    table = Table("variant", f"seconds, median of {rounds} (least – most)", f"ratio to {reference}")
+    table = Table("variant", f"seconds, {rounds} rounds", f"ratio to {reference}")
     for name in seconds.rounds:
         table.add_row(name, str(seconds.spread(name)), str(seconds.ratio(name, reference)))
+    return table
+
+
+def memory_table(steps: Mapping[str, Step], device: torch.device) -> Table:
+    """`peak_memory` of each variant."""
+    table = Table("variant", "peak memory of a step, MiB")
+    for name, step in steps.items():
+        table.add_row(name, f"{peak_memory(step, device) / 2**20:.1f}")
     return table

@@ -18,6 +18,12 @@ from tools.measure import Step
 
 Batch = Mapping[str, Tensor]
 
+#: Where LoRA sits: title -> projections.
+PLACES = {
+    "q, v": ("q_proj", "v_proj"),
+    "all six projections": ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2"),
+}
+
 
 def add_options(parser: argparse.ArgumentParser, **defaults: int) -> None:
     """The options of a model and its batch; `defaults` by attribute, where a benchmark has its own."""
@@ -73,19 +79,14 @@ def shortcuts(rank: int) -> ElementConfig:
 def adapted(
     network: PreTrainedModel, lora: ElementConfig, shortcut: ElementConfig | None = None
 ) -> tuple[PreTrainedModel, SearchSpace]:
-    """A copy of `network` with these elements, all on, every B as if trained."""
-    network = copied(network)
+    """A copy of `network` with these elements, all on, every B as if trained; the same for the same elements."""
+    network = copy.deepcopy(network)
+    torch.manual_seed(1)
     space = adapt(network, family.get("opt"), lora, shortcut)
-    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for element in space:
-            element.low_rank.B.copy_(0.01 * torch.randn(element.low_rank.B.shape, generator=generator))
+            element.low_rank.B.normal_(std=0.01)
     return network, space
-
-
-def copied(network: PreTrainedModel) -> PreTrainedModel:
-    """Another network of the same weights."""
-    return copy.deepcopy(network)
 
 
 def training_step(network: nn.Module, batch: Batch) -> Step:

@@ -7,20 +7,15 @@ same A and B.
 from __future__ import annotations
 
 import argparse
+import copy
 
 import peft
 import torch
-from rich.table import Table
 from torch import nn
 
 from actions.console import say
 from model.search_space import SearchSpace
 from tools import measure, subjects
-
-PLACES = {
-    "q, v": ("q_proj", "v_proj"),
-    "all six projections": ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2"),
-}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,19 +27,16 @@ def run(args: argparse.Namespace) -> None:
     device = measure.device_of(args)
     base, batch = subjects.base(args, device), subjects.batch(args, device)
     say(measure.heading(args, device, "training step of opt_lora and of peft.LoraModel"))
-    for title, names in PLACES.items():
+    for title, names in subjects.PLACES.items():
         ours, space = subjects.adapted(base, subjects.lora(args.rank, names))
-        theirs = with_peft(subjects.copied(base), space, args.rank)
+        theirs = with_peft(copy.deepcopy(base), space, args.rank)
         check_same(ours, theirs, batch)
         steps = {"ours": subjects.training_step(ours, batch), "peft": subjects.training_step(theirs, batch)}
         seconds = measure.by_turns(steps, args.rounds, device)
         table = measure.seconds_table(seconds, "ours")
         table.title = f"LoRA on {title}"
         say(table)
-        memory = Table("peak memory of a step", "MiB")
-        for name, step in steps.items():
-            memory.add_row(name, f"{measure.peak_memory(step, device) / 2**20:.1f}")
-        say(memory)
+        say(measure.memory_table(steps, device))
 
 
 def with_peft(network: nn.Module, space: SearchSpace, rank: int) -> peft.LoraModel:
