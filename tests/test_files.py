@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dataset.errors import UserError
-from dataset.files import whole, write_text
+from dataset.files import whole, whole_folder, write_text
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -41,3 +41,22 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot write"):
             write_text(path, "text")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "adapter"
+    for content in ("first", "second"):
+        with whole_folder(path) as unfinished:
+            (unfinished / content).touch()
+            assert unfinished.parent == path.parent
+        assert [entry.name for entry in path.iterdir()] == [content]
+    with pytest.raises(KeyboardInterrupt):
+        _make_half(path)
+    assert [entry.name for entry in path.iterdir()] == ["second"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _make_half(path: Path) -> None:
+    with whole_folder(path) as unfinished:
+        (unfinished / "third").touch()
+        raise KeyboardInterrupt
