@@ -57,15 +57,15 @@ def run(request: Request) -> None:
     check_devices(request.options)
     experiment = build(request)
     fabric = _launched(request.options)
-    with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
-        say(f"run folder: {folder}")
-        try:
+    try:
+        with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
+            say(f"run folder: {folder}")
             scored = _score(experiment, fabric)
-        except KeyboardInterrupt:
-            say("stopped: no score is written")
-            raise SystemExit(INTERRUPTED) from None
-        if is_first_process():
-            _report(request, experiment, scored, mode, folder)
+            if is_first_process():
+                _report(request, experiment, scored, mode, folder)
+    except KeyboardInterrupt:
+        say("stopped")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _launched(options: Options) -> Fabric:

@@ -54,7 +54,6 @@ def heat_map(
     figure = Figure(figsize=(1.8 + 0.85 * len(names), 1.6 + 0.36 * len(layers)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", cmap=COLOURS, norm=_norm(grid))
-    image.cmap.set_bad("white")
     for place, (row, column) in cell.items():
         colour = "white" if _is_dark(image.to_rgba(grid[row, column])) else "black"
         weight = "bold" if place.key in marked else "normal"

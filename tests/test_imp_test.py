@@ -1,0 +1,310 @@
+"""`imp-test`, from the command line to its files and what can be done with them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback
+
+from actions import imp_test, train
+from actions.parse import parse
+from actions.resolve import resolve
+from model import saliency, scores
+from model.saliency.score import score
+from model.saliency.warm_up import WarmUp
+from model.scores import Scores
+from model.task.scoring import scoring_problem
+from tests.test_bad_input import complaint
+from tests.world import (
+    World,
+    command,
+    metrics_of,
+    model_folder,
+    run,
+    run_apart,
+    text_folder,
+    write_shortcuts,
+)
+from tools import realloc_lora_rank
+
+
+def scoring(world: World, *more: object, shortcuts: bool = False) -> list[str]:
+    """A command that scores `opt_lora` on the small SST-2 (45 rows, 12 batches of 4)."""
+    model = ("opt_lora_ags", "sst2") if shortcuts else ("opt_lora", "sst2")
+    shared = ("--load", world.opt, "--pretrained", "--dataset-saved-path", world.sst2, "--batch-size", 4)
+    return [str(part) for part in ("imp-test", *model, *shared, "--project-dir", world.runs, *more)]
+
+
+def scored(world: World, project: str, *more: object, shortcuts: bool = False) -> Scores:
+    assert run(*scoring(world, "--project", project, *more, shortcuts=shortcuts)) == 0
+    return scores.read(world.runs / project / "scores.toml")
+
+
+def values(found: Scores) -> dict[str, float]:
+    return {element.key: element.score for element in found.elements}
+
+
+@pytest.fixture(scope="module")
+def ags(world: World) -> Scores:
+    return scored(world, "ags", "--imp-limit-test-batches", 3, shortcuts=True)
+
+
+class TestFiles:
+    def test_the_run_folder(self, world: World, ags: Scores) -> None:
+        assert {path.name for path in (world.runs / "ags").iterdir()} == {"config.toml", "scores.toml", "scores.png"}
+        assert (world.runs / "ags" / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_what_was_scored(self, world: World, ags: Scores) -> None:
+        top = (ags.task, ags.dataset, ags.model, ags.load, ags.importance_test_name)
+        assert top == ("classification", "sst2", "opt_lora_ags", str(world.opt), "grad_norm")
+        assert (ags.batches, ags.batch_size, ags.seed, ags.renormalize) == (3, 4, 0, False)
+        assert len(ags.elements) == 2 * (6 + 4) - 1
+        w2 = next(element for element in ags.elements if element.key == "layer_1.w2")
+        assert (w2.kind, w2.module) == ("lora", "model.decoder.layers.1.fc2")
+        assert (w2.in_features, w2.out_features, w2.rank, w2.alpha, w2.dropout) == (64, 32, 8, 16.0, 0.0)
+        last = ags.elements[-1]
+        assert (last.key, last.kind, last.module) == ("layer_1.shortcut2", "shortcut", "model.decoder.layers.1")
+        assert all(math.isfinite(value) and value > 0 for value in values(ags).values())
+
+    def test_the_configuration_repeats_the_run(self, world: World, ags: Scores) -> None:
+        assert run("imp-test", "--config", world.runs / "ags" / "config.toml") == 0
+        assert scores.read(world.runs / "ags-2" / "scores.toml") == ags
+
+    def test_renormalize_is_written_down(self, world: World, tmp_path: Path) -> None:
+        path = write_shortcuts(tmp_path / "shortcut.toml")
+        path.write_text("renormalize = true\n" + path.read_text())
+        more = ("--shortcut-config", path, "--imp-limit-test-batches", 1)
+        assert scored(world, "renormalized", *more, shortcuts=True).renormalize
+
+    @pytest.mark.parametrize("name", saliency.names())
+    def test_every_heuristic(self, world: World, name: str) -> None:
+        more = ("--importance-test-name", name, "--imp-limit-test-batches", 2)
+        found = scored(world, name, *more, shortcuts=True)
+        assert found.importance_test_name == name
+        assert len(set(values(found).values())) > 1 or name in ("constant", "alpha_test")
+
+
+class TestPicture:
+    def test_numbers_and_frames(self, world: World, ags: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+        figures = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (figures.append(figure), path.touch()))
+        more = ("--imp-limit-test-batches", 3, "--turn-on-percentile", 0.3)
+        again = scored(world, "drawn", *more, shortcuts=True)
+        axes = figures[0].axes[0]
+        power = math.floor(math.log10(max(values(again).values())))
+        power = 0 if -1 <= power <= 2 else power
+        shown = [float(text.get_text()) * 10.0**power for text in axes.texts]
+        expected = [element.score for element in again.elements]
+        assert shown == pytest.approx(expected, rel=0.01, abs=1e-3 * 10.0**power)
+        assert len(axes.patches) == int(0.3 * 12) + round(0.3 * 7)
+        best = sorted(values(again), key=values(again).get)[-len(axes.patches) :]
+        bold = [text for text in axes.texts if text.get_fontweight() == "bold"]
+        positions = {(round(text.get_position()[1]), round(text.get_position()[0])) for text in bold}
+        names = [label.get_text() for label in axes.get_xticklabels()]
+        assert {f"layer_{layer}.{names[column]}" for layer, column in positions} == set(best)
+
+
+class TestBatches:
+    def test_a_share_of_the_training_set(self, world: World) -> None:
+        assert scored(world, "share", "--imp-limit-test-batches", 0.2).batches == 3  # of 12, rounded up
+
+    def test_more_than_there_are(self, world: World, capsys) -> None:
+        found = scored(world, "beyond", "--imp-limit-test-batches", 50, "--imp-warmup-batches", 30)
+        assert found.batches == 12
+        said = capsys.readouterr().out
+        assert "--imp-limit-test-batches 50 is more than the training set has: all 12 are used" in said
+        assert "--imp-warmup-batches 30 is more than the training set has: 12 are used" in said
+        assert values(found) == values(
+            scored(world, "all", "--imp-limit-test-batches", 1.0, "--imp-warmup-batches", 12)
+        )
+
+    def test_rows_are_the_first_in_file_order(self, world: World) -> None:
+        wide = scored(world, "wide", "--imp-limit-test-batches", 1, "--batch-size", 8)
+        narrow = scored(world, "narrow", "--imp-limit-test-batches", 2, "--batch-size", 4)
+        # the mean over 8 rows is half the sum of the means over 4 and 4
+        half = {key: value / 2 for key, value in values(narrow).items()}
+        assert values(wide) == pytest.approx(half, rel=1e-4, abs=1e-9)
+
+
+class TestWarmUp:
+    def test_by_default_where_it_is_needed(self, world: World, capsys) -> None:
+        found = scored(world, "warm", "--importance-test-name", "snip")
+        assert min(values(found).values()) > 0
+        assert "is a draw" not in capsys.readouterr().out
+
+    def test_without_it_the_draw_is_said(self, world: World, capsys) -> None:
+        found = scored(world, "cold", "--importance-test-name", "snip", "--imp-warmup-batches", 0)
+        assert set(values(found).values()) == {0.0}
+        said = capsys.readouterr().out
+        assert "all snip scores are 0, so a choice by them is a draw" in said
+        assert "--imp-warmup-batches" in said
+
+    def test_its_older_name(self, world: World) -> None:
+        older = scored(world, "older", "--importance-test-name", "snip", "--alpha-limit-zptrain-batches", 2)
+        newer = scored(world, "newer", "--importance-test-name", "snip", "--imp-warmup-batches", 2)
+        assert values(older) == values(newer)
+
+    def test_synflow_says_once_what_it_leaves_at_0(self, world: World, capsys) -> None:
+        scored(world, "flow", "--importance-test-name", "synflow", "--imp-warmup-batches", 2)
+        assert capsys.readouterr().out.count("q_proj and k_proj score 0 by synflow") == 1
+
+
+class TestModels:
+    def test_a_checkpoint(self, world: World, capsys) -> None:
+        """Its elements are trained, so there is no warm-up, and its own configuration holds."""
+        assert run(*world.training("--max-steps", 4, "--project", "for-scores")) == 0
+        last = world.checkpoint("for-scores")
+        shared = ("--load", last, "--project-dir", world.runs, "--importance-test-name", "snip")
+        assert run("imp-test", *shared, "--batch-size", 4, "--project", "of-checkpoint") == 0
+        assert "no warm-up" in capsys.readouterr().out
+        found = scores.read(world.runs / "of-checkpoint" / "scores.toml")
+        assert {element.name for element in found.elements} == {"q_proj", "v_proj"}
+        assert found.load == str(world.opt)
+        assert min(values(found).values()) > 0
+
+    def test_language_modelling(self, tmp_path: Path, world: World) -> None:
+        """alpha_test asks for the mean loss."""
+        texts = text_folder(tmp_path / "texts")
+        shared = ("--load", world.opt, "--pretrained", "--dataset-saved-path", texts, "--max-token-len", 8)
+        more = ("--importance-test-name", "alpha_test", "--imp-limit-test-batches", 2, "--imp-warmup-lr", 1e-2)
+        assert (
+            run("imp-test", "opt_lora", "wikitext2", *shared, *more, "--project-dir", tmp_path, "--project", "lm") == 0
+        )
+        found = scores.read(tmp_path / "lm" / "scores.toml")
+        assert {0.0} < set(values(found).values()) <= {step / 10 for step in range(11)}
+
+    def test_roberta_with_gradient_checkpointing(self, tmp_path: Path, world: World) -> None:
+        roberta = model_folder(tmp_path / "roberta", "roberta", "classification")
+        shared = ("imp-test", "roberta_lora_ags", "sst2", "--load", roberta, "--pretrained", "--project-dir", tmp_path)
+        more = ("--dataset-saved-path", world.sst2, "--batch-size", 4, "--imp-limit-test-batches", 2)
+        assert run(*shared, *more, "--project", "plain") == 0
+        assert run(*shared, *more, "--gradient-checkpointing", "--project", "checkpointed") == 0
+        one, other = (scores.read(tmp_path / name / "scores.toml") for name in ("plain", "checkpointed"))
+        assert values(one) == values(other)
+
+
+class TestNext:
+    @pytest.mark.parametrize("shortcuts", [False, True])
+    def test_the_commands_that_it_names_work(self, world: World, capsys, shortcuts: bool) -> None:
+        scored(world, f"next-{shortcuts}", "--imp-limit-test-batches", 2, shortcuts=shortcuts)
+        *_, choose, train = capsys.readouterr().out.strip().splitlines()
+        python, tool, *arguments = shlex.split(choose)
+        assert (python, tool) == ("python", "tools/realloc_lora_rank.py")
+        realloc_lora_rank.main(arguments)
+        assert shlex.split(train)[:3] == ["python", "-m", "main"]
+        assert run(*shlex.split(train)[3:], "--max-steps", 1, "--learning-rate", 1e-2) == 0
+
+
+class TestStopping:
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+    def test_before_there_are_scores(self, world: World, monkeypatch, stop: type[BaseException]) -> None:
+        def interrupted(*_: object) -> None:
+            raise stop
+
+        monkeypatch.setattr(imp_test, "score", interrupted)
+        if stop is KeyboardInterrupt:
+            assert run(*scoring(world, "--project", "stopped")) == 130
+        else:
+            with pytest.raises(RuntimeError):
+                run(*scoring(world, "--project", "stopped"))
+        assert not (world.runs / "stopped").exists()
+
+    def test_while_drawing(self, world: World, monkeypatch) -> None:
+        def half_drawn(_: Figure, path: Path, **__: object) -> None:
+            path.write_bytes(b"\x89PNG half")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Figure, "savefig", half_drawn)
+        assert run(*scoring(world, "--project", "half", "--imp-limit-test-batches", 1)) == 130
+        assert {path.name for path in (world.runs / "half").iterdir()} == {"config.toml", "scores.toml"}
+        scores.read(world.runs / "half" / "scores.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found", "expected"),
+    [
+        ("--imp-limit-test-batches 0", "--imp-limit-test-batches 0", "a count of at least 1"),
+        ("--imp-limit-test-batches 1.5", "1.5", "share in (0, 1]"),
+        ("--imp-limit-test-batches some", "some", "a number"),
+        ("--imp-warmup-batches -1", "-1", "at least 0"),
+        ("--imp-warmup-lr 0", "0", "above 0"),
+        ("--turn-on-percentile 0", "0", "(0, 1]"),
+        ("--turn-on-percentile 1.01", "1.01", "(0, 1]"),
+        ("--turn-on-percentile nan", "nan", "(0, 1]"),
+        ("--metric-red-tolerance -0.1", "-0.1", "at least 0"),
+        ("--importance-test-name grad-norm", "grad-norm", "did you mean 'grad_norm'"),
+        ("--dyrealloc-ags-mode combined", "needs shortcuts", "a model with shortcuts"),
+        ("--dyrealloc-ags-mode both", "both", "separated"),
+        ("--model some/model", "plain model", "<family>_lora"),
+    ],
+)
+def test_mistakes(capfd, arguments: str, found: str, expected: str) -> None:
+    head, _, advice = complaint(capfd, "imp-test", "--dataset", "rte", *arguments.split()).partition(";")
+    assert found in head
+    assert expected in advice
+
+
+class ScoresInBetween(Callback):
+    """Scores by one heuristic after another: before a batch, inside an accumulation window, and while validating."""
+
+    def __init__(self, batches: list) -> None:
+        self.batches, self.made = batches, 0
+        self.names = [*saliency.names(), *saliency.names()]
+
+    def _score(self, task: train.Experiment) -> None:
+        problem = scoring_problem(task, self.batches, tolerance=0.01)
+        score(self.names[self.made % len(self.names)], problem, WarmUp(self.batches[:1]))
+        self.made += 1
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self._score(pl_module)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self._score(pl_module)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        self._score(pl_module)
+
+
+def test_training_is_the_same_with_scoring_in_the_middle(world: World, tmp_path: Path) -> None:
+    """Weights, optimizer, data order, validation figures: bit for bit."""
+    arguments = ("--accumulate-grad-batches", 2, "--max-epochs", 1, "--val-check-interval", 6, "--weight-decay", 0.1)
+    found = {}
+    for project in ("without", "with"):
+        line = world.training(*arguments, "--project-dir", tmp_path, "--project", project)
+        experiment, folder = train.start(resolve(parse(command(*line))))
+        callback = ScoresInBetween(list(experiment.data.scoring_batches(2)))
+        train.fit(experiment, folder, (callback,) if project == "with" else ())
+        if project == "with":
+            assert callback.made == 12 + 6 + 2 * 4
+        checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        found[project] = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "loops", "lr_schedulers")}
+        found[project]["metrics"] = metrics_of(folder)
+    assert same(found["with"], found["without"])
+
+
+def same(one: object, other: object) -> bool:
+    """Equal, with tensors bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+class TestSeveralProcesses:
+    """Two processes with gloo, started as a user starts them: 3 batches, of which one process has two."""
+
+    @pytest.mark.parametrize("name", ["grad_norm", pytest.param("alpha_test", marks=pytest.mark.slow)])
+    def test_the_scores_of_one(self, world: World, name: str) -> None:
+        more = ("--importance-test-name", name, "--imp-limit-test-batches", 3, "--imp-warmup-batches", 2)
+        one = scored(world, f"one-{name}", *more, shortcuts=True)
+        two = run_apart(*scoring(world, "--project", f"two-{name}", "--num-devices", 2, *more, shortcuts=True))
+        assert two.returncode == 0, two.stderr
+        assert two.stdout.count("run folder:") == 1
+        assert values(scores.read(world.runs / f"two-{name}" / "scores.toml")) == pytest.approx(values(one), rel=1e-5)
