@@ -38,7 +38,7 @@ class Spread:
         return cls(median(figures), min(figures), max(figures))
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.low:.3f} – {self.high:.3f})"
+        return f"{self.median:.3f} ({self.low:.3f}–{self.high:.3f})"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def _cheap_collections() -> Iterator[None]:
+    """Garbage collections look at what is made from here on only: one before each measurement costs little."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def by_turns(variants: Mapping[str, Step], rounds: int, device: torch.device, warm_up: int = 2) -> Seconds:
     """Seconds of every variant in `rounds` rounds, each of which runs all of them, beginning with another one.
 
@@ -82,7 +93,7 @@ def by_turns(variants: Mapping[str, Step], rounds: int, device: torch.device, wa
     """
     names = list(variants)
     measured: dict[str, list[float]] = {name: [] for name in names}
-    with one_thread():
+    with one_thread(), _cheap_collections():
         for turn in range(-warm_up, rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:

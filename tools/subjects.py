@@ -39,11 +39,11 @@ def add_options(parser: argparse.ArgumentParser, **defaults: int) -> None:
         parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
 
 
-def base(args: argparse.Namespace, device: torch.device) -> PreTrainedModel:
+def base(args: argparse.Namespace, device: torch.device, vocabulary: int = 1000) -> PreTrainedModel:
     """A pre-norm OPT that classifies, the same for the same options; dropout is off."""
     width = args.hidden_size
     config = OPTConfig(
-        vocab_size=1000,
+        vocab_size=vocabulary,
         hidden_size=width,
         word_embed_proj_dim=width,
         ffn_dim=4 * width,
@@ -89,14 +89,15 @@ def adapted(
     return network, space
 
 
-def training_step(network: nn.Module, batch: Batch) -> Step:
-    """Forward, backward and an AdamW step of what asks for a gradient."""
+def training_step(network: nn.Module, *batches: Batch) -> Step:
+    """Forward, backward and an AdamW step of what asks for a gradient, for each batch."""
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
 
     def step() -> None:
-        network(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for batch in batches:
+            network(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step

@@ -1,0 +1,112 @@
+"""Padding each batch to its longest row, against padding every batch to one length: speed-up on a real data set.
+
+An epoch's batches are padded four ways: to the longest row of the batch, with rows of similar length in a batch
+(--group-by-length) and without, to the longest row of the data, and to --tokens. Padded tokens are counted over
+the whole epoch; --batches of them, evenly spread over it, are timed as training steps of opt_lora at q and v.
+
+example:
+  python tools/benchmark.py padding --dataset rte --dataset-saved-path FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn import functional as F
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from actions.console import say, set_log_level
+from dataset import registry
+from dataset.collate import Batch
+from dataset.errors import UserError
+from dataset.module import DataSettings, TextDataModule
+from dataset.spec import DatasetSpec
+from tools import measure, subjects
+
+PER_BATCH, GROUPED = "batch", "batch, grouped by length"
+PIECES = 8000  # of the tokenizer that is made where none is given
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    measure.add_options(parser)
+    subjects.add_options(parser, hidden_size=256, layers=4, tokens=512)
+    parser.add_argument("--dataset", default="rte", help="one that classifies (default: rte)")
+    parser.add_argument("--dataset-saved-path", type=Path, metavar="DIR", help="as in python -m main train")
+    parser.add_argument("--tokenizer", metavar="NAME", help="hub name or folder (default: BPE, made from the data)")
+    parser.add_argument("--batches", type=int, default=8, metavar="N", help="timed in each round (default: 8)")
+
+
+def run(args: argparse.Namespace) -> None:
+    set_log_level("warning")
+    device = measure.device_of(args)
+    spec = registry.get(args.dataset)
+    if spec.task != "classification":
+        raise UserError(f"--dataset '{args.dataset}' does not classify", "expected one that does, such as rte")
+    epochs = {name: read_epoch(spec, args, grouped=name == GROUPED) for name in (PER_BATCH, GROUPED)}
+    longest = max(batch["input_ids"].shape[1] for batch in epochs[PER_BATCH])
+    for name, length in (("data", longest), ("--tokens", args.tokens)):
+        epochs[f"{name} ({length})"] = [padded(batch, length) for batch in epochs[PER_BATCH]]
+    *_, reference = epochs
+
+    vocabulary = 1 + max(int(batch["input_ids"].max()) for batch in epochs[PER_BATCH])
+    network, _ = subjects.adapted(
+        subjects.base(args, device, vocabulary), subjects.lora(args.rank, subjects.PLACES["q, v"])
+    )
+    steps = {
+        name: subjects.training_step(network, *on_device(spread(batches, args.batches), device))
+        for name, batches in epochs.items()
+    }
+    seconds = measure.by_turns(steps, args.rounds, device, warm_up=1)
+    say(measure.heading(args, device, f"{args.batches} training steps on {spec.name}, by what batches are padded to"))
+    table = Table("padded to longest of", "tokens, epoch", "padding", f"seconds, {args.rounds} rounds", "speed-up")
+    for name, batches in epochs.items():
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        faster = seconds.ratio(reference, name)
+        table.add_row(name, f"{tokens:,}", f"{1 - real / tokens:.0%}", str(seconds.spread(name)), str(faster))
+    say(table)
+
+
+def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> list[Batch]:
+    """The batches of the first epoch, as training gets them."""
+    settings = DataSettings(args.rows, args.tokens, group_by_length=grouped, saved_path=args.dataset_saved_path)
+    data = TextDataModule(spec, settings)
+    texts = (row[column] for row in data.read().train for column in spec.columns)
+    data.attach(AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts))
+    return list(data.train_dataloader())
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Byte-level BPE, as GPT-2 and OPT have it, learnt from `texts`."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=PIECES, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
+
+
+def padded(batch: Batch, length: int) -> Batch:
+    """The batch with rows of `length` tokens."""
+    more = length - batch["input_ids"].shape[1]
+    return {**batch, **{name: F.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}}
+
+
+def spread(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """`count` of the batches, evenly spread; the last of the epoch, which may be short, is none of them."""
+    places = np.linspace(0, len(batches) - 2, count).astype(int)
+    return [batches[place] for place in places]
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[subjects.Batch]:
+    """What the network takes."""
+    for batch in batches:
+        yield {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
