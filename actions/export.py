@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from actions.console import is_first_process, say
+from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
 from actions.options import declared
 from actions.pictures import heat_map
@@ -21,7 +21,8 @@ from model.checkpoint import Record
 from model.config import parse
 from model.peft_format import CARD
 from model.peft_format.card import Result, card
-from model.peft_format.writing import result_config, write_adapter
+from model.peft_format.config import peft_notes
+from model.peft_format.writing import on, result_config, sites_on, write_adapter
 from model.search_space import SearchSpace
 
 ADAPTER, LORA, SHORTCUT = "adapter", "lora.toml", "shortcut.toml"
@@ -46,6 +47,10 @@ def export_run(experiment: Experiment, folder: Path) -> None:
     if record.shortcut is not None:
         write_text(folder / SHORTCUT, head + result_config(task.space, "shortcut", renormalizes(record)).to_toml())
     write_adapter_folder(folder / ADAPTER, task.network, task.space, task.spec, record, folder)
+    for text in peft_notes(sites_on(task.space)):
+        note(text)
+    if renormalizes(record) or on(task.space, "shortcut"):
+        note("PEFT has no shortcuts: they are beside its files in adapter/, and it loads the model without them")
     say(f"adapter, for PEFT too: {folder / ADAPTER}")
 
 
@@ -104,8 +109,8 @@ def _draw(space: SearchSpace, folder: Path) -> list[str]:
     ranks = {element: float(element.low_rank.rank if element.low_rank.enabled else 0) for element in space}
     if len(set(ranks.values())) < 2:
         return []
-    on = {element.key for element in space if element.low_rank.enabled}
-    marked = on if len(on) < len(ranks) else ()
+    chosen = {element.key for element in space if element.low_rank.enabled}
+    marked = chosen if len(chosen) < len(ranks) else ()
     heat_map(folder / ALLOCATION, ranks, title="Allocation: the rank of each element", marked=marked, label="rank")
     return [ALLOCATION]
 

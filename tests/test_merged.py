@@ -25,6 +25,7 @@ from model import family
 from model.adapt import adapt
 from model.merge import fold, in_numbers
 from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
+from tests.test_peft_in import trained_by_peft
 from tests.tiny import tiny_batch
 from tests.world import World, command, model_folder, run, text_folder, write_lora
 from tools import export
@@ -195,11 +196,21 @@ class TestTool:
         off = (logits(network).float() - exact).abs().max() / exact.abs().max()
         assert off <= 8 * torch.finfo(dtype).eps
 
-    def test_an_adapter_of_peft(self, lora_run: Path, tmp_path: Path) -> None:
+    def test_an_adapter_made_here(self, lora_run: Path, tmp_path: Path) -> None:
         exported(lora_run / "adapter", tmp_path / "merged")
         exported(lora_run, tmp_path / "same")
         one, other = (AutoModelForSequenceClassification.from_pretrained(tmp_path / n) for n in ("merged", "same"))
         assert torch.equal(logits(one), logits(other))
+
+    def test_an_adapter_made_by_peft(self, world: World, tmp_path: Path) -> None:
+        theirs = trained_by_peft(world.opt, tmp_path / "adapter")
+        with pytest.raises(UserError, match="give --dataset"):
+            exported(tmp_path / "adapter", tmp_path / "merged")
+        with pytest.raises(UserError, match="is for SEQ_CLS, and wikitext2 for"):
+            exported(tmp_path / "adapter", tmp_path / "merged", "--dataset", "wikitext2")
+        exported(tmp_path / "adapter", tmp_path / "merged", "--dataset", "sst2")
+        network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(logits(network), logits(theirs), atol=1e-4, rtol=0)
 
     def test_without_shortcuts(self, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = world.training("--max-steps", 2, "--project-dir", tmp_path, "--project", "ags")[2:]

@@ -32,7 +32,7 @@ from actions.trainer import check_devices
 from dataset.errors import UserError
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
-from model.peft_format.config import peft_notes
+from model.peft_format.config import peft_notes, task_type
 from model.peft_format.writing import on, sites_on
 from tools.cli import Parser, run
 
@@ -45,9 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     args, others = _parser().parse_known_args(arguments)
     _check_output(args.output)
-    request = resolve(parse(["test", "--load", str(_find(args.result)), *others]))
+    command = parse(["test", "--load", str(_find(args.result)), *others])
+    request = resolve(command)
     set_log_level(request.options.log_level)
     _check(args, request)
+    if request.adapter is not None:
+        _check_task(request, "dataset" in command.given)
     if args.format == "merged" or has_shortcuts(request):
         check_devices(request.options)
     if has_shortcuts(request):
@@ -116,6 +119,18 @@ def _check(args: argparse.Namespace, request: Request) -> None:
         raise UserError(
             f"the base of {args.result} is quantised ({request.options.quantize}): LoRA can't be folded into it",
             "give --dequantize, or --quantize none to fold into the unquantised base",
+        )
+
+
+def _check_task(request: Request, dataset_given: bool) -> None:
+    """The data set decides on the head of the model and the names of its labels."""
+    settings, spec = request.adapter.settings, request.spec
+    if request.adapter.record is None and not dataset_given:
+        raise UserError(f"{request.adapter.folder} does not say what it was trained on", "give --dataset")
+    if settings.task_type not in (None, task_type(spec.task)):
+        raise UserError(
+            f"{request.adapter.folder} is for {settings.task_type}, and {spec.name} for {spec.task}",
+            "give a --dataset of the adapter's task",
         )
 
 

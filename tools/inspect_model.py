@@ -33,7 +33,8 @@ from actions.restore import restore_trained
 from dataset.errors import UserError
 from model.adapt import HEADS
 from model.config import Kind
-from model.search_space import Element
+from model.parameters import count
+from model.search_space import Element, SearchSpace
 from tools.cli import Parser, run
 
 
@@ -136,12 +137,14 @@ def _row(element: Element) -> Row:
     )
 
 
-def _base(network: nn.Module, space: Iterable[Element]) -> Total:
-    """What is not trained: no element and no classification head."""
-    trained = {id(p) for element in space for p in element.low_rank.parameters()}
-    trained |= {id(p) for name, p in network.named_parameters() if name.split(".")[0] in HEADS}
-    linears = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and name.split(".")[0] not in HEADS]
-    parameters = sum(p.numel() for p in network.parameters() if id(p) not in trained)
+def _base(network: nn.Module, space: SearchSpace) -> Total:
+    """What is no element and no classification head."""
+    linears = [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] not in HEADS
+    ]
+    (parameters,) = (row.total for row in count(network, space).rows if row.kind == "base")
     multiply_adds = sum(linear.in_features * linear.out_features for linear in linears)
     return Total(len(linears), len(linears), parameters, parameters, multiply_adds)
 

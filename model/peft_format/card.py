@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from dataset.spec import DatasetSpec
 from model.checkpoint import Record
 from model.load import base_dtype
+from model.parameters import count
 from model.peft_format.config import peft_notes, task_type
 from model.peft_format.writing import base_location, on, sites_on
 from model.search_space import SearchSpace
@@ -100,7 +101,7 @@ def _warnings(result: Result) -> list[str]:
 
 def _facts(result: Result) -> str:
     record, options = result.record, result.record.options
-    total = sum(parameter.numel() for parameter in result.network.parameters())
+    total = count(result.network, result.space).total
     rows = [("base", f"`{record.base.name}`"), ("base SHA-256", f"`{record.base_sha256}`")]
     rows += [("data", f"`{result.spec.name}` ({result.spec.task.replace('_', ' ')})")]
     for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
