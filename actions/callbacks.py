@@ -37,6 +37,13 @@ class SeedEachBatch(pl.Callback):
         np.random.seed(for_numpy)
 
 
+class CountOptimizerSteps(pl.Callback):
+    """Curves are drawn over optimizer steps. Lightning's own count for loggers is one short after some resumes."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 class StopAfter(pl.Callback):
     """Ends training after so many optimizer steps, with a validation.
 

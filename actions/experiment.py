@@ -38,6 +38,7 @@ class Experiment:
         task: the network and what it learns.
         untrained_head: whether its classification head is freshly made.
         parameters: how many there are, and how many of them train.
+        done: optimizer steps that a resumed run starts after.
     """
 
     options: Options
@@ -45,6 +46,7 @@ class Experiment:
     task: FineTuning
     untrained_head: bool
     parameters: ParameterTable
+    done: int = 0
 
 
 def build(request: Request) -> Experiment:
@@ -80,7 +82,8 @@ def build(request: Request) -> Experiment:
     if request.checkpoint is not None:
         task.take(record_of(request.checkpoint), request.checkpoint["state_dict"])
         untrained_head = False
-    return Experiment(options, data, task, untrained_head, count(task.network, space))
+    done = request.checkpoint["global_step"] if options.resume_training else 0
+    return Experiment(options, data, task, untrained_head, count(task.network, space), done)
 
 
 def check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -94,6 +95,7 @@ def resolve(command: Command) -> Request:
     spec = registry.get(options.dataset)
     _check_task(options, spec, adapted)
     _check_lengths(options)
+    _check_logger(options)
     if adapted is None:
         _refuse_what_needs_lora(options)
         configs: dict[Kind, ElementConfig] = {}
@@ -157,6 +159,11 @@ def _check_task(options: Options, spec: DatasetSpec, adapted: AdaptedName | None
 def _check_lengths(options: Options) -> None:
     if options.max_epochs == -1 and options.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
+
+
+def _check_logger(options: Options) -> None:
+    if options.logger == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
 
 
 def _refuse_what_needs_lora(options: Options) -> None:

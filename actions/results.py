@@ -22,8 +22,12 @@ def show_parameters(experiment: Experiment, folder: Path) -> None:
 
 
 def measure(experiment: Experiment, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
-    """Figures of the weights at hand by split: the validation splits', then the test splits'."""
+    """Figures of the weights at hand by split: the validation splits', then the test splits'.
+
+    Loggers get them as `final/<split>/<metric>`: they are of other weights than the end of a curve.
+    """
     task, data = experiment.task, experiment.data
+    loggers, trainer.loggers = trainer.loggers, []
     figures: dict[str, dict[str, float]] = {}
     if set(task.splits.validation) - set(task.splits.test):
         figures |= validate(experiment, trainer)
@@ -31,6 +35,11 @@ def measure(experiment: Experiment, trainer: pl.Trainer) -> dict[str, dict[str, 
     figures |= _by_split(trainer, task.splits.test)
     for split, official in task.official.items():
         figures[split] |= {f"official/{name}": value for name, value in official.items()}
+    trainer.loggers = loggers
+    for logger in loggers:
+        final = {f"final/{split}/{name}": value for split, row in figures.items() for name, value in row.items()}
+        logger.log_metrics(final, step=trainer.global_step)
+        logger.save()
     return figures
 
 

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 from actions.checkpoints import RunCheckpoints
 from actions.console import is_first_process, say
 from actions.experiment import Experiment, build
-from actions.export import export_run
+from actions.export import ADAPTER, export_run
+from actions.loggers import log_pictures
 from actions.resolve import Request
 from actions.results import measure, save_metrics, show_parameters
 from actions.run_folder import CHECKPOINTS, open_run_folder, write_config
@@ -21,6 +22,7 @@ def run(request: Request) -> None:
     experiment, folder = start(request)
     fit(experiment, folder)
     export_run(experiment, folder)
+    log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
 
 
 def start(request: Request) -> tuple[Experiment, Path]:
@@ -50,7 +52,7 @@ def fit(experiment: Experiment, folder: Path, more: tuple[pl.Callback, ...] = ()
         requeue=options.auto_requeue,
     )
     callbacks = training_callbacks(options, experiment.task, checkpoints, more)
-    trainer = build_trainer(options, experiment.task, folder, callbacks)
+    trainer = build_trainer(options, experiment.task, folder, callbacks, experiment.done)
     resume_from = options.load if options.resume_training else None
     trainer.fit(experiment.task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
     measured = checkpoints.best if checkpoints.best.is_file() else checkpoints.last

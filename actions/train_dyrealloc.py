@@ -9,7 +9,8 @@ from typing import Any
 from actions import train
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
-from actions.export import export_run
+from actions.export import ADAPTER, export_run
+from actions.loggers import log_pictures
 from actions.options import Options
 from actions.pictures import heat_map
 from actions.resolve import Request
@@ -38,6 +39,7 @@ def run(request: Request) -> None:
     if is_first_process():
         draw(reallocate.history, folder)
     export_run(experiment, folder)
+    log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the time of training")
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")

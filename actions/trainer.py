@@ -10,13 +10,12 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from actions.callbacks import Progress, SayValidations, SeedEachBatch, StopAfter, StopOnNaN
+from actions.callbacks import CountOptimizerSteps, Progress, SayValidations, SeedEachBatch, StopAfter, StopOnNaN
 from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
+from actions.loggers import build_loggers
 from actions.options import Options
-from actions.run_folder import LOGS
 from actions.strategy import FlatDDPStrategy
 from dataset.errors import UserError
 from model.quantize import check_quantize
@@ -43,9 +42,9 @@ def check_devices(options: Options) -> None:
 
 
 def build_trainer(
-    options: Options, task: FineTuning, folder: Path, callbacks: tuple[pl.Callback, ...] = ()
+    options: Options, task: FineTuning, folder: Path, callbacks: tuple[pl.Callback, ...] = (), done: int = 0
 ) -> pl.Trainer:
-    """A trainer that writes into `folder`."""
+    """A trainer that writes into `folder`; of a resumed run, `done` optimizer steps are over already."""
     return pl.Trainer(
         accelerator=options.accelerator,
         devices=options.num_devices,
@@ -66,7 +65,7 @@ def build_trainer(
         enable_checkpointing=bool(callbacks),
         enable_model_summary=False,
         default_root_dir=folder,
-        logger=_loggers(options, folder) if callbacks else False,
+        logger=build_loggers(options, folder, done) if callbacks else False,
         callbacks=[Progress(), *callbacks],
         plugins=[SafeCheckpointIO(), *_environment()],
     )
@@ -76,7 +75,13 @@ def training_callbacks(
     options: Options, task: FineTuning, checkpoints: RunCheckpoints, more: tuple[pl.Callback, ...] = ()
 ) -> tuple[pl.Callback, ...]:
     """What training needs besides Lightning's own, and `more`; the one that saves comes last."""
-    callbacks: list[pl.Callback] = [SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
+    callbacks: list[pl.Callback] = [
+        CountOptimizerSteps(),
+        SeedEachBatch(options.seed),
+        StopOnNaN(),
+        SayValidations(),
+        *more,
+    ]
     if options.max_steps != -1:
         callbacks.append(StopAfter(options.max_steps))
     if options.patience is not None:
@@ -97,17 +102,6 @@ def _strategy(options: Options, task: FineTuning) -> str | Strategy:
 def _precision(options: Options) -> Any:
     """Lightning's word. Models of a `-true` kind are loaded in it already, but for the parts that stay float32."""
     return options.precision if options.precision.endswith("mixed") else "32-true"
-
-
-def _loggers(options: Options, folder: Path) -> list[Logger] | bool:
-    if options.logger == "tensorboard":
-        return [TensorBoardLogger(folder, name="", version=LOGS)]
-    if options.logger == "csv":
-        return [CSVLogger(folder, name="", version=LOGS)]
-    if options.logger == "wandb":
-        (folder / LOGS).mkdir(parents=True, exist_ok=True)
-        return [WandbLogger(name=folder.name, save_dir=folder / LOGS)]
-    return False
 
 
 def _environment() -> list[SLURMEnvironment]:

@@ -1,0 +1,129 @@
+"""Where curves and pictures go. A run that is resumed goes on with its curves as if it had never stopped."""
+
+from __future__ import annotations
+
+import csv
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+
+from actions.console import is_first_process
+from actions.options import Options
+from actions.run_folder import LOGS, as_plain
+from dataset.errors import UserError
+from dataset.files import write_text
+
+WANDB_PROJECT = "heterolora"  # unless the environment has WANDB_PROJECT
+
+
+def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]:
+    """What `--logger` asks for, in the run's folder; it holds the options already.
+
+    Args:
+        options: the run's.
+        folder: the run's.
+        done: optimizer steps that a resumed run starts after; of later ones nothing stays from before it was stopped.
+
+    Raises:
+        UserError: Weights & Biases can't be reached.
+    """
+    if options.logger == "none":
+        return []
+    makers = {"tensorboard": _tensorboard, "csv": _csv, "wandb": _wandb}
+    logger = makers[options.logger](folder, done)
+    logger.log_hyperparams(as_plain(options))
+    return [logger]
+
+
+def log_pictures(loggers: Iterable[Logger], pictures: Iterable[Path]) -> None:
+    """Show PNG files beside the curves, each under its name; a CSV file has no room for them."""
+    for picture in pictures:
+        for logger in loggers:
+            _log_picture(logger, picture)
+
+
+@rank_zero_only
+def _log_picture(logger: Logger, picture: Path) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        pixels = np.asarray(Image.open(picture).convert("RGB"))  # (height, width, 3)
+        logger.experiment.add_image(picture.stem, pixels, dataformats="HWC")
+        logger.experiment.flush()
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(picture.stem, [str(picture)])
+
+
+def _tensorboard(folder: Path, done: int) -> TensorBoardLogger:
+    """A resumed run adds a file of events, and says from which step on the older ones are void."""
+    return TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
+
+
+def _csv(folder: Path, done: int) -> CSVLogger:
+    return ContinuedCSVLogger(folder, done)
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's logger begins by deleting the file that is there; this one keeps the rows of the steps before `done`.
+
+    Args:
+        folder: the run's.
+        done: optimizer steps that are done already.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        super().__init__(folder, name="", version=LOGS)
+        self.done = done
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            earlier = self._earlier_rows()
+            experiment = super().experiment
+            for row in earlier:
+                experiment.log_metrics(row, step=int(row.pop("step")))
+            experiment.save()
+        return super().experiment
+
+    def _earlier_rows(self) -> list[dict[str, str]]:
+        path = Path(self.log_dir, "metrics.csv")
+        if not self.done or not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [row for row in rows if int(row["step"]) < self.done]
+
+
+def _wandb(folder: Path, done: int) -> WandbLogger:
+    """The run's id stays in its folder, so that a resumed run is the same run there too."""
+    import wandb
+
+    logs = folder / LOGS
+    logger = WandbLogger(
+        name=folder.name,
+        save_dir=logs,
+        id=_lasting_id(logs) if is_first_process() else None,
+        project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+    )
+    try:
+        _ = logger.experiment
+    except wandb.errors.Error as reason:
+        first_line = str(reason).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"--logger wandb: {first_line}", "run wandb login, set WANDB_MODE=offline, or use another --logger"
+        ) from None
+    return logger
+
+
+def _lasting_id(logs: Path) -> str:
+    file = logs / "wandb_id"
+    if not file.is_file():
+        write_text(file, secrets.token_hex(4))
+    return file.read_text(encoding="utf-8")
