@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from actions.console import note
-from actions.options import Options
+from actions.options import TEST, TRAIN, Options
 from actions.resolve import Request
 from actions.run_folder import as_plain
 from dataset.errors import UserError
@@ -96,7 +96,7 @@ def check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:
         check_modules(request.adapter, skeleton(config, request.spec.task), request.base.name)
     planned = plan(family, config, configs["lora"], configs.get("shortcut"))
     if not planned.elements:
-        raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
+        _check_head_alone(request)
     if request.must_agree:
         given = {**configs, **request.must_agree}
         other = plan(family, config, given["lora"], given.get("shortcut"))
@@ -107,6 +107,13 @@ def check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:
                 "leave it out: what is loaded holds its own",
             )
     return planned.notes
+
+
+def _check_head_alone(request: Request) -> None:
+    """Raises UserError unless a model without elements is meant: its head alone is trained, on the frozen base."""
+    head = request.spec.task == "classification" and request.action in (TRAIN, TEST)
+    if not head or any(config.sites for config in request.configs.values()):
+        raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
 
 
 def _data_settings(options: Options) -> DataSettings:
