@@ -16,11 +16,11 @@ from dataset.errors import UserError
 from model import saliency
 from model.adapt import enable_gradient_checkpointing, heads
 from model.saliency import heuristics
-from model.saliency.problem import Problem
+from model.saliency.problem import Metric, Problem
 from model.saliency.score import score, why_all_equal
 from model.saliency.warm_up import WarmUp
 from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
-from tests.scoring import labelled, loss_and_logits, problem
+from tests.scoring import labelled, loss_and_logits, problem, q_and_v
 from tests.tiny import tiny_batch
 
 NAMES = ("alpha_test", "constant", "fisher", "grad_norm", "snip", "synflow")
@@ -305,3 +305,42 @@ def test_progress_is_shown_for_every_batch() -> None:
     score("grad_norm", asked, WarmUp(asked.batches[:2]))
     score("alpha_test", asked)
     assert shown == [("warm-up", 2), ("scoring batches", 3), ("elements", len(trained.space))]
+
+
+#: Heuristic, size of B, scoring batches (two and one, or one and none), metric.
+SHARED = [
+    ("grad_norm", 0.3, 3, "loss"),
+    ("grad_norm", 0.3, 1, "loss"),
+    ("fisher", 0.3, 3, "loss"),
+    ("snip", 0.0, 3, "loss"),
+    ("synflow", 0.0, 1, "loss"),
+    ("alpha_test", 1.0, 3, "accuracy"),
+    ("alpha_test", 1.0, 3, "loss"),
+    ("alpha_test", 1.0, 1, "matthews"),
+]
+
+
+def _of_process(rank: int, world: int) -> list[dict[str, float]]:
+    found = []
+    for name, std, count, metric in SHARED:
+        trained = adapted("opt-pre", lora=q_and_v(), shortcut=shortcut_config()).train_b(std=std)
+        batches = labelled(trained, 3)
+        asked = problem(trained, batches[:count][rank::world], Metric(metric, 3))
+        found.append(score(name, asked, WarmUp(batches[:2], 1e-2)))
+    return found
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(_of_process(rank, world=2), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_score_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    for of_two, of_one in zip(first, _of_process(0, world=1), strict=True):
+        assert of_two == pytest.approx(of_one, rel=1e-5, abs=1e-12)
+        assert len(set(of_one.values())) > 1
