@@ -87,7 +87,7 @@ def _warnings(result: Result) -> list[str]:
     if result.beyond_peft:
         said.append(
             "**This model has shortcuts that are on.** PEFT knows none: what it loads from this folder is another "
-            "model, worse by what the shortcuts do. They are in `shortcuts.safetensors`, with their configuration in "
+            "model, without what the shortcuts do. They are in `shortcuts.safetensors`, with their configuration in "
             "`shortcut.toml`; the program that made this folder loads them too."
         )
     if not on(result.space, "lora"):
