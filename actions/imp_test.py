@@ -55,9 +55,9 @@ class Scored:
 def run(request: Request) -> None:
     mode = check_scoring(request)
     check_devices(request.options)
-    experiment = build(request)
-    fabric = _launched(request.options)
     try:
+        experiment = build(request)
+        fabric = _launched(request.options)
         with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
             say(f"run folder: {folder}")
             scored = _score(experiment, fabric)

@@ -151,6 +151,8 @@ class TestRestarts:
             assert torch.equal(restarts.evaluate(0, layer).logits, asked.evaluate(asked.batches[0]).logits)
         assert torch.equal(restarts.evaluate(1, 3).logits, asked.evaluate(asked.batches[1]).logits)
         assert [state.layer for state in restarts.states] == [3, 3, 0]
+        with pytest.raises(ValueError, match="can't go back from block 3 to block 2"):
+            restarts.evaluate(1, 2)
 
     @torch.no_grad()
     def test_blocks_before_do_not_run(self) -> None:

@@ -53,10 +53,14 @@ class Restarts:
 
         Args:
             batch: index into the problem's batches.
-            layer: the first block in which anything has changed since this batch was first evaluated; not before the
-                one of the call before.
+            layer: the first block in which anything differs from the batch's first evaluation.
+
+        Raises:
+            ValueError: the batch has a state of a later block already.
         """
         state = self.states[batch]
+        if layer < state.layer:
+            raise ValueError(f"batch {batch} can't go back from block {state.layer} to block {layer}")
         watched = _Watch(layer, self.problem.space.carry)
         hook = self.blocks[layer].register_forward_pre_hook(watched.see)
         try:
