@@ -1,0 +1,207 @@
+"""Real processes: two of them train as one does, and signals end a run where it can go on exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.reallocation import history
+from tests.world import ROOT, World, command, metrics_of, run, run_apart, same_weights, weights, write_lora
+
+TWO = ("--num-devices", 2)
+
+
+@pytest.fixture(scope="module")
+def steady(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA configuration without dropout, whose random numbers differ between processes."""
+    return write_lora(tmp_path_factory.mktemp("configs") / "lora.toml", "q_proj", "v_proj", "w1")
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    a, b = (weights(folder / "checkpoints" / "last.ckpt") for folder in (one, two))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name], b[name], atol=1e-5, rtol=0), name
+    for split, figures in metrics_of(one).items():
+        assert metrics_of(two)[split] == pytest.approx(figures, abs=1e-5)
+
+
+class TestTwoProcesses:
+    def test_train_and_test_as_one(self, world: World, steady: Path, tmp_path: Path) -> None:
+        """45 rows in global batches of 4: a last batch of one row, which only one of the processes has."""
+        shared = ("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 2, "--gradient-clip-val", 0.5)
+        assert run(*world.training(*shared, "--project", "one")) == 0
+        two = world.training(*shared, "--batch-size", 2, *TWO, "--strategy", "ddp", "--project", "two")
+        finished = run_apart(*two)
+        assert finished.returncode == 0, finished.stderr
+        assert_same_run(tmp_path / "one", tmp_path / "two")
+        assert finished.stdout.count("run folder:") == 1  # said by the first process alone
+
+    @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
+    def test_reallocate_as_one(self, world: World, steady: Path, tmp_path: Path, strategy: str) -> None:
+        _, _, *rest = world.training("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 2)
+        shared = ("train-dyrealloc", "opt_lora", *rest, "--realloc-N", 0.25, "--turn-on-percentile", 0.5)
+        shared += ("--realloc-warmup-epochs", 1)  # so that it does switch
+        assert run(*shared, "--imp-limit-test-batches", 3, "--project", "one") == 0
+        two = ("--batch-size", 2, "--imp-limit-test-batches", 6, *TWO, "--strategy", strategy, "--project", "two")
+        finished = run_apart(*shared, *two)
+        assert finished.returncode == 0, finished.stderr
+        ours, theirs = (history.read(tmp_path / name) for name in ("one", "two"))
+        assert [d.on for d in ours.decisions] == [d.on for d in theirs.decisions]
+        assert len({d.on for d in ours.decisions}) > 1
+        assert_same_run(tmp_path / "one", tmp_path / "two")
+
+    @pytest.mark.slow
+    def test_scores_from_training_as_one(self, world: World, steady: Path, tmp_path: Path) -> None:
+        _, _, *rest = world.training("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 2)
+        shared = ("train-dyrealloc", "opt_lora", *rest, "--realloc-N", 0.25, "--turn-on-percentile", 0.5)
+        shared += ("--imp-source", "training", "--imp-limit-test-batches", 3)
+        assert run(*shared, "--project", "one") == 0
+        finished = run_apart(*shared, "--batch-size", 2, *TWO, "--project", "two")
+        assert finished.returncode == 0, finished.stderr
+        ours, theirs = (history.read(tmp_path / name) for name in ("one", "two"))
+        for one, two in zip(ours.decisions[1:], theirs.decisions[1:], strict=True):
+            assert two.scores == pytest.approx(one.scores, rel=1e-3)
+            assert one.on == two.on
+        assert_same_run(tmp_path / "one", tmp_path / "two")
+
+    @pytest.mark.slow
+    def test_one_that_is_killed_ends_the_other_with_a_clear_message(self, world, steady, tmp_path) -> None:
+        _, _, *rest = world.training("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 500)
+        arguments = ("train-dyrealloc", "opt_lora", *rest, "--batch-size", 2, *TWO, "--project", "run")
+        started = start(*arguments, "--checkpoint-every-n-steps", 1)
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        wait_for(lambda: steps_of(last) > 5, started)
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        _, said = started.communicate(timeout=60)
+        assert started.returncode not in (0, None)
+        assert "another process of this run" in said or "terminated with code" in said
+        finished = run_apart("train-dyrealloc", "--resume-training", "--load", last, "--max-steps", steps_of(last) + 2)
+        assert finished.returncode == 0, finished.stderr
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "main", *command(*arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+def steps_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint.is_file() else -1
+
+
+class TestSignals:
+    def test_sigterm_saves_leaves_and_goes_on_exactly(self, world: World, tmp_path: Path) -> None:
+        arguments = world.training("--project-dir", tmp_path, "--max-epochs", 60, "--accumulate-grad-batches", 2)
+        started = start(*arguments, "--project", "run", "--checkpoint-every-n-steps", 1)
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        wait_for(lambda: steps_of(last) > 5, started)
+        started.send_signal(signal.SIGTERM)
+        said, _ = started.communicate(timeout=60)
+        assert started.returncode == 143
+        assert f"--resume-training --load {last}" in said
+        steps = steps_of(last)
+        end = ("--max-steps", steps + 7)
+        assert run("train", "--resume-training", "--load", last, *end) == 0
+        assert run(*arguments, *end, "--project", "whole") == 0
+        assert same_weights(last, tmp_path / "whole" / "checkpoints" / "last.ckpt")
+
+    @pytest.mark.slow
+    def test_sigterm_to_two_processes(self, world: World, tmp_path: Path) -> None:
+        arguments = world.training("--project-dir", tmp_path, "--max-epochs", 500, "--batch-size", 2, *TWO)
+        started = start(*arguments, "--project", "run", "--checkpoint-every-n-steps", 1)
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        wait_for(lambda: steps_of(last) > 5, started)
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        for pid in (started.pid, *map(int, children)):
+            os.kill(pid, signal.SIGTERM)
+        started.communicate(timeout=60)
+        assert started.returncode == 143
+        assert steps_of(last) > 5
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+    def test_a_preempted_slurm_job_is_requeued_and_goes_on(self, world: World, tmp_path: Path, sent: int) -> None:
+        """A stand-in for `scontrol` notes what it is asked; the requeued job has the same id and command line."""
+        scontrol = tmp_path / "bin" / "scontrol"
+        scontrol.parent.mkdir()
+        scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+        scontrol.chmod(0o755)
+        slurm = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+        slurm |= {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NODELIST": "localhost"}
+        slurm |= {"SLURM_JOB_NAME": "search", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+        arguments = world.training("--project-dir", tmp_path, "--max-epochs", 40, "--auto-requeue")
+        arguments += ["--checkpoint-every-n-steps", "1"]
+        started = subprocess.Popen(
+            [sys.executable, "-m", "main", *command(*arguments)],
+            cwd=ROOT,
+            env={**os.environ, **slurm},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        last = tmp_path / "opt_lora_classification_sst2_77" / "checkpoints" / "last.ckpt"
+        wait_for(lambda: steps_of(last) > 5, started)
+        started.send_signal(sent)
+        started.communicate(timeout=60)
+        assert started.returncode == 143
+        assert (tmp_path / "asked").read_text() == "requeue 77\n"
+        steps = steps_of(last)
+        again = run_apart(*arguments, "--max-epochs", 1, "--max-steps", steps, **slurm, SLURM_RESTART_COUNT="1")
+        assert again.returncode == 0, again.stderr
+        assert "continuing from" in again.stdout
+        assert len(list(tmp_path.glob("opt_lora_*"))) == 1
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(world: World, tmp_path: Path) -> None:
+    """SIGKILL, resume, SIGKILL, … twenty times: the end is that of the run that was never stopped."""
+    lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1", "w2", lora_dropout=0.1)
+    _, _, *rest = world.training("--lora-config", lora, "--project-dir", tmp_path, "--max-epochs", 100)
+    arguments = ("train-dyrealloc", "opt_lora", *rest, "--realloc-N", 5, "--imp-limit-test-batches", 2)
+    arguments += ("--checkpoint-every-n-steps", 1, "--imp-source", "training")
+    whole = tmp_path / "whole"
+    assert run(*arguments, "--project", "whole") == 0
+    draw, killed, steps = random.Random(0), 0, []
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    next_command: tuple[object, ...] = (*arguments, "--project", "run")
+    for _ in range(20):
+        started = start(*next_command)
+        before = steps_of(last)
+        wait_for(lambda at=before: steps_of(last) > at + 1, started)
+        time.sleep(draw.uniform(0.0, 1.0))
+        started.kill()
+        started.communicate()
+        killed += started.returncode == -signal.SIGKILL
+        steps.append(steps_of(last))
+        next_command = ("train-dyrealloc", "--resume-training", "--load", last)
+    assert killed == 20, steps
+    assert run(*next_command) == 0
+    for name in ("last", "best"):
+        assert same_weights(whole / "checkpoints" / f"{name}.ckpt", last.with_name(f"{name}.ckpt"))
+    for name in (history.HISTORY, history.FREQUENCY):
+        assert (tmp_path / "run" / name).read_text() == (whole / name).read_text()
+    assert metrics_of(tmp_path / "run") == metrics_of(whole)
+    assert json.loads((whole / "metrics.json").read_text())["options"]["max_epochs"] == 100
