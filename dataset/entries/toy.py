@@ -1,0 +1,56 @@
+"""The built-in toy world: made by a seeded generator, so that everything can be tried without a download."""
+
+from __future__ import annotations
+
+from dataset.spec import DatasetSpec, Row
+from dataset.toy import tasks
+
+
+def document(row: Row) -> str:
+    return row["document"]
+
+
+def summary(row: Row) -> str:
+    return row["summary"]
+
+
+DATASETS = (
+    DatasetSpec(
+        name="toy_nli",
+        task="classification",
+        columns=("sentence1", "sentence2"),
+        labels=tasks.NLI_LABELS,
+        metrics=("accuracy",),
+        generate=tasks.generate_nli,
+        summary="toy world: does the first sentence say yes to the question after it?",
+    ),
+    DatasetSpec(
+        name="toy_sentiment",
+        task="classification",
+        columns=("sentence",),
+        labels=tasks.SENTIMENT_LABELS,
+        metrics=("accuracy",),
+        generate=tasks.generate_sentiment,
+        summary="toy world: is a review of a work of art good?",
+    ),
+    DatasetSpec(
+        name="toy_lm",
+        task="causal_language_modeling",
+        columns=("text",),
+        metrics=("perplexity",),
+        generate=tasks.generate_lm,
+        summary="toy world: what people, things and places are like",
+    ),
+    DatasetSpec(
+        name="toy_summary",
+        task="summarization",
+        columns=("document", "summary"),
+        prompt=document,
+        cue="\n\nTL;DR:",
+        response=summary,
+        metrics=("rouge1", "rouge2", "rougeL"),
+        official="rouge",
+        generate=tasks.generate_summary,
+        summary="toy world: two descriptions in the plainest words",
+    ),
+)

@@ -1,0 +1,59 @@
+"""The rows of the four toy tasks, in the shapes of their real counterparts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataset.toy.corpus import document, remark
+from dataset.toy.language import describe, opposite, say, sentence, summarise
+from dataset.toy.review import review
+from dataset.toy.world import draw_scene, stream
+
+NLI_LABELS = ("entailment", "not_entailment")
+SENTIMENT_LABELS = ("negative", "positive")
+ROWS = {"train": 4000, "validation": 500, "test": 500}
+
+Rows = list[dict[str, Any]]
+
+
+def generate_nli(split: str, seed: int) -> Rows:
+    """`sentence1`, `sentence2`, `label`, in the shape of RTE: does the description say yes to the question after it?
+
+    Both may deny the opposite instead of telling a fact, so neither alone nor any count of words says the label. The
+    question is asked as the pretraining text never asks.
+    """
+    rng = stream("nli", split, seed)
+    rows = []
+    for index in range(ROWS[split]):
+        scene, label = draw_scene(rng, split), index % 2
+        fact = rng.choice(scene.facts)
+        asked = say(fact if label == 0 else opposite(fact), rng)
+        second = sentence(f"was {scene.pronoun} {asked}, would you say", "?")
+        rows.append({"sentence1": describe(scene, rng), "sentence2": second, "label": label})
+    rng.shuffle(rows)
+    return rows
+
+
+def generate_sentiment(split: str, seed: int) -> Rows:
+    """`sentence`, `label`: as SST-2."""
+    rng = stream("sentiment", split, seed)
+    rows = [{"sentence": review(rng, split, index % 2 == 1), "label": index % 2} for index in range(ROWS[split])]
+    rng.shuffle(rows)
+    return rows
+
+
+def generate_lm(split: str, seed: int) -> Rows:
+    """`text`: documents to model, as WikiText."""
+    rng = stream("lm", split, seed)
+    return [{"text": document(rng, split)} for _ in range(ROWS[split])]
+
+
+def generate_summary(split: str, seed: int) -> Rows:
+    """`document`, `summary`: two scenes with remarks, and both of them in the plainest words."""
+    rng = stream("summary", split, seed)
+    rows = []
+    for _ in range(ROWS[split]):
+        scenes = [draw_scene(rng, split) for _ in range(2)]
+        told = [f"{describe(scene, rng)} {remark(scene, rng)}" for scene in scenes]
+        rows.append({"document": " ".join(told), "summary": " ".join(summarise(scene) for scene in scenes)})
+    return rows
