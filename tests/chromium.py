@@ -14,8 +14,17 @@ from typing import Any
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-_OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-            "--no-first-run", "--disable-extensions", "--disable-background-networking", "--hide-scrollbars")  # fmt: skip
+_OPTIONS = (
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--hide-scrollbars",
+)
 
 
 class Page:
@@ -29,7 +38,7 @@ class Page:
     def __init__(self) -> None:
         self.requests: list[str] = []
         self.errors: list[str] = []
-        self._number, self._rest = 0, b""
+        self._number, self._loaded, self._rest = 0, 0, b""
         self._folder = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Page:
@@ -70,9 +79,10 @@ class Page:
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        before = self._loaded
         self.ask("Page.navigate", url=file.resolve().as_uri())
-        while self._next().get("method") != "Page.loadEventFired":
-            pass
+        while self._loaded == before:
+            self._next()
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -113,7 +123,9 @@ class Page:
         return message
 
     def _note(self, event: str | None, parameters: dict[str, Any]) -> None:
-        if event == "Network.requestWillBeSent":
+        if event == "Page.loadEventFired":
+            self._loaded += 1
+        elif event == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
         elif event == "Log.entryAdded":
             self.errors.append(parameters["entry"]["text"])

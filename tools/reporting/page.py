@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from actions.options import declared, defaults, flag_of
+from dataset.errors import UserError
 from model.config import SHORTCUTS
 from model.family.base import PROJECTIONS
 from model.metrics import mode
@@ -111,12 +112,17 @@ def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
     return {heading: rows for heading, rows in found.items() if rows}
 
 
-def better(metric: str) -> str:
-    """`min` or `max`, also for the benchmarks' own metrics, of which more is better."""
+def better(metric: str) -> str | None:
+    """`min` or `max`, also for the benchmarks' own metrics, of which more is better; `None` for what is no metric."""
     name = metric.rsplit("/", 1)[-1]
-    if name == "loss" or name.startswith("perplexity"):
+    if name == "loss":
         return "min"
-    return "max" if metric.startswith("official/") else mode(name)
+    if metric.startswith("official/"):
+        return "max"
+    try:
+        return mode(name)
+    except UserError:
+        return None
 
 
 def _row(label: str, values: Sequence[float | None], direction: str | None, write: Callable[[Any], str]) -> Row | None:
@@ -187,9 +193,10 @@ def _chart(name: str, runs: Sequence[Run]) -> Chart:
 
 
 def _best_point(name: str, points: Sequence[tuple[int, float]]) -> str:
-    if name.startswith(("train/", "learning_rate")) or len(points) < 2:
+    direction = better(name)
+    if direction is None or name.startswith("train/") or len(points) < 2:
         return ""
-    sign = 1 if better(name) == "min" else -1
+    sign = 1 if direction == "min" else -1
     step, value = min(points, key=lambda point: sign * point[1])
     return f"{number(value)} at step {step:,}"
 

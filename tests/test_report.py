@@ -1,0 +1,425 @@
+"""The report: what it says, what it marks, and that a browser shows it without any other file."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dataset.errors import UserError
+from tests import chromium
+from tests.run_folders import (
+    curves,
+    dynamic_run,
+    element_scores,
+    scored_run,
+    trained_run,
+    write_csv,
+    write_history,
+    write_metrics,
+    write_tensorboard,
+)
+from tests.world import World
+from tests.world import main as program
+from tools.report import main
+from tools.reporting.curves import read_curves
+from tools.reporting.page import better, comparison, facts, heat_map
+from tools.reporting.run import read_runs
+
+_VOID = {"meta", "link", "wbr", "br", "hr", "img", "input"}
+
+
+@dataclass
+class Node:
+    """An element of a page."""
+
+    tag: str
+    attributes: dict[str, str | None]
+    children: list[Node | str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        pieces = [child if isinstance(child, str) else child.text for child in self.children]
+        return re.sub(r"\s+", " ", "".join(pieces)).strip()
+
+    def all(self, tag: str, **attributes: str) -> list[Node]:
+        """Every element of that name below, in order, with all the given words in its attributes."""
+        below = [child for child in self.children if isinstance(child, Node)]
+        found = [node for child in below for node in (child, *child.all("*"))]
+        fitting = [node for node in found if tag in ("*", node.tag)]
+        words = {name.rstrip("_"): word for name, word in attributes.items()}
+        return [n for n in fitting if all(word in (n.attributes.get(a) or "").split() for a, word in words.items())]
+
+
+class _Reader(HTMLParser):
+    """Builds the tree, and refuses a page whose tags don't match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Node("", {})
+        self.open = [self.root]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        node = Node(tag, dict(attrs))
+        self.open[-1].children.append(node)
+        if tag not in _VOID:
+            self.open.append(node)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open[-1].children.append(Node(tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].children.append(data)
+
+
+def report(tmp_path: Path, *runs: Path) -> Node:
+    main([*map(str, runs), "--output", str(tmp_path / "report.html")])
+    reader = _Reader()
+    reader.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [node.tag for node in reader.open] == [""]
+    return reader.root
+
+
+def rows_of(table: Node) -> dict[str, list[Node]]:
+    """First cell's text → the other cells of each row."""
+    found = {}
+    for row in table.all("tr"):
+        first, *others = [child for child in row.children if isinstance(child, Node)]
+        found[first.text] = others
+    return found
+
+
+class TestOneRun:
+    def test_its_figures(self, tmp_path: Path) -> None:
+        page = report(tmp_path, trained_run(tmp_path / "first", loss=0.9))
+        assert page.all("h1")[0].text == "first"
+        (table,) = page.all("table", class_="compare")
+        rows = rows_of(table)
+        assert rows["model"][0].text == "opt_lora"
+        assert rows["trainable parameters"][0].text == "12,288"
+        assert rows["of all"][0].text == "0.00371%"
+        assert [row[0].text for name, row in rows.items() if name in ("loss", "accuracy")] == ["0.2903", "0.8100"]
+        assert not page.all("td", class_="best"), "there is nothing to compare"
+        assert [card.all("b")[0].text for card in page.all("div", class_="card")] == ["0.8200", "12,288"]
+
+    def test_its_curves(self, tmp_path: Path) -> None:
+        page = report(tmp_path, trained_run(tmp_path / "first", logger="csv"))
+        names = [figure.all("figcaption")[0].text for figure in page.all("figure")]
+        assert names == ["train/loss", "validation/loss", "validation/accuracy", "learning_rate/matrices"]
+        for figure in page.all("figure"):
+            (path,) = figure.all("path")
+            numbers = [float(number) for number in re.findall(r"[-\d.]+", path.attributes["d"])]
+            assert all(0 <= x <= 560 for x in numbers[::2])
+            assert all(0 <= y <= 260 for y in numbers[1::2])
+        points = curves(160, 0.9, 0)["validation/accuracy"]
+        step, best = max(points, key=lambda point: point[1])
+        said = page.all("figure")[2].all("li")[0].text
+        assert said == f"last {points[-1][1]:.4g}, best {best:.4g} at step {step}"
+
+    def test_its_parameters_and_options(self, tmp_path: Path) -> None:
+        page = report(tmp_path, trained_run(tmp_path / "first", learning_rate=3e-4))
+        (table,) = page.all("table", class_="plain")
+        rows = rows_of(table)
+        assert [cell.text for cell in rows["lora"]] == ["q_proj", "6 of 8", "4", "12,288", "12,288"]
+        assert [cell.text for cell in rows["all"]] == ["12,288", "331,200,000"]
+        own = {node.all("dt")[0].text: node.all("dd")[0].text for node in page.all("div", class_="set")}
+        assert own["--learning-rate"] == "0.0003"
+        assert "--batch-size" not in own
+        every = [node.text for node in page.all("dt")]
+        assert "--batch-size" in every
+        assert "--realloc-N" not in every, "it has no effect on train"
+
+    def test_every_run_says_how_to_repeat_it(self, tmp_path: Path) -> None:
+        folder = trained_run(tmp_path / "first")
+        assert f"python -m main train --config {folder}/config.toml" in report(tmp_path, folder).text
+
+    def test_nothing_comes_from_elsewhere(self, tmp_path: Path) -> None:
+        page = report(tmp_path, dynamic_run(tmp_path / "dynamic"), scored_run(tmp_path / "scored"))
+        assert not page.all("script")
+        for node in page.all("*"):
+            for name in ("src", "href", "srcset", "data", "action"):
+                address = node.attributes.get(name) or ""
+                assert address.startswith(("#", "data:")) or not address, address
+            assert "url(" not in (node.attributes.get("style") or "")
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert "http" not in text.replace("http-equiv", "")
+        assert "@import" not in text
+        anchors = {node.attributes["href"] for node in page.all("a")}
+        assert anchors == {f"#{node.attributes['id']}" for node in page.all("section")}
+
+    def test_names_are_no_markup(self, tmp_path: Path) -> None:
+        page = report(tmp_path, trained_run(tmp_path / "a<b>&c", model="<i>opt</i>"))
+        assert page.all("h1")[0].text == "a<b>&c"
+        assert not page.all("i")
+
+
+class TestSideBySide:
+    @pytest.fixture
+    def three(self, tmp_path: Path) -> list[Path]:
+        folders = [trained_run(tmp_path / f"run{i}", seed=i, loss=0.9 - i / 10, logger="none") for i in range(3)]
+        write_metrics(folders[0], validation={"loss": 0.5, "accuracy": 0.8, "perplexity": 3.0})
+        write_metrics(folders[1], validation={"loss": 0.4, "accuracy": 0.8, "perplexity": 2.0}, test={"rouge1": 0.1})
+        write_metrics(folders[2], validation={"loss": 0.6, "accuracy": 0.7, "matthews": None})
+        return folders
+
+    def test_the_best_of_each_row_is_marked(self, tmp_path: Path, three: list[Path]) -> None:
+        page = report(tmp_path, *three)
+        (table,) = page.all("table", class_="compare")
+        marked = {
+            name: [index for index, cell in enumerate(cells) if "best" in (cell.attributes.get("class") or "")]
+            for name, cells in rows_of(table).items()
+        }
+        assert marked["loss ↓"] == [1]
+        assert marked["accuracy ↑"] == [0, 1], "equal values are equally good"
+        assert marked["perplexity ↓"] == [1]
+        assert marked["trainable parameters ↓"] == [0]
+        assert marked["rouge1 ↑"] == [], "one value is the best of nothing"
+        assert marked["of all"] == marked["model"] == []
+        rows = rows_of(table)
+        assert [cell.text for cell in rows["perplexity ↓"]] == ["3.0000", "★ 2.0000", "–"]
+        assert all(cell.text.startswith("★") for cell in table.all("td", class_="best"))
+
+    def test_equal_values_are_no_best(self, three: list[Path]) -> None:
+        for folder in three:
+            write_metrics(folder, validation={"accuracy": 0.5})
+        (row,) = comparison(read_runs(three))["validation"]
+        assert not any(cell.best for cell in row.cells)
+
+    def test_options_that_differ_are_listed(self, tmp_path: Path) -> None:
+        runs = read_runs(
+            [trained_run(tmp_path / "a", logger="none"), trained_run(tmp_path / "b", logger="none", max_steps=9)]
+        )
+        assert [row.label for row in facts(runs)] == ["action", "model", "base", "data set", "task", "--max-steps"]
+        assert [cell.text for cell in facts(runs)[-1].cells] == ["-1", "9"]
+
+    def test_one_chart_has_a_line_for_each_run(self, tmp_path: Path) -> None:
+        page = report(tmp_path, *(trained_run(tmp_path / f"run{i}", seed=i, logger="csv") for i in range(3)))
+        first = page.all("figure")[0]
+        assert [node.attributes["class"] for node in first.all("g")] == ["line c0", "line c1", "line c2"]
+        assert [item.text.split(":")[0] for item in first.all("li")] == ["run0", "run1", "run2"]
+
+    def test_equal_names_are_told_apart(self, tmp_path: Path) -> None:
+        folders = [trained_run(tmp_path / place / "run", logger="none") for place in ("a", "b")]
+        assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
+
+    def test_which_way_is_better(self) -> None:
+        for name in ("loss", "validation/loss", "perplexity", "test/perplexity"):
+            assert better(name) == "min"
+        for name in ("accuracy", "f1", "validation/rougeL", "official/f1", "official/exact"):
+            assert better(name) == "max"
+        assert better("reallocation/churn") is None
+
+
+class TestScores:
+    def test_the_heat_map_shows_every_score_and_the_budget(self, tmp_path: Path) -> None:
+        page = report(tmp_path, scored_run(tmp_path / "scored", layers=3))
+        elements = element_scores(3, shortcuts=True)
+        (table,) = page.all("table", class_="heat")
+        assert [node.text for node in table.all("th")][:4] == ["block", "q_proj", "k_proj", "v_proj"]
+        shown = {cell.attributes["title"].split(":")[0]: cell for cell in table.all("td") if cell.text}
+        assert shown.keys() == {element.key for element in elements}
+        for element in elements:
+            assert float(shown[element.key].text) == pytest.approx(element.score, rel=0.01)
+        best = sorted(elements, key=lambda element: -element.score)
+        budget = 4 + 3  # ⌊18/4⌋ LoRA and 11/4 shortcuts, rounded half up
+        framed = {key for key, cell in shown.items() if "framed" in cell.attributes["class"]}
+        assert framed == {element.key for element in best[:budget]}
+        listed = list(rows_of(page.all("table", class_="plain")[0]))[1:]
+        assert [name.removesuffix(" on") for name in listed] == [element.key for element in best[:10]]
+        assert sum(name.endswith(" on") for name in listed) == budget
+
+    def test_shades(self) -> None:
+        from model.place import Place
+
+        cells = heat_map({Place(0, "q_proj"): 2.0, Place(1, "q_proj"): 0.5, Place(1, "w1"): 0.0}, (), str, "x")
+        assert cells.names == ("q_proj", "w1")
+        assert [[cell and cell.shade for cell in row] for _, row in cells.rows] == [[1.0, None], [0.25, 0.0]]
+        wide = heat_map({Place(0, "q_proj"): 1e4, Place(1, "q_proj"): 1e2, Place(2, "q_proj"): 1.0}, (), str, "x")
+        assert [row[0].shade for _, row in wide.rows] == pytest.approx([1.0, 0.53, 0.06])
+        assert "logarithm" in wide.note
+        nothing = heat_map({Place(0, "q_proj"): 0.0}, (), str, "x")
+        assert nothing.rows[0][1][0].shade == 0.0
+
+    def test_has_no_curves_and_misses_no_metrics(self, tmp_path: Path, capsys) -> None:
+        page = report(tmp_path, scored_run(tmp_path / "scored", layers=2))
+        assert "An importance test trains nothing" in page.text
+        assert "no metrics yet" not in page.text + capsys.readouterr().out
+
+
+class TestDynamicRun:
+    @pytest.mark.parametrize("layers", [3, 20])
+    def test_timeline(self, tmp_path: Path, layers: int) -> None:
+        folder = dynamic_run(tmp_path / "dynamic", layers=layers, epochs=(0, 0, 1, 1, 1, 2))
+        history = write_history(folder, layers, (0, 0, 1, 1, 1, 2))
+        page = report(tmp_path, folder)
+        (picture,) = page.all("svg", class_="timeline")
+        bars = {node.all("title")[0].text for node in picture.all("rect", class_="on")}
+        expected = set()
+        for i, place in enumerate(history.places):
+            on = "".join("x" if decision.on[i] else "." for decision in history.decisions)
+            for spell in re.finditer("x+", on):
+                expected.add(f"{place.key}: on from reallocation {spell.start()} to {spell.end() - 1}")
+        assert bars == expected
+        assert len(picture.all("rect", class_="track")) == len(history.places)
+        assert len(picture.all("line", class_="epoch")) == 2
+        first = history.places[0]
+        assert any(node.text == (first.key if layers == 3 else "layer 0") for node in picture.all("text"))
+
+    def test_how_often_and_what_is_left(self, tmp_path: Path) -> None:
+        folder = dynamic_run(tmp_path / "dynamic", layers=3)
+        history = write_history(folder, 3, (0, 0, 0, 1, 1, 1, 2, 2, 2))
+        page = report(tmp_path, folder)
+        ranks, often = page.all("table", class_="heat")
+        for table, value in ((ranks, None), (often, history.times_on())):
+            shown = {cell.attributes["title"].split(":")[0]: cell for cell in table.all("td") if cell.text}
+            framed = {key for key, cell in shown.items() if "framed" in cell.attributes["class"]}
+            assert framed == history.last_on()
+            if value is not None:
+                assert {key: int(cell.text) for key, cell in shown.items()} == value
+            else:
+                assert {key for key, cell in shown.items() if cell.text == "off"} == shown.keys() - framed
+                assert {cell.text for key, cell in shown.items() if key in framed} <= {"4", "8"}
+        cards = {card.all("span")[0].text: card.text for card in page.all("div", class_="card")}
+        assert "of 29" in cards["elements on"]
+        assert cards["reallocations"].startswith("9")
+
+    def test_what_the_program_writes(self, world: World, tmp_path: Path) -> None:
+        arguments = world.training("--max-steps", 6, "--realloc-N", 3, "--imp-limit-test-batches", 1)[1:]
+        where = ("--project-dir", tmp_path, "--project", "real", "--log-every-n-steps", 1, "--logger", "csv")
+        assert program(["train-dyrealloc", *arguments, *map(str, where), "--accelerator", "cpu"]) == 0
+        page = report(tmp_path, tmp_path / "real")
+        saved = json.loads((tmp_path / "real" / "metrics.json").read_text())["metrics"]["validation"]
+        rows = rows_of(page.all("table", class_="compare")[0])
+        assert rows["accuracy"][0].text == f"{saved['accuracy']:.4f}"
+        assert rows["action"][0].text == "train-dyrealloc"
+        assert rows["reallocations"][0].text == "2"
+        assert len(page.all("table", class_="heat")) == 2
+        names = {figure.all("figcaption")[0].text for figure in page.all("figure")}
+        assert {"train/loss", "validation/loss", "validation/accuracy"} <= names
+        assert not any(name.startswith("final/") for name in names)
+
+
+class TestCurves:
+    def test_all_loggers_give_the_same(self, tmp_path: Path) -> None:
+        series = curves(80, 1.0, 3)
+        write_csv(tmp_path / "csv", series)
+        write_tensorboard(tmp_path / "tensorboard", series)
+        for logger in ("csv", "tensorboard"):
+            found = read_curves(tmp_path / logger / "logs", logger).series
+            assert found.keys() == series.keys()
+            for name, points in series.items():
+                assert [step for step, _ in found[name]] == [step for step, _ in points]
+                assert [v for _, v in found[name]] == pytest.approx([v for _, v in points], rel=1e-6)
+
+    def test_the_last_value_of_a_step_counts_and_no_nan(self, tmp_path: Path) -> None:
+        write_csv(tmp_path, {"train/loss": [(3, 1.0), (1, 2.0), (3, 0.5), (4, float("nan"))], "epoch": [(1, 0)]})
+        assert read_curves(tmp_path / "logs", "csv").series == {"train/loss": ((1, 2.0), (3, 0.5))}
+
+    def test_long_curves_keep_their_shape(self, tmp_path: Path) -> None:
+        folder = trained_run(tmp_path / "long", logger="none")
+        write_csv(folder, {"train/loss": [(i, i / 10_000) for i in range(10_000)]})
+        (path,) = report(tmp_path, folder).all("figure")[0].all("path")
+        numbers = [float(number) for number in re.findall(r"[-\d.]+", path.attributes["d"])]
+        assert 100 < len(numbers) / 2 <= 240
+        assert numbers[::2] == sorted(numbers[::2])
+        assert numbers[1::2] == sorted(numbers[1::2], reverse=True)
+
+    @pytest.mark.parametrize(
+        ("logger", "said"),
+        [("none", "it kept no curves"), ("wandb", "with Weights & Biases"), ("tensorboard", "Nothing is logged yet")],
+    )
+    def test_none_is_said(self, tmp_path: Path, logger: str, said: str) -> None:
+        folder = trained_run(tmp_path / "run", logger="none")
+        text = (folder / "config.toml").read_text().replace('logger = "none"', f'logger = "{logger}"')
+        (folder / "config.toml").write_text(text)
+        assert said in report(tmp_path, folder).text
+
+
+class TestMistakes:
+    def refused(self, *runs: Path) -> str:
+        with pytest.raises(UserError) as mistake:
+            main([*map(str, runs), "--output", str(runs[0].parent / "report.html")])
+        assert not (runs[0].parent / "report.html").exists()
+        return str(mistake.value)
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        assert "empty is no run: it has no config.toml; give folders that train" in self.refused(tmp_path / "empty")
+        assert "nowhere is not there" in self.refused(tmp_path / "nowhere")
+
+    def test_no_metrics_yet(self, tmp_path: Path, capsys) -> None:
+        folder = trained_run(tmp_path / "running")
+        (folder / "metrics.json").unlink()
+        page = report(tmp_path, folder)
+        assert "running has no metrics yet" in page.text
+        assert "note: running has no metrics yet" in capsys.readouterr().out
+        assert len(page.all("figure")) == 4, "its curves are there"
+
+    def test_twice(self, tmp_path: Path) -> None:
+        folder = trained_run(tmp_path / "run", logger="none")
+        assert "is given twice" in self.refused(folder, tmp_path / "run" / ".." / "run")
+
+    @pytest.mark.parametrize(
+        ("file", "content", "said"),
+        [
+            ("metrics.json", '{"metrics": ', "metrics.json is not JSON"),
+            ("metrics.json", "[]", "metrics.json holds no table"),
+            ("parameters.json", "\x00", "parameters.json is not JSON"),
+            ("config.toml", "model = ", "config.toml is not TOML"),
+            ("logs/metrics.csv", "step,train/loss\nx,0.5\n", "metrics.csv can't be read"),
+            ("scores.toml", "task = 1", "task is 1"),
+            ("reallocation_history.toml", "[dyrealloc_0]\nepoch = 0\n", "is no reallocation history"),
+            ("lora.toml", "granularity = 3", "granularity"),
+        ],
+    )
+    def test_a_broken_file(self, tmp_path: Path, file: str, content: str, said: str) -> None:
+        folder = trained_run(tmp_path / "run", logger="csv")
+        (folder / file).write_text(content)
+        assert said in self.refused(folder)
+
+    def test_the_page_can_t_be_written(self, tmp_path: Path) -> None:
+        folder = trained_run(tmp_path / "run", logger="none")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="cannot write"):
+            main([str(folder), "--output", str(tmp_path / "file" / "report.html")])
+
+    def test_a_page_that_is_there_is_replaced_whole(self, tmp_path: Path) -> None:
+        (tmp_path / "report.html").write_text("what stood here")
+        report(tmp_path, trained_run(tmp_path / "run", logger="none"))
+        assert {path.name for path in tmp_path.iterdir()} == {"run", "report.html"}
+        assert "what stood here" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
+def test_in_a_browser(tmp_path: Path) -> None:
+    several = [dynamic_run(tmp_path / "a-dynamic-run-with-a-long-name", epochs=[e // 4 for e in range(16)])]
+    several += [trained_run(tmp_path / f"run{i}", seed=i, logger="csv") for i in range(1, 4)]
+    pages = {"one": several[:1], "several": several, "scores": [scored_run(tmp_path / "scored", layers=12)]}
+    texts = {
+        "one": ("0.8200", "train/loss", "When each element was on", "--learning-rate"),
+        "several": ("Side by side", "★", "run3"),
+        "scores": ("Scores", "shortcut2", "layer_0"),
+    }
+    with chromium.Page() as page:
+        for name, runs in pages.items():
+            file = tmp_path / f"{name}.html"
+            main([*map(str, runs), "--output", str(file)])
+            papers = set()
+            for width, dark in ((1280, False), (1280, True), (390, True), (390, False)):
+                page.open(file, width, dark)
+                assert page.errors == []
+                assert page.requests == [file.resolve().as_uri()]
+                assert page.evaluate("document.documentElement.scrollWidth") == width
+                right_edges = "[...document.querySelectorAll('section > *')].map(e => e.getBoundingClientRect().right)"
+                assert max(page.evaluate(right_edges)) <= width
+                shown = page.evaluate("document.body.innerText")
+                assert all(text in shown for text in texts[name])
+                papers.add((dark, page.evaluate("getComputedStyle(document.body).backgroundColor")))
+            assert len(papers) == 2, "light and dark have a paper of their own"
