@@ -103,7 +103,7 @@ class _Recomputation(AbstractContextManager):
         self.outside, self.carry.held = self.carry.held, Held(before=self.before)
 
     def __exit__(self, *_: object) -> None:
-        self.carry.held, self.outside = self.outside, Held()
+        self.carry.held = self.outside
 
 
 class Shortcuts(nn.Module):
