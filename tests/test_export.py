@@ -166,8 +166,8 @@ class TestRuns:
 
     def test_the_card_says_what_it_is(self, plain: Path, dynamic: Path) -> None:
         text = (plain / "adapter" / "README.md").read_text()
-        accuracy = metrics_of(plain)["validation"]["accuracy"]
-        for words in ("sst2", "4 of 4 elements on", "rank 16 in all", "1,024 parameters", f"{accuracy:.4f}"):
+        accuracy = f"{metrics_of(plain)['validation']['accuracy']:.4f}"
+        for words in ("sst2", "`lora.toml`", "4 of 4 elements on", "rank 16 in all", "1,024 parameters", accuracy):
             assert words in text
         assert "shortcut" not in text
         text = (dynamic / "adapter" / "README.md").read_text()
@@ -264,6 +264,8 @@ class TestTool:
         assert "nowhere is not there" in refused(tmp_path / "nowhere")
         assert "has no checkpoints/best.ckpt" in refused(tmp_path)
         assert "neither a run nor a checkpoint" in refused(world.lora)
+        if form == "peft":
+            assert "is a PEFT adapter already" in refused(plain / "adapter")
         broken = tmp_path / "broken.ckpt"
         broken.write_bytes((plain / "checkpoints" / "best.ckpt").read_bytes()[:3000])
         assert "broken.ckpt can't be read" in refused(broken)

@@ -110,6 +110,8 @@ def _check(args: argparse.Namespace, request: Request) -> None:
         raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
     if args.format == "peft" and request.adapted is None:
         raise UserError(f"{args.result} is a plain model, without LoRA", "use --format merged")
+    if args.format == "peft" and request.adapter is not None and not has_shortcuts(request):
+        raise UserError(f"{args.result} is a PEFT adapter already", "use it as it is, or --format merged")
     if has_shortcuts(request) and not args.drop_shortcuts:
         raise UserError(
             f"{args.result} has shortcuts that are on, and --format {args.format} has no words for them",

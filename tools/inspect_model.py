@@ -31,8 +31,8 @@ from actions.parse import parse
 from actions.resolve import resolve
 from actions.restore import restore_trained
 from dataset.errors import UserError
-from model.adapt import HEADS
 from model.config import Kind
+from model.load import in_head
 from model.parameters import count
 from model.search_space import Element, SearchSpace
 from tools.cli import Parser, run
@@ -139,11 +139,7 @@ def _row(element: Element) -> Row:
 
 def _base(network: nn.Module, space: SearchSpace) -> Total:
     """What is no element and no classification head."""
-    linears = [
-        module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] not in HEADS
-    ]
+    linears = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not in_head(name)]
     (parameters,) = (row.total for row in count(network, space).rows if row.kind == "base")
     multiply_adds = sum(linear.in_features * linear.out_features for linear in linears)
     return Total(len(linears), len(linears), parameters, parameters, multiply_adds)

@@ -201,18 +201,17 @@ def peft_sites(scores: Scores, ranks: Mapping[str, int]) -> dict[str, ElementSet
 
 def check_model(scores: Scores, source: str) -> None:
     """`UserError` unless the model `source` has every scored module, at its width. Reads no weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
-    auto = AutoModelForSequenceClassification if scores.task == "classification" else AutoModelForCausalLM
+    from model.skeleton import skeleton
+
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError):
         raise UserError(
             f"--load '{source}' is no model", "expected a hub name or a folder with a config.json"
         ) from None
-    with torch.device("meta"):
-        modules = dict(auto.from_config(config).named_modules())
+    modules = dict(skeleton(config, scores.task).named_modules())
     for element in scores.elements:
         module = modules.get(element.module)
         found = module and (getattr(module, "in_features", None), getattr(module, "out_features", None))

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dataset.errors import UserError
-from model.adapt import HEADS
 from model.checkpoint import KEY, Record, read_state_dict, record_of
 from model.config import ElementConfig, ElementSettings, load
+from model.load import in_head
 from model.peft_format import CONFIG, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings
 
@@ -85,7 +85,7 @@ def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
             raise UserError(f"{path} holds {key}", f"expected a PEFT adapter, whose names begin with {PREFIX}")
         if found := _LORA.fullmatch(name):
             matrices.setdefault(found["module"], {})[found["matrix"]] = values
-        elif name.split(".")[0] in HEADS and "lora_" not in name:
+        elif in_head(name) and "lora_" not in name:
             head[name] = values
         else:
             what = next((title for mark, title in _UNSUPPORTED.items() if mark in name), "neither LoRA nor a head")

@@ -18,6 +18,7 @@ from model.peft_format.config import peft_notes, task_type
 from model.peft_format.writing import base_location, on, sites_on
 from model.search_space import SearchSpace
 
+_CONFIGURATIONS = ("lora_config", "shortcut_config")
 _PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
 
 
@@ -104,6 +105,7 @@ def _facts(result: Result) -> str:
     total = count(result.network, result.space).total
     rows = [("base", f"`{record.base.name}`"), ("base SHA-256", f"`{record.base_sha256}`")]
     rows += [("data", f"`{result.spec.name}` ({result.spec.task.replace('_', ' ')})")]
+    rows += [("configuration", f"`{Path(path).name}`") for key in _CONFIGURATIONS if (path := options.get(key))]
     for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
         everything, chosen = result.space.of_kind(kind), on(result.space, kind)
         if everything:
@@ -126,6 +128,8 @@ def _facts(result: Result) -> str:
 def _allocation(result: Result) -> list[str]:
     """Blocks × places: the rank, `·` where the element is off, nothing where there is none; then the pictures."""
     names = list(dict.fromkeys(element.name for element in result.space))
+    if not names:
+        return []
     there = {
         (element.layer, element.name): str(element.low_rank.rank) if element.low_rank.enabled else "·"
         for element in result.space

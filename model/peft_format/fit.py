@@ -9,9 +9,9 @@ from torch import nn
 
 from dataset.errors import UserError
 from dataset.spec import Task
-from model.adapt import HEADS
 from model.config import ElementConfig, ElementSettings
 from model.family.base import Family
+from model.load import in_head
 from model.peft_format import CONFIG, WEIGHTS
 from model.peft_format.adapter import Adapter
 from model.peft_format.config import task_type
@@ -116,7 +116,7 @@ def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
             )
         low_rank.A.copy_(a)
         low_rank.B.copy_(b)
-    head = {name: parameter for name, parameter in network.named_parameters() if name.split(".")[0] in HEADS}
+    head = {name: parameter for name, parameter in network.named_parameters() if in_head(name)}
     for name in head.keys() & adapter.head.keys():
         head[name].copy_(adapter.head[name])
     return bool(head) and head.keys() <= adapter.head.keys()

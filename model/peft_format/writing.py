@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dataset.files import write_text
 from dataset.spec import Task
-from model.adapt import HEADS, heads
+from model.adapt import HEADS
 from model.checkpoint import KEY, Record
 from model.config import ElementConfig, ElementSettings, Kind
+from model.load import in_head
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.config import peft_config
 from model.search_space import Element, SearchSpace
@@ -68,17 +69,15 @@ def write_adapter(
         record: what the adapter is to remember of its origin.
         shortcut: the shortcuts' configuration, if the result has any or normalises twice.
     """
-    config = peft_config(
-        sites_on(space), task, base_location(record.base.name), [n for n, _ in network.named_children() if n in HEADS]
-    )
+    trained_whole = [name for name, _ in network.named_children() if name in HEADS]
+    config = peft_config(sites_on(space), task, base_location(record.base.name), trained_whole)
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
     tensors = {
         f"{PREFIX}{element.module}.lora_{which}.weight": matrix
         for element in on(space, "lora")
         for which, matrix in (("A", element.low_rank.A), ("B", element.low_rank.B))
     }
-    in_heads = {id(parameter) for head in heads(network) for parameter in head.parameters()}
-    tensors |= {f"{PREFIX}{name}": p for name, p in network.named_parameters() if id(p) in in_heads}
+    tensors |= {f"{PREFIX}{name}": parameter for name, parameter in network.named_parameters() if in_head(name)}
     _save(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})
     if shortcut is not None:
         write_text(folder / SHORTCUT_CONFIG, shortcut.to_toml())
