@@ -179,7 +179,7 @@ def test_every_tool_is_there_and_helps(tool: str) -> None:
         [sys.executable, f"tools/{tool}.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
+    assert len(done.stdout.splitlines()) > 5
 
 
 # ---- examples
