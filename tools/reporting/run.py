@@ -63,10 +63,8 @@ class Run:
 
     @property
     def elements_on(self) -> frozenset[str]:
-        """Keys of the elements that the result has, or that the scores' budget would turn on."""
-        if self.ranks:
-            return frozenset(place.key for place, rank in self.ranks.items() if rank)
-        return self.chosen
+        """Keys of the elements that the result has."""
+        return frozenset(place.key for place, rank in self.ranks.items() if rank)
 
     @property
     def chosen(self) -> frozenset[str]:
