@@ -1,0 +1,280 @@
+"""The three loggers show the same; a run that goes on shows what one that never stopped would."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.world import World, main, run
+
+Series = dict[str, list[tuple[int, float]]]
+
+needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+LOGGERS = ("tensorboard", "csv", pytest.param("wandb", marks=needs_wandb))
+
+
+def read_csv(run_folder: Path) -> Series:
+    series: Series = {}
+    with (run_folder / "logs" / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name != "step":
+                    series.setdefault(name, []).append((int(row["step"]), float(value)))
+    return series
+
+
+def read_tensorboard(run_folder: Path) -> Series:
+    events = EventAccumulator(str(run_folder / "logs"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def wandb_records(run_folder: Path) -> Iterator[object]:
+    from wandb.proto import wandb_internal_pb2
+
+    for file in sorted(run_folder.glob("logs/wandb/offline-run-*/*.wandb")):
+        records: list[wandb_internal_pb2.Record] = []
+        patience = time.monotonic() + 60
+        while not (records and records[-1].HasField("exit")):  # written by a process of its own
+            assert time.monotonic() < patience, f"{file} is never finished"
+            time.sleep(0.02)
+            records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(file.read_bytes())]
+        yield from records
+
+
+def leveldb_records(content: bytes, block: int = 32768, head: int = 7) -> Iterator[bytes]:
+    """W&B's file is a LevelDB log: blocks of chunks (checksum 4, length 2, kind 1), after a head of 7 bytes."""
+    at, parts = head, b""
+    while at < len(content):
+        if block - at % block < head:  # too little for a chunk: filled up
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts += content[at + head : at + head + length]
+        at += head + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def read_wandb(run_folder: Path) -> Series:
+    """Ends the run that is open."""
+    import wandb
+
+    wandb.finish()
+    series: Series = {}
+    for record in wandb_records(run_folder):
+        items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        step = items.pop("trainer/global_step", None)
+        for name, value in items.items():
+            if not name.startswith("_") and isinstance(value, int | float):
+                series.setdefault(name, []).append((step, value))
+    return series
+
+
+READERS: dict[str, Callable[[Path], Series]] = {
+    "csv": read_csv,
+    "tensorboard": read_tensorboard,
+    "wandb": read_wandb,
+}
+
+
+@pytest.fixture(autouse=True)
+def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    if importlib.util.find_spec("wandb") is not None:
+        import wandb
+
+        wandb.finish()
+
+
+@pytest.fixture
+def train(world: World, tmp_path: Path) -> Callable[..., Path]:
+    """Trains with a logger that notes every step; returns the run's folder."""
+
+    def start(logger: str, project: str, *more: object) -> Path:
+        arguments = (*more, "--project-dir", tmp_path, "--project", project, "--log-every-n-steps", 1)
+        assert main([*world.training(*arguments), "--accelerator", "cpu", "--logger", logger]) == 0
+        return tmp_path / project
+
+    return start
+
+
+def resume(run_folder: Path, *more: object) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    assert main(["train", "--resume-training", "--load", str(last), *map(str, more), "--accelerator", "cpu"]) == 0
+
+
+def close(found: Series, expected: Series) -> None:
+    """Names and steps are equal, and values but for float32."""
+    assert found.keys() == expected.keys()
+    for name, points in expected.items():
+        assert [step for step, _ in found[name]] == [step for step, _ in points], name
+        assert [value for _, value in found[name]] == pytest.approx([value for _, value in points], rel=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def uneven_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ranks that differ, so that there is an allocation to draw."""
+    path = tmp_path_factory.mktemp("lora") / "uneven.toml"
+    path.write_text(
+        'granularity = "layer"\n[default]\nr = 0\nlora_alpha = 8\n'
+        "[model_layer_0.q_proj]\nr = 2\n[model_layer_1.v_proj]\nr = 5\n"
+    )
+    return path
+
+
+@needs_wandb
+def test_all_show_the_same_series(train: Callable[..., Path], uneven_lora: Path) -> None:
+    options = ("--max-epochs", 1, "--lr-scheduler", "linear", "--loraplus-ratio", 4, "--lora-config", uneven_lora)
+    shown = {}
+    for logger, read in READERS.items():
+        folder = train(logger, logger, *options)
+        shown[logger] = read(folder)
+    steps = [step for step, _ in shown["csv"]["train/loss"]]
+    assert steps == list(range(12))
+    expected = {"epoch", "train/loss", "learning_rate/matrices", "learning_rate/B"}
+    expected |= {f"{where}validation/{name}" for where in ("", "final/") for name in ("loss", "accuracy")}
+    assert shown["csv"].keys() == expected | {"final/validation/official/accuracy"}
+    close(shown["tensorboard"], shown["csv"])
+    close(shown["wandb"], shown["csv"])
+
+
+def test_the_rates_are_those_of_the_schedule(train: Callable[..., Path]) -> None:
+    folder = train("csv", "rates", "--max-steps", 4, "--lr-scheduler", "linear", "--loraplus-ratio", 4)
+    series = read_csv(folder)
+    assert series["learning_rate/matrices"] == [(i, pytest.approx(1e-2 * (1 - i / 4))) for i in range(4)]
+    assert series["learning_rate/B"] == [(i, pytest.approx(4e-2 * (1 - i / 4))) for i in range(4)]
+
+
+def test_final_figures_are_those_of_the_best_weights_and_end_no_curve(train: Callable[..., Path]) -> None:
+    folder = train("csv", "final", "--max-epochs", 2)
+    series, saved = read_csv(folder), json.loads((folder / "metrics.json").read_text())["metrics"]["validation"]
+    assert [step for step, _ in series["validation/loss"]] == [11, 23]
+    for name, value in saved.items():
+        assert series[f"final/validation/{name}"] == [(24, pytest.approx(value))]
+
+
+class TestPicture:
+    def test_tensorboard(self, train: Callable[..., Path], uneven_lora: Path) -> None:
+        folder = train("tensorboard", "run", "--max-steps", 1, "--lora-config", uneven_lora)
+        events = EventAccumulator(str(folder / "logs"), size_guidance={"images": 0})
+        events.Reload()
+        assert events.Tags()["images"] == ["allocation"]
+        (shown,) = events.Images("allocation")
+        saved = Image.open(folder / "adapter" / "allocation.png").convert("RGB")
+        assert (shown.width, shown.height) == saved.size
+        image = Image.open(BytesIO(shown.encoded_image_string)).convert("RGB")
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(saved))
+
+    @needs_wandb
+    def test_wandb(self, train: Callable[..., Path], uneven_lora: Path) -> None:
+        folder = train("wandb", "run", "--max-steps", 1, "--lora-config", uneven_lora)
+        (shown,) = folder.glob("logs/wandb/offline-run-*/files/media/images/allocation_*.png")
+        assert shown.read_bytes() == (folder / "adapter" / "allocation.png").read_bytes()
+
+    def test_csv_leaves_it_in_the_folder(self, train: Callable[..., Path], uneven_lora: Path) -> None:
+        folder = train("csv", "run", "--max-steps", 1, "--lora-config", uneven_lora)
+        assert (folder / "adapter" / "allocation.png").is_file()
+        assert {path.name for path in (folder / "logs").iterdir()} == {"metrics.csv", "hparams.yaml"}
+
+
+class TestResume:
+    @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+    def test_curves_are_those_of_a_run_that_never_stopped(self, train: Callable[..., Path], logger: str) -> None:
+        """Killed after step 9 with a checkpoint from step 6: what 7 to 9 had shown is shown once, by the second try."""
+        whole = train(logger, "whole", "--max-epochs", 1)
+        cut = train(logger, "cut", "--max-epochs", 1, "--max-steps", 6)
+        at_6 = shutil.copy(cut / "checkpoints" / "last.ckpt", cut / "at_6.ckpt")
+        resume(cut, "--max-steps", 9)
+        shutil.copy(at_6, cut / "checkpoints" / "last.ckpt")
+        resume(cut, "--max-steps", -1)
+        found, expected = READERS[logger](cut), READERS[logger](whole)
+        for name in ("train/loss", "learning_rate/matrices"):
+            close({name: found[name]}, {name: expected[name]})
+        assert [step for step, _ in found["validation/loss"]] == [5, 11]  # it stopped at 6 with a validation
+
+    def test_csv_rows_survive_new_columns(self, train: Callable[..., Path]) -> None:
+        folder = train("csv", "run", "--max-steps", 2)
+        before = read_csv(folder)["train/loss"]
+        (folder / "logs" / "metrics.csv").write_text(
+            "step,train/loss,older\n" + "".join(f"{step},{value},{step}.5\n" for step, value in before)
+        )
+        resume(folder, "--max-steps", 3)
+        series = read_csv(folder)
+        assert series["train/loss"][:2] == before
+        assert series["older"] == [(0, 0.5), (1, 1.5)]
+
+    def test_csv_file_that_is_gone(self, train: Callable[..., Path]) -> None:
+        folder = train("csv", "run", "--max-steps", 2)
+        shutil.rmtree(folder / "logs")
+        resume(folder, "--max-steps", 3)
+        assert [step for step, _ in read_csv(folder)["train/loss"]] == [2]
+
+    @needs_wandb
+    def test_wandb_goes_on_with_the_same_run(self, train: Callable[..., Path]) -> None:
+        import wandb
+
+        folder = train("wandb", "run", "--max-steps", 2)
+        wandb.finish()
+        resume(folder, "--max-steps", 4)
+        assert [step for step, _ in read_wandb(folder)["train/loss"]] == [0, 1, 2, 3]
+        runs = [record.run for record in wandb_records(folder) if record.HasField("run")]
+        ids = {run.run_id for run in runs}
+        assert ids == {(folder / "logs" / "wandb_id").read_text()}
+        assert {run.project for run in runs} == {"heterolora"}
+        assert {run.display_name for run in runs} == {"run"}
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_a_new_run_starts_afresh(train: Callable[..., Path], logger: str, world: World) -> None:
+    """From a checkpoint, but not resumed: the other run's curves stay as they are."""
+    first = train(logger, "first", "--max-steps", 2)
+    files = {path: path.read_bytes() for path in (first / "logs").rglob("*") if path.is_file() and logger != "wandb"}
+    if logger == "wandb":
+        read_wandb(first)
+    arguments = ("--load", first / "checkpoints" / "last.ckpt", "--max-steps", 1, "--project-dir", first.parent)
+    second = ("train", *arguments, "--project", "second", "--log-every-n-steps", 1, "--logger", logger)
+    assert main([*map(str, second), "--accelerator", "cpu"]) == 0
+    assert [step for step, _ in READERS[logger](first.parent / "second")["train/loss"]] == [0]
+    assert files == {path: path.read_bytes() for path in files}
+
+
+class TestMistakes:
+    def test_wandb_is_missing(self, capsys, monkeypatch: pytest.MonkeyPatch, world: World, tmp_path: Path) -> None:
+        there = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else there(name))
+        arguments = world.training("--project-dir", tmp_path)
+        assert main([*arguments, "--logger", "wandb"]) == 2
+        expected = "error: --logger wandb needs wandb; pip install wandb, or use tensorboard or csv\n"
+        assert capsys.readouterr().err == expected
+        assert not list(tmp_path.iterdir())
+
+    @needs_wandb
+    def test_nobody_is_logged_in(self, capsys, monkeypatch: pytest.MonkeyPatch, world: World, tmp_path: Path) -> None:
+        import wandb
+
+        def refuse(**_: object) -> None:
+            raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+        monkeypatch.setattr(wandb, "init", refuse)
+        arguments = world.training("--project-dir", tmp_path, "--max-steps", 1)
+        assert main([*arguments, "--accelerator", "cpu", "--logger", "wandb"]) == 2
+        assert "--logger wandb: No API key configured" in capsys.readouterr().err
+
+    def test_no_logger_no_folder(self, world: World, tmp_path: Path) -> None:
+        assert run(*world.training("--project-dir", tmp_path, "--project", "run", "--max-steps", 1)) == 0
+        assert not (tmp_path / "run" / "logs").exists()
