@@ -75,7 +75,12 @@ def read_wandb(run_folder: Path) -> Series:
     wandb.finish()
     series: Series = {}
     for record in wandb_records(run_folder):
-        items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        # What is nested describes a picture: its width, height and number.
+        items = {
+            item.key or item.nested_key[0]: json.loads(item.value_json)
+            for item in record.history.item
+            if len(item.nested_key) <= 1
+        }
         step = items.pop("trainer/global_step", None)
         for name, value in items.items():
             if not name.startswith("_") and isinstance(value, int | float):
