@@ -198,7 +198,7 @@ class TestPicture:
 
 
 class TestResume:
-    @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+    @pytest.mark.parametrize("logger", [pytest.param("tensorboard", marks=pytest.mark.slow), "csv"])
     def test_curves_are_those_of_a_run_that_never_stopped(self, train: Callable[..., Path], logger: str) -> None:
         """Killed after step 9 with a checkpoint from step 6: what 7 to 9 had shown is shown once, by the second try."""
         whole = train(logger, "whole", "--max-epochs", 1)
@@ -230,6 +230,7 @@ class TestResume:
         assert [step for step, _ in read_csv(folder)["train/loss"]] == [2]
 
     @needs_wandb
+    @pytest.mark.slow
     def test_wandb_goes_on_with_the_same_run(self, train: Callable[..., Path]) -> None:
         import wandb
 
