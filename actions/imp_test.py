@@ -24,7 +24,7 @@ from actions.run_folder import CONFIG, open_run_folder, write_config
 from actions.scoring import check_scoring
 from actions.trainer import check_devices
 from model import saliency, scores
-from model.allocation import Mode, allocate, tie_generator
+from model.allocation import Mode, allocate, of_kind, tie_generator
 from model.saliency.score import score, why_all_equal
 from model.saliency.warm_up import WarmUp, is_fresh
 from model.scores import ElementScore, Scores
@@ -152,7 +152,7 @@ def _report(request: Request, experiment: Experiment, scored: Scored, mode: Mode
         mark=f"on at --turn-on-percentile {options.turn_on_percentile:g}",
     )
     say(_table(found.elements, on))
-    why = why_all_equal(options.importance_test_name, scored.values)
+    why = why_all_equal(options.importance_test_name, scored.values) or _drawn(found.elements, on, mode)
     if why is not None:
         note(why)
     say(f"scored {len(space)} elements in {scored.seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
@@ -178,7 +178,7 @@ def _element_score(element: Element, value: float) -> ElementScore:
 
 def _table(elements: Sequence[ElementScore], on: frozenset[str]) -> Table:
     """The best elements."""
-    best = sorted(elements, key=lambda element: -element.score)[:SHOWN]
+    best = sorted(elements, key=lambda element: (-element.score, element.key not in on))[:SHOWN]
     table = Table("element", "score", "of the sum", "on", title=f"The best {len(best)} of {len(elements)} elements")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -187,6 +187,19 @@ def _table(elements: Sequence[ElementScore], on: frozenset[str]) -> Table:
         share = f"{element.score / total:.1%}" if total else "–"
         table.add_row(element.key, f"{element.score:.4g}", share, "on" if element.key in on else "")
     return table
+
+
+def _drawn(elements: Sequence[ElementScore], on: frozenset[str], mode: Mode) -> str | None:
+    """Where the budget ends among equal scores: how much of it is a draw; None where it is not."""
+    ranked = of_kind(elements, "lora") if mode == "off" else elements
+    rankings = [of_kind(elements, "lora"), of_kind(elements, "shortcut")] if mode == "separated" else [ranked]
+    for ranking in rankings:
+        lowest = min((element.score for element in ranking if element.key in on), default=None)
+        alike = [element.key for element in ranking if element.score == lowest]
+        drawn = [key for key in alike if key in on]
+        if len(drawn) < len(alike):
+            return f"{len(drawn)} of the elements that are on are drawn, among {len(alike)} that score {lowest:g}"
+    return None
 
 
 def _next(options: Options, shortcuts: bool, folder: Path) -> str:

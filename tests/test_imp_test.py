@@ -154,6 +154,28 @@ class TestWarmUp:
         assert capsys.readouterr().out.count("q_proj and k_proj score 0 by synflow") == 1
 
 
+class TestDraws:
+    """Where the budget ends among equal scores, part of the choice is a draw."""
+
+    def test_it_is_said(self, world: World, capsys) -> None:
+        """12 elements, of which q_proj and k_proj of both blocks score 0: 10 of them on are 8 and a draw of 2."""
+        more = ("--importance-test-name", "synflow", "--imp-warmup-batches", 1, "--turn-on-percentile", 0.84)
+        scored(world, "drawn-two", *more)
+        said = capsys.readouterr().out
+        assert "2 of the elements that are on are drawn, among 4 that score 0" in said
+
+    def test_each_kind_has_its_own(self, world: World, capsys) -> None:
+        more = ("--importance-test-name", "synflow", "--imp-warmup-batches", 1, "--turn-on-percentile", 0.84)
+        scored(world, "drawn-separated", *more, "--dyrealloc-ags-mode", "separated", shortcuts=True)
+        assert "2 of the elements that are on are drawn, among 4 that score 0" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("share", [0.5, 1.0])
+    def test_else_nothing_is(self, world: World, capsys, share: float) -> None:
+        more = ("--importance-test-name", "synflow", "--imp-warmup-batches", 1, "--turn-on-percentile", share)
+        scored(world, f"undrawn-{share}", *more)
+        assert "drawn" not in capsys.readouterr().out.replace(f"undrawn-{share}", "")
+
+
 class TestModels:
     def test_a_checkpoint(self, world: World, capsys) -> None:
         """Its elements are trained, so there is no warm-up, and its own configuration holds."""
