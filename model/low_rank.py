@@ -109,7 +109,7 @@ class _Product(torch.autograd.Function):
         computed = _rows(x).to(A.dtype)  # (tokens, in)
         z = (A @ computed.t()).mul_(scale)  # (r, tokens)
         ctx.save_for_backward(x if x.element_size() <= computed.element_size() else computed, z, A, B)
-        ctx.scale, ctx.x_shape, ctx.x_dtype = scale, x.shape, x.dtype
+        ctx.scale, ctx.x_shape = scale, x.shape
         if onto is None:
             y = A.new_empty(*x.shape[:-1], B.shape[0])
             torch.mm(z.t(), B.t(), out=_rows(y))
@@ -133,8 +133,7 @@ class _Product(torch.autograd.Function):
             of_A = g @ _rows(x).to(A.dtype)
         if for_x:
             of_x = A.new_empty(ctx.x_shape)
-            torch.mm(g.t(), A, out=_rows(of_x))
-            of_x = of_x.to(ctx.x_dtype)
+            torch.mm(g.t(), A, out=_rows(of_x))  # autograd casts it to x's dtype
         return of_x, G if for_onto else None, of_A, of_B, None
 
 
