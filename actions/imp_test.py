@@ -17,6 +17,7 @@ from rich.table import Table
 
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment, build
+from actions.loggers import build_loggers, log_pictures
 from actions.options import Options
 from actions.pictures import heat_map
 from actions.resolve import Request
@@ -151,6 +152,7 @@ def _report(request: Request, experiment: Experiment, scored: Scored, mode: Mode
         label=options.importance_test_name,
         mark=f"on at --turn-on-percentile {options.turn_on_percentile:g}",
     )
+    log_pictures(build_loggers(options, folder), [folder / PICTURE])
     say(_table(found.elements, on))
     why = why_all_equal(options.importance_test_name, scored.values) or _drawn(found.elements, on, mode)
     if why is not None:

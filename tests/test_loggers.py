@@ -188,6 +188,23 @@ class TestPicture:
         image = Image.open(BytesIO(shown.encoded_image_string)).convert("RGB")
         np.testing.assert_array_equal(np.asarray(image), np.asarray(saved))
 
+    @pytest.mark.parametrize(
+        ("action", "expected"),
+        [
+            ("imp-test", ["scores"]),
+            ("train-dyrealloc", ["allocation", "reallocation_frequency", "reallocation_timeline"]),
+        ],
+    )
+    def test_of_scores_and_of_a_search(self, world: World, tmp_path: Path, action: str, expected: list[str]) -> None:
+        model = ("--model", "opt_lora", "--load", world.opt, "--pretrained")
+        data = ("--dataset", "sst2", "--dataset-saved-path", world.sst2, "--batch-size", 4, "--project-dir", tmp_path)
+        short = ("--imp-limit-test-batches", 1, *(("--max-steps", 2) if action == "train-dyrealloc" else ()))
+        arguments = map(str, (action, *model, *data, *short, "--project", "run", "--accelerator", "cpu"))
+        assert main(list(arguments)) == 0
+        events = EventAccumulator(str(tmp_path / "run" / "logs"), size_guidance={"images": 0})
+        events.Reload()
+        assert sorted(events.Tags()["images"]) == expected
+
     @needs_wandb
     def test_wandb(self, train: Callable[..., Path], uneven_lora: Path) -> None:
         folder = train("wandb", "run", "--max-steps", 1, "--lora-config", uneven_lora)
