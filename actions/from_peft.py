@@ -12,6 +12,7 @@ from actions.parse import Command
 from dataset.errors import UserError
 from model.config import ElementConfig, Kind
 from model.family import AdaptedName
+from model.peft_format import FILES
 
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource
@@ -87,17 +88,19 @@ class Start:
 
 
 def start_from(options: Options) -> Start:
-    """Read the folder that `--load` names.
+    """Read the adapter that `--load` names: a folder, or a repository on the hub.
 
     Raises:
-        UserError: it holds no LoRA adapter that can be loaded, or names no base.
+        UserError: it can't be had, holds no LoRA adapter that can be loaded, or names no base.
     """
     from model.checkpoint import BaseSource
     from model.peft_format.adapter import read_adapter
 
     if options.load is None:
-        raise UserError("--load-type peft has no adapter", "give --load with the folder of a PEFT LoRA adapter")
-    adapter = read_adapter(Path(options.load))
+        raise UserError(
+            "--load-type peft has no adapter", "give --load with the folder or the hub name of a PEFT LoRA adapter"
+        )
+    adapter = read_adapter(_folder(options.load))
     record, settings, moved = adapter.record, adapter.settings, options.backbone_model
     if moved is not None:
         return Start(adapter, BaseSource(moved, seed=options.seed if record is None else record.base.seed))
@@ -111,3 +114,19 @@ def start_from(options: Options) -> Start:
             "download that revision, and give its folder as --backbone-model",
         )
     return Start(adapter, BaseSource(settings.base, seed=options.seed))
+
+
+def _folder(name: str) -> Path:
+    """Where the adapter lies. What is no folder here, but looks like `owner/name`, is fetched from the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (OSError, ValueError, HTTPError):
+        raise UserError(
+            f"'{name}' is no folder here, and the hub gives no adapter of that name",
+            "check the name and the connection (huggingface-cli login for a private one), or give a folder",
+        ) from None

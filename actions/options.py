@@ -79,7 +79,7 @@ class Options:
         "text",
         MODEL,
         "hf: hub name or save_pretrained folder; pl: a .ckpt of ours; pt: a state dict (safetensors or torch); "
-        "peft: folder of a PEFT LoRA adapter; "
+        "peft: a PEFT LoRA adapter, a folder or a hub name; "
         "by default told from the name",
         choices=("hf", "pl", "pt", "peft"),
     )

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import peft
 import pytest
 import toml
@@ -97,6 +98,15 @@ class TestSameFunction:
         theirs = trained_by_peft(world.opt, tmp_path / "adapter", "CAUSAL_LM")
         data = ("--dataset", "wikitext2", "--dataset-saved-path", text_folder(tmp_path / "text"))
         assert_same(loaded("--load", tmp_path / "adapter", *data, "--max-token-len", 16), theirs)
+
+    def test_by_its_hub_name(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Offline, from the folder in which huggingface_hub keeps what it has fetched."""
+        kept, commit = tmp_path / "models--someone--sentiment", "0123456789abcdef0123456789abcdef01234567"
+        theirs = trained_by_peft(world.opt, kept / "snapshots" / commit)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text(commit)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        assert_same(loaded("--load", "someone/sentiment", "--load-type", "peft", *on_sst2(world)), theirs)
 
     def test_half_precision_files(self, world: World, tmp_path: Path) -> None:
         """Adapters are often saved in 16 bits; here they train in 32."""
@@ -287,6 +297,7 @@ class TestRefusals:
     def test_no_adapter_at_all(self, capfd, world: World, tmp_path: Path) -> None:
         assert "adapter_config.json" in self.refused(capfd, world, tmp_path)
         assert "is not a folder" in self.refused(capfd, world, tmp_path / "nowhere")
+        assert "hub gives no adapter" in self.refused(capfd, world, Path("nowhere/at-all"))
         assert "has no adapter" in complaint(capfd, "test", "--load-type", "peft")
 
     def test_another_model_or_configuration(self, capfd, world: World, adapter: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 SHORTCUTS, SHORTCUT_CONFIG = "shortcuts.safetensors", "shortcut.toml"
 CARD = "README.md"
+FILES = (CONFIG, WEIGHTS, OLD_WEIGHTS, SHORTCUTS, SHORTCUT_CONFIG)  # what is read
 PREFIX = "base_model.model."  # what PEFT puts before every name of the base's
 
 
