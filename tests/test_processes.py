@@ -39,6 +39,7 @@ class TestTwoProcesses:
     def test_train_and_test_as_one(self, world: World, steady: Path, tmp_path: Path) -> None:
         """45 rows in global batches of 4: a last batch of one row, which only one of the processes has."""
         shared = ("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 2, "--gradient-clip-val", 0.5)
+        shared += ("--loraplus-ratio", 4)
         assert run(*world.training(*shared, "--project", "one")) == 0
         two = world.training(*shared, "--batch-size", 2, *TWO, "--strategy", "ddp", "--project", "two")
         finished = run_apart(*two)
