@@ -73,7 +73,8 @@ def write_tensorboard(folder: Path, series: dict[str, list[tuple[int, float]]]) 
 
 def trained_run(folder: Path, action: str = "train", loss: float = 0.9, seed: int = 0, **options: object) -> Path:
     """A run with metrics and, by its `logger`, curves."""
-    resolved = replace(Options(), task="classification", project=folder.name, project_dir=folder.parent, **options)
+    where = {"project": folder.name, "project_dir": folder.parent}
+    resolved = replace(Options(), task="classification", seed=seed, **where, **options)
     write_config(folder, action, resolved)
     write_parameters(folder, 12_288 + 1024 * seed, 331_200_000)
     write_metrics(

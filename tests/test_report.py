@@ -26,8 +26,9 @@ from tests.run_folders import (
 from tests.world import World
 from tests.world import main as program
 from tools.report import main
+from tools.reporting.comparison import better, comparison, facts
 from tools.reporting.curves import read_curves
-from tools.reporting.page import better, comparison, facts, heat_map
+from tools.reporting.page import heat_map
 from tools.reporting.run import read_runs
 
 _VOID = {"meta", "link", "wbr", "br", "hr", "img", "input"}
@@ -171,7 +172,7 @@ class TestSideBySide:
 
     def test_the_best_of_each_row_is_marked(self, tmp_path: Path, three: list[Path]) -> None:
         page = report(tmp_path, *three)
-        (table,) = page.all("table", class_="compare")
+        table, _over_seeds = page.all("table", class_="compare")
         marked = {
             name: [index for index, cell in enumerate(cells) if "best" in (cell.attributes.get("class") or "")]
             for name, cells in rows_of(table).items()
@@ -204,6 +205,25 @@ class TestSideBySide:
         first = page.all("figure")[0]
         assert [node.attributes["class"] for node in first.all("g")] == ["line c0", "line c1", "line c2"]
         assert [item.text.split(":")[0] for item in first.all("li")] == ["run0", "run1", "run2"]
+
+    def test_mean_and_spread_of_runs_that_differ_by_seed_alone(self, tmp_path: Path) -> None:
+        folders = [trained_run(tmp_path / f"low-{i}", seed=i, logger="none") for i in range(3)]
+        folders += [trained_run(tmp_path / f"high-{i}", seed=i, logger="none", learning_rate=0.1) for i in range(2)]
+        folders.insert(1, trained_run(tmp_path / "alone", logger="none", optimizer="sgd"))
+        accuracies = (0.5, 0.55, 0.6, 0.85, 0.8, 0.7)
+        for folder, accuracy in zip(folders, accuracies, strict=True):
+            f1 = None if folder.name == "low-1" else accuracy
+            write_metrics(folder, validation={"accuracy": accuracy, "f1": f1})
+        page = report(tmp_path, *folders)
+        _, table = page.all("table", class_="compare")
+        assert [cell.text for cell in table.all("thead")[0].all("th")[1:]] == ["low3 runs", "alone1 run", "high2 runs"]
+        rows = {name: [cell.text for cell in cells] for name, cells in rows_of(table).items()}
+        assert rows["accuracy ↑"] == ["0.6500 (0.5000–0.8500)", "0.5500", "★ 0.7500 (0.7000–0.8000)"]
+        assert rows["f1 ↑"] == ["–", "0.5500", "★ 0.7500 (0.7000–0.8000)"], "a mean of the rest would hide a failure"
+
+    def test_runs_of_one_seed_have_no_spread(self, tmp_path: Path) -> None:
+        page = report(tmp_path, *(trained_run(tmp_path / f"run{i}", seed=7, logger="none") for i in range(2)))
+        assert "Over seeds" not in page.text
 
     def test_equal_names_are_told_apart(self, tmp_path: Path) -> None:
         folders = [trained_run(tmp_path / place / "run", logger="none") for place in ("a", "b")]

@@ -13,18 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from actions.options import declared, defaults, flag_of
-from dataset.errors import UserError
 from model.config import SHORTCUTS
 from model.family.base import PROJECTIONS
-from model.metrics import mode
 from model.place import Place
 from tools.reporting.charts import Line, line_chart, number, timeline
+from tools.reporting.comparison import as_text, better, comparison, facts, percent, share
 from tools.reporting.run import Run
+from tools.reporting.seeds import groups, spreads
 
 COLOURS = 8  # that the style sheet has for runs
 WIDE_SPAN = 100  # largest over smallest value above 0: from here on shades show the logarithm
 BEST_SHOWN = 10  # elements in the list beside the scores
-_OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config")  # no run differs by these
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -38,6 +37,7 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
+    varied = groups(runs)
     template = environment.get_template("page.html.j2")
     return template.render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
@@ -45,6 +45,8 @@ def render(runs: Sequence[Run]) -> str:
         runs=[_view(index, run) for index, run in enumerate(runs)],
         facts=facts(runs),
         comparison=comparison(runs),
+        groups=varied,
+        spreads=spreads(varied),
         charts=charts(runs),
         several=len(runs) > 1,
     )
@@ -53,101 +55,6 @@ def render(runs: Sequence[Run]) -> str:
 def _breakable(text: str) -> Markup:
     """Names and paths may go on in the next line after a separator."""
     return Markup("<wbr>").join(re.findall(r"[^/_-]*[/_-]?", text))
-
-
-# ---- runs side by side
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value of a table, and whether it is the best of its row."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the comparison: what it is, which direction is better, and a cell for each run."""
-
-    label: str
-    arrow: str
-    cells: tuple[Cell, ...]
-
-
-def facts(runs: Sequence[Run]) -> list[Row]:
-    """What was run, and the options by which the runs differ."""
-    rows = [
-        ("action", [run.action for run in runs]),
-        ("model", [run.option("model") for run in runs]),
-        ("base", [run.option("load") or "" for run in runs]),
-        ("data set", [run.option("dataset") for run in runs]),
-        ("task", [run.option("task") or "" for run in runs]),
-    ]
-    shown = {"model", "load", "dataset", "task", *_OF_A_PLACE}
-    for name in declared():
-        values = [_as_text(run.option(name)) for run in runs]
-        if name not in shown and len(set(values)) > 1:
-            rows.append((flag_of(name), values))
-    return [Row(label, "", tuple(Cell(str(value)) for value in values)) for label, values in rows]
-
-
-def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
-    """Figures by heading: parameters, then each split's metrics; the best value of a row is marked."""
-    found: dict[str, list[Row]] = {}
-    sizes = [
-        _row("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", _whole),
-        _row("of all", [_share(run) for run in runs], None, _percent),
-        _row("elements on", [len(run.elements_on) or None for run in runs], None, _whole),
-        _row("reallocations", [run.history and len(run.history.decisions) for run in runs], None, _whole),
-    ]
-    found["parameters"] = [row for row in sizes if row is not None]
-    for split in dict.fromkeys(split for run in runs for split in run.figures):
-        metrics = dict.fromkeys(name for run in runs for name in run.figures.get(split, {}))
-        rows = (
-            _row(name, [run.figures.get(split, {}).get(name) for run in runs], better(name), lambda v: f"{v:.4f}")
-            for name in metrics
-        )
-        found[split] = [row for row in rows if row is not None]
-    return {heading: rows for heading, rows in found.items() if rows}
-
-
-def better(metric: str) -> str | None:
-    """`min` or `max`, also for the benchmarks' own metrics, of which more is better; `None` for what is no metric."""
-    name = metric.rsplit("/", 1)[-1]
-    if name == "loss":
-        return "min"
-    if metric.startswith("official/"):
-        return "max"
-    try:
-        return mode(name)
-    except UserError:
-        return None
-
-
-def _row(label: str, values: Sequence[float | None], direction: str | None, write: Callable[[Any], str]) -> Row | None:
-    """`None` if no run has a value. Equal values are all best, unless that is every one."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return None
-    best = None
-    if direction is not None and len(set(there)) > 1:
-        best = min(there) if direction == "min" else max(there)
-    cells = tuple(Cell("–" if value is None else write(value), value is not None and value == best) for value in values)
-    return Row(label, {"min": "↓", "max": "↑", None: ""}[direction], cells)
-
-
-def _share(run: Run) -> float | None:
-    total = run.parameters.get("total")
-    return run.parameters["trainable"] / total if total else None
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
-
-
-def _whole(value: float) -> str:
-    return f"{value:,}"
 
 
 # ---- curves
@@ -321,7 +228,7 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
         value = row[name]
         cards.append(("–" if value is None else f"{value:.4f}", name, f"on {split}, of the best checkpoint"))
     if run.parameters:
-        of_all = f"{_percent(_share(run))} of {run.parameters['total']:,}"
+        of_all = f"{percent(share(run))} of {run.parameters['total']:,}"
         cards.append((f"{run.parameters['trainable']:,}", "trainable parameters", of_all))
     if run.ranks:
         cards.append((f"{len(run.elements_on)}", "elements on", f"of {len(run.ranks)}"))
@@ -340,7 +247,7 @@ def _options(run: Run) -> dict[str, list[tuple[str, str, bool]]]:
     for name, info in declared().items():
         if info.used_by(run.action) or not run.action:
             value = run.option(name)
-            row = (flag_of(name), _as_text(value), value == _plain(defaults()[name]))
+            row = (flag_of(name), as_text(value), value == _plain(defaults()[name]))
             if name != "config":
                 groups.setdefault(info.group, []).append(row)
     return groups
@@ -348,12 +255,6 @@ def _options(run: Run) -> dict[str, list[tuple[str, str, bool]]]:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "–" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
 def _short(value: float) -> str:
