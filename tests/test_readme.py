@@ -84,7 +84,7 @@ def test_error_messages_are_those_of_the_program() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((#?[^)\s]+)\)", README):
+    for target in [*re.findall(r"\]\((#?[^)\s]+)\)", README), *re.findall(r'src="([^"]+)"', README)]:
         if target.startswith("#"):
             anchors = [
                 re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.M)
