@@ -145,11 +145,17 @@ def _unknown_argument(argument: str) -> UserError:
             f"unexpected argument '{argument}'", "give a model and a data set after the action, or options"
         )
     flags = [flag for name, info in declared().items() for flag in (flag_of(name), *info.aliases)]
-    close = difflib.get_close_matches(argument.split("=")[0], flags, n=1)
+    name = argument.split("=")[0]
+    close = [flag for flag in flags if _initials(flag) == name.strip("-")]  # --lr is --learning-rate elsewhere
+    close = close or difflib.get_close_matches(name, flags, n=1)
     return UserError(
         f"option '{argument}' is not known",
         f"did you mean '{close[0]}'?" if close else "see python -m main ACTION --help",
     )
+
+
+def _initials(flag: str) -> str:
+    return "".join(word[0] for word in flag.strip("-").split("-"))
 
 
 def _file_values(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ so that `torch.load(weights_only=True)` reads it and a pickle that would run cod
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,8 +104,9 @@ def _load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as reason:
-        first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+        # Of what torch says, the first sentence: the next ones advise to load files with code in them.
+        first_sentence = re.split(r"\n|\. ", str(reason).strip() or type(reason).__name__, maxsplit=1)[0]
         raise UserError(
-            f"{path} can't be read as tensors and plain values ({first_line.rstrip('.')})",
+            f"{path} can't be read as tensors and plain values ({first_sentence.rstrip('.')})",
             "give a whole file of this program; one that would run code is never loaded",
         ) from None

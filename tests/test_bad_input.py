@@ -30,6 +30,7 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("", "no action", "train"),
         ("trian", "trian", "did you mean 'train'"),
         ("train --lerning-rate 1", "--lerning-rate", "--learning-rate"),
+        ("train --lr 1", "--lr", "--learning-rate"),
         ("train --learning-rate fast", "fast", "number"),
         ("train --learning-rate 0", "0", "above 0"),
         ("train --batch-size 0", "--batch-size 0", "at least 1"),
@@ -202,7 +203,9 @@ class TestCheckpoints:
             ("pickle.ckpt", lambda path: path.write_bytes(pickle.dumps(Malicious()))),
         ):
             write(tmp_path / name)
-            complaint(capfd, *command("test", "--load", tmp_path / name))
+            said = complaint(capfd, *command("test", "--load", tmp_path / name))
+            assert "never loaded" in said
+            assert "weights_only" not in said, "torch's advice to load it anyway"
             assert not proof.exists()
 
     def test_a_state_dict_that_does_not_fit(self, capfd, world: World, tmp_path: Path) -> None:
