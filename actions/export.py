@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -73,7 +74,7 @@ def write_adapter_folder(
         run_folder: where metrics and pictures are.
     """
     renormalize = renormalizes(record)
-    result = Result(network, space, spec, record, renormalize, _metrics(run_folder))
+    result = Result(network, space, spec, record, renormalize, _metrics(run_folder), _configurations(record))
     shortcut = result_config(space, "shortcut", renormalize) if result.beyond_peft else None
     with whole_folder(target) as unfinished:
         write_adapter(unfinished, network, space, spec.task, _to_remember(record, shortcut is not None), shortcut)
@@ -104,14 +105,34 @@ def _metrics(run_folder: Path | None) -> dict[str, Any] | None:
     return json.loads((run_folder / METRICS).read_text(encoding="utf-8"))["metrics"]
 
 
+def _configurations(record: Record) -> list[str]:
+    """The name of each configuration file, with the comment that it begins with where the file is still there."""
+    paths = [Path(path) for key in ("lora_config", "shortcut_config") if (path := record.options.get(key))]
+    return [f"`{path.name}`" + (f": {said}" if (said := _first_comment(path)) else "") for path in paths]
+
+
+def _first_comment(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return " ".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
+
+
 def _draw(space: SearchSpace, folder: Path) -> list[str]:
-    """A picture of the ranks, unless they are all the same."""
+    """A picture of the ranks, empty blocks too."""
     ranks = {element: float(element.low_rank.rank if element.low_rank.enabled else 0) for element in space}
-    if len(set(ranks.values())) < 2:
+    if not ranks:
         return []
     chosen = {element.key for element in space if element.low_rank.enabled}
-    marked = chosen if len(chosen) < len(ranks) else ()
-    heat_map(folder / ALLOCATION, ranks, title="Allocation: the rank of each element", marked=marked, label="rank")
+    heat_map(
+        folder / ALLOCATION,
+        ranks,
+        title="Allocation: the rank of each element",
+        marked=chosen if len(chosen) < len(ranks) else (),
+        label="rank",
+        blocks=len(space.blocks),
+    )
     return [ALLOCATION]
 
 

@@ -29,6 +29,7 @@ def heat_map(
     label: str = "",
     number: Callable[[float], str] | None = None,
     mark: str = "on",
+    blocks: int = 0,
 ) -> None:
     """Draw the value of every place, as a colour and as a number; the file is there whole or not at all.
 
@@ -41,8 +42,9 @@ def heat_map(
         number: how a value is written in its cell; by default whole numbers as they are, and others by three digits,
             with a common power of ten at the label.
         mark: what the frame means.
+        blocks: so many rows at least, though some have no place.
     """
-    layers = sorted({place.layer for place in values})
+    layers = sorted({place.layer for place in values} | set(range(blocks)))
     names = sorted({place.name for place in values}, key=(*PROJECTIONS, *SHORTCUTS).index)
     grid = np.full((len(layers), len(names)), np.nan)
     cell = {place: (layers.index(place.layer), names.index(place.name)) for place in values}

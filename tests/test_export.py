@@ -20,6 +20,7 @@ from actions.resolve import resolve
 from dataset.errors import UserError
 from model import config, family
 from model.checkpoint import BaseSource, Record
+from model.family.base import PROJECTIONS
 from model.peft_format.adapter import read_adapter
 from model.peft_format.fit import lora_config as config_of
 from model.peft_format.fit import put_into
@@ -28,7 +29,7 @@ from tests.adapted import CASES, VARIANTS, Adapted, adapted, lora_config, shortc
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_batch, tiny_network
 from tests.world import ROOT, World, command, metrics_of, model_folder, run, write_lora, write_shortcuts
-from tools import export
+from tools import export, realloc_lora_rank
 
 RECORD = Record("train", {}, BaseSource("somewhere"), base_sha256="0")
 
@@ -177,6 +178,26 @@ class TestRuns:
             assert (dynamic / "adapter" / picture).is_file()
         assert "allocation.png" in text
         assert "reallocation_frequency.png" in text
+
+    def test_the_card_of_a_static_run_says_what_chose(self, world: World, tmp_path: Path) -> None:
+        """From scores to the card: heuristic and policy, the grid in the usual order, empty blocks drawn too."""
+        where = ("--project-dir", tmp_path, "--load", world.opt, "--pretrained", "--dataset-saved-path", world.sst2)
+        assert run("imp-test", "opt_lora", "sst2", *where, "--project", "scored", "--imp-limit-test-batches", 1) == 0
+        found = tmp_path / "scored" / "scores.toml"
+        chosen = tmp_path / "chosen.toml"
+        realloc_lora_rank.main([str(found), "--total-rank", "8", "--rank", "4", "--output", str(chosen)])
+        assert (
+            run("train", "opt_lora", "sst2", *where, "--lora-config", chosen, "--project", "static", "--max-steps", 1)
+            == 0
+        )
+        text = (tmp_path / "static" / "adapter" / "README.md").read_text()
+        assert "| `chosen.toml`: topk by grad_norm of opt_lora on sst2 " in text
+        assert "2 of 2 elements on, rank 8 in all" in text
+        head = next(line for line in text.splitlines() if line.startswith("| block |"))
+        names = [name.strip() for name in head.split("|")[2:-1]]
+        assert names == sorted(names, key=[*PROJECTIONS].index)
+        picture = (tmp_path / "static" / "adapter" / "allocation.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
 
     @pytest.mark.parametrize("fixture", ["plain", "dynamic"])
     def test_its_own_folder_is_enough(self, world: World, request, tmp_path: Path, fixture: str) -> None:

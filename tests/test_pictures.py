@@ -49,6 +49,12 @@ def test_whole_numbers_as_they_are(drawn) -> None:
     assert scale(figure) == ""
 
 
+def test_blocks_without_a_place_are_drawn_where_asked(drawn) -> None:
+    figure = drawn({(1, "q_proj"): 4.0}, blocks=3)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0", "1", "2"]
+    assert cells(figure) == {("1", "q_proj"): "4"}
+
+
 @pytest.mark.parametrize(
     ("values", "shown", "power"),
     [

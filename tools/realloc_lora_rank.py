@@ -148,15 +148,17 @@ def _outputs(
             note(text)
         lora = json.dumps(peft_config(sites, scores.task, scores.load or None), indent=2) + "\n"
     else:
-        lora = _toml(args, configuration(scores, assignment.ranks, "lora"))
+        lora = _toml(args, scores, configuration(scores, assignment.ranks, "lora"))
     outputs = {args.output: lora}
     if args.shortcut_output:
-        outputs[args.shortcut_output] = _toml(args, configuration(scores, assignment.ranks, "shortcut"))
+        outputs[args.shortcut_output] = _toml(args, scores, configuration(scores, assignment.ranks, "shortcut"))
     return outputs
 
 
-def _toml(args: argparse.Namespace, config: ElementConfig) -> str:
-    return f"# made by tools/realloc_lora_rank.py from {args.scores.name}\n{config.to_toml()}"
+def _toml(args: argparse.Namespace, scores: Scores, config: ElementConfig) -> str:
+    """With a comment that the model card will quote."""
+    said = f"{args.policy} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
+    return f"# {said} (tools/realloc_lora_rank.py from {args.scores.name})\n{config.to_toml()}"
 
 
 def alpha_at(element: ElementScore, rank: int) -> float:

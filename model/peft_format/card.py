@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
 from model.checkpoint import Record
+from model.config import SHORTCUTS
+from model.family.base import PROJECTIONS
 from model.load import base_dtype
 from model.parameters import count
 from model.peft_format.config import peft_notes, task_type
 from model.peft_format.writing import base_location, on, sites_on
 from model.search_space import SearchSpace
 
-_CONFIGURATIONS = ("lora_config", "shortcut_config")
 _PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
 
 
@@ -33,6 +34,7 @@ class Result:
         record: the run.
         renormalize: whether its blocks normalise once more after the cross-layer shortcuts.
         metrics: split -> metric -> value, where they are known.
+        configurations: the configuration files, each with what it says of itself.
         pictures: files of the folder to show.
     """
 
@@ -42,6 +44,7 @@ class Result:
     record: Record
     renormalize: bool = False
     metrics: Mapping[str, Mapping[str, float | None]] | None = None
+    configurations: Sequence[str] = ()
     pictures: Sequence[str] = ()
 
     @property
@@ -105,7 +108,7 @@ def _facts(result: Result) -> str:
     total = count(result.network, result.space).total
     rows = [("base", f"`{record.base.name}`"), ("base SHA-256", f"`{record.base_sha256}`")]
     rows += [("data", f"`{result.spec.name}` ({result.spec.task.replace('_', ' ')})")]
-    rows += [("configuration", f"`{Path(path).name}`") for key in _CONFIGURATIONS if (path := options.get(key))]
+    rows += [("configuration", text) for text in result.configurations]
     for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
         everything, chosen = result.space.of_kind(kind), on(result.space, kind)
         if everything:
@@ -127,7 +130,7 @@ def _facts(result: Result) -> str:
 
 def _allocation(result: Result) -> list[str]:
     """Blocks × places: the rank, `·` where the element is off, nothing where there is none; then the pictures."""
-    names = list(dict.fromkeys(element.name for element in result.space))
+    names = sorted({element.name for element in result.space}, key=(*PROJECTIONS, *SHORTCUTS).index)
     if not names:
         return []
     there = {
@@ -177,4 +180,4 @@ def _labels(spec: DatasetSpec) -> list[str]:
 
 def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
