@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOY_OPT = ROOT / "model" / "toy_opt"
 DATA = "toy_nli"
 
+HEURISTIC = "fisher"  # of grad_norm, snip, fisher and synflow, the one whose choice validated best
 SHARE, RANK = 0.25, 8  # a quarter of the places at rank 8 ...
 UNIFORM_RANK = int(SHARE * RANK)  # ... or all of them at a quarter of it
 
@@ -147,7 +148,7 @@ class Story:
     def static(self) -> Result:
         """Scores, the best places within the parameters that uniform LoRA has, and training there."""
         start = time.perf_counter()
-        self._do("imp-test", "--importance-test-name", "grad_norm", "--project", "scores")
+        self._do("imp-test", "--importance-test-name", HEURISTIC, "--project", "scores")
         chosen = self.folder / "static.toml"
         budget = str(_parameters(self.folder / "uniform"))
         options = [str(self.folder / "scores" / "scores.toml"), "--parameters", budget, "--output", str(chosen)]
@@ -158,7 +159,8 @@ class Story:
 
     def dynamic(self) -> Result:
         """Places chosen anew five times an epoch, by the gradients of the training batches."""
-        choice = ("--turn-on-percentile", SHARE, "--imp-source", "training", "--imp-limit-test-batches", 8)
+        choice = ("--importance-test-name", HEURISTIC, "--turn-on-percentile", SHARE)
+        choice += ("--imp-source", "training", "--imp-limit-test-batches", 8)
         return self._train("dynamic HeteroLoRA", "dynamic", "train-dyrealloc", *choice)
 
     def _train(self, title: str, project: str, action: str, *more: object, before: float = 0.0) -> Result:
