@@ -35,7 +35,7 @@ class TestRunFolder:
     def test_its_files(self, trained: Path) -> None:
         names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
         expected = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.toml", "metrics.json", "parameters.json"}
-        adapter = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        adapter = {"adapter_config.json", "adapter_model.safetensors", "README.md", "allocation.png"}
         assert names == expected | {"lora.toml"} | {f"adapter/{name}" for name in adapter}
 
     def test_a_checkpoint_holds_what_was_trained_and_nothing_else(self, trained: Path) -> None:
