@@ -162,6 +162,11 @@ def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
         stage.run(line)
         ran += 1
     assert ran >= 15
+    (in_peft,) = (block for block in code_blocks("python") if "PeftModel" in block)
+    done = subprocess.run(
+        [sys.executable, "-c", in_peft], cwd=stage.folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_option_of_every_command_is_known() -> None:
