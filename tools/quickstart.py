@@ -41,13 +41,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TOY_OPT = ROOT / "model" / "toy_opt"
 DATA = "toy_nli"
 
-HEURISTIC = "fisher"  # of grad_norm, snip, fisher and synflow, the one whose choice validated best
 SHARE, RANK = 0.25, 8  # a quarter of the places at rank 8 ...
 UNIFORM_RANK = int(SHARE * RANK)  # ... or all of them at a quarter of it
 
 MODEL = ("--model", "opt_lora", "--dataset", DATA, "--task", "classification", "--pretrained", "--batch-size", "32")
-# The defaults are for models a thousand times as large; this one wants more.
-RECIPE = ("--learning-rate", "5e-3", "--lr-scheduler", "linear", "--max-epochs", "8")
+# The defaults are for models a thousand times as large; this one wants more. At 5e-3 it learns from some seeds only.
+RECIPE = ("--learning-rate", "2e-3", "--lr-scheduler", "linear", "--max-epochs", "8")
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--project-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (default: runs)")
     add("--seed", type=int, default=0, metavar="N", help="of everything random but the data (default: 0)")
     args = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # so small a model gains nothing by more, and loses where other programs run
     folder = args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S")
     story = Story(folder, args.seed)
     results = [bag_of_words(), frozen(), story.uniform(), story.static(), story.dynamic()]
@@ -148,7 +148,7 @@ class Story:
     def static(self) -> Result:
         """Scores, the best places within the parameters that uniform LoRA has, and training there."""
         start = time.perf_counter()
-        self._do("imp-test", "--importance-test-name", HEURISTIC, "--project", "scores")
+        self._do("imp-test", "--importance-test-name", "grad_norm", "--project", "scores")
         chosen = self.folder / "static.toml"
         budget = str(_parameters(self.folder / "uniform"))
         options = [str(self.folder / "scores" / "scores.toml"), "--parameters", budget, "--output", str(chosen)]
@@ -159,8 +159,7 @@ class Story:
 
     def dynamic(self) -> Result:
         """Places chosen anew five times an epoch, by the gradients of the training batches."""
-        choice = ("--importance-test-name", HEURISTIC, "--turn-on-percentile", SHARE)
-        choice += ("--imp-source", "training", "--imp-limit-test-batches", 8)
+        choice = ("--turn-on-percentile", SHARE, "--imp-source", "training", "--imp-limit-test-batches", 8)
         return self._train("dynamic HeteroLoRA", "dynamic", "train-dyrealloc", *choice)
 
     def _train(self, title: str, project: str, action: str, *more: object, before: float = 0.0) -> Result:
