@@ -39,8 +39,7 @@ def run(request: Request) -> None:
     if is_first_process():
         draw(reallocate.history, folder)
     export_run(experiment, folder)
-    pictures = [*(folder / ADAPTER).glob("*.png"), folder / FREQUENCY_PICTURE, folder / TIMELINE_PICTURE]
-    log_pictures(experiment.task.trainer.loggers, pictures)
+    log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the time of training")
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")

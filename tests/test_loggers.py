@@ -204,6 +204,7 @@ class TestPicture:
         events = EventAccumulator(str(tmp_path / "run" / "logs"), size_guidance={"images": 0})
         events.Reload()
         assert sorted(events.Tags()["images"]) == expected
+        assert [len(events.Images(name)) for name in expected] == [1] * len(expected)
 
     @needs_wandb
     def test_wandb(self, train: Callable[..., Path], uneven_lora: Path) -> None:
