@@ -193,9 +193,9 @@ def _table(elements: Sequence[ElementScore], on: frozenset[str]) -> Table:
 
 def _drawn(elements: Sequence[ElementScore], on: frozenset[str], mode: Mode) -> str | None:
     """Where the budget ends among equal scores: how much of it is a draw; None where it is not."""
-    ranked = of_kind(elements, "lora") if mode == "off" else elements
-    rankings = [of_kind(elements, "lora"), of_kind(elements, "shortcut")] if mode == "separated" else [ranked]
-    for ranking in rankings:
+    lora, shortcuts = of_kind(elements, "lora"), of_kind(elements, "shortcut")
+    rankings = {"off": [lora], "separated": [lora, shortcuts], "combined": [elements]}
+    for ranking in rankings[mode]:
         lowest = min((element.score for element in ranking if element.key in on), default=None)
         alike = [element.key for element in ranking if element.score == lowest]
         drawn = [key for key in alike if key in on]

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dataset.files import whole
-from model.config import SHORTCUTS
-from model.family.base import PROJECTIONS
+from model.config import NAMES
 from model.place import Place
 
 COLOURS = "YlGnBu"
@@ -45,7 +44,7 @@ def heat_map(
         blocks: so many rows at least, though some have no place.
     """
     layers = sorted({place.layer for place in values} | set(range(blocks)))
-    names = sorted({place.name for place in values}, key=(*PROJECTIONS, *SHORTCUTS).index)
+    names = sorted({place.name for place in values}, key=NAMES.index)
     grid = np.full((len(layers), len(names)), np.nan)
     cell = {place: (layers.index(place.layer), names.index(place.name)) for place in values}
     for place, value in values.items():

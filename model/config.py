@@ -35,6 +35,7 @@ Granularity = Literal["network", "layer"]
 #: The shortcuts, in the order of every table (design: residual1 x -> h, residual2 h -> y, shortcut1 x -> y,
 #: shortcut2 h of the block before -> h).
 SHORTCUTS: tuple[str, ...] = ("residual1", "residual2", "shortcut1", "shortcut2")
+NAMES: tuple[str, ...] = (*PROJECTIONS, *SHORTCUTS)  # all canonical names, in the order of tables and pictures
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from model.adapt import heads
-from model.config import SHORTCUTS
-from model.family.base import PROJECTIONS
+from model.config import NAMES
 from model.search_space import Element, SearchSpace
 
 
@@ -73,8 +72,7 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
         on = sum(element.low_rank.enabled for element in elements)
         ranks = tuple(sorted({element.low_rank.rank for element in elements}))
         rows.append(ParameterRow(kind, name, trainable, total, on, len(elements) - on, ranks))
-    order = (*PROJECTIONS, *SHORTCUTS)
-    rows.sort(key=lambda row: order.index(row.name))
+    rows.sort(key=lambda row: NAMES.index(row.name))
     head = ParameterRow("head", "head", *_sizes(p for module in heads(network) for p in module.parameters()))
     trainable, total = _sizes(network.parameters())
     rest = [*rows, head]

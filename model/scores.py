@@ -38,8 +38,7 @@ import tomli_w
 
 from dataset.errors import UserError, nearest
 from dataset.files import write_text
-from model.config import SHORTCUTS
-from model.family.base import PROJECTIONS
+from model.config import NAMES, SHORTCUTS
 from model.ranks import Site
 
 
@@ -185,9 +184,8 @@ def _to_document(keys: Mapping[str, _Key], values: Scores | ElementScore) -> dic
 
 def _read_element(path: str | Path, layer: int, name: str, values: Any) -> ElementScore:
     where = f"{path}: [layer_{layer}.{name}]"
-    valid = (*PROJECTIONS, *SHORTCUTS)
-    if name not in valid:
-        raise UserError(f"{where}: '{name}' is not known", nearest(name, valid))
+    if name not in NAMES:
+        raise UserError(f"{where}: '{name}' is not known", nearest(name, NAMES))
     read_values = _read_keys(where, _ELEMENT, _table(where, values))
     kind = "shortcut" if name in SHORTCUTS else "lora"
     if read_values["kind"] != kind:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataset.spec import DatasetSpec, Row
 
-_ROUGE = ("rouge1", "rouge2", "rougeL")
+ROUGE = ("rouge1", "rouge2", "rougeL")
+CUE = "\n\nTL;DR:"  # asks a causal model for a summary without training (Radford et al. 2019)
 
 
 def document(row: Row) -> str:
@@ -26,10 +27,9 @@ DATASETS = (
         path="EdinburghNLP/xsum",
         columns=("document", "summary"),
         prompt=document,
-        # "TL;DR:" asks a causal model for a summary without training (Radford et al. 2019).
-        cue="\n\nTL;DR:",
+        cue=CUE,
         response=summary,
-        metrics=_ROUGE,
+        metrics=ROUGE,
         official="rouge",
         summary="one-sentence summaries of BBC articles (Narayan et al. 2018, arXiv:1808.08745)",
     ),
@@ -39,9 +39,9 @@ DATASETS = (
         path="knkarthick/samsum",
         columns=("dialogue", "summary"),
         prompt=dialogue,
-        cue="\n\nTL;DR:",
+        cue=CUE,
         response=summary,
-        metrics=_ROUGE,
+        metrics=ROUGE,
         official="rouge",
         summary="summaries of chat dialogues (Gliwa et al. 2019, arXiv:1911.12237)",
     ),

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from dataset.spec import DatasetSpec, Row
+from dataset.entries.summarization import CUE, ROUGE, document, summary
+from dataset.spec import DatasetSpec
 from dataset.toy import tasks
-
-
-def document(row: Row) -> str:
-    return row["document"]
-
-
-def summary(row: Row) -> str:
-    return row["summary"]
-
 
 DATASETS = (
     DatasetSpec(
@@ -46,9 +38,9 @@ DATASETS = (
         task="summarization",
         columns=("document", "summary"),
         prompt=document,
-        cue="\n\nTL;DR:",
+        cue=CUE,
         response=summary,
-        metrics=("rouge1", "rouge2", "rougeL"),
+        metrics=ROUGE,
         official="rouge",
         generate=tasks.generate_summary,
         summary="toy world: two descriptions in the plainest words",

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
 from model.checkpoint import Record
-from model.config import SHORTCUTS
-from model.family.base import PROJECTIONS
+from model.config import NAMES
 from model.load import base_dtype
 from model.parameters import count
 from model.peft_format.config import peft_notes, task_type
@@ -130,7 +129,7 @@ def _facts(result: Result) -> str:
 
 def _allocation(result: Result) -> list[str]:
     """Blocks × places: the rank, `·` where the element is off, nothing where there is none; then the pictures."""
-    names = sorted({element.name for element in result.space}, key=(*PROJECTIONS, *SHORTCUTS).index)
+    names = sorted({element.name for element in result.space}, key=NAMES.index)
     if not names:
         return []
     there = {

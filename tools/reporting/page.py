@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from actions.options import declared, defaults, flag_of
-from model.config import SHORTCUTS
-from model.family.base import PROJECTIONS
+from actions.pictures import WIDE_SPAN
+from model.config import NAMES
 from model.place import Place
 from tools.reporting.charts import Line, line_chart, number, timeline
 from tools.reporting.comparison import as_text, better, comparison, facts, percent, share
@@ -22,7 +22,6 @@ from tools.reporting.run import Run
 from tools.reporting.seeds import groups, spreads
 
 COLOURS = 8  # that the style sheet has for runs
-WIDE_SPAN = 100  # largest over smallest value above 0: from here on shades show the logarithm
 BEST_SHOWN = 10  # elements in the list beside the scores
 
 
@@ -157,7 +156,7 @@ def heat_map(
         write: the number in a cell.
         what: the values are.
     """
-    names = sorted({place.name for place in values}, key=(*PROJECTIONS, *SHORTCUTS).index)
+    names = sorted({place.name for place in values}, key=NAMES.index)
     marked, shade, log = frozenset(framed), *_shades(values.values())
     cells = {
         (place.layer, place.name): HeatCell(
