@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     runs = read_runs(args.runs)
     for found in runs:
-        if not found.figures and found.action != "imp-test":
-            note(f"{found.name} has no metrics yet: they are measured when training is over")
+        if found.missing_figures:
+            note(f"{found.name} {found.missing_figures}")
     write_text(args.output, render(runs))
     say(f"report: {args.output}")
 

@@ -48,27 +48,23 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str) -> Markup:
     low, high = min(*y_ticks, *ys), max(*y_ticks, *ys)
     x_at = _scale(min(xs), max(xs), _LEFT + 6, _WIDTH - _RIGHT - 6)
     y_at = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
-    parts = [
-        Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
-            _LEFT, _WIDTH - _RIGHT, y=y_at(tick)
-        )
-        for tick in y_ticks
-    ]
-    parts += [
-        Markup('<text class="tick end" x="{}" y="{:.1f}">{}</text>').format(_LEFT - 8, y_at(tick) + 4, number(tick))
-        for tick in y_ticks
-    ]
-    parts += [
-        Markup('<text class="tick middle" x="{:.1f}" y="{}">{}</text>').format(
-            x_at(tick), _HEIGHT - _BOTTOM + 18, number(tick)
-        )
-        for tick in x_ticks
-    ]
-    parts.append(Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(_WIDTH - _RIGHT, _HEIGHT - 6, x_label))
+    parts = [_level("grid", _LEFT, _WIDTH - _RIGHT, y_at(tick)) for tick in y_ticks]
+    parts += [_text("tick end", _LEFT - 8, y_at(tick) + 4, number(tick)) for tick in y_ticks]
+    parts += [_text("tick middle", x_at(tick), _HEIGHT - _BOTTOM + 18, number(tick)) for tick in x_ticks]
+    parts.append(_text("tick end", _WIDTH - _RIGHT, _HEIGHT - 6, x_label))
     parts += [_line(line, x_at, y_at) for line in lines]
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         _WIDTH, _HEIGHT, title, Markup("").join(parts)
     )
+
+
+def _text(kind: str, x: float, y: float, words: str) -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, words)
+
+
+def _level(kind: str, left: float, right: float, y: float) -> Markup:
+    """A horizontal line."""
+    return Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>').format(kind, left, right, y=y)
 
 
 def _line(line: Line, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> Markup:
@@ -138,18 +134,13 @@ def timeline(history: History) -> Markup:
         named = not dense or i == 0 or places[i - 1].layer != place.layer
         if named:
             name = f"layer {place.layer}" if dense else place.key
-            parts.append(
-                Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(_NAMES - 8, at + row - 3, name)
-            )
+            parts.append(_text("tick end", _NAMES - 8, at + row - 3, name))
         if i and places[i - 1].layer != place.layer:
-            parts.append(
-                Markup('<line class="grid" x1="{}" x2="{:.1f}" y1="{y}" y2="{y}"/>').format(
-                    _NAMES, width - _COUNT, y=at
-                )
-            )
+            parts.append(_level("grid", _NAMES, width - _COUNT, at))
         for on, group in itertools.groupby(range(len(decisions)), key=lambda k, i=i: decisions[k].on[i]):
             if on:
-                first, *_, last = (*(spell := list(group)), spell[-1])
+                spell = list(group)
+                first, last = spell[0], spell[-1]
                 parts.append(
                     Markup(
                         '<rect class="on" x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="2">'
@@ -162,9 +153,7 @@ def timeline(history: History) -> Markup:
     times = history.times_on()
     if not dense:
         parts += [
-            Markup('<text class="tick" x="{:.1f}" y="{}">{} of {}</text>').format(
-                width - _COUNT + 6, top + row * i + row - 3, times[place.key], len(decisions)
-            )
+            _text("tick", width - _COUNT + 6, top + row * i + row - 3, f"{times[place.key]} of {len(decisions)}")
             for i, place in enumerate(places)
         ]
     parts += _epochs(history, column, top, height)
@@ -185,8 +174,6 @@ def _epochs(history: History, column: float, top: int, height: int) -> list[Mark
                 Markup('<line class="epoch" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>').format(top - 4, height, x=x)
             )
         if x - labelled > 46:
-            parts.append(
-                Markup('<text class="tick" x="{:.1f}" y="{}">epoch {}</text>').format(x + 2, top - 8, decision.epoch)
-            )
+            parts.append(_text("tick", x + 2, top - 8, f"epoch {decision.epoch}"))
             labelled = x
     return parts

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from actions.options import declared, flag_of
 from dataset.errors import UserError
 from model.metrics import mode
 from tools.reporting.charts import number
 from tools.reporting.run import Run
+
+Value = TypeVar("Value")
 
 OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config")  # no run differs by these
 
@@ -51,22 +53,28 @@ def facts(runs: Sequence[Run]) -> list[Row]:
 
 def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
     """Figures by heading: parameters, then each split's metrics; the best value of a row is marked."""
-    found: dict[str, list[Row]] = {}
     sizes = [
         row_of("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", _whole),
         row_of("of all", [share(run) for run in runs], None, percent),
         row_of("elements on", [len(run.elements_on) or None for run in runs], None, _whole),
         row_of("reallocations", [run.history and len(run.history.decisions) for run in runs], None, _whole),
     ]
-    found["parameters"] = [row for row in sizes if row is not None]
+    known = [row for row in sizes if row is not None]
+
+    def metric_row(split: str, metric: str) -> Row | None:
+        values = [run.figures.get(split, {}).get(metric) for run in runs]
+        return row_of(metric, values, better(metric), "{:.4f}".format)
+
+    return ({"parameters": known} if known else {}) | by_split(runs, metric_row)
+
+
+def by_split(runs: Sequence[Run], row: Callable[[str, str], Row | None]) -> dict[str, list[Row]]:
+    """Split → the row that `row` makes of each of its metrics, in the order of the files; what has none is left out."""
+    found = {}
     for split in dict.fromkeys(split for run in runs for split in run.figures):
-        metrics = dict.fromkeys(name for run in runs for name in run.figures.get(split, {}))
-        rows = (
-            row_of(name, [run.figures.get(split, {}).get(name) for run in runs], better(name), lambda v: f"{v:.4f}")
-            for name in metrics
-        )
-        found[split] = [row for row in rows if row is not None]
-    return {heading: rows for heading, rows in found.items() if rows}
+        metrics = dict.fromkeys(metric for run in runs for metric in run.figures.get(split, {}))
+        found[split] = [made for metric in metrics if (made := row(split, metric)) is not None]
+    return {split: rows for split, rows in found.items() if rows}
 
 
 def better(metric: str) -> str | None:
@@ -83,16 +91,24 @@ def better(metric: str) -> str | None:
 
 
 def row_of(
-    label: str, values: Sequence[float | None], direction: str | None, write: Callable[[Any], str]
+    label: str,
+    values: Sequence[Value | None],
+    direction: str | None,
+    write: Callable[[Value], str],
+    size: Callable[[Value], float] = float,
 ) -> Row | None:
-    """`None` if no run has a value. Equal values are all best, unless that is every one."""
-    there = [value for value in values if value is not None]
+    """`None` if there is no value. Values compare by `size`; equal ones are all best, unless that is every one."""
+    sizes = [None if value is None else size(value) for value in values]
+    there = {some for some in sizes if some is not None}
     if not there:
         return None
     best = None
-    if direction is not None and len(set(there)) > 1:
+    if direction is not None and len(there) > 1:
         best = min(there) if direction == "min" else max(there)
-    cells = tuple(Cell("–" if value is None else write(value), value is not None and value == best) for value in values)
+    cells = tuple(
+        Cell("–") if value is None else Cell(write(value), some == best)
+        for value, some in zip(values, sizes, strict=True)
+    )
     return Row(label, {"min": "↓", "max": "↑", None: ""}[direction], cells)
 
 

@@ -62,6 +62,13 @@ class Run:
         return self.options.get(name, defaults()[name])
 
     @property
+    def missing_figures(self) -> str:
+        """Why there are none; empty where there are, and where none are to come."""
+        if self.figures or self.action == "imp-test":
+            return ""
+        return "has no metrics yet: they are measured when training is over"
+
+    @property
     def elements_on(self) -> frozenset[str]:
         """Keys of the elements that the result has."""
         return frozenset(place.key for place, rank in self.ranks.items() if rank)

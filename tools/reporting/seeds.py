@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from actions.options import declared
-from tools.reporting.comparison import OF_A_PLACE, Row, as_text, better, row_of
-from tools.reporting.run import Figures, Run
+from tools.reporting.comparison import OF_A_PLACE, Row, as_text, better, by_split, row_of
+from tools.reporting.run import Run
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,19 @@ def _name(group: Sequence[Run]) -> str:
 
 def spreads(found: Sequence[Group]) -> dict[str, list[Row]]:
     """Split → a row for each metric, with mean (lowest–highest) of each group; the best mean is marked."""
-    figures = [run.figures for group in found for run in group.runs]
-    rows = {}
-    for split in dict.fromkeys(split for some in figures for split in some):
-        metrics = dict.fromkeys(metric for some in figures for metric in some.get(split, ()))
-        rows[split] = [row for metric in metrics if (row := _row(split, metric, found)) is not None]
-    return {split: some for split, some in rows.items() if some}
+
+    def row(split: str, metric: str) -> Row | None:
+        return row_of(metric, [_values(split, metric, group) for group in found], better(metric), _text, fmean)
+
+    return by_split([run for group in found for run in group.runs], row)
 
 
-def _row(split: str, metric: str, found: Sequence[Group]) -> Row | None:
-    values = [_values(split, metric, [run.figures for run in group.runs]) for group in found]
-    row = row_of(metric, [fmean(some) if some else None for some in values], better(metric), "{:.4f}".format)
-    if row is None:
-        return None
-    cells = (
-        replace(cell, text=f"{cell.text} ({min(some):.4f}–{max(some):.4f})") if len(some) > 1 else cell
-        for cell, some in zip(row.cells, values, strict=True)
-    )
-    return replace(row, cells=tuple(cells))
+def _values(split: str, metric: str, group: Group) -> list[float] | None:
+    """Of all runs of a group; `None` if one of them has no number there: a mean of the rest would hide it."""
+    values = [run.figures.get(split, {}).get(metric) for run in group.runs]
+    return None if None in values else values
 
 
-def _values(split: str, metric: str, figures: Sequence[Figures]) -> list[float]:
-    """Of all runs of a group; none if one of them has no number there: a mean of the rest would hide it."""
-    values = [some.get(split, {}).get(metric) for some in figures]
-    return [] if None in values else values
+def _text(values: list[float]) -> str:
+    spread = f" ({min(values):.4f}–{max(values):.4f})" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{spread}"
