@@ -30,6 +30,7 @@ from tools.reporting.comparison import better, comparison, facts
 from tools.reporting.curves import read_curves
 from tools.reporting.page import heat_map
 from tools.reporting.run import read_runs
+from tools.reporting.seeds import groups
 
 _VOID = {"meta", "link", "wbr", "br", "hr", "img", "input"}
 
@@ -220,6 +221,19 @@ class TestSideBySide:
         rows = {name: [cell.text for cell in cells] for name, cells in rows_of(table).items()}
         assert rows["accuracy ↑"] == ["0.6500 (0.5000–0.8500)", "0.5500", "★ 0.7500 (0.7000–0.8000)"]
         assert rows["f1 ↑"] == ["–", "0.5500", "★ 0.7500 (0.7000–0.8000)"], "a mean of the rest would hide a failure"
+
+    def test_a_batch_is_no_epoch(self, tmp_path: Path) -> None:
+        """`--realloc-N 1` and `1.0`, and learning rates that differ in the sixth digit, are different options."""
+        for name, values in (("realloc_N", (1, 1.0)), ("learning_rate", (1e-4, 1.00001e-4))):
+            folders = [
+                trained_run(tmp_path / f"{name}-{value}-{seed}", seed=seed, logger="none", **{name: value})
+                for value in values
+                for seed in range(2)
+            ]
+            runs = read_runs(folders)
+            assert [len(group.runs) for group in groups(runs)] == [2, 2]
+            (row,) = (row for row in facts(runs) if row.label.replace("-", "") == name.replace("_", ""))
+            assert [cell.text for cell in row.cells] == [str(value) for value in values for _ in range(2)]
 
     def test_runs_of_one_seed_have_no_spread(self, tmp_path: Path) -> None:
         page = report(tmp_path, *(trained_run(tmp_path / f"run{i}", seed=7, logger="none") for i in range(2)))

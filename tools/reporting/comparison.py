@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from actions.options import declared, flag_of
 from dataset.errors import UserError
 from model.metrics import mode
-from tools.reporting.charts import number
 from tools.reporting.run import Run
 
 Value = TypeVar("Value")
@@ -126,6 +125,7 @@ def _whole(value: float) -> str:
 
 
 def as_text(value: Any) -> str:
+    """An option's value, in full: 1 and 1.0 are a batch and an epoch, and a digit that is cut off is a difference."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "–" if value is None else number(value) if isinstance(value, float) else str(value)
+    return "–" if value is None else str(value)
