@@ -92,10 +92,11 @@ class TestTwoProcesses:
         assert finished.returncode == 0, finished.stderr
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "main", *command(*arguments)],
         cwd=ROOT,
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -156,14 +157,7 @@ class TestSignals:
         slurm |= {"SLURM_JOB_NAME": "search", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
         arguments = world.training("--project-dir", tmp_path, "--max-epochs", 40, "--auto-requeue")
         arguments += ["--checkpoint-every-n-steps", "1"]
-        started = subprocess.Popen(
-            [sys.executable, "-m", "main", *command(*arguments)],
-            cwd=ROOT,
-            env={**os.environ, **slurm},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        started = start(*arguments, **slurm)
         last = tmp_path / "opt_lora_classification_sst2_77" / "checkpoints" / "last.ckpt"
         wait_for(lambda: steps_of(last) > 5, started)
         started.send_signal(sent)

@@ -143,11 +143,11 @@ def stage(world: World, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 @pytest.mark.slow
 def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
     """In the README's order. What a command names that no other one made (NAME, OTHER) is made first."""
-    base = "--load facebook/opt-350m --pretrained --dataset rte --realloc-N 0.5"
-    stage.run(f"python -m main train --model opt_lora {base.rsplit(' --realloc', 1)[0]} --project NAME")
+    base = "--model opt_lora --load facebook/opt-350m --pretrained --dataset rte"
+    stage.run(f"python -m main train {base} --project NAME")
     for name in ("searched", "again"):
-        stage.run(f"python -m main train-dyrealloc --model opt_lora {base} --project {name}")
-    stage.run(f"python -m main imp-test --model opt_lora {base.rsplit(' --realloc', 1)[0]} --project other")
+        stage.run(f"python -m main train-dyrealloc {base} --realloc-N 0.5 --project {name}")
+    stage.run(f"python -m main imp-test {base} --project other")
     adapter = stage.folder / "path" / "to" / "adapter"
     shutil.copytree(stage.folder / "runs" / "NAME" / "adapter", adapter)
     ran = 0
