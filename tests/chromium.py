@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import json
 import os
 import shutil
@@ -66,8 +66,14 @@ class Page:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._browser.kill()
-        self._browser.wait()
+        # Asked to close, it ends its helper processes first; killed, it would leave them writing into the folder.
+        with contextlib.suppress(OSError, RuntimeError):
+            self._ask("Browser.close")
+        try:
+            self._browser.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._browser.kill()
+            self._browser.wait()
         os.close(self._write)
         os.close(self._read)
         self._folder.cleanup()
@@ -90,11 +96,6 @@ class Page:
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"]["text"])
         return found["result"].get("value")
-
-    def screenshot(self, file: Path) -> None:
-        """The whole page as a PNG."""
-        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
-        file.write_bytes(base64.b64decode(shot["data"]))
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._ask(method, self._session, **parameters)
