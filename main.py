@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from actions.console import is_lost_process, set_log_level, stop_with
 from actions.options import ACTIONS
 from actions.parse import parse
-from dataset.errors import UserError
+from heterolora.errors import UserError
 
 FAILED, USER_ERROR = 1, 2
 TERMINATED = 128 + 15  # what a shell says of a process that SIGTERM ended

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import RichProgressBar
 
 from actions.console import say
-from dataset.errors import UserError
+from heterolora.errors import UserError
 from model.task.fine_tuning import FineTuning
 
 

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.console import say
-from dataset.errors import UserError
+from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
 from model.task.fine_tuning import FineTuning
 

@@ -9,7 +9,7 @@ import warnings
 
 from rich.console import Console
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
 
 # Set by Lightning's launcher, torchrun and SLURM, before any process group exists.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")

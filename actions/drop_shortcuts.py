@@ -13,8 +13,8 @@ from actions.experiment import build
 from actions.resolve import Request
 from actions.results import validate
 from actions.trainer import build_trainer
+from heterolora.config import SHORTCUTS, parse
 from model.checkpoint import KEY, record_of
-from model.config import SHORTCUTS, parse
 
 _AMONG_WEIGHTS = ".shortcuts."
 

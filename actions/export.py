@@ -16,15 +16,15 @@ from actions.experiment import Experiment
 from actions.options import declared
 from actions.pictures import heat_map
 from actions.run_folder import METRICS
-from dataset.files import whole_folder, write_text
 from dataset.spec import DatasetSpec
+from heterolora.config import parse
+from heterolora.files import whole_folder, write_text
+from heterolora.peft_config import peft_notes
+from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
-from model.config import parse
 from model.peft_format import CARD
 from model.peft_format.card import Result, card
-from model.peft_format.config import peft_notes
 from model.peft_format.writing import on, result_config, sites_on, write_adapter
-from model.search_space import SearchSpace
 
 ADAPTER, LORA, SHORTCUT = "adapter", "lora.toml", "shortcut.toml"
 ALLOCATION = "allocation.png"

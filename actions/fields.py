@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.errors import UserError, nearest
+from heterolora.errors import UserError, nearest
 
 NONE_WORDS = ("NA", "none", "None")  # "NA" is how older configuration files say it
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import model.family as families
 from actions.options import Options
 from actions.parse import Command
-from dataset.errors import UserError
-from model.config import ElementConfig, Kind
+from heterolora.config import ElementConfig, Kind
+from heterolora.errors import UserError
 from model.family import AdaptedName
 from model.peft_format import FILES
 

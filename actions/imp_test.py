@@ -24,12 +24,12 @@ from actions.resolve import Request
 from actions.run_folder import CONFIG, open_run_folder, write_config
 from actions.scoring import check_scoring
 from actions.trainer import check_devices
-from model import saliency, scores
-from model.allocation import Mode, allocate, of_kind, tie_generator
-from model.saliency.score import score, why_all_equal
-from model.saliency.warm_up import WarmUp, is_fresh
-from model.scores import ElementScore, Scores
-from model.search_space import Element
+from heterolora import saliency, scores
+from heterolora.allocation import Mode, allocate, of_kind, tie_generator
+from heterolora.saliency.score import score, why_all_equal
+from heterolora.saliency.warm_up import WarmUp, is_fresh
+from heterolora.scores import ElementScore, Scores
+from heterolora.search_space import Element
 from model.task.scoring import batch_count, scoring_problem
 
 SCORES, PICTURE = "scores.toml", "scores.png"

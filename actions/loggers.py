@@ -18,8 +18,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from actions.console import is_first_process
 from actions.options import Options
 from actions.run_folder import LOGS, as_plain
-from dataset.errors import UserError
-from dataset.files import write_text
+from heterolora.errors import UserError
+from heterolora.files import write_text
 
 WANDB_PROJECT = "heterolora"  # unless the environment has WANDB_PROJECT
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from actions.resolve import Request
 from actions.restore import restore
-from dataset.files import whole_folder
+from heterolora.files import whole_folder
 from model.load import load_config, load_tokenizer
 from model.merge import fold, in_numbers, logits, probe
 

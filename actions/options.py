@@ -16,8 +16,8 @@ from actions.fields import (
     share,
 )
 from dataset.spec import TASKS
-from model import saliency
-from model.allocation import MODES
+from heterolora import saliency
+from heterolora.allocation import MODES
 
 TRAIN, TEST, IMP_TEST, DYREALLOC = "train", "test", "imp-test", "train-dyrealloc"
 

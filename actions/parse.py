@@ -13,7 +13,7 @@ import toml
 
 from actions.fields import from_text, from_toml
 from actions.options import ACTIONS, Options, declared, defaults, flag_of
-from dataset.errors import UserError, nearest
+from heterolora.errors import UserError, nearest
 
 EXAMPLES = """\
 examples:

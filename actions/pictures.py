@@ -11,9 +11,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dataset.files import whole
-from model.config import NAMES
-from model.place import Place
+from heterolora.config import NAMES
+from heterolora.element import Place
+from heterolora.files import whole
 
 COLOURS = "YlGnBu"
 MARK = "#d1495b"

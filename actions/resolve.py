@@ -17,9 +17,9 @@ from actions.options import Options, declared, flag_of
 from actions.parse import Command
 from actions.run_folder import CHECKPOINTS, named_folder
 from dataset import registry
-from dataset.errors import UserError, nearest
 from dataset.spec import DatasetSpec
-from model.config import ElementConfig, Kind, load, parse
+from heterolora.config import ElementConfig, Kind, load, parse
+from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 from model.peft_format import is_adapter
 

@@ -10,11 +10,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from actions.experiment import adapt_base, check_plan
 from actions.resolve import Request
-from model.adapt import heads
+from heterolora.adapt import heads
+from heterolora.search_space import SearchSpace
 from model.checkpoint import Record, record_of
 from model.load import load_base, load_config
 from model.peft_format.fit import check_weights, put_into
-from model.search_space import SearchSpace
 from model.skeleton import skeleton
 from model.trained import take
 

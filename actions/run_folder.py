@@ -16,7 +16,7 @@ import toml
 from actions.console import is_first_process
 from actions.options import Options
 from dataset import registry
-from dataset.files import whole
+from heterolora.files import whole
 
 CHECKPOINTS, CONFIG, METRICS, PARAMETERS, LOGS = "checkpoints", "config.toml", "metrics.json", "parameters.json", "logs"
 

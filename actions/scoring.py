@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from actions.resolve import Request
-from dataset.errors import UserError
-from model.allocation import Mode, check_mode, default_mode
+from heterolora.allocation import Mode, check_mode, default_mode
+from heterolora.errors import UserError
 
 
 def check_scoring(request: Request) -> Mode:

@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dataset.files import whole
-from model.reallocation.history import History
+from heterolora.files import whole
+from heterolora.history import History
 
 OFF, ON = "#e6e6ea", "#2a6f97"
 MOST_LABELS = 60  # more rows than this, and labels would run into each other: one a block is enough

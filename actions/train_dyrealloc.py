@@ -16,15 +16,15 @@ from actions.pictures import heat_map
 from actions.resolve import Request
 from actions.scoring import check_scoring
 from actions.timeline import timeline
-from dataset.errors import UserError
-from model import allocation, saliency
-from model.allocation import Mode
+from heterolora import allocation, saliency
+from heterolora.allocation import Mode
+from heterolora.errors import UserError
+from heterolora.history import FREQUENCY, HISTORY, History
+from heterolora.saliency.from_training import TrainingGradients
+from heterolora.saliency.gradients import GradientHeuristic
+from heterolora.search_space import SearchSpace
 from model.reallocation.callback import Reallocate, ScoreSource, Settings
-from model.reallocation.history import FREQUENCY, HISTORY, History
 from model.reallocation.sources import DedicatedScores, TrainingScores
-from model.saliency.from_training import TrainingGradients
-from model.saliency.gradients import GradientHeuristic
-from model.search_space import SearchSpace
 
 FREQUENCY_PICTURE, TIMELINE_PICTURE = "reallocation_frequency.png", "reallocation_timeline.png"
 

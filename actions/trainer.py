@@ -17,7 +17,7 @@ from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.loggers import build_loggers
 from actions.options import Options
 from actions.strategy import FlatDDPStrategy
-from dataset.errors import UserError
+from heterolora.errors import UserError
 from model.quantize import check_quantize
 from model.task.fine_tuning import FineTuning
 

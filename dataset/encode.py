@@ -26,8 +26,8 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from dataset.errors import UserError
 from dataset.spec import DatasetSpec, Row
+from heterolora.errors import UserError
 
 # Without `--max-token-len`, and where neither tokenizer nor model is shorter.
 DEFAULT_LENGTH = 512

@@ -10,8 +10,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from dataset.errors import UserError
 from dataset.sampler import GlobalBatchSampler
+from heterolora.errors import UserError
 
 
 class Rows(TorchDataset):

@@ -7,8 +7,8 @@ import pkgutil
 from functools import cache
 
 from dataset import entries
-from dataset.errors import UserError, nearest
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError, nearest
 
 
 @cache

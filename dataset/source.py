@@ -17,8 +17,8 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
-from dataset.errors import UserError, nearest
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError, nearest
 
 HELD_OUT = 0.05
 # Data do not depend on `--seed`: a `test` with another seed must not score rows that were trained on.

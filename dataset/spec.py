@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from dataset.errors import UserError, nearest
-
-Task = Literal["classification", "causal_language_modeling", "summarization"]
-TASKS: tuple[Task, ...] = ("classification", "causal_language_modeling", "summarization")
+from heterolora.errors import UserError, nearest
+from heterolora.family import TASKS, Task
 
 METRICS: Mapping[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews", "pearson", "spearman"),

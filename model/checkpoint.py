@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
 
 KEY = "heterolora"
 

@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dataset.errors import UserError
 from dataset.spec import DatasetSpec, Task
-from model.adapt import HEADS
+from heterolora.adapt import HEADS
+from heterolora.errors import UserError
 from model.checkpoint import BaseSource, read_state_dict
 from model.fingerprint import fingerprint
 from model.quantize import loading_arguments

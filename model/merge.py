@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from model.adapt import heads
-from model.search_space import SearchSpace
+from heterolora.adapt import heads
+from heterolora.search_space import SearchSpace
 
 _ROWS, _TOKENS = 2, 16
 

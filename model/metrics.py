@@ -17,7 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
-from dataset.errors import UserError, nearest
+from heterolora.errors import UserError, nearest
+from heterolora.saliency.problem import Metric as ScoringMetric
 
 
 class F1(MulticlassF1Score):
@@ -146,6 +147,26 @@ def mode(name: str) -> Literal["max", "min"]:
         UserError: the name is not known.
     """
     return "min" if _known(name) == "perplexity" else "max"
+
+
+def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:
+    """The metric `name` as `alpha_test` needs it.
+
+    Args:
+        name: `loss`, or the name of a classification metric.
+        num_labels: width of the classification head.
+        tolerance: see `heterolora.saliency.problem.Metric`.
+
+    Raises:
+        UserError: the name is not known.
+    """
+    if name in ("loss", "accuracy"):
+        return ScoringMetric(name, tolerance)
+
+    def running(device: torch.device) -> Metric:
+        return _BUILD[name](num_labels).to(device)
+
+    return ScoringMetric(_known(name), tolerance, running, mode(name) == "max")
 
 
 def _known(name: str) -> str:

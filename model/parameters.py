@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from model.adapt import heads
-from model.config import NAMES
-from model.search_space import Element, SearchSpace
+from heterolora.adapt import heads
+from heterolora.config import NAMES
+from heterolora.search_space import Element, SearchSpace
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from dataset.errors import UserError
-from model.adapt import HEADS
+from heterolora.adapt import HEADS
+from heterolora.errors import UserError
 
 _NEEDED = ("bitsandbytes", "accelerate")
 _NOT_QUANTIZED = [*HEADS, "lm_head"]

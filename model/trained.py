@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
+from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
-from model.search_space import SearchSpace
 
 
 def trained_names(module: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:

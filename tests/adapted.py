@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from model import config, family
-from model.adapt import adapt
-from model.search_space import SearchSpace
+from heterolora import config
+from heterolora.adapt import adapt
+from heterolora.search_space import SearchSpace
+from model import family
 from tests.tiny import tiny_network
 
 #: Every family and norm placement: (name, keys of the Hugging Face configuration).

@@ -13,12 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 from actions.export import LORA, SHORTCUT
 from actions.options import Options
 from actions.run_folder import LOGS, METRICS, PARAMETERS, write_config, write_json, write_text
-from model import scores
-from model.allocation import Candidate, allocate, tie_generator
-from model.config import SHORTCUTS, ElementConfig, ElementSettings
-from model.place import Place
-from model.reallocation.history import Decision, History
-from model.scores import ElementScore, Scores
+from heterolora import scores
+from heterolora.allocation import Candidate, allocate, tie_generator
+from heterolora.config import SHORTCUTS, ElementConfig, ElementSettings
+from heterolora.element import Place
+from heterolora.history import Decision, History
+from heterolora.scores import ElementScore, Scores
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
 WIDTH = 32

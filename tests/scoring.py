@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.config import ElementConfig, parse
-from model.saliency.problem import Batch, Metric, Problem, Result
+from heterolora.config import ElementConfig, parse
+from heterolora.saliency.problem import Batch, Metric, Problem, Result
 from tests.adapted import Adapted
 from tests.tiny import tiny_batch
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from dataset.errors import UserError
-from model import config, family
-from model.adapt import adapt, enable_gradient_checkpointing, heads, plan
-from model.family.base import PROJECTIONS
+from heterolora import config
+from heterolora.adapt import adapt, enable_gradient_checkpointing, heads, plan
+from heterolora.errors import UserError
+from heterolora.family import PROJECTIONS
+from model import family
 from model.parameters import count, render
 from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, shortcut_config
 from tests.tiny import tiny_batch, tiny_network

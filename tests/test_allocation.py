@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import pytest
 
-from dataset.errors import UserError
-from model import allocation
-from model.allocation import Budget, Candidate, allocate, by_least_often_on, share, tie_generator
+from heterolora import allocation
+from heterolora.allocation import Budget, Candidate, allocate, by_least_often_on, share, tie_generator
+from heterolora.errors import UserError
 
 
 def _space(lora: list[float], shortcuts: list[float] = ()) -> list[Candidate]:  # type: ignore[assignment]

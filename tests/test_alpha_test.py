@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
+from heterolora.saliency.problem import Metric, Problem, Result
+from heterolora.saliency.restart import Restarts
+from heterolora.saliency.score import score
+from heterolora.saliency.verdict import judge
 from model import metrics
-from model.saliency.problem import Metric, Problem, Result
-from model.saliency.restart import Restarts
-from model.saliency.score import score
-from model.saliency.verdict import judge
 from tests.adapted import VARIANTS, adapted, shortcut_config
 from tests.scoring import labelled, problem, q_and_v
 
@@ -44,7 +44,7 @@ class Plain:
         labels = torch.cat([batch["labels"] for batch in self.problem.batches])
         if name == "accuracy":
             return float((logits.argmax(-1) == labels).sum()) / len(labels)
-        running = metrics.build([name], self.problem.metric.num_labels)
+        running = metrics.build([name], num_labels=3)
         running.update(logits, labels)
         return float(running.compute()[name])
 
@@ -87,7 +87,7 @@ def plain_questions(score: float) -> int:
     ],
 )
 def test_same_answers_as_the_plain_method(variant: str, metric: str) -> None:
-    asked = small(variant, Metric(metric, 3, 0.01), blocks=2)
+    asked = small(variant, metrics.scoring_metric(metric, 3, 0.01), blocks=2)
     plain = Plain(asked)
     scores = score("alpha_test", asked)
     assert list(scores.values()) == [plain.score(element) for element in asked.space]
@@ -96,7 +96,7 @@ def test_same_answers_as_the_plain_method(variant: str, metric: str) -> None:
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.05, 1.0])
 def test_the_tolerance_counts(tolerance: float) -> None:
-    asked = small("opt-pre", Metric("loss", 3, tolerance))
+    asked = small("opt-pre", metrics.scoring_metric("loss", 3, tolerance))
     plain = Plain(asked)
     assert list(score("alpha_test", asked).values()) == [plain.score(element) for element in asked.space]
 
@@ -119,7 +119,7 @@ def test_block_evaluations(on_below: int, least_on: int, most_on: int, gain: flo
     with torch.no_grad():
         for element in made.space:
             element.low_rank.B.mul_(1.0 if element.layer < on_below else 1e-3)
-    asked = problem(made, labelled(made, 3, rows=8, length=4, wrong=0.2), Metric("accuracy", 3, 0.01))
+    asked = problem(made, labelled(made, 3, rows=8, length=4, wrong=0.2), metrics.scoring_metric("accuracy", 3, 0.01))
     scores, ran = evaluations(asked)
     assert len(scores) == 71
     assert least_on <= sum(value > 0 for value in scores.values()) <= most_on
@@ -207,7 +207,7 @@ class TestVerdict:
         ],
     )
     def test_accuracy(self, asked: tuple[int, ...], holds: bool, left: int) -> None:
-        accuracy = judge(Metric("accuracy", 2, 0.2), CPU)
+        accuracy = judge(metrics.scoring_metric("accuracy", 2, 0.2), CPU)
         accuracy.first(rounds(8, 8, 8))
         evaluations = rounds(*asked)
         assert accuracy.holds(evaluations) is holds
@@ -225,14 +225,14 @@ class TestVerdict:
         ],
     )
     def test_loss(self, asked: tuple[float, ...], holds: bool, left: int) -> None:
-        loss = judge(Metric("loss", 1, 0.1), CPU)
+        loss = judge(metrics.scoring_metric("loss", 1, 0.1), CPU)
         loss.first(losses(6.0, 6.0, 6.0))
         evaluations = losses(*asked)
         assert loss.holds(evaluations) is holds
         assert len(list(evaluations)) == left
 
     def test_batches_that_may_decide_come_first(self) -> None:
-        accuracy = judge(Metric("accuracy", 2), CPU)
+        accuracy = judge(metrics.scoring_metric("accuracy", 2), CPU)
         labels = torch.zeros(1, dtype=torch.int64)
 
         def doubt(margin: float) -> float:
@@ -241,20 +241,20 @@ class TestVerdict:
         assert doubt(0.1) > doubt(3.0) > doubt(-0.1) == 0.0
 
     def test_a_process_without_a_batch(self) -> None:
-        accuracy = judge(Metric("accuracy", 2, 0.1), CPU)
+        accuracy = judge(metrics.scoring_metric("accuracy", 2, 0.1), CPU)
         accuracy.first([*rounds(8), None])
         assert accuracy.holds([None, *rounds(8)])
 
     @pytest.mark.parametrize("name", ["loss", "pearson"])
     def test_a_metric_that_is_no_number(self, name: str) -> None:
         with pytest.raises(UserError, match=rf"{name} is nan over the scoring batches"):
-            judge(Metric(name), CPU).first(
+            judge(metrics.scoring_metric(name, 1), CPU).first(
                 [({"labels": torch.ones(2)}, Result(torch.tensor(math.nan), torch.tensor(2.0), torch.ones(2, 1)))]
             )
 
 
 def test_nothing_is_left_changed() -> None:
-    asked = small("opt-post", Metric("accuracy", 3))
+    asked = small("opt-post", metrics.scoring_metric("accuracy", 3))
     before = {name: value.clone() for name, value in asked.network.state_dict().items()}
     score("alpha_test", asked)
     assert before.keys() == asked.network.state_dict().keys()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
 from tests.world import ROOT
 from tools import benchmark, benchmarks, measure, subjects
 from tools.benchmarks import padding, shortcuts

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from dataset.errors import UserError
-from model import scores
-from model.scores import ElementScore, Scores
+from heterolora import scores
+from heterolora.errors import UserError
+from heterolora.scores import ElementScore, Scores
 from tools import compare_scores as tool
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dataset.errors import UserError
-from model import config
-from model.config import ElementConfig, ElementSettings
+from heterolora import config
+from heterolora.config import ElementConfig, ElementSettings
+from heterolora.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 FILES = [("lora", path) for path in sorted((ROOT / "configs/lora").glob("*.toml"))] + [
@@ -237,7 +237,8 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_help_needs_nothing_heavy():
-    code = "import sys, model.config, model.family; model.family.names(); print([m for m in sys.modules if m in {}])"
+    imports = "import sys, heterolora.config; from model import family; family.names()"
+    code = imports + "; print([m for m in sys.modules if m in {}])"
     heavy = {"torch", "transformers", "datasets", "numpy"}
     done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr

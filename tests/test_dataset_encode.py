@@ -12,8 +12,8 @@ from datasets import Dataset
 
 from dataset import registry
 from dataset.encode import Lengths, encode, lengths
-from dataset.errors import UserError
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
 from tests.tiny import word_tokenizer
 
 WORDS = "a b c d e f g h i j"

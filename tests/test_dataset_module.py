@@ -13,9 +13,9 @@ import torch
 
 from dataset import registry
 from dataset.encode import encode
-from dataset.errors import UserError
 from dataset.module import DataSettings, TextDataModule
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
 from tests.tiny import word_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

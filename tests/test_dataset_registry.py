@@ -11,8 +11,8 @@ import pytest
 from dataset import registry
 from dataset.entries.instructions import alpaca_prompt
 from dataset.entries.super_glue import copa_texts, wic_texts
-from dataset.errors import UserError
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
 from model import metrics
 
 ROOT = Path(__file__).parents[1]

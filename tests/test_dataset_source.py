@@ -10,9 +10,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from dataset import registry
-from dataset.errors import UserError
 from dataset.source import read_splits
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
 
 RTE = registry.get("rte")
 ROWS = {

@@ -13,9 +13,8 @@ import toml
 import torch
 
 from actions.checkpoints import SafeCheckpointIO
+from heterolora import history, saliency
 from main import main
-from model import saliency
-from model.reallocation import history
 from tests.test_bad_input import complaint
 from tests.world import World, command, metrics_of, run, same_weights, weights, write_lora, write_shortcuts
 

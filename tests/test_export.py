@@ -17,10 +17,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from actions.experiment import Experiment, build
 from actions.parse import parse
 from actions.resolve import resolve
-from dataset.errors import UserError
-from model import config, family
+from heterolora import config
+from heterolora.errors import UserError
+from heterolora.family import PROJECTIONS
+from model import family
 from model.checkpoint import BaseSource, Record
-from model.family.base import PROJECTIONS
 from model.peft_format.adapter import read_adapter
 from model.peft_format.fit import lora_config as config_of
 from model.peft_format.fit import put_into

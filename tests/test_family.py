@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
+from heterolora.family import PROJECTIONS, Family
 from model import family
-from model.family.base import PROJECTIONS, Family
 from tests.adapted import CASES, VARIANTS
 from tests.tiny import tiny_network
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dataset.errors import UserError
-from dataset.files import whole, whole_folder, write_text
+from heterolora.errors import UserError
+from heterolora.files import whole, whole_folder, write_text
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:

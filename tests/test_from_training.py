@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from model.adapt import enable_gradient_checkpointing
-from model.saliency import get
-from model.saliency.from_training import TrainingGradients, recorded
-from model.search_space import Element, SearchSpace
+from heterolora.adapt import enable_gradient_checkpointing
+from heterolora.saliency import get
+from heterolora.saliency.from_training import TrainingGradients, recorded
+from heterolora.search_space import Element, SearchSpace
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
 from tests.tiny import tiny_batch
 

@@ -14,10 +14,10 @@ from pytorch_lightning import Callback
 from actions import imp_test, train
 from actions.parse import parse
 from actions.resolve import resolve
-from model import saliency, scores
-from model.saliency.score import score
-from model.saliency.warm_up import WarmUp
-from model.scores import Scores
+from heterolora import saliency, scores
+from heterolora.saliency.score import score
+from heterolora.saliency.warm_up import WarmUp
+from heterolora.scores import Scores
 from model.task.scoring import scoring_problem
 from tests.test_bad_input import complaint
 from tests.world import (

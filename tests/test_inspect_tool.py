@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.errors import UserError
-from model import config, family
-from model.adapt import adapt
+from heterolora import config
+from heterolora.adapt import adapt
+from heterolora.errors import UserError
+from model import family
 from tests.tiny import tiny_network
 from tests.world import ROOT, World, model_folder, run, write_lora, write_shortcuts
 from tools import inspect_model

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from heterolora.adapt import adapt
+from heterolora.lora import LoraLinear
+from heterolora.low_rank import LowRank
 from model import family
-from model.adapt import adapt
-from model.lora import LoraLinear
-from model.low_rank import LowRank
 from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config
 from tests.tiny import tiny_batch, tiny_network
 

@@ -20,9 +20,9 @@ from transformers import (
 from actions.experiment import build
 from actions.parse import parse
 from actions.resolve import resolve
-from dataset.errors import UserError
+from heterolora.adapt import adapt
+from heterolora.errors import UserError
 from model import family
-from model.adapt import adapt
 from model.merge import fold, in_numbers
 from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
 from tests.test_peft_in import trained_by_peft

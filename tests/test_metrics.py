@@ -11,8 +11,8 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from torch import distributed
 
-from dataset.errors import UserError
 from dataset.official import official_metric
+from heterolora.errors import UserError
 from model import metrics
 
 ROWS = 13  # a prime: no batch size divides it

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from dataset.errors import UserError
 from dataset.official import official_metric
+from heterolora.errors import UserError
 
 PREDICTIONS = [1, 0, 1, 1, 0, 0, 1, 0]
 REFERENCES = [1, 0, 0, 1, 0, 1, 1, 1]  # true positives 3, false positives 1, false negatives 2, true negatives 2

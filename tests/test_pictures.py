@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from actions.pictures import heat_map
-from model.place import Place
+from heterolora.element import Place
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.reallocation import history
+from heterolora import history
 from tests.world import ROOT, World, command, metrics_of, run, run_apart, same_weights, weights, write_lora
 
 TWO = ("--num-devices", 2)

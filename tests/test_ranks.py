@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from dataset.errors import UserError
-from model.allocation import Mode, tie_generator
-from model.ranks import Assignment, Limit, Policy, Proportional, Site, TopK, assign
+from heterolora.allocation import Mode, tie_generator
+from heterolora.errors import UserError
+from heterolora.ranks import Assignment, Limit, Policy, Proportional, Site, TopK, assign
 
 
 def _sites(scores: list[float], widths: list[int] | None = None, kind: str = "lora", rank: int = 4) -> list[Site]:

@@ -73,7 +73,7 @@ def test_every_data_set_is_there() -> None:
 def test_error_messages_are_those_of_the_program() -> None:
     sources = "".join(
         path.read_text(encoding="utf-8")
-        for folder in ("actions", "dataset", "model", "tools", ".")
+        for folder in ("actions", "dataset", "heterolora", "model", "tools", ".")
         for path in (ROOT / folder).glob("*.py" if folder == "." else "**/*.py")
     )
     quoted = re.findall(r"^\| `([^`]+)` \|", README.split("## Troubleshooting")[1].split("\n## ")[0], re.MULTILINE)
@@ -102,7 +102,7 @@ class Stage:
 
     def __init__(self, folder: Path, world: World) -> None:
         self.folder = folder
-        for name in ("actions", "configs", "dataset", "model", "tools"):
+        for name in ("actions", "configs", "dataset", "heterolora", "model", "tools"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(ROOT / "main.py", folder / "main.py")
         shutil.copytree(world.opt, folder / "facebook" / "opt-350m")
@@ -227,7 +227,7 @@ class TestExamples:
         assert "shortcut2" in out
 
     def test_a_heuristic(self, stage: Stage, written) -> None:
-        written("model/saliency/heuristics/grad_sum.py")
+        written("heterolora/saliency/heuristics/grad_sum.py")
         base = "--model opt_lora --load facebook/opt-350m --pretrained --dataset rte"
         out = stage.run(f"python -m main imp-test {base} --importance-test-name grad_sum")
         assert "scores.toml" in out

@@ -11,11 +11,12 @@ from pathlib import Path
 import peft
 import pytest
 
-from dataset.errors import UserError
-from model import config, family, scores
-from model.adapt import adapt
-from model.scores import ElementScore, Scores
-from model.search_space import Element, SearchSpace
+from heterolora import config, scores
+from heterolora.adapt import adapt
+from heterolora.errors import UserError
+from heterolora.scores import ElementScore, Scores
+from heterolora.search_space import Element, SearchSpace
+from model import family
 from tests.adapted import lora_config, shortcut_config
 from tests.tiny import tiny_network
 from tools import realloc_lora_rank as tool

@@ -11,10 +11,11 @@ import pytest
 import toml
 import torch
 
-from dataset.errors import UserError
-from model.place import Place
-from model.reallocation import callback, history
-from model.reallocation.history import FREQUENCY, HISTORY, Decision, History
+from heterolora import history
+from heterolora.element import Place
+from heterolora.errors import UserError
+from heterolora.history import FREQUENCY, HISTORY, Decision, History
+from model.reallocation import callback
 from model.reallocation.schedule import Schedule, interval
 
 

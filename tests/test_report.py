@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
 from tests import chromium
 from tests.run_folders import (
     curves,
@@ -270,7 +270,7 @@ class TestScores:
         assert sum(name.endswith(" on") for name in listed) == budget
 
     def test_shades(self) -> None:
-        from model.place import Place
+        from heterolora.element import Place
 
         cells = heat_map({Place(0, "q_proj"): 2.0, Place(1, "q_proj"): 0.5, Place(1, "w1"): 0.0}, (), str, "x")
         assert cells.names == ("q_proj", "w1")

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from dataset.errors import UserError
-from model import saliency
-from model.adapt import enable_gradient_checkpointing, heads
-from model.saliency import heuristics
-from model.saliency.problem import Metric, Problem
-from model.saliency.score import score, why_all_equal
-from model.saliency.warm_up import WarmUp
+from heterolora import saliency
+from heterolora.adapt import enable_gradient_checkpointing, heads
+from heterolora.errors import UserError
+from heterolora.saliency import heuristics
+from heterolora.saliency.problem import Problem
+from heterolora.saliency.score import score, why_all_equal
+from heterolora.saliency.warm_up import WarmUp
+from model import metrics
 from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
 from tests.scoring import labelled, loss_and_logits, problem, q_and_v
 from tests.tiny import tiny_batch
@@ -128,7 +129,7 @@ def test_dropout_is_off_also_under_checkpointing(name: str) -> None:
 
 def test_a_seventh_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rank.py").write_text(
-        "from model.saliency import register\n"
+        "from heterolora.saliency import register\n"
         '@register("rank", warmup_batches=3)\n'
         "def rank(problem):\n"
         "    return [float(element.low_rank.rank) for element in problem.space]\n"
@@ -325,7 +326,7 @@ def _of_process(rank: int, world: int) -> list[dict[str, float]]:
     for name, std, count, metric in SHARED:
         trained = adapted("opt-pre", lora=q_and_v(), shortcut=shortcut_config()).train_b(std=std)
         batches = labelled(trained, 3)
-        asked = problem(trained, batches[:count][rank::world], Metric(metric, 3))
+        asked = problem(trained, batches[:count][rank::world], metrics.scoring_metric(metric, 3))
         found.append(score(name, asked, WarmUp(batches[:2], 1e-2)))
     return found
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dataset.errors import UserError
-from model import scores
-from model.scores import ElementScore, Scores
+from heterolora import scores
+from heterolora.errors import UserError
+from heterolora.scores import ElementScore, Scores
 
 MODULE = "model.decoder.layers.{}.self_attn.{}"
 ELEMENTS = (

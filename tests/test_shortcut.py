@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from heterolora.adapt import HEADS, adapt, enable_gradient_checkpointing
+from heterolora.config import SHORTCUTS, parse
+from heterolora.search_space import SearchSpace
 from model import family
-from model.adapt import HEADS, adapt, enable_gradient_checkpointing
-from model.config import SHORTCUTS, parse
-from model.search_space import SearchSpace
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
 from tests.reference import Reference
 from tests.tiny import PAD, VOCABULARY, tiny_batch, tiny_network

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from dataset.errors import UserError
-from model.saliency.problem import Problem
-from model.saliency.score import score
-from model.search_space import SearchSpace
+from heterolora.errors import UserError
+from heterolora.saliency.problem import Problem
+from heterolora.saliency.score import score
+from heterolora.search_space import SearchSpace
 from tests.adapted import VARIANTS, Adapted, adapted, lora_config, shortcut_config
 
 TOKENS = 64

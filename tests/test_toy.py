@@ -14,10 +14,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dataset import registry
-from dataset.errors import UserError
 from dataset.toy import tasks
 from dataset.toy.review import QUALITY
 from dataset.toy.world import RESPECTS, SPLITS
+from heterolora.errors import UserError
 from tests.world import ROOT, metrics_of, run
 from tools.quickstart import bag_of_words, frozen
 

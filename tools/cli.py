@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from actions.console import stop_with
-from dataset.errors import UserError
+from heterolora.errors import UserError
 
 USER_ERROR = 2
 

@@ -22,10 +22,10 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 from actions.console import note, say
-from dataset.errors import UserError
-from model import scores as scores_file
-from model.allocation import allocate, default_mode, of_kind, tie_generator
-from model.scores import Scores
+from heterolora import scores as scores_file
+from heterolora.allocation import allocate, default_mode, of_kind, tie_generator
+from heterolora.errors import UserError
+from heterolora.scores import Scores
 from tools.cli import Parser, run
 
 

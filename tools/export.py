@@ -29,10 +29,10 @@ from actions.resolve import Request, resolve
 from actions.restore import restore_trained
 from actions.run_folder import CHECKPOINTS
 from actions.trainer import check_devices
-from dataset.errors import UserError
+from heterolora.errors import UserError
+from heterolora.peft_config import peft_notes, task_type
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
-from model.peft_format.config import peft_notes, task_type
 from model.peft_format.writing import on, sites_on
 from tools.cli import Parser, run
 

@@ -30,11 +30,11 @@ from actions.console import note, say, set_log_level
 from actions.parse import parse
 from actions.resolve import resolve
 from actions.restore import restore_trained
-from dataset.errors import UserError
-from model.config import Kind
+from heterolora.config import Kind
+from heterolora.errors import UserError
+from heterolora.search_space import Element, SearchSpace
 from model.load import in_head
 from model.parameters import count
-from model.search_space import Element, SearchSpace
 from tools.cli import Parser, run
 
 

@@ -20,7 +20,7 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
 
 Step = Callable[[], Any]
 

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from actions.console import say
 from actions.timeline import timeline
 from actions.train_dyrealloc import TIMELINE_PICTURE, draw
-from model.reallocation import history
-from model.reallocation.history import History
+from heterolora import history
+from heterolora.history import History
 from tools.cli import Parser, run
 
 

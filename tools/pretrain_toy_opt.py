@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from actions.console import say
-from dataset.errors import UserError
 from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
+from heterolora.errors import UserError
 from tools.cli import Parser, run
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"

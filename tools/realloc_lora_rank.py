@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 from rich.table import Table
 
 from actions.console import note, say
-from dataset.errors import UserError
-from dataset.files import write_text
-from model import scores as scores_file
-from model.allocation import MODES, default_mode, of_kind, tie_generator
-from model.config import ElementConfig, ElementSettings, Kind
-from model.peft_format.config import peft_config, peft_notes
-from model.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
-from model.scores import ElementScore, Scores
+from heterolora import scores as scores_file
+from heterolora.allocation import MODES, default_mode, of_kind, tie_generator
+from heterolora.config import ElementConfig, ElementSettings, Kind
+from heterolora.errors import UserError
+from heterolora.files import write_text
+from heterolora.peft_config import peft_config, peft_notes
+from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
+from heterolora.scores import ElementScore, Scores
 from tools.cli import Parser, run
 
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
 
 from actions.console import note, say
-from dataset.files import write_text
+from heterolora.files import write_text
 from tools.cli import Parser, run
 from tools.reporting.page import render
 from tools.reporting.run import read_runs

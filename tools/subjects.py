@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
 
+from heterolora.adapt import adapt
+from heterolora.config import ElementConfig, parse
+from heterolora.search_space import SearchSpace
 from model import family
-from model.adapt import adapt
-from model.config import ElementConfig, parse
-from model.search_space import SearchSpace
 from tools.measure import Step
 
 Batch = Mapping[str, Tensor]

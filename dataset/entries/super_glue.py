@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dataset.errors import UserError, nearest
 from dataset.spec import DatasetSpec, Row
+from heterolora.errors import UserError, nearest
 
 
 def _super_glue(

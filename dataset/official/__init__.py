@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.errors import UserError, nearest
+from heterolora.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import evaluate

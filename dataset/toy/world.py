@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 

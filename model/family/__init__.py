@@ -12,8 +12,8 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dataset.errors import UserError, nearest
-from model.family.base import Family
+from heterolora.errors import UserError, nearest
+from heterolora.family import Family
 
 
 @dataclass(frozen=True)

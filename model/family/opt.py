@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from model.family.base import Family
+from heterolora.family import Family
 
 
 def _pre_norm(config: Any) -> bool:

@@ -1,6 +1,6 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692). Post-norm, an encoder: it classifies."""
 
-from model.family.base import Family, never
+from heterolora.family import Family, never
 
 FAMILY = Family(
     name="roberta",

@@ -11,9 +11,9 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from dataset.errors import UserError
+from heterolora.config import ElementConfig, ElementSettings, load
+from heterolora.errors import UserError
 from model.checkpoint import KEY, Record, read_state_dict, record_of
-from model.config import ElementConfig, ElementSettings, load
 from model.load import in_head
 from model.peft_format import CONFIG, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings

@@ -11,13 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
+from heterolora.config import NAMES
+from heterolora.peft_config import peft_notes, task_type
+from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
-from model.config import NAMES
 from model.load import base_dtype
 from model.parameters import count
-from model.peft_format.config import peft_notes, task_type
 from model.peft_format.writing import base_location, on, sites_on
-from model.search_space import SearchSpace
 
 _PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
 

@@ -7,15 +7,15 @@ import re
 import torch
 from torch import nn
 
-from dataset.errors import UserError
 from dataset.spec import Task
-from model.config import ElementConfig, ElementSettings
-from model.family.base import Family
+from heterolora.config import ElementConfig, ElementSettings
+from heterolora.errors import UserError
+from heterolora.family import Family
+from heterolora.peft_config import task_type
+from heterolora.search_space import SearchSpace
 from model.load import in_head
 from model.peft_format import CONFIG, WEIGHTS
 from model.peft_format.adapter import Adapter
-from model.peft_format.config import task_type
-from model.search_space import SearchSpace
 
 
 def lora_config(adapter: Adapter, family: Family) -> ElementConfig:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.errors import UserError
-from model.config import ElementSettings
+from heterolora.config import ElementSettings
+from heterolora.errors import UserError
 
 # What LoRA is changed into by a key that is set.
 _VARIANTS: Mapping[str, str] = {

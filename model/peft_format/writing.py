@@ -9,15 +9,15 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dataset.files import write_text
 from dataset.spec import Task
-from model.adapt import HEADS
+from heterolora.adapt import HEADS
+from heterolora.config import ElementConfig, ElementSettings, Kind
+from heterolora.files import write_text
+from heterolora.peft_config import peft_config
+from heterolora.search_space import Element, SearchSpace
 from model.checkpoint import KEY, Record
-from model.config import ElementConfig, ElementSettings, Kind
 from model.load import in_head
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
-from model.peft_format.config import peft_config
-from model.search_space import Element, SearchSpace
 
 
 def settings_of(element: Element) -> ElementSettings:

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 
-from dataset.errors import UserError
-from model import allocation
-from model.allocation import Candidate, Mode
-from model.reallocation.history import Decision, History
+from heterolora import allocation
+from heterolora.allocation import Candidate, Mode
+from heterolora.errors import UserError
+from heterolora.history import Decision, History
+from heterolora.search_space import SearchSpace
 from model.reallocation.schedule import Schedule, interval
-from model.search_space import SearchSpace
 from model.task.fine_tuning import FineTuning
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from model.saliency.from_training import TrainingGradients, recorded
-from model.saliency.problem import Batch, Track, untracked
-from model.saliency.score import score
+from heterolora.saliency.from_training import TrainingGradients, recorded
+from heterolora.saliency.problem import Batch, Track, untracked
+from heterolora.saliency.score import score
 from model.task.fine_tuning import FineTuning
 from model.task.scoring import batch_count, scoring_batches, scoring_problem
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
+from heterolora.distributed import sum_over_ranks, world_size
+from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import KEY, Record, record_of
-from model.distributed import sum_over_ranks, world_size
-from model.search_space import SearchSpace
 from model.task.optimization import Optimization, build_optimizer, build_scheduler
 from model.trained import take, trained_names
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.search_space import SearchSpace
+from heterolora.search_space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from model.saliency.problem import Batch, Metric, Problem, Result, Track, untracked
+from heterolora.saliency.problem import Batch, Problem, Result, Track, untracked
+from model import metrics
 from model.task.fine_tuning import FineTuning
 
 
@@ -40,7 +41,8 @@ def scoring_problem(
         return Result(losses.total, losses.count, losses.logits)
 
     classifies = task.spec.task == "classification"
-    metric = Metric(task.spec.metrics[0] if classifies else "loss", task.spec.num_labels, tolerance)
+    name = task.spec.metrics[0] if classifies else "loss"
+    metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
     return Problem(task.network, space, evaluate, batches, metric, track)
 
 

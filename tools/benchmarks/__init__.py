@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
-from dataset.errors import UserError, nearest
+from heterolora.errors import UserError, nearest
 
 
 class Benchmark(Protocol):

@@ -15,10 +15,10 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from actions.console import say
-from dataset.errors import UserError
-from model.saliency.heuristics.alpha_test import STEPS, alpha_test
-from model.saliency.problem import Batch, Metric, Problem, Result
-from model.search_space import Element, SearchSpace
+from heterolora.errors import UserError
+from heterolora.saliency.heuristics.alpha_test import STEPS, alpha_test
+from heterolora.saliency.problem import Batch, Metric, Problem, Result
+from heterolora.search_space import Element, SearchSpace
 from tools import measure, subjects
 
 CASES = {"most elements dispensable": 0.0, "about a quarter not, in the lowest blocks": 0.5}  # share of the blocks
@@ -79,7 +79,7 @@ def _problem(network: torch.nn.Module, space: SearchSpace, args: argparse.Namesp
         total = F.cross_entropy(logits, batch["labels"], reduction="sum")
         return Result(total, torch.tensor(len(logits)), logits)
 
-    return Problem(network, space, evaluate, batches, Metric("accuracy", 2))
+    return Problem(network, space, evaluate, batches, Metric("accuracy"))
 
 
 @torch.no_grad()

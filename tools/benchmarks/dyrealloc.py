@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader
 from actions.callbacks import SeedEachBatch
 from actions.console import note, say, set_log_level
 from dataset.spec import DatasetSpec
-from model import saliency
+from heterolora import saliency
+from heterolora.saliency.from_training import TrainingGradients
+from heterolora.search_space import SearchSpace
 from model.checkpoint import BaseSource, Record
 from model.reallocation.callback import Reallocate, ScoreSource, Settings
 from model.reallocation.sources import DedicatedScores, TrainingScores
-from model.saliency.from_training import TrainingGradients
-from model.search_space import SearchSpace
 from model.task.classification import Classification
 from model.task.fine_tuning import Splits
 from model.task.optimization import Optimization

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from actions.console import say
-from model.search_space import SearchSpace
+from heterolora.search_space import SearchSpace
 from tools import measure, subjects
 
 

@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from actions.console import say, set_log_level
 from dataset import registry
 from dataset.collate import Batch
-from dataset.errors import UserError
 from dataset.module import DataSettings, TextDataModule
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
 from tools import measure, subjects
 
 PER_BATCH, GROUPED = "batch", "batch, grouped by length"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actions.console import say
-from model.low_rank import LowRank
-from model.search_space import SearchSpace
+from heterolora.low_rank import LowRank
+from heterolora.search_space import SearchSpace
 from tools import measure, subjects
 
 LORA, OURS, DENSE = "LoRA only", "with shortcuts", "with dense shortcuts"

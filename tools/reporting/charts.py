@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from model.reallocation.history import History
+from heterolora.history import History
 from tools.reporting.curves import Point
 
 MOST_POINTS = 240  # of a line; more are drawn as means of neighbours

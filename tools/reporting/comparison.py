@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from actions.options import declared, flag_of
-from dataset.errors import UserError
+from heterolora.errors import UserError
 from model.metrics import mode
 from tools.reporting.run import Run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dataset.errors import UserError
+from heterolora.errors import UserError
 
 Point = tuple[int, float]
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from actions.options import declared, defaults, flag_of
 from actions.pictures import WIDE_SPAN
-from model.config import NAMES
-from model.place import Place
+from heterolora.config import NAMES
+from heterolora.element import Place
 from tools.reporting.charts import Line, line_chart, number, timeline
 from tools.reporting.comparison import as_text, better, comparison, facts, percent, share
 from tools.reporting.run import Run

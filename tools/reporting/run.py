@@ -14,14 +14,14 @@ from actions.export import LORA, SHORTCUT
 from actions.imp_test import SCORES
 from actions.options import ACTIONS, defaults
 from actions.run_folder import CONFIG, LOGS, METRICS, PARAMETERS
-from dataset.errors import UserError
-from model import scores as scores_file
-from model.allocation import allocate, default_mode, of_kind, tie_generator
-from model.config import Kind, load
-from model.place import Place
-from model.reallocation import history as history_file
-from model.reallocation.history import History
-from model.scores import Scores
+from heterolora import history as history_file
+from heterolora import scores as scores_file
+from heterolora.allocation import allocate, default_mode, of_kind, tie_generator
+from heterolora.config import Kind, load
+from heterolora.element import Place
+from heterolora.errors import UserError
+from heterolora.history import History
+from heterolora.scores import Scores
 from tools.reporting.curves import Curves, read_curves
 
 #: Figures by split: split → metric → value, `None` where it is no number.

@@ -1,0 +1,25 @@
+"""Σ|A ∘ ∂R/∂A| + Σ|B ∘ ∂R/∂B|, without data (SynFlow: Tanaka et al. 2020, arXiv:2006.05467).
+
+R is the sum of the last hidden state of `heterolora.saliency.positive.PositiveNetwork`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from heterolora.saliency import register
+from heterolora.saliency.positive import PositiveNetwork
+from heterolora.saliency.problem import Problem
+
+
+@register(
+    "synflow",
+    warmup_batches=32,
+    remark="q_proj and k_proj score 0 by synflow: they lie on no path of its linear network",
+)
+def synflow(problem: Problem) -> list[float]:
+    network = PositiveNetwork(problem.network, problem.space)
+    parameters = [parameter for factors in network.elements.values() for parameter in (factors.A, factors.B)]
+    gradients = torch.autograd.grad(network.flow(), parameters, materialize_grads=True)
+    parts = [(parameter * gradient).detach().sum() for parameter, gradient in zip(parameters, gradients, strict=True)]
+    return network.unscaled(torch.stack(parts).view(-1, 2).sum(1).tolist())

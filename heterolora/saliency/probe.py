@@ -1,0 +1,66 @@
+"""Watching the place of an element that is off: what its gradients would be, for a few thin matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heterolora.low_rank import LowRank
+
+
+class Probe:
+    """Stands in for an element that is off and sums up the gradients that it would have if it were on.
+
+    With y what delta(x) would be added to and G = ∂ℓ/∂y, tokens summed::
+
+        ∂ℓ/∂A = s · Bᵀ Gᵀ x        (∂ℓ/∂B)ᵀ = s · A xᵀ G
+
+    y passes through untouched, and so does G on its way back, so nothing that is trained notices. x is before dropout.
+
+    Args:
+        low_rank: the element. Its weights must stay as they are while it is probed.
+        of_A: what ∂ℓ/∂A (r, in) is added to in every backward pass, float32.
+        of_Bt: the same for (∂ℓ/∂B)ᵀ (r, out).
+        anchor: any tensor that asks for a gradient (it will get none). Because of it, backward comes by below the
+            lowest element that is on, too.
+        trained: whether B ≠ 0. While B = 0, ∂ℓ/∂A is zero and not computed.
+    """
+
+    def __init__(self, low_rank: LowRank, of_A: Tensor, of_Bt: Tensor, anchor: Tensor, trained: bool) -> None:
+        self.of_A, self.of_Bt, self.anchor, self.scaling = of_A, of_Bt, anchor, low_rank.scaling
+        self.A = low_rank.A.detach()  # (r, in)
+        # Everything is kept r × wide: thin products that run across memory take three times as long.
+        self.Bt = low_rank.B.detach().t().contiguous() if trained else None  # (r, out)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., in), y (..., out) with as many rows -> y."""
+        return _Watched.apply(y, x.detach(), self.anchor, self) if torch.is_grad_enabled() else y
+
+    def add(self, x: Tensor, G: Tensor) -> None:
+        """One backward pass: x (tokens, in), G (tokens, out), of any floating dtype."""
+        x, G = x.to(self.A.dtype), G.to(self.A.dtype)
+        self.of_Bt.add_(self.A @ x.t() @ G, alpha=self.scaling)
+        if self.Bt is not None:
+            self.of_A.add_(self.Bt @ G.t() @ x, alpha=self.scaling)
+
+
+class _Watched(torch.autograd.Function):
+    """The identity on y, whose backward pass shows x and the gradient of y to a probe.
+
+    x is saved the way autograd saves tensors, so that activation checkpointing drops and recomputes it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, probe: Probe) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.probe = probe
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        ctx.probe.add(x.flatten(0, -2), G.flatten(0, -2))
+        return G, None, None, None

@@ -1,0 +1,69 @@
+"""Some training before the scoring: with B = 0 many heuristics see nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heterolora.adapt import heads
+from heterolora.saliency.gradients import trained_parameters
+from heterolora.saliency.problem import Batch, Problem
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Training before scoring.
+
+    Attributes:
+        batches: the first scoring batches, the same on every process, a step each.
+        learning_rate: AdamW's.
+    """
+
+    batches: Sequence[Batch] = ()
+    learning_rate: float = 5e-4
+
+
+def is_fresh(problem: Problem) -> bool:
+    """Whether B = 0 in every element, as at the start."""
+    return not any(bool(element.low_rank.B.detach().any()) for element in problem.space)
+
+
+@contextmanager
+def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
+    """All elements and the head trained by AdamW, and bit for bit what they were afterwards.
+
+    Every process takes every step on whole batches, so that all of them get the weights that one process gets; were the
+    rows shared out, rounding would grow through Adam's division by the gradient's size. Training ends early where the
+    training set has fewer batches, and does not happen where an element is trained already (some B ≠ 0).
+    """
+    if not warm_up.batches or not is_fresh(problem):
+        yield
+        return
+    of_head = [parameter for head in heads(problem.network) for parameter in head.parameters()]
+    parameters = [*trained_parameters(problem.space.elements), *of_head]
+    values = [parameter.detach().clone() for parameter in parameters]
+    try:
+        _train(problem, parameters, warm_up)
+        for parameter in of_head:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+def _train(problem: Problem, parameters: Sequence[Tensor], warm_up: WarmUp) -> None:
+    optimizer = torch.optim.AdamW(parameters, lr=warm_up.learning_rate)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    for batch in problem.track(warm_up.batches, "warm-up"):
+        gradients = torch.autograd.grad(problem.evaluate(batch).loss, parameters, materialize_grads=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    optimizer.zero_grad()

@@ -1,0 +1,214 @@
+"""Shortcuts around the two halves of a Transformer block, attached to the library's own blocks.
+
+With block input x, attention half a, feed-forward half f, input h of the feed-forward half, block output y, and h' the
+h of the block before::
+
+    pre-norm:   h = x + d_res1(x) + a + d_sc2(h')            y = h + d_res2(h) + f + d_sc1(x)
+    post-norm:  h = LN1(x + d_res1(x) + a + d_sc2(h'))       y = LN2(h + d_res2(h) + f + d_sc1(x))
+
+and with `renormalize` (the second d_sc2 and LN1 in every block but the first)::
+
+    pre-norm:   h = LN1(x + d_res1(x) + a + d_sc2(h'))       y = LN2(h + d_res2(h) + f + d_sc1(x))
+    post-norm:  h = LN1(LN1(x + d_res1(x) + a) + d_sc2(h'))  y = LN2(LN2(h + d_res2(h) + f) + d_sc1(x))
+
+No block is copied. A sum is reached through the last linear layer that enters it: what is added to the output of
+`o_proj` arrives in h, what is added to the output of `w2` in y. x and h are seen where they enter a layer: the half's
+norm in a pre-norm block, `q_proj` and `w1` in a post-norm one. Where a family drops out a half's output before the sum
+(OPT, RoBERTa, BERT), the delta enters before that dropout and is dropped with it.
+
+The identity of a residual is the block's own; a cross-layer shortcut has none. Neither is ever a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from heterolora.config import SHORTCUTS
+from heterolora.family import Family
+from heterolora.low_rank import LowRank
+
+
+@dataclass
+class Held:
+    """The tensors on their way from one hook to another.
+
+    Attributes:
+        x: input of the block that runs, while one of its elements still needs it.
+        h: input of its feed-forward half, likewise.
+        before: (block, its h), left for the block after it.
+        step: what the second LN1 of a pre-norm block adds to h, until it is added to the block's output.
+    """
+
+    x: torch.Tensor | None = None
+    h: torch.Tensor | None = None
+    before: tuple[int, torch.Tensor] | None = None
+    step: torch.Tensor | None = None
+
+
+@dataclass(eq=False)
+class Carry:
+    """What carries h across the border of two blocks: one of these a network, empty between forward passes.
+
+    Blocks run one after the other, so one `Held` serves them all. It belongs to one forward call: a recomputation
+    under activation checkpointing gets its own, with the h that this very call was given.
+
+    Attributes:
+        readers: block -> its `shortcut2`.
+        held: what is on its way now.
+    """
+
+    readers: dict[int, LowRank] = field(default_factory=dict)
+    held: Held = field(default_factory=Held)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies start empty: a forward pass that was cut short may have left tensors behind."""
+        return {"readers": self.readers, "held": Held()}
+
+    def wanted(self, layer: int) -> bool:
+        """Whether the block after `layer` will ask for this block's h."""
+        reader = self.readers.get(layer + 1)
+        return reader is not None and reader.present
+
+    def put(self, layer: int, h: torch.Tensor) -> None:
+        """Leave the h of block `layer` for the next block."""
+        self.held.before = (layer, h)
+
+    def take(self, layer: int) -> torch.Tensor:
+        """The h of the block before `layer`. It is handed over once, and an h of any other block is refused."""
+        before, self.held.before = self.held.before, None
+        if before is None or before[0] != layer - 1:
+            raise RuntimeError(f"block {layer} runs without the h of block {layer - 1}")
+        return before[1]
+
+    def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """`context_fn` of `torch.utils.checkpoint` (non-reentrant), which asks once in each call of a block."""
+        return nullcontext(), _Recomputation(self, self.held.before)
+
+
+class _Recomputation(AbstractContextManager):
+    """Gives a recomputed block the h that its own forward call had, and drops what the recomputation leaves behind
+    (it stops as soon as it has what backward needs, so an x may have been seen and never used)."""
+
+    def __init__(self, carry: Carry, before: tuple[int, torch.Tensor] | None) -> None:
+        self.carry, self.before = carry, before
+        self.outside = Held()
+
+    def __enter__(self) -> None:
+        self.outside, self.carry.held = self.carry.held, Held(before=self.before)
+
+    def __exit__(self, *_: object) -> None:
+        self.carry.held = self.outside
+
+
+class Shortcuts(nn.Module):
+    """The shortcuts of one block, living inside it, and the hooks that work them.
+
+    Every hook is a method of this module, so a deep copy of the network is worked by its own copy of it. x and h are
+    seen only for elements that are present (on, or probed), and let go at their last use.
+
+    Args:
+        layer: index of the block.
+        elements: name -> element, for the places that have one.
+        carry: the network's own, shared by all blocks.
+        renormalize: normalise once more after the cross-layer shortcuts.
+    """
+
+    def __init__(self, layer: int, elements: Mapping[str, LowRank], carry: Carry, renormalize: bool) -> None:
+        super().__init__()
+        self.layer, self.carry, self.renormalize = layer, carry, renormalize
+        for name in SHORTCUTS:
+            self.register_module(name, elements.get(name))
+        if "shortcut2" in elements:
+            carry.readers[layer] = elements["shortcut2"]
+
+    def attach(self, block: nn.Module, family: Family, pre_norm: bool) -> None:
+        """Become part of `block`, whose linear layers are wrapped already where LoRA wraps them."""
+        at = block.get_submodule
+        norm1, norm2 = at(family.norm1), at(family.norm2)
+        self.norms = (norm1, norm2)  # in a tuple they are referred to, not owned
+        self.cross_after_norm = self.renormalize and not pre_norm
+        block.add_module("shortcuts", self)
+        if self.renormalize and self.layer > 0:
+            if pre_norm:
+                norm2.register_forward_pre_hook(self.normalise_h)  # before `see_h`
+            else:
+                norm1.register_forward_hook(self.cross_and_normalise_h)
+        if self.renormalize:
+            if pre_norm:
+                block.register_forward_hook(self.normalise_y)
+            else:
+                norm2.register_forward_hook(self.cross_and_normalise_y)
+        see_x, see_h = (norm1, norm2) if pre_norm else (at(family.linears["q_proj"]), at(family.linears["w1"]))
+        see_x.register_forward_pre_hook(self.see_x)
+        see_h.register_forward_pre_hook(self.see_h)
+        at(family.linears["o_proj"]).register_forward_hook(self.add_to_h)
+        at(family.linears["w2"]).register_forward_hook(self.add_to_y)
+
+    def see_x(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if _present(self.residual1) or _present(self.shortcut1):
+            self.carry.held.x = args[0]
+
+    def see_h(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if _present(self.residual2):
+            self.carry.held.h = args[0]
+        if self.carry.wanted(self.layer):
+            self.carry.put(self.layer, args[0])
+
+    def add_to_h(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        held = self.carry.held
+        if _present(self.residual1):
+            output = self.residual1(held.x, onto=output)
+            if not _present(self.shortcut1):
+                held.x = None
+        return output if self.cross_after_norm else self._add_shortcut2(output)
+
+    def add_to_y(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        if _present(self.residual2):
+            output = self.residual2(self.carry.held.h, onto=output)
+            self.carry.held.h = None
+        return output if self.cross_after_norm else self._add_shortcut1(output)
+
+    def _add_shortcut2(self, output: torch.Tensor) -> torch.Tensor:
+        return self.shortcut2(self.carry.take(self.layer), onto=output) if _present(self.shortcut2) else output
+
+    def _add_shortcut1(self, output: torch.Tensor) -> torch.Tensor:
+        if _present(self.shortcut1):
+            output = self.shortcut1(self.carry.held.x, onto=output)
+            self.carry.held.x = None
+        return output
+
+    # `forward` is called on the norms below so that the second normalisation does not run their hooks again.
+
+    def cross_and_normalise_h(
+        self, norm1: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        return norm1.forward(self._add_shortcut2(output))
+
+    def cross_and_normalise_y(
+        self, norm2: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        return norm2.forward(self._add_shortcut1(output))
+
+    def normalise_h(self, _norm2: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The feed-forward half sees LN1(h); the block adds its own h to the sum, which `normalise_y` makes good."""
+        h = self.norms[0].forward(args[0])
+        self.carry.held.step = h - args[0]
+        return (h, *args[1:])
+
+    def normalise_y(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        y = output[0] if isinstance(output, tuple) else output
+        if self.carry.held.step is not None:
+            y = y + self.carry.held.step.view_as(y)
+            self.carry.held.step = None
+        y = self.norms[1].forward(y)
+        return (y, *output[1:]) if isinstance(output, tuple) else y
+
+
+def _present(element: LowRank | None) -> bool:
+    return element is not None and element.present
