@@ -13,7 +13,8 @@ from actions.experiment import build
 from actions.resolve import Request
 from actions.results import validate
 from actions.trainer import build_trainer
-from heterolora.config import SHORTCUTS, parse
+from heterolora.config import parse
+from heterolora.element import SHORTCUTS
 from model.checkpoint import KEY, record_of
 
 _AMONG_WEIGHTS = ".shortcuts."

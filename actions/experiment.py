@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from actions.console import note
 from actions.options import TEST, TRAIN, Options
 from actions.resolve import Request
 from actions.run_folder import as_plain
 from dataset.module import DataSettings, TextDataModule
-from heterolora.adapt import adapt, enable_gradient_checkpointing, plan
+from heterolora.adapt import Plan, adapt, enable_gradient_checkpointing, plan
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record, record_of
@@ -53,7 +53,8 @@ def build(request: Request) -> Experiment:
     """Reads configuration, data and weights, in the order in which mistakes are cheapest to find."""
     options, spec, base_source = request.options, request.spec, request.base
     config = load_config(base_source.name, spec)
-    notes = [*request.notes, *check_plan(request, config)]
+    planned = plan_elements(request, config)
+    notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, _data_settings(options))
     data.read()
     tokenizer = load_tokenizer(base_source.name, config)
@@ -63,7 +64,7 @@ def build(request: Request) -> Experiment:
 
     base = load_base(base_source, config, tokenizer, spec.task, options.precision, options.quantize)
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    space = adapt_base(request, base.network)
+    space = None if planned is None else adapt(base.network, planned)
     if options.gradient_checkpointing:
         enable_gradient_checkpointing(base.network, space)
     record = Record(
@@ -86,27 +87,36 @@ def build(request: Request) -> Experiment:
     return Experiment(options, data, task, untrained_head, count(task.network, space), done)
 
 
-def check_plan(request: Request, config: PretrainedConfig) -> tuple[str, ...]:
-    """Whether configurations and architecture fit, before any weight is read; returns what is worth saying."""
+def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
+    """The elements of an adapted model, before any weight is read; None for a plain model.
+
+    Args:
+        request: names the family and the configurations.
+        config: the configuration of the base.
+
+    Raises:
+        UserError: configurations, adapter and architecture do not fit together.
+    """
     if request.adapted is None:
-        return ()
+        return None
     family, configs = request.adapted.family, request.configs
+    family.check(config)
+    network = skeleton(config, request.spec.task)
     if request.adapter is not None:
-        family.check(config)
-        check_modules(request.adapter, skeleton(config, request.spec.task), request.base.name)
-    planned = plan(family, config, configs["lora"], configs.get("shortcut"))
+        check_modules(request.adapter, network, request.base.name)
+    planned = plan(network, family, configs["lora"], configs.get("shortcut"))
     if not planned.elements:
         _check_head_alone(request)
     if request.must_agree:
         given = {**configs, **request.must_agree}
-        other = plan(family, config, given["lora"], given.get("shortcut"))
-        # PEFT has one dropout for all elements, so that a configuration beside an adapter may say more than it.
+        other = plan(network, family, given["lora"], given.get("shortcut"))
+        # PEFT has one dropout for all elements, so a configuration beside an adapter may give more detail.
         if not (other.same_elements(planned) if request.adapter is not None else other == planned):
             raise UserError(
                 f"the configuration given differs from the one inside {request.options.load}",
-                "leave it out: what is loaded holds its own",
+                "leave it out: a checkpoint or adapter contains its own configuration",
             )
-    return planned.notes
+    return planned
 
 
 def _check_head_alone(request: Request) -> None:
@@ -127,13 +137,6 @@ def _data_settings(options: Options) -> DataSettings:
         saved_path=options.dataset_saved_path,
         cache=not options.disable_dataset_cache,
     )
-
-
-def adapt_base(request: Request, network: PreTrainedModel) -> SearchSpace | None:
-    """Put the request's elements into its base, in place; a plain model stays as it is."""
-    if request.adapted is None:
-        return None
-    return adapt(network, request.adapted.family, request.configs["lora"], request.configs.get("shortcut"))
 
 
 def _task(

@@ -23,8 +23,8 @@ from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
 from model.peft_format import CARD
-from model.peft_format.card import Result, card
-from model.peft_format.writing import on, result_config, sites_on, write_adapter
+from model.peft_format.card import CardContents, card
+from model.peft_format.writing import result_config, write_adapter
 
 ADAPTER, LORA, SHORTCUT = "adapter", "lora.toml", "shortcut.toml"
 ALLOCATION = "allocation.png"
@@ -48,9 +48,9 @@ def export_run(experiment: Experiment, folder: Path) -> None:
     if record.shortcut is not None:
         write_text(folder / SHORTCUT, head + result_config(task.space, "shortcut", renormalizes(record)).to_toml())
     write_adapter_folder(folder / ADAPTER, task.network, task.space, task.spec, record, folder)
-    for text in peft_notes(sites_on(task.space)):
+    for text in peft_notes([low_rank.element for low_rank in task.space.on("lora")]):
         note(text)
-    if renormalizes(record) or on(task.space, "shortcut"):
+    if renormalizes(record) or task.space.on("shortcut"):
         note("PEFT has no shortcuts: they are beside its files in adapter/, and it loads the model without them")
     say(f"adapter, for PEFT too: {folder / ADAPTER}")
 
@@ -74,7 +74,7 @@ def write_adapter_folder(
         run_folder: where metrics and pictures are.
     """
     renormalize = renormalizes(record)
-    result = Result(network, space, spec, record, renormalize, _metrics(run_folder), _configurations(record))
+    result = CardContents(network, space, spec, record, renormalize, _metrics(run_folder), _configurations(record))
     shortcut = result_config(space, "shortcut", renormalize) if result.beyond_peft else None
     with whole_folder(target) as unfinished:
         write_adapter(unfinished, network, space, spec.task, _to_remember(record, shortcut is not None), shortcut)
@@ -121,10 +121,10 @@ def _first_comment(path: Path) -> str:
 
 def _draw(space: SearchSpace, folder: Path) -> list[str]:
     """A picture of the ranks, empty blocks too."""
-    ranks = {element: float(element.low_rank.rank if element.low_rank.enabled else 0) for element in space}
+    ranks = {low_rank.element: float(low_rank.element.rank if low_rank.enabled else 0) for low_rank in space}
     if not ranks:
         return []
-    chosen = {element.key for element in space if element.low_rank.enabled}
+    chosen = {low_rank.element.key for low_rank in space.on()}
     heat_map(
         folder / ALLOCATION,
         ranks,

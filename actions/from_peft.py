@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import model.family as families
 from actions.options import Options
 from actions.parse import Command
-from heterolora.config import ElementConfig, Kind
+from heterolora.config import ElementConfig
+from heterolora.element import Kind
 from heterolora.errors import UserError
 from model.family import AdaptedName
 from model.peft_format import FILES

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,16 @@ from actions.run_folder import CONFIG, open_run_folder, write_config
 from actions.scoring import check_scoring
 from actions.trainer import check_devices
 from heterolora import saliency, scores
-from heterolora.allocation import Mode, allocate, of_kind, tie_generator
+from heterolora.allocation import Mode, Scored, allocate, of_kind, tie_generator
 from heterolora.saliency.score import score, why_all_equal
 from heterolora.saliency.warm_up import WarmUp, is_fresh
-from heterolora.scores import ElementScore, Scores
-from heterolora.search_space import Element
+from heterolora.scores import Scores
 from model.task.scoring import batch_count, scoring_problem
 
 SCORES, PICTURE = "scores.toml", "scores.png"
 SHOWN = 10  # elements in the table
 
 INTERRUPTED = 128 + 2  # what a shell says of a process that Ctrl-C ended
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What was found.
-
-    Attributes:
-        values: key of an element → score, in the order of the search space.
-        batches: number of scoring batches, over all processes.
-        seconds: that scoring took, warm-up included.
-    """
-
-    values: Mapping[str, float]
-    batches: int
-    seconds: float
 
 
 def run(request: Request) -> None:
@@ -61,9 +44,11 @@ def run(request: Request) -> None:
         fabric = _launched(request.options)
         with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
             say(f"run folder: {folder}")
-            scored = _score(experiment, fabric)
+            found, seconds = _score(request, experiment, fabric)
             if is_first_process():
-                _report(request, experiment, scored, mode, folder)
+                _report(request.action, experiment, found, mode, folder)
+                say(f"scored {len(found.scored)} elements in {seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
+                say(_next(experiment.options, found.has_shortcuts, folder))
     except KeyboardInterrupt:
         say("stopped")
         raise SystemExit(INTERRUPTED) from None
@@ -93,7 +78,8 @@ def _folder_unless_empty(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _score(experiment: Experiment, fabric: Fabric) -> Scored:
+def _score(request: Request, experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
+    """The scores, and the seconds that scoring took, warm-up included."""
     options, data, task = experiment.options, experiment.data, experiment.task
     heuristic = saliency.get(options.importance_test_name)
     with fabric.rank_zero_first(local=True):  # the others find the cache filled
@@ -116,7 +102,21 @@ def _score(experiment: Experiment, fabric: Fabric) -> Scored:
             note(text)
     start = time.perf_counter()
     values = score(heuristic.name, problem, warm_up)
-    return Scored(values, count, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    shortcut = request.configs.get("shortcut")
+    found = Scores(
+        scored=tuple(Scored(element, values[element.key]) for element in task.space.elements),
+        importance_test_name=heuristic.name,
+        task=request.spec.task,
+        dataset=options.dataset,
+        model=options.model,
+        load=request.base.name,
+        batches=count,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        renormalize=shortcut is not None and shortcut.renormalize,
+    )
+    return found, seconds
 
 
 def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
@@ -126,81 +126,50 @@ def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
     return track(items, what, console=console, transient=True, disable=not shown)
 
 
-def _report(request: Request, experiment: Experiment, scored: Scored, mode: Mode, folder: Path) -> None:
-    options, space = experiment.options, experiment.task.space
-    shortcut = request.configs.get("shortcut")
-    found = Scores(
-        task=request.spec.task,
-        dataset=options.dataset,
-        model=options.model,
-        load=request.base.name,
-        importance_test_name=options.importance_test_name,
-        batches=scored.batches,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        elements=tuple(_element_score(element, scored.values[element.key]) for element in space),
-        renormalize=shortcut is not None and shortcut.renormalize,
-    )
-    on = allocate(found.elements, options.turn_on_percentile, mode, tie_generator(options.seed, 0))
-    write_config(folder, request.action, options)
+def _report(action: str, experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> None:
+    options, scored = experiment.options, found.scored
+    on = allocate(scored, options.turn_on_percentile, mode, tie_generator(options.seed, 0))
+    write_config(folder, action, options)
     scores.write(folder / SCORES, found)
     heat_map(
         folder / PICTURE,
-        {element: element.score for element in found.elements},
-        title=f"{options.importance_test_name}: {options.model} on {options.dataset}",
+        {item.element: item.score for item in scored},
+        title=f"{found.importance_test_name}: {options.model} on {options.dataset}",
         marked=on,
-        label=options.importance_test_name,
+        label=found.importance_test_name,
         mark=f"on at --turn-on-percentile {options.turn_on_percentile:g}",
     )
     log_pictures(build_loggers(options, folder), [folder / PICTURE])
-    say(_table(found.elements, on))
-    why = why_all_equal(options.importance_test_name, scored.values) or _drawn(found.elements, on, mode)
+    say(_table(scored, on))
+    values = {item.element.key: item.score for item in scored}
+    why = why_all_equal(found.importance_test_name, values) or _ties(scored, on, mode)
     if why is not None:
         note(why)
-    say(f"scored {len(space)} elements in {scored.seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
-    say(_next(options, bool(space.of_kind("shortcut")), folder))
 
 
-def _element_score(element: Element, value: float) -> ElementScore:
-    low_rank = element.low_rank
-    return ElementScore(
-        layer=element.layer,
-        name=element.name,
-        kind=element.kind,
-        score=value,
-        in_features=low_rank.in_features,
-        out_features=low_rank.out_features,
-        rank=low_rank.rank,
-        module=element.module,
-        alpha=low_rank.alpha,
-        dropout=low_rank.dropout,
-        use_rslora=low_rank.use_rslora,
-    )
-
-
-def _table(elements: Sequence[ElementScore], on: frozenset[str]) -> Table:
+def _table(scored: Sequence[Scored], on: frozenset[str]) -> Table:
     """The best elements."""
-    best = sorted(elements, key=lambda element: (-element.score, element.key not in on))[:SHOWN]
-    table = Table("element", "score", "of the sum", "on", title=f"The best {len(best)} of {len(elements)} elements")
+    best = sorted(scored, key=lambda item: (-item.score, item.element.key not in on))[:SHOWN]
+    table = Table("element", "score", "of the sum", "on", title=f"The best {len(best)} of {len(scored)} elements")
     for column in table.columns[1:3]:
         column.justify = "right"
-    total = sum(element.score for element in elements)
-    for element in best:
-        share = f"{element.score / total:.1%}" if total else "–"
-        table.add_row(element.key, f"{element.score:.4g}", share, "on" if element.key in on else "")
+    total = sum(item.score for item in scored)
+    for item in best:
+        share = f"{item.score / total:.1%}" if total else "–"
+        table.add_row(item.element.key, f"{item.score:.4g}", share, "on" if item.element.key in on else "")
     return table
 
 
-def _drawn(elements: Sequence[ElementScore], on: frozenset[str], mode: Mode) -> str | None:
-    """Where the budget ends among equal scores: how much of it is a draw; None where it is not."""
-    lora, shortcuts = of_kind(elements, "lora"), of_kind(elements, "shortcut")
-    rankings = {"off": [lora], "separated": [lora, shortcuts], "combined": [elements]}
+def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode) -> str | None:
+    """A note if the budget ends among equal scores, so that ties were broken at random; None otherwise."""
+    lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
+    rankings = {"off": [lora], "separated": [lora, shortcuts], "combined": [scored]}
     for ranking in rankings[mode]:
-        lowest = min((element.score for element in ranking if element.key in on), default=None)
-        alike = [element.key for element in ranking if element.score == lowest]
-        drawn = [key for key in alike if key in on]
-        if len(drawn) < len(alike):
-            return f"{len(drawn)} of the elements that are on are drawn, among {len(alike)} that score {lowest:g}"
+        lowest = min((item.score for item in ranking if item.element.key in on), default=None)
+        tied = [item.element.key for item in ranking if item.score == lowest]
+        chosen = [key for key in tied if key in on]
+        if len(chosen) < len(tied):
+            return f"{len(chosen)} elements that are on were chosen at random from {len(tied)} with score {lowest:g}"
     return None
 
 

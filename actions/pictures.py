@@ -11,8 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from heterolora.config import NAMES
-from heterolora.element import Place
+from heterolora.element import Place, order_of
 from heterolora.files import whole
 
 COLOURS = "YlGnBu"
@@ -44,7 +43,7 @@ def heat_map(
         blocks: so many rows at least, though some have no place.
     """
     layers = sorted({place.layer for place in values} | set(range(blocks)))
-    names = sorted({place.name for place in values}, key=NAMES.index)
+    names = sorted({place.name for place in values}, key=order_of)
     grid = np.full((len(layers), len(names)), np.nan)
     cell = {place: (layers.index(place.layer), names.index(place.name)) for place in values}
     for place, value in values.items():

@@ -18,7 +18,8 @@ from actions.parse import Command
 from actions.run_folder import CHECKPOINTS, named_folder
 from dataset import registry
 from dataset.spec import DatasetSpec
-from heterolora.config import ElementConfig, Kind, load, parse
+from heterolora.config import ElementConfig, load, parse
+from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 from model.peft_format import is_adapter

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from actions.experiment import adapt_base, check_plan
+from actions.experiment import plan_elements
 from actions.resolve import Request
-from heterolora.adapt import heads
+from heterolora.adapt import adapt, heads
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record, record_of
 from model.load import load_base, load_config
@@ -46,14 +46,15 @@ def restore_trained(request: Request) -> Restored:
         UserError: configuration, checkpoint or adapter do not fit.
     """
     config = load_config(request.base.name, request.spec)
-    notes = check_plan(request, config)
+    planned = plan_elements(request, config)
     network = skeleton(config, request.spec.task)
-    space = adapt_base(request, network)
+    space = None if planned is None else adapt(network, planned)
     if space is not None and (request.checkpoint or request.adapter):
-        for element in space:
-            element.low_rank.to_empty(device="cpu")
+        for low_rank in space:
+            low_rank.to_empty(device="cpu")
         for head in heads(network):
             head.to_empty(device="cpu")
+    notes = () if planned is None else planned.notes
     return replace(_with_weights(request, network, space, _sha256(request)), notes=notes)
 
 
@@ -69,10 +70,11 @@ def restore(request: Request, config: PretrainedConfig, tokenizer: PreTrainedTok
         UserError: base, configuration, checkpoint or adapter do not fit.
     """
     options, spec = request.options, request.spec
-    check_plan(request, config)
+    planned = plan_elements(request, config)
     precision = None if options.quantize is None else options.precision
     base = load_base(request.base, config, tokenizer, spec.task, precision, options.quantize)
-    return _with_weights(request, base.network, adapt_base(request, base.network), base.sha256)
+    space = None if planned is None else adapt(base.network, planned)
+    return _with_weights(request, base.network, space, base.sha256)
 
 
 def _with_weights(request: Request, network: PreTrainedModel, space: SearchSpace | None, sha256: str) -> Restored:

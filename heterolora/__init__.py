@@ -1,0 +1,39 @@
+"""LoRA adapters where a network needs them: saliency scores, budgets and ranks for any torch network.
+
+Importing this package imports nothing heavy; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heterolora.element import Element
+    from heterolora.errors import UserError
+    from heterolora.family import Family
+    from heterolora.library import lora_config, score
+    from heterolora.saliency import names as heuristics
+    from heterolora.saliency import register
+    from heterolora.scores import Scores
+
+__version__ = "0.2.0"
+__all__ = ["Element", "Family", "Scores", "UserError", "heuristics", "lora_config", "register", "score"]
+
+_HOMES = {
+    "Element": ("heterolora.element", "Element"),
+    "Family": ("heterolora.family", "Family"),
+    "Scores": ("heterolora.scores", "Scores"),
+    "UserError": ("heterolora.errors", "UserError"),
+    "heuristics": ("heterolora.saliency", "names"),
+    "lora_config": ("heterolora.library", "lora_config"),
+    "register": ("heterolora.saliency", "register"),
+    "score": ("heterolora.library", "score"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heterolora' has no attribute '{name}'")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,21 +1,19 @@
-"""Scores → which elements are on. Pure: it knows nothing of networks or training.
+"""Scores -> which elements are on. Pure functions: they know nothing of networks or training.
 
 The budget is a share p of the candidates: ⌊p · n₁⌋ of the n₁ LoRA elements and p · n₂ of the n₂ shortcuts, rounded half
-up, but one element at least. The highest scores win; equal scores are drawn.
+up, but at least one element. The highest scores win. Ties are broken at random.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
-from typing import Literal, TypeVar
+from typing import Literal
 
-from heterolora.config import Kind
-from heterolora.element import Place
+from heterolora.element import Element, Kind
 from heterolora.errors import UserError
 
 Mode = Literal["off", "separated", "combined"]
@@ -23,19 +21,11 @@ MODES: tuple[Mode, ...] = ("off", "separated", "combined")
 
 
 @dataclass(frozen=True)
-class Candidate(Place):
-    """One element and its score.
+class Scored:
+    """An element and its score; a higher score is more important."""
 
-    Attributes:
-        kind: `lora` or `shortcut`.
-        score: higher is more important.
-    """
-
-    kind: Kind
+    element: Element
     score: float
-
-
-AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
 
 
 @dataclass(frozen=True)
@@ -51,14 +41,14 @@ def default_mode(has_shortcuts: bool) -> Mode:
 
 
 def share(percentile: float | Decimal, lora: int, shortcut: int) -> Budget:
-    """⌊p · lora⌋ and p · shortcut rounded half up, in exact decimals: 0.29 of 100 is 29, which floats make 28.99….
+    """⌊p · lora⌋ and p · shortcut rounded half up, in exact decimals: 0.29 of 100 is 29; in floats it is 28.99….
 
-    Where both come out as 0, one element may be on all the same: a LoRA one if there is any.
+    If both are 0, one element may be on: a LoRA element if there is one.
 
     Args:
-        percentile: p in (0, 1]; a float means the decimal that it is written as.
-        lora: how much LoRA there is: elements, or another unit.
-        shortcut: how much there is of shortcuts, in the same unit.
+        percentile: p in (0, 1]; a float stands for its shortest decimal.
+        lora: the amount of LoRA: elements, or another unit.
+        shortcut: the amount of shortcuts, in the same unit.
 
     Raises:
         UserError: p is outside (0, 1].
@@ -76,45 +66,45 @@ def share(percentile: float | Decimal, lora: int, shortcut: int) -> Budget:
 def tie_generator(seed: int, draw: int) -> random.Random:
     """The generator that breaks ties in one allocation.
 
-    It depends on `--seed` and the number of the allocation alone. So it is the same on every process, disturbs no other
-    random state, and a checkpoint needs to hold nothing of it but that number.
+    It depends only on `--seed` and the number of the allocation. So it is the same on every process, changes no other
+    random state, and needs no state in a checkpoint.
     """
     return random.Random(f"allocation {draw} of a run with seed {seed}")
 
 
-def ranked(candidates: Sequence[AnyCandidate], generator: random.Random) -> list[AnyCandidate]:
-    """`candidates` by score, the highest first, whatever their order was; equal scores in an order drawn uniformly.
+def ranked(scored: Iterable[Scored], generator: random.Random) -> list[Scored]:
+    """`scored` by score, the highest first; elements with equal scores are in random order.
 
     Raises:
         UserError: a score is NaN or infinite.
     """
-    for candidate in candidates:
-        if not math.isfinite(candidate.score):
+    for item in scored:
+        if not math.isfinite(item.score):
             raise UserError(
-                f"the score of {candidate.key} is {candidate.score}",
-                "expected a finite one; look at the loss, and at the precision",
+                f"the score of {item.element.key} is {item.score}",
+                "expected a finite score; check the loss and the precision",
             )
-    drawn = sorted(candidates, key=lambda candidate: (candidate.layer, candidate.name))
+    drawn = sorted(scored, key=lambda item: (item.element.layer, item.element.name))
     generator.shuffle(drawn)
-    return sorted(drawn, key=lambda candidate: -candidate.score)  # stable: equal scores stay as drawn
+    return sorted(drawn, key=lambda item: -item.score)  # stable: ties keep their random order
 
 
 def allocate(
-    candidates: Sequence[Candidate], percentile: float | Decimal, mode: Mode, generator: random.Random
+    scored: Sequence[Scored], percentile: float | Decimal, mode: Mode, generator: random.Random
 ) -> frozenset[str]:
     """The keys of the elements that are on.
 
     Args:
-        candidates: every element of the search space.
+        scored: every element of the search space.
         percentile: share p in (0, 1] of the elements to turn on.
-        mode: `off` ranks LoRA alone and leaves shortcuts as configured, that is on; `separated` ranks each kind within
-            its own budget; `combined` ranks all of them within the sum of both budgets.
-        generator: draws among equal scores, see `tie_generator`.
+        mode: `off` ranks LoRA only and leaves all shortcuts on; `separated` ranks each kind within its own budget;
+            `combined` ranks all elements within the sum of both budgets.
+        generator: breaks ties, see `tie_generator`.
 
     Raises:
-        UserError: a score is NaN or infinite, p is outside (0, 1], or there is nothing to choose from.
+        UserError: a score is NaN or infinite, p is outside (0, 1], or the mode has no elements to choose from.
     """
-    order = ranked(candidates, generator)
+    order = ranked(scored, generator)
     lora, shortcuts = of_kind(order, "lora"), of_kind(order, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
     if mode == "off":
@@ -125,30 +115,30 @@ def allocate(
             chosen = [*lora[: budget.lora], *shortcuts[: budget.shortcut]]
         else:
             chosen = order[: budget.lora + budget.shortcut]
-    return frozenset(candidate.key for candidate in chosen)
+    return frozenset(item.element.key for item in chosen)
 
 
-def by_least_often_on(candidates: Sequence[Candidate], times_on: Mapping[str, int]) -> list[Candidate]:
-    """`candidates` scored by how seldom they were on so far, for the warm-up of a dynamic run.
+def by_least_often_on(elements: Sequence[Element], times_on: Mapping[str, int]) -> list[Scored]:
+    """The elements, scored by how rarely they were on so far, for the warm-up of a dynamic run.
 
-    An element that was never on has B = 0, and some heuristics would score it 0 for ever.
+    An element that was never on has B = 0, and some heuristics always score it 0.
 
     Args:
-        candidates: every element; their scores are not looked at.
-        times_on: key → number of allocations in which the element was on; missing: 0.
+        elements: every element.
+        times_on: key -> number of allocations in which the element was on; a missing key means 0.
     """
-    return [dataclasses.replace(candidate, score=-float(times_on.get(candidate.key, 0))) for candidate in candidates]
+    return [Scored(element, -float(times_on.get(element.key, 0))) for element in elements]
 
 
-def of_kind(candidates: Sequence[AnyCandidate], kind: Kind) -> list[AnyCandidate]:
-    return [candidate for candidate in candidates if candidate.kind == kind]
+def of_kind(scored: Iterable[Scored], kind: Kind) -> list[Scored]:
+    return [item for item in scored if item.element.kind == kind]
 
 
 def check_mode(mode: Mode, has_lora: bool, has_shortcuts: bool) -> None:
-    """`UserError` where a mode has nothing to choose from."""
+    """Raise `UserError` if the mode has no elements to choose from."""
     if mode != "off" and not has_shortcuts:
         raise UserError(
             f"mode '{mode}' needs shortcuts and there are none", "expected mode 'off', or a model with shortcuts"
         )
     if mode == "off" and not has_lora:
-        raise UserError("mode 'off' ranks LoRA alone and there is none", "expected mode 'separated' or 'combined'")
+        raise UserError("mode 'off' ranks only LoRA and there is none", "expected mode 'separated' or 'combined'")

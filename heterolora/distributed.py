@@ -1,4 +1,4 @@
-"""The one collective that losses and scores need."""
+"""Sums over processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def world_size() -> int:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The sum of `values` over all processes, the same on each; `values` itself for one process."""
+    """The sum of `values` over all processes; `values` itself if there is one process."""
     if world_size() == 1:
         return values
     total = values.clone()
@@ -22,7 +22,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def sum_numbers_over_ranks(numbers: Sequence[float], device: torch.device) -> list[float]:
-    """The sum of each of `numbers` over all processes, in float64; `device` is where the processes meet."""
+    """The sum of each number over all processes, in float64; `device` is the device of the collective."""
     if world_size() == 1:
         return list(numbers)
     return sum_over_ranks(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()

@@ -1,7 +1,4 @@
-"""What a user can get wrong, said in one line.
-
-The lowest module of the project: it imports nothing of it, so `model/`, `dataset/` and `actions/` can all raise it.
-"""
+"""Mistakes of the user, as one-line messages. The lowest module of the project: it imports no other."""
 
 from __future__ import annotations
 
@@ -10,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave. `main` prints `error: <found>; <expected>` and exits with code 2.
+    """A mistake in the user's input. `main` prints `error: <found>; <expected>` and exits with code 2.
 
     Args:
         found: what was found, e.g. "--model 'opt_lra' is not known".
-        expected: what would have been right, e.g. "did you mean 'opt_lora'?".
+        expected: what would be right, e.g. "did you mean 'opt_lora'?".
     """
 
     def __init__(self, found: str, expected: str) -> None:
@@ -24,7 +21,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The advice for a misspelt `name`: the nearest valid one if there is one, then all of them."""
+    """The advice for an unknown name: the nearest valid name if there is one, and all valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     listing = ", ".join(names) if names else "none"

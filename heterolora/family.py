@@ -1,4 +1,4 @@
-"""What a family of architectures is: a table of module paths, read without importing torch or transformers."""
+"""The table of a model family: module paths that LoRA and shortcuts need. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -11,50 +11,41 @@ from heterolora.errors import UserError, nearest
 Task = Literal["classification", "causal_language_modeling", "summarization"]
 TASKS: tuple[Task, ...] = ("classification", "causal_language_modeling", "summarization")
 
-#: Canonical projection names, in the order of every table, and the other names that files may use for them.
-PROJECTIONS: Mapping[str, tuple[str, ...]] = {
-    "q_proj": (),
-    "k_proj": (),
-    "v_proj": (),
-    "o_proj": ("out_proj",),
-    "w1": ("fc1", "up_proj"),
-    "w2": ("fc2", "down_proj"),
-    "gate": ("gate_proj",),
-}
-
 
 def always(config: Any) -> bool:
-    """`pre_norm` of an architecture that normalises before each half, whatever its configuration."""
+    """`pre_norm` of an architecture that always normalises before each half."""
     return True
 
 
 def never(config: Any) -> bool:
-    """`pre_norm` of an architecture that normalises after each half, whatever its configuration."""
+    """`pre_norm` of an architecture that always normalises after each half."""
     return False
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture, as paths into the library's own modules.
+    """One architecture, as paths to the library's own modules.
 
-    A block is two halves, attention and feed-forward, each with a residual sum and a norm (before the half in a
-    pre-norm model, after the sum in a post-norm one). The paths below are all that LoRA and the shortcuts need.
+    A block has two halves, attention and feed-forward. Each half has a residual sum and a norm: before the half in a
+    pre-norm model, after the sum in a post-norm model.
 
     Attributes:
         name: the `<name>` of `--model <name>_lora` and `<name>_lora_ags`.
         model_types: the `model_type`s of Hugging Face configurations that the table fits.
         blocks: path of the list of blocks inside the base model (the network without its head).
         linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
-            attention half and `w2` of the feed-forward half, `q_proj` and `w1` are among the first of each.
+            attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
         norm1: path of the attention half's norm inside a block.
         norm2: path of the feed-forward half's norm inside a block.
         pre_norm: Hugging Face configuration -> whether the norms come before the halves.
-        before_blocks: paths inside the base model of the linear layers and norms that the input embeddings pass on
-            their way to the first block, in order; a model need not have them.
-        after_blocks: likewise, on the way from the last block to the last hidden state.
-        norm_offset: what a norm adds to its weight before it multiplies by it.
-        tasks: the tasks that the architecture does.
-        misfits: what looks alike and is not: `model_type` -> why the table does not fit it.
+        before_blocks: paths inside the base model of the linear layers and norms between the input embeddings and the
+            first block, in order; paths that a model does not have are skipped.
+        after_blocks: the same between the last block and the last hidden state.
+        norm_offset: a constant that a norm adds to its weight.
+        positions_after_padding: whether position ids start after the padding index, so that the model has fewer usable
+            positions than rows in its position table.
+        tasks: the tasks that models of the family can do.
+        misfits: `model_type` of a similar architecture -> why the table does not fit it.
     """
 
     name: str
@@ -67,11 +58,12 @@ class Family:
     before_blocks: tuple[str, ...] = ()
     after_blocks: tuple[str, ...] = ()
     norm_offset: float = 0.0
+    positions_after_padding: bool = False
     tasks: tuple[Task, ...] = TASKS
     misfits: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, config: Any) -> None:
-        """Raise `UserError` unless the table fits the model that this Hugging Face configuration describes."""
+        """Raise `UserError` unless the table fits the model of this Hugging Face configuration."""
         found = config.model_type
         if found in self.model_types:
             return
@@ -83,6 +75,6 @@ class Family:
         )
 
     def check_task(self, task: Task) -> None:
-        """Raise `UserError` unless models of this family do `task`."""
+        """Raise `UserError` unless models of this family can do `task`."""
         if task not in self.tasks:
             raise UserError(f"--task '{task}' is not something {self.name} models do", nearest(task, self.tasks))

@@ -1,22 +1,27 @@
-"""Files and folders that are there whole or not at all."""
+"""Files that are written completely or not at all, and TOML in and out."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from heterolora.errors import UserError
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix, renamed to `path` when the block ends.
+    """Yields a temporary path beside `path`, with the same suffix, and renames it to `path` when the block ends.
 
-    Where the block raises (Ctrl-C included), the temporary file goes and what stood at `path` stays. The folder is made
-    if it is not there.
+    If the block raises (also on Ctrl-C), the temporary file is deleted and the file at `path` stays. Missing folders
+    are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,9 +35,9 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder beside `path`, renamed to `path` when the block ends; a folder that stood there is replaced.
+    """Yields a new folder beside `path` and renames it to `path` when the block ends; an existing folder is replaced.
 
-    Where the block raises, the new folder goes and what stood at `path` stays.
+    If the block raises, the new folder is deleted and the folder at `path` stays.
     """
     path = Path(path)
     unfinished, replaced = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
@@ -50,13 +55,58 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file, whole or not at all.
+    """Write a UTF-8 file, completely or not at all.
 
     Raises:
-        UserError: the file can't be written there.
+        UserError: the file cannot be written.
     """
     try:
         with whole(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write '{path}' ({error.strerror})", "expected a file that can be made there") from None
+
+
+def read_toml(path: str | Path, expected: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: the file.
+        expected: the advice in the error message.
+
+    Raises:
+        UserError: the file cannot be read or is not valid TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror})", expected) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML ({error})", expected) from None
+
+
+def to_toml(document: Mapping[str, Any]) -> str:
+    """The document as TOML text. The text is read back and compared, because the writer does not check its output.
+
+    Raises:
+        UserError: a name or text holds a control character, which the writer does not escape.
+    """
+    import toml
+
+    _refuse_control_characters(document)
+    text = toml.dumps(document)
+    if tomllib.loads(text) != document:
+        raise ValueError("the TOML text does not hold the values of the document")
+    return text
+
+
+def _refuse_control_characters(value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_control_characters(key)
+            _refuse_control_characters(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_control_characters(inner)
+    elif isinstance(value, str) and _CONTROL.search(value):
+        raise UserError(f"{value!r} holds a control character", "expected a name without one")

@@ -1,7 +1,7 @@
-"""The one trainable element of the search space: a low-rank map that can be on or off.
+"""The trainable part of an element: a low-rank map that can be switched on and off.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685) puts it beside a linear layer, a shortcut puts it beside a whole half of a
-Transformer block. Both are the same map and the same class.
+LoRA (Hu et al. 2021, arXiv:2106.09685) adds it to a linear layer, a shortcut adds it to a half of a Transformer block.
+Both use the same class.
 """
 
 from __future__ import annotations
@@ -14,53 +14,41 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from heterolora.element import Element
+
 
 class LowRank(nn.Module):
-    """`delta(x) = importance · scaling · B(A(dropout(x)))`, zero at the start because B = 0.
+    """`delta(x) = importance · scaling · B(A(dropout(x)))`, which is zero at the start because B = 0.
 
-    A has shape (rank, in) and starts Kaiming-uniform, B has shape (out, rank) and starts at zero; both are float32
-    whatever the base computes in. `importance` is 1 except while `alpha_test` asks what happens without the element.
+    A has shape (r, in) and starts Kaiming-uniform. B has shape (out, r) and starts at zero. Both are float32, whatever
+    the dtype of the base. `importance` is 1, except while `alpha_test` measures the network without the element.
 
-    Off means absent: whoever owns the element must not call it while `enabled` is False, and A and B then ask for no
-    gradient, so that no optimizer (weight decay and momentum included) touches them. While a `probe` stands in for an
-    element that is off, its owner calls it nevertheless: `probe(x, onto)` gives back `onto` as it is and looks on.
+    An element that is off must not be called: its owner returns exactly what it returns without the element. A and B
+    then require no gradient, so that no optimizer changes them. While a `probe` observes an element that is off, the
+    owner does call it: `probe(x, onto)` returns `onto` unchanged.
 
     Args:
-        in_features: width of x.
-        out_features: width of delta(x).
-        rank: r, at least 1.
-        alpha: scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora` (Kalajdzievski 2023, arXiv:2312.03732).
-        dropout: probability in [0, 1) with which entries of x are dropped in training.
-        use_rslora: the rank-stabilised scaling.
+        element: the description of the element: widths, rank, alpha, dropout and the kind of scaling.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        alpha: float,
-        dropout: float = 0.0,
-        use_rslora: bool = False,
-    ) -> None:
+    def __init__(self, element: Element) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.alpha, self.dropout, self.use_rslora = float(alpha), float(dropout), use_rslora
-        self.scaling = self.alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.element = element
+        self.scaling = element.settings.scaling
         self.importance = 1.0
-        self.A = nn.Parameter(torch.empty(rank, in_features, dtype=torch.float32))
-        self.B = nn.Parameter(torch.zeros(out_features, rank, dtype=torch.float32))
+        self.A = nn.Parameter(torch.empty(element.rank, element.in_features, dtype=torch.float32))
+        self.B = nn.Parameter(torch.zeros(element.out_features, element.rank, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.enabled = True
         self.probe: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     @property
     def present(self) -> bool:
-        """Whether the owner must call it: it is on, or a probe stands in for it."""
+        """Whether the owner must call it: it is on, or a probe observes it."""
         return self.enabled or self.probe is not None
 
     def switch(self, on: bool) -> None:
-        """Turn the element on or off. Off: A and B lose their gradient, and keep their values for when it returns."""
+        """Turn the element on or off. Off: A and B keep their values, lose their gradients and require none."""
         self.enabled = on
         for parameter in (self.A, self.B):
             parameter.requires_grad_(on)
@@ -68,19 +56,19 @@ class LowRank(nn.Module):
                 parameter.grad = None
 
     def forward(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """delta(x), or `onto + delta(x)` without building delta(x) where the dtypes allow.
+        """delta(x), or `onto + delta(x)`; the sum avoids a separate delta(x) if the dtypes allow it.
 
         Args:
             x: (..., in), of any floating dtype.
-            onto: what delta(x) is added to, with as many rows of width `out` as x has of width `in`.
+            onto: the tensor that delta(x) is added to; as many rows of width `out` as x has rows of width `in`.
 
         Returns:
-            delta(x) (..., out) in float32 (autocast's dtype where that is active), or a tensor like `onto`.
+            delta(x) (..., out) in float32 (in autocast's dtype if autocast is active), or a tensor like `onto`.
         """
         if not self.enabled and self.probe is not None:
             return self.probe(x, onto)
-        if self.training and self.dropout > 0:
-            x = F.dropout(x, self.dropout)
+        if self.training and self.element.settings.dropout > 0:
+            x = F.dropout(x, self.element.settings.dropout)
         dtype = _autocast_dtype(x.device.type) or self.A.dtype
         factors = (self.A.to(dtype), self.B.to(dtype), self.importance * self.scaling)
         if onto is None or onto.dtype == dtype:
@@ -88,17 +76,40 @@ class LowRank(nn.Module):
         return onto + _Product.apply(x, None, *factors).to(onto.dtype).view_as(onto)
 
     def extra_repr(self) -> str:
-        state = "on" if self.enabled else "off"
-        return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, alpha={self.alpha:g}, {state}"
+        element, state = self.element, "on" if self.enabled else "off"
+        widths = f"in={element.in_features}, out={element.out_features}"
+        return f"{element.key}, {widths}, rank={element.rank}, alpha={element.settings.alpha:g}, {state}"
+
+
+class LoraLinear(nn.Module):
+    """`y = base(x) + delta(x)`; exactly `base(x)` while the element is off.
+
+    The base layer is wrapped, neither copied nor subclassed. It can be any module that maps (..., in) to (..., out),
+    also a quantised one.
+
+    Args:
+        base: the linear layer.
+        low_rank: the element.
+    """
+
+    def __init__(self, base: nn.Module, low_rank: LowRank) -> None:
+        super().__init__()
+        self.base = base
+        self.low_rank = low_rank
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) -> y (..., out), in the dtype of base(x)."""
+        y = self.base(x)
+        return self.low_rank(x, onto=y) if self.low_rank.present else y
 
 
 class _Product(torch.autograd.Function):
-    """`scale · x Aᵀ Bᵀ`, added to `onto` if there is one, and its gradients; cannot be differentiated twice.
+    """`scale · x Aᵀ Bᵀ`, added to `onto` if it is given, and its gradients. It cannot be differentiated twice.
 
-    What is r wide is kept r × tokens, so that every product runs along memory: the gradient of B as z G takes a third
-    to an eighth of the time of Gᵀ zᵀ, which autograd would choose. x is kept in the narrower of its own dtype and the
-    one computed in. Results are filled in rather than reshaped: autograd adds to a gradient in place, and library code
-    may change an output in place, only where it is no view.
+    Tensors of width r are kept as (r, tokens), so that every product reads memory in order: the gradient of B computed
+    as z G takes a third to an eighth of the time of Gᵀ zᵀ, which autograd computes. x is saved in the narrower of its
+    own dtype and the computing dtype. Results are written into new tensors and are never views, because autograd and
+    library code change outputs and gradients in place only if they are no views.
     """
 
     @staticmethod
@@ -138,7 +149,7 @@ class _Product(torch.autograd.Function):
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    """What autocast computes matrix products in, where it is active."""
+    """The dtype in which autocast computes matrix products, if autocast is active."""
     active = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if active else None
 

@@ -1,70 +1,72 @@
-"""LoRA elements -> what PEFT's `adapter_config.json` says of them. Imports nothing heavy."""
+"""LoRA elements -> the values of PEFT's `adapter_config.json`. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from heterolora.config import ElementSettings
+from heterolora.element import Element
+from heterolora.family import Task
 
 
-def task_type(task: str) -> str:
-    """PEFT's word for one of our tasks."""
+def task_type(task: Task) -> str:
+    """PEFT's name of a task."""
     return "SEQ_CLS" if task == "classification" else "CAUSAL_LM"
 
 
 def peft_config(
-    sites: Mapping[str, ElementSettings], task: str, base: str | None, heads: Sequence[str] = ()
+    elements: Sequence[Element], task_type: str | None, base: str | None = None, heads: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What `peft.LoraConfig` takes, in plain values.
+    """The arguments of `peft.LoraConfig`, in plain values.
 
-    PEFT finds modules by the end of their path and reads patterns as regular expressions, so that modules are named by
-    their full path, escaped in patterns. It has one dropout and one way to scale for all: dropout is the largest, and
-    where some elements scale by r and some by its root, the latter are written with the alpha that scales alike.
+    PEFT matches the end of a module's path and reads patterns as regular expressions, so modules are named by their
+    full path, which is escaped in patterns. PEFT has one dropout and one kind of scaling for all modules: the largest
+    dropout is written, and if only some elements use rsLoRA, their alpha is written so that the scaling stays the same.
 
     Args:
-        sites: path of the linear layer -> its element; off elements left out.
-        task: what the network does.
+        elements: the LoRA elements that are on.
+        task_type: PEFT's name of the task, e.g. `SEQ_CLS`.
         base: hub name or folder of the base.
-        heads: names of the modules that are trained whole.
+        heads: names of the modules that are trained completely.
     """
-    stabilised = bool(sites) and all(settings.use_rslora for settings in sites.values())
+    settings = {element.module: element.settings for element in elements}
+    stabilised = bool(settings) and all(each.use_rslora for each in settings.values())
     alphas = {
-        module: settings.alpha if settings.use_rslora == stabilised else settings.scaling * settings.r
-        for module, settings in sites.items()
+        module: each.alpha if each.use_rslora == stabilised else each.scaling * each.rank
+        for module, each in settings.items()
     }
-    ranks = {module: settings.r for module, settings in sites.items()}
-    # Tools that know no patterns read these two: a uniform adapter has no patterns, and none is narrower than it says.
+    ranks = {module: each.rank for module, each in settings.items()}
+    # Tools without patterns read only these two values. A uniform adapter needs no pattern, and no rank is above `r`.
     r, alpha = max(ranks.values(), default=1), max(alphas.values(), default=1)
     return {
         "peft_type": "LORA",
-        "task_type": task_type(task),
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "r": r,
         "lora_alpha": _shortest(alpha),
-        "lora_dropout": max((settings.dropout for settings in sites.values()), default=0.0),
+        "lora_dropout": max((each.dropout for each in settings.values()), default=0.0),
         "use_rslora": stabilised,
         "bias": "none",
-        "target_modules": list(sites),
+        "target_modules": list(settings),
         "rank_pattern": {re.escape(module): rank for module, rank in ranks.items() if rank != r},
         "alpha_pattern": {re.escape(module): _shortest(a) for module, a in alphas.items() if a != alpha},
         "modules_to_save": list(heads) or None,
     }
 
 
-def peft_notes(sites: Mapping[str, ElementSettings]) -> tuple[str, ...]:
-    """What its configuration cannot say of these elements as they are, one line each."""
+def peft_notes(elements: Sequence[Element]) -> tuple[str, ...]:
+    """The properties of these elements that PEFT's configuration cannot express, one line each."""
     notes = []
-    dropouts = sorted({settings.dropout for settings in sites.values()})
+    dropouts = sorted({element.settings.dropout for element in elements})
     if len(dropouts) > 1:
         listed = ", ".join(f"{dropout:g}" for dropout in dropouts)
         notes.append(f"PEFT has one dropout for all elements, these have {listed}: the largest is written")
-    if len({settings.use_rslora for settings in sites.values()}) > 1:
-        notes.append("PEFT has one use_rslora for all elements: those that have it are written with alpha · sqrt(r)")
+    if len({element.settings.use_rslora for element in elements}) > 1:
+        notes.append("PEFT has one use_rslora for all elements: elements with rsLoRA are written with alpha · sqrt(r)")
     return tuple(notes)
 
 
 def _shortest(value: float) -> float | int:
-    """16 and not 16.0: PEFT's field is a whole number, though it takes any."""
+    """16 instead of 16.0: PEFT declares the field as a whole number."""
     return int(value) if float(value).is_integer() else value

@@ -1,4 +1,4 @@
-"""Scores → a rank for every element, within a budget of elements, ranks or parameters. Pure, like `allocation`."""
+"""Scores -> a rank for every element, within a budget of elements, ranks or parameters. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,30 +11,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
-from heterolora.allocation import Candidate, Mode, check_mode, of_kind, ranked, share
+from heterolora.allocation import Mode, Scored, check_mode, of_kind, ranked, share
 from heterolora.errors import UserError
 
 Unit = Literal["share", "rank", "parameters"]
 
 
 @dataclass(frozen=True)
-class Site(Candidate):
-    """A candidate with its size.
-
-    Attributes:
-        in_features: width of its input.
-        out_features: width of its output.
-        rank: the rank at which it was scored, at least 1.
-    """
-
-    in_features: int
-    out_features: int
-    rank: int
-
-
-@dataclass(frozen=True)
 class Limit:
-    """What may be spent.
+    """The budget.
 
     Attributes:
         unit: `share` of the whole space, total `rank`, or trainable `parameters` of the elements.
@@ -66,21 +51,21 @@ class Spending:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Key → rank of every element that is on, and what that cost."""
+    """Key -> rank of every element that is on, and the cost."""
 
     ranks: Mapping[str, int]
     spending: tuple[Spending, ...]
 
 
-Cost = Callable[[Site, int], int]  # what a site costs at a rank; 0 at rank 0, and no less at a higher rank
+Cost = Callable[[Scored, int], int]  # the cost of an element at a rank: 0 at rank 0, and it never falls with the rank
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The best elements on, each at one rank.
+    """Turn on the best elements, all at one rank.
 
     Args:
-        rank: the rank of every element that is on; None: the one at which it was scored.
+        rank: the rank of every element that is on; None: the rank at which each was scored.
     """
 
     rank: int | None = None
@@ -89,18 +74,18 @@ class TopK:
         if self.rank is not None and self.rank < 1:
             raise UserError(f"the rank is {self.rank}", "expected 1 or more")
 
-    def lowest(self, site: Site) -> int:
+    def lowest(self, item: Scored) -> int:
         """The lowest rank at which the element can be on."""
-        return self.rank or site.rank
+        return self.rank or item.element.rank
 
     highest = lowest
 
     def shared(self) -> tuple[str, Cost]:
-        """What a share is a share of: the elements."""
-        return "elements", lambda site, rank: int(rank > 0)
+        """The unit of a share, and the cost in it: the number of elements."""
+        return "elements", lambda item, rank: int(rank > 0)
 
-    def spend(self, order: Sequence[Site], budget: int, cost: Cost) -> dict[str, int]:
-        """Ranks within `budget`, from `order`, best first: each element is on that what is left can pay for."""
+    def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
+        """Ranks within `budget`, from `order`, best first: an element is on if the rest of the budget pays for it."""
         return _fill(order, {}, budget, cost, self.lowest, self.highest)
 
 
@@ -108,12 +93,12 @@ class TopK:
 class Proportional:
     """Ranks in proportion to the scores.
 
-    An element is off or has a rank from `min_rank` to `max_rank`; those in between follow λ · score, with the λ that
-    spends the budget. Fractions are dropped, the largest of them rounded up for as long as that can be paid.
+    An element is off or has a rank from `min_rank` to `max_rank`. Ranks between these bounds are λ · score, with the λ
+    that spends the budget. Fractions are rounded down; the largest fractions are rounded up while the budget allows it.
 
     Args:
-        min_rank: at least 0, where 0 lets the proportion alone decide who is off.
-        max_rank: at least 1, and no less than `min_rank`.
+        min_rank: at least 0; with 0 only the proportion decides which elements are off.
+        max_rank: at least 1, and not below `min_rank`.
     """
 
     min_rank: int
@@ -125,46 +110,46 @@ class Proportional:
                 f"ranks from {self.min_rank} to {self.max_rank}", "expected 0 <= lowest <= highest, and highest >= 1"
             )
 
-    def lowest(self, site: Site) -> int:
+    def lowest(self, item: Scored) -> int:
         """The lowest rank at which the element can be on."""
         return max(1, self.min_rank)
 
-    def highest(self, site: Site) -> int:
+    def highest(self, item: Scored) -> int:
         return self.max_rank
 
     def shared(self) -> tuple[str, Cost]:
-        """What a share is a share of: the total rank."""
-        return "rank", lambda site, rank: rank
+        """The unit of a share, and the cost in it: the total rank."""
+        return "rank", lambda item, rank: rank
 
-    def spend(self, order: Sequence[Site], budget: int, cost: Cost) -> dict[str, int]:
+    def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
         """Ranks within `budget`, from `order`, best first.
 
-        The best elements whose lowest rank can be paid for take part in the proportion. What is left at the end goes
-        to the best-scored addition that still fits, until none does.
+        The best elements, as many as the budget pays for at their lowest rank, share it in proportion. The rest of the
+        budget goes to the best-scored addition that fits, until none fits.
         """
-        base = dict.fromkeys((site.key for site in order), 0)
+        base = dict.fromkeys((item.element.key for item in order), 0)
         if self.min_rank > 0:
             base |= _fill(order, {}, budget, cost, self.lowest, self.lowest)
-        members = [site for site in order if base[site.key] == self.min_rank]
+        members = [item for item in order if base[item.element.key] == self.min_rank]
         quotas = self._quotas(members, budget, cost)
         ranks = {key: math.floor(quota) for key, quota in quotas.items()}
-        left = budget - sum(cost(site, ranks[site.key]) for site in members)
-        by_fraction = sorted(members, key=lambda site: ranks[site.key] - quotas[site.key])
-        for site in by_fraction:
-            price = cost(site, 1)
-            if quotas[site.key] > ranks[site.key] and price <= left:
-                ranks[site.key] += 1
+        left = budget - sum(cost(item, ranks[item.element.key]) for item in members)
+        by_fraction = sorted(members, key=lambda item: ranks[item.element.key] - quotas[item.element.key])
+        for item in by_fraction:
+            price = cost(item, 1)
+            if quotas[item.element.key] > ranks[item.element.key] and price <= left:
+                ranks[item.element.key] += 1
                 left -= price
         return _fill(order, ranks, left, cost, self.lowest, self.highest)
 
-    def _quotas(self, members: Sequence[Site], budget: int, cost: Cost) -> dict[str, Fraction]:
-        """min(max(λ · score, min_rank), max_rank) of each member, with λ such that they cost `budget` (less, if all of
-        them are at their highest). Fractions of integers: what is a whole number must not be floored to the one below.
+    def _quotas(self, members: Sequence[Scored], budget: int, cost: Cost) -> dict[str, Fraction]:
+        """min(max(λ · score, min_rank), max_rank) of each member, with the λ for which they cost `budget` (less if all
+        are at their highest). The arithmetic is exact, so that no whole number is rounded down to the one below.
         """
-        score = {site.key: Fraction(site.score) for site in members}
+        score = {item.element.key: Fraction(item.score) for item in members}
         if not any(score.values()):
-            score = dict.fromkeys(score, Fraction(1))  # all are 0: no proportion but an equal one
-        price = {site.key: cost(site, 1) for site in members}
+            score = dict.fromkeys(score, Fraction(1))  # all scores are 0: equal shares
+        price = {item.element.key: cost(item, 1) for item in members}
 
         def quotas(scale: Fraction) -> dict[str, Fraction]:
             return {
@@ -175,7 +160,7 @@ class Proportional:
         def total(scale: Fraction) -> Fraction:
             return sum((price[key] * quota for key, quota in quotas(scale).items()), Fraction(0))
 
-        # Between two of these scales no quota reaches a bound, so that the total is linear there.
+        # Between two neighbours of this list no quota reaches a bound, so the total is linear in the scale.
         bends = sorted(
             {Fraction(0), *(bound / s for s in score.values() if s for bound in (self.min_rank, self.max_rank))}
         )
@@ -190,75 +175,75 @@ Policy = TopK | Proportional
 
 
 def _fill(
-    order: Sequence[Site],
+    order: Sequence[Scored],
     ranks: Mapping[str, int],
     left: int,
     cost: Cost,
-    lowest: Callable[[Site], int],
-    highest: Callable[[Site], int],
+    lowest: Callable[[Scored], int],
+    highest: Callable[[Scored], int],
 ) -> dict[str, int]:
-    """`ranks` with the best-scored addition that `left` can pay for, again and again, until there is none.
+    """`ranks` plus the best-scored addition that `left` pays for, repeated until no addition fits.
 
-    An addition is one rank more for an element that is on, or the lowest rank for one that is off. What can't be paid
-    for now can't be later, so that one pass over `order` finds all of them.
+    An addition is one more rank for an element that is on, or the lowest rank for an element that is off. An addition
+    that does not fit now does not fit later, so one pass over `order` is enough.
     """
-    filled = {site.key: ranks.get(site.key, 0) for site in order}
-    for site in order:
-        while (rank := filled[site.key]) < highest(site):
-            more = rank + 1 if rank else lowest(site)
-            price = cost(site, more) - cost(site, rank)
+    filled = {item.element.key: ranks.get(item.element.key, 0) for item in order}
+    for item in order:
+        while (rank := filled[item.element.key]) < highest(item):
+            more = rank + 1 if rank else lowest(item)
+            price = cost(item, more) - cost(item, rank)
             if price > left:
                 break
-            filled[site.key] = more
+            filled[item.element.key] = more
             left -= price
     return filled
 
 
-def assign(sites: Sequence[Site], policy: Policy, limit: Limit, mode: Mode, generator: random.Random) -> Assignment:
-    """Spend `limit` on `sites`.
+def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, generator: random.Random) -> Assignment:
+    """Spend `limit` on `scored`.
 
     Args:
-        sites: the whole search space.
-        policy: what ranks an element may have, and how they follow from the scores.
-        limit: the budget. A share is taken of each kind as in design §3, LoRA rounded down and shortcuts half up.
-        mode: `off` spends on LoRA alone and leaves shortcuts at the ranks they were scored with; `separated` ranks
-            each kind within its own part (a total is split as the whole space is); `combined` ranks all together.
-        generator: draws among equal scores, see `allocation.tie_generator`.
+        scored: the whole search space.
+        policy: the ranks that an element may have, and how they follow from the scores.
+        limit: the budget. A share is taken of each kind: LoRA rounded down, shortcuts rounded half up.
+        mode: `off` spends on LoRA only and leaves shortcuts at the ranks at which they were scored; `separated` ranks
+            each kind within its own part (a total is split in proportion to the whole space); `combined` ranks all.
+        generator: breaks ties, see `allocation.tie_generator`.
 
     Raises:
         UserError: a budget below the cheapest element or above the whole space, a share outside (0, 1], a NaN or
-            infinite score, a mode that has nothing to choose from.
+            infinite score, or a mode that has no elements to choose from.
     """
-    lora, shortcuts = of_kind(sites, "lora"), of_kind(sites, "shortcut")
+    lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
     unit, cost = _unit(policy, limit)
     pools = [("LoRA", lora)] if mode == "off" else [("LoRA", lora), ("shortcuts", shortcuts)]
-    whole = [sum(cost(site, policy.highest(site)) for site in pool) for _, pool in pools]
+    whole = [sum(cost(item, policy.highest(item)) for item in pool) for _, pool in pools]
     budgets = _split(limit, unit, whole)
     if mode == "combined":
-        pools, whole, budgets = [("LoRA and shortcuts", list(sites))], [sum(whole)], [sum(budgets)]
-    budgets = _enough(limit, unit, [[cost(site, policy.lowest(site)) for site in pool] for _, pool in pools], budgets)
+        pools, whole, budgets = [("LoRA and shortcuts", list(scored))], [sum(whole)], [sum(budgets)]
+    budgets = _enough(limit, unit, [[cost(item, policy.lowest(item)) for item in pool] for _, pool in pools], budgets)
 
-    ranks = {site.key: site.rank for site in shortcuts} if mode == "off" else {}
+    ranks = {item.element.key: item.element.rank for item in shortcuts} if mode == "off" else {}
     spending = []
     for (title, pool), size, budget in zip(pools, whole, budgets, strict=True):
         given = policy.spend(ranked(pool, generator), budget, cost)
         ranks |= given
-        spending.append(Spending(title, unit, size, budget, sum(cost(site, given[site.key]) for site in pool)))
+        spending.append(Spending(title, unit, size, budget, sum(cost(item, given[item.element.key]) for item in pool)))
     return Assignment({key: rank for key, rank in ranks.items() if rank > 0}, tuple(spending))
 
 
 def _unit(policy: Policy, limit: Limit) -> tuple[str, Cost]:
-    """What the budget counts, and what a site costs in it."""
+    """The unit of the budget, and the cost of an element in it."""
     if limit.unit == "share":
         return policy.shared()
     if limit.unit == "rank":
-        return "total rank", lambda site, rank: rank
-    return "parameters", lambda site, rank: rank * (site.in_features + site.out_features)
+        return "total rank", lambda item, rank: rank
+    return "parameters", lambda item, rank: rank * (item.element.in_features + item.element.out_features)
 
 
 def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:
-    """The budget of each kind, given the size of each kind's whole space (LoRA first)."""
+    """The budget of each kind, from the size of each kind's whole space (LoRA first)."""
     if limit.unit == "share":
         budget = share(limit.amount, whole[0], sum(whole[1:]))
         return [budget.lora, budget.shortcut][: len(whole)]
@@ -270,7 +255,7 @@ def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:
 
 
 def _enough(limit: Limit, unit: str, prices: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
-    """`budgets`, if one of them buys an element; a share that buys none is raised to one element."""
+    """`budgets`, if one of them pays for an element; a share that pays for none is raised to one element."""
     cheapest = [min(pool, default=math.inf) for pool in prices]
     if any(budget >= price for budget, price in zip(budgets, cheapest, strict=True)):
         return list(budgets)
@@ -278,6 +263,6 @@ def _enough(limit: Limit, unit: str, prices: Sequence[Sequence[int]], budgets: S
         first = next(index for index, price in enumerate(cheapest) if price < math.inf)
         return [int(cheapest[index]) if index == first else budget for index, budget in enumerate(budgets)]
     raise UserError(
-        f"a budget of {limit.amount} ({unit}) buys no element",
+        f"a budget of {limit.amount} ({unit}) pays for no element",
         f"expected at least {min(cheapest)}" + (", or mode 'combined'" if len(budgets) > 1 else ""),
     )

@@ -1,4 +1,4 @@
-"""The scores file: what `imp-test` found, with all that is needed to make a configuration of it.
+"""The scores document: the score of every element, with everything needed to make a configuration from it.
 
 ::
 
@@ -21,182 +21,167 @@
     alpha = 16.0
     dropout = 0.0
 
-`use_rslora` of an element and `renormalize` at the top are written where they are true.
+`use_rslora` of an element and `renormalize` at the top are written only if they are true.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
-from heterolora.config import NAMES, SHORTCUTS
+from heterolora.allocation import Scored, of_kind
+from heterolora.element import NAMES, SHORTCUTS, Element, Settings
 from heterolora.errors import UserError, nearest
-from heterolora.files import write_text
-from heterolora.ranks import Site
-
-
-@dataclass(frozen=True)
-class ElementScore(Site):
-    """One scored element: all of a `Site`, its score finite and not negative, and how it was set up.
-
-    Attributes:
-        module: the library's own path of the linear layer (LoRA) or block (shortcut).
-        alpha: scaling was alpha / rank, or alpha / sqrt(rank) with `use_rslora`.
-        dropout: in [0, 1).
-        use_rslora: the rank-stabilised scaling.
-    """
-
-    module: str
-    alpha: float
-    dropout: float
-    use_rslora: bool = False
+from heterolora.files import read_toml, to_toml, write_text
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A scores file.
+    """The result of scoring.
 
     Attributes:
-        task: of the scoring batches, like the next five.
+        scored: every candidate with its score, by block and then in the order of the search space.
+        importance_test_name: the heuristic.
+        task: the task of the scoring batches.
         dataset: name of the data set.
         model: `--model`, e.g. `opt_lora`.
-        load: hub name or folder of the base; empty where there was none.
-        importance_test_name: the heuristic.
+        load: hub name or folder of the base; empty if there is none.
         batches: number of scoring batches, over all processes.
-        batch_size: their rows.
+        batch_size: rows of a scoring batch.
         seed: `--seed`.
-        elements: every candidate, by block and then in the order of the search space.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
     """
 
-    task: str
-    dataset: str
-    model: str
-    load: str
+    scored: tuple[Scored, ...]
     importance_test_name: str
-    batches: int
-    batch_size: int
-    seed: int
-    elements: tuple[ElementScore, ...]
+    task: str = ""
+    dataset: str = ""
+    model: str = ""
+    load: str = ""
+    batches: int = 0
+    batch_size: int = 1
+    seed: int = 0
     renormalize: bool = False
+
+    @property
+    def has_shortcuts(self) -> bool:
+        return bool(of_kind(self.scored, "shortcut"))
+
+    def by_module(self) -> dict[str, float]:
+        """Path of a linear layer -> the score of its LoRA element, the highest score first."""
+        lora = sorted(of_kind(self.scored, "lora"), key=lambda item: -item.score)
+        return {item.element.module: item.score for item in lora}
 
 
 @dataclass(frozen=True)
 class _Key:
-    """One key of the file: the attribute that it becomes, and what is right for it."""
+    """One key of the file: which values are valid for it."""
 
-    attribute: str
     valid: Callable[[Any], bool]
     expected: str
     required: bool = True
-
-
-def _whole_number(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
+def _integer(least: int) -> _Key:
+    return _Key(
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"a whole number, {least} or more",
+    )
 
 
-_TRUTH = (lambda value: isinstance(value, bool), "true or false", False)
+_TEXT = _Key(lambda value: isinstance(value, str), "a text")
+_TRUTH = _Key(lambda value: isinstance(value, bool), "true or false", required=False)
 
 _TOP: Mapping[str, _Key] = {
-    **{key: _Key(key, _text, "a text") for key in ("task", "dataset", "model", "load", "importance_test_name")},
-    "batches": _Key("batches", lambda value: _whole_number(value, 0), "a whole number, 0 or more"),
-    "batch_size": _Key("batch_size", lambda value: _whole_number(value, 1), "a whole number, 1 or more"),
-    "seed": _Key("seed", lambda value: _whole_number(value, 0), "a whole number, 0 or more"),
-    "renormalize": _Key("renormalize", *_TRUTH),
+    **dict.fromkeys(("task", "dataset", "model", "load", "importance_test_name"), _TEXT),
+    "batches": _integer(0),
+    "batch_size": _integer(1),
+    "seed": _integer(0),
+    "renormalize": _TRUTH,
 }
-
 _ELEMENT: Mapping[str, _Key] = {
-    "score": _Key("score", lambda value: _number(value) and value >= 0, "a finite number, 0 or more"),
-    "kind": _Key("kind", lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
-    "module": _Key("module", _text, "a text"),
-    "in": _Key("in_features", lambda value: _whole_number(value, 1), "a whole number, 1 or more"),
-    "out": _Key("out_features", lambda value: _whole_number(value, 1), "a whole number, 1 or more"),
-    "r": _Key("rank", lambda value: _whole_number(value, 1), "a whole number, 1 or more"),
-    "alpha": _Key("alpha", lambda value: _number(value) and value > 0, "a number above 0"),
-    "dropout": _Key("dropout", lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
-    "use_rslora": _Key("use_rslora", *_TRUTH),
+    "score": _Key(lambda value: _number(value) and value >= 0, "a finite number, 0 or more"),
+    "kind": _Key(lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
+    "module": _TEXT,
+    "in": _integer(1),
+    "out": _integer(1),
+    "r": _integer(1),
+    "alpha": _Key(lambda value: _number(value) and value > 0, "a number above 0"),
+    "dropout": _Key(lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
+    "use_rslora": _TRUTH,
 }
+_EXPECTED = "expected a scores file, as imp-test writes it"
 
 
 def read(path: str | Path) -> Scores:
     """Read a scores file.
 
     Raises:
-        UserError: it is not there, not TOML, lacks a key, has an unknown one or a wrong value (a NaN or negative score
-            too), or scores nothing.
+        UserError: the file cannot be read, is not TOML, lacks a key, has an unknown key or a wrong value (also a NaN or
+            negative score), or scores no element.
     """
-    expected = "expected a scores file, as imp-test writes it"
-    try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}' ({error.strerror})", expected) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML ({error})", expected) from None
-
+    document = read_toml(path, _EXPECTED)
     tables = {key: value for key, value in document.items() if re.fullmatch(r"layer_(0|[1-9]\d*)", key)}
     top = {key: value for key, value in document.items() if key not in tables}
-    elements = [
+    scored = [
         _read_element(path, int(table.removeprefix("layer_")), name, values)
         for table, names in tables.items()
         for name, values in _table(f"{path}: [{table}]", names).items()
     ]
-    values = _read_keys(str(path), _TOP, top, "a table [layer_<i>.<name>] for each element")
-    if not elements:
+    _check_keys(str(path), _TOP, top, "a table [layer_<i>.<name>] for each element")
+    if not scored:
         raise UserError(f"{path}: no element is scored", "expected a table [layer_<i>.<name>] for each element")
-    elements.sort(key=lambda element: element.layer)  # stable: within a block the file's order
-    return Scores(**values, elements=tuple(elements))
+    scored.sort(key=lambda item: item.element.layer)  # stable: the file's order within a block
+    return Scores(scored=tuple(scored), **top)
 
 
 def write(path: str | Path, scores: Scores) -> None:
-    """Write a scores file, whole or not at all; `read` gives back equal scores, floats bit for bit.
+    """Write a scores file, completely or not at all; `read` returns equal scores, bit for bit.
 
     Raises:
-        UserError: a score is NaN or infinite, or the file can't be written there.
+        UserError: a score is NaN or infinite, or the file cannot be written.
     """
-    document = _to_document(_TOP, scores)
-    for element in scores.elements:
-        if not math.isfinite(element.score):
-            raise UserError(f"the score of {element.key} is {element.score}", "expected a finite one")
-        document.setdefault(f"layer_{element.layer}", {})[element.name] = _to_document(_ELEMENT, element)
-    write_text(path, tomli_w.dumps(document))
+    document = {key: getattr(scores, key) for key in _TOP if key != "renormalize" or scores.renormalize}
+    for item in scores.scored:
+        element, settings = item.element, item.element.settings
+        if not math.isfinite(item.score):
+            raise UserError(f"the score of {element.key} is {item.score}", "expected a finite score")
+        values = {
+            "score": item.score,
+            "kind": element.kind,
+            "module": element.module,
+            "in": element.in_features,
+            "out": element.out_features,
+            "r": settings.rank,
+            "alpha": settings.alpha,
+            "dropout": settings.dropout,
+        }
+        values |= {"use_rslora": True} if settings.use_rslora else {}
+        document.setdefault(f"layer_{element.layer}", {})[element.name] = values
+    write_text(path, to_toml(document))
 
 
-def _to_document(keys: Mapping[str, _Key], values: Scores | ElementScore) -> dict[str, Any]:
-    """The values under the file's keys; one that need not be there is left out while it is false."""
-    document = {key: getattr(values, form.attribute) for key, form in keys.items()}
-    return {key: value for key, value in document.items() if keys[key].required or value}
-
-
-def _read_element(path: str | Path, layer: int, name: str, values: Any) -> ElementScore:
+def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Scored:
     where = f"{path}: [layer_{layer}.{name}]"
     if name not in NAMES:
         raise UserError(f"{where}: '{name}' is not known", nearest(name, NAMES))
-    read_values = _read_keys(where, _ELEMENT, _table(where, values))
+    found = _check_keys(where, _ELEMENT, _table(where, values))
     kind = "shortcut" if name in SHORTCUTS else "lora"
-    if read_values["kind"] != kind:
-        raise UserError(f"{where}: kind is '{read_values['kind']}'", f"expected '{kind}' for {name}")
+    if found["kind"] != kind:
+        raise UserError(f"{where}: kind is '{found['kind']}'", f"expected '{kind}' for {name}")
     if name == "shortcut2" and layer == 0:
-        raise UserError(
-            f"{where} has nothing to start from", "shortcut2 comes from the block before, and block 0 is the first"
-        )
-    for key in ("score", "alpha", "dropout"):
-        read_values[key] = float(read_values[key])
-    return ElementScore(layer=layer, name=name, **read_values)
+        raise UserError(f"{where} has no previous block", "shortcut2 starts in the previous block; block 0 has none")
+    settings = Settings(found["r"], float(found["alpha"]), float(found["dropout"]), found.get("use_rslora", False))
+    element = Element(layer, name, kind, found["module"], found["in"], found["out"], settings)
+    return Scored(element, float(found["score"]))
 
 
 def _table(where: str, values: Any) -> Mapping[str, Any]:
@@ -205,8 +190,8 @@ def _table(where: str, values: Any) -> Mapping[str, Any]:
     return values
 
 
-def _read_keys(where: str, keys: Mapping[str, _Key], values: Mapping[str, Any], also: str = "") -> dict[str, Any]:
-    """Attribute → value, each checked."""
+def _check_keys(where: str, keys: Mapping[str, _Key], values: Mapping[str, Any], also: str = "") -> Mapping[str, Any]:
+    """`values`, if every key is known, every value is valid and no key is missing."""
     for key, value in values.items():
         if key not in keys:
             raise UserError(f"{where}: '{key}' is not known", nearest(key, keys) + (f", or {also}" if also else ""))
@@ -214,5 +199,5 @@ def _read_keys(where: str, keys: Mapping[str, _Key], values: Mapping[str, Any], 
             raise UserError(f"{where}: {key} is {value!r}", f"expected {keys[key].expected}")
     missing = [key for key, form in keys.items() if form.required and key not in values]
     if missing:
-        raise UserError(f"{where}: {', '.join(missing)} missing", "expected a scores file, as imp-test writes it")
-    return {keys[key].attribute: value for key, value in values.items()}
+        raise UserError(f"{where}: {', '.join(missing)} missing", _EXPECTED)
+    return values

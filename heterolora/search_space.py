@@ -1,38 +1,16 @@
-"""The search space: every place of an adapted network where an element sits, in one typed list."""
+"""The search space: all elements of an adapted network in one typed list."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
-from heterolora.config import Kind
-from heterolora.element import Place
+from heterolora.element import Element, Kind
 from heterolora.family import Family
 from heterolora.low_rank import LowRank
 from heterolora.shortcut import Carry
-
-
-@dataclass(frozen=True)
-class Element(Place):
-    """One candidate.
-
-    Attributes:
-        kind: `lora` or `shortcut`.
-        module: the library's own path of what the element stands beside: of the linear layer for LoRA
-            (`model.decoder.layers.0.self_attn.q_proj`), of the block for a shortcut (`model.decoder.layers.0`).
-        low_rank: the parameters and the switch.
-    """
-
-    kind: Kind
-    module: str
-    low_rank: LowRank
-
-    @property
-    def parameters(self) -> int:
-        """r · (in + out)."""
-        return self.low_rank.A.numel() + self.low_rank.B.numel()
 
 
 @dataclass(frozen=True)
@@ -40,24 +18,42 @@ class SearchSpace:
     """All elements of one network, ordered by block and, within a block, LoRA in table order, then shortcuts.
 
     Attributes:
-        elements: the candidates (rank > 0 and not disabled).
-        blocks: the Transformer blocks, in order.
-        family: the table of its architecture.
-        pre_norm: whether the blocks normalise before each half (else after).
-        carry: what takes h across the border of two blocks; whoever runs one block alone puts the h before it there.
+        low_ranks: the low-rank map of each candidate (rank > 0 and not disabled).
+        blocks: the Transformer blocks, in order; empty for a network without a family table.
+        family: the table of the architecture, if there is one.
+        pre_norm: whether the blocks normalise before each half (otherwise after it).
+        carry: passes h from one block to the next; code that runs a single block must put the previous h there.
     """
 
-    elements: tuple[Element, ...]
-    blocks: tuple[nn.Module, ...]
-    family: Family
-    pre_norm: bool
-    carry: Carry
+    low_ranks: tuple[LowRank, ...]
+    blocks: tuple[nn.Module, ...] = ()
+    family: Family | None = None
+    pre_norm: bool = True
+    carry: Carry = field(default_factory=Carry)
 
-    def __iter__(self) -> Iterator[Element]:
-        return iter(self.elements)
+    def __iter__(self) -> Iterator[LowRank]:
+        return iter(self.low_ranks)
 
     def __len__(self) -> int:
-        return len(self.elements)
+        return len(self.low_ranks)
 
-    def of_kind(self, kind: Kind) -> tuple[Element, ...]:
-        return tuple(element for element in self.elements if element.kind == kind)
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        return tuple(low_rank.element for low_rank in self)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """A and B of the first element, A and B of the second, …"""
+        return [parameter for low_rank in self for parameter in (low_rank.A, low_rank.B)]
+
+    def of_kind(self, kind: Kind) -> tuple[LowRank, ...]:
+        return tuple(low_rank for low_rank in self if low_rank.element.kind == kind)
+
+    def on(self, kind: Kind | None = None) -> tuple[LowRank, ...]:
+        """The elements (of one kind) that are on."""
+        return tuple(low_rank for low_rank in self if low_rank.enabled and kind in (None, low_rank.element.kind))
+
+    def switch(self, keys: frozenset[str] | set[str]) -> None:
+        """Turn on the elements with these keys and turn off all others."""
+        for low_rank in self:
+            low_rank.switch(low_rank.element.key in keys)

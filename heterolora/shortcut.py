@@ -11,12 +11,12 @@ and with `renormalize` (the second d_sc2 and LN1 in every block but the first)::
     pre-norm:   h = LN1(x + d_res1(x) + a + d_sc2(h'))       y = LN2(h + d_res2(h) + f + d_sc1(x))
     post-norm:  h = LN1(LN1(x + d_res1(x) + a) + d_sc2(h'))  y = LN2(LN2(h + d_res2(h) + f) + d_sc1(x))
 
-No block is copied. A sum is reached through the last linear layer that enters it: what is added to the output of
-`o_proj` arrives in h, what is added to the output of `w2` in y. x and h are seen where they enter a layer: the half's
-norm in a pre-norm block, `q_proj` and `w1` in a post-norm one. Where a family drops out a half's output before the sum
-(OPT, RoBERTa, BERT), the delta enters before that dropout and is dropped with it.
+No block is copied. A delta reaches a sum through the last linear layer of its half: the output of `o_proj` is added to
+h, the output of `w2` to y. x and h are captured at the input of a layer: the half's norm in a pre-norm block, `q_proj`
+and `w1` in a post-norm block. If a family applies dropout to a half's output before the sum (OPT, RoBERTa, BERT), the
+delta is added before that dropout.
 
-The identity of a residual is the block's own; a cross-layer shortcut has none. Neither is ever a matrix.
+The identity of a residual is the block's own residual connection. Identity and zero bases are never matrices.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from heterolora.config import SHORTCUTS
+from heterolora.element import SHORTCUTS
 from heterolora.family import Family
 from heterolora.low_rank import LowRank
 
 
 @dataclass
 class Held:
-    """The tensors on their way from one hook to another.
+    """The tensors that pass from one hook to another.
 
     Attributes:
-        x: input of the block that runs, while one of its elements still needs it.
-        h: input of its feed-forward half, likewise.
-        before: (block, its h), left for the block after it.
-        step: what the second LN1 of a pre-norm block adds to h, until it is added to the block's output.
+        x: input of the running block, while one of its elements still needs it.
+        h: input of its feed-forward half, while one of its elements still needs it.
+        before: (block, its h), for the next block.
+        step: the change of h by the second LN1 of a pre-norm block, until it is added to the block's output.
     """
 
     x: torch.Tensor | None = None
@@ -53,47 +53,53 @@ class Held:
 
 @dataclass(eq=False)
 class Carry:
-    """What carries h across the border of two blocks: one of these a network, empty between forward passes.
+    """Passes h from one block to the next. A network has one; it is empty between forward passes.
 
-    Blocks run one after the other, so one `Held` serves them all. It belongs to one forward call: a recomputation
-    under activation checkpointing gets its own, with the h that this very call was given.
+    Blocks run one after another, so all share one `Held`. It belongs to one forward call: a recomputation under
+    activation checkpointing gets its own, with the h of that forward call.
 
     Attributes:
         readers: block -> its `shortcut2`.
-        held: what is on its way now.
+        held: the tensors of the current forward call.
     """
 
     readers: dict[int, LowRank] = field(default_factory=dict)
     held: Held = field(default_factory=Held)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies start empty: a forward pass that was cut short may have left tensors behind."""
+        """Copies start empty, because an interrupted forward pass may have left tensors."""
         return {"readers": self.readers, "held": Held()}
 
     def wanted(self, layer: int) -> bool:
-        """Whether the block after `layer` will ask for this block's h."""
+        """Whether the block after `layer` needs the h of this block."""
         reader = self.readers.get(layer + 1)
         return reader is not None and reader.present
 
     def put(self, layer: int, h: torch.Tensor) -> None:
-        """Leave the h of block `layer` for the next block."""
+        """Store the h of block `layer` for the next block."""
         self.held.before = (layer, h)
 
     def take(self, layer: int) -> torch.Tensor:
-        """The h of the block before `layer`. It is handed over once, and an h of any other block is refused."""
+        """The h of the block before `layer`. It can be taken once.
+
+        Raises:
+            RuntimeError: the stored h belongs to another block.
+        """
         before, self.held.before = self.held.before, None
         if before is None or before[0] != layer - 1:
             raise RuntimeError(f"block {layer} runs without the h of block {layer - 1}")
         return before[1]
 
     def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """`context_fn` of `torch.utils.checkpoint` (non-reentrant), which asks once in each call of a block."""
+        """`context_fn` of `torch.utils.checkpoint` (non-reentrant), which is called once for each call of a block."""
         return nullcontext(), _Recomputation(self, self.held.before)
 
 
 class _Recomputation(AbstractContextManager):
-    """Gives a recomputed block the h that its own forward call had, and drops what the recomputation leaves behind
-    (it stops as soon as it has what backward needs, so an x may have been seen and never used)."""
+    """Gives a recomputed block the h of its forward call, and drops the tensors that the recomputation leaves.
+
+    A recomputation stops as soon as backward has all tensors that it needs, so a captured x may remain unused.
+    """
 
     def __init__(self, carry: Carry, before: tuple[int, torch.Tensor] | None) -> None:
         self.carry, self.before = carry, before
@@ -107,15 +113,15 @@ class _Recomputation(AbstractContextManager):
 
 
 class Shortcuts(nn.Module):
-    """The shortcuts of one block, living inside it, and the hooks that work them.
+    """The shortcuts of one block, and their hooks. It is a submodule of the block.
 
-    Every hook is a method of this module, so a deep copy of the network is worked by its own copy of it. x and h are
-    seen only for elements that are present (on, or probed), and let go at their last use.
+    Every hook is a method of this module, so a deep copy of the network uses its own copy of the module. x and h are
+    captured only for elements that are present (on, or probed), and are released after their last use.
 
     Args:
         layer: index of the block.
-        elements: name -> element, for the places that have one.
-        carry: the network's own, shared by all blocks.
+        elements: name -> element, for the places with an element.
+        carry: the network's carry, shared by all blocks.
         renormalize: normalise once more after the cross-layer shortcuts.
     """
 
@@ -128,10 +134,10 @@ class Shortcuts(nn.Module):
             carry.readers[layer] = elements["shortcut2"]
 
     def attach(self, block: nn.Module, family: Family, pre_norm: bool) -> None:
-        """Become part of `block`, whose linear layers are wrapped already where LoRA wraps them."""
+        """Add this module and its hooks to `block`. LoRA must have wrapped the linear layers already."""
         at = block.get_submodule
         norm1, norm2 = at(family.norm1), at(family.norm2)
-        self.norms = (norm1, norm2)  # in a tuple they are referred to, not owned
+        self.norms = (norm1, norm2)  # a tuple refers to modules without registering them
         self.cross_after_norm = self.renormalize and not pre_norm
         block.add_module("shortcuts", self)
         if self.renormalize and self.layer > 0:
@@ -183,7 +189,7 @@ class Shortcuts(nn.Module):
             self.carry.held.x = None
         return output
 
-    # `forward` is called on the norms below so that the second normalisation does not run their hooks again.
+    # The second normalisation calls `forward` of the norms, so that their hooks do not run again.
 
     def cross_and_normalise_h(
         self, norm1: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor
@@ -196,7 +202,7 @@ class Shortcuts(nn.Module):
         return norm2.forward(self._add_shortcut1(output))
 
     def normalise_h(self, _norm2: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """The feed-forward half sees LN1(h); the block adds its own h to the sum, which `normalise_y` makes good."""
+        """The feed-forward half gets LN1(h). The block adds its own h to the sum; `normalise_y` corrects that."""
         h = self.norms[0].forward(args[0])
         self.carry.held.step = h - args[0]
         return (h, *args[1:])

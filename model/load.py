@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from dataset.spec import DatasetSpec, Task
-from heterolora.adapt import HEADS
+from heterolora.adapt import in_head
 from heterolora.errors import UserError
 from model.checkpoint import BaseSource, read_state_dict
 from model.fingerprint import fingerprint
@@ -164,11 +164,6 @@ def _load_quantized(
 
 def _fingerprint(network: PreTrainedModel) -> str:
     return fingerprint((name, tensor) for name, tensor in network.state_dict().items() if not in_head(name))
-
-
-def in_head(name: str) -> bool:
-    """Whether a parameter belongs to a classification head."""
-    return name.split(".", 1)[0] in HEADS
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:

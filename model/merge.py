@@ -34,15 +34,16 @@ def fold(network: PreTrainedModel, space: SearchSpace) -> None:
         network: the adapted network, not quantised.
         space: its search space; no shortcut is on.
     """
-    if any(element.low_rank.enabled for element in space.of_kind("shortcut")):
+    if space.on("shortcut"):
         raise ValueError("shortcuts can't be folded into a base")
-    for element in space.of_kind("lora"):
-        layer, low_rank = network.get_submodule(element.module).base, element.low_rank
+    for low_rank in space.of_kind("lora"):
+        path = low_rank.element.module
+        layer = network.get_submodule(path).base
         if low_rank.enabled:
             exact = torch.promote_types(layer.weight.dtype, torch.float32)
             delta = low_rank.B.to(exact) @ low_rank.A.to(exact)  # (out, in)
             layer.weight.copy_(delta.mul_(low_rank.scaling).add_(layer.weight))
-        network.set_submodule(element.module, layer)
+        network.set_submodule(path, layer)
     for block in space.blocks:
         if hasattr(block, "shortcuts"):
             del block.shortcuts

@@ -10,8 +10,9 @@ from rich.table import Table
 from torch import nn
 
 from heterolora.adapt import heads
-from heterolora.config import NAMES
-from heterolora.search_space import Element, SearchSpace
+from heterolora.element import NAMES
+from heterolora.low_rank import LowRank
+from heterolora.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,15 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
         network: adapted or plain.
         space: its search space if it is adapted.
     """
-    groups: dict[tuple[str, str], list[Element]] = {}
-    for element in space or ():
-        groups.setdefault((element.kind, element.name), []).append(element)
+    groups: dict[tuple[str, str], list[LowRank]] = {}
+    for low_rank in space or ():
+        groups.setdefault((low_rank.element.kind, low_rank.element.name), []).append(low_rank)
     rows = []
-    for (kind, name), elements in groups.items():
-        trainable, total = _sizes(p for element in elements for p in element.low_rank.parameters())
-        on = sum(element.low_rank.enabled for element in elements)
-        ranks = tuple(sorted({element.low_rank.rank for element in elements}))
-        rows.append(ParameterRow(kind, name, trainable, total, on, len(elements) - on, ranks))
+    for (kind, name), low_ranks in groups.items():
+        trainable, total = _sizes(p for low_rank in low_ranks for p in low_rank.parameters())
+        on = sum(low_rank.enabled for low_rank in low_ranks)
+        ranks = tuple(sorted({low_rank.element.rank for low_rank in low_ranks}))
+        rows.append(ParameterRow(kind, name, trainable, total, on, len(low_ranks) - on, ranks))
     rows.sort(key=lambda row: NAMES.index(row.name))
     head = ParameterRow("head", "head", *_sizes(p for module in heads(network) for p in module.parameters()))
     trainable, total = _sizes(network.parameters())

@@ -14,7 +14,7 @@ from model.checkpoint import Record
 
 def trained_names(module: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:
     """Names of the trained parameters: those that ask for a gradient, and every element, on or off."""
-    of_elements = {id(p) for element in space or () for p in element.low_rank.parameters()}
+    of_elements = {id(p) for low_rank in space or () for p in low_rank.parameters()}
     return tuple(
         name
         for name, parameter in module.named_parameters(remove_duplicate=False)
@@ -59,5 +59,5 @@ def take(
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor)
-    for element in space or ():
-        element.low_rank.switch(element.key in record.on)
+    if space is not None:
+        space.switch(set(record.on))

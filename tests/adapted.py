@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from heterolora import config
-from heterolora.adapt import adapt
+from heterolora.adapt import adapt, plan
+from heterolora.family import Family
 from heterolora.search_space import SearchSpace
 from model import family
 from tests.tiny import tiny_network
@@ -45,8 +46,8 @@ class Adapted:
         """Give every B random values, as if it had been trained."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for element in self.space:
-                element.low_rank.B.normal_(std=std, generator=generator)
+            for low_rank in self.space:
+                low_rank.B.normal_(std=std, generator=generator)
         return self
 
 
@@ -59,6 +60,16 @@ def shortcut_config(renormalize: bool = False, **default: object) -> config.Elem
     """Shortcuts everywhere, r = 2."""
     document = {"granularity": "network", "renormalize": renormalize}
     return config.parse({**document, "default": {"r": 2, "shortcut_alpha": 3, **default}}, "shortcut")
+
+
+def put_into(
+    network: PreTrainedModel,
+    table: Family,
+    lora: config.ElementConfig | None,
+    shortcut: config.ElementConfig | None = None,
+) -> SearchSpace:
+    """Plan the elements of the configurations and add them."""
+    return adapt(network, plan(network, table, lora, shortcut))
 
 
 def adapted(
@@ -74,15 +85,15 @@ def adapted(
     pretrained = {key: value.clone() for key, value in network.state_dict().items()}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        space = adapt(network, family.get(name), lora, shortcut)
+        space = put_into(network, family.get(name), lora, shortcut)
     return Adapted(network, space, pretrained)
 
 
 def gradients(space: SearchSpace) -> dict[str, Tensor]:
     """Gradient of every A and B that has one."""
     return {
-        f"{element.key}.{which}": parameter.grad.clone()
-        for element in space
-        for which, parameter in (("A", element.low_rank.A), ("B", element.low_rank.B))
+        f"{low_rank.element.key}.{which}": parameter.grad.clone()
+        for low_rank in space
+        for which, parameter in (("A", low_rank.A), ("B", low_rank.B))
         if parameter.grad is not None
     }

@@ -14,11 +14,12 @@ from actions.export import LORA, SHORTCUT
 from actions.options import Options
 from actions.run_folder import LOGS, METRICS, PARAMETERS, write_config, write_json, write_text
 from heterolora import scores
-from heterolora.allocation import Candidate, allocate, tie_generator
-from heterolora.config import SHORTCUTS, ElementConfig, ElementSettings
-from heterolora.element import Place
+from heterolora.allocation import Scored, allocate, tie_generator
+from heterolora.config import ElementConfig
+from heterolora.element import SHORTCUTS, Place, Settings
 from heterolora.history import Decision, History
-from heterolora.scores import ElementScore, Scores
+from heterolora.scores import Scores
+from tests.scoring import scored
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
 WIDTH = 32
@@ -90,20 +91,15 @@ def trained_run(folder: Path, action: str = "train", loss: float = 0.9, seed: in
     return folder
 
 
-def element_scores(layers: int, shortcuts: bool, seed: int = 0) -> tuple[ElementScore, ...]:
+def element_scores(layers: int, shortcuts: bool, seed: int = 0) -> tuple[Scored, ...]:
     draw = random.Random(seed)
     return tuple(
-        ElementScore(
-            layer=place.layer,
-            name=place.name,
-            kind="shortcut" if place.name in SHORTCUTS else "lora",
-            score=draw.lognormvariate(-2 - 0.1 * place.layer, 1.0),
-            in_features=WIDTH,
-            out_features=WIDTH,
-            rank=8,
+        scored(
+            place.layer,
+            place.name,
+            draw.lognormvariate(-2 - 0.1 * place.layer, 1.0),
+            widths=(WIDTH, WIDTH),
             module="model.decoder.layers",
-            alpha=16.0,
-            dropout=0.0,
         )
         for place in places(layers, shortcuts)
     )
@@ -114,18 +110,19 @@ def scored_run(folder: Path, layers: int = 8, shortcuts: bool = True, seed: int 
     options = replace(Options(), model=model, task="classification", importance_test_name="snip")
     write_config(folder, "imp-test", options)
     elements = element_scores(layers, shortcuts, seed)
-    found = Scores("classification", "toy_nli", model, "facebook/opt-350m", "snip", 32, 8, seed, elements)
+    found = Scores(elements, "snip", "classification", "toy_nli", model, "facebook/opt-350m", 32, 8, seed)
     scores.write(folder / "scores.toml", found)
     return folder
 
 
 def write_history(folder: Path, layers: int, epochs: Sequence[int], seed: int = 0) -> History:
     """One reallocation for each number in `epochs`, by scores that drift."""
-    elements, draw = element_scores(layers, shortcuts=True, seed=seed), random.Random(seed)
-    current, decisions = [element.score for element in elements], []
+    first, draw = element_scores(layers, shortcuts=True, seed=seed), random.Random(seed)
+    elements = [item.element for item in first]
+    current, decisions = [item.score for item in first], []
     for number, epoch in enumerate(epochs):
         current = [score * draw.lognormvariate(0, 0.35) for score in current]
-        candidates = [Candidate(e.layer, e.name, e.kind, s) for e, s in zip(elements, current, strict=True)]
+        candidates = [Scored(element, score) for element, score in zip(elements, current, strict=True)]
         on = allocate(candidates, 0.25, "combined", tie_generator(seed, number))
         step = 40 * sum(other == epoch for other in epochs[:number])
         decisions.append(Decision(epoch, step, tuple(current), tuple(element.key in on for element in elements)))
@@ -144,11 +141,11 @@ def dynamic_run(folder: Path, layers: int = 8, epochs: Sequence[int] = (0, 0, 0,
 def write_result(folder: Path, all_places: Sequence[Place], on: frozenset[str]) -> None:
     for kind, file in (("lora", LORA), ("shortcut", SHORTCUT)):
         sites = {
-            (place.layer, place.name): ElementSettings(
-                r=8 if kind == "lora" else 4, alpha=16.0, disabled=place.key not in on
+            (place.layer, place.name): Settings(
+                rank=8 if kind == "lora" else 4, alpha=16.0, disabled=place.key not in on
             )
             for place in all_places
             if (place.name in SHORTCUTS) == (kind == "shortcut")
         }  # fmt: skip
-        config = ElementConfig(kind, "layer", ElementSettings(), sites)
+        config = ElementConfig(kind, "layer", Settings(), sites)
         write_text(folder / file, config.to_toml())

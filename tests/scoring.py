@@ -8,10 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from heterolora.allocation import Scored
 from heterolora.config import ElementConfig, parse
-from heterolora.saliency.problem import Batch, Metric, Problem, Result
+from heterolora.element import SHORTCUTS, Element, Settings
+from heterolora.saliency.problem import Batch, Loss, Metric, Problem
 from tests.adapted import Adapted
 from tests.tiny import tiny_batch
+
+
+def scored(
+    layer: int,
+    name: str,
+    score: float,
+    rank: int = 8,
+    widths: tuple[int, int] = (16, 16),
+    module: str = "",
+    settings: Settings | None = None,
+) -> Scored:
+    """An element with its score; alpha is 16 unless there are settings."""
+    kind = "shortcut" if name in SHORTCUTS else "lora"
+    return Scored(Element(layer, name, kind, module, *widths, settings or Settings(rank, 16.0)), score)
 
 
 def q_and_v(rank: int = 2) -> ElementConfig:
@@ -43,9 +59,9 @@ def loss_and_logits(network: torch.nn.Module, batch: Batch) -> tuple[Tensor, Ten
 
 
 def problem(adapted: Adapted, batches: Sequence[Batch], metric: Metric | None = None) -> Problem:
-    def evaluate(batch: Batch) -> Result:
+    def evaluate(batch: Batch) -> Loss:
         loss, logits = loss_and_logits(adapted.network, batch)
         count = torch.tensor(float(len(batch["input_ids"])))
-        return Result(loss * count, count, logits)
+        return Loss(loss * count, count, logits)
 
     return Problem(adapted.network, adapted.space, evaluate, batches, metric or Metric())

@@ -13,25 +13,26 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from heterolora import config
-from heterolora.adapt import adapt, enable_gradient_checkpointing, heads, plan
+from heterolora.adapt import enable_gradient_checkpointing, heads, plan
+from heterolora.element import PROJECTIONS, Kind
 from heterolora.errors import UserError
-from heterolora.family import PROJECTIONS
 from model import family
 from model.parameters import count, render
-from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, shortcut_config
+from model.skeleton import skeleton
+from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, put_into, shortcut_config
 from tests.tiny import tiny_batch, tiny_network
 
 
-def parse(kind: config.Kind, **tables: object) -> config.ElementConfig:
+def parse(kind: Kind, **tables: object) -> config.ElementConfig:
     return config.parse(tables, kind)
 
 
-OPT = tiny_network("opt").config
+OPT = tiny_network("opt")
 SMALL = {"r": 2, "lora_alpha": 4}
 
 
 def test_a_plan_lists_every_element_by_block_then_kind():
-    planned = plan(family.get("opt"), OPT, lora_config(), shortcut_config())
+    planned = plan(OPT, family.get("opt"), lora_config(), shortcut_config())
     lora = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
     assert [(item.layer, item.name) for item in planned.elements] == [
         *((0, name) for name in (*lora, "residual1", "residual2", "shortcut1")),
@@ -47,17 +48,17 @@ def test_plans_are_equal_when_configurations_say_the_same_of_the_model():
     layer = parse("lora", granularity="layer", default={"r": 0}, **layer)
     opt = family.get("opt")
     assert network != layer
-    assert plan(opt, OPT, network) == plan(opt, OPT, layer)
-    assert plan(opt, OPT, network) != plan(opt, AutoConfig.for_model("opt", num_hidden_layers=3), network)
-    assert plan(opt, OPT, None, shortcut_config()) != plan(opt, OPT, None, shortcut_config(renormalize=True))
+    assert plan(OPT, opt, network) == plan(OPT, opt, layer)
+    assert plan(OPT, opt, network) != plan(tiny_network("opt", num_hidden_layers=3), opt, network)
+    assert plan(OPT, opt, None, shortcut_config()) != plan(OPT, opt, None, shortcut_config(renormalize=True))
 
 
 def test_a_name_that_the_family_lacks_is_ignored_with_a_note():
     lora = parse("lora", granularity="network", all_layers={"gate_proj": SMALL, "q_proj": SMALL})
-    planned = plan(family.get("opt"), OPT, lora)
+    planned = plan(OPT, family.get("opt"), lora)
     assert [item.name for item in planned.elements] == ["q_proj", "q_proj"]
     assert planned.notes == ("lora configuration: gate is ignored: opt has none",)
-    assert plan(family.get("gemma"), tiny_network("gemma").config, lora).notes == ()
+    assert plan(tiny_network("gemma"), family.get("gemma"), lora).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -67,23 +68,23 @@ def test_a_name_that_the_family_lacks_is_ignored_with_a_note():
 def test_a_block_beyond_the_model_is_refused_before_weights_load(kind, table):
     found = parse(kind, granularity="layer", **table)
     with pytest.raises(UserError, match=r"\[model_layer_2\.\w+\] is beyond the model; it has 2 blocks, 0 to 1"):
-        plan(family.get("opt"), OPT, *((found,) if kind == "lora" else (None, found)))
+        plan(OPT, family.get("opt"), *((found,) if kind == "lora" else (None, found)))
 
 
 def test_a_table_of_another_architecture_is_refused_before_weights_load():
     with pytest.raises(UserError, match="the family 'gemma' does not fit a model of type 'gemma2'"):
-        plan(family.get("gemma"), AutoConfig.for_model("gemma2"), lora_config())
+        plan(skeleton(AutoConfig.for_model("gemma2"), "classification"), family.get("gemma"), lora_config())
 
 
 @pytest.mark.parametrize(
     ("name", "key", "value"), [("opt", "layerdrop", 0.1), ("roberta", "chunk_size_feed_forward", 4)]
 )
 def test_shortcuts_refuse_blocks_that_run_in_part(name, key, value):
-    hf_config = copy.deepcopy(tiny_network(name).config)
-    setattr(hf_config, key, value)
-    assert plan(family.get(name), hf_config, lora_config()).elements
-    with pytest.raises(UserError, match=f"shortcuts do not go with {key} = {value}"):
-        plan(family.get(name), hf_config, lora_config(), shortcut_config())
+    network = tiny_network(name)
+    setattr(network.config, key, value)
+    assert plan(network, family.get(name), lora_config()).elements
+    with pytest.raises(UserError, match=f"shortcuts do not work with {key} = {value}"):
+        plan(network, family.get(name), lora_config(), shortcut_config())
 
 
 # --- the adapted network
@@ -93,7 +94,7 @@ def test_shortcuts_refuse_blocks_that_run_in_part(name, key, value):
 def test_elements_and_a_classification_head_train_and_nothing_else(variant, task):
     model = adapted(variant, task, lora_config(), shortcut_config())
     trained = {id(p) for p in model.network.parameters() if p.requires_grad}
-    expected = {id(p) for e in model.space for p in e.low_rank.parameters()}
+    expected = {id(p) for e in model.space for p in e.parameters()}
     head = list(heads(model.network))
     assert len(head) == (task == "classification")
     for module in head:
@@ -108,19 +109,19 @@ def test_elements_bear_the_librarys_own_paths(variant, task):
     model = adapted(variant, task, lora_config(), shortcut_config())
     name, keys = VARIANTS[variant]
     library = dict(tiny_network(name, task, **keys).named_modules())
-    for element in model.space.of_kind("lora"):
-        linear = library[element.module]
-        assert (element.low_rank.in_features, element.low_rank.out_features) == (
+    for low_rank in model.space.of_kind("lora"):
+        linear = library[low_rank.element.module]
+        assert (low_rank.element.in_features, low_rank.element.out_features) == (
             linear.in_features,
             linear.out_features,
         )
-        assert element.parameters == 3 * (linear.in_features + linear.out_features)
-    for element in model.space.of_kind("shortcut"):
-        assert library[element.module] is not None
-        assert element.module.split(".")[-1] == str(element.layer)
-    assert len({element.key for element in model.space}) == len(model.space)
+        assert low_rank.element.parameters == 3 * (linear.in_features + linear.out_features)
+    for low_rank in model.space.of_kind("shortcut"):
+        assert library[low_rank.element.module] is not None
+        assert low_rank.element.module.split(".")[-1] == str(low_rank.element.layer)
+    assert len({low_rank.element.key for low_rank in model.space}) == len(model.space)
     assert [type(block) for block in model.space.blocks] == [
-        type(library[e.module]) for e in model.space.of_kind("shortcut") if e.name == "residual1"
+        type(library[e.element.module]) for e in model.space.of_kind("shortcut") if e.element.name == "residual1"
     ]
 
 
@@ -142,12 +143,12 @@ def test_ranks_differ_from_place_to_place():
         model_layer_1={"k_proj": {"r": 0}, "out_proj": {"lora_alpha": 7, "use_rslora": True, "lora_dropout": 0.3}},
     )
     model = adapted("opt-pre", lora=lora)
-    found = {e.key: (e.low_rank.rank, e.low_rank.alpha, e.low_rank.dropout) for e in model.space}
+    found = {e.element.key: (e.element.rank, e.element.settings.alpha, e.element.settings.dropout) for e in model.space}
     assert found["layer_0.q_proj"] == (5, 6.0, 0.1)
     assert found["layer_1.q_proj"] == (2, 6.0, 0.1)
     assert found["layer_1.o_proj"] == (2, 7.0, 0.3)
     assert {"layer_0.w2", "layer_1.k_proj"} & found.keys() == set()
-    scalings = {e.key: e.low_rank.scaling for e in model.space}
+    scalings = {e.element.key: e.scaling for e in model.space}
     assert scalings["layer_1.o_proj"] == pytest.approx(7 / 2**0.5)
     assert scalings["layer_0.q_proj"] == pytest.approx(6 / 5)
 
@@ -158,7 +159,7 @@ def test_bases_of_other_dtypes(variant, dtype):
     name, keys = VARIANTS[variant]
     network, batch = tiny_network(name, **keys).to(dtype), tiny_batch()
     plain = network(**batch).logits
-    space = adapt(network, family.get(name), lora_config(), shortcut_config())
+    space = put_into(network, family.get(name), lora_config(), shortcut_config())
     for parameter in network.parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype)
     network, space = copy.deepcopy((network, space))  # the head's cast must come along
@@ -166,8 +167,8 @@ def test_bases_of_other_dtypes(variant, dtype):
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, plain.float(), rtol=0.02, atol=0.02)
     with torch.no_grad():
-        for element in space:
-            nn.init.normal_(element.low_rank.B, std=0.1)
+        for low_rank in space:
+            nn.init.normal_(low_rank.B, std=0.1)
     network(**batch).logits.sum().backward()
     assert len(gradients(space)) == 2 * len(space)
     assert all(gradient.isfinite().all() for gradient in gradients(space).values())
@@ -188,15 +189,15 @@ def test_mixed_precision_trains_everything(variant):
 
 def test_elements_are_made_where_the_base_is():
     network = tiny_network("opt").to("meta")
-    space = adapt(network, family.get("opt"), lora_config(), shortcut_config())
-    assert {p.device.type for e in space for p in e.low_rank.parameters()} == {"meta"}
+    space = put_into(network, family.get("opt"), lora_config(), shortcut_config())
+    assert {p.device.type for e in space for p in e.parameters()} == {"meta"}
 
 
 def test_the_seed_decides_the_start():
     def start(seed: int) -> list[torch.Tensor]:
         network = tiny_network("opt")
         torch.manual_seed(seed)
-        return [e.low_rank.A for e in adapt(network, family.get("opt"), lora_config(), shortcut_config())]
+        return [e.A for e in put_into(network, family.get("opt"), lora_config(), shortcut_config())]
 
     assert all(map(torch.equal, start(1), start(1)))
     assert not any(map(torch.equal, start(1), start(2)))
@@ -208,7 +209,7 @@ def test_gradient_checkpointing_without_shortcuts(kind):
         network, space = tiny_network("opt"), None
         if kind == "lora":
             torch.manual_seed(0)
-            space = adapt(network, family.get("opt"), lora_config())
+            space = put_into(network, family.get("opt"), lora_config())
         if checkpointing:
             enable_gradient_checkpointing(network, space)
         network.train()
@@ -246,8 +247,8 @@ def test_gradient_checkpointing_spares_the_blocks_activations():
 def test_parameters_are_counted_by_kind():
     lora = parse("lora", granularity="network", default={"r": 0}, all_layers={"q_proj": SMALL, "w2": SMALL})
     model = adapted("opt-pre", "classification", lora, shortcut_config())
-    switched = [e for e in model.space if e.name == "residual1"]
-    switched[0].low_rank.switch(False)
+    switched = [e for e in model.space if e.element.name == "residual1"]
+    switched[0].switch(False)
     table = count(model.network, model.space)
     rows = {row.name: row for row in table.rows}
     assert list(rows) == ["q_proj", "w2", "residual1", "residual2", "shortcut1", "shortcut2", "head", "base"]

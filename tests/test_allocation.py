@@ -8,18 +8,19 @@ from fractions import Fraction
 import pytest
 
 from heterolora import allocation
-from heterolora.allocation import Budget, Candidate, allocate, by_least_often_on, share, tie_generator
+from heterolora.allocation import Budget, Scored, allocate, by_least_often_on, share, tie_generator
 from heterolora.errors import UserError
+from tests.scoring import scored
 
 
-def _space(lora: list[float], shortcuts: list[float] = ()) -> list[Candidate]:  # type: ignore[assignment]
+def _space(lora: list[float], shortcuts: list[float] = ()) -> list[Scored]:  # type: ignore[assignment]
     return [
-        *(Candidate(layer, "q_proj", "lora", score) for layer, score in enumerate(lora)),
-        *(Candidate(layer, "shortcut1", "shortcut", score) for layer, score in enumerate(shortcuts)),
+        *(scored(layer, "q_proj", score) for layer, score in enumerate(lora)),
+        *(scored(layer, "shortcut1", score) for layer, score in enumerate(shortcuts)),
     ]
 
 
-def _allocate(candidates: list[Candidate], percentile: float, mode: allocation.Mode, seed: int = 0) -> set[str]:
+def _allocate(candidates: list[Scored], percentile: float, mode: allocation.Mode, seed: int = 0) -> set[str]:
     return set(allocate(candidates, percentile, mode, tie_generator(seed, 0)))
 
 
@@ -97,7 +98,7 @@ def test_ties_are_drawn_uniformly_across_runs() -> None:
 def test_draws_depend_on_seed_and_number_alone() -> None:
     candidates = _space([1.0] * 12, [1.0] * 12)
 
-    def draw(seed: int, number: int, order: list[Candidate]) -> frozenset[str]:
+    def draw(seed: int, number: int, order: list[Scored]) -> frozenset[str]:
         return allocate(order, 0.5, "combined", tie_generator(seed, number))
 
     random.seed(1)
@@ -124,17 +125,17 @@ def test_a_mode_with_nothing_to_choose_from(mode: allocation.Mode, lora: int, sh
 
 
 def test_least_often_on_comes_first() -> None:
-    candidates = _space([9, 8, 7, math.nan])  # a warm-up does not look at scores
+    elements = [item.element for item in _space([0, 0, 0, 0])]
     times_on = {"layer_0.q_proj": 2, "layer_1.q_proj": 1, "layer_2.q_proj": 1}
-    assert _allocate(by_least_often_on(candidates, times_on), 0.25, "off") == {"layer_3.q_proj"}
-    drawn = {frozenset(_allocate(by_least_often_on(candidates, times_on), 0.5, "off", seed)) for seed in range(40)}
+    assert _allocate(by_least_often_on(elements, times_on), 0.25, "off") == {"layer_3.q_proj"}
+    drawn = {frozenset(_allocate(by_least_often_on(elements, times_on), 0.5, "off", seed)) for seed in range(40)}
     assert drawn == {frozenset({"layer_3.q_proj", other}) for other in ("layer_1.q_proj", "layer_2.q_proj")}
 
 
 def test_warm_up_turns_everything_on_once_in_as_few_allocations_as_can_be() -> None:
-    candidates = _space([0.0] * 10)
+    elements = [item.element for item in _space([0.0] * 10)]
     times_on: Counter[str] = Counter()
     for number in range(4):
-        times_on.update(allocate(by_least_often_on(candidates, times_on), 0.3, "off", tie_generator(0, number)))
+        times_on.update(allocate(by_least_often_on(elements, times_on), 0.3, "off", tie_generator(0, number)))
     assert len(times_on) == 10
     assert sorted(times_on.values()) == [1] * 8 + [2] * 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from heterolora.errors import UserError
-from heterolora.saliency.problem import Metric, Problem, Result
+from heterolora.saliency.problem import Loss, Metric, Problem
 from heterolora.saliency.restart import Restarts
 from heterolora.saliency.score import score
 from heterolora.saliency.verdict import judge
@@ -48,22 +48,22 @@ class Plain:
         running.update(logits, labels)
         return float(running.compute()[name])
 
-    def holds(self, element, alpha: float) -> bool:
-        element.low_rank.importance = alpha
+    def holds(self, low_rank, alpha: float) -> bool:
+        low_rank.importance = alpha
         value = self.value()
-        element.low_rank.importance = 1.0
+        low_rank.importance = 1.0
         slack = self.problem.metric.tolerance * abs(self.reference)
         if self.problem.metric.name == "loss":
             return value <= self.reference + slack
         return value >= self.reference - slack
 
-    def score(self, element) -> float:
-        if self.holds(element, 0.0):
+    def score(self, low_rank) -> float:
+        if self.holds(low_rank, 0.0):
             return 0.0
         low, high = 1, 10
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.holds(element, middle / 10) else (middle + 1, high)
+            low, high = (low, middle) if self.holds(low_rank, middle / 10) else (middle + 1, high)
         return high / 10
 
 
@@ -90,7 +90,7 @@ def test_same_answers_as_the_plain_method(variant: str, metric: str) -> None:
     asked = small(variant, metrics.scoring_metric(metric, 3, 0.01), blocks=2)
     plain = Plain(asked)
     scores = score("alpha_test", asked)
-    assert list(scores.values()) == [plain.score(element) for element in asked.space]
+    assert list(scores.values()) == [plain.score(low_rank) for low_rank in asked.space]
     assert any(scores.values())
 
 
@@ -98,7 +98,7 @@ def test_same_answers_as_the_plain_method(variant: str, metric: str) -> None:
 def test_the_tolerance_counts(tolerance: float) -> None:
     asked = small("opt-pre", metrics.scoring_metric("loss", 3, tolerance))
     plain = Plain(asked)
-    assert list(score("alpha_test", asked).values()) == [plain.score(element) for element in asked.space]
+    assert list(score("alpha_test", asked).values()) == [plain.score(low_rank) for low_rank in asked.space]
 
 
 def evaluations(problem: Problem) -> tuple[dict[str, float], int]:
@@ -117,8 +117,8 @@ def test_block_evaluations(on_below: int, least_on: int, most_on: int, gain: flo
     made = adapted("opt-pre", lora=q_and_v(), shortcut=shortcut_config(), num_hidden_layers=12)
     made.train_b(std=0.3)
     with torch.no_grad():
-        for element in made.space:
-            element.low_rank.B.mul_(1.0 if element.layer < on_below else 1e-3)
+        for low_rank in made.space:
+            low_rank.B.mul_(1.0 if low_rank.element.layer < on_below else 1e-3)
     asked = problem(made, labelled(made, 3, rows=8, length=4, wrong=0.2), metrics.scoring_metric("accuracy", 3, 0.01))
     scores, ran = evaluations(asked)
     assert len(scores) == 71
@@ -135,12 +135,12 @@ class TestRestarts:
     def test_bit_for_bit_a_whole_evaluation(self, variant: str, renormalize: bool) -> None:
         asked = small(variant, Metric(), renormalize=renormalize)
         restarts = Restarts(asked)
-        for element in asked.space:
-            element.low_rank.importance = 0.3
+        for low_rank in asked.space:
+            low_rank.importance = 0.3
             for index, batch in enumerate(asked.batches):
                 there = asked.evaluate(batch).logits
-                assert torch.equal(restarts.evaluate(index, element.layer).logits, there)
-            element.low_rank.importance = 1.0
+                assert torch.equal(restarts.evaluate(index, low_rank.element.layer).logits, there)
+            low_rank.importance = 1.0
 
     @torch.no_grad()
     def test_a_state_is_made_again_from_an_earlier_one(self) -> None:
@@ -171,7 +171,7 @@ class TestRestarts:
         restarts = Restarts(asked)
         restarts.evaluate(0, 2)
 
-        def interrupted(_: object) -> Result:
+        def interrupted(_: object) -> Loss:
             raise KeyboardInterrupt
 
         restarts.problem = dataclasses.replace(asked, evaluate=interrupted)
@@ -187,12 +187,12 @@ def rounds(*rights: int, rows: int = 10):
         labels = torch.zeros(rows, dtype=torch.int64)
         logits = torch.zeros(rows, 2)
         logits[:right, 0], logits[right:, 1] = 1.0, 1.0
-        yield {"labels": labels}, Result(torch.tensor(0.0), torch.tensor(float(rows)), logits)
+        yield {"labels": labels}, Loss(torch.tensor(0.0), torch.tensor(float(rows)), logits)
 
 
 def losses(*totals: float, rows: int = 10):
     for total in totals:
-        yield {}, Result(torch.tensor(total), torch.tensor(float(rows)), torch.zeros(()))
+        yield {}, Loss(torch.tensor(total), torch.tensor(float(rows)), torch.zeros(()))
 
 
 class TestVerdict:
@@ -236,7 +236,7 @@ class TestVerdict:
         labels = torch.zeros(1, dtype=torch.int64)
 
         def doubt(margin: float) -> float:
-            return accuracy.doubt({"labels": labels}, Result(labels, labels, torch.tensor([[margin, 0.0]])))
+            return accuracy.doubt({"labels": labels}, Loss(labels, labels, torch.tensor([[margin, 0.0]])))
 
         assert doubt(0.1) > doubt(3.0) > doubt(-0.1) == 0.0
 
@@ -249,7 +249,7 @@ class TestVerdict:
     def test_a_metric_that_is_no_number(self, name: str) -> None:
         with pytest.raises(UserError, match=rf"{name} is nan over the scoring batches"):
             judge(metrics.scoring_metric(name, 1), CPU).first(
-                [({"labels": torch.ones(2)}, Result(torch.tensor(math.nan), torch.tensor(2.0), torch.ones(2, 1)))]
+                [({"labels": torch.ones(2)}, Loss(torch.tensor(math.nan), torch.tensor(2.0), torch.ones(2, 1)))]
             )
 
 
@@ -259,5 +259,5 @@ def test_nothing_is_left_changed() -> None:
     score("alpha_test", asked)
     assert before.keys() == asked.network.state_dict().keys()
     assert all(torch.equal(value, before[name]) for name, value in asked.network.state_dict().items())
-    assert {element.low_rank.importance for element in asked.space} == {1.0}
+    assert {low_rank.importance for low_rank in asked.space} == {1.0}
     assert asked.space.carry.held.before is None

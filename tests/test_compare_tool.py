@@ -8,16 +8,16 @@ from scipy import stats
 
 from heterolora import scores
 from heterolora.errors import UserError
-from heterolora.scores import ElementScore, Scores
+from heterolora.scores import Scores
+from tests.scoring import scored
 from tools import compare_scores as tool
 
 
 def _scores(heuristic: str, values: list[float]) -> Scores:
     elements = tuple(
-        ElementScore(layer, "q_proj", "lora", value, 16, 16, 8, f"layers.{layer}.q_proj", 16.0, 0.0)
-        for layer, value in enumerate(values)
+        scored(layer, "q_proj", value, module=f"layers.{layer}.q_proj") for layer, value in enumerate(values)
     )
-    return Scores("classification", "rte", "opt_lora", "", heuristic, 1, 8, 0, elements)
+    return Scores(elements, heuristic, "classification", "rte", "opt_lora", "", 1, 8, 0)
 
 
 A = _scores("grad_norm", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
@@ -34,7 +34,7 @@ def write(tmp_path: Path):
 
 
 def test_spearman_with_ties() -> None:
-    values = [[element.score for element in content.elements] for content in (A, B)]
+    values = [[item.score for item in content.scored] for content in (A, B)]
     assert tool.spearman(A, B) == pytest.approx(stats.spearmanr(*values).statistic)
     assert tool.spearman(A, A) == pytest.approx(1)
     assert tool.spearman(A, _scores("constant", [1.0] * 8)) is None
@@ -48,7 +48,7 @@ def test_overlap_of_the_top_share() -> None:
 
 
 def test_the_order_of_a_file_does_not_matter() -> None:
-    assert tool.spearman(A, dataclasses.replace(B, elements=B.elements[::-1])) == tool.spearman(A, B)
+    assert tool.spearman(A, dataclasses.replace(B, scored=B.scored[::-1])) == tool.spearman(A, B)
 
 
 def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,10 +74,10 @@ def test_wrong_input(write) -> None:
     with pytest.raises(UserError, match="one scores file; expected two or more"):
         tool.main([a])
     with pytest.raises(UserError, match=r"scores another model than .*layer_7\.q_proj differs"):
-        tool.main([a, write("short.toml", dataclasses.replace(A, elements=A.elements[:-1]))])
-    wide = tuple(dataclasses.replace(element, in_features=32) for element in A.elements)
+        tool.main([a, write("short.toml", dataclasses.replace(A, scored=A.scored[:-1]))])
+    wide = tuple(scored(item.element.layer, "q_proj", item.score, widths=(32, 16)) for item in A.scored)
     with pytest.raises(UserError, match=r"layer_0\.q_proj differs"):
-        tool.main([a, write("wide.toml", dataclasses.replace(A, elements=wide))])
+        tool.main([a, write("wide.toml", dataclasses.replace(A, scored=wide))])
     with pytest.raises(UserError, match="above 0 and at most 1"):
         tool.main([a, write("b.toml", B), "--turn-on-percentile", "0"])
     with pytest.raises(UserError, match="cannot read"):

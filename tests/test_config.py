@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from heterolora import config
-from heterolora.config import ElementConfig, ElementSettings
+from heterolora.config import ElementConfig
+from heterolora.element import Settings
 from heterolora.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -62,19 +63,19 @@ r = 1
 def test_tables_are_merged_over_the_default_key_by_key(tmp_path):
     found = read(NETWORK, tmp_path)
     for layer in (0, 7):
-        assert found.lookup(layer, "q_proj") == ElementSettings(r=8, alpha=16.0, dropout=0.1)
+        assert found.lookup(layer, "q_proj") == Settings(rank=8, alpha=16.0, dropout=0.1)
         assert found.lookup(layer, "q_proj").adapter == "mine"
-        assert found.lookup(layer, "w1") == ElementSettings(r=2, alpha=3.0, dropout=0.1, use_rslora=True)
+        assert found.lookup(layer, "w1") == Settings(rank=2, alpha=3.0, dropout=0.1, use_rslora=True)
         assert found.lookup(layer, "v_proj") is None
 
 
 def test_a_layer_wise_file_speaks_of_single_places(tmp_path):
     found = read(LAYER, tmp_path)
     assert found.lookup(0, "q_proj") is None
-    assert found.lookup(1, "q_proj") == ElementSettings(r=4, alpha=8.0)
-    assert found.lookup(1, "gate") == ElementSettings(r=4, alpha=8.0, dropout=0.5)
-    assert found.lookup(11, "o_proj") == ElementSettings(r=1, alpha=8.0)
-    assert found.lookup(2, "gate") == ElementSettings(r=4, alpha=8.0)
+    assert found.lookup(1, "q_proj") == Settings(rank=4, alpha=8.0)
+    assert found.lookup(1, "gate") == Settings(rank=4, alpha=8.0, dropout=0.5)
+    assert found.lookup(11, "o_proj") == Settings(rank=1, alpha=8.0)
+    assert found.lookup(2, "gate") == Settings(rank=4, alpha=8.0)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +110,10 @@ def test_shortcuts_have_keys_of_their_own(tmp_path):
     """
     found = read(text, tmp_path, "shortcut")
     assert found.renormalize
-    assert found.lookup(0, "residual1") == ElementSettings(r=4, alpha=8.0, dropout=0.2)
+    assert found.lookup(0, "residual1") == Settings(rank=4, alpha=8.0, dropout=0.2)
     assert found.lookup(0, "residual2") is None
     assert found.lookup(0, "shortcut2") is None, "the first block has no block before it"
-    assert found.lookup(1, "shortcut2") == ElementSettings(r=4, alpha=8.0, dropout=0.2)
+    assert found.lookup(1, "shortcut2") == Settings(rank=4, alpha=8.0, dropout=0.2)
 
 
 def test_old_keys_are_read(tmp_path):
@@ -189,7 +190,7 @@ def test_a_label_makes_no_difference(tmp_path):
         (("q_proj", "residual1"), "'residual1' is not known"),
         (("q_proj", "w1"), "[all_layers.fc1] names w1 a second time"),
         (("all_layers.q_proj", "all_layer.q_proj"), "'all_layer' is not known; did you mean 'all_layers'?"),
-        (("all_layers.q_proj", "model_layer_0.q_proj"), '[model_layer_0] does not go with granularity = "network"'),
+        (("all_layers.q_proj", "model_layer_0.q_proj"), '[model_layer_0] does not match granularity = "network"'),
         (('granularity = "network"', 'granularity = "network"\nrenormalize = true'), "'renormalize' is not known"),
         (('granularity = "network"', 'granularity = "network"\nall_layers = 3\n[x]'), "all_layers is 3"),
         (("[all_layers.q_proj]", "[all_layers]\nq_proj = 3\n[all_layers.k_proj]"), "[all_layers.q_proj] is 3"),

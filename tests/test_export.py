@@ -18,8 +18,8 @@ from actions.experiment import Experiment, build
 from actions.parse import parse
 from actions.resolve import resolve
 from heterolora import config
+from heterolora.element import PROJECTIONS
 from heterolora.errors import UserError
-from heterolora.family import PROJECTIONS
 from model import family
 from model.checkpoint import BaseSource, Record
 from model.peft_format.adapter import read_adapter
@@ -47,8 +47,8 @@ def mixed(variant: str, task: str, **overrides: object) -> Adapted:
         },
     }
     made = adapted(variant, task, config.parse(document, "lora"), **overrides).train_b()
-    for element in made.space:
-        element.low_rank.switch(element.key not in ("layer_0.o_proj", "layer_1.q_proj", "layer_1.w2"))
+    for low_rank in made.space:
+        low_rank.switch(low_rank.element.key not in ("layer_0.o_proj", "layer_1.q_proj", "layer_1.w2"))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in made.network.named_parameters():
@@ -76,7 +76,7 @@ class TestInPeft:
             for path, module in theirs.named_modules()
             if isinstance(module, peft.tuners.lora.LoraLayer)
         }
-        assert targeted == {element.module for element in ours.space if element.low_rank.enabled}
+        assert targeted == {low_rank.element.module for low_rank in ours.space if low_rank.enabled}
 
     def test_more_modules_than_peft_lists(self, tmp_path: Path) -> None:
         """From twenty names on, PEFT shortens the list to ends of names."""
@@ -119,8 +119,8 @@ class TestReadAgain:
     def test_shortcuts_alone(self, tmp_path: Path) -> None:
         """PEFT refuses an adapter that names no module; here it loads."""
         ours = adapted("opt-pre", lora=lora_config(), shortcut=shortcut_config(renormalize=True)).train_b()
-        for element in ours.space.of_kind("lora"):
-            element.low_rank.switch(False)
+        for low_rank in ours.space.of_kind("lora"):
+            low_rank.switch(False)
         write_adapter(tmp_path, ours.network, ours.space, "classification", RECORD, shortcut_config(renormalize=True))
         self.check(tmp_path, "opt-pre", ours)
         with pytest.raises(ValueError, match="No modules were targeted"):
@@ -213,8 +213,8 @@ class TestRuns:
         options = ("opt_lora_ags", "sst2", *arguments, "--shortcut-config", dynamic / "shortcut.toml")
         made = build(resolve(parse(command("train", *options))))
         left = loaded("--load", dynamic / "checkpoints" / "best.ckpt")
-        on = {e.key: (e.low_rank.rank, e.low_rank.scaling) for e in left.task.space if e.low_rank.enabled}
-        assert {e.key: (e.low_rank.rank, e.low_rank.scaling) for e in made.task.space} == on
+        on = {e.element.key: (e.element.rank, e.scaling) for e in left.task.space if e.enabled}
+        assert {e.element.key: (e.element.rank, e.scaling) for e in made.task.space} == on
         assert len(on) == 7
         written = toml.load(dynamic / "lora.toml")
         off = [table for name in ("model_layer_0", "model_layer_1") for table in written[name].values()]

@@ -14,9 +14,10 @@ from torch import Tensor, distributed, multiprocessing
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from heterolora.adapt import enable_gradient_checkpointing
+from heterolora.low_rank import LowRank
 from heterolora.saliency import get
 from heterolora.saliency.from_training import TrainingGradients, recorded
-from heterolora.search_space import Element, SearchSpace
+from heterolora.search_space import SearchSpace
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
 from tests.tiny import tiny_batch
 
@@ -37,7 +38,7 @@ def model_of(
     task: str = "classification",
     trained: bool = True,
     checkpointing: bool = False,
-    on: Callable[[Element, int], bool] = lambda element, index: element.layer > 0 and index % 3 == 0,
+    on: Callable[[LowRank, int], bool] = lambda low_rank, index: low_rank.element.layer > 0 and index % 3 == 0,
     renormalize: bool = False,
     element_dropout: float = 0.0,
     **overrides: object,
@@ -48,8 +49,8 @@ def model_of(
     model = adapted(variant, task, lora, shortcut, num_hidden_layers=LAYERS, **overrides)
     if trained:
         model.train_b()
-    for index, element in enumerate(model.space):
-        element.low_rank.switch(on(element, index))
+    for index, low_rank in enumerate(model.space):
+        low_rank.switch(on(low_rank, index))
     if checkpointing:
         enable_gradient_checkpointing(model.network, model.space)
     model.network.train()
@@ -82,9 +83,9 @@ def totals_of(model: Adapted, *batches: dict[str, Tensor], heuristic: str = "gra
 class Gated:
     """An element whose delta counts nothing, but for autograd: the definition of an off element's gradients."""
 
-    def __init__(self, element: Element) -> None:
-        self.A, self.B = (p.detach().clone().requires_grad_() for p in (element.low_rank.A, element.low_rank.B))
-        self.scaling = element.low_rank.scaling
+    def __init__(self, low_rank: LowRank) -> None:
+        self.A, self.B = (p.detach().clone().requires_grad_() for p in (low_rank.A, low_rank.B))
+        self.scaling = low_rank.scaling
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         delta = (self.scaling * x.detach().float() @ self.A.T @ self.B.T).view_as(y)
@@ -94,18 +95,18 @@ class Gated:
 def by_autograd(model: Adapted, *batches: dict[str, Tensor]) -> list[list[Tensor]]:
     """For each batch, the gradients of A and B of each element."""
     gates = {}
-    for element in model.space:
-        if not element.low_rank.enabled:
-            gates[element.key] = element.low_rank.probe = Gated(element)
-    parts = [part for e in model.space for g in [gates.get(e.key, e.low_rank)] for part in (g.A, g.B)]
+    for low_rank in model.space:
+        if not low_rank.enabled:
+            gates[low_rank.element.key] = low_rank.probe = Gated(low_rank)
+    parts = [part for e in model.space for g in [gates.get(e.element.key, e)] for part in (g.A, g.B)]
     found = [torch.autograd.grad(loss_of(model, batch), parts, materialize_grads=True) for batch in batches]
-    for element in model.space:
-        element.low_rank.probe = None
+    for low_rank in model.space:
+        low_rank.probe = None
     return [list(gradients) for gradients in found]
 
 
 def assert_close(space: SearchSpace, found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float) -> None:
-    places = [f"{element.key}.{which}" for element in space for which in "AB"]
+    places = [f"{low_rank.element.key}.{which}" for low_rank in space for which in "AB"]
     for place, ours, theirs in zip(places, found, expected, strict=True):
         scale = float(theirs.abs().max())
         torch.testing.assert_close(
@@ -120,11 +121,11 @@ def assert_close(space: SearchSpace, found: Iterable[Tensor], expected: Iterable
 def test_at_b_0_it_is_the_gradient_that_elements_have_once_they_are_on(variant, task):
     model, batch = model_of(variant, task, trained=False), tiny_batch()
     found = totals_of(model, batch)
-    for element in model.space:  # B = 0: the network computes the same with all of them on
-        element.low_rank.switch(True)
+    for low_rank in model.space:  # B = 0: the network computes the same with all of them on
+        low_rank.switch(True)
     model.network.zero_grad()
     loss_of(model, batch).backward()
-    expected = [p.grad for e in model.space for p in (e.low_rank.A, e.low_rank.B)]
+    expected = [p.grad for e in model.space for p in (e.A, e.B)]
     assert all(bool(gradient.any()) for gradient in expected[1::2])
     assert_close(model.space, found, expected, 1e-5)
 
@@ -143,10 +144,12 @@ def test_with_trained_b_it_is_autograds(variant, renormalize, checkpointing):
 @pytest.mark.parametrize("on", ["nothing", "lowest", "highest", "everything"])
 def test_whatever_is_on(on):
     which = {
-        "nothing": lambda element, index: False,
-        "lowest": lambda element, index: index == 0,
-        "highest": lambda element, index: element.layer == LAYERS - 1 and element.name == "shortcut1",
-        "everything": lambda element, index: True,
+        "nothing": lambda low_rank, index: False,
+        "lowest": lambda low_rank, index: index == 0,
+        "highest": lambda low_rank, index: (
+            low_rank.element.layer == LAYERS - 1 and low_rank.element.name == "shortcut1"
+        ),
+        "everything": lambda low_rank, index: True,
     }[on]
     model, batch = model_of("opt-pre", on=which), tiny_batch()
     (expected,) = by_autograd(model, batch)
@@ -159,9 +162,9 @@ def test_scores_are_the_formulas_of_sums_over_windows(heuristic):
     each = by_autograd(model, *batches)
     summed = [sum(parts) for parts in zip(*each, strict=True)]
     expected = []
-    for index, element in enumerate(model.space):
+    for index, low_rank in enumerate(model.space):
         score = 0.0
-        for offset, weight in enumerate((element.low_rank.A, element.low_rank.B)):
+        for offset, weight in enumerate((low_rank.A, low_rank.B)):
             total = summed[2 * index + offset]
             if heuristic == "grad_norm":
                 score += float(total.norm())
@@ -175,7 +178,7 @@ def test_scores_are_the_formulas_of_sums_over_windows(heuristic):
         model.network.zero_grad()
         loss_of(model, batch).backward()
         found.collect()
-    assert list(found.scores()) == [element.key for element in model.space]
+    assert list(found.scores()) == [low_rank.element.key for low_rank in model.space]
     assert list(found.scores().values()) == pytest.approx(expected, rel=1e-5)
     assert found.windows == 3
 
@@ -197,7 +200,7 @@ def test_an_accumulation_window_is_one_batch(heuristic):
 
 
 def test_x_is_before_the_dropout_of_an_element_that_is_off():
-    nothing = {"on": lambda element, index: False}
+    nothing = {"on": lambda low_rank, index: False}
     expected = totals_of(model_of("opt-pre", **nothing), tiny_batch())
     model = model_of("opt-pre", element_dropout=0.5, **nothing)
     assert all(map(torch.equal, totals_of(model, tiny_batch()), expected))
@@ -248,8 +251,8 @@ def test_a_loss_scale_is_undone_and_a_window_that_overflows_left_out():
     def window(factor: float) -> None:
         model.network.zero_grad()
         (loss_of(model, batch) * factor).backward()
-        for element in model.space:
-            for parameter in element.low_rank.parameters():
+        for low_rank in model.space:
+            for parameter in low_rank.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= factor  # as GradScaler.unscale_ does
         found.collect(loss_scale=factor)
@@ -271,7 +274,7 @@ def test_training_is_bit_for_bit_the_same(variant, checkpointing):
     results = []
     for record in (False, True):
         model = model_of(variant, checkpointing=checkpointing, element_dropout=0.2, **DROPOUT[variant])
-        off = {e.key: copy.deepcopy(e.low_rank.state_dict()) for e in model.space if not e.low_rank.enabled}
+        off = {e.element.key: copy.deepcopy(e.state_dict()) for e in model.space if not e.enabled}
         optimizer = torch.optim.AdamW(model.network.parameters(), lr=0.01, weight_decay=0.1)
         found = TrainingGradients(model.space, get("grad_norm").score)
         seen = []
@@ -286,12 +289,12 @@ def test_training_is_bit_for_bit_the_same(variant, checkpointing):
             optimizer.step()
             optimizer.zero_grad()
         assert found.windows == (3 if record else 0)
-        for element in model.space:
-            if element.key in off:
-                assert not element.low_rank.A.requires_grad
-                assert element.low_rank.B.grad is None
-                state = element.low_rank.state_dict()
-                assert all(torch.equal(state[name], value) for name, value in off[element.key].items())
+        for low_rank in model.space:
+            if low_rank.element.key in off:
+                assert not low_rank.A.requires_grad
+                assert low_rank.B.grad is None
+                state = low_rank.state_dict()
+                assert all(torch.equal(state[name], value) for name, value in off[low_rank.element.key].items())
         results.append((seen, model.network.state_dict()))
     (seen, state), (seen_recording, state_recording) = results
     for plain, recorded_too in zip(seen, seen_recording, strict=True):
@@ -301,7 +304,7 @@ def test_training_is_bit_for_bit_the_same(variant, checkpointing):
 
 
 def test_backward_stops_below_the_lowest_element_that_is_on_unless_it_records():
-    model = model_of("opt-pre", on=lambda element, index: element.layer == LAYERS - 1)
+    model = model_of("opt-pre", on=lambda low_rank, index: low_rank.element.layer == LAYERS - 1)
     asked = []
     model.space.blocks[0].register_forward_hook(lambda _block, _args, y: asked.append(y.requires_grad))
     found = TrainingGradients(model.space, get("grad_norm").score)
@@ -313,7 +316,7 @@ def test_backward_stops_below_the_lowest_element_that_is_on_unless_it_records():
     found.stop()
     loss_of(model, tiny_batch())
     assert asked == [False, True, False, False]
-    assert all(element.low_rank.probe is None for element in model.space)
+    assert all(low_rank.probe is None for low_rank in model.space)
 
 
 def test_an_evaluation_in_between_leaves_the_sums_alone():
@@ -361,11 +364,11 @@ def test_nothing_is_kept_alive(variant, checkpointing):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_checkpointing_drops_what_probes_save(variant):
-    model = model_of(variant, checkpointing=True, on=lambda element, index: False)
+    model = model_of(variant, checkpointing=True, on=lambda low_rank, index: False)
     found, inputs = recording(model), []
-    for element in model.space:
-        if element.name in ("o_proj", "w2"):  # their inputs arise within the block
-            linear = model.network.get_submodule(element.module)
+    for low_rank in model.space:
+        if low_rank.element.name in ("o_proj", "w2"):  # their inputs arise within the block
+            linear = model.network.get_submodule(low_rank.element.module)
             linear.register_forward_pre_hook(lambda _, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
     loss = loss_of(model, tiny_batch())
     assert len(inputs) == 2 * LAYERS
@@ -468,9 +471,9 @@ def _a_process(rank: int, folder: Path) -> None:
             model.network.zero_grad()
             half = {name: tensor[2 * rank : 2 * rank + 2] for name, tensor in tiny_batch(rows=4, seed=seed).items()}
             (loss_of(model, half) * 2).backward()
-            for element in model.space:
-                if element.low_rank.enabled:
-                    for parameter in element.low_rank.parameters():
+            for low_rank in model.space:
+                if low_rank.enabled:
+                    for parameter in low_rank.parameters():
                         distributed.all_reduce(parameter.grad)
                         parameter.grad /= 2
             gradients_of.collect()

@@ -15,6 +15,7 @@ from actions import imp_test, train
 from actions.parse import parse
 from actions.resolve import resolve
 from heterolora import saliency, scores
+from heterolora.element import Settings
 from heterolora.saliency.score import score
 from heterolora.saliency.warm_up import WarmUp
 from heterolora.scores import Scores
@@ -46,7 +47,7 @@ def scored(world: World, project: str, *more: object, shortcuts: bool = False) -
 
 
 def values(found: Scores) -> dict[str, float]:
-    return {element.key: element.score for element in found.elements}
+    return {item.element.key: item.score for item in found.scored}
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,12 @@ class TestFiles:
         top = (ags.task, ags.dataset, ags.model, ags.load, ags.importance_test_name)
         assert top == ("classification", "sst2", "opt_lora_ags", str(world.opt), "grad_norm")
         assert (ags.batches, ags.batch_size, ags.seed, ags.renormalize) == (3, 4, 0, False)
-        assert len(ags.elements) == 2 * (6 + 4) - 1
-        w2 = next(element for element in ags.elements if element.key == "layer_1.w2")
+        elements = [item.element for item in ags.scored]
+        assert len(elements) == 2 * (6 + 4) - 1
+        w2 = next(element for element in elements if element.key == "layer_1.w2")
         assert (w2.kind, w2.module) == ("lora", "model.decoder.layers.1.fc2")
-        assert (w2.in_features, w2.out_features, w2.rank, w2.alpha, w2.dropout) == (64, 32, 8, 16.0, 0.0)
-        last = ags.elements[-1]
+        assert (w2.in_features, w2.out_features, w2.settings) == (64, 32, Settings(8, 16.0))
+        last = elements[-1]
         assert (last.key, last.kind, last.module) == ("layer_1.shortcut2", "shortcut", "model.decoder.layers.1")
         assert all(math.isfinite(value) and value > 0 for value in values(ags).values())
 
@@ -99,7 +101,7 @@ class TestPicture:
         power = math.floor(math.log10(max(values(again).values())))
         power = 0 if -1 <= power <= 2 else power
         shown = [float(text.get_text()) * 10.0**power for text in axes.texts]
-        expected = [element.score for element in again.elements]
+        expected = [item.score for item in again.scored]
         assert shown == pytest.approx(expected, rel=0.01, abs=1e-3 * 10.0**power)
         assert len(axes.patches) == int(0.3 * 12) + round(0.3 * 7)
         best = sorted(values(again), key=values(again).get)[-len(axes.patches) :]
@@ -141,7 +143,7 @@ class TestWarmUp:
         found = scored(world, "cold", "--importance-test-name", "snip", "--imp-warmup-batches", 0)
         assert set(values(found).values()) == {0.0}
         said = capsys.readouterr().out
-        assert "all snip scores are 0, so a choice by them is a draw" in said
+        assert "all snip scores are 0, so the choice is random" in said
         assert "--imp-warmup-batches" in said
 
     def test_its_older_name(self, world: World) -> None:
@@ -151,7 +153,7 @@ class TestWarmUp:
 
     def test_synflow_says_once_what_it_leaves_at_0(self, world: World, capsys) -> None:
         scored(world, "flow", "--importance-test-name", "synflow", "--imp-warmup-batches", 2)
-        assert capsys.readouterr().out.count("q_proj and k_proj score 0 by synflow") == 1
+        assert capsys.readouterr().out.count("synflow scores q_proj and k_proj 0") == 1
 
 
 class TestDraws:
@@ -185,7 +187,7 @@ class TestModels:
         assert run("imp-test", *shared, "--batch-size", 4, "--project", "of-checkpoint") == 0
         assert "no warm-up" in capsys.readouterr().out
         found = scores.read(world.runs / "of-checkpoint" / "scores.toml")
-        assert {element.name for element in found.elements} == {"q_proj", "v_proj"}
+        assert {item.element.name for item in found.scored} == {"q_proj", "v_proj"}
         assert found.load == str(world.opt)
         assert min(values(found).values()) > 0
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from heterolora import config
-from heterolora.adapt import adapt
 from heterolora.errors import UserError
 from model import family
+from tests.adapted import put_into
 from tests.tiny import tiny_network
 from tests.world import ROOT, World, model_folder, run, write_lora, write_shortcuts
 from tools import inspect_model
@@ -46,12 +46,12 @@ def test_every_element_of_a_base(tmp_path: Path, capsys, configs, name: str) -> 
         if isinstance(module, torch.nn.Linear) and path.split(".")[0] not in heads
     ]
     lora, shortcut = (config.load(path, kind) for path, kind in zip(configs[1::2], ("lora", "shortcut"), strict=True))
-    space = adapt(network, family.get(name), lora, shortcut)
-    assert [row["element"] for row in found["elements"]] == [element.key for element in space]
-    for row, element in zip(found["elements"], space, strict=True):
-        assert row["module"] == element.module
-        assert (row["in_features"], row["out_features"]) == (element.low_rank.A.shape[1], element.low_rank.B.shape[0])
-        assert row["parameters"] == row["multiply_adds"] == element.low_rank.A.numel() + element.low_rank.B.numel()
+    space = put_into(network, family.get(name), lora, shortcut)
+    assert [row["element"] for row in found["elements"]] == [low_rank.element.key for low_rank in space]
+    for row, low_rank in zip(found["elements"], space, strict=True):
+        assert row["module"] == low_rank.element.module
+        assert (row["in_features"], row["out_features"]) == (low_rank.A.shape[1], low_rank.B.shape[0])
+        assert row["parameters"] == row["multiply_adds"] == low_rank.A.numel() + low_rank.B.numel()
         assert row["on"] is True
     assert found["elements"][0]["scaling"] == pytest.approx(8 / 3**0.5)
     assert found["totals"]["base"]["parameters"] == base_size

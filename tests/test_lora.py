@@ -11,17 +11,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterolora.adapt import adapt
-from heterolora.lora import LoraLinear
-from heterolora.low_rank import LowRank
+from heterolora.element import Element, Settings
+from heterolora.low_rank import LoraLinear, LowRank
 from model import family
-from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config
+from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, put_into
 from tests.tiny import tiny_batch, tiny_network
 
 
-def element(rank: int = 3, alpha: float = 6.0, width_in: int = 8, width_out: int = 5, **options: object) -> LowRank:
-    made = LowRank(width_in, width_out, rank, alpha, **options)
-    nn.init.normal_(made.B)
+def element(
+    rank: int = 3,
+    alpha: float = 6.0,
+    width_in: int = 8,
+    width_out: int = 5,
+    train_b: bool = True,
+    **settings: object,
+) -> LowRank:
+    made = LowRank(Element(0, "q_proj", "lora", "", width_in, width_out, Settings(rank, alpha, **settings)))
+    if train_b:
+        nn.init.normal_(made.B)
     return made
 
 
@@ -36,10 +43,10 @@ def test_logits_and_gradients_are_those_of_peft(variant, task, rslora):
     model, batch = adapted(variant, task, lora_config(use_rslora=rslora)), tiny_batch()
     name, keys = VARIANTS[variant]
     theirs = tiny_network(name, task, **keys)
-    options = {"r": 3, "lora_alpha": 6, "use_rslora": rslora, "target_modules": [e.module for e in model.space]}
+    options = {"r": 3, "lora_alpha": 6, "use_rslora": rslora, "target_modules": [e.element.module for e in model.space]}
     theirs = peft.LoraModel(theirs, peft.LoraConfig(**options), "default")
 
-    optimizer = torch.optim.AdamW([p for e in model.space for p in e.low_rank.parameters()], lr=0.05)
+    optimizer = torch.optim.AdamW([p for e in model.space for p in e.parameters()], lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()
         model.network(**batch).logits.square().sum().backward()
@@ -47,8 +54,8 @@ def test_logits_and_gradients_are_those_of_peft(variant, task, rslora):
     wrapped = dict(theirs.model.named_modules())
     with torch.no_grad():
         for e in model.space:
-            wrapped[e.module].lora_A["default"].weight.copy_(e.low_rank.A)
-            wrapped[e.module].lora_B["default"].weight.copy_(e.low_rank.B)
+            wrapped[e.element.module].lora_A["default"].weight.copy_(e.A)
+            wrapped[e.element.module].lora_B["default"].weight.copy_(e.B)
     plain = tiny_network(name, task, **keys)(**batch).logits
     model.network.zero_grad()
     found, expected = model.network(**batch).logits, theirs(**batch).logits
@@ -59,7 +66,7 @@ def test_logits_and_gradients_are_those_of_peft(variant, task, rslora):
     expected.square().sum().backward()
     for key, gradient in gradients(model.space).items():
         block, projection, which = key.split(".")
-        path = next(e.module for e in model.space if e.key == f"{block}.{projection}")
+        path = next(e.element.module for e in model.space if e.element.key == f"{block}.{projection}")
         other = getattr(wrapped[path], f"lora_{which}")["default"].weight.grad
         torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
 
@@ -163,7 +170,7 @@ def test_x_is_kept_once_and_narrow(x_dtype, autocast, kept):
 
 def test_a_starts_kaiming_uniform_and_b_at_zero():
     torch.manual_seed(0)
-    low_rank = LowRank(400, 30, rank=20, alpha=1.0)
+    low_rank = element(rank=20, alpha=1.0, width_in=400, width_out=30, train_b=False)
     bound = 1 / math.sqrt(400)  # kaiming_uniform with a = sqrt(5): sqrt(6 / (1 + 5) / fan_in)
     assert low_rank.A.abs().max() <= bound
     assert low_rank.A.detach().std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
@@ -238,9 +245,9 @@ def test_a_quantised_base_is_wrapped_like_any_other():
             block.set_submodule(path, Quantised(linear.in_features, linear.out_features))
     batch = tiny_batch()
     before = network(**batch).logits
-    space = adapt(network, family.get("opt"), lora_config())
+    space = put_into(network, family.get("opt"), lora_config())
     assert torch.equal(network(**batch).logits, before)
-    assert {(e.name, e.low_rank.in_features, e.low_rank.out_features) for e in space} >= {
+    assert {(e.name, e.in_features, e.out_features) for e in space.elements} >= {
         ("w1", 32, 64),
         ("w2", 64, 32),
     }

@@ -20,11 +20,10 @@ from transformers import (
 from actions.experiment import build
 from actions.parse import parse
 from actions.resolve import resolve
-from heterolora.adapt import adapt
 from heterolora.errors import UserError
 from model import family
 from model.merge import fold, in_numbers
-from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
+from tests.adapted import CASES, Adapted, adapted, lora_config, put_into, shortcut_config
 from tests.test_peft_in import trained_by_peft
 from tests.tiny import tiny_batch
 from tests.world import World, command, model_folder, run, text_folder, write_lora
@@ -40,8 +39,8 @@ def logits(network: torch.nn.Module) -> torch.Tensor:
 
 def some_off(made: Adapted) -> Adapted:
     """Every third element off."""
-    for number, element in enumerate(made.space):
-        element.low_rank.switch(number % 3 > 0)
+    for number, low_rank in enumerate(made.space):
+        low_rank.switch(number % 3 > 0)
     return made
 
 
@@ -56,7 +55,7 @@ class TestFold:
         changed = {
             name for name, tensor in made.network.state_dict().items() if not tensor.equal(made.pretrained[name])
         }
-        assert changed == {f"{element.module}.weight" for element in made.space if element.low_rank.enabled}
+        assert changed == {f"{low_rank.element.module}.weight" for low_rank in made.space if low_rank.enabled}
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
     def test_each_weight_is_rounded_once(self, dtype: torch.dtype) -> None:
@@ -64,14 +63,14 @@ class TestFold:
         made = adapted("gemma", lora=lora_config(use_rslora=True))
         base = {name: made.pretrained[name].to(dtype) for name in made.pretrained}
         made.network.to(dtype)
-        for element in made.space:
-            element.low_rank.float()
+        for low_rank in made.space:
+            low_rank.float()
         made.train_b()
         fold(made.network, made.space)
-        for element in made.space:
-            weight = made.network.get_parameter(f"{element.module}.weight")
-            a, b = (matrix.detach().double().numpy() for matrix in (element.low_rank.A, element.low_rank.B))
-            exact = base[f"{element.module}.weight"].double().numpy() + 6 / 3**0.5 * b @ a
+        for low_rank in made.space:
+            weight = made.network.get_parameter(f"{low_rank.element.module}.weight")
+            a, b = (matrix.detach().double().numpy() for matrix in (low_rank.A, low_rank.B))
+            exact = base[f"{low_rank.element.module}.weight"].double().numpy() + 6 / 3**0.5 * b @ a
             assert weight.dtype == dtype
             off = np.abs(weight.detach().double().numpy() - exact)
             assert (off <= torch.finfo(dtype).eps / 2 * np.abs(exact) * 1.01 + 1e-6).all()
@@ -86,7 +85,7 @@ class TestFold:
     def test_a_head_gets_the_dtype_of_its_base(self) -> None:
         made = adapted("roberta", lora=lora_config()).train_b()
         made.network.to(torch.bfloat16)
-        for part in (*(element.low_rank for element in made.space), made.network.classifier):
+        for part in (*(low_rank for low_rank in made.space), made.network.classifier):
             part.float()
         expected = logits(made.network)
         fold(made.network, made.space)
@@ -95,10 +94,10 @@ class TestFold:
 
     def test_shortcuts_that_are_off_go_without_a_trace(self) -> None:
         made = adapted("opt-post", lora=lora_config(), shortcut=shortcut_config()).train_b()
-        for element in made.space.of_kind("shortcut"):
+        for low_rank in made.space.of_kind("shortcut"):
             with pytest.raises(ValueError, match="shortcuts"):
                 fold(made.network, made.space)
-            element.low_rank.switch(False)
+            low_rank.switch(False)
         expected = logits(made.network)
         fold(made.network, made.space)
         torch.testing.assert_close(logits(made.network), expected, atol=1e-4, rtol=0)
@@ -123,7 +122,7 @@ def quantised_and_adapted(folder: Path) -> Adapted:
     how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     network = AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, dtype=torch.float32)
     torch.manual_seed(0)
-    return Adapted(network, adapt(network, family.get("llama"), lora_config()), {}).train_b()
+    return Adapted(network, put_into(network, family.get("llama"), lora_config()), {}).train_b()
 
 
 def exported(result: Path, output: Path, *more: str) -> None:
@@ -221,8 +220,8 @@ class TestTool:
         assert "What dropping the shortcuts costs" in capsys.readouterr().out
         network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
         ours = build(resolve(parse(command("test", "--load", tmp_path / "ags" / "checkpoints" / "best.ckpt"))))
-        for element in ours.task.space.of_kind("shortcut"):
-            element.low_rank.switch(False)
+        for low_rank in ours.task.space.of_kind("shortcut"):
+            low_rank.switch(False)
         torch.testing.assert_close(logits(network), logits(ours.task.network), atol=1e-4, rtol=0)
 
     def test_a_quantised_base_is_refused(self, lora_run: Path, tmp_path: Path) -> None:

@@ -38,17 +38,17 @@ class TestGroups:
         ours = settings_by_parameter(build_optimizer(trained(model.network), plus(), model.space))
 
         theirs = tiny_network(*VARIANTS["roberta"][:1])
-        modules = [element.module for element in model.space]
+        modules = [low_rank.element.module for low_rank in model.space]
         config = peft.LoraConfig(r=3, target_modules=modules, modules_to_save=["classifier"])
         theirs = peft.PeftModelForSequenceClassification(theirs, config)
         made = create_loraplus_optimizer(
             theirs, torch.optim.AdamW, lr=RATE, loraplus_lr_ratio=RATIO, loraplus_weight_decay=DECAY
         )
         wrapped, expected = dict(theirs.base_model.model.named_modules()), settings_by_parameter(made)
-        for element in model.space:
-            layer = wrapped[element.module]
-            assert ours[id(element.low_rank.A)] == expected[id(layer.lora_A["default"].weight)] == (RATE, DECAY)
-            assert ours[id(element.low_rank.B)] == expected[id(layer.lora_B["default"].weight)] == (RATE * 16, DECAY)
+        for low_rank in model.space:
+            layer = wrapped[low_rank.element.module]
+            assert ours[id(low_rank.A)] == expected[id(layer.lora_A["default"].weight)] == (RATE, DECAY)
+            assert ours[id(low_rank.B)] == expected[id(layer.lora_B["default"].weight)] == (RATE * 16, DECAY)
         head, other = model.network.classifier, wrapped["classifier"].modules_to_save["default"]
         for name in ("dense", "out_proj"):
             weight = getattr(head, name).weight
@@ -84,14 +84,14 @@ class TestGroups:
         """Plain gradient descent by hand: B −= ratio · η · g."""
         model = adapted("opt-pre", lora=lora_config()).train_b()
         optimizer = build_optimizer(trained(model.network), Optimization("sgd", RATE, loraplus_ratio=4), model.space)
-        before = [(e.low_rank.A.detach().clone(), e.low_rank.B.detach().clone()) for e in model.space]
-        for element in model.space:
-            element.low_rank.A.grad = torch.ones_like(element.low_rank.A)
-            element.low_rank.B.grad = torch.ones_like(element.low_rank.B)
+        before = [(e.A.detach().clone(), e.B.detach().clone()) for e in model.space]
+        for low_rank in model.space:
+            low_rank.A.grad = torch.ones_like(low_rank.A)
+            low_rank.B.grad = torch.ones_like(low_rank.B)
         optimizer.step()
-        for element, (a, b) in zip(model.space, before, strict=True):
-            torch.testing.assert_close(element.low_rank.A, a - RATE)
-            torch.testing.assert_close(element.low_rank.B, b - 4 * RATE)
+        for low_rank, (a, b) in zip(model.space, before, strict=True):
+            torch.testing.assert_close(low_rank.A, a - RATE)
+            torch.testing.assert_close(low_rank.B, b - 4 * RATE)
 
 
 class TestSchedule:

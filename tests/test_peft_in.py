@@ -83,7 +83,7 @@ class TestSameFunction:
         ours = loaded("--load", tmp_path, *on_sst2(world))
         assert_same(ours, theirs)
         assert not ours.untrained_head
-        assert {element.low_rank.dropout for element in ours.task.space} == {settings.get("lora_dropout", 0.0)}
+        assert {element.settings.dropout for element in ours.task.space.elements} == {settings.get("lora_dropout", 0.0)}
 
     @pytest.mark.parametrize("family", ["roberta", "gemma"])
     def test_other_families_are_told_from_the_base(self, world: World, tmp_path: Path, family: str) -> None:
@@ -177,7 +177,7 @@ class TestActions:
     def test_a_configuration_beside_it_says_what_peft_cannot(self, world: World, adapter: Path, tmp_path: Path) -> None:
         given = write_lora(tmp_path / "lora.toml", r=4, lora_alpha=8, lora_dropout=0.25)
         same = loaded("--load", adapter, *on_sst2(world), "--lora-config", given)
-        assert {element.low_rank.dropout for element in same.task.space} == {0.25}
+        assert {low_rank.element.settings.dropout for low_rank in same.task.space} == {0.25}
 
 
 class TestRefusals:

@@ -16,9 +16,9 @@ from actions.options import Options
 from actions.parse import Command
 from actions.resolve import resolve
 from dataset import registry
-from heterolora.adapt import adapt, enable_gradient_checkpointing
+from heterolora.adapt import enable_gradient_checkpointing
 from heterolora.errors import UserError
-from heterolora.saliency.problem import Problem, Result
+from heterolora.saliency.problem import Loss, Problem
 from heterolora.saliency.score import score
 from heterolora.search_space import SearchSpace
 from model import family, quantize
@@ -26,7 +26,7 @@ from model.checkpoint import BaseSource
 from model.load import Base, load_base, load_config, load_tokenizer
 from model.parameters import count
 from model.quantize import check_quantize
-from tests.adapted import gradients, lora_config, shortcut_config
+from tests.adapted import gradients, lora_config, put_into, shortcut_config
 from tests.packed import PackedLinear, pack, round_to_packed
 from tests.tiny import tiny_batch, tiny_network
 from tests.world import World, metrics_of, model_folder, run, same_weights, weights
@@ -54,9 +54,9 @@ def twins(name: str, elements_seed: int = 0) -> tuple[tuple[nn.Module, SearchSpa
         network = tiny_network(name, FAMILIES[name])
         change(network)
         torch.manual_seed(elements_seed)
-        space = adapt(network, family.get(name), lora_config(), shortcut_config())
-        for element in space:
-            nn.init.normal_(element.low_rank.B, std=0.1)
+        space = put_into(network, family.get(name), lora_config(), shortcut_config())
+        for low_rank in space:
+            nn.init.normal_(low_rank.B, std=0.1)
         made.append((network, space))
     return made[0], made[1]
 
@@ -69,7 +69,7 @@ def loss_of(network: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 class TestStandIn:
     def test_every_linear_of_a_block_is_wrapped(self, name: str) -> None:
         (network, space), _ = twins(name)
-        wrapped = [network.get_submodule(element.module).base for element in space.of_kind("lora")]
+        wrapped = [network.get_submodule(low_rank.element.module).base for low_rank in space.of_kind("lora")]
         assert len(wrapped) == 2 * len(family.get(name).linears)
         assert all(isinstance(base, PackedLinear) for base in wrapped)
         assert not any(parameter.requires_grad for base in wrapped for parameter in base.parameters())
@@ -78,7 +78,7 @@ class TestStandIn:
         network, batch = tiny_network(name, FAMILIES[name]), tiny_batch()
         pack(network)
         before = network(**batch).logits
-        adapt(network, family.get(name), lora_config(), shortcut_config())
+        put_into(network, family.get(name), lora_config(), shortcut_config())
         assert torch.equal(network(**batch).logits, before)
 
     @pytest.mark.parametrize("checkpointing", [False, True])
@@ -112,9 +112,9 @@ class TestStandIn:
 
     def test_scores_are_those_of_plain_layers(self, name: str) -> None:
         def evaluate_with(network: nn.Module):
-            def evaluate(batch: dict[str, torch.Tensor]) -> Result:
+            def evaluate(batch: dict[str, torch.Tensor]) -> Loss:
                 logits = network(**batch).logits
-                return Result(logits.square().sum(), torch.tensor(logits.numel()), logits)
+                return Loss(logits.square().sum(), torch.tensor(logits.numel()), logits)
 
             return evaluate
 
@@ -204,7 +204,7 @@ class TestBitsAndBytes:
 
     def test_counts_weights_and_not_bytes(self, wide: Path, kind: str) -> None:
         plain, quantised = loaded(wide, None).network, loaded(wide, kind).network
-        spaces = [adapt(network, family.get("opt"), lora_config()) for network in (plain, quantised)]
+        spaces = [put_into(network, family.get("opt"), lora_config()) for network in (plain, quantised)]
         assert count(quantised, spaces[1]) == count(plain, spaces[0])
 
     def test_close_to_the_base(self, wide: Path, kind: str) -> None:

@@ -5,22 +5,23 @@ import random
 
 import pytest
 
-from heterolora.allocation import Mode, tie_generator
+from heterolora.allocation import Mode, Scored, tie_generator
 from heterolora.errors import UserError
-from heterolora.ranks import Assignment, Limit, Policy, Proportional, Site, TopK, assign
+from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
+from tests.scoring import scored
 
 
-def _sites(scores: list[float], widths: list[int] | None = None, kind: str = "lora", rank: int = 4) -> list[Site]:
+def _sites(scores: list[float], widths: list[int] | None = None, kind: str = "lora", rank: int = 4) -> list[Scored]:
     """One element a block; its parameters are rank · 2 · width."""
     name = "q_proj" if kind == "lora" else "shortcut1"
     widths = widths or [1] * len(scores)
     return [
-        Site(layer, name, kind, score, width, width, rank)  # type: ignore[arg-type]
+        scored(layer, name, score, rank, (width, width))
         for layer, (score, width) in enumerate(zip(scores, widths, strict=True))
     ]
 
 
-def _assign(sites: list[Site], policy: Policy, limit: Limit, mode: Mode = "off", seed: int = 0) -> Assignment:
+def _assign(sites: list[Scored], policy: Policy, limit: Limit, mode: Mode = "off", seed: int = 0) -> Assignment:
     return assign(sites, policy, limit, mode, tie_generator(seed, 0))
 
 
@@ -93,7 +94,7 @@ def test_a_share_that_buys_nothing_buys_one_element() -> None:
     assert _by_block(_assign(_sites([1, 2]), TopK(8), Limit("share", 0.01)), 2) == [0, 8]
 
 
-def _both(lora: list[float], shortcuts: list[float]) -> list[Site]:
+def _both(lora: list[float], shortcuts: list[float]) -> list[Scored]:
     return [*_sites(lora), *_sites(shortcuts, kind="shortcut", rank=3)]
 
 
@@ -180,9 +181,9 @@ def test_better_scores_never_get_lower_ranks_and_shares_are_off_by_less_than_one
 @pytest.mark.parametrize(
     ("policy", "limit", "message"),
     [
-        (TopK(4), Limit("parameters", 7), "a budget of 7 .parameters. buys no element; expected at least 8"),
-        (TopK(4), Limit("rank", 0), "buys no element; expected at least 4"),
-        (Proportional(2, 8), Limit("rank", -3), "buys no element; expected at least 2"),
+        (TopK(4), Limit("parameters", 7), "a budget of 7 .parameters. pays for no element; expected at least 8"),
+        (TopK(4), Limit("rank", 0), "pays for no element; expected at least 4"),
+        (Proportional(2, 8), Limit("rank", -3), "pays for no element; expected at least 2"),
         (TopK(4), Limit("rank", 13), "above the whole space; expected at most 12"),
         (Proportional(0, 8), Limit("parameters", 385), "above the whole space; expected at most 384"),
         (TopK(4), Limit("share", 1.5), "at most 1"),

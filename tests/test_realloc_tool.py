@@ -12,12 +12,13 @@ import peft
 import pytest
 
 from heterolora import config, scores
-from heterolora.adapt import adapt
+from heterolora.allocation import Scored
+from heterolora.element import Element
 from heterolora.errors import UserError
-from heterolora.scores import ElementScore, Scores
-from heterolora.search_space import Element, SearchSpace
+from heterolora.scores import Scores
+from heterolora.search_space import SearchSpace
 from model import family
-from tests.adapted import lora_config, shortcut_config
+from tests.adapted import lora_config, put_into, shortcut_config
 from tests.tiny import tiny_network
 from tools import realloc_lora_rank as tool
 
@@ -26,7 +27,7 @@ FAMILIES = ("opt", "roberta", "gemma")
 
 
 def _space(name: str, shortcuts: bool = True) -> SearchSpace:
-    return adapt(tiny_network(name), family.get(name), lora_config(), shortcut_config() if shortcuts else None)
+    return put_into(tiny_network(name), family.get(name), lora_config(), shortcut_config() if shortcuts else None)
 
 
 def _scores(name: str, shortcuts: bool = True, seed: int = 0) -> Scores:
@@ -41,20 +42,12 @@ def _scores(name: str, shortcuts: bool = True, seed: int = 0) -> Scores:
         batches=2,
         batch_size=4,
         seed=3,
-        elements=tuple(
-            ElementScore(
-                layer=element.layer,
-                name=element.name,
-                kind=element.kind,
-                score=generator.random(),
-                in_features=element.low_rank.in_features,
-                out_features=element.low_rank.out_features,
-                rank=element.low_rank.rank,
-                module=element.module,
-                alpha=element.low_rank.alpha,
-                dropout=0.1,
+        scored=tuple(
+            Scored(
+                dataclasses.replace(element, settings=dataclasses.replace(element.settings, dropout=0.1)),
+                generator.random(),
             )
-            for element in _space(name, shortcuts)
+            for element in _space(name, shortcuts).elements
         ),
     )
 
@@ -65,7 +58,7 @@ def files(tmp_path: Path):
 
     def write(content: Scores) -> list[str]:
         scores.write(tmp_path / "scores.toml", content)
-        shortcuts = any(element.kind == "shortcut" for element in content.elements)
+        shortcuts = content.has_shortcuts
         output = ["--output", str(tmp_path / "lora.toml")]
         more = ["--shortcut-output", str(tmp_path / "shortcut.toml")] if shortcuts else []
         return [str(tmp_path / "scores.toml"), *output, *more]
@@ -74,28 +67,29 @@ def files(tmp_path: Path):
 
 
 def _rank_and_scaling(element: Element) -> tuple[int, float]:
-    return element.low_rank.rank, round(element.low_rank.scaling, 9)
+    return element.rank, round(element.settings.scaling, 9)
 
 
 def _elements(tmp_path: Path, name: str) -> dict[str, Element]:
     """Key → element of the network that the two files make."""
     lora, shortcut = config.load(tmp_path / "lora.toml", "lora"), config.load(tmp_path / "shortcut.toml", "shortcut")
-    return {element.key: element for element in adapt(tiny_network(name), family.get(name), lora, shortcut)}
+    space = put_into(tiny_network(name), family.get(name), lora, shortcut)
+    return {element.key: element for element in space.elements}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_topk_configurations_turn_the_best_on(files, tmp_path: Path, name: str) -> None:
     content = _scores(name)
     tool.main([*files(content), "--turn-on-percentile", "0.25", "--rank", "8"])
-    lora = [element for element in content.elements if element.kind == "lora"]
-    count = len(lora) // 4 + round((len(content.elements) - len(lora)) / 4)  # 7 shortcuts: 1.75
-    best = sorted(content.elements, key=lambda element: -element.score)[:count]
+    lora = [item for item in content.scored if item.element.kind == "lora"]
+    count = len(lora) // 4 + round((len(content.scored) - len(lora)) / 4)  # 7 shortcuts: 1.75
+    best = [item.element for item in sorted(content.scored, key=lambda item: -item.score)[:count]]
     # LoRA was scored with alpha 6 at rank 3, shortcuts with 3 at 2: rank 8 keeps these scalings.
     got = _elements(tmp_path, name)
     assert {key: _rank_and_scaling(element) for key, element in got.items()} == {
         element.key: (8, 2.0 if element.kind == "lora" else 1.5) for element in best
     }
-    assert {element.low_rank.dropout for element in got.values()} == {0.1}
+    assert {element.settings.dropout for element in got.values()} == {0.1}
 
 
 def test_proportional_configurations_spend_the_parameters(files, tmp_path: Path, capsys) -> None:
@@ -104,9 +98,9 @@ def test_proportional_configurations_spend_the_parameters(files, tmp_path: Path,
     got = _elements(tmp_path, "opt")
     spent = sum(element.parameters for element in got.values())
     assert 2937 <= spent <= 3000  # the cheapest rank costs 64
-    assert {element.low_rank.rank for element in got.values()} <= set(range(1, 10))
+    assert {element.rank for element in got.values()} <= set(range(1, 10))
     for element in got.values():
-        assert element.low_rank.scaling == pytest.approx(2.0 if element.kind == "lora" else 1.5)
+        assert element.settings.scaling == pytest.approx(2.0 if element.kind == "lora" else 1.5)
     shown = capsys.readouterr().out
     assert "3,000" in shown
     assert f"{spent:,}" in shown
@@ -114,9 +108,7 @@ def test_proportional_configurations_spend_the_parameters(files, tmp_path: Path,
 
 def test_rank_defaults_to_the_scored_one_and_seed_to_that_of_the_scores(files, tmp_path: Path) -> None:
     content = _scores("opt", shortcuts=False)
-    even = dataclasses.replace(
-        content, elements=tuple(dataclasses.replace(element, score=1.0) for element in content.elements)
-    )
+    even = dataclasses.replace(content, scored=tuple(dataclasses.replace(item, score=1.0) for item in content.scored))
 
     def draw(*more: str) -> str:
         tool.main([*files(even), "--turn-on-percentile", "0.5", *more])
@@ -125,15 +117,15 @@ def test_rank_defaults_to_the_scored_one_and_seed_to_that_of_the_scores(files, t
     assert draw() == draw("--seed", "3") == draw()
     assert len({draw("--seed", str(seed)) for seed in range(5)}) > 1
     assert config.load(tmp_path / "lora.toml", "lora").sites
-    assert {site.r for site in config.load(tmp_path / "lora.toml", "lora").sites.values()} == {3}
+    assert {site.rank for site in config.load(tmp_path / "lora.toml", "lora").sites.values()} == {3}
 
 
 def test_mode_off_keeps_shortcuts_as_they_were_scored(files, tmp_path: Path) -> None:
     content = dataclasses.replace(_scores("opt"), renormalize=True)
     tool.main([*files(content), "--total-rank", "8", "--rank", "4", "--mode", "off"])
     got = _elements(tmp_path, "opt").values()
-    assert sum(element.low_rank.rank for element in got if element.kind == "lora") == 8
-    assert [element.low_rank.rank for element in got if element.kind == "shortcut"] == [2] * 7
+    assert sum(element.rank for element in got if element.kind == "lora") == 8
+    assert [element.rank for element in got if element.kind == "shortcut"] == [2] * 7
     assert config.load(tmp_path / "shortcut.toml", "shortcut").renormalize
 
 
@@ -152,8 +144,8 @@ def test_peft_trains_just_the_chosen_modules(files, tmp_path: Path, name: str, t
         for path, module in model.named_modules()
         if isinstance(module, peft.tuners.lora.LoraLayer)
     }
-    space = adapt(tiny_network(name, task), family.get(name), config.load(tmp_path / "lora.toml", "lora"))
-    ours = {element.module: _rank_and_scaling(element) for element in space}
+    space = put_into(tiny_network(name, task), family.get(name), config.load(tmp_path / "lora.toml", "lora"))
+    ours = {element.module: _rank_and_scaling(element) for element in space.elements}
     assert theirs == ours
     assert len({rank for rank, _ in ours.values()}) > 1
     assert settings.lora_dropout == 0.1
@@ -162,15 +154,21 @@ def test_peft_trains_just_the_chosen_modules(files, tmp_path: Path, name: str, t
 
 def test_peft_with_rslora_scales_alike(files, tmp_path: Path) -> None:
     content = _scores("opt", shortcuts=False)
-    elements = tuple(dataclasses.replace(element, use_rslora=True) for element in content.elements)
-    arguments = files(dataclasses.replace(content, elements=elements))
+    stabilised = tuple(
+        Scored(
+            dataclasses.replace(item.element, settings=dataclasses.replace(item.element.settings, use_rslora=True)),
+            item.score,
+        )
+        for item in content.scored
+    )
+    arguments = files(dataclasses.replace(content, scored=stabilised))
     tool.main([arguments[0], "--total-rank", "24", "--rank", "12", "--format", "peft", "--output", arguments[2]])
     model = peft.get_peft_model(tiny_network("opt"), peft.LoraConfig(**json.loads(Path(arguments[2]).read_text())))
     scalings = [m.scaling["default"] for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
     assert scalings == pytest.approx([6 / 3**0.5] * 2)  # as scored: alpha 6 at rank 3
 
-    mixed = (*content.elements[:-1], elements[-1])
-    arguments = files(dataclasses.replace(content, elements=mixed))
+    mixed = (*content.scored[:-1], stabilised[-1])
+    arguments = files(dataclasses.replace(content, scored=mixed))
     tool.main([arguments[0], "--turn-on-percentile", "1", "--format", "peft", "--output", arguments[2]])
     model = peft.get_peft_model(tiny_network("opt"), peft.LoraConfig(**json.loads(Path(arguments[2]).read_text())))
     scalings = [m.scaling["default"] for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
@@ -185,9 +183,9 @@ def test_peft_with_rslora_scales_alike(files, tmp_path: Path) -> None:
         (("--turn-on-percentile", "0"), "above 0 and at most 1"),
         (("--turn-on-percentile", "1.01"), "above 0 and at most 1"),
         (("--turn-on-percentile", "half"), "invalid float value: 'half'"),
-        (("--parameters", "100"), "buys no element; expected at least 128"),  # shortcuts: rank 2 times 32 + 32
+        (("--parameters", "100"), "pays for no element; expected at least 128"),  # shortcuts: rank 2 times 32 + 32
         (("--parameters", "9999999"), "above the whole space; expected at most"),
-        (("--total-rank", "1"), "buys no element; expected at least 2"),
+        (("--total-rank", "1"), "pays for no element; expected at least 2"),
         (("--total-rank", "8", "--rank", "0"), "the rank is 0; expected 1 or more"),
         (("--total-rank", "8", "--rank", "4", "--policy", "proportional"), "--rank has no effect on proportional"),
         (("--total-rank", "8", "--max-rank", "4"), "have no effect on topk"),
@@ -219,10 +217,10 @@ def test_shortcuts_that_would_be_lost_are_refused(files, tmp_path: Path) -> None
 
 def test_peft_takes_no_empty_configuration(files) -> None:
     content = _scores("opt")
-    elements = tuple(
-        dataclasses.replace(element, score=float(element.kind == "shortcut")) for element in content.elements
+    shortcuts_first = tuple(
+        dataclasses.replace(item, score=float(item.element.kind == "shortcut")) for item in content.scored
     )
-    arguments = files(dataclasses.replace(content, elements=elements))
+    arguments = files(dataclasses.replace(content, scored=shortcuts_first))
     with pytest.raises(UserError, match="no LoRA element is on"):
         tool.main([*arguments, "--total-rank", "2", "--format", "peft"])
 

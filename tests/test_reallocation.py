@@ -101,7 +101,7 @@ class TestHistory:
         [
             (None, "cannot read"),
             ("a = [", "not valid TOML"),
-            ("[other]\nepoch = 0", "no reallocation history"),
+            ("[other]\nepoch = 0", "not a reallocation history"),
             ("", "no reallocation yet"),
         ],
     )

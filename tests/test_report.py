@@ -409,7 +409,7 @@ class TestMistakes:
             ("config.toml", "model = ", "config.toml is not TOML"),
             ("logs/metrics.csv", "step,train/loss\nx,0.5\n", "metrics.csv can't be read"),
             ("scores.toml", "task = 1", "task is 1"),
-            ("reallocation_history.toml", "[dyrealloc_0]\nepoch = 0\n", "is no reallocation history"),
+            ("reallocation_history.toml", "[dyrealloc_0]\nepoch = 0\n", "is not a reallocation history"),
             ("lora.toml", "granularity = 3", "granularity"),
         ],
     )

@@ -37,12 +37,12 @@ def batches_of(trained: Adapted, task: str = "classification", count: int = 3) -
 
 def gradients_by_hand(trained: Adapted, batches: list) -> dict[str, list[list[torch.Tensor]]]:
     """Key → for each batch ∂ℓ/∂A and ∂ℓ/∂B, by plain backward passes."""
-    found: dict[str, list[list[torch.Tensor]]] = {element.key: [] for element in trained.space}
+    found: dict[str, list[list[torch.Tensor]]] = {low_rank.element.key: [] for low_rank in trained.space}
     for batch in batches:
         trained.network.zero_grad()
         loss_and_logits(trained.network, batch)[0].backward()
-        for element in trained.space:
-            found[element.key].append([element.low_rank.A.grad.clone(), element.low_rank.B.grad.clone()])
+        for low_rank in trained.space:
+            found[low_rank.element.key].append([low_rank.A.grad.clone(), low_rank.B.grad.clone()])
     trained.network.zero_grad()
     return found
 
@@ -54,7 +54,7 @@ def test_grad_norm_and_fisher_by_hand(variant: str, task: str) -> None:
     gradients = gradients_by_hand(trained, batches)
     asked = problem(trained, batches)
     grad_norm, fisher = score("grad_norm", asked), score("fisher", asked)
-    assert list(grad_norm) == list(fisher) == [element.key for element in trained.space]
+    assert list(grad_norm) == list(fisher) == [low_rank.element.key for low_rank in trained.space]
     for key, of_batches in gradients.items():
         A, B = (np.stack([gradient[part].numpy() for gradient in of_batches]).astype(float) for part in (0, 1))
         norms = np.linalg.norm(A.sum(0)) + np.linalg.norm(B.sum(0))
@@ -67,7 +67,7 @@ def test_snip_is_the_gradient_of_masks(variant: str) -> None:
     """A weight w becomes c · w, and the score is Σ|∂L/∂c| at c = 1."""
     trained = made(variant)
     batches = batches_of(trained)
-    owned = {id(p) for element in trained.space for p in (element.low_rank.A, element.low_rank.B)}
+    owned = {id(p) for low_rank in trained.space for p in (low_rank.A, low_rank.B)}
     of_elements = {name: p for name, p in trained.network.named_parameters() if id(p) in owned}
     masks = {name: torch.ones_like(parameter, requires_grad=True) for name, parameter in of_elements.items()}
     total = 0.0
@@ -79,14 +79,16 @@ def test_snip_is_the_gradient_of_masks(variant: str) -> None:
     total.backward()
     by_parameter = {id(of_elements[name]): mask.grad.abs().sum().item() for name, mask in masks.items()}
     scores = score("snip", problem(trained, batches))
-    for element in trained.space:
-        expected = by_parameter[id(element.low_rank.A)] + by_parameter[id(element.low_rank.B)]
-        assert scores[element.key] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    for low_rank in trained.space:
+        expected = by_parameter[id(low_rank.A)] + by_parameter[id(low_rank.B)]
+        assert scores[low_rank.element.key] == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 def test_constant() -> None:
     trained = made()
-    assert score("constant", problem(trained, [])) == dict.fromkeys((element.key for element in trained.space), 1.0)
+    assert score("constant", problem(trained, [])) == dict.fromkeys(
+        (low_rank.element.key for low_rank in trained.space), 1.0
+    )
 
 
 @pytest.mark.parametrize("name", ["grad_norm", "snip", "fisher"])
@@ -104,10 +106,10 @@ def test_elements_that_are_off_score_as_if_on(name: str) -> None:
     asked = problem(trained, batches_of(trained, count=2))
     all_on = score(name, asked)
     off = trained.space.elements[::2]
-    for element in off:
-        element.low_rank.switch(False)
+    for low_rank in off:
+        low_rank.switch(False)
     assert score(name, asked) == all_on
-    assert not any(element.low_rank.enabled for element in off)
+    assert not any(low_rank.enabled for low_rank in off)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,7 +134,7 @@ def test_a_seventh_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "from heterolora.saliency import register\n"
         '@register("rank", warmup_batches=3)\n'
         "def rank(problem):\n"
-        "    return [float(element.low_rank.rank) for element in problem.space]\n"
+        "    return [float(low_rank.element.rank) for low_rank in problem.space]\n"
     )
     assert saliency.names() == NAMES
     monkeypatch.setattr(heuristics, "__path__", [*heuristics.__path__, str(tmp_path)])
@@ -156,7 +158,7 @@ class TestNoTrace:
             {name: value.clone() for name, value in network.state_dict().items()},
             {name: (p.requires_grad, p.grad, id(p)) for name, p in network.named_parameters()},
             [(module, module.training) for module in network.modules()],
-            [(element.low_rank.enabled, element.low_rank.importance) for element in space],
+            [(low_rank.enabled, low_rank.importance) for low_rank in space],
             (space.carry.held, space.carry.held.before),
             [len(block._forward_pre_hooks) + len(block._forward_hooks) for block in space.blocks],
             torch.get_rng_state(),
@@ -182,8 +184,8 @@ class TestNoTrace:
         trained = made(std=std)
         trained.network.train()
         trained.space.blocks[0].eval()
-        for element in trained.space.elements[1::3]:
-            element.low_rank.switch(False)
+        for low_rank in trained.space.elements[1::3]:
+            low_rank.switch(False)
         loss_and_logits(trained.network, batches_of(trained)[0])[0].backward()
         return trained
 
@@ -248,7 +250,7 @@ class TestWarmUp:
         batches = batches_of(fresh)
         scores = score("snip", problem(fresh, batches), WarmUp(batches[:2], 1e-2))
 
-        owned = [p for element in trained.space for p in element.low_rank.parameters()]
+        owned = [p for low_rank in trained.space for p in low_rank.parameters()]
         owned += [p for head in heads(trained.network) for p in head.parameters()]
         optimizer = torch.optim.AdamW(owned, lr=1e-2)
         for batch in batches[:2]:
@@ -260,7 +262,7 @@ class TestWarmUp:
     def test_not_where_an_element_is_trained(self) -> None:
         trained = made(std=0.0)
         with torch.no_grad():
-            trained.space.elements[-1].low_rank.B[0, 0] = 1e-3
+            trained.space.low_ranks[-1].B[0, 0] = 1e-3
         asked = problem(trained, batches_of(trained))
         assert score("snip", asked, WarmUp(asked.batches, 1e-2)) == score("snip", asked)
 
@@ -272,9 +274,9 @@ class TestWarmUp:
 def test_a_score_that_is_no_number_stops_with_the_element() -> None:
     trained = made()
     with torch.no_grad():
-        trained.space.elements[4].low_rank.B[0, 0] = math.nan
+        trained.space.low_ranks[4].B[0, 0] = math.nan
     asked = problem(trained, batches_of(trained))
-    with pytest.raises(UserError, match=r"the snip score of layer_0\.q_proj is nan; expected a finite one"):
+    with pytest.raises(UserError, match=r"the snip score of layer_0\.q_proj is nan; expected a finite score"):
         score("snip", asked)
 
 

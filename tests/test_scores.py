@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from heterolora import scores
+from heterolora.element import Settings
 from heterolora.errors import UserError
-from heterolora.scores import ElementScore, Scores
+from heterolora.scores import Scores
+from tests.scoring import scored
 
 MODULE = "model.decoder.layers.{}.self_attn.{}"
-ELEMENTS = (
-    ElementScore(0, "q_proj", "lora", 0.1, 16, 32, 8, MODULE.format(0, "q_proj"), 16.0, 0.05),
-    ElementScore(0, "v_proj", "lora", 1e-45, 16, 16, 4, MODULE.format(0, "v_proj"), 16.0, 0.0, use_rslora=True),
-    ElementScore(1, "q_proj", "lora", 0.0, 16, 16, 8, MODULE.format(1, "q_proj"), 16.0, 0.0),
-    ElementScore(1, "shortcut2", "shortcut", 3e300, 16, 16, 8, "model.decoder.layers.1", 8.0, 0.0),
-    ElementScore(10, "residual1", "shortcut", 2.0, 16, 16, 8, "model.decoder.layers.10", 8.0, 0.0),
+SCORED = (
+    scored(0, "q_proj", 0.1, widths=(16, 32), module=MODULE.format(0, "q_proj"), settings=Settings(8, 16.0, 0.05)),
+    scored(0, "v_proj", 1e-45, module=MODULE.format(0, "v_proj"), settings=Settings(4, 16.0, 0.0, True)),
+    scored(1, "q_proj", 0.0, module=MODULE.format(1, "q_proj"), settings=Settings(8, 16.0, 0.0)),
+    scored(1, "shortcut2", 3e300, module="model.decoder.layers.1", settings=Settings(8, 8.0, 0.0)),
+    scored(10, "residual1", 2.0, module="model.decoder.layers.10", settings=Settings(8, 8.0, 0.0)),
 )
 SCORES = Scores(
     task="classification",
@@ -30,7 +32,7 @@ SCORES = Scores(
     batches=32,
     batch_size=8,
     seed=0,
-    elements=ELEMENTS,
+    scored=SCORED,
 )
 
 
@@ -51,9 +53,9 @@ def test_floats_come_back_bit_for_bit(path: Path) -> None:
     generator = random.Random(0)
     values = [struct.unpack("<d", generator.randbytes(8))[0] for _ in range(2000)]
     kept = [abs(value) for value in values if math.isfinite(value)]
-    elements = tuple(dataclasses.replace(ELEMENTS[0], layer=layer, score=score) for layer, score in enumerate(kept))
-    scores.write(path, dataclasses.replace(SCORES, elements=elements))
-    assert [element.score for element in scores.read(path).elements] == kept
+    many = tuple(scored(layer, "q_proj", score) for layer, score in enumerate(kept))
+    scores.write(path, dataclasses.replace(SCORES, scored=many))
+    assert [item.score for item in scores.read(path).scored] == kept
 
 
 def test_the_file_has_the_keys_that_others_read(path: Path) -> None:
@@ -78,16 +80,16 @@ def test_integers_count_as_numbers(path: Path) -> None:
     scores.write(path, SCORES)
     path.write_text(path.read_text().replace("score = 0.1\n", "score = 1\n").replace("alpha = 8.0", "alpha = 8"))
     read = scores.read(path)
-    assert [type(element.score) for element in read.elements] == [float] * len(ELEMENTS)
-    assert read.elements[0].score == 1.0
+    assert [type(item.score) for item in read.scored] == [float] * len(SCORED)
+    assert read.scored[0].score == 1.0
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_a_score_that_is_no_number_leaves_the_old_file(path: Path, score: float) -> None:
     scores.write(path, SCORES)
-    broken = (*ELEMENTS[1:], dataclasses.replace(ELEMENTS[0], score=score))
+    broken = (*SCORED[1:], dataclasses.replace(SCORED[0], score=score))
     with pytest.raises(UserError, match=r"layer_0\.q_proj"):
-        scores.write(path, dataclasses.replace(SCORES, elements=broken))
+        scores.write(path, dataclasses.replace(SCORES, scored=broken))
     assert scores.read(path) == SCORES
 
 
@@ -106,7 +108,7 @@ def test_a_score_that_is_no_number_leaves_the_old_file(path: Path, score: float)
         ("[layer_0.q_proj]", "[layer_00.q_proj]", r"'layer_00' is not known"),
         ("[layer_0.q_proj]", "[layer_1.v_proj]\n[layer_0.q_proj]", r"\[layer_1\.v_proj\]: score, kind, module"),
         ("[layer_0.q_proj]", "[layer_0]\nk_proj = 3\n[layer_0.q_proj]", r"\[layer_0\.k_proj\] is 3; expected a table"),
-        ("[layer_1.shortcut2]", "[layer_0.shortcut2]", r"\[layer_0\.shortcut2\] has nothing to start from"),
+        ("[layer_1.shortcut2]", "[layer_0.shortcut2]", r"\[layer_0\.shortcut2\] has no previous block"),
         ('kind = "shortcut"', 'kind = "lora"', r"\[layer_1\.shortcut2\]: kind is 'lora'; expected 'shortcut'"),
         ('kind = "shortcut"', 'kind = "short"', r'kind is .short.; expected "lora" or "shortcut"'),
         ("out = 32", "out = 0", r"out is 0; expected a whole number, 1 or more"),
@@ -132,7 +134,7 @@ def test_a_wrong_file_is_told_in_one_line(path: Path, old: str, new: str, messag
 
 
 def test_a_file_that_scores_nothing(path: Path) -> None:
-    scores.write(path, dataclasses.replace(SCORES, elements=()))
+    scores.write(path, dataclasses.replace(SCORES, scored=()))
     with pytest.raises(UserError, match="no element is scored"):
         scores.read(path)
 

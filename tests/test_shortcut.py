@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from heterolora.adapt import HEADS, adapt, enable_gradient_checkpointing
-from heterolora.config import SHORTCUTS, parse
+from heterolora.adapt import HEADS, enable_gradient_checkpointing
+from heterolora.config import parse
+from heterolora.element import SHORTCUTS
 from heterolora.search_space import SearchSpace
 from model import family
-from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
+from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, put_into, shortcut_config
 from tests.reference import Reference
 from tests.tiny import PAD, VOCABULARY, tiny_batch, tiny_network
 
@@ -46,16 +47,16 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **toleran
 def deltas_of(space: SearchSpace) -> dict[tuple[int, str], tuple[Tensor, Tensor, float]]:
     """What `Reference` takes: copies, of the elements that are on."""
     return {
-        (e.layer, e.name): (e.low_rank.A.detach().clone(), e.low_rank.B.detach().clone(), e.low_rank.scaling)
+        (e.element.layer, e.element.name): (e.A.detach().clone(), e.B.detach().clone(), e.scaling)
         for e in space
-        if e.low_rank.enabled
+        if e.enabled
     }
 
 
 def switch(space: SearchSpace, *names: str, on: bool = True) -> None:
-    for element in space:
-        if element.name in names:
-            element.low_rank.switch(on)
+    for low_rank in space:
+        if low_rank.element.name in names:
+            low_rank.switch(on)
 
 
 # --- the equations
@@ -77,11 +78,11 @@ def test_logits_and_gradients_are_those_of_the_equations(variant, task, padding,
 
     loss_of(logits).backward()
     wanted = torch.autograd.grad(loss_of(expected), parts)
-    found = [part.grad for e in model.space for part in (e.low_rank.A, e.low_rank.B)]
+    found = [part.grad for e in model.space for part in (e.A, e.B)]
     assert len(found) == len(wanted) == 2 * len(model.space)
-    for element, ours, theirs in zip([e for e in model.space for _ in "AB"], found, wanted, strict=True):
+    for key, ours, theirs in zip([e.key for e in model.space.elements for _ in "AB"], found, wanted, strict=True):
         assert theirs.abs().max() > 0
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()), msg=element.key)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()), msg=key)
 
 
 @pytest.mark.parametrize("name", SHORTCUTS)
@@ -98,7 +99,7 @@ def test_each_shortcut_alone_is_at_its_place(variant, name, renormalize):
         "shortcut",
     )
     model, batch = adapted(variant, shortcut=shortcut).train_b(), tiny_batch()
-    assert [e.layer for e in model.space] == ([1] if name == "shortcut2" else [0, 1])
+    assert [e.element.layer for e in model.space] == ([1] if name == "shortcut2" else [0, 1])
     expected = Reference(model.network.config, model.pretrained, deltas_of(model.space), renormalize)(**batch)
     without = Reference(model.network.config, model.pretrained, {}, renormalize)(**batch)
     assert not torch.allclose(expected, without, atol=1e-2)
@@ -111,8 +112,8 @@ def test_it_starts_as_the_pretrained_model_whatever_is_on(variant, task):
     plain = adapted(variant, task).network(**batch).logits
     model = adapted(variant, task, lora_config(), shortcut_config())
     assert torch.equal(model.network(**batch).logits, plain)
-    for element in list(model.space)[::2]:
-        element.low_rank.switch(False)
+    for low_rank in list(model.space)[::2]:
+        low_rank.switch(False)
     assert torch.equal(model.network(**batch).logits, plain)
 
 
@@ -148,13 +149,13 @@ def test_ranks_and_sites_differ_from_block_to_block(variant, renormalize):
         "shortcut",
     )
     model = adapted(variant, lora=lora, shortcut=shortcut, num_hidden_layers=3).train_b()
-    ranks = {e.key: e.low_rank.rank for e in model.space.of_kind("shortcut")}
+    ranks = {e.element.key: e.element.rank for e in model.space.of_kind("shortcut")}
     assert ranks == {
         **{"layer_0.residual2": 3, "layer_0.shortcut1": 5},
         **{"layer_1.residual1": 3, "layer_1.residual2": 1, "layer_1.shortcut1": 3},
         **{"layer_2.residual1": 3, "layer_2.residual2": 3, "layer_2.shortcut2": 2},
     }
-    found = {e.key: e.low_rank.rank for e in model.space.of_kind("lora")}
+    found = {e.element.key: e.element.rank for e in model.space.of_kind("lora")}
     assert (found["layer_0.q_proj"], found["layer_1.q_proj"], found["layer_2.w2"]) == (4, 2, 1)
     assert {"layer_0.w1", "layer_2.o_proj"} & found.keys() == set()
     expected = Reference(model.network.config, model.pretrained, deltas_of(model.space), renormalize)(**tiny_batch())
@@ -183,7 +184,7 @@ def test_a_block_may_be_called_another_way(variant, renormalize):
         block.register_forward_pre_hook(call, with_kwargs=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        space = adapt(network, family.get(name), lora_config(), shortcut_config(renormalize))
+        space = put_into(network, family.get(name), lora_config(), shortcut_config(renormalize))
     for block in space.blocks:
         block.register_forward_hook(lambda _block, _args, output: output[0])
     model = Adapted(network, space, {}).train_b()
@@ -201,13 +202,13 @@ def test_off_is_absent(variant):
     with torch.no_grad():
         for ours, theirs in zip(model.space.of_kind("lora"), lora_only.space, strict=True):
             for which in ("A", "B"):
-                getattr(ours.low_rank, which).copy_(getattr(theirs.low_rank, which))
+                getattr(ours, which).copy_(getattr(theirs, which))
     expected = backward(lora_only, batch)
     assert_same(backward(model, batch), expected, rtol=0, atol=0)  # and so no gradient for any shortcut
     assert torch.equal(model.network(**batch).logits, lora_only.network(**batch).logits)
     called = []
-    for element in model.space.of_kind("shortcut"):
-        element.low_rank.register_forward_hook(lambda *_, key=element.key: called.append(key))
+    for low_rank in model.space.of_kind("shortcut"):
+        low_rank.register_forward_hook(lambda *_, key=low_rank.element.key: called.append(key))
     model.network(**batch)
     assert called == []
 
@@ -221,12 +222,12 @@ def test_an_optimizer_leaves_alone_what_is_off(variant):
         loss_of(model.network(**batch).logits).backward()
         optimizer.step()
     switch(model.space, "shortcut1", "q_proj", on=False)
-    before = {e.key: e.low_rank.B.clone() for e in model.space}
+    before = {e.element.key: e.B.clone() for e in model.space}
     optimizer.zero_grad()
     loss_of(model.network(**batch).logits).backward()
     optimizer.step()
-    changed = {e.name for e in model.space if not torch.equal(before[e.key], e.low_rank.B)}
-    assert changed == {e.name for e in model.space} - {"shortcut1", "q_proj"}
+    changed = {e.element.name for e in model.space if not torch.equal(before[e.element.key], e.B)}
+    assert changed == {e.element.name for e in model.space} - {"shortcut1", "q_proj"}
 
 
 # --- what happens between forward and backward
@@ -283,7 +284,7 @@ def test_gradient_checkpointing_with_dropout_draws_the_same_again():
 
 def _count_runs_of_a_block(model: Adapted) -> list[None]:
     runs: list[None] = []
-    first = next(e for e in model.space if e.key == "layer_1.q_proj").low_rank
+    first = next(e for e in model.space if e.element.key == "layer_1.q_proj")
     first.register_forward_hook(lambda *_: runs.append(None))
     return runs
 
@@ -377,14 +378,14 @@ def test_a_deep_copy_works_on_its_own(variant, renormalize):
     logits = model.network(**batch).logits
     network, space = copy.deepcopy((model.network, model.space))
     twin = Adapted(network, space, model.pretrained)
-    switch(model.space, *(element.name for element in model.space), on=False)
+    switch(model.space, *(low_rank.element.name for low_rank in model.space), on=False)
     with torch.no_grad():
         for parameter in model.network.parameters():
             parameter.fill_(float("nan"))
     assert_same(backward(twin, batch), expected, rtol=0, atol=0)
     assert torch.equal(network(**batch).logits, logits)
     own = {id(p) for p in network.parameters()}
-    assert all(id(e.low_rank.B) in own for e in space)
+    assert all(id(e.B) in own for e in space)
     switch(space, "shortcut2", on=False)
     assert not torch.equal(network(**batch).logits, logits)
 

@@ -77,10 +77,10 @@ class Paths:
             norms = {name: value for name, value in made.pretrained.items() if "norm" in name}
             self.weights |= {name: np.abs(1 + value.double().numpy()) for name, value in norms.items()}
         self.deltas = {
-            (element.layer, element.name): element.low_rank.scaling
-            * np.abs(element.low_rank.B.detach().double().numpy())
-            @ np.abs(element.low_rank.A.detach().double().numpy())
-            for element in made.space
+            (low_rank.element.layer, low_rank.element.name): low_rank.scaling
+            * np.abs(low_rank.B.detach().double().numpy())
+            @ np.abs(low_rank.A.detach().double().numpy())
+            for low_rank in made.space
         }
         causal = self.family not in ("roberta", "bert")
         visible = np.tril(np.ones((TOKENS, TOKENS))) if causal else np.ones((TOKENS, TOKENS))
@@ -156,12 +156,12 @@ def test_sum_over_paths(variant: str, renormalize: bool) -> None:
     trained = made(variant, renormalize)
     paths, scores = Paths(trained, renormalize), synflow(trained.network, trained.space)
     whole = paths.R()
-    for element in trained.space:
-        through_it = whole - paths.R(without=(element.layer, element.name))
-        if element.name in ("q_proj", "k_proj"):
-            assert scores[element.key] == 0
+    for low_rank in trained.space:
+        through_it = whole - paths.R(without=(low_rank.element.layer, low_rank.element.name))
+        if low_rank.element.name in ("q_proj", "k_proj"):
+            assert scores[low_rank.element.key] == 0
         else:
-            assert scores[element.key] == pytest.approx(2 * through_it, rel=1e-7)
+            assert scores[low_rank.element.key] == pytest.approx(2 * through_it, rel=1e-7)
 
 
 @pytest.mark.parametrize("variant", ["opt-post", "gemma"])

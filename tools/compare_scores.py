@@ -23,7 +23,7 @@ from scipy.stats import rankdata
 
 from actions.console import note, say
 from heterolora import scores as scores_file
-from heterolora.allocation import allocate, default_mode, of_kind, tie_generator
+from heterolora.allocation import allocate, default_mode, tie_generator
 from heterolora.errors import UserError
 from heterolora.scores import Scores
 from tools.cli import Parser, run
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_same_elements(files)
     named = dict(zip(_titles(files), files.values(), strict=True))
     for title, scores in named.items():
-        if len({element.score for element in scores.elements}) == 1:
+        if len({item.score for item in scores.scored}) == 1:
             note(f"all scores of {title} are equal: they correlate with nothing, and their top share is drawn")
     say(_matrix("Spearman", named, spearman))
     say(_matrix(f"top {args.turn_on_percentile:.0%}", named, lambda a, b: overlap(a, b, args.turn_on_percentile)))
@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def spearman(a: Scores, b: Scores) -> float | None:
     """Spearman's correlation over the elements, which both files have; None where all scores of one are equal."""
-    by_key = {element.key: element.score for element in b.elements}
-    x = rankdata([element.score for element in a.elements])
-    y = rankdata([by_key[element.key] for element in a.elements])
+    by_key = {item.element.key: item.score for item in b.scored}
+    x = rankdata([item.score for item in a.scored])
+    y = rankdata([by_key[item.element.key] for item in a.scored])
     return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else None
 
 
@@ -71,22 +71,26 @@ def overlap(a: Scores, b: Scores, percentile: float) -> float:
 
 
 def _on(scores: Scores, percentile: float) -> frozenset[str]:
-    mode = default_mode(bool(of_kind(scores.elements, "shortcut")))
-    return allocate(scores.elements, percentile, mode, tie_generator(scores.seed, 0))
+    mode = default_mode(scores.has_shortcuts)
+    return allocate(scores.scored, percentile, mode, tie_generator(scores.seed, 0))
 
 
 def check_same_elements(files: Mapping[Path, Scores]) -> None:
     """`UserError` unless all files score the same elements of the same widths."""
     (first, reference), *others = files.items()
-    expected = {element.key: (element.in_features, element.out_features) for element in reference.elements}
+    expected = _widths(reference)
     for path, scores in others:
-        found = {element.key: (element.in_features, element.out_features) for element in scores.elements}
+        found = _widths(scores)
         different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
         if different:
             raise UserError(
                 f"{path} scores another model than {first}: {different[0]} differs",
                 "expected scores of the same elements",
             )
+
+
+def _widths(scores: Scores) -> dict[str, tuple[int, int]]:
+    return {item.element.key: (item.element.in_features, item.element.out_features) for item in scores.scored}
 
 
 def _titles(files: Mapping[Path, Scores]) -> list[str]:

@@ -33,7 +33,6 @@ from heterolora.errors import UserError
 from heterolora.peft_config import peft_notes, task_type
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
-from model.peft_format.writing import on, sites_on
 from tools.cli import Parser, run
 
 
@@ -139,9 +138,9 @@ def _check_task(request: Request, dataset_given: bool) -> None:
 def _write_peft(args: argparse.Namespace, request: Request) -> None:
     restored = restore_trained(request)
     network, space = restored.network, restored.space
-    if not on(space, "lora"):
+    if not space.on("lora"):
         raise UserError(f"{args.result} has no LoRA element that is on", "PEFT takes no empty adapter")
-    for text in peft_notes(sites_on(space)):
+    for text in peft_notes([low_rank.element for low_rank in space.on("lora")]):
         note(text)
     network.config.pad_token_id = load_tokenizer(request.base.name, network.config).pad_token_id
     run_folder = args.result if (args.result / CHECKPOINTS).is_dir() else None

@@ -30,10 +30,11 @@ from actions.console import note, say, set_log_level
 from actions.parse import parse
 from actions.resolve import resolve
 from actions.restore import restore_trained
-from heterolora.config import Kind
+from heterolora.adapt import in_head
+from heterolora.element import Kind
 from heterolora.errors import UserError
-from heterolora.search_space import Element, SearchSpace
-from model.load import in_head
+from heterolora.low_rank import LowRank
+from heterolora.search_space import SearchSpace
 from model.parameters import count
 from tools.cli import Parser, run
 
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "give --model <family>_lora or <family>_lora_ags",
         )
     restored = restore_trained(request)
-    rows = [_row(element) for element in restored.space]
+    rows = [_row(low_rank) for low_rank in restored.space]
     base = _base(restored.network, restored.space)
     totals = {kind: _total(row for row in rows if row.kind == kind) for kind in dict.fromkeys(row.kind for row in rows)}
     if args.json:
@@ -120,19 +121,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(_total_table(totals, base))
 
 
-def _row(element: Element) -> Row:
-    low_rank = element.low_rank
+def _row(low_rank: LowRank) -> Row:
+    element = low_rank.element
     return Row(
         element=element.key,
         kind=element.kind,
         module=element.module,
-        in_features=low_rank.in_features,
-        out_features=low_rank.out_features,
-        rank=low_rank.rank,
-        alpha=low_rank.alpha,
+        in_features=element.in_features,
+        out_features=element.out_features,
+        rank=element.rank,
+        alpha=element.settings.alpha,
         scaling=low_rank.scaling,
         parameters=element.parameters,
-        multiply_adds=low_rank.rank * (low_rank.in_features + low_rank.out_features) if low_rank.enabled else 0,
+        multiply_adds=element.parameters if low_rank.enabled else 0,
         on=low_rank.enabled,
     )
 

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
@@ -32,12 +32,13 @@ from rich.table import Table
 from actions.console import note, say
 from heterolora import scores as scores_file
 from heterolora.allocation import MODES, default_mode, of_kind, tie_generator
-from heterolora.config import ElementConfig, ElementSettings, Kind
+from heterolora.config import ElementConfig
+from heterolora.element import Element, Kind
 from heterolora.errors import UserError
 from heterolora.files import write_text
-from heterolora.peft_config import peft_config, peft_notes
+from heterolora.peft_config import peft_config, peft_notes, task_type
 from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
-from heterolora.scores import ElementScore, Scores
+from heterolora.scores import Scores
 from tools.cli import Parser, run
 
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
@@ -53,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores = scores_file.read(args.scores)
     if args.load:
         check_model(scores, args.load)
-    mode = args.mode or default_mode(bool(of_kind(scores.elements, "shortcut")))
+    mode = args.mode or default_mode(scores.has_shortcuts)
     seed = scores.seed if args.seed is None else args.seed
-    assignment = assign(scores.elements, _policy(args, scores), _limit(args), mode, tie_generator(seed, 0))
+    assignment = assign(scores.scored, _policy(args, scores), _limit(args), mode, tie_generator(seed, 0))
 
     outputs = _outputs(args, scores, assignment, mode == "off")
     say(f"{scores.importance_test_name} of {scores.model}: policy {args.policy}, mode {mode}, seed {seed}")
@@ -112,7 +113,7 @@ def _policy(args: argparse.Namespace, scores: Scores) -> Policy:
         return TopK(args.rank)
     if args.rank is not None:
         raise UserError("--rank has no effect on proportional", "use --max-rank and --min-rank, or --policy topk")
-    highest = max(element.rank for element in scores.elements) if args.max_rank is None else args.max_rank
+    highest = max(item.element.rank for item in scores.scored) if args.max_rank is None else args.max_rank
     return Proportional(args.min_rank or 0, highest)
 
 
@@ -128,8 +129,9 @@ def _outputs(
     args: argparse.Namespace, scores: Scores, assignment: Assignment, shortcuts_left_alone: bool
 ) -> dict[Path, str]:
     """Path → text of the files to write; says what they leave out, or refuses to leave out what was chosen."""
-    shortcuts_on = any(element.key in assignment.ranks for element in of_kind(scores.elements, "shortcut"))
-    if args.shortcut_output and not of_kind(scores.elements, "shortcut"):
+    chosen = chosen_elements(scores, assignment.ranks)
+    shortcuts_on = any(element.kind == "shortcut" for element in chosen)
+    if args.shortcut_output and not scores.has_shortcuts:
         raise UserError(f"{args.scores} scores no shortcuts", "leave out --shortcut-output")
     if args.output == args.shortcut_output:
         raise UserError("--output and --shortcut-output name the same file", "expected two")
@@ -143,15 +145,17 @@ def _outputs(
     if args.format == "peft":
         if shortcuts_on:
             note("PEFT knows no shortcuts: they are not in its file")
-        sites = peft_sites(scores, assignment.ranks)
-        for text in peft_notes(sites):
+        lora_elements = [element for element in chosen if element.kind == "lora"]
+        if not lora_elements:
+            raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
+        for text in peft_notes(lora_elements):
             note(text)
-        lora = json.dumps(peft_config(sites, scores.task, scores.load or None), indent=2) + "\n"
+        lora = json.dumps(peft_config(lora_elements, task_type(scores.task), scores.load or None), indent=2) + "\n"
     else:
-        lora = _toml(args, scores, configuration(scores, assignment.ranks, "lora"))
+        lora = _toml(args, scores, ElementConfig.of(chosen, "lora"))
     outputs = {args.output: lora}
     if args.shortcut_output:
-        outputs[args.shortcut_output] = _toml(args, scores, configuration(scores, assignment.ranks, "shortcut"))
+        outputs[args.shortcut_output] = _toml(args, scores, ElementConfig.of(chosen, "shortcut", scores.renormalize))
     return outputs
 
 
@@ -161,44 +165,10 @@ def _toml(args: argparse.Namespace, scores: Scores, config: ElementConfig) -> st
     return f"# {said} (tools/realloc_lora_rank.py from {args.scores.name})\n{config.to_toml()}"
 
 
-def alpha_at(element: ElementScore, rank: int) -> float:
-    """The alpha that gives `element` at `rank` the scaling that it had when it was scored."""
-    if element.use_rslora:
-        return element.alpha * math.sqrt(rank / element.rank)
-    return element.alpha * rank / element.rank
-
-
-def _settings(element: ElementScore, rank: int) -> ElementSettings:
-    """`element` at `rank`."""
-    alpha = alpha_at(element, rank)
-    return ElementSettings(r=rank, alpha=alpha, dropout=element.dropout, use_rslora=element.use_rslora)
-
-
-def configuration(scores: Scores, ranks: Mapping[str, int], kind: Kind) -> ElementConfig:
-    """The layer-wise configuration with the elements of `kind` that are on, and no others."""
-    sites = {
-        (element.layer, element.name): _settings(element, ranks[element.key])
-        for element in of_kind(scores.elements, kind)
-        if element.key in ranks
-    }
-    renormalize = kind == "shortcut" and scores.renormalize
-    return ElementConfig(kind, "layer", ElementSettings(), sites, renormalize)
-
-
-def peft_sites(scores: Scores, ranks: Mapping[str, int]) -> dict[str, ElementSettings]:
-    """Path of the linear layer → its element, for the LoRA elements that are on.
-
-    Raises:
-        UserError: there is none.
-    """
-    on = {
-        element.module: _settings(element, ranks[element.key])
-        for element in of_kind(scores.elements, "lora")
-        if element.key in ranks
-    }
-    if not on:
-        raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
-    return on
+def chosen_elements(scores: Scores, ranks: Mapping[str, int]) -> tuple[Element, ...]:
+    """The elements that are on, at their ranks, with the scaling with which they were scored."""
+    on = (item.element for item in scores.scored if item.element.key in ranks)
+    return tuple(replace(element, settings=element.settings.at(ranks[element.key])) for element in on)
 
 
 def check_model(scores: Scores, source: str) -> None:
@@ -214,7 +184,7 @@ def check_model(scores: Scores, source: str) -> None:
             f"--load '{source}' is no model", "expected a hub name or a folder with a config.json"
         ) from None
     modules = dict(skeleton(config, scores.task).named_modules())
-    for element in scores.elements:
+    for element in (item.element for item in scores.scored):
         module = modules.get(element.module)
         found = module and (getattr(module, "in_features", None), getattr(module, "out_features", None))
         if found is None or (element.kind == "lora" and found != (element.in_features, element.out_features)):
@@ -236,7 +206,7 @@ def result_table(scores: Scores, assignment: Assignment) -> Table:
     """Elements, ranks and parameters that are on, by kind."""
     table = Table("result", "on", "of", "total rank", "parameters")
     for kind, title in TITLES.items():
-        elements = of_kind(scores.elements, kind)
+        elements = [item.element for item in of_kind(scores.scored, kind)]
         if elements:
             ranks = [assignment.ranks.get(element.key, 0) for element in elements]
             parameters = sum(
@@ -250,10 +220,11 @@ def result_table(scores: Scores, assignment: Assignment) -> Table:
 
 def rank_table(scores: Scores, assignment: Assignment) -> Table:
     """Blocks × names: the rank, `·` where the element is off, nothing where there is none."""
-    names = list(dict.fromkeys(element.name for element in scores.elements))
+    elements = [item.element for item in scores.scored]
+    names = list(dict.fromkeys(element.name for element in elements))
     table = Table("rank", *names)
-    scored = {(element.layer, element.name): element.key for element in scores.elements}
-    for layer in sorted({element.layer for element in scores.elements}):
+    scored = {(element.layer, element.name): element.key for element in elements}
+    for layer in sorted({element.layer for element in elements}):
         keys = [scored.get((layer, name)) for name in names]
         table.add_row(str(layer), *("" if key is None else str(assignment.ranks.get(key, "·")) for key in keys))
     return table

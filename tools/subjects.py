@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
 
-from heterolora.adapt import adapt
+from heterolora.adapt import adapt, plan
 from heterolora.config import ElementConfig, parse
 from heterolora.search_space import SearchSpace
 from model import family
@@ -82,10 +82,10 @@ def adapted(
     """A copy of `network` with these elements, all on, every B as if trained; the same for the same elements."""
     network = copy.deepcopy(network)
     torch.manual_seed(1)
-    space = adapt(network, family.get("opt"), lora, shortcut)
+    space = adapt(network, plan(network, family.get("opt"), lora, shortcut))
     with torch.no_grad():
-        for element in space:
-            element.low_rank.B.normal_(std=0.01)
+        for low_rank in space:
+            low_rank.B.normal_(std=0.01)
     return network, space
 
 

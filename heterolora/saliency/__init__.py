@@ -1,8 +1,8 @@
-"""Saliency heuristics: how much each element of a search space matters, before it is trained.
+"""Saliency heuristics: scores of the elements of a search space.
 
-A heuristic is a file `heuristics/<name>.py` that registers, by `@register("<name>")`, something that maps a `Problem`
-to one score an element. Adding a heuristic means adding such a file and nothing else. Their names are read from the
-file names, so that `--help` can list them without importing torch.
+A heuristic is a file `heuristics/<name>.py` that registers, with `@register("<name>")`, a function from a `Problem` to
+one score per element. A new heuristic needs only such a file. The names are read from the file names, so that `--help`
+can list them without importing torch.
 """
 
 from __future__ import annotations
@@ -27,43 +27,58 @@ class Heuristic:
     """A registered heuristic.
 
     Attributes:
-        name: the one of `--importance-test-name`.
-        score: problem → one score for each element of its search space, in order; the same on every process.
-        warmup_batches: on how many batches the elements are trained first, unless the user says.
-        remark: what a user should know of every result.
+        name: the value of `--importance-test-name`.
+        score: problem -> one score per element of its search space, in order; the same on every process.
+        warmup_batches: the default number of batches on which the elements are trained before scoring; above 0 for a
+            heuristic that scores every element 0 while B = 0.
+        remark: a note for the user about every result.
+        needs_base_weights: whether it reads the weights of the base, which a quantised base does not provide.
+        is_baseline: whether equal scores are intended, so that they need no warning.
+        hint: an additional cure if all scores are 0.
     """
 
     name: str
     score: Scorer
     warmup_batches: int = 0
     remark: str = ""
+    needs_base_weights: bool = False
+    is_baseline: bool = False
+    hint: str = ""
 
 
 _registered: dict[str, Heuristic] = {}
 
 
-def register(name: str, warmup_batches: int = 0, remark: str = "") -> Callable[[Any], Any]:
+def register(name: str, **properties: Any) -> Callable[[Any], Any]:
     """Decorator of a heuristic: a function of a `Problem`, or a class whose instances are called with one.
 
-    The arguments are `Heuristic`'s.
+    Args:
+        name: the name of the file without its suffix.
+        properties: the other attributes of `Heuristic`.
     """
 
     def keep(scorer: Any) -> Any:
         score = scorer() if isinstance(scorer, type) else scorer
-        _registered[name] = Heuristic(name, score, warmup_batches, remark)
+        _registered[name] = Heuristic(name, score, **properties)
         return scorer
 
     return keep
 
 
 def names() -> tuple[str, ...]:
-    """Every heuristic, sorted."""
-    return tuple(sorted(found.name for found in pkgutil.iter_modules(heuristics.__path__)))
+    """The names of all heuristics, sorted."""
+    files = {found.name for found in pkgutil.iter_modules(heuristics.__path__)}
+    return tuple(sorted(files | _registered.keys()))
 
 
 def get(name: str) -> Heuristic:
-    """The heuristic of that name; `UserError` with the nearest name if there is none."""
+    """The heuristic of that name.
+
+    Raises:
+        UserError: there is none; the message gives the nearest name.
+    """
     if name not in names():
         raise UserError(f"importance test '{name}' is not known", nearest(name, names()))
-    importlib.import_module(f"{heuristics.__name__}.{name}")
+    if name not in _registered:
+        importlib.import_module(f"{heuristics.__name__}.{name}")
     return _registered[name]

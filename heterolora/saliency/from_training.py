@@ -1,7 +1,7 @@
-"""Scores from the training batches themselves: no batch, no forward and no backward pass of their own.
+"""Scores from the training batches, without any additional forward or backward pass.
 
-An element that is on has its gradients anyway. One that is off gets a probe, which computes what they would be from
-what passes by its place. Training's own gradients are bit for bit the same with it and without.
+An element that is on has its gradients. An element that is off gets a probe, which computes the gradients that it would
+have. The gradients of training are bit for bit the same with and without probes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from heterolora.distributed import sum_over_ranks, world_size
-from heterolora.saliency.gradients import GradientHeuristic, trained_parameters
+from heterolora.low_rank import LowRank
+from heterolora.saliency.gradients import GradientHeuristic
 from heterolora.saliency.probe import Probe
-from heterolora.search_space import Element, SearchSpace
+from heterolora.search_space import SearchSpace
 
 
 class TrainingGradients:
     """Σ `heuristic.of_batch(gradient)` over optimizer steps, for A and B of every element, on or off.
 
-    The gradient is the one of the global batch, neither clipped nor scaled: for an element that is on, the one that the
-    optimizer gets; for one that is off, what it would be, but for the element's own dropout. An accumulation window
-    counts as one batch, whose loss is what its step minimises. The sums are the same on every process, so that one
-    process's `state_dict` is everybody's. How it is used::
+    The gradient is that of the global batch, neither clipped nor scaled. For an element that is on, it is the gradient
+    that the optimizer gets. For an element that is off, it is the gradient that it would have without its own dropout.
+    An accumulation window counts as one batch, with the loss that its step minimises. The sums are the same on every
+    process, so the `state_dict` of one process is enough. Usage::
 
         gradients.start()                       # before the first forward pass of a window
         loss.backward(), loss.backward(), …     # the window
@@ -33,35 +34,31 @@ class TrainingGradients:
         gradients.stop()
         scores, _ = gradients.scores(), gradients.reset()
 
-    While it records, no element may be switched. While it doesn't, the network is as if this object did not exist.
+    No element may be switched while it records. While it does not record, it has no effect on the network.
 
     Args:
         space: the search space.
-        heuristic: what is summed, and what becomes of the sum.
+        heuristic: the formula.
 
     Attributes:
-        recording: between `start` and `stop`.
-        windows: how many are in the sums.
+        recording: true between `start` and `stop`.
+        windows: the number of windows in the sums.
     """
 
     def __init__(self, space: SearchSpace, heuristic: GradientHeuristic) -> None:
         self.space, self.heuristic = space, heuristic
         self.recording, self.windows = False, 0
-        # A and Bᵀ of each element in turn, in one piece, so that what is done to all of them is one operation.
+        # A and Bᵀ of each element in turn, in one tensor, so that one operation covers all elements.
         self._window: Tensor | None = None
         self._total: Tensor | None = None
 
     def start(self) -> None:
-        """Record from the next forward pass on; nothing happens if it does already."""
+        """Record from the next forward pass on. Has no effect if it records already."""
         if self.recording:
             return
         self.recording = True
         self._window = self._zeros()
-        off = [
-            (element.low_rank, of_A, of_Bt)
-            for element, of_A, of_Bt in self._each(self._window)
-            if not element.low_rank.enabled
-        ]
+        off = [each for each in self._each(self._window) if not each[0].enabled]
         if not off:
             return
         anchor = self._window.new_zeros(0, requires_grad=True)
@@ -70,35 +67,34 @@ class TrainingGradients:
             low_rank.probe = Probe(low_rank, of_A, of_Bt, anchor, is_trained)
 
     def stop(self) -> None:
-        """Record no more; what was collected stays."""
+        """Stop recording and keep the sums."""
         self.recording, self._window = False, None
-        for element in self.space:
-            element.low_rank.probe = None
+        for low_rank in self.space:
+            low_rank.probe = None
 
     @torch.no_grad()
     def collect(self, loss_scale: float | None = None) -> None:
-        """Take the gradients of the window that has just ended. Every process has to call it.
+        """Add the gradients of the window that has just ended. Every process must call it.
 
-        The `.grad` of elements that are on must be final here: averaged over processes, free of any loss scale. Those
-        of elements that are off are averaged and unscaled here.
+        The `.grad` of elements that are on must be final: averaged over processes and without a loss scale. The
+        gradients of elements that are off are averaged and unscaled here.
 
         Args:
-            loss_scale: what a gradient scaler (float16) has multiplied the loss by. A window with gradients that are
-                not finite is left out then, as the scaler leaves out its step.
+            loss_scale: the factor by which a gradient scaler (float16) has multiplied the loss. A window with
+                gradients that are not finite is then skipped, as the scaler skips its step.
         """
         if self._window is None:
-            raise RuntimeError("there is nothing to collect before `start`")
+            raise RuntimeError("`collect` needs a call of `start` before")
         gradients = sum_over_ranks(self._window)
         if world_size() > 1 or loss_scale is not None:
             gradients = gradients / (world_size() * (loss_scale or 1.0))
-        for element, of_A, of_Bt in self._each(gradients):
-            A, B = element.low_rank.A, element.low_rank.B
-            if element.low_rank.enabled and A.grad is not None and B.grad is not None:
-                of_A.copy_(A.grad)
-                of_Bt.copy_(B.grad.t())
+        for low_rank, of_A, of_Bt in self._each(gradients):
+            if low_rank.enabled and low_rank.A.grad is not None and low_rank.B.grad is not None:
+                of_A.copy_(low_rank.A.grad)
+                of_Bt.copy_(low_rank.B.grad.t())
         if loss_scale is None or bool(gradients.isfinite().all()):
             total = self._zeros() if self._total is None else self._total.to(gradients.device)
-            self._total = total + self.heuristic.of_batch(gradients)  # anew: a state that was handed out stays
+            self._total = total + self.heuristic.of_batch(gradients)  # a new tensor: `state_dict` may hold the old one
             self.windows += 1
         self._window.zero_()
 
@@ -108,46 +104,45 @@ class TrainingGradients:
         return [part for _, of_A, of_Bt in self._each(total) for part in (of_A, of_Bt.t())]
 
     def scores(self) -> dict[str, float]:
-        """Key of an element → its score, in the order of the search space; the same on every process."""
-        values = self.heuristic.scores(trained_parameters(self.space.elements), self.totals())
-        return {element.key: value for element, value in zip(self.space, values, strict=True)}
+        """Key of an element -> its score, in the order of the search space; the same on every process."""
+        values = self.heuristic.scores(self.space.parameters, self.totals())
+        return {element.key: value for element, value in zip(self.space.elements, values, strict=True)}
 
     def reset(self) -> None:
-        """Forget the sums."""
+        """Delete the sums."""
         self.windows, self._total = 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums; complete between windows."""
+        """The sums; they are complete between windows."""
         return {"windows": self.windows, "total": self._total}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of `state_dict`. Whether to record is not part of them."""
+        """Continue with the sums of `state_dict`. Whether it records is not part of the state."""
         self.windows, self._total = state["windows"], state["total"]
 
     @property
     def _device(self) -> torch.device:
-        return self.space.elements[0].low_rank.A.device
+        return self.space.low_ranks[0].A.device
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(sum(element.parameters for element in self.space), device=self._device)
+        return torch.zeros(sum(element.parameters for element in self.space.elements), device=self._device)
 
-    def _each(self, flat: Tensor) -> Iterator[tuple[Element, Tensor, Tensor]]:
-        """Each element's share: of A (r, in) and of Bᵀ (r, out)."""
-        sizes = [part.numel() for part in trained_parameters(self.space.elements)]
-        parts = iter(flat.split(sizes))
-        for element in self.space:
-            rank = element.low_rank.rank
-            yield element, next(parts).view(rank, -1), next(parts).view(rank, -1)
+    def _each(self, flat: Tensor) -> Iterator[tuple[LowRank, Tensor, Tensor]]:
+        """Each element with its parts of `flat`: A (r, in) and Bᵀ (r, out)."""
+        parts = iter(flat.split([parameter.numel() for parameter in self.space.parameters]))
+        for low_rank in self.space:
+            rank = low_rank.element.rank
+            yield low_rank, next(parts).view(rank, -1), next(parts).view(rank, -1)
 
 
 def recorded(batch: int, until_due: int, limit: int, window: int = 1) -> bool:
     """Whether to record batch `batch` (from 0, of the epoch) for the scores that are due in `until_due` batches.
 
-    Windows are recorded whole: those that hold any of the last `limit` batches before the scores are due.
+    Only whole windows are recorded: those with any of the last `limit` batches before the scores are due.
 
     Args:
         batch: index within the epoch; windows begin at multiples of `window`.
-        until_due: batches up to the next scores, this one included.
+        until_due: batches before the next scores, including this one.
         limit: `--imp-limit-test-batches` as a number of batches.
         window: batches of an accumulation window.
     """

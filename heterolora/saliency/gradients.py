@@ -1,4 +1,4 @@
-"""The heuristics that are a formula in weights and gradients."""
+"""Heuristics that are a formula in weights and gradients."""
 
 from __future__ import annotations
 
@@ -10,50 +10,44 @@ from torch import Tensor
 
 from heterolora.distributed import sum_over_ranks
 from heterolora.saliency.problem import Problem
-from heterolora.search_space import Element
 
 
 class GradientHeuristic(ABC):
-    """An element's score is `measure(A, Σ of_batch(∂ℓ/∂A)) + measure(B, Σ of_batch(∂ℓ/∂B))`, summed over batches.
+    """The score of an element is `measure(A, Σ of_batch(∂ℓ/∂A)) + measure(B, Σ of_batch(∂ℓ/∂B))`, summed over batches.
 
-    ℓ is the loss of one batch. One forward and one backward pass a batch serve all elements.
+    ℓ is the loss of one batch. One forward and one backward pass per batch serve all elements.
     """
 
     def of_batch(self, gradient: Tensor) -> Tensor:
-        """What is summed over batches, entry by entry; the gradient itself makes the sum ∂L/∂A."""
+        """The tensor that is summed over batches, entry by entry. The gradient itself gives the sum ∂L/∂A."""
         return gradient
 
     @abstractmethod
     def measure(self, weight: Tensor, total: Tensor) -> Tensor:
-        """A's (or B's) part of the score, a scalar, from its values and the sum over batches, which has its shape."""
+        """A's (or B's) part of the score, a scalar, from its values and the sum over batches, of the same shape."""
 
     def __call__(self, problem: Problem) -> list[float]:
-        parameters = trained_parameters(problem.space.elements)
+        parameters = problem.space.parameters
         totals = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in problem.track(problem.batches, "scoring batches"):
-            gradients = torch.autograd.grad(problem.evaluate(batch).loss, parameters, materialize_grads=True)
+            gradients = torch.autograd.grad(problem.evaluate(batch).mean, parameters, materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += self.of_batch(gradient)
-        return self.scores(parameters, sum_each_over_ranks(totals))
+        return self.scores(parameters, _sum_each_over_ranks(totals))
 
     @torch.no_grad()
     def scores(self, parameters: Sequence[Tensor], totals: Sequence[Tensor]) -> list[float]:
-        """One score an element.
+        """One score per element.
 
         Args:
-            parameters: A and B of each element in turn, see `trained_parameters`.
-            totals: the sum over all batches, of all processes, of each one's `of_batch(gradient)`.
+            parameters: A and B of each element in turn, see `SearchSpace.parameters`.
+            totals: for each parameter, the sum of `of_batch(gradient)` over all batches of all processes.
         """
         parts = [self.measure(weight, total) for weight, total in zip(parameters, totals, strict=True)]
         return torch.stack(parts).view(-1, 2).sum(1).tolist()
 
 
-def trained_parameters(elements: Sequence[Element]) -> list[Tensor]:
-    """A and B of the first element, of the second, …"""
-    return [parameter for element in elements for parameter in (element.low_rank.A, element.low_rank.B)]
-
-
-def sum_each_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _sum_each_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sums over all processes, in one collective."""
     flat = sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]))
     pieces = flat.split([tensor.numel() for tensor in tensors])

@@ -1,4 +1,4 @@
-"""Looking at a network without leaving a trace: what scoring needs, and all of it as it was afterwards."""
+"""A context in which a network is scored, and after which it is unchanged."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from heterolora.shortcut import Held
 
 @contextmanager
 def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
-    """Every element on, dropout off, gradients on for elements only, blocks checkpointed if they were set up so.
+    """Every element is on, dropout is off, only elements require gradients, checkpointed blocks stay checkpointed.
 
-    Afterwards, and when the block inside raises or is interrupted, switches, `requires_grad`, gradients, modes and the
-    random state are what they were. Values of parameters are not looked after: nothing here writes to them.
+    Afterwards, also if the block raises or is interrupted, switches, `requires_grad`, gradients, modes and the random
+    state are as before. The values of parameters are not restored, because nothing here writes to them.
     """
     with ExitStack() as stack:
-        stack.enter_context(_random_state(network))
-        stack.enter_context(_gradients(network))
-        stack.enter_context(_switches(space))
-        stack.enter_context(_modes(network))
-        stack.enter_context(torch.inference_mode(False))  # an evaluation may be under way around us
+        for context in (random_state(network), _gradients(network), _switches(space), _modes(network)):
+            stack.enter_context(context)
+        stack.enter_context(torch.inference_mode(False))  # the caller may be inside an evaluation
         stack.enter_context(torch.enable_grad())
 
         network.eval()
         for block in _checkpointed_blocks(network):
             stack.enter_context(_checkpointed_in_evaluation(block))
         network.requires_grad_(False)
-        for element in space:
-            element.low_rank.switch(True)
-            element.low_rank.importance = 1.0
+        for low_rank in space:
+            low_rank.switch(True)
+            low_rank.importance = 1.0
         yield
 
 
 @contextmanager
-def _random_state(network: nn.Module) -> Iterator[None]:
+def random_state(network: nn.Module) -> Iterator[None]:
+    """Restores the random state of Python, NumPy, and torch on the CPU and on the network's GPUs."""
     gpus = {parameter.device.index for parameter in network.parameters() if parameter.device.type == "cuda"}
     for_python, for_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(sorted(gpus)):
@@ -56,7 +55,7 @@ def _random_state(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _gradients(network: nn.Module) -> Iterator[None]:
-    """Gradients are set aside, not copied: an accumulation window may be open."""
+    """Restores gradients and `requires_grad`. Gradients are not copied; an accumulation window may be open."""
     kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
     for parameter, _, _ in kept:
         parameter.grad = None
@@ -70,8 +69,8 @@ def _gradients(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _switches(space: SearchSpace) -> Iterator[None]:
-    """Which elements are on, how much each counts, and nothing left on its way from block to block."""
-    kept = [(element.low_rank, element.low_rank.enabled, element.low_rank.importance) for element in space]
+    """Restores which elements are on, their importance, and the tensors that pass between blocks."""
+    kept = [(low_rank, low_rank.enabled, low_rank.importance) for low_rank in space]
     held, space.carry.held = space.carry.held, Held()
     try:
         yield
@@ -92,7 +91,7 @@ def _modes(network: nn.Module) -> Iterator[None]:
 
 
 def _checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
-    """The blocks of a Transformers model that recompute their activations. Only a network of that library has any."""
+    """The blocks of a Transformers model that recompute their activations. Networks of other libraries have none."""
     library = sys.modules.get("transformers.modeling_layers")
     if library is None:
         return []
@@ -102,15 +101,15 @@ def _checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _checkpointed_in_evaluation(block: nn.Module) -> Iterator[None]:
-    """The block recomputes its activations though all inside it is in evaluation mode.
+    """The block recomputes its activations although all modules inside it are in evaluation mode.
 
-    transformers checkpoints a block only if `training` is true of it when it is called, by which some blocks (OPT's)
-    drop out too. So it is true then, and false again inside the function that the library lets one assign for
-    checkpointing, which is not called where no gradient is asked for.
+    transformers checkpoints a block only if its `training` is true when it is called. Some blocks (OPT's) also use
+    `training` for dropout. So `training` is set to true for the call, and set back to false inside the function that
+    the library calls for checkpointing. The library does not call that function if no gradient is required.
     """
     checkpoint = block._gradient_checkpointing_func
     block._gradient_checkpointing_func = functools.partial(_checkpoint_in_evaluation, block, checkpoint)
-    hook = block.register_forward_pre_hook(_train_if_gradients_are_asked_for)
+    hook = block.register_forward_pre_hook(_train_if_gradients_are_enabled)
     try:
         yield
     finally:
@@ -118,7 +117,7 @@ def _checkpointed_in_evaluation(block: nn.Module) -> Iterator[None]:
         block._gradient_checkpointing_func = checkpoint
 
 
-def _train_if_gradients_are_asked_for(block: nn.Module, _args: tuple[Any, ...]) -> None:
+def _train_if_gradients_are_enabled(block: nn.Module, _args: tuple[Any, ...]) -> None:
     block.training = torch.is_grad_enabled()
 
 

@@ -1,16 +1,16 @@
-"""A network made linear and positive, for synflow: what flows through it is a sum over paths of products of weights.
+"""The positive linear network of an adapted network, for synflow. Its output is a sum over paths of weight products.
 
-It is computed from the family's table, not by the library's modules: all weights by absolute value, in float64 and out
-of place, a block at a time; biases 0; a norm multiplies by |weight| and does no more; activations are the identity.
-What is no linear map in the original is made one in the way that keeps every path positive:
+It is computed from the family's table, not by the library's modules. All weights are replaced by their absolute values,
+in float64 and out of place, one block at a time. Biases are 0, a norm only multiplies by |weight|, and activations are
+the identity. The nonlinear parts of the original become linear maps that keep every path positive:
 
-- attention is uniform over the visible positions, so that q and k are on no path;
+- attention is uniform over the visible positions, so no path leads through q and k;
 - a gated feed-forward half, w2(act(gate(x)) · w1(x)), adds its two branches. A product would double the degree in x
-  with every block, to no finite number after ten;
-- what is added to the input embeddings (positions, token types) is the same for every input, like a bias, and 0.
+  with every block and would overflow after ten blocks;
+- terms that are added to the input embeddings (positions, token types) do not depend on the input and are 0.
 
-The input embeddings are all ones, so every position holds the same, and an average over positions, whichever are
-visible, leaves it as it is. One position therefore stands for all of the row.
+The input embeddings are all ones, so all positions hold the same values, and an average over visible positions does
+not change them. One position therefore represents the whole row.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from heterolora.errors import UserError
-from heterolora.lora import LoraLinear
+from heterolora.low_rank import LoraLinear
 from heterolora.search_space import SearchSpace
 
-TOKENS = 64  # of the row that flows through
+TOKENS = 64  # length of the row
 
 
 @dataclass(frozen=True)
@@ -39,68 +39,69 @@ class Factors:
     scaling: float
 
     def delta(self, x: Tensor) -> Tensor:
-        """x (in,) → (out,)."""
+        """x (in,) -> (out,)."""
         return self.scaling * (self.B @ (self.A @ x))
 
 
 class PositiveNetwork:
-    """The positive linear network of an adapted one, which is read and never written to.
+    """The positive linear network of an adapted network. The adapted network is only read.
 
     Args:
         network: the adapted network.
-        space: its search space; elements that are off are left out.
+        space: its search space; elements that are off are skipped.
 
     Attributes:
-        elements: (block, name) → factors, in the order of the search space.
+        factors: (block, name) -> |A| and |B|, in the order of the search space.
 
     Raises:
-        UserError: a weight of the base can't be read, as in a quantised one.
+        UserError: the network has no family table, or a weight of the base cannot be read because it is quantised.
     """
 
     def __init__(self, network: nn.Module, space: SearchSpace) -> None:
+        if space.family is None:
+            raise UserError("synflow needs a family table", "give family=, or use another heuristic such as grad_norm")
         self.family, self.space = space.family, space
         self.width = network.get_input_embeddings().embedding_dim
         self.heads = network.config.num_attention_heads
         self.modules = dict(network.base_model.named_modules())
-        # MPS has no float64
-        self.device = torch.device("cpu") if network.device.type == "mps" else network.device
-        self.elements = {
-            (element.layer, element.name): Factors(
-                self._positive(element.low_rank.A).requires_grad_(),
-                self._positive(element.low_rank.B).requires_grad_(),
-                element.low_rank.scaling,
+        device = space.low_ranks[0].A.device
+        self.device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+        self.factors = {
+            (low_rank.element.layer, low_rank.element.name): Factors(
+                self._positive(low_rank.A).requires_grad_(),
+                self._positive(low_rank.B).requires_grad_(),
+                low_rank.scaling,
             )
-            for element in space
-            if element.low_rank.enabled
+            for low_rank in space.on()
         }
         self.power = 0
 
     def flow(self) -> Tensor:
-        """R / 2^`power`: rescaled after every block, exactly, it stays finite however many there are."""
+        """R / 2^`power`. It is rescaled exactly after every block, so that it stays finite for any number of blocks."""
         self.power = 0
         x = self._through(self.family.before_blocks, torch.ones(self.width, dtype=torch.float64, device=self.device))
         h = None
         for layer in range(len(self.space.blocks)):
-            # Absolute values are made again for the backward pass instead of kept: they are twice the network.
+            # Checkpointing: the absolute values of a block take twice its memory and are recomputed in backward.
             x, h = checkpoint(self._block, layer, x, h, use_reentrant=False)
             power = math.frexp(float(x.detach().max()))[1]
             x, h, self.power = x * 2.0**-power, h * 2.0**-power, self.power + power
         return TOKENS * self._through(self.family.after_blocks, x).sum()
 
     def unscaled(self, values: Sequence[float]) -> list[float]:
-        """`values` · 2^`power`, or, where floats end before that, · a lower power of two that leaves room for sums."""
+        """`values` · 2^`power`; a lower power of two if a sum of the results would overflow."""
         highest = math.frexp(max(values, default=0.0))[1]
         power = min(self.power, 1000 - highest)
         return [math.ldexp(value, power) for value in values]
 
     def _block(self, layer: int, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Block input x (width,), h of the block before → block output y, own h; see `heterolora.shortcut`."""
+        """Block input x (width,), h of the block before -> block output y, own h; see `heterolora.shortcut`."""
         block = self.space.blocks[layer]
         shortcuts = getattr(block, "shortcuts", None)
         again = shortcuts is not None and shortcuts.renormalize
 
         def delta(name: str, source: Tensor) -> Tensor | float:
-            factors = self.elements.get((layer, name))
+            factors = self.factors.get((layer, name))
             return 0.0 if factors is None else factors.delta(source)
 
         def linear(name: str, source: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class PositiveNetwork:
         return (norm2(norm2(y) + delta("shortcut1", x)) if again else norm2(y + delta("shortcut1", x))), h
 
     def _through(self, paths: Sequence[str], x: Tensor) -> Tensor:
-        """x through those of the linear layers and norms that the model has."""
+        """Apply the linear layers and norms at `paths` to x; paths that the model does not have are skipped."""
         for module in (self.modules[path] for path in paths if path in self.modules):
             x = self._linear(module, x) if isinstance(module, nn.Linear) else self._norm(module, x)
         return x
@@ -145,7 +146,7 @@ class PositiveNetwork:
         weight = base.weight
         if not weight.is_floating_point() or weight.shape != (base.out_features, base.in_features):
             raise UserError(
-                "synflow needs the weights of the base, which a quantised one does not tell",
+                "synflow needs the weights of the base, which a quantised base does not provide",
                 "leave out --quantize, or use another --importance-test-name",
             )
         return self._positive(weight) @ x

@@ -1,4 +1,4 @@
-"""Watching the place of an element that is off: what its gradients would be, for a few thin matrix products."""
+"""A probe of an element that is off: it computes the gradients that the element would have."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from heterolora.low_rank import LowRank
 
 
 class Probe:
-    """Stands in for an element that is off and sums up the gradients that it would have if it were on.
+    """Replaces an element that is off, and sums the gradients that it would have if it were on.
 
-    With y what delta(x) would be added to and G = ∂ℓ/∂y, tokens summed::
+    With y the tensor that delta(x) would be added to and G = ∂ℓ/∂y, summed over tokens::
 
         ∂ℓ/∂A = s · Bᵀ Gᵀ x        (∂ℓ/∂B)ᵀ = s · A xᵀ G
 
-    y passes through untouched, and so does G on its way back, so nothing that is trained notices. x is before dropout.
+    y and, in the backward pass, G are passed on unchanged, so training is not affected. x is taken before dropout.
 
     Args:
-        low_rank: the element. Its weights must stay as they are while it is probed.
-        of_A: what ∂ℓ/∂A (r, in) is added to in every backward pass, float32.
+        low_rank: the element. Its weights must not change while it is probed.
+        of_A: the tensor that ∂ℓ/∂A (r, in) is added to in every backward pass, float32.
         of_Bt: the same for (∂ℓ/∂B)ᵀ (r, out).
-        anchor: any tensor that asks for a gradient (it will get none). Because of it, backward comes by below the
-            lowest element that is on, too.
-        trained: whether B ≠ 0. While B = 0, ∂ℓ/∂A is zero and not computed.
+        anchor: any tensor that requires a gradient (it gets none). It makes autograd run the backward pass also below
+            the lowest element that is on.
+        trained: whether B ≠ 0. While B = 0, ∂ℓ/∂A is zero and is not computed.
     """
 
     def __init__(self, low_rank: LowRank, of_A: Tensor, of_Bt: Tensor, anchor: Tensor, trained: bool) -> None:
         self.of_A, self.of_Bt, self.anchor, self.scaling = of_A, of_Bt, anchor, low_rank.scaling
         self.A = low_rank.A.detach()  # (r, in)
-        # Everything is kept r × wide: thin products that run across memory take three times as long.
+        # All tensors are r × wide. Products in the other layout take three times as long.
         self.Bt = low_rank.B.detach().t().contiguous() if trained else None  # (r, out)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Probe:
         return _Watched.apply(y, x.detach(), self.anchor, self) if torch.is_grad_enabled() else y
 
     def add(self, x: Tensor, G: Tensor) -> None:
-        """One backward pass: x (tokens, in), G (tokens, out), of any floating dtype."""
+        """Add one backward pass: x (tokens, in), G (tokens, out), of any floating dtype."""
         x, G = x.to(self.A.dtype), G.to(self.A.dtype)
         self.of_Bt.add_(self.A @ x.t() @ G, alpha=self.scaling)
         if self.Bt is not None:
@@ -47,9 +47,9 @@ class Probe:
 
 
 class _Watched(torch.autograd.Function):
-    """The identity on y, whose backward pass shows x and the gradient of y to a probe.
+    """The identity on y; its backward pass gives x and the gradient of y to a probe.
 
-    x is saved the way autograd saves tensors, so that activation checkpointing drops and recomputes it.
+    x is saved with `save_for_backward`, so that activation checkpointing drops and recomputes it.
     """
 
     @staticmethod

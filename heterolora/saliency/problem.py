@@ -1,9 +1,9 @@
-"""What a heuristic sees."""
+"""The input of a heuristic: a network, its search space, and scoring batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,22 +16,22 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Result:
-    """What the network makes of a batch.
+class Loss:
+    """The loss of one process's share of a batch.
 
     Attributes:
-        total: loss summed over what the task counts (rows or target tokens), a scalar.
-        count: how many of them there are.
-        logits: the network's output, of any shape.
+        total: the sum over what the task counts (rows or target tokens), a scalar.
+        count: the number of rows or target tokens.
+        logits: the output of the network, of any shape; None if the metric does not need it.
     """
 
     total: Tensor
     count: Tensor
-    logits: Tensor
+    logits: Tensor | None = None
 
     @property
-    def loss(self) -> Tensor:
-        """The loss of the batch: its mean over rows (or target tokens), which is also what training minimises."""
+    def mean(self) -> Tensor:
+        """The loss of the batch as training minimises it."""
         return self.total / self.count
 
 
@@ -54,16 +54,18 @@ class Metric:
         tolerance: how much worse, relative to its own size, the metric may get and still counts as unchanged.
         running: builds any other metric on a device; it reduces over processes by itself.
         higher_is_better: the direction of `running`.
+        nonnegative: whether losses are never negative, so that a verdict can be certain before the last batch.
     """
 
     name: str = "loss"
     tolerance: float = 0.01
     running: Callable[[torch.device], RunningMetric] | None = None
     higher_is_better: bool = False
+    nonnegative: bool = True
 
 
 def untracked(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The default `Problem.track`: no progress is shown."""
+    """The default `Problem.track`: it shows no progress."""
     return items
 
 
@@ -73,21 +75,21 @@ class Problem:
 
     Attributes:
         network: the adapted network.
-        space: its elements; while a heuristic runs all are on, dropout is off, and nothing but them asks for gradients.
-        evaluate: batch → what the network makes of it; runs the forward pass.
-        batches: this process's share of the scoring batches, batch i of all of them on process i mod world.
-        metric: what the task is measured by.
-        track: (items, what is done with them) → the same items, while progress is shown.
+        space: its elements; while a heuristic runs, all are on, dropout is off, and only elements require gradients.
+        evaluate: runs the forward pass of a batch and returns its loss.
+        batches: this process's share of the scoring batches: batch i belongs to process i mod world.
+        metric: the metric of the task.
+        track: (items, description) -> the same items, while progress is shown.
     """
 
     network: nn.Module
     space: SearchSpace
-    evaluate: Callable[[Batch], Result]
+    evaluate: Callable[[Batch], Loss]
     batches: Sequence[Batch]
-    metric: Metric = Metric()
+    metric: Metric = field(default_factory=Metric)
     track: Track = untracked
 
     @property
     def device(self) -> torch.device:
         """The device of the elements."""
-        return self.space.elements[0].low_rank.A.device
+        return self.space.low_ranks[0].A.device

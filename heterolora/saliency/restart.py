@@ -1,4 +1,4 @@
-"""Evaluating a network again from one of its blocks on, where nothing before that block has changed."""
+"""Evaluating a network again from one of its blocks on, if nothing before that block has changed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from heterolora.saliency.problem import Problem, Result
+from heterolora.saliency.problem import Loss, Problem
 from heterolora.shortcut import Carry
 
 
 @dataclass(frozen=True)
 class State:
-    """What a forward pass goes on from.
+    """The state from which a forward pass continues.
 
     Attributes:
-        layer: the block that comes next.
-        x: its input (rows, tokens, width); None: start from the embeddings.
-        before: (block, its h) of the block before, where block `layer` has a shortcut that asks for it.
+        layer: the next block.
+        x: its input (rows, tokens, width); None: start with the embeddings.
+        before: (previous block, its h), if block `layer` has a shortcut that needs it.
     """
 
     layer: int = 0
@@ -29,59 +29,63 @@ class State:
 
 
 class Restarts:
-    """Evaluates batches from a block on; the blocks are asked for in ascending order.
+    """Evaluates batches from a block on. Blocks must be requested in ascending order.
 
-    For each batch one state is kept, the furthest that was passed on the way. What is before the block runs only to
-    get there from the state of an earlier one. Embeddings, masks, head and loss are the network's own each time, and
-    the result is bit for bit that of a whole evaluation.
+    For each batch one state is kept, that of the last requested block. Blocks before a requested block run only once,
+    from the kept state. Embeddings, masks, head and loss are computed each time, and the result is bit for bit that of
+    a complete evaluation. A network without a family table is always evaluated completely.
 
     Args:
-        problem: what is evaluated.
+        problem: the network and the batches.
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.blocks: nn.ModuleList = problem.network.base_model.get_submodule(problem.space.family.blocks)
+        self.problem, family = problem, problem.space.family
+        self.blocks: nn.ModuleList | None = None
+        if family is not None:
+            self.blocks = problem.network.base_model.get_submodule(family.blocks)
         self.states = [State() for _ in problem.batches]
 
-    def evaluate(self, batch: int, layer: int) -> Result:
-        """What the network makes of batch number `batch`.
+    def evaluate(self, batch: int, layer: int) -> Loss:
+        """The loss of batch number `batch`.
 
         Args:
             batch: index into the problem's batches.
-            layer: the first block in which anything differs from the batch's first evaluation.
+            layer: the first block that differs from the first evaluation of the batch.
 
         Raises:
-            ValueError: the batch has a state of a later block already.
+            ValueError: the batch already has the state of a later block.
         """
+        if self.blocks is None:
+            return self.problem.evaluate(self.problem.batches[batch])
         state = self.states[batch]
         if layer < state.layer:
             raise ValueError(f"batch {batch} can't go back from block {state.layer} to block {layer}")
         watched = _Watch(layer, self.problem.space.carry)
         hook = self.blocks[layer].register_forward_pre_hook(watched.see)
         try:
-            with self._from(state):
+            with self._from(self.blocks, state):
                 return self.problem.evaluate(self.problem.batches[batch])
         finally:
             hook.remove()
             self.states[batch] = watched.state or state
 
     @contextmanager
-    def _from(self, state: State) -> Iterator[None]:
-        """The blocks before the state's are not run; one module stands for all of them."""
-        skipped = list(self.blocks[: state.layer])
+    def _from(self, blocks: nn.ModuleList, state: State) -> Iterator[None]:
+        """One module replaces all blocks before the state's block."""
+        skipped = list(blocks[: state.layer])
         stand_in = _StandIn(state, self.problem.space.carry)
         try:
             for layer in range(state.layer):
-                self.blocks[layer] = stand_in
+                blocks[layer] = stand_in
             yield
         finally:
             for layer, block in enumerate(skipped):
-                self.blocks[layer] = block
+                blocks[layer] = block
 
 
 class _StandIn(nn.Module):
-    """Hands on what came out of the blocks that it stands for."""
+    """Returns the output of the blocks that it replaces."""
 
     def __init__(self, state: State, carry: Carry) -> None:
         super().__init__()
@@ -94,7 +98,7 @@ class _StandIn(nn.Module):
 
 
 class _Watch:
-    """Keeps the state in which a block is entered."""
+    """Keeps the state at the entry of a block."""
 
     def __init__(self, layer: int, carry: Carry) -> None:
         self.layer, self.carry = layer, carry

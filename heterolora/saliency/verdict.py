@@ -1,6 +1,6 @@
-"""Whether a metric holds: is it, by no more than a tolerance, worse than it was?
+"""Whether a metric holds: it is not worse than before by more than a tolerance.
 
-A judge is told the network's results batch by batch, in any order, and may be certain before the last one.
+A judge gets the network's results batch by batch, in any order, and may be certain before the last batch.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch
 
 from heterolora.distributed import sum_numbers_over_ranks
 from heterolora.errors import UserError
-from heterolora.saliency.problem import Batch, Metric, Result
+from heterolora.saliency.problem import Batch, Loss, Metric
 
-Evaluated = tuple[Batch, Result]
+Evaluated = tuple[Batch, Loss]
 
 
 class Judge(ABC):
     """Compares evaluations with a first one.
 
-    The processes share the batches out. They go through them in rounds, each with a batch of its own or, where it has
-    none left, with None, and come to the same verdict after the same round.
+    The processes share the batches. They work in rounds; in each round a process has one batch or, if it has no batch
+    left, None. All processes reach the same verdict after the same round.
 
     Args:
-        metric: what is compared, and how much worse it may be.
-        device: where the results are.
+        metric: the metric and its tolerance.
+        device: the device of the results.
     """
 
     higher_is_better = False
@@ -48,13 +48,13 @@ class Judge(ABC):
         if not math.isfinite(value):
             raise UserError(
                 f"{self.metric.name} is {value} over the scoring batches",
-                "give more --imp-limit-test-batches, or look at the loss and at --precision",
+                "use more --imp-limit-test-batches, or check the loss and --precision",
             )
         slack = self.metric.tolerance * abs(value)
         self.limit = value - slack if self.higher_is_better else value + slack
 
     def holds(self, rounds: Iterable[Evaluated | None]) -> bool:
-        """The verdict on another evaluation, which is left as soon as there is one."""
+        """The verdict on another evaluation, which stops as soon as the verdict is certain."""
         self.start()
         for evaluated in rounds:
             self.add(evaluated)
@@ -68,11 +68,11 @@ class Judge(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Forget the evaluation before."""
+        """Delete the previous evaluation."""
 
     @abstractmethod
     def add(self, evaluated: Evaluated | None) -> None:
-        """One round."""
+        """Add one round."""
 
     @abstractmethod
     def value(self) -> float:
@@ -82,24 +82,24 @@ class Judge(ABC):
         """The verdict, if no further round can change it."""
         return None
 
-    def doubt(self, batch: Batch, result: Result) -> float:
-        """How likely the batch is to show a difference, compared with others: it is asked first."""
+    def doubt(self, batch: Batch, loss: Loss) -> float:
+        """How likely the batch shows a difference, compared with other batches. Likely batches come first."""
         return 0.0
 
 
 class AccuracyJudge(Judge):
-    """Right answers are whole numbers: what is still to come can add none, or as many as there are rows."""
+    """Correct answers are counted. The remaining rows can add between none and all of them."""
 
     higher_is_better = True
 
     def start(self) -> None:
         self.right_here = self.rows_here = 0
-        self.right = self.rows = 0.0  # everywhere
+        self.right = self.rows = 0.0  # over all processes
 
     def add(self, evaluated: Evaluated | None) -> None:
         if evaluated is not None:
-            batch, result = evaluated
-            right = result.logits.argmax(-1) == batch["labels"]
+            batch, loss = evaluated
+            right = loss.logits.argmax(-1) == batch["labels"]
             self.right_here += int(right.sum())
             self.rows_here += len(right)
         self.right, self.rows = sum_numbers_over_ranks((self.right_here, self.rows_here), self.device)
@@ -117,29 +117,29 @@ class AccuracyJudge(Judge):
         left = self.all_rows - self.rows
         return None if self.within((self.right + left) / self.all_rows) else False
 
-    def doubt(self, batch: Batch, result: Result) -> float:
-        """Right answers, each counted the more the smaller its margin over the next best is."""
+    def doubt(self, batch: Batch, loss: Loss) -> float:
+        """Correct answers; an answer counts more if its margin over the next best is small."""
         labels = batch["labels"].unsqueeze(-1)
-        of_label = result.logits.gather(-1, labels).squeeze(-1)
-        of_others = result.logits.scatter(-1, labels, -math.inf).amax(-1)
+        of_label = loss.logits.gather(-1, labels).squeeze(-1)
+        of_others = loss.logits.scatter(-1, labels, -math.inf).amax(-1)
         margin = of_label - of_others
         return float(torch.where(margin > 0, (-margin).exp(), 0.0).sum())
 
 
 class LossJudge(Judge):
-    """Losses are not negative: what is still to come can only add to their sum."""
+    """The mean loss. If losses are never negative, the remaining rounds can only increase their sum."""
 
     def start(self) -> None:
-        self.totals: list[float] = []  # of each batch here
+        self.totals: list[float] = []  # of each batch of this process
         self.counts: list[float] = []
-        self.total = self.count = 0.0  # everywhere
+        self.total = self.count = 0.0  # over all processes
 
     def add(self, evaluated: Evaluated | None) -> None:
         if evaluated is not None:
-            _, result = evaluated
-            self.totals.append(float(result.total))
-            self.counts.append(float(result.count))
-        # fsum is exact, so that the order of the batches does not matter
+            _, loss = evaluated
+            self.totals.append(float(loss.total))
+            self.counts.append(float(loss.count))
+        # fsum is exact, so the order of the batches does not matter
         here = math.fsum(self.totals), math.fsum(self.counts)
         self.total, self.count = sum_numbers_over_ranks(here, self.device)
 
@@ -151,10 +151,10 @@ class LossJudge(Judge):
         return self.total / self.count
 
     def certain(self) -> bool | None:
-        return False if self.total / self.full_count > self.limit else None
+        return False if self.metric.nonnegative and self.total / self.full_count > self.limit else None
 
-    def doubt(self, batch: Batch, result: Result) -> float:
-        return float(result.total)
+    def doubt(self, batch: Batch, loss: Loss) -> float:
+        return float(loss.total)
 
 
 class RunningMetricJudge(Judge):
@@ -172,14 +172,14 @@ class RunningMetricJudge(Judge):
 
     def add(self, evaluated: Evaluated | None) -> None:
         if evaluated is not None:
-            batch, result = evaluated
-            self.running.update(result.logits, batch["labels"])
+            batch, loss = evaluated
+            self.running.update(loss.logits, batch["labels"])
 
     def value(self) -> float:
         return float(self.running.compute())
 
 
 def judge(metric: Metric, device: torch.device) -> Judge:
-    """The judge of that metric."""
+    """The judge for a metric."""
     kinds: dict[str, type[Judge]] = {"accuracy": AccuracyJudge, "loss": LossJudge}
     return kinds.get(metric.name, RunningMetricJudge)(metric, device)

@@ -1,4 +1,4 @@
-"""Some training before the scoring: with B = 0 many heuristics see nothing."""
+"""Training before scoring: while B = 0, some heuristics score every element 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from heterolora.adapt import heads
-from heterolora.saliency.gradients import trained_parameters
 from heterolora.saliency.problem import Batch, Problem
 
 
@@ -19,8 +18,8 @@ class WarmUp:
     """Training before scoring.
 
     Attributes:
-        batches: the first scoring batches, the same on every process, a step each.
-        learning_rate: AdamW's.
+        batches: the first scoring batches, the same on every process; one step each.
+        learning_rate: the learning rate of AdamW.
     """
 
     batches: Sequence[Batch] = ()
@@ -29,22 +28,22 @@ class WarmUp:
 
 def is_fresh(problem: Problem) -> bool:
     """Whether B = 0 in every element, as at the start."""
-    return not any(bool(element.low_rank.B.detach().any()) for element in problem.space)
+    return not any(bool(low_rank.B.detach().any()) for low_rank in problem.space)
 
 
 @contextmanager
 def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
-    """All elements and the head trained by AdamW, and bit for bit what they were afterwards.
+    """Train all elements and the head with AdamW inside the block; afterwards they are bit for bit as before.
 
-    Every process takes every step on whole batches, so that all of them get the weights that one process gets; were the
-    rows shared out, rounding would grow through Adam's division by the gradient's size. Training ends early where the
-    training set has fewer batches, and does not happen where an element is trained already (some B ≠ 0).
+    Every process takes every step on whole batches, so that all processes get the weights that one process gets. If
+    the rows were split over processes, Adam's division by the gradient's size would amplify rounding differences. The
+    training is shorter if the training set has fewer batches. It is skipped if any element is trained already (B ≠ 0).
     """
     if not warm_up.batches or not is_fresh(problem):
         yield
         return
     of_head = [parameter for head in heads(problem.network) for parameter in head.parameters()]
-    parameters = [*trained_parameters(problem.space.elements), *of_head]
+    parameters = [*problem.space.parameters, *of_head]
     values = [parameter.detach().clone() for parameter in parameters]
     try:
         _train(problem, parameters, warm_up)
@@ -62,7 +61,7 @@ def _train(problem: Problem, parameters: Sequence[Tensor], warm_up: WarmUp) -> N
     for parameter in parameters:
         parameter.requires_grad_(True)
     for batch in problem.track(warm_up.batches, "warm-up"):
-        gradients = torch.autograd.grad(problem.evaluate(batch).loss, parameters, materialize_grads=True)
+        gradients = torch.autograd.grad(problem.evaluate(batch).mean, parameters, materialize_grads=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()

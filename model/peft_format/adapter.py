@@ -11,10 +11,11 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from heterolora.config import ElementConfig, ElementSettings, load
+from heterolora.adapt import in_head
+from heterolora.config import ElementConfig, load
+from heterolora.element import Settings
 from heterolora.errors import UserError
 from model.checkpoint import KEY, Record, read_state_dict, record_of
-from model.load import in_head
 from model.peft_format import CONFIG, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings
 
@@ -26,7 +27,7 @@ _UNSUPPORTED = {"lora_magnitude_vector": "DoRA", "lora_embedding_": "LoRA on an 
 class LoraWeights:
     """LoRA of one linear layer: its settings, A (r, in) and B (out, r)."""
 
-    settings: ElementSettings
+    settings: Settings
     A: Tensor
     B: Tensor
 
@@ -106,9 +107,9 @@ def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Te
             f"{path}: lora_A and lora_B of {module} have shapes {tuple(a.shape)} and {tuple(b.shape)}",
             "expected (r, in) and (out, r)",
         )
-    if a.shape[0] != element.r:
+    if a.shape[0] != element.rank:
         raise UserError(
-            f"{path}: {module} has rank {a.shape[0]}, but {CONFIG} says {element.r}", "expected files of one adapter"
+            f"{path}: {module} has rank {a.shape[0]}, but {CONFIG} says {element.rank}", "expected files of one adapter"
         )
     if settings.targets(module) is False:
         raise UserError(f"{path} has LoRA on {module}, which {CONFIG} does not name", "expected files of one adapter")

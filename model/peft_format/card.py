@@ -11,20 +11,20 @@ import torch
 from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
-from heterolora.config import NAMES
+from heterolora.element import order_of
 from heterolora.peft_config import peft_notes, task_type
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
 from model.load import base_dtype
 from model.parameters import count
-from model.peft_format.writing import base_location, on, sites_on
+from model.peft_format.writing import base_location
 
 _PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a card is about.
+class CardContents:
+    """The contents of a card.
 
     Attributes:
         network: the adapted network.
@@ -49,10 +49,10 @@ class Result:
     @property
     def beyond_peft(self) -> bool:
         """Whether PEFT's files alone do not give this model."""
-        return self.renormalize or bool(on(self.space, "shortcut"))
+        return self.renormalize or bool(self.space.on("shortcut"))
 
 
-def card(result: Result) -> str:
+def card(result: CardContents) -> str:
     """The text of the file."""
     base = base_location(result.record.base.name)
     parts = [
@@ -75,7 +75,7 @@ def card(result: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(result: Result) -> str:
+def _front_matter(result: CardContents) -> str:
     pipeline = _PIPELINES.get(result.spec.task, "text-generation")
     base = result.record.base.name
     lines = ["---", "library_name: peft", f"pipeline_tag: {pipeline}", "tags:", "- lora", "- heterolora"]
@@ -84,7 +84,7 @@ def _front_matter(result: Result) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _warnings(result: Result) -> list[str]:
+def _warnings(result: CardContents) -> list[str]:
     said = []
     base = result.record.base
     if result.beyond_peft:
@@ -93,26 +93,26 @@ def _warnings(result: Result) -> list[str]:
             "model, without what the shortcuts do. They are in `shortcuts.safetensors`, with their configuration in "
             "`shortcut.toml`; the program that made this folder loads them too."
         )
-    if not on(result.space, "lora"):
+    if not result.space.on("lora"):
         said.append("**No LoRA element is on**: PEFT refuses such an adapter.")
     if not base.pretrained or base.state_file:
         weights = f"the state dict {base.state_file}" if base.state_file else f"random, drawn from seed {base.seed}"
         said.append(f"**The weights of the base are {weights}**, not those that `{base.name}` has.")
-    said += [f"{text}." for text in peft_notes(sites_on(result.space))]
+    said += [f"{text}." for text in peft_notes([low_rank.element for low_rank in result.space.on("lora")])]
     return said
 
 
-def _facts(result: Result) -> str:
+def _facts(result: CardContents) -> str:
     record, options = result.record, result.record.options
     total = count(result.network, result.space).total
     rows = [("base", f"`{record.base.name}`"), ("base SHA-256", f"`{record.base_sha256}`")]
     rows += [("data", f"`{result.spec.name}` ({result.spec.task.replace('_', ' ')})")]
     rows += [("configuration", text) for text in result.configurations]
     for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
-        everything, chosen = result.space.of_kind(kind), on(result.space, kind)
+        everything, chosen = result.space.of_kind(kind), result.space.on(kind)
         if everything:
-            ranks = sum(element.low_rank.rank for element in chosen)
-            parameters = sum(element.parameters for element in chosen)
+            ranks = sum(low_rank.element.rank for low_rank in chosen)
+            parameters = sum(low_rank.element.parameters for low_rank in chosen)
             share = 100 * parameters / total
             rows.append(
                 (
@@ -127,14 +127,14 @@ def _facts(result: Result) -> str:
     return _table(("", ""), rows)
 
 
-def _allocation(result: Result) -> list[str]:
+def _allocation(result: CardContents) -> list[str]:
     """Blocks × places: the rank, `·` where the element is off, nothing where there is none; then the pictures."""
-    names = sorted({element.name for element in result.space}, key=NAMES.index)
+    names = sorted({element.name for element in result.space.elements}, key=order_of)
     if not names:
         return []
     there = {
-        (element.layer, element.name): str(element.low_rank.rank) if element.low_rank.enabled else "·"
-        for element in result.space
+        (low_rank.element.layer, low_rank.element.name): str(low_rank.element.rank) if low_rank.enabled else "·"
+        for low_rank in result.space
     }
     layers = range(len(result.space.blocks))
     rows = [(str(layer), *(there.get((layer, name), "") for name in names)) for layer in layers]
@@ -142,7 +142,7 @@ def _allocation(result: Result) -> list[str]:
     return ["## Allocation", "The rank of each element; `·` is off.", _table(("block", *names), rows), *pictures]
 
 
-def _metrics(result: Result) -> list[str]:
+def _metrics(result: CardContents) -> list[str]:
     if not result.metrics:
         return []
     rows = [
@@ -153,8 +153,8 @@ def _metrics(result: Result) -> list[str]:
     return ["## Metrics", _table(("split", "metric", "value"), rows)]
 
 
-def _in_peft(result: Result, base: str) -> list[str]:
-    if not on(result.space, "lora"):
+def _in_peft(result: CardContents, base: str) -> list[str]:
+    if not result.space.on("lora"):
         return []
     classifies = task_type(result.spec.task) == "SEQ_CLS"
     auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from dataset.spec import Task
-from heterolora.config import ElementConfig, ElementSettings
+from heterolora.adapt import in_head
+from heterolora.config import ElementConfig, Site
+from heterolora.element import Settings
 from heterolora.errors import UserError
 from heterolora.family import Family
 from heterolora.peft_config import task_type
 from heterolora.search_space import SearchSpace
-from model.load import in_head
 from model.peft_format import CONFIG, WEIGHTS
 from model.peft_format.adapter import Adapter
 
@@ -28,7 +29,7 @@ def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
         name: re.compile(rf"(?:[^.]+\.)?{re.escape(family.blocks)}\.(\d+)\.{re.escape(linear)}")
         for name, linear in family.linears.items()
     }
-    sites: dict[str | tuple[int, str], ElementSettings] = {}
+    sites: dict[Site, Settings] = {}
     for module, weights in adapter.lora.items():
         places = [(int(found[1]), name) for name, pattern in patterns.items() if (found := pattern.fullmatch(module))]
         if not places:
@@ -37,7 +38,7 @@ def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
                 f"expected it on {family.blocks}.<i>.{{{', '.join(family.linears.values())}}}",
             )
         sites[places[0]] = weights.settings
-    return ElementConfig("lora", "layer", ElementSettings(), sites)
+    return ElementConfig("lora", "layer", Settings(), sites)
 
 
 def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
@@ -100,8 +101,8 @@ def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
     Raises:
         UserError: a shortcut has another shape.
     """
-    for element in space:
-        low_rank = element.low_rank
+    for low_rank in space:
+        element = low_rank.element
         if element.kind == "lora":
             weights = adapter.lora[element.module]
             a, b = weights.A, weights.B

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterolora.config import ElementSettings
+from heterolora.element import Settings
 from heterolora.errors import UserError
 
 # What LoRA is changed into by a key that is set.
@@ -79,11 +79,11 @@ class PeftSettings:
         revision = self.values.get("revision")
         return None if revision in (None, "", "main") else revision
 
-    def element(self, module: str) -> ElementSettings:
+    def element(self, module: str) -> Settings:
         """What LoRA on the linear layer at `module` is."""
         rank, alpha = self.values.get("r", 8), self.values.get("lora_alpha", 8)
-        return ElementSettings(
-            r=_by_pattern(self.values.get("rank_pattern") or {}, module, rank),
+        return Settings(
+            rank=_by_pattern(self.values.get("rank_pattern") or {}, module, rank),
             alpha=float(_by_pattern(self.values.get("alpha_pattern") or {}, module, alpha)),
             dropout=float(self.values.get("lora_dropout") or 0.0),
             use_rslora=bool(self.values.get("use_rslora")),

@@ -1,51 +1,38 @@
-"""What training ended with -> an adapter folder, and configurations that make the same elements again."""
+"""The result of training -> an adapter folder, and configurations that make the same elements again."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dataset.spec import Task
-from heterolora.adapt import HEADS
-from heterolora.config import ElementConfig, ElementSettings, Kind
+from heterolora.adapt import HEADS, in_head
+from heterolora.config import ElementConfig
+from heterolora.element import Kind
+from heterolora.family import Task
 from heterolora.files import write_text
-from heterolora.peft_config import peft_config
-from heterolora.search_space import Element, SearchSpace
+from heterolora.low_rank import LowRank
+from heterolora.peft_config import peft_config, task_type
+from heterolora.search_space import SearchSpace
 from model.checkpoint import KEY, Record
-from model.load import in_head
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 
 
-def settings_of(element: Element) -> ElementSettings:
-    """What a configuration says of an element, on or off."""
-    low_rank = element.low_rank
-    return ElementSettings(
-        low_rank.rank, low_rank.alpha, low_rank.dropout, low_rank.use_rslora, disabled=not low_rank.enabled
-    )
-
-
-def result_config(space: Iterable[Element], kind: Kind, renormalize: bool = False) -> ElementConfig:
-    """The layer-wise configuration of the elements of a kind as they are: those that are off are disabled."""
-    sites = {(element.layer, element.name): settings_of(element) for element in space if element.kind == kind}
-    return ElementConfig(kind, "layer", ElementSettings(), sites, renormalize)
-
-
-def sites_on(space: Iterable[Element]) -> dict[str, ElementSettings]:
-    """Path of the linear layer -> its LoRA, for those that are on."""
-    return {element.module: settings_of(element) for element in on(space, "lora")}
-
-
-def on(space: Iterable[Element], kind: Kind) -> tuple[Element, ...]:
-    """The elements of a kind that are on."""
-    return tuple(element for element in space if element.kind == kind and element.low_rank.enabled)
+def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> ElementConfig:
+    """The layer-wise configuration of all elements of a kind; elements that are off are disabled."""
+    elements = [
+        replace(low_rank.element, settings=replace(low_rank.element.settings, disabled=not low_rank.enabled))
+        for low_rank in space
+    ]
+    return ElementConfig.of(elements, kind, renormalize)
 
 
 def base_location(name: str) -> str:
-    """Where others find the base: a folder by its absolute path, or the hub name."""
+    """The location of the base for other programs: a folder as an absolute path, or the hub name."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
@@ -57,38 +44,40 @@ def write_adapter(
     record: Record,
     shortcut: ElementConfig | None = None,
 ) -> None:
-    """Write PEFT's files, and the shortcuts' if there are any, into an empty folder.
+    """Write PEFT's files, and the files of the shortcuts if there are any, into an empty folder.
 
-    With no LoRA element on, the configuration names no module: this program reads it, PEFT refuses it.
+    If no LoRA element is on, the configuration names no module. This program can read it, PEFT cannot.
 
     Args:
-        folder: where to.
+        folder: the output folder.
         network: the adapted network.
-        space: its search space; off elements are left out.
-        task: what it does.
-        record: what the adapter is to remember of its origin.
-        shortcut: the shortcuts' configuration, if the result has any or normalises twice.
+        space: its search space; elements that are off are not written.
+        task: the task of the network.
+        record: the origin of the adapter.
+        shortcut: the configuration of the shortcuts, if the result has any or normalises twice.
     """
+    lora = space.on("lora")
     trained_whole = [name for name, _ in network.named_children() if name in HEADS]
-    config = peft_config(sites_on(space), task, base_location(record.base.name), trained_whole)
+    elements = [low_rank.element for low_rank in lora]
+    config = peft_config(elements, task_type(task), base_location(record.base.name), trained_whole)
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
     tensors = {
-        f"{PREFIX}{element.module}.lora_{which}.weight": matrix
-        for element in on(space, "lora")
-        for which, matrix in (("A", element.low_rank.A), ("B", element.low_rank.B))
+        f"{PREFIX}{low_rank.element.module}.lora_{which}.weight": matrix for low_rank, which, matrix in _matrices(lora)
     }
     tensors |= {f"{PREFIX}{name}": parameter for name, parameter in network.named_parameters() if in_head(name)}
     _save(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})
     if shortcut is not None:
         write_text(folder / SHORTCUT_CONFIG, shortcut.to_toml())
-        _save(
-            folder / SHORTCUTS,
-            {
-                f"{element.key}.{which}": matrix
-                for element in on(space, "shortcut")
-                for which, matrix in (("A", element.low_rank.A), ("B", element.low_rank.B))
-            },
-        )
+        weights = {
+            f"{low_rank.element.key}.{which}": matrix for low_rank, which, matrix in _matrices(space.on("shortcut"))
+        }
+        _save(folder / SHORTCUTS, weights)
+
+
+def _matrices(low_ranks: Iterable[LowRank]) -> list[tuple[LowRank, str, Tensor]]:
+    return [
+        (low_rank, which, matrix) for low_rank in low_ranks for which, matrix in (("A", low_rank.A), ("B", low_rank.B))
+    ]
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 import torch
 
 from heterolora import allocation
-from heterolora.allocation import Candidate, Mode
+from heterolora.allocation import Mode, Scored
+from heterolora.element import Place
 from heterolora.errors import UserError
 from heterolora.history import Decision, History
 from heterolora.search_space import SearchSpace
@@ -107,7 +108,7 @@ class Reallocate(pl.Callback):
         if stage != "fit":
             return
         self.folder = trainer.strategy.broadcast(self.folder)
-        self._history = History(tuple(pl_module.space))  # before a checkpoint's state is put into it
+        self._history = History(pl_module.space.elements)  # before a checkpoint's state is put into it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
@@ -137,20 +138,20 @@ class Reallocate(pl.Callback):
         space: SearchSpace = task.space
         start = time.perf_counter()
         if self.schedule.warming_up(trainer.current_epoch):
-            candidates = allocation.by_least_often_on(_candidates(space, {}), self.history.times_on())
+            scored = allocation.by_least_often_on(space.elements, self.history.times_on())
         else:
-            candidates = _candidates(space, self._scores(trainer, task))
+            scores = self._scores(trainer, task)
+            scored = [Scored(element, scores[element.key]) for element in space.elements]
         self.seconds += time.perf_counter() - start
 
         ties = allocation.tie_generator(self.settings.seed, len(self.history.decisions))
-        chosen = allocation.allocate(candidates, self.settings.percentile, self.settings.mode, ties)
-        on = tuple(element.key in chosen for element in space)
-        _check_agreement(trainer, space, on, len(self.history.decisions))
-        for element, is_on in zip(space, on, strict=True):
-            element.low_rank.switch(is_on)
+        chosen = allocation.allocate(scored, self.settings.percentile, self.settings.mode, ties)
+        on = tuple(element.key in chosen for element in space.elements)
+        _check_agreement(trainer, space.elements, on, len(self.history.decisions))
+        space.switch(chosen)
         self.source.switched()
-        scores = tuple(candidate.score for candidate in candidates)
-        self.history.decisions.append(Decision(trainer.current_epoch, step, scores, on))
+        ranked_by = tuple(item.score for item in scored)
+        self.history.decisions.append(Decision(trainer.current_epoch, step, ranked_by, on))
         if trainer.is_global_zero:
             self.history.append(self.folder)
         self._log(trainer, space)
@@ -169,17 +170,13 @@ class Reallocate(pl.Callback):
             "realloc/scoring_share": self.share_of_time,
         }
         for kind in ("lora", "shortcut"):
-            if elements := space.of_kind(kind):
-                figures[f"realloc/{kind}_on"] = float(sum(element.low_rank.enabled for element in elements))
+            if space.of_kind(kind):
+                figures[f"realloc/{kind}_on"] = float(len(space.on(kind)))
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def _candidates(space: SearchSpace, scores: Mapping[str, float]) -> list[Candidate]:
-    return [Candidate(item.layer, item.name, item.kind, scores.get(item.key, 0.0)) for item in space]
-
-
-def _check_agreement(trainer: pl.Trainer, space: SearchSpace, on: tuple[bool, ...], index: int) -> None:
+def _check_agreement(trainer: pl.Trainer, places: Sequence[Place], on: tuple[bool, ...], index: int) -> None:
     """`UserError`, on every process, unless all of them decided the same: 8 bytes each are compared.
 
     It can't happen while scores are reduced and draws come from one seed; were it to, gradients of different elements
@@ -193,7 +190,7 @@ def _check_agreement(trainer: pl.Trainer, space: SearchSpace, on: tuple[bool, ..
         return
     everywhere: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(everywhere, on)
-    columns = zip(space, zip(*everywhere, strict=True), strict=True)
+    columns = zip(places, zip(*everywhere, strict=True), strict=True)
     apart = next((element.key for element, states in columns if len(set(states)) > 1), "their number")
     raise UserError(
         f"the processes disagree about {apart} at reallocation {index}",

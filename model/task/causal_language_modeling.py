@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.task.fine_tuning import Batch, FineTuning, Losses
+from heterolora.saliency.problem import Batch, Loss
+from model.task.fine_tuning import FineTuning
 
 IGNORED = -100  # the label of tokens that carry no loss
 
 
-def next_token_losses(logits: Tensor, batch: Batch) -> Losses:
+def next_token_loss(logits: Tensor, batch: Batch) -> Loss:
     """Cross-entropy of each target token given those before it, summed.
 
     Args:
@@ -21,14 +22,14 @@ def next_token_losses(logits: Tensor, batch: Batch) -> Losses:
     targets = labels[:, 1:].reshape(-1)
     predicted = logits[:, :-1].reshape(targets.numel(), -1).float()
     total = F.cross_entropy(predicted, targets, ignore_index=IGNORED, reduction="sum")
-    return Losses(total, (targets != IGNORED).sum(), logits)
+    return Loss(total, (targets != IGNORED).sum(), logits)
 
 
 class CausalLanguageModeling(FineTuning):
     """Cross-entropy and perplexity, weighted by target tokens."""
 
-    def losses(self, batch: Batch) -> Losses:
-        return next_token_losses(self.logits(batch), batch)
+    def loss(self, batch: Batch) -> Loss:
+        return next_token_loss(self.logits(batch), batch)
 
-    def predictions(self, batch: Batch, losses: Losses) -> tuple[Tensor, Tensor]:
-        return losses.total, losses.count
+    def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
+        return loss.total, loss.count

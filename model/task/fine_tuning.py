@@ -16,30 +16,14 @@ from transformers import PreTrainedModel
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
 from heterolora.distributed import sum_over_ranks, world_size
+from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import KEY, Record, record_of
 from model.task.optimization import Optimization, build_optimizer, build_scheduler
 from model.trained import take, trained_names
 
-Batch = Mapping[str, Any]
-
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The loss of one process's share of a batch.
-
-    Attributes:
-        total: summed over what the task counts (rows or target tokens), float32 scalar.
-        count: how many of them there are.
-        logits: what the network said.
-    """
-
-    total: Tensor
-    count: Tensor
-    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,11 +80,11 @@ class FineTuning(pl.LightningModule, ABC):
     # ---- what a task says of itself
 
     @abstractmethod
-    def losses(self, batch: Batch) -> Losses:
+    def loss(self, batch: Batch) -> Loss:
         """The loss that is trained on."""
 
     @abstractmethod
-    def predictions(self, batch: Batch, losses: Losses) -> tuple[Any, Any]:
+    def predictions(self, batch: Batch, loss: Loss) -> tuple[Any, Any]:
         """What the running metrics take: two arguments of `metrics.build(…).update`, filler rows left out."""
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -118,11 +102,11 @@ class FineTuning(pl.LightningModule, ABC):
         Strategies average gradients over processes; so that the result is the gradient of the mean over all rows
         (or target tokens) of the global batch, a process contributes `world · its sum / the global count`.
         """
-        losses = self.losses(batch)
-        total, count = sum_over_ranks(torch.stack([losses.total.detach(), losses.count.to(losses.total.dtype)]))
+        loss = self.loss(batch)
+        total, count = sum_over_ranks(torch.stack([loss.total.detach(), loss.count.to(loss.total.dtype)]))
         self.global_loss = total / count
         self.log("train/loss", self.global_loss, prog_bar=True)
-        return losses.total * (world_size() / count)
+        return loss.total * (world_size() / count)
 
     def configure_optimizers(self) -> dict[str, Any]:
         by_name = dict(self.named_parameters(remove_duplicate=False))
@@ -169,10 +153,10 @@ class FineTuning(pl.LightningModule, ABC):
             self.official = self._official_metrics()
 
     def _evaluate(self, batch: Batch, split: str) -> tuple[Any, Any]:
-        losses = self.losses(batch)
-        first, second = self.predictions(batch, losses)
+        loss = self.loss(batch)
+        first, second = self.predictions(batch, loss)
         if bool((batch["weight"] > 0).any()):  # a process left without rows of the last batch has a filler
-            self.mean_loss[split].update(losses.total, losses.count)
+            self.mean_loss[split].update(loss.total, loss.count)
             self.running[split].update(first, second)
         return first, second
 
@@ -222,5 +206,5 @@ class FineTuning(pl.LightningModule, ABC):
         take(self, self.space, self.record, record, state)
 
     def current_record(self) -> Record:
-        on = tuple(element.key for element in self.space or () if element.low_rank.enabled)
+        on = () if self.space is None else tuple(low_rank.element.key for low_rank in self.space.on())
         return replace(self.record, on=on)

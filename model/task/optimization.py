@@ -60,7 +60,7 @@ def build_optimizer(
     """
     parameters, fast = list(parameters), set()
     if settings.loraplus_ratio != 1:
-        fast = {element.low_rank.B for element in space or ()}
+        fast = {low_rank.B for low_rank in space or ()}
     matrices = [p for p in parameters if p.ndim >= 2 and p not in fast]
     vectors = [p for p in parameters if p.ndim < 2]
     of_b = [p for p in parameters if p in fast]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from heterolora.saliency.problem import Batch, Problem, Result, Track, untracked
+from heterolora.saliency.problem import Batch, Loss, Problem, Track, untracked
 from model import metrics
 from model.task.fine_tuning import FineTuning
 
@@ -35,10 +35,9 @@ def scoring_problem(
     if space is None:
         raise ValueError("a plain model has no elements to score")
 
-    def evaluate(batch: Batch) -> Result:
+    def evaluate(batch: Batch) -> Loss:
         with precision():
-            losses = task.losses(batch)
-        return Result(losses.total, losses.count, losses.logits)
+            return task.loss(batch)
 
     classifies = task.spec.task == "classification"
     name = task.spec.metrics[0] if classifies else "loss"

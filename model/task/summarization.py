@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from model.task.causal_language_modeling import next_token_losses
-from model.task.fine_tuning import Batch, FineTuning, Losses
+from heterolora.saliency.problem import Batch, Loss
+from model.task.causal_language_modeling import next_token_loss
+from model.task.fine_tuning import FineTuning
 
 
 class Summarization(FineTuning):
@@ -24,10 +25,10 @@ class Summarization(FineTuning):
         super().__init__(*others)
         self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
 
-    def losses(self, batch: Batch) -> Losses:
-        return next_token_losses(self.logits(batch), batch)
+    def loss(self, batch: Batch) -> Loss:
+        return next_token_loss(self.logits(batch), batch)
 
-    def predictions(self, batch: Batch, losses: Losses) -> tuple[list[str], list[str]]:
+    def predictions(self, batch: Batch, loss: Loss) -> tuple[list[str], list[str]]:
         written = self.write(batch)
         kept = (batch["weight"] > 0).tolist()
         return (

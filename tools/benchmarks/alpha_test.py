@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from actions.console import say
 from heterolora.errors import UserError
+from heterolora.low_rank import LowRank
 from heterolora.saliency.heuristics.alpha_test import STEPS, alpha_test
-from heterolora.saliency.problem import Batch, Metric, Problem, Result
-from heterolora.search_space import Element, SearchSpace
+from heterolora.saliency.problem import Batch, Loss, Metric, Problem
+from heterolora.search_space import SearchSpace
 from tools import measure, subjects
 
 CASES = {"most elements dispensable": 0.0, "about a quarter not, in the lowest blocks": 0.5}  # share of the blocks
@@ -59,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
 def _matter_below(space: SearchSpace, blocks: int) -> None:
     """Elements of the first `blocks` blocks change much, all others next to nothing."""
     with torch.no_grad():
-        for element in space:
-            element.low_rank.B.mul_(100.0 if element.layer < blocks else 1e-2)
+        for low_rank in space:
+            low_rank.B.mul_(100.0 if low_rank.element.layer < blocks else 1e-2)
 
 
 def _problem(network: torch.nn.Module, space: SearchSpace, args: argparse.Namespace, device: torch.device) -> Problem:
@@ -74,10 +75,10 @@ def _problem(network: torch.nn.Module, space: SearchSpace, args: argparse.Namesp
         wrong = (torch.rand(args.rows, generator=generator) < 0.2).to(device)
         batches.append({"input_ids": ids, "labels": torch.where(wrong, 1 - says, says)})
 
-    def evaluate(batch: Batch) -> Result:
+    def evaluate(batch: Batch) -> Loss:
         logits = network(input_ids=batch["input_ids"]).logits
         total = F.cross_entropy(logits, batch["labels"], reduction="sum")
-        return Result(total, torch.tensor(len(logits)), logits)
+        return Loss(total, torch.tensor(len(logits)), logits)
 
     return Problem(network, space, evaluate, batches, Metric("accuracy"))
 
@@ -90,20 +91,20 @@ def _plain(problem: Problem, zero_first: bool) -> list[float]:
 
     least = (1 - problem.metric.tolerance) * accuracy()
 
-    def holds(element: Element, step: int) -> bool:
-        element.low_rank.importance = step / STEPS
+    def holds(low_rank: LowRank, step: int) -> bool:
+        low_rank.importance = step / STEPS
         found = accuracy()
-        element.low_rank.importance = 1.0
+        low_rank.importance = 1.0
         return found >= least
 
     scores = []
-    for element in problem.space:
+    for low_rank in problem.space:
         low, high = 0, STEPS
         if zero_first:
-            low, high = (0, 0) if holds(element, 0) else (1, STEPS)
+            low, high = (0, 0) if holds(low_rank, 0) else (1, STEPS)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if holds(element, middle) else (middle + 1, high)
+            low, high = (low, middle) if holds(low_rank, middle) else (middle + 1, high)
         scores.append(high / STEPS)
     return scores
 

@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
                     rounds[name].append(seconds)
     table = measure.seconds_table(measure.Seconds({name: tuple(found) for name, found in rounds.items()}), PLAIN)
     space = tasks[TRAINING].space
-    on = [element for element in space if element.low_rank.enabled]
-    table.title = f"{len(space)} elements, {len(on)} on, the lowest in block {on[0].layer}"
+    on = space.on()
+    table.title = f"{len(space)} elements, {len(on)} on, the lowest in block {on[0].element.layer}"
     say(table)
 
 

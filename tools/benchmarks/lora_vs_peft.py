@@ -41,14 +41,15 @@ def run(args: argparse.Namespace) -> None:
 
 def with_peft(network: nn.Module, space: SearchSpace, rank: int) -> peft.LoraModel:
     """PEFT's LoRA in the places, and with the A and B, of `space`; the head trains too, as ours does."""
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[element.module for element in space])
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[element.module for element in space.elements])
     model = peft.LoraModel(network, config, "default")
     model.model.score.requires_grad_(True)
     wrapped = dict(model.model.named_modules())
     with torch.no_grad():
-        for element in space:
-            wrapped[element.module].lora_A["default"].weight.copy_(element.low_rank.A)
-            wrapped[element.module].lora_B["default"].weight.copy_(element.low_rank.B)
+        for low_rank in space:
+            theirs = wrapped[low_rank.element.module]
+            theirs.lora_A["default"].weight.copy_(low_rank.A)
+            theirs.lora_B["default"].weight.copy_(low_rank.B)
     return model
 
 

@@ -65,9 +65,9 @@ class Dense(nn.Module):
 
 def with_bases(network: nn.Module, space: SearchSpace) -> nn.Module:
     """The network, its shortcuts made dense."""
-    for element in space.of_kind("shortcut"):
-        A = element.low_rank.A
+    for low_rank in space.of_kind("shortcut"):
+        element, A = low_rank.element, low_rank.A
         identity = torch.eye(A.shape[1], device=A.device)
         base = identity if element.name.startswith("residual") else torch.zeros_like(identity)
-        setattr(space.blocks[element.layer].shortcuts, element.name, Dense(element.low_rank, base))
+        setattr(space.blocks[element.layer].shortcuts, element.name, Dense(low_rank, base))
     return network

@@ -14,8 +14,7 @@ from markupsafe import Markup
 
 from actions.options import declared, defaults, flag_of
 from actions.pictures import WIDE_SPAN
-from heterolora.config import NAMES
-from heterolora.element import Place
+from heterolora.element import Place, order_of
 from tools.reporting.charts import Line, line_chart, number, timeline
 from tools.reporting.comparison import as_text, better, comparison, facts, percent, share
 from tools.reporting.run import Run
@@ -156,7 +155,7 @@ def heat_map(
         write: the number in a cell.
         what: the values are.
     """
-    names = sorted({place.name for place in values}, key=NAMES.index)
+    names = sorted({place.name for place in values}, key=order_of)
     marked, shade, log = frozenset(framed), *_shades(values.values())
     cells = {
         (place.layer, place.name): HeatCell(
@@ -189,7 +188,7 @@ def _view(index: int, run: Run) -> dict[str, Any]:
     view["options"] = _options(run)
     view["scores"] = view["best"] = view["ranks"] = view["frequency"] = view["timeline"] = view["churn"] = None
     if scores is not None:
-        by_place = {Place(element.layer, element.name): element.score for element in scores.elements}
+        by_place = {item.element: item.score for item in scores.scored}
         view["scores"] = heat_map(by_place, run.chosen, _short, f"{scores.importance_test_name} score")
         total = sum(by_place.values())
         ordered = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]
@@ -233,7 +232,7 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
         cards.append((f"{len(run.elements_on)}", "elements on", f"of {len(run.ranks)}"))
     if run.scores is not None:
         about = f"by {run.scores.importance_test_name}, {run.scores.batches} batches of {run.scores.batch_size}"
-        cards.append((f"{len(run.scores.elements)}", "elements scored", about))
+        cards.append((f"{len(run.scores.scored)}", "elements scored", about))
     if run.history is not None:
         about = f"by {run.option('importance_test_name')}"
         cards.append((f"{len(run.history.decisions)}", "reallocations", about))

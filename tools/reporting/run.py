@@ -16,9 +16,9 @@ from actions.options import ACTIONS, defaults
 from actions.run_folder import CONFIG, LOGS, METRICS, PARAMETERS
 from heterolora import history as history_file
 from heterolora import scores as scores_file
-from heterolora.allocation import allocate, default_mode, of_kind, tie_generator
-from heterolora.config import Kind, load
-from heterolora.element import Place
+from heterolora.allocation import allocate, default_mode, tie_generator
+from heterolora.config import load
+from heterolora.element import Kind, Place
 from heterolora.errors import UserError
 from heterolora.history import History
 from heterolora.scores import Scores
@@ -78,10 +78,9 @@ class Run:
         """Keys of the elements that the run's own budget turns on by the scores."""
         if self.scores is None:
             return frozenset()
-        elements = self.scores.elements
-        mode = self.option("dyrealloc_ags_mode") or default_mode(bool(of_kind(elements, "shortcut")))
+        mode = self.option("dyrealloc_ags_mode") or default_mode(self.scores.has_shortcuts)
         draw = tie_generator(self.option("seed"), 0)
-        return allocate(elements, self.option("turn_on_percentile"), mode, draw)
+        return allocate(self.scores.scored, self.option("turn_on_percentile"), mode, draw)
 
 
 def read_runs(folders: list[Path]) -> tuple[Run, ...]:
@@ -153,5 +152,7 @@ def _ranks(folder: Path) -> dict[Place, int]:
     for kind, file in files.items():
         if (folder / file).is_file():
             sites = load(folder / file, kind).sites
-            ranks |= {Place(*site): s.r if s.candidate else 0 for site, s in sites.items() if isinstance(site, tuple)}
+            ranks |= {
+                Place(*site): s.rank if s.candidate else 0 for site, s in sites.items() if isinstance(site, tuple)
+            }
     return ranks

@@ -1,1 +1,1 @@
-"""One heuristic a file, named like it."""
+"""One heuristic per file; the file has the name of the heuristic."""

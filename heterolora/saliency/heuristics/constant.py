@@ -1,4 +1,4 @@
-"""1 for every element: what is chosen then is drawn. The baseline that a heuristic has to beat."""
+"""1 for every element, so that the choice is random. This is the baseline for the other heuristics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
 
 
-@register("constant")
+@register("constant", is_baseline=True)
 def constant(problem: Problem) -> list[float]:
     return [1.0] * len(problem.space)

@@ -15,11 +15,12 @@ from heterolora.saliency.problem import Problem
 @register(
     "synflow",
     warmup_batches=32,
-    remark="q_proj and k_proj score 0 by synflow: they lie on no path of its linear network",
+    needs_base_weights=True,
+    remark="synflow scores q_proj and k_proj 0, because no path of its linear network leads through them",
 )
 def synflow(problem: Problem) -> list[float]:
     network = PositiveNetwork(problem.network, problem.space)
-    parameters = [parameter for factors in network.elements.values() for parameter in (factors.A, factors.B)]
+    parameters = [parameter for factors in network.factors.values() for parameter in (factors.A, factors.B)]
     gradients = torch.autograd.grad(network.flow(), parameters, materialize_grads=True)
     parts = [(parameter * gradient).detach().sum() for parameter, gradient in zip(parameters, gradients, strict=True)]
     return network.unscaled(torch.stack(parts).view(-1, 2).sum(1).tolist())

@@ -1,0 +1,205 @@
+"""The library's two functions: score the linear layers of any network, and turn scores into a PEFT configuration."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from heterolora import saliency
+from heterolora.adapt import wrap
+from heterolora.allocation import Scored, of_kind, tie_generator
+from heterolora.element import Element, Settings
+from heterolora.errors import UserError, nearest
+from heterolora.family import Family
+from heterolora.peft_config import peft_config
+from heterolora.ranks import Limit, Policy, Proportional, TopK, assign
+from heterolora.saliency.no_trace import random_state
+from heterolora.saliency.problem import Batch, Loss, Metric, Problem, Track, untracked
+from heterolora.saliency.score import score as score_problem
+from heterolora.saliency.warm_up import WarmUp
+from heterolora.scores import Scores
+from heterolora.search_space import SearchSpace
+from heterolora.targets import ALL_LINEAR, lora_elements
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Any],
+    heuristic: str = "grad_norm",
+    *,
+    loss: LossFunction | None = None,
+    target_modules: str | Sequence[str] = ALL_LINEAR,
+    rank: int = 8,
+    alpha: float = 16.0,
+    max_batches: int | None = None,
+    warmup_batches: int | None = None,
+    warmup_lr: float = 5e-4,
+    seed: int = 0,
+    family: Family | None = None,
+    track: Track = untracked,
+) -> Scores:
+    """Score how useful LoRA is on each linear layer of a network. The network is unchanged afterwards.
+
+    Args:
+        model: any network with linear layers, e.g. a Transformers model. Weights, hooks, modes, `requires_grad` and the
+            random state are the same after the call, also if it raises.
+        batches: batches on the device of the model, e.g. a DataLoader of dictionaries.
+        heuristic: one of `heterolora.heuristics()`.
+        loss: (network, batch) -> scalar loss; by default `network(**batch).loss`.
+        target_modules: the layers to score, as in PEFT: `all-linear`, a list of names, or a regular expression.
+        rank: the rank at which the elements are scored.
+        alpha: the scaling of the elements is alpha / rank.
+        max_batches: the number of batches to use; by default all.
+        warmup_batches: the number of batches on which the elements are trained before scoring; the training is undone
+            afterwards. By default the heuristic's own number.
+        warmup_lr: the learning rate of that training.
+        seed: seed of the elements' start and of ties.
+        family: the table of the architecture, which `synflow` needs.
+        track: (items, description) -> the same items, to show progress.
+
+    Returns:
+        the score of every element.
+
+    Raises:
+        UserError: no layer matches, the model has PEFT layers, a batch is on another device, there is no loss, or a
+            score is not finite.
+    """
+    chosen = saliency.get(heuristic)
+    kept = list(itertools.islice(batches, max_batches))
+    if not kept and not chosen.is_baseline:
+        raise UserError("there are no batches to score on", "give at least one batch")
+    names = {} if family is None else {path: name for name, path in family.linears.items()}
+    elements = lora_elements(model, target_modules, Settings(rank, float(alpha)), names)
+    _check_devices(model, kept[:1])
+    steps = chosen.warmup_batches if warmup_batches is None else warmup_batches
+    evaluate = loss or _loss_of_output
+
+    def evaluated(batch: Batch) -> Loss:
+        return Loss(_scalar(evaluate(model, batch)), torch.ones(()))
+
+    with random_state(model):
+        torch.manual_seed(seed)
+        with _wrapped(model, elements, family) as space:
+            problem = Problem(model, space, evaluated, kept, Metric(nonnegative=False), track)
+            values = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
+    scored = tuple(Scored(element, values[element.key]) for element in elements)
+    return Scores(scored, heuristic, batches=len(kept), seed=seed)
+
+
+def lora_config(
+    scores: Scores,
+    *,
+    parameters: int | None = None,
+    total_rank: int | None = None,
+    share: float | None = None,
+    policy: str = "proportional",
+    rank: int | None = None,
+    max_rank: int | None = None,
+    task_type: str | None = None,
+    **more: Any,
+) -> LoraConfig:
+    """A PEFT configuration that spends a budget on the best scores. Give one budget.
+
+    Args:
+        scores: the result of `score`, or of `heterolora.scores.read`.
+        parameters: the budget in trainable parameters of the elements, r · (in + out).
+        total_rank: the budget as the sum of all ranks.
+        share: the budget as a share in (0, 1] of the whole search space.
+        policy: `proportional` (ranks in proportion to the scores) or `topk` (the best elements, all at one rank).
+        rank: `topk`: the rank of each element; by default the rank at which it was scored.
+        max_rank: `proportional`: the highest rank; by default the highest rank in the scores.
+        task_type: PEFT's name of the task, e.g. `CAUSAL_LM`.
+        more: further arguments of `peft.LoraConfig`.
+
+    Returns:
+        `peft.LoraConfig` with `target_modules`, `rank_pattern` and `alpha_pattern`. The scaling of each layer is that
+        with which it was scored.
+
+    Raises:
+        UserError: not exactly one budget, a budget below the cheapest element or above the whole space, a wrong rank.
+    """
+    from peft import LoraConfig
+
+    budgets = {"parameters": parameters, "rank": total_rank, "share": share}
+    given = [Limit(unit, amount) for unit, amount in budgets.items() if amount is not None]
+    if len(given) != 1:
+        raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
+    lora = of_kind(scores.scored, "lora")
+    assigned = assign(lora, _policy(policy, rank, max_rank, lora), given[0], "off", tie_generator(scores.seed, 0))
+    on = [_at(item.element, assigned.ranks[item.element.key]) for item in lora if item.element.key in assigned.ranks]
+    values = peft_config(on, task_type)
+    del values["peft_type"]
+    return LoraConfig(**{**values, **more})
+
+
+def _policy(name: str, rank: int | None, max_rank: int | None, lora: Sequence[Scored]) -> Policy:
+    if name == "topk":
+        return TopK(rank)
+    if name == "proportional":
+        return Proportional(0, max_rank or max(item.element.rank for item in lora))
+    raise UserError(f"policy '{name}' is not known", nearest(name, ("proportional", "topk")))
+
+
+def _at(element: Element, rank: int) -> Element:
+    return replace(element, settings=element.settings.at(rank))
+
+
+@contextmanager
+def _wrapped(model: nn.Module, elements: Sequence[Element], family: Family | None) -> Iterator[SearchSpace]:
+    """Elements on the linear layers of `model` inside the block; afterwards the layers are as before."""
+    layers = {element.module: model.get_submodule(element.module) for element in elements}
+    try:
+        if family is None:
+            yield SearchSpace(wrap(model, elements))
+        else:
+            family.check(model.config)
+            blocks = tuple(model.base_model.get_submodule(family.blocks))
+            yield SearchSpace(wrap(model, elements), blocks, family, family.pre_norm(model.config))
+    finally:
+        for path, layer in layers.items():
+            model.set_submodule(path, layer)
+
+
+def _loss_of_output(network: nn.Module, batch: Any) -> Tensor:
+    if not isinstance(batch, Mapping):
+        raise UserError(
+            f"a batch is a {type(batch).__name__}",
+            "give batches that are dictionaries, or loss=(network, batch) -> scalar",
+        )
+    loss = getattr(network(**batch), "loss", None)
+    if loss is None:
+        raise UserError("the output of the network has no loss", "add labels to the batches, or give loss=")
+    return loss
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"the loss is {found}", "expected a scalar tensor")
+    return loss.reshape(())
+
+
+def _check_devices(model: nn.Module, batches: Sequence[Any]) -> None:
+    """Raise `UserError` if a batch is on a device without any parameter of the model."""
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    for batch in batches:
+        values = (
+            batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
+        )
+        for tensor in values:
+            if isinstance(tensor, Tensor) and str(tensor.device) not in devices:
+                raise UserError(
+                    f"the batches are on {tensor.device}, the model is on {', '.join(sorted(devices))}",
+                    "move the batches to the model's device before scoring",
+                )

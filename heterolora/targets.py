@@ -1,0 +1,96 @@
+"""The linear layers of any network as LoRA elements, chosen as PEFT's `target_modules` chooses them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import nn
+
+from heterolora.adapt import HEADS
+from heterolora.element import Element, Settings
+from heterolora.errors import UserError, nearest
+
+ALL_LINEAR = "all-linear"
+
+
+def lora_elements(
+    network: nn.Module, target_modules: str | Sequence[str], settings: Settings, names: Mapping[str, str] | None = None
+) -> tuple[Element, ...]:
+    """One LoRA element for each chosen linear layer.
+
+    The place of an element comes from the layer's path: the block is the first number in it, and the name is the part
+    after that number. If two layers would get the same place, the name is the whole path.
+
+    Args:
+        network: any network.
+        target_modules: `all-linear` (every linear layer except the output layer), a list of paths or ends of paths, or
+            a regular expression for whole paths.
+        settings: the settings of every element.
+        names: part of a path after the block number -> name of the place; other parts are their own names.
+
+    Raises:
+        UserError: no linear layer is chosen, or the network has PEFT layers already.
+    """
+    _refuse_peft(network)
+    linears = dict(_linears(network))
+    outputs = _output_layers(network)
+    chosen = [path for path in linears if _matches(target_modules, path, linears[path] in outputs)]
+    if not chosen:
+        ends = sorted({path.rsplit(".", 1)[-1] for path in linears})
+        found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
+        first = target_modules if isinstance(target_modules, str) else next(iter(target_modules), "")
+        raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends)}")
+    places = {path: _place(path) for path in chosen}
+    shared = Counter(places.values())
+    elements = []
+    for path in chosen:
+        layer, name = places[path]
+        name = (names or {}).get(name, name) if shared[layer, name] == 1 else path
+        elements.append(Element(layer, name, "lora", path, *_widths(linears[path]), settings))
+    return tuple(sorted(elements, key=lambda element: element.layer))  # stable: the network's order within a block
+
+
+def _linears(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, layer) of every linear layer, quantised or not, and of Transformers' transposed `Conv1D`."""
+    for path, module in network.named_modules():
+        if path and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+            yield path, module
+
+
+def _widths(linear: nn.Module) -> tuple[int, int]:
+    """(in, out). The weight of `Conv1D` is (in, out), and it has no `in_features`."""
+    return (linear.in_features, linear.out_features) if isinstance(linear, nn.Linear) else tuple(linear.weight.shape)
+
+
+def _output_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that `all-linear` skips: the language-model head and a classification head."""
+    embeddings = getattr(network, "get_output_embeddings", lambda: None)()
+    heads = [module for name in HEADS for module in getattr(network, name, nn.Module()).modules()]
+    return [embeddings, *heads]
+
+
+def _matches(target_modules: str | Sequence[str], path: str, is_output: bool) -> bool:
+    if target_modules == ALL_LINEAR:
+        return not is_output
+    if isinstance(target_modules, str):
+        return re.fullmatch(target_modules, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in target_modules)
+
+
+def _place(path: str) -> tuple[int, str]:
+    """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
+    parts = path.split(".")
+    numbers = [index for index, part in enumerate(parts[:-1]) if part.isdigit()]
+    return (int(parts[numbers[0]]), ".".join(parts[numbers[0] + 1 :])) if numbers else (0, path)
+
+
+def _refuse_peft(network: nn.Module) -> None:
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in network.modules()):
+        raise UserError(
+            "the network has PEFT layers already",
+            "score the base model, e.g. after model.unload()",
+        )
