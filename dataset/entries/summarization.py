@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataset.spec import DatasetSpec, Row
+from collections.abc import Callable
+from typing import Any
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
-CUE = "\n\nTL;DR:"  # asks a causal model for a summary without training (Radford et al. 2019)
+from dataset.spec import DatasetSpec, Row
 
 
 def document(row: Row) -> str:
@@ -16,33 +16,30 @@ def dialogue(row: Row) -> str:
     return row["dialogue"]
 
 
-def summary(row: Row) -> str:
+def summary_of(row: Row) -> str:
     return row["summary"]
 
 
+def summaries(name: str, column: str, prompt: Callable[[Row], str], summary: str, **options: Any) -> DatasetSpec:
+    """Returns the entry of a data set that has its texts in `column`. `options` are further fields of the entry."""
+    return DatasetSpec(
+        name=name,
+        task="summarization",
+        columns=(column, "summary"),
+        prompt=prompt,
+        cue="\n\nTL;DR:",  # makes a causal model summarise without training (Radford et al. 2019)
+        response=summary_of,
+        metrics=("rouge1", "rouge2", "rougeL"),
+        official="rouge",
+        summary=summary,
+        **options,
+    )
+
+
+_XSUM = "one-sentence summaries of BBC articles (Narayan et al. 2018, arXiv:1808.08745)"
+_SAMSUM = "summaries of chat dialogues (Gliwa et al. 2019, arXiv:1911.12237)"
+
 DATASETS = (
-    DatasetSpec(
-        name="xsum",
-        task="summarization",
-        path="EdinburghNLP/xsum",
-        columns=("document", "summary"),
-        prompt=document,
-        cue=CUE,
-        response=summary,
-        metrics=ROUGE,
-        official="rouge",
-        summary="one-sentence summaries of BBC articles (Narayan et al. 2018, arXiv:1808.08745)",
-    ),
-    DatasetSpec(
-        name="samsum",
-        task="summarization",
-        path="knkarthick/samsum",
-        columns=("dialogue", "summary"),
-        prompt=dialogue,
-        cue=CUE,
-        response=summary,
-        metrics=ROUGE,
-        official="rouge",
-        summary="summaries of chat dialogues (Gliwa et al. 2019, arXiv:1911.12237)",
-    ),
+    summaries("xsum", "document", document, _XSUM, path="EdinburghNLP/xsum"),
+    summaries("samsum", "dialogue", dialogue, _SAMSUM, path="knkarthick/samsum"),
 )
