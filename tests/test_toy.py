@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dataset import registry
 from dataset.toy import tasks
 from dataset.toy.review import QUALITY
-from dataset.toy.world import TRAITS, SPLITS
+from dataset.toy.world import SPLITS, TRAITS
 from heterolora.errors import UserError
 from tests.world import ROOT, metrics_of, run
 from tools.quickstart import bag_of_words, frozen

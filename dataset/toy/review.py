@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from dataset.toy.language import NEGATED, listed, say, sentence
-from dataset.toy.world import Fact, traits, split_of
+from dataset.toy.world import Fact, split_of, traits
 
 WORKS = ("film", "play", "song", "story", "opera", "painting", "dance", "poem")
 ASPECTS = ("beginning", "middle", "end", "idea", "form", "tone")

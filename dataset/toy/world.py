@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Trait:
-    """A trait that a subject has or lacks, with words for both."""
+    """A pair of opposites, such as hot and cold, with words for both."""
 
     name: str
     yes: tuple[str, ...]
