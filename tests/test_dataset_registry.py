@@ -100,7 +100,7 @@ def test_alpaca_prompt_with_and_without_input():
         ({"metrics": ()}, "name at least one of each"),
         ({"columns": ("a", "b", "c")}, "3 text columns; give at most 2"),
         ({"prompt": str}, "give both, or neither"),
-        ({"prompt": str, "response": str}, "classifies, and has a prompt"),
+        ({"prompt": str, "response": str}, "classifies and has a prompt"),
         ({"task": "summarization", "metrics": ("rouge1",)}, "summarises without a prompt"),
         ({"task": "causal_language_modeling", "metrics": ("perplexity",), "columns": ("a", "b")}, "give at most 1"),
     ],
