@@ -147,17 +147,13 @@ def _map(rows: Dataset, function: Callable[[Any], Any], key: str, cache: bool, *
 def _key(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> str:
     """Returns a hash of everything that the encoded rows depend on, including this file and the entry's functions."""
     functions = [_source(function) for function in (spec.texts, spec.prompt, spec.response) if function is not None]
-    return Hasher.hash(
-        [
-            *(rows._fingerprint, tokenizer, limits, Path(__file__).read_text()),
-            *(spec.task, spec.columns, spec.label, spec.cue, spec.running_text, functions),
-        ]
-    )
+    fields = (spec.task, spec.columns, spec.label, spec.cue, spec.running_text)
+    return Hasher.hash([rows._fingerprint, tokenizer, limits, Path(__file__).read_text(), *fields, functions])
 
 
 def _source(function: Callable[..., Any]) -> Any:
-    """Returns the text of the file that defines a function and its helpers, or the function if there is no file."""
-    file = getattr(inspect.getmodule(function), "__file__", None)
+    """Returns the text of the file that defines a function and its helpers, or a callable without a file itself."""
+    file = getattr(inspect.getmodule(function), "__file__", None) if inspect.isfunction(function) else None
     return Path(file).read_bytes() if file else function
 
 
@@ -232,10 +228,5 @@ def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> p
     if blocks and len(start) + len(blocks[-1]) < 2:
         blocks.pop()
     ids = [np.append(np.asarray(start, dtype=np.int64), block) for block in blocks]
-    return pa.table(
-        {
-            "input_ids": pa.array(ids, type=pa.list_(pa.int32())),
-            "context": pa.array([0] * len(ids), type=pa.int32()),
-            "length": pa.array([len(block) for block in ids], type=pa.int32()),
-        }
-    )
+    schema = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "length": pa.int32()})
+    return pa.table({"input_ids": ids, "context": [0] * len(ids), "length": [*map(len, ids)]}, schema)

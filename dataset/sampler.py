@@ -16,7 +16,7 @@ _MEGA_BATCH = 50
 def epoch_order(
     n: int, seed: int, epoch: int, shuffle: bool = True, global_batch: int = 1, lengths: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Returns the order of `n` rows in an epoch. Global batch j is its slice [j·global_batch, (j+1)·global_batch).
+    """Returns the order of the rows in an epoch, (n,) int64. Global batch j is its j-th slice of `global_batch` rows.
 
     Args:
         n: number of rows.
@@ -26,9 +26,6 @@ def epoch_order(
         global_batch: rows of a global batch. Only used with `lengths`.
         lengths: tokens of each row. If given, rows of similar length share a batch: the rows are shuffled, sorted
             within mega-batches, and the full batches are shuffled. A short last batch stays last.
-
-    Returns:
-        (n,) int64, a permutation of 0 … n−1.
     """
     if not shuffle:
         return np.arange(n)
@@ -56,13 +53,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
     `~i` of the index i of some row. `dataset.loader.Rows` gives it weight 0.
 
     Attributes:
-        n: number of rows.
+        n, seed, shuffle, lengths: the arguments of `epoch_order`.
         batch_size: rows per batch and process.
-        seed: seed of the order.
         rank: rank of this process.
         world: number of processes.
-        shuffle: whether to shuffle. Otherwise the rows stay in file order.
-        lengths: tokens of each row, to group rows of similar length.
         epoch: the epoch of the next iteration.
         start: the first batch of the next iteration.
     """

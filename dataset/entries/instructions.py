@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 
 from dataset.spec import DatasetSpec, Row
 
@@ -18,17 +19,13 @@ def alpaca_prompt(row: Row) -> str:
     return f"{_TASK}{context}{_REQUEST}{row['instruction']}\n\n### Input:\n{row['input']}"
 
 
-def alpaca_response(row: Row) -> str:
-    return row["output"]
-
-
 _alpaca = partial(
     DatasetSpec,
     task="causal_language_modeling",
     columns=("instruction", "input", "output"),
     prompt=alpaca_prompt,
     cue="\n\n### Response:\n",
-    response=alpaca_response,
+    response=itemgetter("output"),
     metrics=("perplexity",),
     validation=(),
     test=None,

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
-from dataset.spec import DatasetSpec, Row
+from dataset.spec import DatasetSpec
 
 
-def document(row: Row) -> str:
-    return row["document"]
-
-
-def dialogue(row: Row) -> str:
-    return row["dialogue"]
-
-
-def summary_of(row: Row) -> str:
-    return row["summary"]
-
-
-def summaries(name: str, column: str, prompt: Callable[[Row], str], summary: str, **options: Any) -> DatasetSpec:
-    """Returns the entry of a data set that has its texts in `column`. `options` are further fields of the entry."""
+def summaries(name: str, column: str, summary: str, **options: Any) -> DatasetSpec:
+    """Returns the entry of a data set with texts in `column`. `options` are further fields of the entry."""
     return DatasetSpec(
         name=name,
         task="summarization",
         columns=(column, "summary"),
-        prompt=prompt,
+        prompt=itemgetter(column),
         cue="\n\nTL;DR:",  # makes a causal model summarise without training (Radford et al. 2019)
-        response=summary_of,
+        response=itemgetter("summary"),
         metrics=("rouge1", "rouge2", "rougeL"),
         official="rouge",
         summary=summary,
@@ -40,6 +28,6 @@ _XSUM = "one-sentence summaries of BBC articles (Narayan et al. 2018, arXiv:1808
 _SAMSUM = "summaries of chat dialogues (Gliwa et al. 2019, arXiv:1911.12237)"
 
 DATASETS = (
-    summaries("xsum", "document", document, _XSUM, path="EdinburghNLP/xsum"),
-    summaries("samsum", "dialogue", dialogue, _SAMSUM, path="knkarthick/samsum"),
+    summaries("xsum", "document", _XSUM, path="EdinburghNLP/xsum"),
+    summaries("samsum", "dialogue", _SAMSUM, path="knkarthick/samsum"),
 )

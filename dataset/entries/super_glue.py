@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from dataset.entries.glue import benchmark_task
+from dataset.entries.glue import ACCURACY_F1, CLAIMS, benchmark_task
 from dataset.spec import Row
 from heterolora.errors import UserError, nearest
 
@@ -26,17 +26,12 @@ def wic_texts(row: Row) -> tuple[str, str]:
 
 _super_glue = partial(benchmark_task, "aps/super_glue")
 _TRUTH = ("False", "True")
+_WIC_COLUMNS = ("word", "sentence1", "sentence2")
 _CB_LABELS = ("entailment", "contradiction", "neutral")
 
 DATASETS = (
     _super_glue("boolq", ("question", "passage"), _TRUTH, "yes or no question about a passage"),
-    _super_glue(
-        "cb",
-        ("premise", "hypothesis"),
-        _CB_LABELS,
-        "is the writer committed to the hypothesis?",
-        metrics=("accuracy", "f1"),
-    ),
+    _super_glue("cb", CLAIMS, _CB_LABELS, "is the writer committed to the hypothesis?", metrics=ACCURACY_F1),
     _super_glue(
         "copa",
         ("premise", "choice1", "choice2", "question"),
@@ -44,11 +39,5 @@ DATASETS = (
         "which of two alternatives is the cause or the effect?",
         texts=copa_texts,
     ),
-    _super_glue(
-        "wic",
-        ("word", "sentence1", "sentence2"),
-        _TRUTH,
-        "does a word have the same sense in two sentences?",
-        texts=wic_texts,
-    ),
+    _super_glue("wic", _WIC_COLUMNS, _TRUTH, "does a word have the same sense in two sentences?", texts=wic_texts),
 )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataset.entries.summarization import document, summaries
+from functools import partial
+
+from dataset.entries.summarization import summaries
 from dataset.spec import DatasetSpec
 from dataset.toy import tasks
 
+_classification = partial(DatasetSpec, task="classification", metrics=("accuracy",))
+
 DATASETS = (
-    DatasetSpec(
+    _classification(
         name="toy_nli",
-        task="classification",
         columns=("sentence1", "sentence2"),
         labels=tasks.NLI_LABELS,
-        metrics=("accuracy",),
         generate=tasks.generate_nli,
         summary="toy world: does the first sentence answer the question with yes?",
     ),
-    DatasetSpec(
+    _classification(
         name="toy_sentiment",
-        task="classification",
         columns=("sentence",),
         labels=tasks.SENTIMENT_LABELS,
-        metrics=("accuracy",),
         generate=tasks.generate_sentiment,
         summary="toy world: is a review of a work of art positive?",
     ),
@@ -36,7 +36,6 @@ DATASETS = (
     summaries(
         "toy_summary",
         "document",
-        document,
         "toy world: two descriptions, summarised in simple words",
         generate=tasks.generate_summary,
     ),
