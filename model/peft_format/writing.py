@@ -1,4 +1,4 @@
-"""What training ended with -> an adapter folder, and configurations that make the same elements again."""
+"""Writes the result of training as an adapter folder, and as configurations with the same elements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHT
 
 
 def settings_of(element: Element) -> ElementSettings:
-    """What a configuration says of an element, on or off."""
+    """Returns the settings of an element, which may be on or off."""
     low_rank = element.low_rank
     return ElementSettings(
         low_rank.rank, low_rank.alpha, low_rank.dropout, low_rank.use_rslora, disabled=not low_rank.enabled
@@ -29,23 +29,23 @@ def settings_of(element: Element) -> ElementSettings:
 
 
 def result_config(space: Iterable[Element], kind: Kind, renormalize: bool = False) -> ElementConfig:
-    """The layer-wise configuration of the elements of a kind as they are: those that are off are disabled."""
+    """Returns the layer-wise configuration of the elements of a kind. Elements that are off are disabled."""
     sites = {(element.layer, element.name): settings_of(element) for element in space if element.kind == kind}
     return ElementConfig(kind, "layer", ElementSettings(), sites, renormalize)
 
 
 def sites_on(space: Iterable[Element]) -> dict[str, ElementSettings]:
-    """Path of the linear layer -> its LoRA, for those that are on."""
+    """Returns the LoRA elements that are on, by path of the linear layer."""
     return {element.module: settings_of(element) for element in on(space, "lora")}
 
 
 def on(space: Iterable[Element], kind: Kind) -> tuple[Element, ...]:
-    """The elements of a kind that are on."""
+    """Returns the elements of a kind that are on."""
     return tuple(element for element in space if element.kind == kind and element.low_rank.enabled)
 
 
 def base_location(name: str) -> str:
-    """Where others find the base: a folder by its absolute path, or the hub name."""
+    """Returns the location of the base for other programs: the absolute path of a folder, or the hub name."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
@@ -57,17 +57,17 @@ def write_adapter(
     record: Record,
     shortcut: ElementConfig | None = None,
 ) -> None:
-    """Write PEFT's files, and the shortcuts' if there are any, into an empty folder.
+    """Writes PEFT's files, and those of the shortcuts if there are any, into an empty folder.
 
-    With no LoRA element on, the configuration names no module: this program reads it, PEFT refuses it.
+    If no LoRA element is on, the configuration names no module. This program can read it, but PEFT cannot.
 
     Args:
-        folder: where to.
+        folder: the folder.
         network: the adapted network.
-        space: its search space; off elements are left out.
-        task: what it does.
-        record: what the adapter is to remember of its origin.
-        shortcut: the shortcuts' configuration, if the result has any or normalises twice.
+        space: its search space. Elements that are off are not written.
+        task: the task of the network.
+        record: the record of the run, which is stored with the weights.
+        shortcut: configuration of the shortcuts, if there are any or if the blocks normalise again.
     """
     trained_whole = [name for name, _ in network.named_children() if name in HEADS]
     config = peft_config(sites_on(space), task, base_location(record.base.name), trained_whole)
