@@ -65,7 +65,7 @@ def card(result: Result) -> str:
         *_metrics(result),
         "## How to load it",
         *_in_peft(result, base),
-        "### With the program that made it\n\nRun this in its folder. Other options are the same as for any checkpoint:",
+        "### With the program that made it\n\nRun this in its folder. Other options are as for any checkpoint:",
         "```bash\npython -m main test --load path/to/this/folder\n```",
         "### Merged into the base",
         "This writes a plain model folder, for any program that reads `transformers` models"
