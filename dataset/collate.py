@@ -1,4 +1,4 @@
-"""Encoded rows → one batch, padded to its longest row."""
+"""Collates encoded rows into one batch, padded to its longest row."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-IGNORE = -100  # the label that no loss is taken on
+from heterolora.saliency.problem import Batch
 
-Batch = dict[str, Any]
+IGNORE = -100  # the label of tokens that the loss skips
 
 
 @dataclass(frozen=True)
 class Collator:
     """Makes a batch of R rows, a plain dict:
 
-    | key | what |
+    | key | value |
     | --- | --- |
     | `input_ids`, `attention_mask` | (R, T) int64, padded on the right |
-    | `token_type_ids` | (R, T) int64, where the tokenizer has them |
-    | `labels` | (R,) int64 classes or float32 values; causal: (R, T) int64, -100 on padding and on prompts |
+    | `token_type_ids` | (R, T) int64, if the tokenizer has them |
+    | `labels` | (R,) int64 classes or float32 values; causal: (R, T) int64, -100 on padding and prompts |
     | `index` | (R,) int64, row of the split |
     | `weight` | (R,) float32, 1, or 0 for a filler row |
     | `prompt_ids`, `prompt_mask` | with `generate`: (R, P) int64, the prompts alone, padded on the left |
     | `target` | with `generate`: list of R reference texts |
 
     Attributes:
-        tokenizer: pads, and must have a pad token.
-        generate: add what generating summaries needs.
+        tokenizer: pads the rows. It must have a pad token.
+        generate: whether to add the keys that the generation of summaries needs.
     """
 
     tokenizer: PreTrainedTokenizerBase
     generate: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        features = [{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows]
-        batch: Batch = dict(self._pad(features, "right"))
+        batch = dict(
+            self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
+        )
         if "context" in rows[0]:
             batch["labels"] = _causal_labels(batch, [row["context"] for row in rows])
         else:
@@ -52,14 +53,12 @@ class Collator:
             batch["target"] = [row["target"] for row in rows]
         return batch
 
-    def _pad(self, features: list[dict[str, list[int]]], side: str) -> dict[str, Tensor]:
-        return self.tokenizer.pad(
-            features, padding="longest", padding_side=side, return_attention_mask=True, return_tensors="pt"
-        )
+    def _pad(self, rows: list[dict[str, list[int]]], side: str = "right") -> BatchEncoding:
+        return self.tokenizer.pad(rows, padding_side=side, return_attention_mask=True, return_tensors="pt")
 
 
 def _causal_labels(batch: Batch, contexts: list[int]) -> Tensor:
-    """(R, T): the ids, -100 on padding and on the first `context` tokens of each row."""
+    """Returns the ids (R, T), with -100 on padding and on the first `context` tokens of each row."""
     position = torch.arange(batch["input_ids"].shape[1])
-    silent = (position < torch.tensor(contexts)[:, None]) | (batch["attention_mask"] == 0)
-    return batch["input_ids"].masked_fill(silent, IGNORE)
+    ignored = (position < torch.tensor(contexts)[:, None]) | (batch["attention_mask"] == 0)
+    return batch["input_ids"].masked_fill(ignored, IGNORE)

@@ -1,13 +1,13 @@
-"""Rows → token ids, once: tokenised with `datasets.map` and kept in the data sets' cache folder.
+"""Encodes rows as token ids, once. The result is kept in the cache folder of `datasets`.
 
-Every encoded row has `input_ids` and `length`, and by kind of data:
+Every encoded row has `input_ids` and `length`, and further columns by kind of data:
 
-- classification: `labels`, and `token_type_ids` where the tokenizer has them;
-- packed text: `context` 0;
-- prompt → response: `context`, the number of leading tokens that no loss is taken on, and for summaries the reference
-  as text in `target`.
+- classification: `labels`, and `token_type_ids` if the tokenizer has them;
+- packed text: `context`, which is 0;
+- prompt → response: `context`, the number of leading tokens that the loss skips, and for summaries `target`, the
+  reference text.
 
-Causal labels are the ids themselves after `context` tokens, so `dataset.collate` makes them.
+The labels of causal models are the ids after the first `context` tokens. `dataset.collate` makes them.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from transformers import PreTrainedTokenizerBase
 from dataset.spec import DatasetSpec, Row
 from heterolora.errors import UserError
 
-# Without `--max-token-len`, and where neither tokenizer nor model is shorter.
-DEFAULT_LENGTH = 512
-DEFAULT_TARGET_LENGTH = 128
-# Said, because a first thousand of empty rows would not show it.
-_TOKENS = Features({"input_ids": List(Value("int32"))})
-# A long response leaves its prompt at least this share of the tokens.
-_PROMPT_SHARE = 0.25
+DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
+DEFAULT_TARGET_LENGTH = 128  # upper limit of the default of `--max-target-len`
+_TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
+_PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
+
+Columns = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many tokens a row may have.
+    """The limits on the number of tokens.
 
     Attributes:
-        max_token_len: of a whole row, special tokens included.
-        max_target_len: of a summary, its end-of-sequence token included; the prompt gets the rest. 0 for other tasks.
+        max_token_len: tokens of a row, including special tokens.
+        max_target_len: tokens of a summary, including its end-of-sequence token. The prompt gets the rest. 0 for other
+            tasks.
     """
 
     max_token_len: int
@@ -58,62 +58,53 @@ def lengths(
     max_target_len: int | None = None,
     model_limit: int | None = None,
 ) -> Lengths:
-    """The lengths to encode with: as asked, by default what tokenizer and model can take, up to `DEFAULT_LENGTH`.
+    """Returns the limits to encode with.
 
     Args:
         spec: the entry.
-        tokenizer: its `model_max_length` is one limit.
-        max_token_len: `--max-token-len`.
-        max_target_len: `--max-target-len`; by default a quarter of the row, up to `DEFAULT_TARGET_LENGTH`.
-        model_limit: positions that the model has; `None`: no limit.
+        tokenizer: its `model_max_length` limits the row.
+        max_token_len: `--max-token-len`. By default the limit of tokenizer and model, up to `DEFAULT_LENGTH`.
+        max_target_len: `--max-target-len`. By default a quarter of the row, up to `DEFAULT_TARGET_LENGTH`.
+        model_limit: number of positions of the model. `None`: no limit.
 
-    Raises:
-        UserError: more than the limit, or too little to hold anything.
+    Raises UserError if a value is more than the limit, or too small for any text.
     """
     limit = min(tokenizer.model_max_length, model_limit or tokenizer.model_max_length)
     total = min(limit, DEFAULT_LENGTH) if max_token_len is None else max_token_len
     if total > limit:
         raise UserError(f"--max-token-len {total} is more than the model takes", f"at most {limit}")
+    target, content = 0, "text"
     if spec.task == "classification":
-        needed = tokenizer.num_special_tokens_to_add(pair=False) + 1
-        if spec.pair or spec.texts:
-            needed = tokenizer.num_special_tokens_to_add(pair=True) + 2
-        if total < needed:
-            raise UserError(f"--max-token-len {total} leaves no room for the text", f"at least {needed} are needed")
-        return Lengths(total, 0)
-    frame = len(_start(tokenizer)) + len(_ids(tokenizer, spec.cue))
-    if spec.prompt is None:
-        if total < frame + 2:
-            raise UserError(f"--max-token-len {total} leaves no room for the text", f"at least {frame + 2} are needed")
-        return Lengths(total, 0)
-    target = 0
-    if spec.task == "summarization":
-        target = min(DEFAULT_TARGET_LENGTH, total // 4) if max_target_len is None else max_target_len
-        if target < 1:
-            raise UserError(f"--max-target-len {target} leaves no room for a summary", "at least 1 is needed")
-    needed = frame + 1 + max(target, 1)
+        pair = spec.pair or spec.texts is not None
+        needed = tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
+    elif spec.prompt is None:
+        needed = len(_start(tokenizer)) + len(_ids(tokenizer, spec.cue)) + 2
+    else:
+        content = "prompt"
+        if spec.task == "summarization":
+            target = min(DEFAULT_TARGET_LENGTH, total // 4) if max_target_len is None else max_target_len
+            if target < 1:
+                raise UserError(f"--max-target-len {target} leaves no room for a summary", "at least 1 is needed")
+            content = f"prompt beside a summary of {target}"
+        needed = len(_start(tokenizer)) + len(_ids(tokenizer, spec.cue)) + 1 + max(target, 1)
     if total < needed:
-        beside = f" beside a summary of {target}" if target else ""
-        raise UserError(
-            f"--max-token-len {total} leaves no room for the prompt{beside}", f"at least {needed} are needed"
-        )
+        raise UserError(f"--max-token-len {total} leaves no room for the {content}", f"at least {needed} are needed")
     return Lengths(total, target)
 
 
 def encode(
     rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, cache: bool = True
 ) -> Dataset:
-    """Encodes one split as the module docstring says.
+    """Encodes one split, as the documentation of this module describes.
 
     Args:
-        rows: of `dataset.source.Splits`.
-        spec: their entry.
-        tokenizer: its own special tokens are used as they are.
-        limits: of `lengths`.
-        cache: read from and write to the cache folder; else all is kept in memory.
+        rows: a split of `dataset.source.Splits`.
+        spec: the entry of the split.
+        tokenizer: adds its own special tokens.
+        limits: the result of `lengths`.
+        cache: whether to use the cache folder. Otherwise the result stays in memory.
 
-    Raises:
-        UserError: nothing to pack, or a cache folder that cannot be written.
+    Raises UserError if there is no text to pack, or if the cache folder cannot be written.
     """
     key = _key(rows, spec, tokenizer, limits)
     if spec.task == "classification":
@@ -121,16 +112,16 @@ def encode(
     if spec.prompt is not None:
         return _map(rows, partial(_prompt_response, spec, tokenizer, limits), key, cache)
     tokens = _map(rows, partial(_document, spec, tokenizer), f"{key}-tokens", cache, features=_TOKENS)
-    block = partial(_pack, _start(tokenizer), _end(tokenizer) if spec.running_text else [], limits.max_token_len)
-    # One call for the whole split, so that no text is lost at the border of two calls.
-    blocks = _map(tokens.with_format("arrow"), block, f"{key}-blocks", cache, batch_size=len(tokens))
+    pack = partial(_pack, _start(tokenizer), _end(tokenizer) if spec.running_text else [], limits.max_token_len)
+    # One call packs the whole split, so no text is lost between two calls.
+    blocks = _map(tokens.with_format("arrow"), pack, f"{key}-blocks", cache, batch_size=len(tokens))
     if len(blocks) == 0:
         raise UserError(f"a split of data set '{spec.name}' holds no text", "give it at least two tokens")
     return blocks.with_format(None)
 
 
 def _map(rows: Dataset, function: Callable[[Any], Any], key: str, cache: bool, **options: Any) -> Dataset:
-    """`rows.map(function, **options)` of whole batches, kept under `key`."""
+    """Returns `rows.map(function, **options)`, in batches and cached under `key`."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "heterolora"
     try:
         if cache:
@@ -154,28 +145,25 @@ def _map(rows: Dataset, function: Callable[[Any], Any], key: str, cache: bool, *
 
 
 def _key(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> str:
-    """What the encoded rows depend on, this file and the entry's functions included."""
+    """Returns a hash of everything that the encoded rows depend on, including this file and the entry's functions."""
     functions = [_source(function) for function in (spec.texts, spec.prompt, spec.response) if function is not None]
-    return Hasher.hash(
-        [
-            *(rows._fingerprint, tokenizer, limits, Path(__file__).read_text()),
-            *(spec.task, spec.columns, spec.label, spec.cue, spec.running_text, functions),
-        ]
-    )
+    fields = (spec.task, spec.columns, spec.label, spec.cue, spec.running_text)
+    return Hasher.hash([rows._fingerprint, tokenizer, limits, Path(__file__).read_text(), *fields, functions])
 
 
 def _source(function: Callable[..., Any]) -> Any:
-    """The text of the file that a function is from, its helpers included; the function itself where there is none."""
-    file = getattr(inspect.getmodule(function), "__file__", None)
+    """Returns the text of the file that defines a function and its helpers, or a callable without a file itself."""
+    file = getattr(inspect.getmodule(function), "__file__", None) if inspect.isfunction(function) else None
     return Path(file).read_bytes() if file else function
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> list[Any]:
+    """Returns the token ids of a text, or of each text, without special tokens."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token, where the tokenizer's own encodings begin with one."""
+    """Returns the beginning-of-sequence token if the tokenizer adds one, else no token."""
     first = tokenizer("a").input_ids[:1]
     return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
 
@@ -184,73 +172,54 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def _rows(batch: dict[str, list[Any]]) -> list[Row]:
+def _rows(batch: Columns) -> list[Row]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
-def _classification(
-    spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, batch: dict[str, list[Any]]
-) -> dict[str, list[Any]]:
-    """One or two texts as the tokenizer joins them; of a pair, the longer one is cut first."""
+def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, batch: Columns) -> Columns:
+    """Encodes one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first."""
     if spec.texts is None:
         texts = [batch[column] for column in spec.columns]
     else:
         texts = [list(column) for column in zip(*map(spec.texts, _rows(batch)), strict=True)]
-    truncation = "longest_first" if len(texts) == 2 else True
-    encoded = tokenizer(*texts, truncation=truncation, max_length=limit, return_attention_mask=False)
-    return {
-        **encoded,
-        "labels": batch[spec.label],
-        "length": [len(ids) for ids in encoded["input_ids"]],
-    }
+    encoded = tokenizer(*texts, truncation=True, max_length=limit, return_attention_mask=False)
+    return {**encoded, "labels": batch[spec.label], "length": [len(ids) for ids in encoded["input_ids"]]}
 
 
-def _prompt_response(
-    spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, batch: dict[str, list[Any]]
-) -> dict[str, list[Any]]:
-    """start + prompt + cue + response + end of sequence.
+def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, batch: Columns) -> Columns:
+    """Encodes start + prompt + cue + response + end of sequence.
 
-    What is too long: a summary is cut to its own length, and its prompt to the rest, so that training and generation
-    see the same prompt. Of an instruction the prompt is cut first, down to `_PROMPT_SHARE` of the row.
-    A prompt loses its end, the cue stays; a response that was cut gets no end-of-sequence token.
+    Too long rows are truncated. A summary is cut to its limit and its prompt to the rest, so training and generation
+    see the same prompt. For other responses the prompt is cut first, down to `_PROMPT_SHARE` of the row. A prompt loses
+    its end but not its cue. A truncated response has no end-of-sequence token.
     """
     rows = _rows(batch)
     start, cue, end = _start(tokenizer), _ids(tokenizer, spec.cue), _end(tokenizer)
-    prompts = tokenizer([spec.prompt(row) for row in rows], add_special_tokens=False, verbose=False).input_ids
+    prompts = _ids(tokenizer, [spec.prompt(row) for row in rows])
     references = [spec.response(row) for row in rows]
-    responses = tokenizer(references, add_special_tokens=False, verbose=False).input_ids
-    encoded: dict[str, list[Any]] = {"input_ids": [], "context": [], "length": []}
-    for prompt, response in zip(prompts, (response + end for response in responses), strict=True):
-        if limits.max_target_len:
-            context_limit = limits.max_token_len - limits.max_target_len
-        else:
-            context_limit = max(
-                limits.max_token_len - len(response), int(_PROMPT_SHARE * limits.max_token_len), len(start + cue) + 1
-            )
-        context = start + prompt[: context_limit - len(start + cue)] + cue
-        ids = context + response[: limits.max_target_len or limits.max_token_len - len(context)]
-        encoded["input_ids"].append(ids)
+    total, target, frame = limits.max_token_len, limits.max_target_len, len(start + cue)
+    encoded: Columns = {"input_ids": [], "context": []}
+    for prompt, response in zip(prompts, _ids(tokenizer, references), strict=True):
+        response = response + end
+        room = total - target if target else max(total - len(response), int(_PROMPT_SHARE * total), frame + 1)
+        context = start + prompt[: room - frame] + cue
+        encoded["input_ids"].append(context + response[: target or total - len(context)])
         encoded["context"].append(len(context))
-        encoded["length"].append(len(ids))
-    if spec.task == "summarization":
-        encoded["target"] = references
-    return encoded
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    return encoded | ({"target": references} if spec.task == "summarization" else {})
 
 
-def _document(
-    spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, batch: dict[str, list[str]]
-) -> dict[str, list[list[int]]]:
-    """The tokens of each row, and an end-of-sequence token after each document."""
+def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, batch: Columns) -> Columns:
+    """Encodes each row, with an end-of-sequence token after each document."""
     end = [] if spec.running_text else _end(tokenizer)
-    encoded = tokenizer(batch[spec.columns[0]], add_special_tokens=False, verbose=False).input_ids
-    return {"input_ids": [ids + end for ids in encoded]}
+    return {"input_ids": [ids + end for ids in _ids(tokenizer, batch[spec.columns[0]])]}
 
 
 def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> pa.Table:
-    """All tokens of a split one after the other, cut into blocks of `size` tokens.
+    """Concatenates the tokens of a split and cuts them into blocks of `size` tokens.
 
-    Each block begins with `start`, and `end` follows the last token of the split. The short last block is kept if it
-    has at least two tokens, one of them to predict.
+    Each block begins with `start`, and `end` follows the last token of the split. A short last block is kept if it has
+    at least two tokens, so that there is one to predict.
     """
     column = documents["input_ids"].combine_chunks()
     tokens = np.append(column.flatten().to_numpy(), np.asarray(end, dtype=np.int64))
@@ -259,10 +228,5 @@ def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> p
     if blocks and len(start) + len(blocks[-1]) < 2:
         blocks.pop()
     ids = [np.append(np.asarray(start, dtype=np.int64), block) for block in blocks]
-    return pa.table(
-        {
-            "input_ids": pa.array(ids, type=pa.list_(pa.int32())),
-            "context": pa.array([0] * len(ids), type=pa.int32()),
-            "length": pa.array([len(block) for block in ids], type=pa.int32()),
-        }
-    )
+    schema = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "length": pa.int32()})
+    return pa.table({"input_ids": ids, "context": [0] * len(ids), "length": [*map(len, ids)]}, schema)

@@ -1,4 +1,4 @@
-"""A loader that remembers how far it was read, so that a resumed run gets exactly the batches that are left."""
+"""A data loader that saves its position, so that a resumed run gets exactly the remaining batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dataset.sampler import GlobalBatchSampler
 from heterolora.errors import UserError
+from heterolora.saliency.problem import Batch
 
 
 class Rows(TorchDataset):
-    """Encoded rows by index, each with its `index` and `weight`: 1, or 0 for a filler, whose index i comes as ~i."""
+    """Encoded rows with `index` and `weight`. The weight is 1, or 0 for a filler, which is requested as ~index."""
 
     def __init__(self, encoded: Dataset) -> None:
         self.encoded = encoded
@@ -24,34 +25,30 @@ class Rows(TorchDataset):
         return len(self.encoded)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """One row each, read at once."""
         real = [index if index >= 0 else ~index for index in indices]
-        columns = self.encoded[real]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        for row, asked, index in zip(rows, indices, real, strict=True):
-            row.update(index=index, weight=float(asked >= 0))
-        return rows
+        columns = {**self.encoded[real], "index": real, "weight": [float(index >= 0) for index in indices]}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader over `GlobalBatchSampler` whose position Lightning saves and restores with its training loop.
+    """A DataLoader over `GlobalBatchSampler`. Lightning saves and restores its position with the training loop.
 
-    The position is the number of batches *consumed*, not fetched: workers run ahead. Iterating is lazy, and the order
-    of the epoch is taken at the first `next`: Lightning asks for the iterator before it tells the epoch.
+    The position is the number of consumed batches, not of fetched batches, because workers read ahead. The order of
+    the epoch is read at the first `next`, because Lightning creates the iterator before it sets the epoch.
 
     Args:
         encoded: the rows.
-        sampler: which of them, in what order.
-        collate: rows → batch.
-        num_workers: processes that read and collate; they are kept from epoch to epoch.
-        pin_memory: for batches that go to a GPU.
+        sampler: selects and orders the rows.
+        collate: makes a batch of rows.
+        num_workers: number of processes that read and collate. They stay alive between epochs.
+        pin_memory: whether the batches go to a GPU.
     """
 
     def __init__(
         self,
         encoded: Dataset,
         sampler: GlobalBatchSampler,
-        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        collate: Callable[[list[dict[str, Any]]], Batch],
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -62,12 +59,12 @@ class ResumableLoader(DataLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            # A stream of its own: a loader draws a seed whenever it starts, which must not move anybody's dropout.
+            # A loader draws a seed when it starts. Its own generator keeps the global random state unchanged.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
-        self._epoch, self._position = -1, 0  # what was consumed, of which epoch
+        self._epoch, self._position = -1, 0  # the epoch that was iterated, and its consumed batches
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         self._epoch, self._position = self.batch_sampler.epoch, self.batch_sampler.start
         for batch in super().__iter__():
             self._position += 1
@@ -79,19 +76,16 @@ class ResumableLoader(DataLoader):
         return {"epoch": sampler.epoch, "position": position, **sampler.identity}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the last consumed batch; after the last of an epoch, with the next epoch.
+        """Continues after the last consumed batch, or with the next epoch if it was the last batch of its epoch.
 
-        Raises:
-            UserError: the position is one in other batches.
+        Raises UserError if the position was saved for other batches.
         """
-        for what, value in self.batch_sampler.identity.items():
-            if state[what] != value:
+        for name, value in self.batch_sampler.identity.items():
+            if state[name] != value:
                 raise UserError(
-                    f"the checkpoint is from a run with {what} {state[what]}, this one has {value}",
+                    f"the checkpoint is from a run with {name} {state[name]}, this one has {value}",
                     "resume with the same data, seed and global batch size",
                 )
         self._epoch = -1
-        if state["position"] >= len(self):
-            self.batch_sampler.resume(state["epoch"] + 1, 0)
-        else:
-            self.batch_sampler.resume(state["epoch"], state["position"])
+        finished = state["position"] >= len(self)
+        self.batch_sampler.resume(state["epoch"] + finished, 0 if finished else state["position"])

@@ -1,4 +1,4 @@
-"""Every data set by name: whatever the modules in `dataset/entries/` list in their `DATASETS`."""
+"""The data sets by name. Each module in `dataset/entries/` lists its entries in `DATASETS`."""
 
 from __future__ import annotations
 
@@ -13,41 +13,36 @@ from heterolora.errors import UserError, nearest
 
 @cache
 def specs() -> dict[str, DatasetSpec]:
-    """All entries, by name, in alphabetical order.
+    """Returns all entries by name, in alphabetical order.
 
-    Raises:
-        UserError: a module without `DATASETS`, or a name or alias that two entries claim.
+    Raises UserError if a module has no `DATASETS`, or if two entries use the same name or alias.
     """
     found: dict[str, DatasetSpec] = {}
-    claimed: dict[str, str] = {}  # name or alias -> the module that has it
+    owner: dict[str, str] = {}  # name or alias -> module
     for module in pkgutil.iter_modules(entries.__path__):
         listed = getattr(importlib.import_module(f"{entries.__name__}.{module.name}"), "DATASETS", None)
         if listed is None:
             raise UserError(f"dataset/entries/{module.name}.py lists no DATASETS", "DATASETS = (DatasetSpec(...),)")
         for spec in listed:
             for name in (spec.name, *spec.aliases):
-                if name in claimed:
+                if name in owner:
                     raise UserError(
-                        f"data set name '{name}' is in dataset/entries/{claimed[name]}.py and in {module.name}.py",
+                        f"data set name '{name}' is in dataset/entries/{owner[name]}.py and in {module.name}.py",
                         "every name and alias belongs to one entry",
                     )
-                claimed[name] = module.name
+                owner[name] = module.name
             found[spec.name] = spec
     return dict(sorted(found.items()))
 
 
 def names() -> tuple[str, ...]:
-    """What `--dataset` takes, without the aliases."""
+    """Returns the values of `--dataset`, without aliases."""
     return tuple(specs())
 
 
 def get(name: str) -> DatasetSpec:
-    """The entry of that name or alias.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Returns the entry with that name or alias. Raises UserError if there is none."""
     for spec in specs().values():
-        if name == spec.name or name in spec.aliases:
+        if name in (spec.name, *spec.aliases):
             return spec
     raise UserError(f"--dataset '{name}' is not known", nearest(name, names()))

@@ -1,33 +1,31 @@
-"""Which rows make up which batch, as a pure function of (seed, epoch), whatever the number of processes."""
+"""Assigns rows to batches, as a pure function of seed and epoch that does not depend on the number of processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch.utils.data import Sampler
 
-# Rows are sorted by length within mega-batches of up to this many global batches, so that batches of one epoch still
-# differ from those of the next (the proportions of transformers' LengthGroupedSampler).
+# Rows are sorted by length within groups of up to this many global batches, so that the batches still differ from epoch
+# to epoch. LengthGroupedSampler of transformers uses the same proportions.
 _MEGA_BATCH = 50
 
 
 def epoch_order(
     n: int, seed: int, epoch: int, shuffle: bool = True, global_batch: int = 1, lengths: Sequence[int] | None = None
 ) -> np.ndarray:
-    """The order of `n` rows in an epoch: global batch j is rows [j·global_batch, (j+1)·global_batch) of it.
+    """Returns the order of the rows in an epoch, (n,) int64. Global batch j is its j-th slice of `global_batch` rows.
 
     Args:
         n: number of rows.
-        seed: of the run.
-        epoch: from 0.
-        shuffle: false keeps file order.
-        global_batch: rows of a global batch; only grouping needs it.
-        lengths: tokens of each row; given, rows of similar length share a batch: they are sorted within mega-batches
-            of the shuffled order, and the full batches are then shuffled. A short last batch stays the last.
-
-    Returns:
-        (n,) int64, a permutation of 0 … n−1.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+        shuffle: whether to shuffle. Otherwise the rows stay in file order.
+        global_batch: rows of a global batch. Only used with `lengths`.
+        lengths: tokens of each row. If given, rows of similar length share a batch: the rows are shuffled, sorted
+            within mega-batches, and the full batches are shuffled. A short last batch stays last.
     """
     if not shuffle:
         return np.arange(n)
@@ -45,60 +43,55 @@ def epoch_order(
     return np.concatenate([batches[rng.permutation(full)].reshape(-1), order[full * global_batch :]])
 
 
+@dataclass(eq=False)
 class GlobalBatchSampler(Sampler[list[int]]):
-    """This process's share of every global batch.
+    """Yields this process's share of every global batch.
 
-    Global batch j holds the same rows for every number of processes that has the same global batch size; rank r of w
-    takes every w-th of them from the r-th on. No row is repeated, so that metrics are exact. A rank without a row in
-    the last batch gets a filler instead, the bitwise complement `~i` of some row's index i, so that all ranks have the
-    same number of batches; `dataset.loader.Rows` gives it weight 0.
+    A global batch has the same rows for every number of processes with the same global batch size. Rank r of w takes
+    every w-th row of it, starting with the r-th. No row is repeated, so metrics are exact. A rank without a row in the
+    last batch gets a filler, so that all ranks have the same number of batches. A filler is the bitwise complement
+    `~i` of the index i of some row. `dataset.loader.Rows` gives it weight 0.
 
-    Args:
-        n: number of rows.
+    Attributes:
+        n, seed, shuffle, lengths: the arguments of `epoch_order`.
         batch_size: rows per batch and process.
-        seed: of the order.
-        rank: of this process.
+        rank: rank of this process.
         world: number of processes.
-        shuffle: false keeps file order.
-        lengths: tokens of each row, to group rows of similar length.
+        epoch: the epoch of the next iteration.
+        start: the first batch of the next iteration.
     """
 
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        shuffle: bool = False,
-        lengths: Sequence[int] | None = None,
-    ) -> None:
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.rank, self.world, self.shuffle, self.lengths = rank, world, shuffle, lengths
-        self.epoch = 0
-        self.start = 0
+    n: int
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    shuffle: bool = False
+    lengths: Sequence[int] | None = None
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
 
     @property
     def sampler(self) -> GlobalBatchSampler:
-        """Itself: Lightning looks for `set_epoch` on a batch sampler's `sampler`."""
+        """The sampler itself. Lightning calls `set_epoch` on a batch sampler's `sampler`."""
         return self
 
     @property
     def identity(self) -> dict[str, int]:
-        """What a position within an epoch depends on, whatever the number of processes."""
+        """The values that a position within an epoch depends on, for every number of processes."""
         return {"rows": self.n, "seed": self.seed, "global batch size": self.batch_size * self.world}
 
     def set_epoch(self, epoch: int) -> None:
-        """A position belongs to its epoch: another epoch starts from its first batch."""
+        """Sets the epoch. A different epoch starts with its first batch."""
         if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
+            self.resume(epoch, 0)
 
     def resume(self, epoch: int, start: int) -> None:
-        """The next iteration of `epoch` begins with its batch `start`; the ones after it with the first."""
+        """Starts the next iteration with batch `start` of `epoch`. Later iterations start with the first batch."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the same on every rank."""
+        """Returns the number of batches of a whole epoch, which is the same on every rank."""
         return -(-self.n // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[list[int]]:

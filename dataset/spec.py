@@ -1,9 +1,9 @@
-"""What a data set is, in one declarative entry."""
+"""The description of a data set as one declarative entry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from heterolora.errors import UserError, nearest
@@ -23,28 +23,28 @@ class DatasetSpec:
     """One entry of the registry.
 
     Attributes:
-        name: what `--dataset` takes.
-        task: the task that it is for.
-        path: hub repository (namespaced, Parquet), `None` where `generate` makes the rows, or where there is no
-            repository and `--dataset-saved-path` is the only source.
-        config: the repository's configuration name.
-        columns: the text columns, and every column that `texts`, `prompt` and `response` read. Without `texts` these
-            are the one or two texts themselves for classification, and the one text for packed language modelling.
-        texts: row → its one or two texts, for classification where they are not simply the columns.
-        label: the label column (classification).
-        labels: the label names in the order of their ids; empty for regression on a real-valued label.
-        metrics: running metrics; the first one, on the first validation split, decides which checkpoint is best.
+        name: the value of `--dataset`.
+        task: the task of the data set.
+        columns: the text columns, and every column that `texts`, `prompt` and `response` read. Without these functions:
+            one or two text columns for classification, and one for packed language modelling.
+        metrics: running metrics. The first one, on the first validation split, selects the best checkpoint.
+        path: hub repository with a namespace, in Parquet. `None` if `generate` makes the rows, or if
+            `--dataset-saved-path` is the only source.
+        config: configuration name of the repository.
+        texts: function of a row that returns its one or two texts, for classification of other texts than `columns`.
+        label: name of the label column (classification).
+        labels: names of the classes in the order of their ids. Empty for regression.
         train: name of the training split.
-        validation: names of the validation splits; empty: a fixed 5% of the training split is held out.
-        test: name of the test split; `None` where its labels are hidden (the validation splits then stand in).
-        official: `<metric module>/<configuration>` under `dataset/official/`, e.g. `glue/rte`.
-        prompt: row → prompt, for prompt → response data (instructions, summaries).
-        cue: what stands between prompt and response; never cut, however long the prompt is.
-        response: row → the text that the loss is taken on.
-        running_text: (packed language modelling) the rows are lines of one text that keep their own line ends, so no
-            end-of-sequence token goes between them; else every row is a document.
-        generate: (split, seed) → rows, for data that the project makes itself.
-        aliases: older names that are still read.
+        validation: names of the validation splits. Empty: a fixed 5% of the training split is held out.
+        test: name of the test split. `None` if its labels are hidden: the validation splits replace it.
+        official: name of the official metric in `dataset/official.py`, e.g. `glue/rte`.
+        prompt: function of a row that returns the prompt, for instructions and summaries.
+        cue: text between prompt and response. It is never truncated.
+        response: function of a row that returns the text that the loss is taken on.
+        running_text: (packed language modelling) the rows are lines of one text and keep their line ends, so no
+            end-of-sequence token separates them. Otherwise every row is a document.
+        generate: function of split and seed that returns the rows, for built-in data.
+        aliases: old names that `--dataset` still accepts.
         summary: one line for `--help` and the README.
     """
 
@@ -66,32 +66,33 @@ class DatasetSpec:
     response: Callable[[Row], str] | None = None
     running_text: bool = False
     generate: Callable[[str, int], list[dict[str, Any]]] | None = None
-    aliases: tuple[str, ...] = field(default=())
+    aliases: tuple[str, ...] = ()
     summary: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses an entry that contradicts itself: a user's own entry is written by hand."""
-        entry = f"data set '{self.name}'"
-        if self.task not in TASKS:
-            raise UserError(f"{entry} has task '{self.task}'", nearest(self.task, TASKS))
+        """Raises UserError if the entry contradicts itself."""
+
+        def require(right: bool, found: str, expected: str) -> None:
+            if not right:
+                raise UserError(f"data set '{self.name}' {found}", expected)
+
+        require(self.task in TASKS, f"has task '{self.task}'", nearest(self.task, TASKS))
         for metric in self.metrics:
-            if metric not in METRICS[self.task]:
-                raise UserError(f"{entry} has metric '{metric}'", nearest(metric, METRICS[self.task]))
-        if not self.metrics or not self.columns:
-            raise UserError(f"{entry} has no metrics or no columns", "name at least one of each")
-        if (self.prompt is None) != (self.response is None):
-            raise UserError(f"{entry} has only one of prompt and response", "give both, or neither")
-        if self.task == "classification" and self.prompt is not None:
-            raise UserError(f"{entry} classifies, and has a prompt", "give columns or texts, and a label")
-        if self.task == "summarization" and self.prompt is None:
-            raise UserError(f"{entry} summarises without a prompt", "give prompt and response")
-        widest = {"classification": 2, "causal_language_modeling": 1}.get(self.task)
-        if widest and not (self.texts or self.prompt) and len(self.columns) > widest:
-            raise UserError(f"{entry} has {len(self.columns)} text columns", f"give at most {widest}, or a function")
+            known = METRICS[self.task]
+            require(metric in known, f"has metric '{metric}'", nearest(metric, known))
+        require(bool(self.metrics and self.columns), "has no metrics or no columns", "name at least one of each")
+        prompted, classifies = self.prompt is not None, self.task == "classification"
+        both_or_none = prompted == (self.response is not None)
+        require(both_or_none, "has only one of prompt and response", "give both, or neither")
+        require(not (classifies and prompted), "classifies and has a prompt", "give columns or texts, and a label")
+        require(self.task != "summarization" or prompted, "summarises without a prompt", "give prompt and response")
+        most, columns = 2 if classifies else 1, len(self.columns)
+        few = bool(self.texts) or prompted or columns <= most
+        require(few, f"has {columns} text columns", f"give at most {most}, or a function")
 
     @property
     def num_labels(self) -> int:
-        """Width of the classification head: 1 for regression."""
+        """Width of the classification head, which is 1 for regression."""
         return max(1, len(self.labels))
 
     @property
@@ -100,5 +101,5 @@ class DatasetSpec:
 
     @property
     def pair(self) -> bool:
-        """Whether a row has two texts, without `texts`; with it the rows themselves say."""
+        """Whether the columns are two texts. With `texts`, the number of texts is known only from the rows."""
         return self.texts is None and len(self.columns) == 2

@@ -1,4 +1,4 @@
-"""Is it the same base model? One SHA-256 over everything that stays frozen."""
+"""Identifies a base model by a SHA-256 of all frozen weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 (hex) over names, shapes, dtypes and bytes of `tensors`, in order of their names."""
+    """Returns the SHA-256 (hex) of names, shapes, dtypes and bytes of `tensors`, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())

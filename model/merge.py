@@ -1,4 +1,4 @@
-"""LoRA folded into the layers that it stands beside: W + scaling · B·A, one matrix at a time (Hu et al. 2021, §4.1)."""
+"""Merges LoRA into the weights of the base, W + scaling · B·A, one matrix at a time (Hu et al. 2021, §4.1)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ROWS, _TOKENS = 2, 16
 
 
 def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """A quantised network with plain linear layers again, all of it in `dtype`; any other as it is.
+    """Dequantises a network to `dtype`. Other networks are returned unchanged.
 
-    What quantisation rounded away stays away.
+    The rounding of the quantisation is not undone.
     """
     if not getattr(network, "is_quantized", False):
         return network
@@ -25,14 +25,14 @@ def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTraine
 
 @torch.no_grad()
 def fold(network: PreTrainedModel, space: SearchSpace) -> None:
-    """Turn an adapted network back into a plain one, in place: no second copy of any but the matrix at hand.
+    """Turns an adapted network into a plain one, in place. At most one matrix is copied at a time.
 
-    The sum is taken in float32 (float64 for such a base) and rounded once to the dtype of the base. A classification
-    head gets that dtype too.
+    The sum is computed in float32 (float64 for a float64 base) and rounded once to the dtype of the base. A
+    classification head gets the same dtype.
 
     Args:
-        network: the adapted network, not quantised.
-        space: its search space; no shortcut is on.
+        network: the adapted network, which must not be quantised.
+        space: its search space, without a shortcut that is on.
     """
     if space.on("shortcut"):
         raise ValueError("shortcuts can't be folded into a base")
@@ -52,7 +52,7 @@ def fold(network: PreTrainedModel, space: SearchSpace) -> None:
 
 
 def probe(network: PreTrainedModel) -> dict[str, Tensor]:
-    """A batch of random tokens to compare two forms of a network by."""
+    """Returns a batch of random tokens for comparing two forms of a network."""
     vocabulary = network.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (_ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -60,6 +60,6 @@ def probe(network: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logits(network: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """What the network says of the batch in evaluation mode, float32, on the CPU."""
+    """Returns the logits of a batch in evaluation mode, as float32 on the CPU."""
     on_device = {name: values.to(network.device) for name, values in batch.items()}
     return network.eval()(**on_device).logits.float().cpu()

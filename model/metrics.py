@@ -1,7 +1,7 @@
-"""Running metrics: a name from a data set's entry → a torchmetrics object.
+"""The running metrics of the data set entries, as torchmetrics objects.
 
-Each holds counts, sums or rows and divides once, at the end, so that a short last batch weighs what it should and
-several processes get the figure that one process gets.
+Each metric keeps counts, sums or rows and divides once, at the end. So a short last batch gets the right weight, and
+several processes compute the same value as one process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heterolora.saliency.problem import Metric as ScoringMetric
 
 
 class F1(MulticlassF1Score):
-    """F1 of class 1 with two classes, as GLUE defines it; the mean of the classes' F1 with more, as SuperGLUE does."""
+    """F1 of class 1 for two classes, as in GLUE, and the mean F1 of all classes for more, as in SuperGLUE."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, average="none" if num_classes == 2 else "macro")
@@ -33,9 +33,9 @@ class F1(MulticlassF1Score):
 
 
 class Matthews(MulticlassConfusionMatrix):
-    """Matthews' correlation of classes (Gorodkin 2004), 0 where it is undefined.
+    """Matthews correlation of classes (Gorodkin 2004). It is 0 where it is undefined.
 
-    torchmetrics' own one returns small numbers other than 0 while a model predicts a single class.
+    The metric of torchmetrics returns small nonzero numbers if a model predicts a single class.
     """
 
     def compute(self) -> Tensor:
@@ -48,7 +48,7 @@ class Matthews(MulticlassConfusionMatrix):
 
 
 class Pearson(PearsonCorrCoef):
-    """Pearson's correlation of real values, accumulated in float64."""
+    """Pearson correlation of real values, accumulated in float64."""
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """predictions (rows,) or (rows, 1), labels (rows,)."""
@@ -56,7 +56,7 @@ class Pearson(PearsonCorrCoef):
 
 
 class Spearman(SpearmanCorrCoef):
-    """Spearman's rank correlation of real values; equal values share their mean rank."""
+    """Spearman rank correlation of real values. Ties get their mean rank."""
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """predictions (rows,) or (rows, 1), labels (rows,)."""
@@ -64,7 +64,7 @@ class Spearman(SpearmanCorrCoef):
 
 
 class WeightedMean(Metric):
-    """Σ sums / Σ counts. It keeps one pair of numbers a batch and adds them up in float64."""
+    """Σ sums / Σ counts. Keeps one pair of numbers per batch and adds them in float64."""
 
     full_state_update = False
 
@@ -74,7 +74,7 @@ class WeightedMean(Metric):
         self.add_state("counts", default=[], dist_reduce_fx="cat")
 
     def update(self, sum_: Tensor | float, count: Tensor | int) -> None:
-        """Sum of a batch, and the number of things (rows, tokens) that it is a sum over."""
+        """Takes the sum over a batch, and the number of its summands (rows or tokens)."""
         for batches, value in ((self.sums, sum_), (self.counts, count)):
             batches.append(torch.as_tensor(value, dtype=torch.float32, device=self.device).detach().reshape(1))
 
@@ -84,16 +84,16 @@ class WeightedMean(Metric):
 
 
 class Perplexity(WeightedMean):
-    """exp of the mean loss over target tokens; update with the loss summed over a batch's tokens, and their number."""
+    """exp of the mean loss over target tokens. `update` takes the summed loss of a batch and its number of tokens."""
 
     def compute(self) -> Tensor:
         return super().compute().exp()
 
 
 class Rouge(WeightedMean):
-    """Mean F-measure of one ROUGE score over rows, as `dataset/official/rouge` computes it.
+    """Mean F-measure of one ROUGE score over rows, as in `dataset/official.py`.
 
-    torchmetrics' own one keeps a list for each row and waits for ever where processes hold different numbers of rows.
+    The metric of torchmetrics keeps a list for each row, and hangs if processes have different numbers of rows.
     """
 
     def __init__(self, key: str) -> None:
@@ -102,7 +102,7 @@ class Rouge(WeightedMean):
         self.scorer = RougeScorer([key], use_stemmer=True)
 
     def update(self, generated: Sequence[str], references: Sequence[str]) -> None:
-        """Texts, one reference for each generated one."""
+        """Takes the generated texts and one reference for each."""
         pairs = zip(references, generated, strict=True)
         super().update(sum(self.scorer.score(*pair)[self.key].fmeasure for pair in pairs), len(references))
 
@@ -121,7 +121,7 @@ _BUILD: dict[str, Callable[[int], Metric]] = {
 
 
 def build(names: Sequence[str], num_labels: int) -> MetricCollection:
-    """One collection for `names`, which all take the same pair of arguments in `update`.
+    """Returns one collection of the metrics `names`, which must take the same arguments in `update`.
 
     | names | update(…, …) |
     | --- | --- |
@@ -130,35 +130,29 @@ def build(names: Sequence[str], num_labels: int) -> MetricCollection:
     | perplexity | loss summed over the batch's target tokens, number of these tokens |
     | rouge1, rouge2, rougeL | generated texts, reference texts |
 
-    A batch has at least one row; a process may have no batch. `compute()` returns name → scalar tensor; a correlation
-    with constant values is NaN.
+    A batch has at least one row. A process may have no batch. `compute()` returns a scalar tensor for each name. A
+    correlation with constant values is NaN.
 
-    Raises:
-        UserError: a name is not known.
+    Raises UserError if a name is not known.
     """
-    # Grouping metrics with equal states saves little, and decides by the first batch's values which ones are equal.
+    # Groups of metrics with equal states save little, and torchmetrics forms them from the values of the first batch.
     return MetricCollection({_known(name): _BUILD[name](num_labels) for name in names}, compute_groups=False)
 
 
 def mode(name: str) -> Literal["max", "min"]:
-    """Whether a higher or a lower value is better.
-
-    Raises:
-        UserError: the name is not known.
-    """
+    """Returns whether higher or lower values are better. Raises UserError if the name is not known."""
     return "min" if _known(name) == "perplexity" else "max"
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:
-    """The metric `name` as `alpha_test` needs it.
+    """Returns the metric `name` in the form that `alpha_test` needs.
 
     Args:
         name: `loss`, or the name of a classification metric.
         num_labels: width of the classification head.
         tolerance: see `heterolora.saliency.problem.Metric`.
 
-    Raises:
-        UserError: the name is not known.
+    Raises UserError if the name is not known.
     """
     if name in ("loss", "accuracy"):
         return ScoringMetric(name, tolerance)

@@ -1,4 +1,4 @@
-"""How many parameters a network has and how many of them train, per kind of element."""
+"""Counts the parameters and the trainable parameters of a network, for each kind of element."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ParameterRow:
 
     Attributes:
         kind: `lora`, `shortcut`, `head` or `base`.
-        name: canonical name of the element; the kind again for head and base.
-        trainable: number of parameters that ask for a gradient.
+        name: canonical name of the element, or the kind for head and base.
+        trainable: number of parameters that require a gradient.
         total: number of parameters.
         on: number of elements that are on.
         off: number of elements that are off.
-        ranks: the different ranks, ascending.
+        ranks: the distinct ranks, ascending.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class ParameterRow:
 
 @dataclass(frozen=True)
 class ParameterTable:
-    """All parameters of a network, each counted once."""
+    """The parameters of a network. Each is counted once."""
 
     rows: tuple[ParameterRow, ...]
 
@@ -53,16 +53,16 @@ class ParameterTable:
         return sum(row.total for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return {"trainable": self.trainable, "total": self.total, "rows": [asdict(row) for row in self.rows]}
 
 
 def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTable:
-    """Count the parameters of a network.
+    """Counts the parameters of a network.
 
     Args:
         network: adapted or plain.
-        space: its search space if it is adapted.
+        space: its search space, if it is adapted.
     """
     groups: dict[tuple[str, str], list[LowRank]] = {}
     for low_rank in space or ():
@@ -84,19 +84,19 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
 
 
 def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """(trainable, total)."""
+    """Returns (trainable, total)."""
     sizes = [(parameter.requires_grad, _size(parameter)) for parameter in parameters]
     return sum(size for trains, size in sizes if trains), sum(size for _, size in sizes)
 
 
 def _size(parameter: nn.Parameter) -> int:
-    """Number of weights; a 4-bit layer packs two into a byte and has their shape beside them."""
+    """Returns the number of weights. A 4-bit layer packs two into a byte and keeps their shape separately."""
     packed = getattr(parameter, "quant_state", None)
     return parameter.numel() if packed is None else packed.shape.numel()
 
 
 def render(table: ParameterTable) -> Table:
-    """The table for the terminal."""
+    """Returns the table for the terminal."""
     shown = Table(title="Parameters")
     for column in ("kind", "name", "elements on", "rank", "trainable", "total"):
         shown.add_column(column, justify="left" if column in ("kind", "name") else "right")

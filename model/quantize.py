@@ -1,8 +1,8 @@
-"""Frozen bases in 4 or 8 bits, by bitsandbytes through transformers.
+"""Quantises frozen base models to 4 or 8 bits, with bitsandbytes through transformers.
 
-`nf4`: normal floats with doubly quantised constants (Dettmers et al. 2023, arXiv:2305.14314). `int8`: LLM.int8()
-(Dettmers et al. 2022, arXiv:2208.07339). Linear layers inside the base are quantised; embeddings, norms and whatever
-makes the output, a classification head included, are not.
+`nf4` is NormalFloat with double quantisation (Dettmers et al. 2023, arXiv:2305.14314). `int8` is LLM.int8() (Dettmers
+et al. 2022, arXiv:2208.07339). The linear layers of the base are quantised. The embeddings, the norms and the output
+layers, such as a classification head, are not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COMPUTE_DTYPES = {
 
 
 def check_quantize(quantize: str, precision: str, on_gpu: bool) -> None:
-    """Raises UserError where a base can't be quantised: no GPU, a package missing, a precision that does not go."""
+    """Raises UserError if there is no GPU, if a package is missing, or if the precision does not fit."""
     if not on_gpu:
         raise UserError(
             f"--quantize {quantize} needs a GPU", "leave it out here; for a quantised checkpoint give --quantize none"
@@ -42,7 +42,7 @@ def check_quantize(quantize: str, precision: str, on_gpu: bool) -> None:
 
 
 def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
-    """What `from_pretrained` takes to quantise while it loads, onto this process's device."""
+    """Returns the arguments of `from_pretrained` that quantise the base and place it on this process's device."""
     if quantize == "nf4":
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -53,16 +53,16 @@ def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
         )
     else:
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTIZED)
-        # A warning at every call that inputs become float16 for the product, which is how the method works.
+        # Each call warns that the inputs are cast to float16. The method works that way.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return {"quantization_config": config, "device_map": {"": _device()}}
 
 
 def _device() -> int | str:
-    """The GPU that Lightning gives this process: layers are quantised where they will stay.
+    """Returns the GPU that Lightning assigns to this process. Layers are quantised on the device that they stay on.
 
-    Launchers say which by an environment variable, before there is a process group. bitsandbytes computes on a CPU too,
-    slowly, so that code can be tried where there is no GPU.
+    Launchers set it in an environment variable, before there is a process group. bitsandbytes also runs on a CPU, but
+    slowly, so the code can be tested without a GPU.
     """
     if not torch.cuda.is_available():
         return "cpu"

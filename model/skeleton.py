@@ -1,4 +1,4 @@
-"""A base model without its weights: modules and shapes from a configuration, in no time and no memory."""
+"""Builds a base model without weights: the modules and shapes of a configuration, quickly and without memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataset.spec import Task
 
 
 def skeleton(config: PretrainedConfig, task: Task) -> PreTrainedModel:
-    """The network of `config` with the head of `task`, its tensors on the meta device."""
+    """Returns the network of `config` with the head of `task`. Its tensors are on the meta device."""
     auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     with torch.device("meta"):
         return auto.from_config(config)

@@ -282,6 +282,14 @@ def test_an_edited_entry_is_encoded_anew(tmp_path, monkeypatch):
         assert encode(rows, spec, word_tokenizer([WORDS]), Lengths(9, 0))[0]["input_ids"][1] == first
 
 
+def test_callables_without_a_file_are_part_of_the_key(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = Dataset.from_list([{"prompt": "a b", "response": "c"}])
+    for column, first in (("prompt", A), ("response", C)):
+        spec = replace(ANSWER, prompt=operator.itemgetter(column))
+        assert encode(rows, spec, word_tokenizer([WORDS]), Lengths(9, 0))[0]["input_ids"][1] == first
+
+
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")

@@ -79,7 +79,7 @@ def test_gemma_means_the_first_gemma(model_type):
     with pytest.raises(UserError) as caught:
         family.get("gemma").check(AutoConfig.for_model(model_type))
     assert f"does not fit a model of type '{model_type}'" in str(caught.value)
-    assert ("norms after the halves too" in str(caught.value)) == model_type.startswith("gemma")
+    assert ("also have norms after the halves" in str(caught.value)) == model_type.startswith("gemma")
 
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])

@@ -57,11 +57,11 @@ def test_rouge_counts_stemmed_overlaps() -> None:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("gleu/rte", "did you mean 'glue'?"),
-        ("glue/rta", "cola, sst2"),
-        ("glue", "cola, sst2"),
-        ("super_glue/record", "boolq, cb"),
-        ("rouge/xsum", "no configurations"),
+        ("gleu/rte", "did you mean 'glue/rte'?"),
+        ("glue/rta", "did you mean 'glue/rte'?"),
+        ("glue", "glue/cola, glue/mnli"),
+        ("super_glue/record", "super_glue/boolq, super_glue/cb"),
+        ("rouge/xsum", "did you mean 'rouge'?"),
     ],
 )
 def test_unknown_names_say_what_there_is(name: str, advice: str) -> None:

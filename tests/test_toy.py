@@ -16,35 +16,35 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dataset import registry
 from dataset.toy import tasks
 from dataset.toy.review import QUALITY
-from dataset.toy.world import RESPECTS, SPLITS
+from dataset.toy.world import SPLITS, TRAITS
 from heterolora.errors import UserError
 from tests.world import ROOT, metrics_of, run
 from tools.quickstart import bag_of_words, frozen
 
 TOY_OPT = ROOT / "model" / "toy_opt"
 MEANING = {
-    word: (respect.name, word in respect.yes)
-    for respects in (*RESPECTS.values(), QUALITY)
-    for respect in respects
-    for word in (*respect.yes, *respect.no)
+    word: (trait.name, word in trait.yes)
+    for traits in (*TRAITS.values(), QUALITY)
+    for trait in traits
+    for word in (*trait.yes, *trait.no)
 }
 
 
 def read(text: str) -> tuple[str, dict[str, bool]]:
-    """A sentence of the toy world → its subject, and respect → whether it holds; by looking words up, one by one."""
+    """A sentence of the toy world → its subject, and trait → whether it holds; by looking words up, one by one."""
     subject, told = re.fullmatch(r"(?:The )?(\w+) was (.*)\.", text).groups()
     facts, negated = {}, False
     for word in re.findall(r"\w+", told):
         if word == "not":
             negated = True
         elif word != "and":
-            respect, yes = MEANING[word]
-            facts[respect], negated = yes != negated, False
+            trait, yes = MEANING[word]
+            facts[trait], negated = yes != negated, False
     return subject, facts
 
 
 def test_no_word_means_two_things() -> None:
-    words = [word for respects in RESPECTS.values() for respect in respects for word in (*respect.yes, *respect.no)]
+    words = [word for traits in TRAITS.values() for trait in traits for word in (*trait.yes, *trait.no)]
     assert len(words) == len(set(words))
 
 
@@ -53,8 +53,8 @@ def test_nli_labels_follow_from_the_sentences(split: str) -> None:
     for row in tasks.generate_nli(split, 0):
         _, facts = read(row["sentence1"])
         pronoun, asked = re.fullmatch(r"Was (she|he|it) (.*), would you say\?", row["sentence2"]).groups()
-        ((respect, holds),) = read(f"{pronoun} was {asked}.")[1].items()
-        assert row["label"] == int(facts[respect] != holds)
+        ((trait, holds),) = read(f"{pronoun} was {asked}.")[1].items()
+        assert row["label"] == int(facts[trait] != holds)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dataset.spec import DatasetSpec
 
+_text = partial(DatasetSpec, task="causal_language_modeling", columns=("text",), metrics=("perplexity",))
+
 DATASETS = (
-    DatasetSpec(
+    _text(
         name="wikitext2",
-        task="causal_language_modeling",
         path="Salesforce/wikitext",
-        # The raw text: the other configuration has rare words replaced by <unk> for word-level models.
-        config="wikitext-2-raw-v1",
-        columns=("text",),
+        config="wikitext-2-raw-v1",  # the other configuration replaces rare words by <unk>, for word-level models
         running_text=True,
-        metrics=("perplexity",),
         aliases=("wikitext-2-v1",),
         summary="WikiText-2, Wikipedia articles (Merity et al. 2017, arXiv:1609.07843)",
     ),
-    DatasetSpec(
+    _text(
         name="lambada",
-        task="causal_language_modeling",
         path="cimec/lambada",
-        columns=("text",),
-        metrics=("perplexity",),
         summary="LAMBADA, novels to train on, passages to test on (Paperno et al. 2016, arXiv:1606.06031)",
     ),
 )

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from dataset.spec import DatasetSpec, Row
+from operator import itemgetter
+from typing import Any
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
-CUE = "\n\nTL;DR:"  # asks a causal model for a summary without training (Radford et al. 2019)
-
-
-def document(row: Row) -> str:
-    return row["document"]
+from dataset.spec import DatasetSpec
 
 
-def dialogue(row: Row) -> str:
-    return row["dialogue"]
+def summaries(name: str, column: str, summary: str, **options: Any) -> DatasetSpec:
+    """Returns the entry of a data set with texts in `column`. `options` are further fields of the entry."""
+    return DatasetSpec(
+        name=name,
+        task="summarization",
+        columns=(column, "summary"),
+        prompt=itemgetter(column),
+        cue="\n\nTL;DR:",  # makes a causal model summarise without training (Radford et al. 2019)
+        response=itemgetter("summary"),
+        metrics=("rouge1", "rouge2", "rougeL"),
+        official="rouge",
+        summary=summary,
+        **options,
+    )
 
 
-def summary(row: Row) -> str:
-    return row["summary"]
-
+_XSUM = "one-sentence summaries of BBC articles (Narayan et al. 2018, arXiv:1808.08745)"
+_SAMSUM = "summaries of chat dialogues (Gliwa et al. 2019, arXiv:1911.12237)"
 
 DATASETS = (
-    DatasetSpec(
-        name="xsum",
-        task="summarization",
-        path="EdinburghNLP/xsum",
-        columns=("document", "summary"),
-        prompt=document,
-        cue=CUE,
-        response=summary,
-        metrics=ROUGE,
-        official="rouge",
-        summary="one-sentence summaries of BBC articles (Narayan et al. 2018, arXiv:1808.08745)",
-    ),
-    DatasetSpec(
-        name="samsum",
-        task="summarization",
-        path="knkarthick/samsum",
-        columns=("dialogue", "summary"),
-        prompt=dialogue,
-        cue=CUE,
-        response=summary,
-        metrics=ROUGE,
-        official="rouge",
-        summary="summaries of chat dialogues (Gliwa et al. 2019, arXiv:1911.12237)",
-    ),
+    summaries("xsum", "document", _XSUM, path="EdinburghNLP/xsum"),
+    summaries("samsum", "dialogue", _SAMSUM, path="knkarthick/samsum"),
 )

@@ -1,41 +1,18 @@
-"""SuperGLUE (Wang et al. 2019, arXiv:1905.00537). Its test labels are hidden: `test` uses the validation split."""
+"""SuperGLUE (Wang et al. 2019, arXiv:1905.00537). The test labels are hidden: `test` uses the validation split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
-from dataset.spec import DatasetSpec, Row
+from dataset.entries.glue import ACCURACY_F1, CLAIMS, benchmark_task
+from dataset.spec import Row
 from heterolora.errors import UserError, nearest
-
-
-def _super_glue(
-    name: str,
-    columns: tuple[str, ...],
-    labels: tuple[str, ...],
-    summary: str,
-    metrics: tuple[str, ...] = ("accuracy",),
-    texts: Callable[[Row], tuple[str, ...]] | None = None,
-) -> DatasetSpec:
-    return DatasetSpec(
-        name=name,
-        task="classification",
-        path="aps/super_glue",
-        config=name,
-        columns=columns,
-        texts=texts,
-        labels=labels,
-        metrics=metrics,
-        test=None,
-        official=f"super_glue/{name}",
-        summary=summary,
-    )
-
 
 _COPA_QUESTION = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 
 
 def copa_texts(row: Row) -> tuple[str, str]:
-    """Premise with its question, and both alternatives in order: one pair whose class is the better alternative."""
+    """Returns the premise with its question, and both alternatives in order. The class is the better alternative."""
     question = row["question"]
     if question not in _COPA_QUESTION:
         raise UserError(f"copa: question '{question}' is not known", nearest(question, _COPA_QUESTION))
@@ -43,19 +20,18 @@ def copa_texts(row: Row) -> tuple[str, str]:
 
 
 def wic_texts(row: Row) -> tuple[str, str]:
-    """The word in front of the first sentence: the same two sentences are asked about different words."""
+    """Returns both sentences. The word comes before the first: the same sentences appear with different words."""
     return f"{row['word']}: {row['sentence1']}", row["sentence2"]
 
 
+_super_glue = partial(benchmark_task, "aps/super_glue")
+_TRUTH = ("False", "True")
+_WIC_COLUMNS = ("word", "sentence1", "sentence2")
+_CB_LABELS = ("entailment", "contradiction", "neutral")
+
 DATASETS = (
-    _super_glue("boolq", ("question", "passage"), ("False", "True"), "yes or no question about a passage"),
-    _super_glue(
-        "cb",
-        ("premise", "hypothesis"),
-        ("entailment", "contradiction", "neutral"),
-        "is the writer committed to the hypothesis?",
-        ("accuracy", "f1"),
-    ),
+    _super_glue("boolq", ("question", "passage"), _TRUTH, "yes or no question about a passage"),
+    _super_glue("cb", CLAIMS, _CB_LABELS, "is the writer committed to the hypothesis?", metrics=ACCURACY_F1),
     _super_glue(
         "copa",
         ("premise", "choice1", "choice2", "question"),
@@ -63,11 +39,5 @@ DATASETS = (
         "which of two alternatives is the cause or the effect?",
         texts=copa_texts,
     ),
-    _super_glue(
-        "wic",
-        ("word", "sentence1", "sentence2"),
-        ("False", "True"),
-        "has a word the same sense in two sentences?",
-        texts=wic_texts,
-    ),
+    _super_glue("wic", _WIC_COLUMNS, _TRUTH, "does a word have the same sense in two sentences?", texts=wic_texts),
 )

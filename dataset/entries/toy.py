@@ -1,29 +1,29 @@
-"""The built-in toy world: made by a seeded generator, so that everything can be tried without a download."""
+"""The data sets of the built-in toy world. A seeded generator makes them, so they need no download."""
 
 from __future__ import annotations
 
-from dataset.entries.summarization import CUE, ROUGE, document, summary
+from functools import partial
+
+from dataset.entries.summarization import summaries
 from dataset.spec import DatasetSpec
 from dataset.toy import tasks
 
+_classification = partial(DatasetSpec, task="classification", metrics=("accuracy",))
+
 DATASETS = (
-    DatasetSpec(
+    _classification(
         name="toy_nli",
-        task="classification",
         columns=("sentence1", "sentence2"),
         labels=tasks.NLI_LABELS,
-        metrics=("accuracy",),
         generate=tasks.generate_nli,
-        summary="toy world: does the first sentence say yes to the question after it?",
+        summary="toy world: does the first sentence answer the question with yes?",
     ),
-    DatasetSpec(
+    _classification(
         name="toy_sentiment",
-        task="classification",
         columns=("sentence",),
         labels=tasks.SENTIMENT_LABELS,
-        metrics=("accuracy",),
         generate=tasks.generate_sentiment,
-        summary="toy world: is a review of a work of art good?",
+        summary="toy world: is a review of a work of art positive?",
     ),
     DatasetSpec(
         name="toy_lm",
@@ -31,18 +31,12 @@ DATASETS = (
         columns=("text",),
         metrics=("perplexity",),
         generate=tasks.generate_lm,
-        summary="toy world: what people, things and places are like",
+        summary="toy world: texts about people, things and places",
     ),
-    DatasetSpec(
-        name="toy_summary",
-        task="summarization",
-        columns=("document", "summary"),
-        prompt=document,
-        cue=CUE,
-        response=summary,
-        metrics=ROUGE,
-        official="rouge",
+    summaries(
+        "toy_summary",
+        "document",
+        "toy world: two descriptions, summarised in simple words",
         generate=tasks.generate_summary,
-        summary="toy world: two descriptions in the plainest words",
     ),
 )

@@ -1,1 +1,1 @@
-"""The built-in toy world: people, things and places, what they are like, and a seeded generator of texts about them."""
+"""The built-in toy world: people, things and places, their traits, and a seeded generator of texts on them."""

@@ -1,26 +1,23 @@
-"""Verdicts on works of art: three aspects, each good or bad in one way or another, and the majority decides."""
+"""Reviews of works of art. A review calls each of three aspects good or bad, and the majority is its verdict."""
 
 from __future__ import annotations
 
 import random
 
 from dataset.toy.language import NEGATED, listed, say, sentence
-from dataset.toy.world import Fact, Respect, split_of
+from dataset.toy.world import Fact, split_of, traits
 
 WORKS = ("film", "play", "song", "story", "opera", "painting", "dance", "poem")
 ASPECTS = ("beginning", "middle", "end", "idea", "form", "tone")
-QUALITY = tuple(
-    Respect(name, tuple(good.split()), tuple(bad.split()))
-    for name, good, bad in (
-        ("worth", "good great", "bad awful"),
-        ("wit", "funny witty", "silly flat"),
-        ("depth", "deep clever", "shallow trite"),
-    )
+QUALITY = traits(
+    ("worth", "good great", "bad awful"),
+    ("wit", "funny witty", "silly flat"),
+    ("depth", "deep clever", "shallow trite"),
 )
 
 
 def review(rng: random.Random, split: str, liked: bool, negated: float = NEGATED) -> str:
-    """One sentence on three aspects of a work, of which two or three are good (or, if not `liked`, bad)."""
+    """Draws one sentence on three aspects of a work. Two or three of them are good, or bad if not `liked`."""
     while True:
         work, aspects = rng.choice(WORKS), rng.sample(ASPECTS, 3)
         if split_of(work, *aspects) == split:
@@ -32,5 +29,5 @@ def review(rng: random.Random, split: str, liked: bool, negated: float = NEGATED
 
 
 def verdict(liked: bool, rng: random.Random) -> str:
-    """What follows from a review."""
+    """Draws a sentence that states the verdict of a review."""
     return rng.choice(("I liked it.", "I loved it.") if liked else ("I did not like it.", "I hated it."))

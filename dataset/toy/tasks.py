@@ -1,11 +1,11 @@
-"""The rows of the four toy tasks, in the shapes of their real counterparts."""
+"""The rows of the four toy tasks, with the columns of the data sets that they imitate."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from dataset.toy.corpus import document, remark
-from dataset.toy.language import describe, opposite, say, sentence, summarise
+from dataset.toy.language import describe, say, sentence, summarise
 from dataset.toy.review import review
 from dataset.toy.world import draw_scene, stream
 
@@ -17,17 +17,17 @@ Rows = list[dict[str, Any]]
 
 
 def generate_nli(split: str, seed: int) -> Rows:
-    """`sentence1`, `sentence2`, `label`, in the shape of RTE: does the description say yes to the question after it?
+    """Returns rows with `sentence1`, `sentence2` and `label`, as RTE. Label 0: the answer to the question is yes.
 
-    Both may deny the opposite instead of telling a fact, so neither alone nor any count of words says the label. The
-    question is asked as the pretraining text never asks.
+    Both sentences may use negation, so neither of them alone and no bag of words determines the label. The question has
+    a form that the pretraining text does not use.
     """
     rng = stream("nli", split, seed)
     rows = []
     for index in range(ROWS[split]):
         scene, label = draw_scene(rng, split), index % 2
         fact = rng.choice(scene.facts)
-        asked = say(fact if label == 0 else opposite(fact), rng)
+        asked = say(fact if label == 0 else fact.opposite, rng)
         second = sentence(f"was {scene.pronoun} {asked}, would you say", "?")
         rows.append({"sentence1": describe(scene, rng), "sentence2": second, "label": label})
     rng.shuffle(rows)
@@ -35,7 +35,7 @@ def generate_nli(split: str, seed: int) -> Rows:
 
 
 def generate_sentiment(split: str, seed: int) -> Rows:
-    """`sentence`, `label`: as SST-2."""
+    """Returns rows with `sentence` and `label`, as SST-2: is a review positive?"""
     rng = stream("sentiment", split, seed)
     rows = [{"sentence": review(rng, split, index % 2 == 1), "label": index % 2} for index in range(ROWS[split])]
     rng.shuffle(rows)
@@ -43,13 +43,13 @@ def generate_sentiment(split: str, seed: int) -> Rows:
 
 
 def generate_lm(split: str, seed: int) -> Rows:
-    """`text`: documents to model, as WikiText."""
+    """Returns rows with `text`, as WikiText: documents to model."""
     rng = stream("lm", split, seed)
     return [{"text": document(rng, split)} for _ in range(ROWS[split])]
 
 
 def generate_summary(split: str, seed: int) -> Rows:
-    """`document`, `summary`: two scenes with remarks, and both of them in the plainest words."""
+    """Returns rows with `document` and `summary`: two scenes with remarks, and both scenes summarised."""
     rng = stream("summary", split, seed)
     rows = []
     for _ in range(ROWS[split]):

@@ -1,6 +1,6 @@
-"""The families that can be adapted: every module of this folder that holds a `FAMILY` table.
+"""The families that can be adapted. Each module of this folder with a `FAMILY` table is one.
 
-Adding an architecture means adding such a file and nothing else. Reading the tables imports neither torch nor
+To add an architecture, add such a file. Nothing else changes. The tables are read without importing torch or
 transformers, so that `--help` can list them.
 """
 
@@ -18,7 +18,7 @@ from heterolora.family import Family
 
 @dataclass(frozen=True)
 class AdaptedName:
-    """`--model` of an adapted network: its family, and whether it has shortcuts beside LoRA."""
+    """The parts of `--model` for an adapted network: its family, and whether it has shortcuts in addition to LoRA."""
 
     family: Family
     shortcuts: bool
@@ -26,36 +26,36 @@ class AdaptedName:
 
 @functools.cache
 def families() -> Mapping[str, Family]:
-    """Family name -> table, sorted by name."""
+    """Returns the tables by family name, sorted."""
     modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
     tables = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
     return {table.name: table for table in sorted(tables, key=lambda table: table.name)}
 
 
 def names() -> tuple[str, ...]:
-    """The family names."""
+    """Returns the family names."""
     return tuple(families())
 
 
 def model_names() -> tuple[str, ...]:
-    """Every `--model` that names an adapted network: `<family>_lora` and `<family>_lora_ags`."""
+    """Returns all values of `--model` for adapted networks: `<family>_lora` and `<family>_lora_ags`."""
     return tuple(f"{name}{suffix}" for name in families() for suffix in ("_lora", "_lora_ags"))
 
 
 def get(name: str) -> Family:
-    """The table of that name; `UserError` with the nearest name if there is none."""
+    """Returns the table of that name. Raises UserError with the nearest name if there is none."""
     if name not in families():
         raise UserError(f"the family '{name}' is not known", nearest(name, names()))
     return families()[name]
 
 
 def for_model_type(model_type: str) -> Family | None:
-    """The table that fits Hugging Face's `model_type`, if there is one."""
+    """Returns the table that fits a `model_type` of Hugging Face, if there is one."""
     return next((table for table in families().values() if model_type in table.model_types), None)
 
 
 def parse_model_name(name: str) -> AdaptedName | None:
-    """`opt_lora` or `opt_lora_ags` -> the family and whether there are shortcuts; None for any other name."""
+    """Splits a name such as `opt_lora` or `opt_lora_ags`. Returns None for any other name."""
     stem, _, tail = name.rpartition("_lora")
     if stem not in families() or tail not in ("", "_ags"):
         return None

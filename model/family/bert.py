@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018, arXiv:1810.04805). Blocks laid out as RoBERTa's; it classifies."""
+"""BERT (Devlin et al. 2018, arXiv:1810.04805). It has the same modules as RoBERTa. Classification only."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Gemma, the first (Gemma Team 2024, arXiv:2403.08295). Blocks laid out as Llama's."""
+"""Gemma 1 (Gemma Team 2024, arXiv:2403.08295). It has the same modules as Llama."""
 
 from dataclasses import replace
 
@@ -11,6 +11,6 @@ FAMILY = replace(
     norm_offset=1.0,
     misfits=dict.fromkeys(
         ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"),
-        "later Gemmas have norms after the halves too",
+        "later Gemma models also have norms after the halves",
     ),
 )

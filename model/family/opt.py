@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022, arXiv:2205.01068). Pre-norm, but for OPT-350M, whose configuration says post-norm."""
+"""OPT (Zhang et al. 2022, arXiv:2205.01068). Pre-norm, except OPT-350M, whose configuration declares post-norm."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671). Blocks laid out as Llama's."""
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671). They have the same modules as Llama."""
 
 from dataclasses import replace
 

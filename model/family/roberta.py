@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019, arXiv:1907.11692). Post-norm, an encoder: it classifies."""
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692). A post-norm encoder. Classification only."""
 
 from heterolora.family import Family, never
 

@@ -1,4 +1,4 @@
-"""An adapter folder, made by PEFT or here, read and found to agree with itself."""
+"""Reads an adapter folder, written by PEFT or by this program, and checks that its files agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNSUPPORTED = {"lora_magnitude_vector": "DoRA", "lora_embedding_": "LoRA on an 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """LoRA of one linear layer: its settings, A (r, in) and B (out, r)."""
+    """The LoRA of one linear layer: its settings, A (r, in) and B (out, r)."""
 
     settings: Settings
     A: Tensor
@@ -37,13 +37,13 @@ class Adapter:
     """The contents of an adapter folder.
 
     Attributes:
-        folder: where it lies.
+        folder: the folder.
         settings: its configuration.
-        lora: path of the linear layer in the base -> its LoRA.
-        head: name of each parameter of its classification head -> values; empty if it has none.
-        record: what this program noted when it wrote the folder; None for an adapter made elsewhere.
-        shortcut: configuration of its shortcuts; None if it has none.
-        shortcut_weights: `layer_<i>.<name>.A` (r, d) and `….B` (d, r) of those that are on.
+        lora: LoRA by path of the linear layer in the base.
+        head: values of the classification head by parameter name. Empty if there is none.
+        record: the record that this program wrote into the folder. None for an adapter of another program.
+        shortcut: configuration of the shortcuts. None if there are none.
+        shortcut_weights: `layer_<i>.<name>.A` (r, d) and `….B` (d, r) of the shortcuts that are on.
     """
 
     folder: Path
@@ -56,10 +56,9 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter folder.
+    """Reads an adapter folder.
 
-    Raises:
-        UserError: a file is missing, cut short, of another kind, or does not agree with the other.
+    Raises UserError if a file is missing, truncated or of another kind, or if the files do not agree.
     """
     if not folder.is_dir():
         raise UserError(f"'{folder}' is not a folder", f"give the folder of a PEFT adapter, with {CONFIG}")
@@ -77,7 +76,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """(module -> its A and B, parameter of the head -> its values)."""
+    """Returns A and B by module, and the values of the head by parameter name."""
     matrices: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
     for key, values in state.items():
@@ -97,7 +96,7 @@ def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
 
 
 def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Tensor]) -> LoraWeights:
-    """The LoRA of one module, its shapes checked against the configuration."""
+    """Returns the LoRA of one module, after a check of its shapes against the configuration."""
     element = settings.element(module)
     if pair.keys() != {"A", "B"}:
         raise UserError(f"{path} has only lora_{next(iter(pair))} of {module}", "expected lora_A and lora_B")
@@ -117,7 +116,7 @@ def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Te
 
 
 def _read_record(path: Path) -> Record | None:
-    """What this program noted in the header of the file."""
+    """Returns the record that this program wrote into the header of the file."""
     if path.suffix != ".safetensors":
         return None
     with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""The model card: an adapter folder's README.md."""
+"""Writes the model card, the README.md of an adapter folder."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _PIPELINES = {"classification": "text-classification", "summarization": "summari
 
 @dataclass(frozen=True)
 class CardContents:
-    """The contents of a card.
+    """The result that a card describes.
 
     Attributes:
         network: the adapted network.
         space: its search space.
         spec: the data set.
-        record: the run.
-        renormalize: whether its blocks normalise once more after the cross-layer shortcuts.
-        metrics: split -> metric -> value, where they are known.
-        configurations: the configuration files, each with what it says of itself.
-        pictures: files of the folder to show.
+        record: the record of the run.
+        renormalize: whether the blocks normalise again after the cross-layer shortcuts.
+        metrics: values by split and metric, if they are known.
+        configurations: the configuration files with their descriptions.
+        pictures: image files of the folder.
     """
 
     network: PreTrainedModel
@@ -48,27 +48,27 @@ class CardContents:
 
     @property
     def beyond_peft(self) -> bool:
-        """Whether PEFT's files alone do not give this model."""
+        """Whether the files of PEFT do not describe the whole model."""
         return self.renormalize or bool(self.space.on("shortcut"))
 
 
 def card(result: CardContents) -> str:
-    """The text of the file."""
+    """Returns the text of the file."""
     base = base_location(result.record.base.name)
     parts = [
         _front_matter(result),
         f"# LoRA for {Path(base).name}, trained on {result.spec.name}",
         *_warnings(result),
-        "## What it is",
+        "## Description",
         _facts(result),
         *_allocation(result),
         *_metrics(result),
         "## How to load it",
         *_in_peft(result, base),
-        "### Here\n\nIn the folder of the program that made it; other options as for any checkpoint:",
+        "### With the program that made it\n\nRun this in its folder. Other options are as for any checkpoint:",
         "```bash\npython -m main test --load path/to/this/folder\n```",
         "### Merged into the base",
-        "A plain model folder, for anything that reads `transformers` models"
+        "This writes a plain model folder, for any program that reads `transformers` models"
         + (" (without the shortcuts: add `--drop-shortcuts`):" if result.beyond_peft else ":"),
         "```bash\npython tools/export.py path/to/the/run --format merged --output merged\n```",
     ]
@@ -89,15 +89,15 @@ def _warnings(result: CardContents) -> list[str]:
     base = result.record.base
     if result.beyond_peft:
         said.append(
-            "**This model has shortcuts that are on.** PEFT knows none: what it loads from this folder is another "
-            "model, without what the shortcuts do. They are in `shortcuts.safetensors`, with their configuration in "
-            "`shortcut.toml`; the program that made this folder loads them too."
+            "**This model has shortcuts that are on.** PEFT does not support shortcuts, so it loads a different model "
+            "from this folder, without them. They are in `shortcuts.safetensors`, with their configuration in "
+            "`shortcut.toml`. The program that made this folder loads them too."
         )
     if not result.space.on("lora"):
-        said.append("**No LoRA element is on**: PEFT refuses such an adapter.")
+        said.append("**No LoRA element is on.** PEFT cannot load such an adapter.")
     if not base.pretrained or base.state_file:
         weights = f"the state dict {base.state_file}" if base.state_file else f"random, drawn from seed {base.seed}"
-        said.append(f"**The weights of the base are {weights}**, not those that `{base.name}` has.")
+        said.append(f"**The weights of the base are {weights}**, not the weights of `{base.name}`.")
     said += [f"{text}." for text in peft_notes([low_rank.element for low_rank in result.space.on("lora")])]
     return said
 
@@ -122,13 +122,13 @@ def _facts(result: CardContents) -> str:
                 )
             )
     if record.action == "train-dyrealloc":
-        rows.append(("heuristic", f"{options.get('importance_test_name')}, again and again while training"))
+        rows.append(("heuristic", f"{options.get('importance_test_name')}, repeatedly during training"))
         rows.append(("share turned on", f"{options.get('turn_on_percentile')}"))
     return _table(("", ""), rows)
 
 
 def _allocation(result: CardContents) -> list[str]:
-    """Blocks × places: the rank, `·` where the element is off, nothing where there is none; then the pictures."""
+    """Returns a table of blocks × places with the ranks (`·`: off, empty: no element), and the pictures."""
     names = sorted({element.name for element in result.space.elements}, key=order_of)
     if not names:
         return []
@@ -139,7 +139,12 @@ def _allocation(result: CardContents) -> list[str]:
     layers = range(len(result.space.blocks))
     rows = [(str(layer), *(there.get((layer, name), "") for name in names)) for layer in layers]
     pictures = [f"![{name}]({name})" for name in result.pictures]
-    return ["## Allocation", "The rank of each element; `·` is off.", _table(("block", *names), rows), *pictures]
+    return [
+        "## Allocation",
+        "The rank of each element. `·`: the element is off.",
+        _table(("block", *names), rows),
+        *pictures,
+    ]
 
 
 def _metrics(result: CardContents) -> list[str]:

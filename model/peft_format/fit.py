@@ -1,4 +1,4 @@
-"""An adapter and the base that it is loaded into: do they belong together, and then its weights in their places."""
+"""Checks that an adapter fits the base that it is loaded into, and copies its weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from model.peft_format.adapter import Adapter
 
 
 def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
-    """The layer-wise configuration that puts LoRA where the adapter has it.
+    """Returns the layer-wise configuration with LoRA on the layers of the adapter.
 
-    Raises:
-        UserError: it is on a layer that the family's table does not have.
+    Raises UserError if a layer is not in the family's table.
     """
     patterns = {
         name: re.compile(rf"(?:[^.]+\.)?{re.escape(family.blocks)}\.(\d+)\.{re.escape(linear)}")
@@ -34,7 +33,7 @@ def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
         places = [(int(found[1]), name) for name, pattern in patterns.items() if (found := pattern.fullmatch(module))]
         if not places:
             raise UserError(
-                f"{adapter.folder} has LoRA on {module}, where {family.name} models can't have it here",
+                f"{adapter.folder} has LoRA on {module}, which {family.name} models do not support here",
                 f"expected it on {family.blocks}.<i>.{{{', '.join(family.linears.values())}}}",
             )
         sites[places[0]] = weights.settings
@@ -42,12 +41,12 @@ def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
 
 
 def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
-    """Raise `UserError` unless a base has the adapter's modules in its shapes, and the adapter all that it names.
+    """Raises UserError if the base lacks a module or shape of the adapter, or the adapter a module that it names.
 
     Args:
         adapter: the adapter.
-        network: the base; its tensors may be on the meta device.
-        name: what messages call it.
+        network: the base. Its tensors may be on the meta device.
+        name: name of the base in messages.
     """
     other = f"{adapter.folder} is an adapter for another base"
     expected = f"give its own (it names {adapter.settings.base or 'none'}) as --backbone-model"
@@ -79,27 +78,24 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
 
 
 def check_weights(adapter: Adapter, base_sha256: str, task: Task) -> None:
-    """Raise `UserError` if the adapter notes that it was trained on other weights. With another head than it was
-    trained with, the same base has another fingerprint, and nothing can be said."""
+    """Raises UserError if the adapter's record names other weights. A different head changes the fingerprint of the
+    same base, so then there is no check."""
     record = adapter.record
     if record is None or adapter.settings.task_type != task_type(task):
         return
     if record.base_sha256 != base_sha256:
         raise UserError(
-            f"{adapter.folder} was trained on another base model than '{record.base.name}' is now",
-            f"give the very weights of '{record.base.name}' as --backbone-model",
+            f"{adapter.folder} was trained on another base model than the present '{record.base.name}'",
+            f"give the original weights of '{record.base.name}' as --backbone-model",
         )
 
 
 @torch.no_grad()
 def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
-    """Copy an adapter's weights into a network that its configurations adapted. A shortcut that it lacks stays as new.
+    """Copies an adapter's weights into a network with its elements. Shortcuts without weights keep their initial ones.
 
-    Returns:
-        whether the network has a classification head, and all of it comes from the adapter.
-
-    Raises:
-        UserError: a shortcut has another shape.
+    Returns whether the network has a classification head that comes entirely from the adapter. Raises UserError if a
+    shortcut has another shape.
     """
     for low_rank in space:
         element = low_rank.element

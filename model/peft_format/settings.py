@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json` -> settings of each element, and a refusal by name of all that is not plain LoRA."""
+"""Reads the settings of each element from PEFT's `adapter_config.json`. Variants of LoRA are refused by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from heterolora.element import Settings
 from heterolora.errors import UserError
 
-# What LoRA is changed into by a key that is set.
+# The variant of LoRA that a key turns on.
 _VARIANTS: Mapping[str, str] = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -36,14 +36,21 @@ _CHANGE_THE_BASE: Mapping[str, str] = {
     "loftq": "LoftQ",
     "lora_ga": "LoRA-GA",
 }
-_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # of A and B alone: nothing is left of them in the end
+_STARTS = (
+    True,
+    False,
+    None,
+    "gaussian",
+    "eva",
+    "orthogonal",
+)  # initial values of A and B only, so the trained adapter does not depend on them
 
 _USED = (
     "peft_type", "task_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "use_rslora",
     "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "modules_to_save",
 )  # fmt: skip
-# Notes, and settings of what is off or over.
+# Notes, and settings of features that are off or only used before training.
 _NEUTRAL = (
     "auto_mapping", "peft_version", "inference_mode", "runtime_config", "megatron_core", "qalora_group_size",
     "eva_config", "corda_config", "loftq_config", "lora_ga_config", "ensure_weight_tying",
@@ -70,17 +77,17 @@ class PeftSettings:
 
     @property
     def base(self) -> str | None:
-        """Hub name or folder of the base, where the adapter's maker had it."""
+        """Hub name or folder of the base, as the author of the adapter used it."""
         return self.values.get("base_model_name_or_path") or None
 
     @property
     def revision(self) -> str | None:
-        """The commit or branch of `base`, if it is not the usual one."""
+        """The commit or branch of `base`, if it is not the default."""
         revision = self.values.get("revision")
         return None if revision in (None, "", "main") else revision
 
     def element(self, module: str) -> Settings:
-        """What LoRA on the linear layer at `module` is."""
+        """Returns the settings of LoRA on the linear layer at `module`."""
         rank, alpha = self.values.get("r", 8), self.values.get("lora_alpha", 8)
         return Settings(
             rank=_by_pattern(self.values.get("rank_pattern") or {}, module, rank),
@@ -90,7 +97,7 @@ class PeftSettings:
         )
 
     def targets(self, module: str) -> bool | None:
-        """Whether LoRA is on `module`, by PEFT's rules; None where the file leaves it to PEFT's own defaults."""
+        """Returns whether LoRA is on `module` by PEFT's rules. None: the file leaves it to the defaults of PEFT."""
         wanted = self.values.get("target_modules")
         if wanted is None or wanted == "all-linear":
             return None
@@ -113,22 +120,21 @@ class PeftSettings:
 
 
 def _matches(wanted: str | Sequence[str], module: str) -> bool:
-    """A text is a pattern for the whole path, a list holds paths or their last parts."""
+    """Matches a path against a pattern for the whole path, or a list of paths or path endings."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in wanted)
 
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that fits the path or its end."""
+    """Returns the value of the first pattern that matches the path or its ending."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def read_settings(path: Path) -> PeftSettings:
-    """Read and check the file.
+    """Reads and checks the file.
 
-    Raises:
-        UserError: it is not there, no JSON, of another method than LoRA, of a variant of LoRA, or holds a wrong value.
+    Raises UserError if it is missing, is not JSON, is not of LoRA or of a variant of it, or has a wrong value.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
