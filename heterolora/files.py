@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,9 @@ def to_toml(document: Mapping[str, Any]) -> str:
     import toml
 
     _refuse_control_characters(document)
-    text = toml.dumps(document)
+    encoder = toml.TomlEncoder()
+    encoder.dump_funcs[str] = partial(json.dumps, ensure_ascii=False)  # the library's own escapes fail on \\x
+    text = toml.dumps(document, encoder)
     if tomllib.loads(text) != document:
         raise ValueError("the TOML text does not hold the values of the document")
     return text

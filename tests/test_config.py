@@ -92,7 +92,7 @@ def test_a_layer_wise_file_speaks_of_single_places(tmp_path):
 def test_the_other_names_mean_the_canonical_ones(tmp_path, other, name):
     text = 'granularity = "network"\n[default]\nr = 0\nlora_alpha = 4\n[all_layers.{}]\nr = 2\n'
     assert read(text.format(other), tmp_path) == read(text.format(name), tmp_path)
-    assert read(text.format(other), tmp_path).lookup(0, name).r == 2
+    assert read(text.format(other), tmp_path).lookup(0, name).rank == 2
 
 
 def test_shortcuts_have_keys_of_their_own(tmp_path):
@@ -212,8 +212,8 @@ def test_mistakes_are_named_with_the_file(tmp_path, change, message):
 
 def test_shortcut2_of_the_first_block_is_an_error_that_says_why(tmp_path):
     text = 'granularity = "layer"\n[model_layer_{}.shortcut2]\nr = 2\nshortcut_alpha = 2\n'
-    assert read(text.format(1), tmp_path, "shortcut").lookup(1, "shortcut2").r == 2
-    with pytest.raises(UserError, match="comes from the block before, and block 0 is the first"):
+    assert read(text.format(1), tmp_path, "shortcut").lookup(1, "shortcut2").rank == 2
+    with pytest.raises(UserError, match="has no previous block; shortcut2 starts in the previous block"):
         read(text.format(0), tmp_path, "shortcut")
 
 
