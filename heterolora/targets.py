@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from heterolora.adapt import HEADS
-from heterolora.element import Element, Settings
+from heterolora.element import Element, Settings, order_of
 from heterolora.errors import UserError, nearest
 
 ALL_LINEAR = "all-linear"
@@ -22,7 +22,7 @@ def lora_elements(
     """One LoRA element for each chosen linear layer.
 
     The place of an element comes from the layer's path: the block is the first number in it, and the name is the part
-    after that number. If two layers would get the same place, the name is the whole path.
+    after that number (before it, if nothing follows). If two layers would get the same place, the name is the whole path.
 
     Args:
         network: any network.
@@ -50,7 +50,8 @@ def lora_elements(
         layer, name = places[path]
         name = (names or {}).get(name, name) if shared[layer, name] == 1 else path
         elements.append(Element(layer, name, "lora", path, *_widths(linears[path]), settings))
-    return tuple(sorted(elements, key=lambda element: element.layer))  # stable: the network's order within a block
+    # Stable: within a block, canonical names in the order of every table, then the network's order.
+    return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
 
 
 def _linears(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -82,9 +83,8 @@ def _matches(target_modules: str | Sequence[str], path: str, is_output: bool) ->
 
 def _place(path: str) -> tuple[int, str]:
     """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
-    parts = path.split(".")
-    numbers = [index for index, part in enumerate(parts[:-1]) if part.isdigit()]
-    return (int(parts[numbers[0]]), ".".join(parts[numbers[0] + 1 :])) if numbers else (0, path)
+    found = re.fullmatch(r"(.*?)\.(\d+)(?:\.(.*))?", path)
+    return (int(found[2]), found[3] or found[1]) if found else (0, path)
 
 
 def _refuse_peft(network: nn.Module) -> None:
