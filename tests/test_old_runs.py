@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from heterolora import history
 from tests.world import ROOT, metrics_of, run, weights
 from tools import export, plot_realloc, report
 
@@ -45,11 +45,10 @@ def assert_metrics(found: Path, expected: dict[str, dict[str, float]]) -> None:
 
 def reallocations(folder: Path) -> list[list]:
     """Epoch, step and the elements that are on, for each reallocation of a run."""
-    past = history.read(folder)
-    keys = [place.key for place in past.places]
+    document = tomllib.loads((folder / "reallocation_history.toml").read_text())
     return [
-        [decision.epoch, decision.step, [key for key, on in zip(keys, decision.on, strict=True) if on]]
-        for decision in past.decisions
+        [entry["epoch"], entry["step"], [f"layer_{e['layer']}.{e['name']}" for e in entry["elements"] if e["on"]]]
+        for entry in document.values()
     ]
 
 
