@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ import pytest
 
 import heterolora
 from heterolora import saliency
+from tests.test_architecture import imports
 from tests.world import ROOT
 
 PROGRAM = ("main", "actions", "dataset", "model", "tools")
@@ -121,21 +121,21 @@ print(heterolora.__file__, len(modules), *unwanted)
         assert not unwanted
 
 
+def packages(requirements: list[str]) -> set[str]:
+    """The names of the packages, as they are imported."""
+    return {re.split("[<>=]", requirement)[0].replace("-", "_") for requirement in requirements}
+
+
 class TestDependencies:
     @pytest.fixture(scope="class")
     def project(self) -> dict:
         return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-    def test_they_are_what_the_library_imports_outside_functions(self, project: dict) -> None:
-        imported = set()
-        for path in sources():
-            for statement in ast.parse((ROOT / path).read_text()).body:
-                if isinstance(statement, ast.Import):
-                    imported |= {alias.name.split(".")[0] for alias in statement.names}
-                elif isinstance(statement, ast.ImportFrom):
-                    imported.add(statement.module.split(".")[0])
-        declared = {re.split("[<>=]", requirement)[0].replace("-", "_") for requirement in project["dependencies"]}
-        assert declared == imported - sys.stdlib_module_names - {"heterolora"}
+    def test_they_are_what_the_library_imports(self, project: dict) -> None:
+        """Those of the extra are imported only in the functions that need them."""
+        dependencies, extra = packages(project["dependencies"]), packages(project["optional-dependencies"]["peft"])
+        imported = {found.package for file in sources() for found in imports((ROOT / file).read_text(), file)}
+        assert imported - sys.stdlib_module_names - {"heterolora"} - extra == dependencies
 
     def test_their_ranges_are_those_of_the_program(self, project: dict) -> None:
         files = ("python-requirements.txt", "tests/requirements.txt")
