@@ -18,6 +18,7 @@ from actions.parse import Command
 from actions.run_folder import CHECKPOINTS, named_folder
 from dataset import registry
 from dataset.spec import DatasetSpec
+from heterolora import saliency
 from heterolora.config import ElementConfig, load, parse
 from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
@@ -274,9 +275,10 @@ def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
             f"--quantize {options.quantize} needs pretrained weights in the library's own files",
             "give --load with a hub name or folder, and --pretrained",
         )
-    if declared()["importance_test_name"].used_by(action) and options.importance_test_name == "synflow":
+    test = options.importance_test_name
+    if declared()["importance_test_name"].used_by(action) and saliency.get(test).needs_base_weights:
         raise UserError(
-            "synflow does not go with --quantize: it needs the base's weights as numbers",
+            f"{test} does not go with --quantize: it needs the base's weights as numbers",
             "use another --importance-test-name, such as grad_norm",
         )
 

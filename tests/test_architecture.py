@@ -1,0 +1,145 @@
+"""Imports point down: tools → main → actions → model → dataset → heterolora. The files stay small."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.world import ROOT
+
+LAYERS = ("heterolora", "dataset", "model", "actions", "main", "tools")
+
+LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
+NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}
+IN_FUNCTIONS_ONLY = {"transformers", "peft"}
+#: The files below `actions` that may know Lightning.
+KNOWS_LIGHTNING = ("dataset/module.py", "model/task/", "model/reallocation/")
+
+LONGEST, SHORTEST = 350, 15
+#: Files that are still too long, with their length. Delete an entry when its file is split.
+TOO_LONG: dict[str, int] = {"actions/options.py": 355}
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import statement: its file and line, the module, and whether it runs when the file is imported."""
+
+    file: str
+    line: int
+    module: str
+    on_import: bool
+
+    @property
+    def package(self) -> str:
+        return self.module.split(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def product_files() -> list[Path]:
+    return [ROOT / "main.py", *(path for name in LAYERS for path in sorted((ROOT / name).rglob("*.py")))]
+
+
+def imports(source: str, file: str) -> Iterator[Import]:
+    """Every import of a file: at its top, in functions, and under TYPE_CHECKING, which does not run."""
+
+    def walk(node: ast.AST, on_import: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(file, child.lineno, alias.name, on_import)
+            elif isinstance(child, ast.ImportFrom):
+                parents = Path(file).parts[: -child.level] if child.level else ()
+                yield Import(file, child.lineno, ".".join([*parents, child.module or ""]).strip("."), on_import)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                for part in child.body:
+                    yield from walk(ast.Module([part], []), on_import=False)
+                for part in child.orelse:
+                    yield from walk(ast.Module([part], []), on_import)
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                yield from walk(child, on_import=False)
+            else:
+                yield from walk(child, on_import)
+
+    return walk(ast.parse(source), on_import=True)
+
+
+def points_up(found: Import) -> bool:
+    importer = Path(found.file).parts[0].removesuffix(".py")
+    return found.package in LAYERS and LAYERS.index(found.package) > LAYERS.index(importer)
+
+
+def all_imports() -> list[Import]:
+    files = ((path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in product_files())
+    return [found for file, source in files for found in imports(source, file)]
+
+
+class TestImports:
+    @pytest.fixture(scope="class")
+    def found(self) -> list[Import]:
+        return all_imports()
+
+    def test_they_point_down(self, found: list[Import]) -> None:
+        assert not [str(one) for one in found if points_up(one)]
+
+    def test_the_library_does_without_lightning_metrics_and_data_sets(self, found: list[Import]) -> None:
+        ours = [one for one in found if one.file.startswith("heterolora/")]
+        assert not [str(one) for one in ours if one.package in NOT_IN_THE_LIBRARY]
+        assert not [str(one) for one in ours if one.package in IN_FUNCTIONS_ONLY and one.on_import]
+
+    def test_only_tasks_reallocation_and_the_data_module_know_lightning(self, found: list[Import]) -> None:
+        below = [one for one in found if one.file.startswith(("heterolora/", "dataset/", "model/"))]
+        assert not [str(one) for one in below if one.package in LIGHTNING and not one.file.startswith(KNOWS_LIGHTNING)]
+
+    @pytest.mark.parametrize(
+        ("file", "source", "wrong"),
+        [
+            ("heterolora/x.py", "from model.load import load_base", True),
+            ("heterolora/x.py", "import torch, dataset.spec", True),
+            ("dataset/x.py", "def f():\n    from actions import train", True),
+            ("model/x.py", "if TYPE_CHECKING:\n    from actions.options import Options", True),
+            ("actions/x.py", "try:\n    import tools.cli\nexcept ImportError:\n    pass", True),
+            ("main.py", "from tools import report", True),
+            ("actions/x.py", "from heterolora import errors", False),
+            ("model/task/x.py", "from . import y", False),
+            ("main.py", "import actions.train", False),
+            ("tools/x.py", "from main import main", False),
+        ],
+    )
+    def test_every_form_of_import_is_read(self, file: str, source: str, wrong: bool) -> None:
+        assert any(points_up(one) for one in imports(source, file)) == wrong
+
+    def test_which_ones_run_on_import(self) -> None:
+        source = "import peft\nif TYPE_CHECKING:\n    import a\nelse:\n    import b\n"
+        source += "class C:\n    import c\n    def f():\n        import d"
+        assert [one.module for one in imports(source, "model/x.py") if one.on_import] == ["peft", "b", "c"]
+
+
+class TestFiles:
+    def test_none_is_too_long(self) -> None:
+        for path in product_files():
+            name, lines = path.relative_to(ROOT).as_posix(), len(path.read_text(encoding="utf-8").splitlines())
+            assert lines <= TOO_LONG.get(name, LONGEST), name
+
+    def test_none_only_forwards(self) -> None:
+        """A short file holds something of its own, or is a family's table or a heuristic."""
+        for path in product_files():
+            name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+            if path.name == "__init__.py" or name.startswith(("model/family/", "heterolora/saliency/heuristics/")):
+                continue
+            assert len(text.splitlines()) >= SHORTEST or not only_forwards(text), name
+
+
+def only_forwards(source: str) -> bool:
+    """Whether a module has nothing but a docstring, imports and names for what it imports."""
+    return all(
+        isinstance(part, ast.Import | ast.ImportFrom)
+        or (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+        or (isinstance(part, ast.Assign) and isinstance(part.value, ast.Name | ast.Attribute | ast.List | ast.Tuple))
+        for part in ast.parse(source).body
+    )
