@@ -21,8 +21,8 @@ def lora_elements(
 ) -> tuple[Element, ...]:
     """One LoRA element for each chosen linear layer.
 
-    The place of an element comes from the layer's path: the block is the first number in it, and the name is the part
-    after that number (before it, if nothing follows). If two layers would get the same place, the name is the whole path.
+    The place of an element comes from the layer's path: the block is its first number, and the name is the part after
+    that number (before it, if nothing follows). If two layers would get the same place, the name is the whole path.
 
     Args:
         network: any network.
