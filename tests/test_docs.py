@@ -178,6 +178,8 @@ def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -
         fetched += re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"', text_of(page))
         assert not [address for address in fetched if "//" in address], page.name
         assert "unpkg.com" not in text_of(page), page.name
+    for name in set(getattr(heterolora, "__all__", ())) - {"__version__"}:
+        assert f'id="heterolora.{name}"' in text_of(tmp_path / "site" / "api.html"), name
 
 
 # ---- commands
