@@ -178,7 +178,7 @@ def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -
         fetched += re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"', text_of(page))
         assert not [address for address in fetched if "//" in address], page.name
         assert "unpkg.com" not in text_of(page), page.name
-    for name in set(getattr(heterolora, "__all__", ())) - {"__version__"}:
+    for name in heterolora.__all__:
         assert f'id="heterolora.{name}"' in text_of(tmp_path / "site" / "api.html"), name
 
 
@@ -329,7 +329,6 @@ def test_the_data_set_example_says_what_it_seems_to() -> None:
     assert spec.num_labels == 2
 
 
-@pytest.mark.skipif(not hasattr(heterolora, "score"), reason="the library has no public names yet")
 def test_the_library_examples_run() -> None:
     torch.manual_seed(0)
     ids = torch.randint(5, 20, (2, 6))
@@ -342,8 +341,8 @@ def test_the_library_examples_run() -> None:
     blocks = marked("library")
     assert len(blocks) >= 2
     for block in blocks:
-        exec(block, scope)
-    assert scope["config"].rank_pattern or scope["config"].r
+        exec(block.replace("2_000_000", "1_000"), scope)  # the model is tiny
+    assert scope["config"].rank_pattern
 
 
 if __name__ == "__main__":
