@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-# Tests never reach for a hub, use one thread a worker on shared machines, and never take a scheduler's environment.
+# Tests do not access the hub, and use one thread for each worker.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(RUN) -m pytest --timeout 600
 WORKERS ?= 2
@@ -17,10 +17,10 @@ help:  ## list these targets
 	do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 .PHONY: venv
-venv: $(VENV)/.installed  ## create .venv and install what the program needs (again when the requirements change)
+venv: $(VENV)/.installed  ## create .venv and install the requirements; again if they change
 
 .PHONY: quickstart
-quickstart: $(VENV)/.installed  ## the whole story on the built-in toy world: no network, about 2 minutes
+quickstart: $(VENV)/.installed  ## run all steps on the built-in toy world: no network, about 2 minutes
 	HF_HUB_OFFLINE=1 $(RUN) tools/quickstart.py
 
 .PHONY: test
@@ -37,16 +37,20 @@ lint: $(VENV)/.installed-tests  ## check style and formatting
 	$(RUN) -m ruff format --check .
 
 .PHONY: format
-format: $(VENV)/.installed-tests  ## put the code into the project's format
+format: $(VENV)/.installed-tests  ## format the code
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+.PHONY: docs
+docs: $(VENV)/.installed-docs  ## build the documentation in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 .PHONY: clean
-clean:  ## remove .venv and caches; runs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+clean:  ## remove .venv, site and caches; runs stay
+	rm -rf $(VENV) site .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps are written last: an installation that was cut short is done again.
+# The stamps are written last, so that make repeats an interrupted installation.
 $(VENV)/.installed: python-requirements.txt
 	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -54,6 +58,10 @@ $(VENV)/.installed: python-requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r python-requirements.txt
 	touch $@
 
-$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
+$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt docs/requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed docs/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	touch $@

@@ -1,4 +1,7 @@
-"""The README is true: its commands run, its examples work as they stand, its tables are those of the program."""
+"""README and documentation are true: commands run, examples work, tables and quotes are those of the program.
+
+`python -m tests.test_docs` writes the tables of options and data sets into docs/ again, after a change of the program.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,55 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import heterolora
 from actions.options import ACTIONS, declared, defaults, flag_of
 from dataset import registry
 from dataset.spec import DatasetSpec
-from tests.tiny import word_tokenizer
+from tests.tiny import tiny_network, word_tokenizer
 from tests.world import ROOT, World, sentences, write_jsonl
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPTIONS, DATA_SETS = ROOT / "docs" / "options.md", ROOT / "docs" / "data-sets.md"
+MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*MANUAL, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+NOT_PLAIN = r"no better than it is|\blies?\b|told from|goes best with|to be had|is a draw|is said|written and said"
+
+
+def text_of(*pages: Path) -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages)
 
 
 def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """The distinct blocks of README and docs, in order."""
+    return list(dict.fromkeys(re.findall(rf"```{language}\n(.*?)```", text_of(*MANUAL), re.DOTALL)))
 
 
 def commands() -> list[str]:
-    """Every command line of the README, continuation lines joined."""
+    """The distinct command lines of README and docs, in order; continuation lines are joined."""
     lines = "\n".join(code_blocks("bash")).replace("\\\n", " ").splitlines()
-    return [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip() and not line.startswith("#")]
+    found = (re.sub(r"\s+", " ", line).strip() for line in lines if line.strip() and not line.startswith("#"))
+    return list(dict.fromkeys(found))
+
+
+def marked(mark: str) -> list[str]:
+    """The distinct Python blocks below the comment `<!-- mark -->`."""
+    pattern = rf"<!-- {re.escape(mark)} -->\n```python\n(.*?)```"
+    return list(dict.fromkeys(re.findall(pattern, text_of(*MANUAL), re.DOTALL)))
 
 
 def example_file(path: str) -> str:
-    return re.search(rf"<!-- file: {re.escape(path)} -->\n```python\n(.*?)```", README, re.DOTALL)[1]
+    (block,) = marked(f"file: {path}")
+    return block
 
 
 # ---- tables
 
 
-def options_table() -> str:
-    """One table for each group of options."""
+def options_tables() -> str:
+    """One section with a table for each group of options."""
     groups: dict[str, list[str]] = {}
     for name, info in declared().items():
         flags = ", ".join(f"`{flag}`" for flag in (flag_of(name), *info.aliases))
@@ -46,28 +69,36 @@ def options_table() -> str:
         default = defaults()[name]
         shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         only = ", ".join(f"`{action}`" for action in info.actions) or "all"
-        groups.setdefault(info.group, []).append(f"| {flags} | {info.help}{choices} | {shown} | {only} |")
-    tables = (
-        f"**{group.capitalize()}**\n\n| option | what it does | default | used by |\n| --- | --- | --- | --- |\n"
+        says = re.sub(r"(?:<\w+>\w*)+", r"`\g<0>`", info.help)  # a page would take <family> for HTML
+        groups.setdefault(info.group, []).append(f"| {flags} | {says}{choices} | {shown} | {only} |")
+    sections = (
+        f"## {group.capitalize()}\n\n| option | what it does | default | used by |\n| --- | --- | --- | --- |\n"
         + "\n".join(rows)
         for group, rows in groups.items()
     )
-    return "\n\n".join(tables)
+    return "\n\n".join(sections) + "\n"
 
 
 def datasets_table() -> str:
     rows = ["| `--dataset` | task | what | metrics |", "| --- | --- | --- | --- |"]
     for spec in registry.specs().values():
         rows.append(f"| `{spec.name}` | {spec.task.replace('_', ' ')} | {spec.summary} | {', '.join(spec.metrics)} |")
-    return "\n".join(rows)
+    return "\n".join(rows) + "\n"
+
+
+def write_tables() -> None:
+    """Replace the sections of the options page and the table of the data sets page by those of the program."""
+    OPTIONS.write_text(text_of(OPTIONS).split("## ")[0] + options_tables(), encoding="utf-8")
+    table = re.compile(r"^\|.*?\n(?!\|)", re.DOTALL | re.MULTILINE)
+    DATA_SETS.write_text(table.sub(lambda _: datasets_table(), text_of(DATA_SETS), count=1), encoding="utf-8")
 
 
 def test_every_option_is_there() -> None:
-    assert options_table() in README
+    assert text_of(OPTIONS).endswith(f"\n\n{options_tables()}"), "run python -m tests.test_docs"
 
 
 def test_every_data_set_is_there() -> None:
-    assert datasets_table() in README
+    assert datasets_table() in text_of(DATA_SETS), "run python -m tests.test_docs"
 
 
 def test_error_messages_are_those_of_the_program() -> None:
@@ -76,29 +107,86 @@ def test_error_messages_are_those_of_the_program() -> None:
         for folder in ("actions", "dataset", "heterolora", "model", "tools", ".")
         for path in (ROOT / folder).glob("*.py" if folder == "." else "**/*.py")
     )
-    quoted = re.findall(r"^\| `([^`]+)` \|", README.split("## Troubleshooting")[1].split("\n## ")[0], re.MULTILINE)
+    quoted = re.findall(r"^\| `([^`]+)` \|", text_of(ROOT / "docs" / "troubleshooting.md"), re.MULTILINE)
     assert len(quoted) >= 8
     for words in quoted:
         for part in words.split("…"):
             assert part.strip() in sources, words
 
 
-def test_links_lead_somewhere() -> None:
-    for target in [*re.findall(r"\]\((#?[^)\s]+)\)", README), *re.findall(r'src="([^"]+)"', README)]:
-        if target.startswith("#"):
-            anchors = [
-                re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.M)
-            ]
-            assert target[1:] in anchors, target
-        elif not target.startswith("http"):
-            assert (ROOT / target).is_file(), target
+# ---- text and links
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_english_is_plain(page: Path) -> None:
+    assert not re.findall(NOT_PLAIN, text_of(page), re.IGNORECASE)
+
+
+def anchors(page: Path) -> list[str]:
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = text_of(page)
+    for target in [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_the_text_are_there(page: Path) -> None:
+    of_examples = set(re.findall(r"<!-- file: (\S+) -->", text_of(*MANUAL)))
+    folders = "actions|configs|dataset|docs|examples|heterolora|model|tests|tools"
+    for path in re.findall(rf"`((?:{folders})/[^`\s*]*|main\.py)`", text_of(page)):
+        assert path in of_examples or (ROOT / path).exists(), path
+
+
+def test_make_targets_are_there() -> None:
+    makefile = text_of(ROOT / "Makefile")
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", text_of(*PAGES), re.MULTILINE))
+    assert targets >= {"quickstart", "test", "test-slow", "lint", "docs"}
+    for target in targets:
+        assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target
+
+
+def test_the_walk_of_one_batch_never_goes_back() -> None:
+    section = text_of(ROOT / "docs" / "how-it-is-built.md").split("## One batch")[1].split("\n## ")[0]
+    files = re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)
+    assert files[0] == "main.py"
+    assert 5 < len(files) < 15
+    assert len(set(files)) == len(files)
+
+
+def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem for page in (tmp_path / "site").glob("*.html")}
+    assert pages >= {page.stem for page in PAGES if page.stem != "README"} | {"index"}
+    for page in (tmp_path / "site").glob("*.html"):
+        fetched = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]+)"', text_of(page))
+        fetched += re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"', text_of(page))
+        assert not [address for address in fetched if "//" in address], page.name
+        assert "unpkg.com" not in text_of(page), page.name
+    for name in heterolora.__all__:
+        assert f'id="heterolora.{name}"' in text_of(tmp_path / "site" / "api.html"), name
 
 
 # ---- commands
 
 
 class Stage:
-    """A copy of the program in which README commands run as they stand: names stand for tiny local folders."""
+    """A copy of the program in which the commands run: names of models and data are tiny local folders."""
 
     def __init__(self, folder: Path, world: World) -> None:
         self.folder = folder
@@ -142,7 +230,7 @@ def stage(world: World, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 @pytest.mark.slow
 def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
-    """In the README's order. What a command names that no other one made (NAME, OTHER) is made first."""
+    """In the order of the pages. The runs NAME and OTHER, which no command makes, are made first."""
     base = "--model opt_lora --load facebook/opt-350m --pretrained --dataset rte"
     stage.run(f"python -m main train {base} --project NAME")
     for name in ("searched", "again"):
@@ -152,7 +240,7 @@ def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
     shutil.copytree(stage.folder / "runs" / "NAME" / "adapter", adapter)
     ran = 0
     for line in commands():
-        if line.startswith(("make ", "source ", "srun ")):
+        if line.startswith(("make ", "source ", "srun ", "pip ")):
             continue
         if "path/to/reviews" in line or "--help" in line:
             continue  # a test of its own; and --help is quick everywhere
@@ -178,7 +266,7 @@ def test_every_option_of_every_command_is_known() -> None:
             assert parse(words[3:]).action in ACTIONS
 
 
-@pytest.mark.parametrize("tool", sorted(set(re.findall(r"tools/(\w+)\.py", README))))
+@pytest.mark.parametrize("tool", sorted(set(re.findall(r"tools/(\w+)\.py", text_of(*MANUAL)))))
 def test_every_tool_is_there_and_helps(tool: str) -> None:
     done = subprocess.run(
         [sys.executable, f"tools/{tool}.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -193,7 +281,7 @@ def test_every_tool_is_there_and_helps(tool: str) -> None:
 class TestExamples:
     @pytest.fixture
     def written(self, stage: Stage):
-        """Writes an example where the README says, and takes it away again."""
+        """Writes an example to the file that its page names, and removes it afterwards."""
         files: list[Path] = []
 
         def write(path: str) -> None:
@@ -239,3 +327,23 @@ def test_the_data_set_example_says_what_it_seems_to() -> None:
     (spec,) = scope["DATASETS"]
     assert isinstance(spec, DatasetSpec)
     assert spec.num_labels == 2
+
+
+def test_the_library_examples_run() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(5, 20, (2, 6))
+    scope: dict[str, object] = {
+        "model": tiny_network("opt", "causal_language_modeling"),
+        "batches": [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}] * 2,
+        "classifier": nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+        "pairs": [(torch.randn(3, 4), torch.tensor([0, 1, 1]))] * 2,
+    }
+    blocks = marked("library")
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(block.replace("2_000_000", "1_000"), scope)  # the model is tiny
+    assert scope["config"].rank_pattern
+
+
+if __name__ == "__main__":
+    write_tables()
