@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from actions.export import LORA, SHORTCUT
 from actions.options import Options
-from actions.run_folder import LOGS, METRICS, PARAMETERS, write_config, write_json, write_text
+from actions.run_folder import CHECKPOINTS, LOGS, METRICS, PARAMETERS, write_config, write_json, write_text
 from heterolora import scores
 from heterolora.allocation import Scored, allocate, tie_generator
 from heterolora.config import ElementConfig
@@ -77,6 +77,7 @@ def trained_run(folder: Path, action: str = "train", loss: float = 0.9, seed: in
     where = {"project": folder.name, "project_dir": folder.parent}
     resolved = replace(Options(), task="classification", seed=seed, **where, **options)
     write_config(folder, action, resolved)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     write_parameters(folder, 12_288 + 1024 * seed, 331_200_000)
     write_metrics(
         folder,

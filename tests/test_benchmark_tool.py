@@ -12,15 +12,15 @@ import torch
 
 from heterolora.errors import UserError
 from tests.world import ROOT
-from tools import benchmark, benchmarks, measure, subjects
-from tools.benchmarks import padding, shortcuts
+from tools import benchmark, benchmarks
+from tools.benchmarks import measure, padding, shortcuts, subjects
 
 CPU = torch.device("cpu")
 TINY = ("--hidden-size", "64", "--layers", "2", "--rows", "2", "--tokens", "8", "--rank", "2", "--device", "cpu")
 
 
 def sizes(**changed: int) -> argparse.Namespace:
-    return argparse.Namespace(**{"hidden_size": 64, "layers": 2, "rows": 2, "tokens": 8, **changed})
+    return argparse.Namespace(**{"hidden_size": 64, "layers": 2, "rows": 2, "tokens": 8, "device": CPU, **changed})
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -30,10 +30,12 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_every_file_of_the_folder_is_a_benchmark(capsys):
     listed = report(capsys, "--help")
-    files = [path.stem for path in (ROOT / "tools/benchmarks").glob("*.py") if path.stem != "__init__"]
+    shared = {"__init__", "measure", "subjects"}
+    files = [path.stem for path in (ROOT / "tools/benchmarks").glob("*.py") if path.stem not in shared]
     assert {"lora_vs_peft", "padding", "shortcuts"} <= set(files)
+    assert {name.replace("_", "-") for name in files} == set(benchmarks.NAMES)
     for name in files:
-        found = benchmarks.get(name.replace("_", "-"))
+        found = benchmark.get(name.replace("_", "-"))
         assert callable(found.run)
         assert callable(found.add_options)
         assert f"  {name.replace('_', '-')}" in listed
@@ -85,9 +87,9 @@ def test_padding_is_counted(capsys, tmp_path):
 
 
 def test_padded_batches_compute_the_same():
-    network = subjects.base(sizes(tokens=16), CPU).eval()
+    network = subjects.base(sizes(tokens=16)).eval()
     network.config.pad_token_id = 1
-    batch = dict(subjects.batch(sizes(), CPU))
+    batch = dict(subjects.batch(sizes()))
     longer = padding.padded(batch, 16)
     assert longer["input_ids"].shape == longer["attention_mask"].shape == (2, 16)
     assert int(longer["attention_mask"].sum()) == 16
@@ -100,7 +102,7 @@ def test_the_batches_that_are_timed_are_spread_over_the_epoch():
 
 
 def test_dense_shortcuts_compute_the_same_with_square_matrices():
-    base, batch = subjects.base(sizes(), CPU), subjects.batch(sizes(), CPU)
+    base, batch = subjects.base(sizes()), subjects.batch(sizes())
     elements = (subjects.lora(2, ("q_proj",)), subjects.shortcuts(2))
     (ours, _), (dense, space) = (subjects.adapted(base, *elements) for _ in range(2))
     shortcuts.with_bases(dense, space)
@@ -131,7 +133,7 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == before
 
 
-def test_peak_memory_is_what_is_held_at_once():
+def test_peak_memory_is_what_is_held_at_once(capfd):
     mebi = 2**18  # float32 values of a MiB
 
     def step() -> None:
@@ -141,12 +143,13 @@ def test_peak_memory_is_what_is_held_at_once():
         del kept
 
     assert measure.peak_memory(step, CPU) == pytest.approx(5 * 2**20, rel=0.01)
+    assert capfd.readouterr().err == "", "the profiler writes nothing of its own"
 
 
 def test_a_step_moves_what_is_trained():
-    network, space = subjects.adapted(subjects.base(sizes(), CPU), subjects.lora(2, ("q_proj",)))
+    network, space = subjects.adapted(subjects.base(sizes()), subjects.lora(2, ("q_proj",)))
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    subjects.training_step(network, subjects.batch(sizes(), CPU))()
+    subjects.training_step(network, subjects.batch(sizes()))()
     moved = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert len(space) == 2

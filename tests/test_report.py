@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from plotly.offline import get_plotlyjs
 
+from heterolora.element import Place
 from heterolora.errors import UserError
 from tests import chromium
 from tests.run_folders import (
@@ -26,11 +28,10 @@ from tests.run_folders import (
 from tests.world import World
 from tests.world import main as program
 from tools.report import main
-from tools.reporting.comparison import better, comparison, facts
+from tools.reporting.comparison import better, comparison, facts, groups
 from tools.reporting.curves import read_curves
-from tools.reporting.page import heat_map
+from tools.reporting.figures import Line, heat_map, line_chart
 from tools.reporting.run import read_runs
-from tools.reporting.seeds import groups
 
 _VOID = {"meta", "link", "wbr", "br", "hr", "img", "input"}
 
@@ -45,6 +46,8 @@ class Node:
 
     @property
     def text(self) -> str:
+        if self.tag in ("script", "style"):
+            return ""
         pieces = [child if isinstance(child, str) else child.text for child in self.children]
         return re.sub(r"\s+", " ", "".join(pieces)).strip()
 
@@ -89,6 +92,35 @@ def report(tmp_path: Path, *runs: Path) -> Node:
     return reader.root
 
 
+def figures(page: Node) -> list[dict]:
+    """The plotly figures, as the page's script reads them."""
+    return [json.loads(node.attributes["data-figure"]) for node in page.all("div", class_="plot")]
+
+
+def heat_maps(page: Node) -> list[dict]:
+    """The figures that have a number in each cell."""
+    return [figure for figure in figures(page) if figure["data"][0].get("texttemplate")]
+
+
+def cells_of(figure: dict) -> dict[str, tuple[str, bool]]:
+    """Key of the element → the text of its cell, and whether the cell has a frame; the hover text agrees."""
+    (data,), layout = figure["data"], figure["layout"]
+    names, layers = (layout[axis]["ticktext"] for axis in ("xaxis", "yaxis"))
+    centres = {((s["x0"] + s["x1"]) / 2, (s["y0"] + s["y1"]) / 2) for s in layout.get("shapes", ())}
+    framed = {(round(x), round(y)) for x, y in centres}
+    cells = {}
+    for row, layer in enumerate(layers):
+        for column, name in enumerate(names):
+            text, key = data["text"][row][column], f"layer_{layer}.{name}"
+            assert (data["z"][row][column] is None) == (text == "")
+            if text:
+                cells[key] = (text, (column, row) in framed)
+                assert data["hovertext"][row][column].startswith(f"{key}: ")
+                assert data["hovertext"][row][column].endswith(", on") == cells[key][1]
+    assert len(framed) == sum(on for _, on in cells.values())
+    return cells
+
+
 def rows_of(table: Node) -> dict[str, list[Node]]:
     """First cell's text → the other cells of each row."""
     found = {}
@@ -115,14 +147,13 @@ class TestOneRun:
         page = report(tmp_path, trained_run(tmp_path / "first", logger="csv"))
         names = [figure.all("figcaption")[0].text for figure in page.all("figure")]
         assert names == ["train/loss", "validation/loss", "validation/accuracy", "learning_rate/matrices"]
-        for figure in page.all("figure"):
-            (path,) = figure.all("path")
-            numbers = [float(number) for number in re.findall(r"[-\d.]+", path.attributes["d"])]
-            assert all(0 <= x <= 560 for x in numbers[::2])
-            assert all(0 <= y <= 260 for y in numbers[1::2])
+        for name, figure in zip(names, figures(page), strict=True):
+            (line,) = figure["data"]
+            assert list(zip(line["x"], line["y"], strict=True)) == curves(160, 0.9, 0)[name]
+            assert figure["layout"]["xaxis"]["title"]["text"] == "optimizer step"
         points = curves(160, 0.9, 0)["validation/accuracy"]
         step, best = max(points, key=lambda point: point[1])
-        said = page.all("figure")[2].all("li")[0].text
+        said = page.all("figure")[2].all("p", class_="legend")[0].text
         assert said == f"last {points[-1][1]:.4g}, best {best:.4g} at step {step}"
 
     def test_its_parameters_and_options(self, tmp_path: Path) -> None:
@@ -130,11 +161,12 @@ class TestOneRun:
         (table,) = page.all("table", class_="plain")
         rows = rows_of(table)
         assert [cell.text for cell in rows["lora"]] == ["q_proj", "6 of 8", "4", "12,288", "12,288"]
-        assert [cell.text for cell in rows["all"]] == ["12,288", "331,200,000"]
+        assert [cell.text for cell in rows["all"]] == ["", "", "", "12,288", "331,200,000"]
         own = {node.all("dt")[0].text: node.all("dd")[0].text for node in page.all("div", class_="set")}
         assert own["--learning-rate"] == "0.0003"
         assert "--batch-size" not in own
         every = [node.text for node in page.all("dt")]
+        assert "optimisation" in [node.text for node in page.all("dt", class_="group")]
         assert "--batch-size" in every
         assert "--realloc-N" not in every, "it has no effect on train"
 
@@ -142,15 +174,23 @@ class TestOneRun:
         folder = trained_run(tmp_path / "first")
         assert f"python -m main train --config {folder}/config.toml" in report(tmp_path, folder).text
 
+    def test_its_versions(self, tmp_path: Path) -> None:
+        assert "torch 2.13.0, transformers 5.24.0" in report(tmp_path, trained_run(tmp_path / "first")).text
+
     def test_nothing_comes_from_elsewhere(self, tmp_path: Path) -> None:
         page = report(tmp_path, dynamic_run(tmp_path / "dynamic"), scored_run(tmp_path / "scored"))
-        assert not page.all("script")
+        (policy,) = [m for m in page.all("meta") if m.attributes.get("http-equiv") == "Content-Security-Policy"]
+        allowed = {rule.strip() for rule in policy.attributes["content"].split(";")}
+        own = {f"{kind} 'unsafe-inline'" for kind in ("script-src", "style-src")}
+        assert allowed == {"default-src 'none'", "img-src data:", *own}, "nothing from a network"
+        scripts = [script.children[0] for script in page.all("script")]
+        assert sum(get_plotlyjs() in script for script in scripts) == 1, "inlined once, for all figures"
         for node in page.all("*"):
             for name in ("src", "href", "srcset", "data", "action"):
                 address = node.attributes.get(name) or ""
                 assert address.startswith(("#", "data:")) or not address, address
             assert "url(" not in (node.attributes.get("style") or "")
-        text = (tmp_path / "report.html").read_text(encoding="utf-8")
+        text = (tmp_path / "report.html").read_text(encoding="utf-8").replace(get_plotlyjs(), "")
         assert "http" not in text.replace("http-equiv", "")
         assert "@import" not in text
         anchors = {node.attributes["href"] for node in page.all("a")}
@@ -204,8 +244,21 @@ class TestSideBySide:
     def test_one_chart_has_a_line_for_each_run(self, tmp_path: Path) -> None:
         page = report(tmp_path, *(trained_run(tmp_path / f"run{i}", seed=i, logger="csv") for i in range(3)))
         first = page.all("figure")[0]
-        assert [node.attributes["class"] for node in first.all("g")] == ["line c0", "line c1", "line c2"]
-        assert [item.text.split(":")[0] for item in first.all("li")] == ["run0", "run1", "run2"]
+        lines = figures(page)[0]["data"]
+        assert [line["name"] for line in lines] == ["run0", "run1", "run2"]
+        assert len({line["line"]["color"] for line in lines}) == 3
+        legend = first.all("p", class_="legend")
+        assert [item.text.split(":")[0] for item in legend] == ["run0", "run1", "run2"]
+        for line, item in zip(lines, legend, strict=True):
+            assert item.all("span", class_="dot")[0].attributes["style"] == f"background: {line['line']['color']}"
+
+    def test_a_run_has_one_colour_everywhere(self, tmp_path: Path) -> None:
+        folders = [trained_run(tmp_path / f"run{i}", logger="none") for i in range(2)]
+        write_csv(folders[1], {"train/loss": [(0, 1.0)]})
+        page = report(tmp_path, *folders)
+        (line,) = figures(page)[0]["data"]
+        dots = page.all("section")[-1].all("h2")[0].all("span", class_="dot")
+        assert [dot.attributes["style"] for dot in dots] == [f"background: {line['line']['color']}"]
 
     def test_mean_and_spread_of_runs_that_differ_by_seed_alone(self, tmp_path: Path) -> None:
         folders = [trained_run(tmp_path / f"low-{i}", seed=i, logger="none") for i in range(3)]
@@ -255,31 +308,35 @@ class TestScores:
     def test_the_heat_map_shows_every_score_and_the_budget(self, tmp_path: Path) -> None:
         page = report(tmp_path, scored_run(tmp_path / "scored", layers=3))
         elements = element_scores(3, shortcuts=True)
-        (table,) = page.all("table", class_="heat")
-        assert [node.text for node in table.all("th")][:4] == ["block", "q_proj", "k_proj", "v_proj"]
-        shown = {cell.attributes["title"].split(":")[0]: cell for cell in table.all("td") if cell.text}
+        (figure,) = heat_maps(page)
+        assert figure["layout"]["xaxis"]["ticktext"][:3] == ["q_proj", "k_proj", "v_proj"]
+        assert figure["layout"]["yaxis"]["title"]["text"] == "block"
+        shown = cells_of(figure)
         assert shown.keys() == {element.key for element in elements}
         for element in elements:
-            assert float(shown[element.key].text) == pytest.approx(element.score, rel=0.01)
+            assert float(shown[element.key][0]) == pytest.approx(element.score, rel=0.01)
         best = sorted(elements, key=lambda element: -element.score)
         budget = 4 + 3  # ⌊18/4⌋ LoRA and 11/4 shortcuts, rounded half up
-        framed = {key for key, cell in shown.items() if "framed" in cell.attributes["class"]}
-        assert framed == {element.key for element in best[:budget]}
-        listed = list(rows_of(page.all("table", class_="plain")[0]))[1:]
-        assert [name.removesuffix(" on") for name in listed] == [element.key for element in best[:10]]
-        assert sum(name.endswith(" on") for name in listed) == budget
+        assert {key for key, (_, framed) in shown.items() if framed} == {element.key for element in best[:budget]}
+        rows = rows_of(page.all("table", class_="plain")[0])
+        assert list(rows)[1:] == [element.key for element in best[:10]]
+        assert [cells[-1].text for cells in rows.values()] == ["", *["on"] * budget, *[""] * (10 - budget)]
+        total = sum(element.score for element in elements)
+        assert rows[best[0].key][1].text == f"{best[0].score / total:.1%}"
 
     def test_shades(self) -> None:
-        from heterolora.element import Place
+        def shades(values: dict[tuple[int, str], float]) -> tuple[list[list[float | None]], str]:
+            chart = heat_map({Place(*place): value for place, value in values.items()}, (), str, "x")
+            (data,) = chart.figure.to_dict()["data"]
+            assert (data["zmin"], data["zmax"]) == (0, 1)
+            return data["z"], chart.note
 
-        cells = heat_map({Place(0, "q_proj"): 2.0, Place(1, "q_proj"): 0.5, Place(1, "w1"): 0.0}, (), str, "x")
-        assert cells.names == ("q_proj", "w1")
-        assert [[cell and cell.shade for cell in row] for _, row in cells.rows] == [[1.0, None], [0.25, 0.0]]
-        wide = heat_map({Place(0, "q_proj"): 1e4, Place(1, "q_proj"): 1e2, Place(2, "q_proj"): 1.0}, (), str, "x")
-        assert [row[0].shade for _, row in wide.rows] == pytest.approx([1.0, 0.53, 0.06])
-        assert "logarithm" in wide.note
-        nothing = heat_map({Place(0, "q_proj"): 0.0}, (), str, "x")
-        assert nothing.rows[0][1][0].shade == 0.0
+        cells, note = shades({(0, "q_proj"): 2.0, (1, "q_proj"): 0.5, (1, "w1"): 0.0})
+        assert (cells, note) == ([[1.0, None], [0.25, 0.0]], "")
+        cells, note = shades({(0, "q_proj"): 1e4, (1, "q_proj"): 1e2, (2, "q_proj"): 1.0})
+        assert [row[0] for row in cells] == pytest.approx([1.0, 0.53, 0.06])
+        assert "logarithm" in note
+        assert shades({(0, "q_proj"): 0.0})[0] == [[0.0]]
 
     def test_has_no_curves_and_misses_no_metrics(self, tmp_path: Path, capsys) -> None:
         page = report(tmp_path, scored_run(tmp_path / "scored", layers=2))
@@ -293,33 +350,42 @@ class TestDynamicRun:
         folder = dynamic_run(tmp_path / "dynamic", layers=layers, epochs=(0, 0, 1, 1, 1, 2))
         history = write_history(folder, layers, (0, 0, 1, 1, 1, 2))
         page = report(tmp_path, folder)
-        (picture,) = page.all("svg", class_="timeline")
-        bars = {node.all("title")[0].text for node in picture.all("rect", class_="on")}
-        expected = set()
-        for i, place in enumerate(history.places):
-            on = "".join("x" if decision.on[i] else "." for decision in history.decisions)
-            for spell in re.finditer("x+", on):
-                expected.add(f"{place.key}: on from reallocation {spell.start()} to {spell.end() - 1}")
-        assert bars == expected
-        assert len(picture.all("rect", class_="track")) == len(history.places)
-        assert len(picture.all("line", class_="epoch")) == 2
-        first = history.places[0]
-        assert any(node.text == (first.key if layers == 3 else "layer 0") for node in picture.all("text"))
+        (picture,) = (figure for figure in figures(page) if "epoch 0" in str(figure["layout"]))
+        (data,), layout = picture["data"], picture["layout"]
+        assert data["y"] == [place.key for place in history.places]
+        for i in range(len(history.places)):
+            on = [decision.on[i] for decision in history.decisions]
+            assert data["z"][i] == [int(was_on) for was_on in on]
+            assert data["text"][i] == ["on" if was_on else "off" for was_on in on]
+        when = [f"{k} (epoch {d.epoch}, batch {d.step})" for k, d in enumerate(history.decisions)]
+        assert data["x"] == when
+        assert layout["xaxis"]["tickvals"] == [when[0], when[2], when[5]]
+        assert layout["xaxis"]["ticktext"] == ["epoch 0", "epoch 1", "epoch 2"]
+        assert [shape["x0"] for shape in layout["shapes"] if shape["x0"] == shape["x1"]] == [1.5, 4.5]
+        first, times = history.places[0].key, history.times_on()
+        label = f"{first}  {times[first]} of 6" if layers == 3 else "layer 0"
+        assert layout["yaxis"]["ticktext"][0] == label
+        assert len(layout["yaxis"]["ticktext"]) == (len(history.places) if layers == 3 else 20)
+
+    def test_churn(self, tmp_path: Path) -> None:
+        folder = dynamic_run(tmp_path / "dynamic", layers=3, logger="none")
+        history = write_history(folder, 3, (0, 0, 0, 1))
+        page = report(tmp_path, folder)
+        caption = page.all("figcaption")[-1].text
+        assert caption == "Share of the elements that each reallocation switched"
+        (line,) = figures(page)[-1]["data"]
+        assert list(zip(line["x"], line["y"], strict=True)) == list(enumerate(history.churn()))[1:]
 
     def test_how_often_and_what_is_left(self, tmp_path: Path) -> None:
         folder = dynamic_run(tmp_path / "dynamic", layers=3)
         history = write_history(folder, 3, (0, 0, 0, 1, 1, 1, 2, 2, 2))
         page = report(tmp_path, folder)
-        ranks, often = page.all("table", class_="heat")
-        for table, value in ((ranks, None), (often, history.times_on())):
-            shown = {cell.attributes["title"].split(":")[0]: cell for cell in table.all("td") if cell.text}
-            framed = {key for key, cell in shown.items() if "framed" in cell.attributes["class"]}
-            assert framed == history.last_on()
-            if value is not None:
-                assert {key: int(cell.text) for key, cell in shown.items()} == value
-            else:
-                assert {key for key, cell in shown.items() if cell.text == "off"} == shown.keys() - framed
-                assert {cell.text for key, cell in shown.items() if key in framed} <= {"4", "8"}
+        ranks, often = (cells_of(figure) for figure in heat_maps(page))
+        for shown in (ranks, often):
+            assert {key for key, (_, framed) in shown.items() if framed} == history.last_on()
+        assert {key: int(text) for key, (text, _) in often.items()} == history.times_on()
+        assert {key for key, (text, _) in ranks.items() if text == "off"} == ranks.keys() - history.last_on()
+        assert {text for text, framed in ranks.values() if framed} <= {"4", "8"}
         cards = {card.all("span")[0].text: card.text for card in page.all("div", class_="card")}
         assert "of 29" in cards["elements on"]
         assert cards["reallocations"].startswith("9")
@@ -334,8 +400,8 @@ class TestDynamicRun:
         assert rows["accuracy"][0].text == f"{saved['accuracy']:.4f}"
         assert rows["action"][0].text == "train-dyrealloc"
         assert rows["reallocations"][0].text == "2"
-        assert len(page.all("table", class_="heat")) == 2
-        names = {figure.all("figcaption")[0].text for figure in page.all("figure")}
+        assert len(heat_maps(page)) == 2
+        names = {caption.text for caption in page.all("figcaption")}
         assert {"train/loss", "validation/loss", "validation/accuracy"} <= names
         assert not any(name.startswith("final/") for name in names)
 
@@ -359,11 +425,32 @@ class TestCurves:
     def test_long_curves_keep_their_shape(self, tmp_path: Path) -> None:
         folder = trained_run(tmp_path / "long", logger="none")
         write_csv(folder, {"train/loss": [(i, i / 10_000) for i in range(10_000)]})
-        (path,) = report(tmp_path, folder).all("figure")[0].all("path")
-        numbers = [float(number) for number in re.findall(r"[-\d.]+", path.attributes["d"])]
-        assert 100 < len(numbers) / 2 <= 240
-        assert numbers[::2] == sorted(numbers[::2])
-        assert numbers[1::2] == sorted(numbers[1::2], reverse=True)
+        (line,) = figures(report(tmp_path, folder))[0]["data"]
+        assert 100 < len(line["x"]) <= 240
+        assert line["x"] == sorted(line["x"])
+        assert line["y"] == pytest.approx([x / 10_000 for x in line["x"]])
+
+    @pytest.mark.parametrize(
+        ("values", "axis"),
+        [
+            ((6.0, 6.0, 6.0), [3.0, 9.0]),
+            ((0.3, 0.3 + 1e-13), [0.15, 0.45]),
+            ((1e-4, 1e-4), [5e-5, 1.5e-4]),
+            ((0.0, 0.0), [-1.0, 1.0]),
+            ((-2.0,), [-3.0, -1.0]),
+        ],
+    )
+    def test_a_constant_series_has_an_axis_around_it(self, values: tuple[float, ...], axis: list[float]) -> None:
+        figure = line_chart([Line("run", "red", tuple(enumerate(values)))], "step")
+        assert figure.layout.yaxis.range == pytest.approx(axis)
+
+    def test_other_axes_are_plotly_s(self) -> None:
+        figure = line_chart([Line("run", "red", ((0, 1.0), (1, 1.1))), Line("other", "blue", ((90, 1.0),))], "step")
+        assert figure.layout.yaxis.range is None
+        assert figure.layout.xaxis.dtick is None
+
+    def test_steps_have_whole_ticks(self) -> None:
+        assert line_chart([Line("run", "red", ((0, 1.0), (3, 2.0)))], "step").layout.xaxis.dtick == 1
 
     @pytest.mark.parametrize(
         ("logger", "said"),
@@ -374,6 +461,37 @@ class TestCurves:
         text = (folder / "config.toml").read_text().replace('logger = "none"', f'logger = "{logger}"')
         (folder / "config.toml").write_text(text)
         assert said in report(tmp_path, folder).text
+
+
+class TestAction:
+    def test_the_configuration_names_it(self, tmp_path: Path) -> None:
+        folder = trained_run(tmp_path / "run", logger="none")
+        config = folder / "config.toml"
+        config.write_text('action = "train-dyrealloc"\n' + config.read_text())
+        (run,) = read_runs([folder])
+        assert run.action == "train-dyrealloc"
+        assert "action" not in run.options
+
+    @pytest.mark.parametrize(
+        ("files", "action"),
+        [
+            (("scores.toml",), "imp-test"),
+            (("reallocation_history.toml", "checkpoints"), "train-dyrealloc"),
+            (("checkpoints",), "train"),
+            ((), "test"),
+        ],
+    )
+    def test_the_files_of_an_older_run_tell_it(self, tmp_path: Path, files: tuple[str, ...], action: str) -> None:
+        dynamic_run(tmp_path / "run", layers=2, logger="none")
+        scored_run(tmp_path / "run", layers=2)
+        config = tmp_path / "run" / "config.toml"
+        lines = [line for line in config.read_text().splitlines() if not line.startswith(("#", "action"))]
+        config.write_text("\n".join(lines))
+        for file in {"scores.toml", "reallocation_history.toml"} - set(files):
+            (tmp_path / "run" / file).unlink()
+        if "checkpoints" not in files:
+            (tmp_path / "run" / "checkpoints").rmdir()
+        assert read_runs([tmp_path / "run"])[0].action == action
 
 
 class TestMistakes:
@@ -449,11 +567,26 @@ def test_in_a_browser(tmp_path: Path) -> None:
             for width, dark in ((1280, False), (1280, True), (390, True), (390, False)):
                 page.open(file, width, dark)
                 assert page.errors == []
-                assert page.requests == [file.resolve().as_uri()]
+                assert [r for r in page.requests if not r.startswith("data:")] == [file.resolve().as_uri()]
                 assert page.evaluate("document.documentElement.scrollWidth") == width
                 right_edges = "[...document.querySelectorAll('section > *')].map(e => e.getBoundingClientRect().right)"
                 assert max(page.evaluate(right_edges)) <= width
                 shown = page.evaluate("document.body.innerText")
                 assert all(text in shown for text in texts[name])
+                drawn, planned = (
+                    page.evaluate(f"document.querySelectorAll('{s}').length") for s in (".main-svg", ".plot")
+                )
+                assert drawn >= planned > 0
                 papers.add((dark, page.evaluate("getComputedStyle(document.body).backgroundColor")))
             assert len(papers) == 2, "light and dark have a paper of their own"
+
+
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
+def test_figures_follow_a_change_of_theme(tmp_path: Path) -> None:
+    main([str(trained_run(tmp_path / "run", logger="csv")), "--output", str(tmp_path / "report.html")])
+    text = "getComputedStyle(document.querySelector('.xtick text')).fill"
+    with chromium.Page() as page:
+        page.open(tmp_path / "report.html", 1280, dark=False)
+        light = page.evaluate(text)
+        page.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert page.evaluate(f"new Promise(done => setTimeout(() => done({text}), 300))") != light

@@ -1,7 +1,7 @@
-"""Measure what the project claims about speed and memory, on this machine: one subcommand a claim.
+"""Measure what the project claims about speed and memory, on this machine: one subcommand for each claim.
 
-Variants run by turns in one process with one thread, and are compared round by round: machines that are shared, or that
-grow warm, slow all of them alike. On a CPU, seconds are the process's own CPU time.
+Variants run in turn in one process with one thread, and are compared round by round: on a shared or warm machine all of
+them slow down alike. On a CPU, seconds are the CPU time of the process.
 
 examples:
   python tools/benchmark.py lora-vs-peft
@@ -11,37 +11,66 @@ examples:
 
 from __future__ import annotations
 
+import ast
+import importlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
-
-from tools import benchmarks
 from tools.cli import Parser, run
+
+from heterolora.errors import UserError, nearest
+from tools import benchmarks
+
+COMMON_OPTIONS = (
+    ("--rounds", 15, "rounds to time"),
+    ("--hidden-size", 768, "width of the model; 768 as in OPT-125M"),
+    ("--layers", 6, "number of blocks"),
+    ("--rows", 8, "rows of a batch"),
+    ("--tokens", 64, "tokens of a row"),
+    ("--rank", 8, "r of every element"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark that the first argument names; list them all if it asks for help.
-
-    Raises:
-        UserError: an unknown benchmark or option.
-    """
+    """Run the benchmark that the first argument names, or list all. Raises UserError if an argument is wrong."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(__doc__)
         print("benchmarks:")
-        for name, summary in benchmarks.summaries().items():
+        for name, summary in summaries().items():
             print(f"  {name:<14}{summary}")
         return
-    name, *options = given
-    benchmark = benchmarks.get(name)
+    benchmark = get(given[0])
     parser = Parser(benchmark.__doc__)
-    parser.prog = f"benchmark.py {name}"
-    parser.set_defaults(command=shlex.join(["python", "tools/benchmark.py", *given]))
+    parser.prog = f"benchmark.py {given[0]}"
+    for flag, default, meaning in COMMON_OPTIONS:
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
     benchmark.add_options(parser)
-    benchmark.run(parser.parse_args(options))
+    args = parser.parse_args(given[1:])
+
+    from tools.benchmarks import measure  # imports torch, which the list does not need
+
+    args.device = measure.device(args.device)
+    args.command = shlex.join(["python", "tools/benchmark.py", *given])
+    benchmark.run(args)
+
+
+def summaries() -> Mapping[str, str]:
+    """Name of each benchmark → first line of its docstring. Imports nothing."""
+    folder = Path(benchmarks.__file__).parent
+    sources = {name: (folder / f"{name.replace('-', '_')}.py").read_text("utf-8") for name in benchmarks.NAMES}
+    return {name: ast.get_docstring(ast.parse(source)).partition("\n")[0] for name, source in sources.items()}
+
+
+def get(name: str) -> ModuleType:
+    """The benchmark of that name. Raises UserError with the nearest name if there is none."""
+    if name not in benchmarks.NAMES:
+        raise UserError(f"the benchmark '{name}' is not known", nearest(name, benchmarks.NAMES))
+    return importlib.import_module(f"tools.benchmarks.{name.replace('-', '_')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tools share: mistakes are one line on stderr and exit code 2, as in `python -m main`."""
+"""Shared by the tools: a user error is one line on stderr and exit code 2, as in `python -m main`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ USER_ERROR = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are `UserError`s, and whose `--help` shows the tool's docstring as it stands.
-
-    Args:
-        doc: the docstring of the tool: what it does, then examples.
-    """
+    """An argument parser that raises UserError, and whose `--help` shows `doc`, the docstring of the tool."""
 
     def __init__(self, doc: str) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -28,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a tool's `main` and leave with its exit code."""
+    """Runs a tool's `main` and exits with its code."""
     try:
         main()
     except UserError as mistake:

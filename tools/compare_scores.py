@@ -1,7 +1,7 @@
 """Compare scores files of one model: Spearman's rank correlation, and how much of the top share they agree on.
 
-The overlap is the part of the elements that one file would turn on which the other would turn on too; p of it is what
-chance gives. Equal scores share their mean rank in the correlation, and are drawn in the top share.
+The overlap is the share of the elements that one file turns on which the other turns on too; by chance it is p.
+Elements with equal scores get their mean rank in the correlation, and are chosen at random for the top share.
 
 example:
   python tools/compare_scores.py grad_norm.toml snip.toml fisher.toml --turn-on-percentile 0.25
@@ -9,12 +9,11 @@ example:
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+from tools.cli import Parser, run
 
 import numpy as np
 from rich.markup import escape
@@ -26,22 +25,14 @@ from heterolora import scores as scores_file
 from heterolora.allocation import allocate, default_mode, tie_generator
 from heterolora.errors import UserError
 from heterolora.scores import Scores
-from tools.cli import Parser, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the files, print two tables.
-
-    Raises:
-        UserError: fewer than two files, a wrong one, or files that score different elements.
-    """
+    """Read the files and print two tables. Raises UserError unless two or more files score the same elements."""
     parser = Parser(__doc__)
-    parser.add_argument(
-        "scores", type=Path, nargs="+", metavar="SCORES.toml", help="two or more, as imp-test writes them"
-    )
-    parser.add_argument(
-        "--turn-on-percentile", type=float, default=0.25, metavar="P", help="the top share (default: 0.25)"
-    )
+    add = parser.add_argument
+    add("scores", type=Path, nargs="+", metavar="SCORES.toml", help="two or more scores files of imp-test")
+    add("--turn-on-percentile", type=float, default=0.25, metavar="P", help="the top share (default: 0.25)")
     args = parser.parse_args(arguments)
     if len(args.scores) < 2:
         raise UserError("one scores file", "expected two or more to compare")
@@ -51,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     named = dict(zip(_titles(files), files.values(), strict=True))
     for title, scores in named.items():
         if len({item.score for item in scores.scored}) == 1:
-            note(f"all scores of {title} are equal: they correlate with nothing, and their top share is drawn")
+            note(f"all scores of {title} are equal: their correlation is undefined, and their top share is random")
     say(_matrix("Spearman", named, spearman))
     say(_matrix(f"top {args.turn_on_percentile:.0%}", named, lambda a, b: overlap(a, b, args.turn_on_percentile)))
 
 
 def spearman(a: Scores, b: Scores) -> float | None:
-    """Spearman's correlation over the elements, which both files have; None where all scores of one are equal."""
+    """Spearman's correlation over all elements; `None` if all scores of a file are equal."""
     by_key = {item.element.key: item.score for item in b.scored}
     x = rankdata([item.score for item in a.scored])
     y = rankdata([by_key[item.element.key] for item in a.scored])
@@ -65,7 +56,7 @@ def spearman(a: Scores, b: Scores) -> float | None:
 
 
 def overlap(a: Scores, b: Scores, percentile: float) -> float:
-    """The part of the elements that `a` turns on at share `percentile` which `b` turns on too."""
+    """The share of the elements that `a` turns on at share `percentile` which `b` turns on too."""
     first, second = (_on(scores, percentile) for scores in (a, b))
     return len(first & second) / len(first)
 
@@ -76,7 +67,7 @@ def _on(scores: Scores, percentile: float) -> frozenset[str]:
 
 
 def check_same_elements(files: Mapping[Path, Scores]) -> None:
-    """`UserError` unless all files score the same elements of the same widths."""
+    """Raises UserError unless all files score the same elements with the same widths."""
     (first, reference), *others = files.items()
     expected = _widths(reference)
     for path, scores in others:
@@ -94,7 +85,7 @@ def _widths(scores: Scores) -> dict[str, tuple[int, int]]:
 
 
 def _titles(files: Mapping[Path, Scores]) -> list[str]:
-    """The heuristic of each file, and the file where that does not tell it from the others."""
+    """The heuristic of each file, with the file's path if two files have the same heuristic."""
     heuristics = [scores.importance_test_name for scores in files.values()]
     count = Counter(heuristics)
     return [

@@ -1,10 +1,10 @@
-"""Take a result to other tools: as a PEFT adapter, or merged into its base.
+"""Export a result for other tools: as a PEFT adapter, or merged into its base.
 
   --format peft    adapter_config.json and adapter_model.safetensors, for peft.PeftModel.from_pretrained
   --format merged  a plain Hugging Face folder with tokenizer, for AutoModel….from_pretrained
 
-RESULT is a run's folder (its best checkpoint), one of its checkpoints, or the folder of a PEFT adapter. Options of
-`python -m main test` may follow, such as --backbone-model where the base has moved.
+RESULT is a run's folder (its best checkpoint), a checkpoint, or the folder of a PEFT adapter. Options of
+`python -m main test` may follow, such as --backbone-model if the base has moved.
 
 examples:
   python tools/export.py runs/NAME --format merged --output merged
@@ -14,11 +14,10 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+from tools.cli import Parser, run
 
 from actions.console import note, say, set_log_level
 from actions.drop_shortcuts import cost_of_dropping, has_shortcuts, without_shortcuts
@@ -33,15 +32,10 @@ from heterolora.errors import UserError
 from heterolora.peft_config import peft_notes, task_type
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
-from tools.cli import Parser, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Check, say what is lost, write.
-
-    Raises:
-        UserError: nothing to export, an output that is not empty, or what the format has no words for.
-    """
+    """Check, print what is lost, write. Raises UserError if the format cannot hold the result."""
     args, others = _parser().parse_known_args(arguments)
     _check_output(args.output)
     command = parse(["test", "--load", str(_find(args.result)), *others])
@@ -68,18 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("result", type=Path, metavar="RESULT", help="folder of a run or an adapter, or a checkpoint")
-    parser.add_argument("--format", choices=("peft", "merged"), required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that is empty or not there")
-    parser.add_argument(
-        "--drop-shortcuts",
-        action="store_true",
-        help="leave out shortcuts that are on, which neither format has, and show what that costs on validation data",
-    )
-    parser.add_argument("--dequantize", action="store_true", help="merged: turn a quantised base into numbers again")
-    parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="merged: the largest file (default: 5GB)"
-    )
+    add = parser.add_argument
+    add("result", type=Path, metavar="RESULT", help="folder of a run or an adapter, or a checkpoint")
+    add("--format", choices=("peft", "merged"), required=True)
+    add("--output", type=Path, required=True, metavar="DIR", help="an empty or new folder")
+    dropped = "leave out shortcuts, which neither format supports, and print what that costs on validation data"
+    add("--drop-shortcuts", action="store_true", help=dropped)
+    add("--dequantize", action="store_true", help="merged: dequantise a quantised base")
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="merged: size of the largest file (default: 5GB)")
     return parser
 
 
@@ -89,22 +79,21 @@ def _check_output(output: Path) -> None:
 
 
 def _find(result: Path) -> Path:
-    """The checkpoint or adapter that `result` means."""
+    """The checkpoint or adapter of `result`."""
     if not result.exists():
         raise UserError(f"{result} is not there", "give the folder of a run or an adapter, or a checkpoint")
     if result.is_file() or is_adapter(result):
         return result
-    best, last = (result / CHECKPOINTS / f"{name}.ckpt" for name in ("best", "last"))
-    for checkpoint in (best, last):
-        if checkpoint.is_file():
-            if checkpoint == last:
-                note(f"{result} has no best.ckpt yet: its last.ckpt is taken")
+    for name in ("best", "last"):
+        if (checkpoint := result / CHECKPOINTS / f"{name}.ckpt").is_file():
+            if name == "last":
+                note(f"{result} has no best.ckpt yet: its last.ckpt is used")
             return checkpoint
     raise UserError(f"{result} has no checkpoints/best.ckpt", "give the folder of a run of train or train-dyrealloc")
 
 
 def _check(args: argparse.Namespace, request: Request) -> None:
-    """What can be refused before a model is read."""
+    """The checks that need no model. Raises UserError."""
     if request.checkpoint is None and request.adapter is None:
         raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
     if args.format == "peft" and request.adapted is None:
@@ -113,7 +102,7 @@ def _check(args: argparse.Namespace, request: Request) -> None:
         raise UserError(f"{args.result} is a PEFT adapter already", "use it as it is, or --format merged")
     if has_shortcuts(request) and not args.drop_shortcuts:
         raise UserError(
-            f"{args.result} has shortcuts that are on, and --format {args.format} has no words for them",
+            f"{args.result} has shortcuts that are on, and --format {args.format} cannot hold them",
             "leave them out with --drop-shortcuts, which shows what that costs",
         )
     if args.format == "merged" and request.options.quantize and not args.dequantize:
@@ -124,7 +113,7 @@ def _check(args: argparse.Namespace, request: Request) -> None:
 
 
 def _check_task(request: Request, dataset_given: bool) -> None:
-    """The data set decides on the head of the model and the names of its labels."""
+    """Checks that the data set, which gives the head and the names of the labels, fits the adapter."""
     settings, spec = request.adapter.settings, request.spec
     if request.adapter.record is None and not dataset_given:
         raise UserError(f"{request.adapter.folder} does not say what it was trained on", "give --dataset")

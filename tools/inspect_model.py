@@ -1,10 +1,10 @@
 """Show the search space of a model: every element, its place, shape, rank and cost, and whether it is on.
 
-Takes the options of `python -m main test`. No weights of the base are read, so that any size is shown in seconds; a
-checkpoint or a PEFT adapter tells which elements are on.
+Takes the options of `python -m main test`. It reads no weights of the base, so that it takes seconds for any size. With
+a checkpoint or a PEFT adapter it shows which elements are on.
 
-Multiply-adds (one product and one sum) are per token. Those of the base are counted in its linear layers alone; an
-element that is off costs none.
+Multiply-adds (one product and one sum) are per token. For the base they are counted in linear layers only. An element
+that is off has none.
 
 examples:
   python tools/inspect_model.py --model opt_lora_ags --load facebook/opt-350m
@@ -15,12 +15,10 @@ examples:
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+from tools.cli import Parser, run
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -36,7 +34,6 @@ from heterolora.errors import UserError
 from heterolora.low_rank import LowRank
 from heterolora.search_space import SearchSpace
 from model.parameters import count
-from tools.cli import Parser, run
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,17 @@ class Row:
     """One element.
 
     Attributes:
-        element: its name in every file.
+        element: its key, as in all files.
         kind: `lora` or `shortcut`.
-        module: what it stands beside.
+        module: the module that it is added to.
         in_features: width of its input.
         out_features: width of its output.
         rank: r.
         alpha: as configured.
-        scaling: what its output is multiplied by.
+        scaling: the factor of its output.
         parameters: r · (in + out).
-        multiply_adds: per token; 0 while it is off.
-        on: whether it is.
+        multiply_adds: per token; 0 if it is off.
+        on: whether it is on.
     """
 
     element: str
@@ -72,14 +69,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Total:
-    """All elements of a kind, or the base (whose elements are its linear layers, all on).
+    """The sums of one kind of element, or of the base (whose elements are its linear layers, all on).
 
     Attributes:
-        elements: how many there are.
-        on: how many are on.
-        parameters: of all of them; of the whole base.
-        parameters_on: of those that are on.
-        multiply_adds: per token, of those that are on.
+        elements: number of elements.
+        on: number of elements that are on.
+        parameters: of all elements; of the whole base.
+        parameters_on: of the elements that are on.
+        multiply_adds: per token, of the elements that are on.
     """
 
     elements: int
@@ -90,13 +87,9 @@ class Total:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, or JSON.
-
-    Raises:
-        UserError: as `python -m main test` before it reads weights; and a model that has no search space.
-    """
+    """Print the table or JSON. Raises UserError if an option is wrong or the model has no search space."""
     parser = Parser(__doc__)
-    parser.add_argument("--json", action="store_true", help="for programs: one object on standard output")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     args, others = parser.parse_known_args(arguments)
     request = resolve(parse(["test", *others]))
     set_log_level(request.options.log_level)
@@ -139,7 +132,7 @@ def _row(low_rank: LowRank) -> Row:
 
 
 def _base(network: nn.Module, space: SearchSpace) -> Total:
-    """What is no element and no classification head."""
+    """Everything except elements and the classification head."""
     linears = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not in_head(name)]
     (parameters,) = (row.total for row in count(network, space).rows if row.kind == "base")
     multiply_adds = sum(linear.in_features * linear.out_features for linear in linears)
@@ -159,7 +152,7 @@ def _total(rows: Iterable[Row]) -> Total:
 
 
 def _element_table(rows: Sequence[Row], blocks: Sequence[str]) -> Table:
-    """A section for each block, whose first line is the block's own path; the others go on from there."""
+    """A section for each block. Its first line is the path of the block; the other paths continue it."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("element", no_wrap=True)
     table.add_column("beside", overflow="fold", min_width=23)

@@ -1,8 +1,8 @@
-"""The whole program on the toy world that comes with it: no network, no GPU.
+"""Run the whole program on the built-in toy data: no network, no GPU.
 
-What counts of words and the frozen model can do; LoRA in every place; then the scores of every place, LoRA in the best
-places only (static), and LoRA whose places are chosen again and again (dynamic), all of about as many parameters.
-Every run is an ordinary command, which is shown, and its folder stays.
+First two baselines: a bag-of-words classifier, and the frozen model with a linear head. Then LoRA in every place; then
+the scores of all places and LoRA in the best ones (static); then LoRA in places that are chosen again during training
+(dynamic). All three have about as many parameters. Each run is an ordinary command, which is printed; its folder stays.
 
 example:
   python tools/quickstart.py
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+from tools.cli import Parser, run
 
 import numpy as np
 import torch
@@ -35,30 +35,21 @@ from actions.run_folder import METRICS
 from dataset import registry
 from dataset.source import DATA_SEED
 from tools import realloc_lora_rank
-from tools.cli import Parser, run
 
-ROOT = Path(__file__).resolve().parents[1]
-TOY_OPT = ROOT / "model" / "toy_opt"
+TOY_OPT = Path(__file__).resolve().parents[1] / "model" / "toy_opt"
 DATA = "toy_nli"
 
 SHARE, RANK = 0.25, 8  # a quarter of the places at rank 8 ...
 UNIFORM_RANK = int(SHARE * RANK)  # ... or all of them at a quarter of it
 
 MODEL = ("--model", "opt_lora", "--dataset", DATA, "--task", "classification", "--pretrained", "--batch-size", "32")
-# The defaults are for models a thousand times as large; this one wants more. At 5e-3 it learns from some seeds only.
+# The defaults are for much larger models, and this one needs a larger rate. At 5e-3 it learns from some seeds only.
 RECIPE = ("--learning-rate", "2e-3", "--lr-scheduler", "linear", "--max-epochs", "8")
 
 
 @dataclass(frozen=True)
-class Result:
-    """A line of the table.
-
-    Attributes:
-        title: what was done.
-        accuracy: on the test split.
-        seconds: that it took.
-        parameters: of the LoRA elements that are on at the end.
-    """
+class TableLine:
+    """A line of the final table: what ran, its test accuracy, its seconds, and the LoRA parameters at the end."""
 
     title: str
     accuracy: float
@@ -67,56 +58,46 @@ class Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do all of it and print a table.
-
-    Raises:
-        UserError: a wrong argument.
-    """
+    """Run everything and print a table. Raises UserError if an argument is wrong."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--project-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (default: runs)")
-    add("--seed", type=int, default=0, metavar="N", help="of everything random but the data (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of everything but the data (default: 0)")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # so small a model gains nothing by more, and loses where other programs run
-    folder = args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S")
-    story = Story(folder, args.seed)
-    results = [bag_of_words(), frozen(), story.uniform(), story.static(), story.dynamic()]
-    say(table(results))
+    torch.set_num_threads(1)  # more threads do not make so small a model faster
+    runs = Runs(args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S"), args.seed)
+    say(table([bag_of_words(), frozen(), runs.uniform(), runs.static(), runs.dynamic()]))
     say("pictures:")
-    for picture in sorted(folder.glob("*/*.png")):
+    for picture in sorted(runs.folder.glob("*/*.png")):
         say(f"  {picture}")
-    say(f"all runs: {folder}")
+    say(f"all runs: {runs.folder}")
 
 
-# ---- what LoRA has to beat
+# ---- baselines
 
 
-def bag_of_words() -> Result:
-    """Logistic regression on the counts of words and pairs of words of both sentences."""
-    return _linear(
-        "linear, on counts of words",
-        make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000)),
-        lambda rows: [f"{row['sentence1']} {row['sentence2']}" for row in rows],
-    )
+def bag_of_words() -> TableLine:
+    """Logistic regression on the counts of words and word pairs of both sentences."""
+    classifier = make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
+    return _baseline("bag of words", classifier, lambda rows: [f"{r['sentence1']} {r['sentence2']}" for r in rows])
 
 
-def frozen() -> Result:
-    """The frozen model with the best linear head: logistic regression on the last token's hidden state."""
-    return _linear("frozen model, linear head", LogisticRegression(C=100, max_iter=5000), _hidden)
+def frozen() -> TableLine:
+    """The frozen model with a linear head: logistic regression on the last token's hidden state."""
+    return _baseline("frozen model, linear head", LogisticRegression(C=100, max_iter=5000), _hidden)
 
 
-def _linear(title: str, classifier: LogisticRegression, features: Callable[[list[dict]], Sequence]) -> Result:
+def _baseline(title: str, classifier: LogisticRegression, features: Callable[[list[dict]], Sequence]) -> TableLine:
     start = time.perf_counter()
-    generate = registry.get(DATA).generate
-    train, test = generate("train", DATA_SEED), generate("test", DATA_SEED)
+    train, test = (registry.get(DATA).generate(split, DATA_SEED) for split in ("train", "test"))
     classifier.fit(features(train), [row["label"] for row in train])
     accuracy = classifier.score(features(test), [row["label"] for row in test])
-    return Result(title, accuracy, time.perf_counter() - start)
+    return TableLine(title, accuracy, time.perf_counter() - start)
 
 
 @torch.no_grad()
 def _hidden(rows: list[dict]) -> np.ndarray:
-    """The last token's final hidden state of every row (rows, hidden): what a classification head sees."""
+    """The last token's final hidden state of every row (rows, hidden): the input of a classification head."""
     tokenizer = AutoTokenizer.from_pretrained(TOY_OPT, padding_side="left")
     network = AutoModel.from_pretrained(TOY_OPT).eval()
     states = []
@@ -130,14 +111,14 @@ def _hidden(rows: list[dict]) -> np.ndarray:
 # ---- HeteroLoRA
 
 
-class Story:
-    """The runs, in order, in `folder`; each of them needs those before it."""
+class Runs:
+    """The runs, in order, in `folder`. Each of them needs those before it."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.shared = (*MODEL, "--seed", str(seed), "--project-dir", str(folder))
 
-    def uniform(self) -> Result:
+    def uniform(self) -> TableLine:
         """LoRA in every place, at a low rank."""
         configuration = self.folder / "uniform.toml"
         configuration.parent.mkdir(parents=True, exist_ok=True)
@@ -145,32 +126,32 @@ class Story:
         configuration.write_text("\n".join(lines) + "\n")
         return self._train("uniform LoRA", "uniform", "train", "--lora-config", configuration)
 
-    def static(self) -> Result:
-        """Scores, the best places within the parameters that uniform LoRA has, and training there."""
+    def static(self) -> TableLine:
+        """Scores, then LoRA in the best places with at most the parameters of uniform LoRA."""
         start = time.perf_counter()
-        self._do("imp-test", "--importance-test-name", "grad_norm", "--project", "scores")
-        chosen = self.folder / "static.toml"
-        budget = str(_parameters(self.folder / "uniform"))
-        options = [str(self.folder / "scores" / "scores.toml"), "--parameters", budget, "--output", str(chosen)]
+        self._run("imp-test", "--importance-test-name", "grad_norm", "--project", "scores")
+        chosen, budget = self.folder / "static.toml", _parameters(self.folder / "uniform")
+        scores = self.folder / "scores" / "scores.toml"
+        options = [str(word) for word in (scores, "--parameters", budget, "--output", chosen)]
         _show("tools/realloc_lora_rank.py", options)
         realloc_lora_rank.main(options)
         scored = time.perf_counter() - start
         return self._train("static HeteroLoRA", "static", "train", "--lora-config", chosen, before=scored)
 
-    def dynamic(self) -> Result:
-        """Places chosen anew five times an epoch, by the gradients of the training batches."""
+    def dynamic(self) -> TableLine:
+        """LoRA in places that are chosen five times an epoch, by the gradients of the training batches."""
         choice = ("--turn-on-percentile", SHARE, "--imp-source", "training", "--imp-limit-test-batches", 8)
         return self._train("dynamic HeteroLoRA", "dynamic", "train-dyrealloc", *choice)
 
-    def _train(self, title: str, project: str, action: str, *more: object, before: float = 0.0) -> Result:
+    def _train(self, title: str, project: str, action: str, *more: object, before: float = 0.0) -> TableLine:
         start = time.perf_counter()
-        self._do(action, *RECIPE, *more, "--project", project)
+        self._run(action, *RECIPE, *more, "--project", project)
         made = self.folder / project
         accuracy = json.loads((made / METRICS).read_text(encoding="utf-8"))["metrics"]["test"]["accuracy"]
-        return Result(title, accuracy, before + time.perf_counter() - start, _parameters(made))
+        return TableLine(title, accuracy, before + time.perf_counter() - start, _parameters(made))
 
-    def _do(self, action: str, *more: object) -> None:
-        """One command of the program; a run that fails ends this program with its code."""
+    def _run(self, action: str, *more: object) -> None:
+        """Runs one command of the program. If it fails, this program exits with its code."""
         command = [action, *self.shared, *map(str, more)]
         _show("-m main", command)
         if code := program.main(command):
@@ -182,20 +163,18 @@ def _show(program_name: str, command: Sequence[str]) -> None:
 
 
 def _parameters(run_folder: Path) -> int:
-    """Of the LoRA elements that were on when a run ended."""
+    """Parameters of the LoRA elements that were on at the end of a run."""
     tensors = load_file(run_folder / "adapter" / "adapter_model.safetensors")
     return sum(tensor.numel() for name, tensor in tensors.items() if "lora_" in name)
 
 
-def table(results: Sequence[Result]) -> Table:
-    """A line for each result."""
-    made = Table(title=f"{DATA}: does the description say yes to the question after it?")
-    made.add_column("")
+def table(lines: Sequence[TableLine]) -> Table:
+    made = Table("", title=f"{DATA}: does the description say yes to the question after it?")
     for column in ("LoRA parameters", "test accuracy", "seconds"):
         made.add_column(column, justify="right")
-    for result in results:
-        parameters = "" if result.parameters is None else f"{result.parameters:,}"
-        made.add_row(result.title, parameters, f"{result.accuracy:.1%}", f"{result.seconds:.0f}")
+    for line in lines:
+        parameters = "" if line.parameters is None else f"{line.parameters:,}"
+        made.add_row(line.title, parameters, f"{line.accuracy:.1%}", f"{line.seconds:.0f}")
     return made
 
 

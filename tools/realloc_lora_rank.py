@@ -1,12 +1,12 @@
-"""Turn the scores of `imp-test` into a configuration: which elements are on, and at which rank.
+"""Turn the scores of `imp-test` into a configuration: which elements are on, and with which rank.
 
   --policy topk          the best elements on, each at --rank
   --policy proportional  ranks in proportion to the scores, from --min-rank to --max-rank
 
-Name one budget: a share of the whole space (topk: of its elements; proportional: of the total rank that it has with
-every element at --max-rank), a total rank, or trainable parameters of the elements. It is spent in order of score, then
-on the best-scored addition that still fits, and never exceeded. Equal scores are drawn, by --seed.
-alpha follows the rank so that the scaling (alpha / r) stays what it was when the scores were made.
+Give one budget: a share of the search space (topk: of its elements; proportional: of its total rank with every element
+at --max-rank), a total rank, or a number of trainable parameters. It is spent in order of score, then on the addition
+with the best score that still fits, and never exceeded. --seed decides between equal scores.
+alpha is adapted to the rank so that the scaling (alpha / r) is the same as when the elements were scored.
 
 examples:
   python tools/realloc_lora_rank.py scores.toml --turn-on-percentile 0.25 --rank 8 --output lora.toml
@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+from tools.cli import Parser, run
 
 from rich.table import Table
 
@@ -39,17 +38,12 @@ from heterolora.files import write_text
 from heterolora.peft_config import peft_config, peft_notes, task_type
 from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
 from heterolora.scores import Scores
-from tools.cli import Parser, run
 
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the scores, spend the budget, write the files.
-
-    Raises:
-        UserError: for anything wrong in the arguments or in the file; nothing is written then.
-    """
+    """Read the scores, spend the budget, write the files. Raises UserError before it writes anything."""
     args = _parser().parse_args(arguments)
     scores = scores_file.read(args.scores)
     if args.load:
@@ -69,40 +63,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("scores", type=Path, metavar="SCORES.toml", help="what imp-test wrote")
+    parser.add_argument("scores", type=Path, metavar="SCORES.toml", help="a scores file of imp-test")
     parser.add_argument("--policy", choices=("topk", "proportional"), default="topk", help="default: topk")
 
     budget = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group(required=True)
-    budget.add_argument("--turn-on-percentile", type=float, metavar="P", help="a share in (0, 1] of the whole space")
-    budget.add_argument("--total-rank", type=int, metavar="N", help="the ranks of all elements together")
+    budget.add_argument("--turn-on-percentile", type=float, metavar="P", help="a share in (0, 1] of the search space")
+    budget.add_argument("--total-rank", type=int, metavar="N", help="the sum of all ranks")
     budget.add_argument(
         "--parameters", type=int, metavar="N", help="the elements' trainable parameters, r · (in + out)"
     )
 
     ranks = parser.add_argument_group("ranks")
-    ranks.add_argument("--rank", type=int, metavar="R", help="topk: default: the rank at which each was scored")
     ranks.add_argument(
-        "--min-rank", type=int, metavar="R", help="proportional: of an element that is on (default: 0, no bound)"
+        "--rank", type=int, metavar="R", help="topk: rank of every element (default: its rank when it was scored)"
     )
     ranks.add_argument(
-        "--max-rank", type=int, metavar="R", help="proportional: default: the highest rank in the scores file"
+        "--min-rank",
+        type=int,
+        metavar="R",
+        help="proportional: lowest rank of an element that is on (default: 0, no bound)",
+    )
+    ranks.add_argument(
+        "--max-rank", type=int, metavar="R", help="proportional: highest rank (default: the highest in the scores file)"
     )
     ranks.add_argument(
         "--mode",
         "--dyrealloc-ags-mode",
         choices=MODES,
-        help="off: LoRA alone, shortcuts as they were scored; separated: each kind within its own budget; combined: "
-        "all within the sum (default: combined if shortcuts were scored, else off)",
+        help="off: LoRA only, shortcuts as they were scored; separated: a budget for each kind; combined: one budget "
+        "for both (default: combined if shortcuts were scored, else off)",
     )
     ranks.add_argument(
-        "--seed", type=int, metavar="N", help="draws among equal scores (default: the seed of the scores)"
+        "--seed", type=int, metavar="N", help="decides between equal scores (default: the seed of the scores file)"
     )
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")
     output.add_argument("--shortcut-output", type=Path, metavar="FILE", help="the shortcut configuration, if any is on")
     output.add_argument("--format", choices=("toml", "peft"), default="toml", help="of --output (default: toml)")
-    output.add_argument("--load", metavar="MODEL", help="hub name or folder: check that these are scores of this model")
+    output.add_argument("--load", metavar="MODEL", help="hub name or folder: check that the scores are of this model")
     return parser
 
 
@@ -128,7 +127,7 @@ def _limit(args: argparse.Namespace) -> Limit:
 def _outputs(
     args: argparse.Namespace, scores: Scores, assignment: Assignment, shortcuts_left_alone: bool
 ) -> dict[Path, str]:
-    """Path → text of the files to write; says what they leave out, or refuses to leave out what was chosen."""
+    """Path → text of the files to write. Prints what they leave out; raises UserError if that was chosen."""
     chosen = chosen_elements(scores, assignment.ranks)
     shortcuts_on = any(element.kind == "shortcut" for element in chosen)
     if args.shortcut_output and not scores.has_shortcuts:
@@ -160,19 +159,19 @@ def _outputs(
 
 
 def _toml(args: argparse.Namespace, scores: Scores, config: ElementConfig) -> str:
-    """With a comment that the model card will quote."""
+    """The configuration with a comment that the model card quotes."""
     said = f"{args.policy} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
     return f"# {said} (tools/realloc_lora_rank.py from {args.scores.name})\n{config.to_toml()}"
 
 
 def chosen_elements(scores: Scores, ranks: Mapping[str, int]) -> tuple[Element, ...]:
-    """The elements that are on, at their ranks, with the scaling with which they were scored."""
+    """The elements that are on, with their ranks, and with the same scaling as when they were scored."""
     on = (item.element for item in scores.scored if item.element.key in ranks)
     return tuple(replace(element, settings=element.settings.at(ranks[element.key])) for element in on)
 
 
 def check_model(scores: Scores, source: str) -> None:
-    """`UserError` unless the model `source` has every scored module, at its width. Reads no weights."""
+    """Raises UserError unless the model `source` has every scored module with its widths. Reads no weights."""
     from transformers import AutoConfig
 
     from model.skeleton import skeleton
@@ -195,7 +194,7 @@ def check_model(scores: Scores, source: str) -> None:
 
 
 def budget_table(assignment: Assignment) -> Table:
-    """What could be spent, and what was."""
+    """The budget, and how much of it is spent."""
     table = Table("budget", "counts", "whole space", "budget", "spent")
     for part in assignment.spending:
         table.add_row(part.title, part.unit, f"{part.whole:,}", f"{part.budget:,}", f"{part.spent:,}")
@@ -203,7 +202,7 @@ def budget_table(assignment: Assignment) -> Table:
 
 
 def result_table(scores: Scores, assignment: Assignment) -> Table:
-    """Elements, ranks and parameters that are on, by kind."""
+    """Elements that are on, their ranks and parameters, by kind."""
     table = Table("result", "on", "of", "total rank", "parameters")
     for kind, title in TITLES.items():
         elements = [item.element for item in of_kind(scores.scored, kind)]
@@ -219,7 +218,7 @@ def result_table(scores: Scores, assignment: Assignment) -> Table:
 
 
 def rank_table(scores: Scores, assignment: Assignment) -> Table:
-    """Blocks × names: the rank, `·` where the element is off, nothing where there is none."""
+    """Blocks × names: the rank, `·` if the element is off, empty if there is none."""
     elements = [item.element for item in scores.scored]
     names = list(dict.fromkeys(element.name for element in elements))
     table = Table("rank", *names)

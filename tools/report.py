@@ -1,6 +1,6 @@
 """Make one page of runs: configuration, parameters, curves, metrics, scores and allocations; several runs side by side.
 
-The page is one HTML file that needs nothing else: no network, no script. It follows the reader's light or dark theme.
+The page is one HTML file with all that it needs, and uses no network. It follows the light or dark theme of the reader.
 
 examples:
   python tools/report.py runs/NAME --output report.html
@@ -9,30 +9,23 @@ examples:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for `python tools/…` from anywhere
+from tools.cli import Parser, run
 
 from actions.console import note, say
 from heterolora.files import write_text
-from tools.cli import Parser, run
 from tools.reporting.page import render
 from tools.reporting.run import read_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the runs, write the page.
-
-    Raises:
-        UserError: a folder is no run, a file of a run can't be read, or the page can't be written.
-    """
+    """Read the runs and write the page. Raises UserError if a folder is no run or a file is wrong."""
     parser = Parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, such as runs/NAME")
-    parser.add_argument(
-        "--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)"
-    )
+    page = Path("report.html")
+    parser.add_argument("--output", type=Path, default=page, metavar="FILE", help="the page (default: report.html)")
     args = parser.parse_args(arguments)
     runs = read_runs(args.runs)
     for found in runs:

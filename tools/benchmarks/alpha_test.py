@@ -1,14 +1,15 @@
-"""alpha_test: starting again where an element sits, against a whole evaluation for every question.
+"""alpha_test: evaluation that restarts at the block of an element, against evaluation of the whole model.
 
 The elements are LoRA on q and v and all four shortcuts. Two cases: nearly every element is dispensable, or those of
-the lowest blocks are not. Three ways, with the same answers: `bisection` evaluates everything for each question of a
-bisection over 0, 0.1, …, 1.0; `zero first` does so too, but begins with α = 0; `restart` is the program's.
+the lowest blocks are not. Three ways give the same scores: `bisection` evaluates the whole model for each step of a
+bisection over 0, 0.1, …, 1.0; `zero first` does the same, but begins with α = 0; `restart` is the program's way.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.table import Table
@@ -20,60 +21,57 @@ from heterolora.low_rank import LowRank
 from heterolora.saliency.heuristics.alpha_test import STEPS, alpha_test
 from heterolora.saliency.problem import Batch, Loss, Metric, Problem
 from heterolora.search_space import SearchSpace
-from tools import measure, subjects
+from tools.benchmarks import measure, subjects
 
 CASES = {"most elements dispensable": 0.0, "about a quarter not, in the lowest blocks": 0.5}  # share of the blocks
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    measure.add_options(parser, rounds=3)
-    subjects.add_options(parser, hidden_size=64, layers=12, rows=8, tokens=8, rank=4)
+    parser.set_defaults(rounds=3, hidden_size=64, layers=12, rows=8, tokens=8, rank=4)
     parser.add_argument("--batches", type=int, default=3, metavar="N", help="scoring batches (default: 3)")
 
 
 def run(args: argparse.Namespace) -> None:
-    device = measure.device_of(args)
-    base = subjects.base(args, device)
+    base = subjects.base(args)
     for title, share in CASES.items():
         lora, shortcuts = subjects.lora(args.rank, ("q_proj", "v_proj")), subjects.shortcuts(args.rank)
         network, space = subjects.adapted(base, lora, shortcuts)
-        _matter_below(space, round(share * args.layers))
-        problem = _problem(network.eval(), space, args, device)
+        _make_matter(space, round(share * args.layers))
+        problem = _problem(network.eval(), space, args)
         ways: dict[str, Callable[[], list[float]]] = {
-            "restart": lambda problem=problem: alpha_test(problem),
-            "bisection": lambda problem=problem: _plain(problem, zero_first=False),
-            "zero first": lambda problem=problem: _plain(problem, zero_first=True),
+            "restart": partial(alpha_test, problem),
+            "bisection": partial(_plain, problem, zero_first=False),
+            "zero first": partial(_plain, problem, zero_first=True),
         }
-        counts = {name: _counted(way, space) for name, way in ways.items()}
-        answers = [found for found, _ in counts.values()]
-        if any(found != answers[0] for found in answers):
-            raise UserError("the three ways differ in their answers", "expected the same scores: this is a bug")
-        on = sum(score > 0 for score in answers[0])
-        say(measure.heading(args, device, f"alpha_test, {title}: {on} of {len(space)} elements score above 0"))
-        runs = Table("way", "block evaluations", "times those of restart")
-        for name, (_, count) in counts.items():
-            runs.add_row(name, f"{count:,}", f"{count / counts['restart'][1]:.2f}")
-        say(runs)
-        say(measure.seconds_table(measure.by_turns(ways, args.rounds, device, warm_up=0), "restart"))
+        (scores, *others), counts = zip(*(_counted(way, space) for way in ways.values()), strict=True)
+        if any(found != scores for found in others):
+            raise UserError("the three ways differ in their scores", "expected the same scores: this is a bug")
+        on = sum(score > 0 for score in scores)
+        say(measure.heading(args, f"alpha_test, {title}: {on} of {len(space)} elements score above 0"))
+        table = Table("way", "block evaluations", "times those of restart")
+        for name, count in zip(ways, counts, strict=True):
+            table.add_row(name, f"{count:,}", f"{count / counts[0]:.2f}")
+        say(table)
+        say(measure.by_turns(ways, args.rounds, args.device, warm_up=0).table("restart"))
 
 
-def _matter_below(space: SearchSpace, blocks: int) -> None:
-    """Elements of the first `blocks` blocks change much, all others next to nothing."""
+def _make_matter(space: SearchSpace, blocks: int) -> None:
+    """Elements of the first `blocks` blocks change much, all others almost nothing."""
     with torch.no_grad():
         for low_rank in space:
             low_rank.B.mul_(100.0 if low_rank.element.layer < blocks else 1e-2)
 
 
-def _problem(network: torch.nn.Module, space: SearchSpace, args: argparse.Namespace, device: torch.device) -> Problem:
-    """Batches whose labels are what the network says, but for a fifth."""
+def _problem(network: torch.nn.Module, space: SearchSpace, args: argparse.Namespace) -> Problem:
+    """Batches whose labels are the network's own predictions, except for a fifth of them."""
     generator = torch.Generator().manual_seed(1)
     batches: list[Batch] = []
     for _ in range(args.batches):
-        ids = torch.randint(3, 1000, (args.rows, args.tokens), generator=generator).to(device)
+        ids = torch.randint(3, 1000, (args.rows, args.tokens), generator=generator).to(args.device)
         with torch.no_grad():
-            says = network(input_ids=ids).logits.argmax(-1)
-        wrong = (torch.rand(args.rows, generator=generator) < 0.2).to(device)
-        batches.append({"input_ids": ids, "labels": torch.where(wrong, 1 - says, says)})
+            predicted = network(input_ids=ids).logits.argmax(-1)
+        wrong = (torch.rand(args.rows, generator=generator) < 0.2).to(args.device)
+        batches.append({"input_ids": ids, "labels": torch.where(wrong, 1 - predicted, predicted)})
 
     def evaluate(batch: Batch) -> Loss:
         logits = network(input_ids=batch["input_ids"]).logits

@@ -1,19 +1,17 @@
 """An interval of train-dyrealloc, by the source of its scores, against as many batches of plain training.
 
-Plain training has every element on. An interval is timed in the trainer itself, from just after one reallocation to
-just after the next: every batch in between, what is recorded of them or scored besides, the scores, and the switching.
-With `--interval 62 --scoring 32` it is what `--realloc-N 0.2 --imp-limit-test-batches 32` makes of RTE. Every B is
-as if trained, which is the dearer case: while B = 0, half of what `training` computes for elements that are off is left
-out.
+In plain training every element is on. An interval is timed in the trainer, from just after one reallocation to just
+after the next: every batch, what is recorded of them or scored in addition, the scores, and the switching.
+`--interval 62 --scoring 32` corresponds to `--realloc-N 0.2 --imp-limit-test-batches 32` on RTE. B is random, not 0,
+which costs more: while B = 0, `training` skips half of its computation for elements that are off.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.classification import Classification
 from model.task.fine_tuning import Splits
 from model.task.optimization import Optimization
-from tools import measure, subjects
+from tools.benchmarks import measure, subjects
 
 HEURISTICS = ("grad_norm", "snip", "fisher")  # what `training` can score by
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
@@ -42,34 +40,25 @@ PLAIN, TRAINING, DEDICATED = "plain, all on", "training", "dedicated"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    measure.add_options(parser)
-    subjects.add_options(parser, hidden_size=256, layers=12)
-    parser.add_argument("--interval", type=int, default=62, metavar="N", help="batches of an interval (default: 62)")
-    parser.add_argument("--scoring", type=int, default=32, metavar="N", help="batches that score (default: 32)")
-    parser.add_argument("--turn-on-percentile", type=float, default=0.25, metavar="P", help="p (default: 0.25)")
-    parser.add_argument("--heuristic", default="grad_norm", choices=HEURISTICS, help="(default: grad_norm)")
-    parser.add_argument("--projections", nargs="+", default=PROJECTIONS, metavar="NAME", help="LoRA (default: all six)")
+    parser.set_defaults(hidden_size=256, layers=12)
+    add = parser.add_argument
+    add("--interval", type=int, default=62, metavar="N", help="batches of an interval (default: 62)")
+    add("--scoring", type=int, default=32, metavar="N", help="batches that score (default: 32)")
+    add("--turn-on-percentile", type=float, default=0.25, metavar="P", help="share of the elements (default: 0.25)")
+    add("--heuristic", default="grad_norm", choices=HEURISTICS, help="(default: grad_norm)")
+    add("--projections", nargs="+", default=PROJECTIONS, metavar="NAME", help="projections with LoRA (default: all)")
 
 
 def run(args: argparse.Namespace) -> None:
     set_log_level("warning")
-    device = measure.device_of(args)
-    base = subjects.base(args, device)
+    base = subjects.base(args)
     tasks = {name: adapted_task(base, args) for name in (PLAIN, TRAINING, DEDICATED)}
-    say(measure.heading(args, device, f"{args.interval} batches of training, {args.scoring} for the scores"))
-    rounds: dict[str, list[float]] = {name: [] for name in tasks}
-    names = list(tasks)
-    with measure.one_thread():
-        for turn in range(-1, args.rounds):  # the first is not counted
-            for name in names[turn % 3 :] + names[: turn % 3]:
-                seconds = interval(tasks[name], source_of(name, tasks[name].space, args), args, device)
-                if turn >= 0:
-                    rounds[name].append(seconds)
-    table = measure.seconds_table(measure.Seconds({name: tuple(found) for name, found in rounds.items()}), PLAIN)
+    say(measure.heading(args, f"{args.interval} batches of training, {args.scoring} for the scores"))
+    intervals = {name: partial(interval, task, name, args) for name, task in tasks.items()}
+    seconds = measure.by_turns(intervals, args.rounds, args.device, warm_up=1, seconds_of=lambda interval: interval())
     space = tasks[TRAINING].space
     on = space.on()
-    table.title = f"{len(space)} elements, {len(on)} on, the lowest in block {on[0].element.layer}"
-    say(table)
+    say(seconds.table(PLAIN, f"{len(space)} elements, {len(on)} on, the lowest in block {on[0].element.layer}"))
 
 
 def adapted_task(base: Any, args: argparse.Namespace) -> Classification:
@@ -80,7 +69,7 @@ def adapted_task(base: Any, args: argparse.Namespace) -> Classification:
 
 
 def source_of(name: str, space: SearchSpace, args: argparse.Namespace) -> ScoreSource | None:
-    """Where an interval's scores come from; None: nothing is scored."""
+    """The source of the scores; `None` for plain training."""
     if name == PLAIN:
         return None
     dedicated = DedicatedScores(args.heuristic, args.scoring, tolerance=0.01)
@@ -90,16 +79,16 @@ def source_of(name: str, space: SearchSpace, args: argparse.Namespace) -> ScoreS
     return TrainingScores(gradients, args.scoring, dedicated)
 
 
-def interval(task: Classification, source: ScoreSource | None, args: argparse.Namespace, device: torch.device) -> float:
+def interval(task: Classification, name: str, args: argparse.Namespace) -> float:
     """Seconds of one interval, its reallocation included."""
-    clock = Clock(args.interval, device)
+    clock = Clock(args.interval, measure.clock(args.device))
     callbacks: list[pl.Callback] = [SeedEachBatch(0), clock]
     with tempfile.TemporaryDirectory() as folder:
-        if source is not None:
+        if (source := source_of(name, task.space, args)) is not None:
             settings = Settings(args.interval, args.turn_on_percentile, "combined", warmup_epochs=0, seed=0)
             callbacks.insert(1, Reallocate(settings, source, Path(folder), note))
         trainer = pl.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
+            accelerator="gpu" if args.device.type == "cuda" else "cpu",
             devices=1,
             max_epochs=1,
             callbacks=callbacks,
@@ -109,17 +98,16 @@ def interval(task: Classification, source: ScoreSource | None, args: argparse.Na
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        gc.collect()
         trainer.fit(task, datamodule=RandomRows(args))
     return clock.seconds
 
 
 class RandomRows(pl.LightningDataModule):
-    """The batches of one interval, and the one before which the next begins."""
+    """The batches of one interval, and the first of the next."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
-        rows = dict(subjects.batch(args, torch.device("cpu")))
+        rows = {name: tensor.cpu() for name, tensor in subjects.batch(args).items()}
         self.batches = [{**rows, "weight": torch.ones(args.rows)}] * (args.interval + 1)
         self.scoring_batch_count = len(self.batches)
 
@@ -134,17 +122,11 @@ class RandomRows(pl.LightningDataModule):
 
 
 class Clock(pl.Callback):
-    """Seconds from when batch 0 starts to when batch `end` does; of the processor, or, for a GPU, on the wall."""
+    """Seconds from the start of batch 0 to the start of batch `end`."""
 
-    def __init__(self, end: int, device: torch.device) -> None:
-        self.end, self.device, self.seconds = end, device, 0.0
+    def __init__(self, end: int, now: Callable[[], float]) -> None:
+        self.end, self.now, self.seconds = end, now, 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx in (0, self.end):
-            self.seconds = self._now() - self.seconds
-
-    def _now(self) -> float:
-        if self.device.type == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            self.seconds = self.now() - self.seconds

@@ -15,32 +15,25 @@ from torch import nn
 
 from actions.console import say
 from heterolora.search_space import SearchSpace
-from tools import measure, subjects
+from tools.benchmarks import measure, subjects
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    measure.add_options(parser)
-    subjects.add_options(parser)
+    """The common options only."""
 
 
 def run(args: argparse.Namespace) -> None:
-    device = measure.device_of(args)
-    base, batch = subjects.base(args, device), subjects.batch(args, device)
-    say(measure.heading(args, device, "training step of opt_lora and of peft.LoraModel"))
+    base, batch = subjects.base(args), subjects.batch(args)
+    say(measure.heading(args, "training step of opt_lora and of peft.LoraModel"))
     for title, names in subjects.PLACES.items():
         ours, space = subjects.adapted(base, subjects.lora(args.rank, names))
         theirs = with_peft(copy.deepcopy(base), space, args.rank)
         check_same(ours, theirs, batch)
-        steps = {"ours": subjects.training_step(ours, batch), "peft": subjects.training_step(theirs, batch)}
-        seconds = measure.by_turns(steps, args.rounds, device)
-        table = measure.seconds_table(seconds, "ours")
-        table.title = f"LoRA on {title}"
-        say(table)
-        say(measure.memory_table(steps, device))
+        subjects.compare_steps({"ours": ours, "peft": theirs}, batch, title, args)
 
 
 def with_peft(network: nn.Module, space: SearchSpace, rank: int) -> peft.LoraModel:
-    """PEFT's LoRA in the places, and with the A and B, of `space`; the head trains too, as ours does."""
+    """PEFT's LoRA in the places of `space`, with its A and B. The head is trainable, as in our model."""
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[element.module for element in space.elements])
     model = peft.LoraModel(network, config, "default")
     model.model.score.requires_grad_(True)
@@ -54,12 +47,12 @@ def with_peft(network: nn.Module, space: SearchSpace, rank: int) -> peft.LoraMod
 
 
 def check_same(ours: nn.Module, theirs: nn.Module, batch: subjects.Batch) -> None:
-    """Both compute the same, or the comparison is void."""
-    gradients = []
+    """Check that both models give the same logits and gradient norms."""
+    results = []
     for model in (ours, theirs):
         output = model(**batch)
         output.loss.backward()
         norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-        gradients.append(torch.stack([*sorted(norms), *output.logits.detach().flatten()]))
+        results.append(torch.stack([*sorted(norms), *output.logits.detach().flatten()]))
         model.zero_grad()
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +28,27 @@ from dataset.collate import Batch
 from dataset.module import DataSettings, TextDataModule
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
-from tools import measure, subjects
+from tools.benchmarks import measure, subjects
 
 PER_BATCH, GROUPED = "batch", "batch, grouped by length"
-PIECES = 8000  # of the tokenizer that is made where none is given
+PIECES = 8000  # size of the tokenizer's vocabulary if none is given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    measure.add_options(parser)
-    subjects.add_options(parser, hidden_size=256, layers=4, tokens=512)
-    parser.add_argument("--dataset", default="rte", help="one that classifies (default: rte)")
+    parser.set_defaults(hidden_size=256, layers=4, tokens=512)
+    parser.add_argument("--dataset", default="rte", help="a classification data set (default: rte)")
     parser.add_argument("--dataset-saved-path", type=Path, metavar="DIR", help="as in python -m main train")
-    parser.add_argument("--tokenizer", metavar="NAME", help="hub name or folder (default: BPE, made from the data)")
+    parser.add_argument("--tokenizer", metavar="NAME", help="hub name or folder (default: BPE, trained on the data)")
     parser.add_argument("--batches", type=int, default=8, metavar="N", help="timed in each round (default: 8)")
 
 
 def run(args: argparse.Namespace) -> None:
     set_log_level("warning")
-    device = measure.device_of(args)
     spec = registry.get(args.dataset)
     if spec.task != "classification":
-        raise UserError(f"--dataset '{args.dataset}' does not classify", "expected one that does, such as rte")
+        raise UserError(
+            f"--dataset '{args.dataset}' is not for classification", "expected a classification data set, such as rte"
+        )
     epochs = {name: read_epoch(spec, args, grouped=name == GROUPED) for name in (PER_BATCH, GROUPED)}
     longest = max(batch["input_ids"].shape[1] for batch in epochs[PER_BATCH])
     for name, length in (("data", longest), ("--tokens", args.tokens)):
@@ -55,15 +56,11 @@ def run(args: argparse.Namespace) -> None:
     *_, reference = epochs
 
     vocabulary = 1 + max(int(batch["input_ids"].max()) for batch in epochs[PER_BATCH])
-    network, _ = subjects.adapted(
-        subjects.base(args, device, vocabulary), subjects.lora(args.rank, subjects.PLACES["q, v"])
-    )
-    steps = {
-        name: subjects.training_step(network, *on_device(spread(batches, args.batches), device))
-        for name, batches in epochs.items()
-    }
-    seconds = measure.by_turns(steps, args.rounds, device, warm_up=1)
-    say(measure.heading(args, device, f"{args.batches} training steps on {spec.name}, by what batches are padded to"))
+    base, lora = subjects.base(args, vocabulary), subjects.lora(args.rank, subjects.PLACES["q, v"])
+    step = partial(subjects.training_step, subjects.adapted(base, lora)[0])
+    steps = {name: step(*on_device(spread(some, args.batches), args.device)) for name, some in epochs.items()}
+    seconds = measure.by_turns(steps, args.rounds, args.device, warm_up=1)
+    say(measure.heading(args, f"{args.batches} training steps on {spec.name}, by what batches are padded to"))
     table = Table("padded to longest of", "tokens, epoch", "padding", f"seconds, {args.rounds} rounds", "speed-up")
     for name, batches in epochs.items():
         tokens = sum(batch["input_ids"].numel() for batch in batches)
@@ -83,12 +80,12 @@ def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> li
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """Byte-level BPE, as GPT-2 and OPT have it, learnt from `texts`."""
+    """Byte-level BPE, as in GPT-2 and OPT, trained on `texts`."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special, alphabet = ["<pad>", "</s>"], pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=PIECES, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=PIECES, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
@@ -101,12 +98,12 @@ def padded(batch: Batch, length: int) -> Batch:
 
 
 def spread(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """`count` of the batches, evenly spread; the last of the epoch, which may be short, is none of them."""
+    """`count` of the batches, evenly spread, without the last of the epoch, which may be short."""
     places = np.linspace(0, len(batches) - 2, count).astype(int)
     return [batches[place] for place in places]
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[subjects.Batch]:
-    """What the network takes."""
+    """The tensors that the network takes."""
     for batch in batches:
         yield {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}

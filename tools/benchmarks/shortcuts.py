@@ -1,7 +1,7 @@
 """Training step with all shortcuts on, against LoRA only and against the dense way to write them.
 
 The dense way multiplies by the base of each shortcut, a d×d identity around a half and a d×d zero across them, as a
-linear layer with frozen weights would. It computes the same, which is checked first.
+linear layer with frozen weights would. Both ways must give the same logits before they are timed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from torch.nn import functional as F
 from actions.console import say
 from heterolora.low_rank import LowRank
 from heterolora.search_space import SearchSpace
-from tools import measure, subjects
+from tools.benchmarks import measure, subjects
 
 LORA, OURS, DENSE = "LoRA only", "with shortcuts", "with dense shortcuts"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    measure.add_options(parser)
-    subjects.add_options(parser)
+    """The common options only."""
 
 
 def run(args: argparse.Namespace) -> None:
-    device = measure.device_of(args)
-    base, batch = subjects.base(args, device), subjects.batch(args, device)
-    say(measure.heading(args, device, "training step of opt_lora_ags, all shortcuts on, and of opt_lora"))
+    base, batch = subjects.base(args), subjects.batch(args)
+    say(measure.heading(args, "training step of opt_lora_ags, all shortcuts on, and of opt_lora"))
     for title, names in subjects.PLACES.items():
         lora, shortcuts = subjects.lora(args.rank, names), subjects.shortcuts(args.rank)
         networks = {
@@ -37,15 +35,11 @@ def run(args: argparse.Namespace) -> None:
             DENSE: with_bases(*subjects.adapted(base, lora, shortcuts)),
         }
         torch.testing.assert_close(*(networks[name](**batch).logits for name in (OURS, DENSE)))
-        steps = {name: subjects.training_step(network, batch) for name, network in networks.items()}
-        table = measure.seconds_table(measure.by_turns(steps, args.rounds, device), LORA)
-        table.title = f"LoRA on {title}"
-        say(table)
-        say(measure.memory_table(steps, device))
+        subjects.compare_steps(networks, batch, title, args)
 
 
 class Dense(nn.Module):
-    """A shortcut whose base is a matrix. Stands in for its `LowRank` where a block calls it."""
+    """A shortcut whose base is a matrix. Replaces the `LowRank` that a block calls."""
 
     def __init__(self, low_rank: LowRank, base: Tensor) -> None:
         super().__init__()
@@ -64,7 +58,7 @@ class Dense(nn.Module):
 
 
 def with_bases(network: nn.Module, space: SearchSpace) -> nn.Module:
-    """The network, its shortcuts made dense."""
+    """The network with dense shortcuts."""
     for low_rank in space.of_kind("shortcut"):
         element, A = low_rank.element, low_rank.A
         identity = torch.eye(A.shape[1], device=A.device)

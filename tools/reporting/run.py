@@ -1,9 +1,8 @@
-"""A run folder → all that a report shows of it."""
+"""Reads a run folder. Only this file of the report knows how options are declared."""
 
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 
 from actions.export import LORA, SHORTCUT
 from actions.imp_test import SCORES
-from actions.options import ACTIONS, defaults
-from actions.run_folder import CONFIG, LOGS, METRICS, PARAMETERS
+from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults, flag_of
+from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, METRICS, PARAMETERS
 from heterolora import history as history_file
 from heterolora import scores as scores_file
 from heterolora.allocation import allocate, default_mode, tie_generator
@@ -24,53 +23,62 @@ from heterolora.history import History
 from heterolora.scores import Scores
 from tools.reporting.curves import Curves, read_curves
 
-#: Figures by split: split → metric → value, `None` where it is no number.
-Figures = Mapping[str, Mapping[str, float | None]]
+_OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config")  # where a run reads and writes
+_WRITTEN_BY_A_RUN = "expected the file that the run wrote"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An option of a run: its flag, its value, and whether that is the default."""
+
+    flag: str
+    value: str
+    default: bool
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """The contents of a run folder; empty or `None` where the folder has no such file (yet)."""
 
-    Attributes:
-        name: of the run, unique in a report.
-        folder: the run's.
-        action: what was run; empty if the folder does not say.
-        options: the resolved options.
-        curves: what was logged.
-        figures: final metrics by split; empty where there are none (yet).
-        versions: of the packages.
-        parameters: the parameter table, as plain values; empty where there is none.
-        scores: of an importance test.
-        history: of a dynamic run.
-        ranks: rank of every element of the result, 0 where it is off; empty where there is no result.
-    """
-
-    name: str
+    name: str  # unique in a report
     folder: Path
     action: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # the resolved options
     curves: Curves
-    figures: Figures
-    versions: Mapping[str, str]
-    parameters: Mapping[str, Any]
+    figures: Mapping[str, Mapping[str, float | None]]  # split → metric → final value, `None` if it is not a number
+    versions: Mapping[str, str]  # of the packages
+    parameters: Mapping[str, Any]  # the parameter table
     scores: Scores | None
     history: History | None
-    ranks: Mapping[Place, int]
+    ranks: Mapping[Place, int]  # of every element of the result; 0 if it is off
 
     def option(self, name: str) -> Any:
         return self.options.get(name, defaults()[name])
 
+    def shown(self, name: str) -> str:
+        """An option's value in full: 1 means a batch and 1.0 an epoch, and every digit can be a difference."""
+        return as_text(self.option(name))
+
+    def settings(self) -> dict[str, list[Setting]]:
+        """Heading of `--help` → the options that have an effect on the action."""
+        groups: dict[str, list[Setting]] = {}
+        for name, info in declared().items():
+            if info.used_by(self.action) and name != "config":
+                value = self.shown(name)
+                setting = Setting(flag_of(name), value, value == as_text(defaults()[name]))
+                groups.setdefault(info.group, []).append(setting)
+        return groups
+
     @property
     def missing_figures(self) -> str:
-        """Why there are none; empty where there are, and where none are to come."""
-        if self.figures or self.action == "imp-test":
+        """Why there are no final metrics; empty where there are some, and for an importance test."""
+        if self.figures or self.action == IMP_TEST:
             return ""
-        return "has no metrics yet: they are measured when training is over"
+        return "has no metrics yet: they are measured at the end of training"
 
     @property
     def elements_on(self) -> frozenset[str]:
-        """Keys of the elements that the result has."""
+        """Keys of the elements of the result that are on."""
         return frozenset(place.key for place, rank in self.ranks.items() if rank)
 
     @property
@@ -83,11 +91,21 @@ class Run:
         return allocate(self.scores.scored, self.option("turn_on_percentile"), mode, draw)
 
 
-def read_runs(folders: list[Path]) -> tuple[Run, ...]:
-    """All runs, in the order given.
+def compared_options() -> dict[str, str]:
+    """Name → flag of the options by which runs can differ."""
+    return {name: flag_of(name) for name in declared() if name not in _OF_A_PLACE}
 
-    Raises:
-        UserError: a folder is no run or is given twice, or one of its files can't be read.
+
+def as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)
+
+
+def read_runs(folders: list[Path]) -> tuple[Run, ...]:
+    """Reads all runs, in the order given.
+
+    Raises UserError if a folder is not a run or is given twice, or if one of its files cannot be read.
     """
     resolved = [folder.resolve() for folder in folders]
     for folder, path in zip(folders, resolved, strict=True):
@@ -97,12 +115,11 @@ def read_runs(folders: list[Path]) -> tuple[Run, ...]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The folders' own names, with as many of the folders above as tell them apart."""
-    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
+    """The folders' names, with as many parent folders as make them unique."""
+    names = (
+        ["/".join(f.parts[-depth:]) for f in folders] for depth in range(1, 1 + max(len(f.parts) for f in folders))
+    )
+    return next(some for some in names if len(set(some)) == len(some))
 
 
 def _read(folder: Path, name: str) -> Run:
@@ -111,17 +128,15 @@ def _read(folder: Path, name: str) -> Run:
             f"{folder} is no run: it has no {CONFIG}" if folder.is_dir() else f"{folder} is not there",
             "give folders that train, train-dyrealloc or imp-test made, such as runs/NAME",
         )
-    text = (folder / CONFIG).read_text(encoding="utf-8")
     try:
-        options = tomllib.loads(text)
+        options = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as reason:
-        raise UserError(f"{folder / CONFIG} is not TOML: {reason}", "expected the file that the run wrote") from None
-    action = re.match(r"# python -m main (\S+)", text)
+        raise UserError(f"{folder / CONFIG} is not TOML: {reason}", _WRITTEN_BY_A_RUN) from None
     results = _read_json(folder / METRICS)
     return Run(
         name=name,
         folder=folder,
-        action=action[1] if action and action[1] in ACTIONS else "",
+        action=options.pop("action", None) or _action(folder),
         options=options,
         curves=read_curves(folder / LOGS, options.get("logger", defaults()["logger"])),
         figures=results.get("metrics", {}),
@@ -133,26 +148,27 @@ def _read(folder: Path, name: str) -> Run:
     )
 
 
+def _action(folder: Path) -> str:
+    """The action of a run whose configuration does not name it, from the files that the action writes."""
+    signs = {SCORES: IMP_TEST, history_file.HISTORY: DYREALLOC, CHECKPOINTS: TRAIN}
+    return next((action for file, action in signs.items() if (folder / file).exists()), TEST)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as reason:
-        raise UserError(f"{path} is not JSON: {reason}", "expected the file that the run wrote") from None
+        raise UserError(f"{path} is not JSON: {reason}", _WRITTEN_BY_A_RUN) from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no table", "expected the file that the run wrote")
+        raise UserError(f"{path} holds no table", _WRITTEN_BY_A_RUN)
     return values
 
 
 def _ranks(folder: Path) -> dict[Place, int]:
-    """From the result's layer-wise configurations, which have a table for every element, on or off."""
+    """Reads the result's layer-wise configurations, which have a table for every element, on or off."""
     files: dict[Kind, str] = {"lora": LORA, "shortcut": SHORTCUT}
-    ranks = {}
-    for kind, file in files.items():
-        if (folder / file).is_file():
-            sites = load(folder / file, kind).sites
-            ranks |= {
-                Place(*site): s.rank if s.candidate else 0 for site, s in sites.items() if isinstance(site, tuple)
-            }
-    return ranks
+    found = [load(folder / file, kind).sites for kind, file in files.items() if (folder / file).is_file()]
+    tables = [(site, settings) for sites in found for site, settings in sites.items() if isinstance(site, tuple)]
+    return {Place(*site): settings.rank if settings.candidate else 0 for site, settings in tables}

@@ -1,4 +1,4 @@
-"""What benchmarks run: OPT models made from a configuration, with random weights and no download, and batches."""
+"""The models and batches that benchmarks run: OPT made from a configuration, with random weights and no download."""
 
 from __future__ import annotations
 
@@ -10,37 +10,24 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
 
+from actions.console import say
 from heterolora.adapt import adapt, plan
 from heterolora.config import ElementConfig, parse
 from heterolora.search_space import SearchSpace
 from model import family
-from tools.measure import Step
+from tools.benchmarks import measure
 
 Batch = Mapping[str, Tensor]
 
-#: Where LoRA sits: title -> projections.
+#: Title → projections that have LoRA.
 PLACES = {
     "q, v": ("q_proj", "v_proj"),
     "all six projections": ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2"),
 }
 
 
-def add_options(parser: argparse.ArgumentParser, **defaults: int) -> None:
-    """The options of a model and its batch; `defaults` by attribute, where a benchmark has its own."""
-    sizes = (
-        ("--hidden-size", 768, "width of the model (768: OPT-125M)"),
-        ("--layers", 6, "number of blocks"),
-        ("--rows", 8, "rows of a batch"),
-        ("--tokens", 64, "tokens of a row"),
-        ("--rank", 8, "r of every element"),
-    )
-    for flag, usual, meaning in sizes:
-        default = defaults.get(flag.strip("-").replace("-", "_"), usual)
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
-
-
-def base(args: argparse.Namespace, device: torch.device, vocabulary: int = 1000) -> PreTrainedModel:
-    """A pre-norm OPT that classifies, the same for the same options; dropout is off."""
+def base(args: argparse.Namespace, vocabulary: int = 1000) -> PreTrainedModel:
+    """A pre-norm OPT classifier without dropout. The same options give the same weights."""
     width = args.hidden_size
     config = OPTConfig(
         vocab_size=vocabulary,
@@ -53,16 +40,16 @@ def base(args: argparse.Namespace, device: torch.device, vocabulary: int = 1000)
         dropout=0.0,
     )
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config).to(device)
+    return AutoModelForSequenceClassification.from_config(config).to(args.device)
 
 
-def batch(args: argparse.Namespace, device: torch.device) -> Batch:
+def batch(args: argparse.Namespace) -> Batch:
     """Random tokens without padding, and labels."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 1000, (args.rows, args.tokens), generator=generator)
     labels = torch.randint(2, (args.rows,), generator=generator)
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    return {name: tensor.to(device) for name, tensor in made.items()}
+    return {name: tensor.to(args.device) for name, tensor in made.items()}
 
 
 def lora(rank: int, names: Iterable[str]) -> ElementConfig:
@@ -76,21 +63,19 @@ def shortcuts(rank: int) -> ElementConfig:
     return parse({"granularity": "network", "default": {"r": rank, "shortcut_alpha": 2 * rank}}, "shortcut")
 
 
-def adapted(
-    network: PreTrainedModel, lora: ElementConfig, shortcut: ElementConfig | None = None
-) -> tuple[PreTrainedModel, SearchSpace]:
-    """A copy of `network` with these elements, all on, every B as if trained; the same for the same elements."""
+def adapted(network: PreTrainedModel, *configs: ElementConfig) -> tuple[PreTrainedModel, SearchSpace]:
+    """A copy of `network` with the elements of a LoRA and perhaps a shortcut configuration, all on, B as if trained."""
     network = copy.deepcopy(network)
     torch.manual_seed(1)
-    space = adapt(network, plan(network, family.get("opt"), lora, shortcut))
+    space = adapt(network, plan(network, family.get("opt"), *configs))
     with torch.no_grad():
         for low_rank in space:
             low_rank.B.normal_(std=0.01)
     return network, space
 
 
-def training_step(network: nn.Module, *batches: Batch) -> Step:
-    """Forward, backward and an AdamW step of what asks for a gradient, for each batch."""
+def training_step(network: nn.Module, *batches: Batch) -> measure.Step:
+    """Forward, backward and AdamW on the trainable parameters, for each batch."""
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
 
@@ -101,3 +86,10 @@ def training_step(network: nn.Module, *batches: Batch) -> Step:
             optimizer.zero_grad()
 
     return step
+
+
+def compare_steps(networks: Mapping[str, nn.Module], batch: Batch, title: str, args: argparse.Namespace) -> None:
+    """Print the time and peak memory of a training step of each network; the first is the reference."""
+    steps = {name: training_step(network, batch) for name, network in networks.items()}
+    say(measure.by_turns(steps, args.rounds, args.device).table(next(iter(steps)), f"LoRA on {title}"))
+    say(measure.memory_table(steps, args.device))
