@@ -307,22 +307,21 @@ class TestSideBySide:
 class TestScores:
     def test_the_heat_map_shows_every_score_and_the_budget(self, tmp_path: Path) -> None:
         page = report(tmp_path, scored_run(tmp_path / "scored", layers=3))
-        elements = element_scores(3, shortcuts=True)
+        scores = {item.element.key: item.score for item in element_scores(3, shortcuts=True)}
         (figure,) = heat_maps(page)
         assert figure["layout"]["xaxis"]["ticktext"][:3] == ["q_proj", "k_proj", "v_proj"]
         assert figure["layout"]["yaxis"]["title"]["text"] == "block"
         shown = cells_of(figure)
-        assert shown.keys() == {element.key for element in elements}
-        for element in elements:
-            assert float(shown[element.key][0]) == pytest.approx(element.score, rel=0.01)
-        best = sorted(elements, key=lambda element: -element.score)
+        assert shown.keys() == scores.keys()
+        for key, score in scores.items():
+            assert float(shown[key][0]) == pytest.approx(score, rel=0.01)
+        best = sorted(scores, key=lambda key: -scores[key])
         budget = 4 + 3  # ⌊18/4⌋ LoRA and 11/4 shortcuts, rounded half up
-        assert {key for key, (_, framed) in shown.items() if framed} == {element.key for element in best[:budget]}
+        assert {key for key, (_, framed) in shown.items() if framed} == set(best[:budget])
         rows = rows_of(page.all("table", class_="plain")[0])
-        assert list(rows)[1:] == [element.key for element in best[:10]]
+        assert list(rows)[1:] == best[:10]
         assert [cells[-1].text for cells in rows.values()] == ["", *["on"] * budget, *[""] * (10 - budget)]
-        total = sum(element.score for element in elements)
-        assert rows[best[0].key][1].text == f"{best[0].score / total:.1%}"
+        assert rows[best[0]][1].text == f"{scores[best[0]] / sum(scores.values()):.1%}"
 
     def test_shades(self) -> None:
         def shades(values: dict[tuple[int, str], float]) -> tuple[list[list[float | None]], str]:
