@@ -85,7 +85,7 @@ def by_turns(
     Args:
         variants: name → what to time.
         rounds: number of rounds.
-        device: where the variants run.
+        device: the device of the variants.
         warm_up: number of rounds before, which are not counted.
         seconds_of: runs a variant and returns its seconds; by default the time of the whole call.
     """

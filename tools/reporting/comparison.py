@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from heterolora.errors import UserError
 from model.metrics import mode
@@ -15,8 +15,7 @@ from tools.reporting.run import Run, compared_options
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A value of a table, and whether it is the best of its row."""
 
     text: str
@@ -50,11 +49,12 @@ def facts(runs: Sequence[Run]) -> list[Row]:
 
 def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
     """Heading → rows: the sizes of the runs, then the metrics of each split."""
+    count = "{:,}".format
     sizes = [
-        row_of("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", "{:,}".format),
+        row_of("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", count),
         row_of("of all", [share(run) for run in runs], None, percent),
-        row_of("elements on", [len(run.elements_on) or None for run in runs], None, "{:,}".format),
-        row_of("reallocations", [run.history and len(run.history.decisions) for run in runs], None, "{:,}".format),
+        row_of("elements on", [len(run.elements_on) or None for run in runs], None, count),
+        row_of("reallocations", [run.history and len(run.history.decisions) for run in runs], None, count),
     ]
     known = [row for row in sizes if row is not None]
     values = _by_split(runs, lambda split, metric: [run.figures.get(split, {}).get(metric) for run in runs])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
@@ -17,9 +18,8 @@ from tools.reporting.run import Run
 BEST_SHOWN = 10  # elements in the list of best scores
 
 
-@dataclass(frozen=True)
-class Card:
-    """One of the few figures that a reader wants first."""
+class Card(NamedTuple):
+    """One of the few figures that a reader wants first: the figure, what it is, and more about it."""
 
     figure: str
     what: str
@@ -145,13 +145,10 @@ def _scores(run: Run) -> Part:
     best = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]
     text = (
         f"The {scores.importance_test_name} score of every element, from {scores.batches} batches of "
-        f"{scores.batch_size} rows. The framed {len(chosen)} elements are those that the budget of "
-        f"{run.option('turn_on_percentile')} turns on."
+        f"{scores.batch_size} rows. The budget of {run.option('turn_on_percentile')} turns the framed {len(chosen)} on."
     )
-    rows = (
-        Row.of(place.key, number(score), f"{score / total:.1%}", "on" if place.key in chosen else "")
-        for place, score in best
-    )
+    on = {place: "on" if place.key in chosen else "" for place in by_place}
+    rows = (Row.of(place.key, number(score), f"{score / total:.1%}", on[place]) for place, score in best)
     return Part("Scores", text, (chart,), ("element", "score", "of the sum", ""), tuple(rows))
 
 
@@ -175,18 +172,11 @@ def _reallocations(run: Run, colour: str) -> list[Part]:
 
 
 def _parameters(run: Run) -> Part:
-    rows = [
-        Row.of(
-            row["kind"],
-            row["name"],
-            f"{row['on']} of {row['on'] + row['off']}" if row["ranks"] else "",
-            ", ".join(map(str, row["ranks"])),
-            f"{row['trainable']:,}",
-            f"{row['total']:,}",
-        )
-        for row in run.parameters["rows"]
-    ]
-    rows.append(Row.of("all", "", "", "", f"{run.parameters['trainable']:,}", f"{run.parameters['total']:,}"))
+    rows = []
+    for row in (*run.parameters["rows"], {"kind": "all", "name": "", "ranks": [], **run.parameters}):
+        on = f"{row['on']} of {row['on'] + row['off']}" if row["ranks"] else ""
+        sizes = (f"{row['trainable']:,}", f"{row['total']:,}")
+        rows.append(Row.of(row["kind"], row["name"], on, ", ".join(map(str, row["ranks"])), *sizes))
     head = ("kind", "name", "elements on", "rank", "trainable", "total")
     return Part("Parameters", head=head, rows=tuple(rows))
 

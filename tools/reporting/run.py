@@ -38,7 +38,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Run:
-    """The contents of a run folder; empty or `None` where the folder has no such file (yet)."""
+    """The contents of a run folder. An attribute is empty or `None` if the folder does not have its file (yet)."""
 
     name: str  # unique in a report
     folder: Path
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def missing_figures(self) -> str:
-        """Why there are no final metrics; empty where there are some, and for an importance test."""
+        """Why there are no final metrics; empty if there are some, and for an importance test."""
         if self.figures or self.action == IMP_TEST:
             return ""
         return "has no metrics yet: they are measured at the end of training"
