@@ -25,7 +25,7 @@ from tests.run_folders import (
     write_metrics,
     write_tensorboard,
 )
-from tests.world import World
+from tests.world import ROOT, World
 from tests.world import main as program
 from tools.report import main
 from tools.reporting.comparison import better, comparison, facts, groups
@@ -491,6 +491,10 @@ class TestAction:
         if "checkpoints" not in files:
             (tmp_path / "run" / "checkpoints").rmdir()
         assert read_runs([tmp_path / "run"])[0].action == action
+
+    @pytest.mark.parametrize("action", ["train", "train-dyrealloc"])
+    def test_of_runs_that_an_older_version_wrote(self, action: str) -> None:
+        assert read_runs([ROOT / "tests" / "fixtures" / "runs" / action])[0].action == action
 
 
 class TestMistakes:
