@@ -1,4 +1,4 @@
-"""Small callbacks that make a run reproducible and end it where it should."""
+"""Small callbacks that make a run reproducible, end it and report its progress."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from model.task.fine_tuning import FineTuning
 
 
 class SeedEachBatch(pl.Callback):
-    """Randomness of a training batch is a function of (seed, process, epoch, batch) alone.
+    """Seeds each training batch with (seed, process, epoch, batch).
 
-    So there is no random state to save: a resumed run draws what the uninterrupted one drew, and neither a validation
-    nor a scoring in between changes what comes after it.
+    So no random state has to be saved, and neither validation nor scoring changes the random numbers of later batches.
     """
 
     def __init__(self, seed: int) -> None:
@@ -38,34 +37,30 @@ class SeedEachBatch(pl.Callback):
 
 
 class CountOptimizerSteps(pl.Callback):
-    """Curves are drawn over optimizer steps. Lightning's own count for loggers is one short after some resumes."""
+    """Loggers count optimizer steps. Lightning's own count is one too low after some resumes."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 class StopAfter(pl.Callback):
-    """Ends training after so many optimizer steps, with a validation.
+    """Ends training after `steps` optimizer steps, with a validation.
 
-    Lightning's `max_steps` ends without one, and resumes wrongly from the end of an epoch.
+    Lightning's `max_steps` ends without a validation, and resumes incorrectly from the end of an epoch.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop_if_done(trainer)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._stop_if_done(trainer)
-
-    def _stop_if_done(self, trainer: pl.Trainer) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step >= self.steps:
             trainer.should_stop = True
 
+    on_train_batch_end = on_train_start
+
 
 class StopOnNaN(pl.Callback):
-    """Ends a run whose loss is no number any more, before such weights are saved."""
+    """Ends a run whose loss is NaN or infinite, before its weights are saved."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
         loss = float(pl_module.global_loss)
@@ -73,19 +68,19 @@ class StopOnNaN(pl.Callback):
             raise UserError(
                 f"the training loss became {loss} at step {trainer.global_step} (epoch {trainer.current_epoch})",
                 "try a lower --learning-rate, --gradient-clip-val 1.0 or another --precision; "
-                "the run's checkpoints are from before",
+                "the run's checkpoints are older and can be used",
             )
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar without the logger's version, which means nothing here; it shows scoring too."""
+    """Lightning's progress bar without the logger's version, and with a line for scoring."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
     def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:
-        """The same items, counted by a line of their own below the training's for as long as they last."""
-        if self.progress is None:  # nobody watches
+        """Yields the items, and counts them on a separate line below the training progress."""
+        if self.progress is None:  # no terminal
             yield from items
             return
         line = self.progress.add_task(what, total=len(items))
@@ -99,7 +94,7 @@ class Progress(RichProgressBar):
 
 
 class SayValidations(pl.Callback):
-    """One line for each validation, that stays when the progress bar has moved on."""
+    """Prints one line for each validation."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -107,6 +102,6 @@ class SayValidations(pl.Callback):
         figures = [
             f"{name} {float(value):.4f}"
             for name, value in trainer.callback_metrics.items()
-            if name.split("/")[0] in pl_module.splits.validation
+            if name.split("/")[0] in pl_module.validation_names
         ]
         say(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {', '.join(figures)}")

@@ -1,4 +1,4 @@
-"""When a run is saved, and how: whole or not at all, and only where it can be continued exactly."""
+"""When and how a run is saved: atomically, and only at points where it can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.console import say
+from actions.options import RunOptions
 from heterolora.errors import UserError
-from model.checkpoint import read_checkpoint
+from model.checkpoint import Checkpoint, read_checkpoint
 from model.task.fine_tuning import FineTuning
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, and reads tensors and plain values only."""
+    """Writes a temporary file and renames it. Reads tensors and plain values only.
+
+    Args:
+        resumed: the checkpoint of the run to resume, which is read already.
+    """
+
+    def __init__(self, resumed: Checkpoint | None = None) -> None:
+        super().__init__()
+        self.resumed = resumed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         unfinished = f"{path}.tmp"
@@ -29,30 +38,30 @@ class SafeCheckpointIO(TorchCheckpointIO):
         os.replace(unfinished, path)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        resumed, self.resumed = self.resumed, None
+        return (resumed or read_checkpoint(Path(path))).contents
 
 
-class RunCheckpoints(Checkpoint):
-    """Keeps `best.ckpt` and `last.ckpt`, and leaves cleanly when the job is told to go (SIGTERM).
+class RunCheckpoints(CheckpointCallback):
+    """Keeps `best.ckpt` and `last.ckpt`, and stops cleanly on SIGTERM.
 
-    Lightning's own ModelCheckpoint also saves inside accumulation windows and before a validation that falls on the
-    same batch; a run continued from there differs from one that was never stopped. Here a save waits until the window
-    has ended and whatever else is due on that batch is done.
+    Lightning's ModelCheckpoint also saves inside accumulation windows, and before a validation on the same batch. A run
+    resumed from such a checkpoint differs from an uninterrupted one. This callback saves after the window and the
+    validation.
 
     Args:
-        folder: where the files go.
-        monitor: the logged metric that decides what is best.
+        folder: the folder of the checkpoints; the processes get that of the first one.
+        monitor: the logged metric that selects the best checkpoint.
         mode: `max` or `min`.
-        every_n_steps: optimizer steps between two saves of `last.ckpt`, besides the end of each epoch.
-        requeue: put the job back into SLURM's queue when it has to leave.
+        options: `checkpoint_every_n_steps`, besides the end of each epoch, and `auto_requeue`.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str, every_n_steps: int | None, requeue: bool) -> None:
+    def __init__(self, folder: Path, monitor: str, mode: str, options: RunOptions) -> None:
         self.folder, self.monitor, self.mode = folder, monitor, mode
-        self.every_n_steps, self.requeue = every_n_steps, requeue
+        self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, options.auto_requeue
         self.best_score: float | None = None
         self._due: set[str] = set()
-        self._told_to_leave = False
+        self._signalled = False
 
     @property
     def best(self) -> Path:
@@ -77,12 +86,12 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            # Lightning's own handler stops without saving; it puts the original one back when the run is over.
+            # Lightning's own handler stops without saving. Lightning restores the original handler after the run.
             signal.signal(signal.SIGTERM, self._on_signal)
             if self.requeue:
-                signal.signal(signal.SIGUSR1, self._on_signal)  # what `sbatch --signal=USR1@90` sends ahead of time
+                signal.signal(signal.SIGUSR1, self._on_signal)  # sent by `sbatch --signal=USR1@90`
         if trainer.ckpt_path is None:
-            self._due.add("last")  # something to resume from exists before the first step
+            self._due.add("last")  # so that a run can be resumed before its first step
             self._save_due(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -104,30 +113,30 @@ class RunCheckpoints(Checkpoint):
             self._due.add("best")
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
-            self._save_due(trainer, only="best")  # later the weights are others
+            self._save_due(trainer, only="best")  # the weights change before the window ends
         elif not loop._num_ready_batches_reached():
             self._window_is_over(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():  # else the run stops inside the epoch
+        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():  # otherwise the run stops inside the epoch
             self._due.add("last")
             self._window_is_over(trainer)
 
     def _window_is_over(self, trainer: pl.Trainer) -> None:
-        leaving = trainer.strategy.reduce_boolean_decision(self._told_to_leave, all=False)
-        if leaving:
+        stopping = trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
+        if stopping:
             self._due.add("last")
         self._save_due(trainer)
-        if leaving:
+        if stopping:
             raise SIGTERMException
 
     def _on_signal(self, *_: Any) -> None:
-        self._told_to_leave = True
+        self._signalled = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
         if not isinstance(exception, UserError):
             action = pl_module.record.action
-            say(f"stopped; to go on: python -m main {action} --resume-training --load {self.last}")
+            say(f"stopped; to continue: python -m main {action} --resume-training --load {self.last}")
         job = os.environ.get("SLURM_JOB_ID")
         if isinstance(exception, SIGTERMException) and self.requeue and job and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=True)

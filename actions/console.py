@@ -1,4 +1,4 @@
-"""What the program says: once, by the first of several processes."""
+"""Terminal output, from the first process only."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def say(what: object) -> None:
 
 
 def note(text: str) -> None:
-    """Print something worth knowing that is no error."""
+    """Print a note."""
     say(f"note: {text}")
 
 
 def stop_with(mistake: UserError, code: int) -> int:
-    """One line on stderr; with several processes, which all meet it, from the first. Returns `code`."""
+    """Print the mistake as one line on stderr, from the first process. Returns `code`."""
     if is_first_process():
         print(f"error: {mistake}", file=sys.stderr)
     return code
 
 
 def is_lost_process(failure: RuntimeError) -> bool:
-    """Whether a collective failed because a process at its other end is no more. Backends say so in words only."""
+    """Whether a collective failed because another process ended. Backends only tell it in the message."""
     lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return any(words in str(failure) for words in lost)
 
 
 def set_log_level(level: str) -> None:
-    """How much the libraries say. Call it once they are imported: they set levels of their own.
+    """Set the log level of the libraries. Call it after they are imported, because they set levels on import.
 
-    Below `info` their hints about the machine go unsaid, and transformers' report of a freshly made head, which the
-    program words itself; progress bars are drawn where somebody watches.
+    Above `info`, hints about the machine and transformers' report of a new head are hidden. Progress bars are shown on
+    a terminal only.
     """
     import datasets
     import transformers
@@ -57,7 +57,7 @@ def set_log_level(level: str) -> None:
     for library in ("pytorch_lightning", "lightning_fabric", "datasets", "evaluate"):
         logging.getLogger(library).setLevel(number)
     transformers.logging.set_verbosity(number if number <= logging.INFO else logging.ERROR)
-    # It says which process ended before it ends the others; without that line a run would vanish.
+    # It reports which process ended before it ends the others.
     logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(min(number, logging.INFO))
     if number > logging.INFO:
         warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric|torch")

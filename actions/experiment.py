@@ -1,4 +1,4 @@
-"""A checked request → data, model and task, ready for a trainer."""
+"""From a checked request to data, model and task, ready for a trainer."""
 
 from __future__ import annotations
 
@@ -6,85 +6,89 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from actions.console import note
-from actions.options import TEST, TRAIN, Options
+from actions.options import TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
-from actions.run_folder import as_plain
-from dataset.module import DataSettings, TextDataModule
+from dataset.module import TextDataModule
 from heterolora.adapt import Plan, adapt, enable_gradient_checkpointing, plan
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
-from model.checkpoint import Record, record_of
-from model.load import Base, length_limit, load_base, load_config, load_tokenizer
-from model.parameters import ParameterTable, count
+from model.checkpoint import Checkpoint, Record
+from model.load import length_limit, load_base, load_config, load_tokenizer
 from model.peft_format.fit import check_modules, check_weights, put_into
 from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
-from model.task.fine_tuning import FineTuning, Splits
-from model.task.optimization import Optimization
+from model.task.fine_tuning import FineTuning
 from model.task.summarization import Summarization
+from model.trained import take
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that an action works on.
+    """What an action works on.
 
     Attributes:
         options: the resolved options.
         data: the data module, with its tokenizer attached.
         task: the network and what it learns.
-        untrained_head: whether its classification head is freshly made.
-        parameters: how many there are, and how many of them train.
-        done: optimizer steps that a resumed run starts after.
+        untrained_head: whether its classification head is newly initialized.
+        resumed: the checkpoint that a resumed run continues from.
     """
 
     options: Options
     data: TextDataModule
     task: FineTuning
     untrained_head: bool
-    parameters: ParameterTable
-    done: int = 0
+    resumed: Checkpoint | None = None
 
 
 def build(request: Request) -> Experiment:
-    """Reads configuration, data and weights, in the order in which mistakes are cheapest to find."""
+    """Read configuration, data and weights, in this order, so that most mistakes are found before weights are read."""
     options, spec, base_source = request.options, request.spec, request.base
     config = load_config(base_source.name, spec)
     planned = plan_elements(request, config)
     notes = [*request.notes, *(planned.notes if planned else ())]
-    data = TextDataModule(spec, _data_settings(options))
+    data = TextDataModule(spec, options.data, options.seed)
     data.read()
     tokenizer = load_tokenizer(base_source.name, config)
     data.attach(tokenizer, length_limit(config, tokenizer))
     for text in dict.fromkeys((*notes, *data.notes)):
         note(text)
 
-    base = load_base(base_source, config, tokenizer, spec.task, options.precision, options.quantize)
+    base = load_base(base_source, config, tokenizer, spec.task, options.devices.precision, options.quantize)
     pl.seed_everything(options.seed, workers=True, verbose=False)
     space = None if planned is None else adapt(base.network, planned)
     if options.gradient_checkpointing:
         enable_gradient_checkpointing(base.network, space)
-    record = Record(
-        action=request.action,
-        options=as_plain(options),
-        base=base_source,
-        base_sha256=base.sha256,
-        lora=request.configs["lora"].to_document() if "lora" in request.configs else None,
-        shortcut=request.configs["shortcut"].to_document() if "shortcut" in request.configs else None,
-    )
-    task = _task(request, base, space, record, data, tokenizer)
-    untrained_head = base.untrained_head
-    if request.adapter is not None:
-        check_weights(request.adapter, base.sha256, spec.task)
-        untrained_head = not put_into(request.adapter, base.network, space) and untrained_head
+    record = Record(request.action, as_plain(options), base_source, base.sha256, request.configs)
+    has_head = put_weights(request, record, base.network, space)
+    task = _task(request, base.network, space, record, data, tokenizer)
+    resumed = request.checkpoint if options.resume_training else None
+    return Experiment(options, data, task, base.untrained_head and not has_head, resumed)
+
+
+def put_weights(request: Request, own: Record, network: PreTrainedModel, space: SearchSpace | None) -> bool:
+    """Load the weights of the request's checkpoint or adapter, and return whether they include the head.
+
+    Args:
+        request: the request.
+        own: the identity of the network.
+        network: adapted, or plain.
+        space: its search space if it is adapted.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
     if request.checkpoint is not None:
-        task.take(record_of(request.checkpoint), request.checkpoint["state_dict"])
-        untrained_head = False
-    done = request.checkpoint["global_step"] if options.resume_training else 0
-    return Experiment(options, data, task, untrained_head, count(task.network, space), done)
+        take(network, space, own, request.checkpoint)
+        return True
+    if request.adapter is not None:
+        check_weights(request.adapter, own.base_sha256, request.spec.task)
+        return put_into(request.adapter, network, space)
+    return False
 
 
 def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
@@ -126,44 +130,27 @@ def _check_head_alone(request: Request) -> None:
         raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
 
 
-def _data_settings(options: Options) -> DataSettings:
-    return DataSettings(
-        batch_size=options.batch_size,
-        max_token_len=options.max_token_len,
-        max_target_len=options.max_target_len,
-        group_by_length=options.group_by_length,
-        num_workers=options.num_workers,
-        seed=options.seed,
-        saved_path=options.dataset_saved_path,
-        cache=not options.disable_dataset_cache,
-    )
-
-
 def _task(
     request: Request,
-    base: Base,
+    network: PreTrainedModel,
     space: SearchSpace | None,
     record: Record,
     data: TextDataModule,
     tokenizer: PreTrainedTokenizerBase,
 ) -> FineTuning:
-    options = request.options
-    optimization = Optimization(
-        optimizer=options.optimizer,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        scheduler=options.lr_scheduler,
-        warmup_steps=options.warmup_steps,
-        eta_min=options.eta_min,
-        max_steps=options.max_steps,
-        loraplus_ratio=options.loraplus_ratio,
-    )
-    splits = Splits(data.validation_names, data.test_names)
-    common: tuple[Any, ...] = (base.network, space, request.spec, splits, optimization, record)
+    parts: dict[str, Any] = {
+        "network": network,
+        "space": space,
+        "spec": request.spec,
+        "validation_names": data.validation_names,
+        "test_names": data.test_names,
+        "optimization": request.options.optimization,
+        "record": record,
+        "batches_per_epoch": data.train_batches_per_epoch,
+    }
     if request.spec.task == "classification":
-        return Classification(*common)
+        return Classification(**parts)
     if request.spec.task == "causal_language_modeling":
-        return CausalLanguageModeling(*common)
-    return Summarization(
-        *common, tokenizer=tokenizer, max_new_tokens=options.max_new_tokens or data.limits.max_target_len
-    )
+        return CausalLanguageModeling(**parts)
+    longest = request.options.max_new_tokens or data.limits.max_target_len
+    return Summarization(**parts, tokenizer=tokenizer, max_new_tokens=longest)

@@ -1,4 +1,4 @@
-"""What a run ended with, in files that other tools and later runs read."""
+"""The result of a run, in files that other tools and later runs read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from actions.options import declared
 from actions.pictures import heat_map
 from actions.run_folder import METRICS
 from dataset.spec import DatasetSpec
-from heterolora.config import parse
 from heterolora.files import whole_folder, write_text
 from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
@@ -31,27 +30,23 @@ ALLOCATION = "allocation.png"
 
 
 def export_run(experiment: Experiment, folder: Path) -> None:
-    """Write `adapter/`, `lora.toml` and, for a model with shortcuts, `shortcut.toml` into a run's folder.
+    """Write `adapter/`, `lora.toml` and, for a model with shortcuts, `shortcut.toml` into the run folder.
 
-    Call it last: the card shows the metrics and the pictures that the folder has. A plain model has nothing of this.
-
-    Args:
-        experiment: holds the weights to write.
-        folder: the run's.
+    Call it last: the card shows the metrics and pictures in the folder. Nothing is written for a plain model.
     """
     task = experiment.task
     if task.space is None or not is_first_process():
         return
     record = task.current_record()
-    head = "# What the run ended with; elements that were off are disabled.\n"
+    head = "# The result of the run; elements that were off are disabled.\n"
     write_text(folder / LORA, head + result_config(task.space, "lora").to_toml())
-    if record.shortcut is not None:
-        write_text(folder / SHORTCUT, head + result_config(task.space, "shortcut", renormalizes(record)).to_toml())
+    if "shortcut" in record.configs:
+        write_text(folder / SHORTCUT, head + result_config(task.space, "shortcut", record.renormalizes).to_toml())
     write_adapter_folder(folder / ADAPTER, task.network, task.space, task.spec, record, folder)
     for text in peft_notes([low_rank.element for low_rank in task.space.on("lora")]):
         note(text)
-    if renormalizes(record) or task.space.on("shortcut"):
-        note("PEFT has no shortcuts: they are beside its files in adapter/, and it loads the model without them")
+    if record.renormalizes or task.space.on("shortcut"):
+        note("PEFT has no shortcuts: it loads the model without the shortcut files in adapter/")
     say(f"adapter, for PEFT too: {folder / ADAPTER}")
 
 
@@ -63,17 +58,17 @@ def write_adapter_folder(
     record: Record,
     run_folder: Path | None = None,
 ) -> None:
-    """Write an adapter folder with its card, whole or not at all.
+    """Write an adapter folder with its card, completely or not at all.
 
     Args:
-        target: where to; an older one there is replaced.
-        network: the adapted network; only what is trained needs to be in memory.
+        target: the folder; an existing one is replaced.
+        network: the adapted network; only the trained weights need to be in memory.
         space: its search space.
         spec: the data set.
-        record: of the run.
-        run_folder: where metrics and pictures are.
+        record: the identity of the model.
+        run_folder: the folder with metrics and pictures.
     """
-    renormalize = renormalizes(record)
+    renormalize = record.renormalizes
     result = CardContents(network, space, spec, record, renormalize, _metrics(run_folder), _configurations(record))
     shortcut = result_config(space, "shortcut", renormalize) if result.beyond_peft else None
     with whole_folder(target) as unfinished:
@@ -82,21 +77,13 @@ def write_adapter_folder(
         write_text(unfinished / CARD, card(replace(result, pictures=pictures)))
 
 
-def renormalizes(record: Record) -> bool:
-    """Whether a model normalises once more after its cross-layer shortcuts."""
-    return record.shortcut is not None and parse(record.shortcut, "shortcut").renormalize
-
-
 def _to_remember(record: Record, shortcuts: bool) -> Record:
-    """What an adapter needs to know of its run: model and data. Its configurations are in its own files."""
-    options = {name: value for name, value in record.options.items() if _belongs_to_the_model(name)}
+    """The record for an adapter: model and data. Its configurations are in its own files."""
+    known = {name for name, info in declared().items() if info.from_checkpoint}
+    options = {name: value for name, value in record.options.items() if name in known}
     if not shortcuts and "model" in options:
         options["model"] = options["model"].removesuffix("_ags")
-    return replace(record, options=options, lora=None, shortcut=None, on=())
-
-
-def _belongs_to_the_model(name: str) -> bool:
-    return name in declared() and declared()[name].from_checkpoint
+    return replace(record, options=options, configs={}, on=())
 
 
 def _metrics(run_folder: Path | None) -> dict[str, Any] | None:
@@ -106,7 +93,7 @@ def _metrics(run_folder: Path | None) -> dict[str, Any] | None:
 
 
 def _configurations(record: Record) -> list[str]:
-    """The name of each configuration file, with the comment that it begins with where the file is still there."""
+    """The name of each configuration file, with its first comment if the file still exists."""
     paths = [Path(path) for key in ("lora_config", "shortcut_config") if (path := record.options.get(key))]
     return [f"`{path.name}`" + (f": {said}" if (said := _first_comment(path)) else "") for path in paths]
 
@@ -120,7 +107,7 @@ def _first_comment(path: Path) -> str:
 
 
 def _draw(space: SearchSpace, folder: Path) -> list[str]:
-    """A picture of the ranks, empty blocks too."""
+    """Draw the ranks of all blocks."""
     ranks = {low_rank.element: float(low_rank.element.rank if low_rank.enabled else 0) for low_rank in space}
     if not ranks:
         return []

@@ -1,4 +1,4 @@
-"""`imp-test`: score every element once, before training, and show what a budget would turn on."""
+"""`imp-test`: score every element once before training, and show which elements a budget would turn on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from actions.options import Options
 from actions.pictures import heat_map
 from actions.resolve import Request
 from actions.run_folder import CONFIG, open_run_folder, write_config
-from actions.scoring import check_scoring
+from actions.scoring import check_scoring, scoring_batches
 from actions.trainer import check_devices
 from heterolora import saliency, scores
 from heterolora.allocation import Mode, Scored, allocate, of_kind, tie_generator
@@ -33,7 +33,7 @@ from model.task.scoring import batch_count, scoring_problem
 SCORES, PICTURE = "scores.toml", "scores.png"
 SHOWN = 10  # elements in the table
 
-INTERRUPTED = 128 + 2  # what a shell says of a process that Ctrl-C ended
+INTERRUPTED = 128 + 2  # the exit code that a shell reports after Ctrl-C
 
 
 def run(request: Request) -> None:
@@ -41,7 +41,8 @@ def run(request: Request) -> None:
     check_devices(request.options)
     try:
         experiment = build(request)
-        fabric = _launched(request.options)
+        fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
+        fabric.launch()
         with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
             say(f"run folder: {folder}")
             found, seconds = _score(request, experiment, fabric)
@@ -54,52 +55,38 @@ def run(request: Request) -> None:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _launched(options: Options) -> Fabric:
-    """The processes and devices that were asked for; every process goes on from here."""
-    fabric = Fabric(
-        accelerator=options.accelerator,
-        devices=options.num_devices,
-        num_nodes=options.num_nodes,
-        strategy="auto" if options.num_devices * options.num_nodes == 1 else "ddp",
-        precision=options.precision if options.precision.endswith("mixed") else "32-true",
-    )
-    fabric.launch()
-    return fabric
-
-
 @contextlib.contextmanager
 def _folder_unless_empty(folder: Path) -> Iterator[Path]:
-    """A run that ends before it has found anything leaves no folder."""
+    """Delete the folder if the run ends before it has written a file."""
     try:
         yield folder
     finally:
         if is_first_process():
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # the folder is not empty
                 folder.rmdir()
 
 
 def _score(request: Request, experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
-    """The scores, and the seconds that scoring took, warm-up included."""
-    options, data, task = experiment.options, experiment.data, experiment.task
+    """The scores, and the duration of scoring in seconds, including warm-up."""
+    options, data, task = experiment.options.scoring, experiment.data, experiment.task
     heuristic = saliency.get(options.importance_test_name)
-    with fabric.rank_zero_first(local=True):  # the others find the cache filled
+    with fabric.rank_zero_first(local=True):  # the other processes read the cache
         data.encoded(data.read().train)
     task.to(fabric.device)
-    count, remark = batch_count(options.imp_limit_test_batches, data.scoring_batch_count)
-    share = list(data.scoring_batches(count, fabric.global_rank, fabric.world_size))
+    limit = options.imp_limit_test_batches
+    share = list(scoring_batches(data, limit, fabric.global_rank, fabric.world_size))
     problem = scoring_problem(
         task, fabric.to_device(share), options.metric_red_tolerance, _tracked, precision=fabric.autocast
     )
     steps = heuristic.warmup_batches if options.imp_warmup_batches is None else options.imp_warmup_batches
     if steps and not is_fresh(problem):
-        note("the elements are trained already (some B is not 0): no warm-up")
+        note("no warm-up: the elements are trained already (B is not 0)")
         steps = 0
     if steps > data.scoring_batch_count:
         note(f"--imp-warmup-batches {steps} is more than the training set has: {data.scoring_batch_count} are used")
     warm_up = WarmUp(fabric.to_device(list(data.scoring_batches(steps))), options.imp_warmup_lr)
-    for text in (remark, heuristic.remark):
-        if text:
-            note(text)
+    if heuristic.remark:
+        note(heuristic.remark)
     start = time.perf_counter()
     values = score(heuristic.name, problem, warm_up)
     seconds = time.perf_counter() - start
@@ -108,41 +95,42 @@ def _score(request: Request, experiment: Experiment, fabric: Fabric) -> tuple[Sc
         scored=tuple(Scored(element, values[element.key]) for element in task.space.elements),
         importance_test_name=heuristic.name,
         task=request.spec.task,
-        dataset=options.dataset,
-        model=options.model,
+        dataset=experiment.options.dataset,
+        model=experiment.options.model,
         load=request.base.name,
-        batches=count,
-        batch_size=options.batch_size,
-        seed=options.seed,
+        batches=batch_count(limit, data.scoring_batch_count)[0],
+        batch_size=experiment.options.data.batch_size,
+        seed=experiment.options.seed,
         renormalize=shortcut is not None and shortcut.renormalize,
     )
     return found, seconds
 
 
 def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """A progress bar where somebody watches, by the first of several processes."""
+    """Show a progress bar on a terminal, from the first process."""
     console = Console(stderr=True)
     shown = is_first_process() and console.is_terminal
     return track(items, what, console=console, transient=True, disable=not shown)
 
 
 def _report(action: str, experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> None:
-    options, scored = experiment.options, found.scored
-    on = allocate(scored, options.turn_on_percentile, mode, tie_generator(options.seed, 0))
+    options, scored, test = experiment.options, found.scored, found.importance_test_name
+    percentile = options.reallocation.turn_on_percentile
+    on = allocate(scored, percentile, mode, tie_generator(options.seed, 0))
     write_config(folder, action, options)
     scores.write(folder / SCORES, found)
     heat_map(
         folder / PICTURE,
         {item.element: item.score for item in scored},
-        title=f"{found.importance_test_name}: {options.model} on {options.dataset}",
+        title=f"{test}: {options.model} on {options.dataset}",
         marked=on,
-        label=found.importance_test_name,
-        mark=f"on at --turn-on-percentile {options.turn_on_percentile:g}",
+        label=test,
+        mark=f"on at --turn-on-percentile {percentile:g}",
     )
     log_pictures(build_loggers(options, folder), [folder / PICTURE])
     say(_table(scored, on))
     values = {item.element.key: item.score for item in scored}
-    why = why_all_equal(found.importance_test_name, values) or _ties(scored, on, mode)
+    why = why_all_equal(test, values) or _ties(scored, on, mode)
     if why is not None:
         note(why)
 
@@ -174,16 +162,16 @@ def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode) -> str | Non
 
 
 def _next(options: Options, shortcuts: bool, folder: Path) -> str:
-    """The commands that make a configuration of the scores, and train it."""
+    """The commands that make a configuration from the scores, and train it."""
     lora, shortcut = folder / "lora.toml", folder / "shortcut.toml"
     choose = ["python", "tools/realloc_lora_rank.py", folder / SCORES]
-    choose += ["--turn-on-percentile", f"{options.turn_on_percentile:g}", "--output", lora]
+    choose += ["--turn-on-percentile", f"{options.reallocation.turn_on_percentile:g}", "--output", lora]
     train = ["python", "-m", "main", "train", "--config", folder / CONFIG, "--lora-config", lora]
     if shortcuts:
         choose += ["--shortcut-output", shortcut]
         train += ["--shortcut-config", shortcut]
-    if options.dyrealloc_ags_mode is not None:
-        choose += ["--mode", options.dyrealloc_ags_mode]
-    holds_its_own = options.load_type in ("pl", "peft")  # configuration
-    commands = [choose] if holds_its_own else [choose, train]
+    if options.reallocation.dyrealloc_ags_mode is not None:
+        choose += ["--mode", options.reallocation.dyrealloc_ags_mode]
+    has_configuration = options.load_type in ("pl", "peft")
+    commands = [choose] if has_configuration else [choose, train]
     return "\n".join(["next:", *(f"  {shlex.join(map(str, command))}" for command in commands)])

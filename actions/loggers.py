@@ -1,8 +1,9 @@
-"""Where curves and pictures go. A run that is resumed goes on with its curves as if it had never stopped."""
+"""Loggers of curves and pictures. A resumed run continues its curves."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import secrets
 from collections.abc import Iterable
@@ -16,8 +17,8 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from actions.console import is_first_process
-from actions.options import Options
-from actions.run_folder import LOGS, as_plain
+from actions.options import Options, as_plain
+from actions.run_folder import LOGS
 from heterolora.errors import UserError
 from heterolora.files import write_text
 
@@ -25,56 +26,47 @@ WANDB_PROJECT = "heterolora"  # unless the environment has WANDB_PROJECT
 
 
 def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]:
-    """What `--logger` asks for, in the run's folder; it holds the options already.
+    """The logger of `--logger`, which writes into the run folder. The options are logged.
 
     Args:
-        options: the run's.
-        folder: the run's.
-        done: optimizer steps that a resumed run starts after; of later ones nothing stays from before it was stopped.
+        options: the options of the run.
+        folder: the run folder.
+        done: optimizer steps that a resumed run has done; points of later steps are removed.
 
     Raises:
         UserError: Weights & Biases can't be reached.
     """
-    if options.logger == "none":
+    if options.run.logger == "none":
         return []
-    makers = {"tensorboard": _tensorboard, "csv": _csv, "wandb": _wandb}
-    logger = makers[options.logger](folder, done)
+    makers = {"tensorboard": _tensorboard, "csv": ContinuedCSVLogger, "wandb": _wandb}
+    logger = makers[options.run.logger](folder, done)
     logger.log_hyperparams(as_plain(options))
     return [logger]
 
 
-def log_pictures(loggers: Iterable[Logger], pictures: Iterable[Path]) -> None:
-    """Show PNG files beside the curves, each under its name; a CSV file has no room for them."""
-    for picture in pictures:
-        for logger in loggers:
-            _log_picture(logger, picture)
-
-
 @rank_zero_only
-def _log_picture(logger: Logger, picture: Path) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        pixels = np.asarray(Image.open(picture).convert("RGB"))  # (height, width, 3)
-        logger.experiment.add_image(picture.stem, pixels, dataformats="HWC")
-        logger.experiment.flush()
-    elif isinstance(logger, WandbLogger):
-        logger.log_image(picture.stem, [str(picture)])
+def log_pictures(loggers: Iterable[Logger], pictures: Iterable[Path]) -> None:
+    """Log PNG files under their names. The CSV logger ignores them."""
+    for picture, logger in itertools.product(pictures, loggers):
+        if isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(Image.open(picture).convert("RGB"))  # (height, width, 3)
+            logger.experiment.add_image(picture.stem, pixels, dataformats="HWC")
+            logger.experiment.flush()
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(picture.stem, [str(picture)])
 
 
 def _tensorboard(folder: Path, done: int) -> TensorBoardLogger:
-    """A resumed run adds a file of events, and says from which step on the older ones are void."""
+    """A resumed run adds an event file, which purges the points of later steps."""
     return TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
 
 
-def _csv(folder: Path, done: int) -> CSVLogger:
-    return ContinuedCSVLogger(folder, done)
-
-
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's logger begins by deleting the file that is there; this one keeps the rows of the steps before `done`.
+    """Keeps the rows of the steps before `done`; Lightning's logger deletes an existing file.
 
     Args:
-        folder: the run's.
-        done: optimizer steps that are done already.
+        folder: the run folder.
+        done: optimizer steps that are done.
     """
 
     def __init__(self, folder: Path, done: int) -> None:
@@ -102,7 +94,7 @@ class ContinuedCSVLogger(CSVLogger):
 
 
 def _wandb(folder: Path, done: int) -> WandbLogger:
-    """The run's id stays in its folder, so that a resumed run is the same run there too."""
+    """The id is kept in the run folder, so that a resumed run continues the same W&B run."""
     import wandb
 
     logs = folder / LOGS

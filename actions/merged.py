@@ -1,4 +1,4 @@
-"""A run's result as a plain Hugging Face folder: LoRA folded into the base."""
+"""The result of a run as a plain Hugging Face folder: LoRA is folded into the base."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from model.merge import fold, in_numbers, logits, probe
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written, read again and compared.
+    """A written folder, compared with the model before.
 
     Attributes:
-        dtype: of the weights: that of the base's files.
-        files: how many the weights are in.
-        error: the largest difference of a logit to the model before, over a few random tokens.
+        dtype: of the weights; the same as in the base's files.
+        files: number of weight files.
+        error: the largest difference of a logit to the model before, for a few random tokens.
         largest: the largest logit, for comparison.
     """
 
@@ -34,10 +34,10 @@ class Merged:
 
 
 def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
-    """Write weights, configuration and tokenizer into `output`, whole or not at all.
+    """Write weights, configuration and tokenizer into `output`, completely or not at all.
 
-    There is one model in memory at any time: LoRA is folded in place, and the model is let go before what was written
-    is read again. A quantised base is dequantised.
+    One model is in memory at a time: LoRA is folded in place, and the model is deleted before the files are read
+    again. A quantised base is dequantised.
 
     Args:
         request: names a checkpoint or an adapter; its model has no shortcuts.
@@ -48,7 +48,7 @@ def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
     use_cache, dtype = config.use_cache, config.dtype
     tokenizer = load_tokenizer(request.base.name, config)
     network, batch, expected = _merged(request, config, tokenizer, dtype)
-    network.config.use_cache = use_cache  # generation wants it; training did not
+    network.config.use_cache = use_cache  # training turned it off
     kind, dtype = type(network), network.dtype
     with whole_folder(output) as folder:
         network.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -63,7 +63,7 @@ def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
 def _merged(
     request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor], torch.Tensor]:
-    """(the plain network, a batch, what the model said of it before)."""
+    """(the plain network, a batch, the logits of the model before)."""
     restored = restore(request, config, tokenizer)
     network = restored.network
     batch = probe(network)

@@ -1,63 +1,69 @@
-"""What a run found: printed as a table, and saved as JSON with everything needed to repeat it."""
+"""The metrics of a run: printed as a table, and saved as JSON with what is needed to repeat the run."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from rich.table import Table
 
 from actions.console import is_first_process, say
 from actions.experiment import Experiment
-from actions.run_folder import METRICS, PARAMETERS, as_plain, versions, write_json
-from model.parameters import render
+from actions.options import as_plain
+from actions.run_folder import METRICS, PARAMETERS, versions, write_json
+from model.parameters import count, render
+
+Metrics = dict[str, dict[str, float]]  # split -> name -> value
 
 
 def show_parameters(experiment: Experiment, folder: Path) -> None:
-    say(render(experiment.parameters))
+    parameters = count(experiment.task.network, experiment.task.space)
+    say(render(parameters))
     if is_first_process():
-        write_json(folder / PARAMETERS, experiment.parameters.as_dict())
+        write_json(folder / PARAMETERS, parameters.as_dict())
 
 
-def measure(experiment: Experiment, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
-    """Figures of the weights at hand by split: the validation splits', then the test splits'.
+def measure(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
+    """Metrics of the current weights by split: first the validation splits, then the test splits.
 
-    Loggers get them as `final/<split>/<metric>`: they are of other weights than the end of a curve.
+    Loggers get them as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
     """
-    task, data = experiment.task, experiment.data
+    task = experiment.task
     loggers, trainer.loggers = trainer.loggers, []
-    figures: dict[str, dict[str, float]] = {}
-    if set(task.splits.validation) - set(task.splits.test):
-        figures |= validate(experiment, trainer)
-    trainer.test(task, datamodule=data, verbose=False)
-    figures |= _by_split(trainer, task.splits.test)
+    metrics: Metrics = {}
+    if set(task.validation_names) - set(task.test_names):
+        metrics |= validate(experiment, trainer)
+    trainer.test(task, datamodule=experiment.data, verbose=False)
+    metrics |= _by_split(trainer, task.test_names)
     for split, official in task.official.items():
-        figures[split] |= {f"official/{name}": value for name, value in official.items()}
+        metrics[split] |= {f"official/{name}": value for name, value in official.items()}
     trainer.loggers = loggers
     for logger in loggers:
-        final = {f"final/{split}/{name}": value for split, row in figures.items() for name, value in row.items()}
+        final = {f"final/{split}/{name}": value for split, row in metrics.items() for name, value in row.items()}
         logger.log_metrics(final, step=trainer.global_step)
         logger.save()
-    return figures
+    return metrics
 
 
-def validate(experiment: Experiment, trainer: pl.Trainer) -> dict[str, dict[str, float]]:
-    """Figures of the weights at hand on the validation splits."""
+def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
+    """Metrics of the current weights on the validation splits."""
     trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
-    return _by_split(trainer, experiment.task.splits.validation)
+    return _by_split(trainer, experiment.task.validation_names)
 
 
-def save_metrics(
-    experiment: Experiment, folder: Path, checkpoint: Path | None, figures: dict[str, dict[str, float]]
-) -> None:
-    """Print the figures and write `metrics.json`."""
-    say(_table(figures))
+def save_metrics(experiment: Experiment, folder: Path, checkpoint: Path | None, metrics: Metrics) -> None:
+    """Print the metrics and write `metrics.json`."""
+    say(_table(metrics))
     if is_first_process():
+        finite = {  # JSON has no NaN, such as the correlation of constant predictions
+            split: {name: value if math.isfinite(value) else None for name, value in row.items()}
+            for split, row in metrics.items()
+        }
         values = {
+            "action": experiment.task.record.action,
             "checkpoint": None if checkpoint is None else str(checkpoint),
-            "metrics": {split: {name: _for_json(v) for name, v in row.items()} for split, row in figures.items()},
+            "metrics": finite,
             "options": as_plain(experiment.options),
             "versions": versions(),
         }
@@ -65,7 +71,7 @@ def save_metrics(
     say(f"results: {folder}")
 
 
-def _by_split(trainer: pl.Trainer, splits: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def _by_split(trainer: pl.Trainer, splits: tuple[str, ...]) -> Metrics:
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         split: {name.removeprefix(f"{split}/"): value for name, value in logged.items() if name.startswith(f"{split}/")}
@@ -73,16 +79,11 @@ def _by_split(trainer: pl.Trainer, splits: tuple[str, ...]) -> dict[str, dict[st
     }
 
 
-def _for_json(value: Any) -> float | None:
-    """JSON has no NaN (a correlation of constant predictions)."""
-    return None if not math.isfinite(value) else float(value)
-
-
-def _table(figures: dict[str, dict[str, float]]) -> Table:
+def _table(metrics: Metrics) -> Table:
     table = Table(title="Metrics")
     table.add_column("metric")
-    for split in figures:
+    for split in metrics:
         table.add_column(split, justify="right")
-    for name in dict.fromkeys(name for row in figures.values() for name in row):
-        table.add_row(name, *(f"{row[name]:.4f}" if name in row else "" for row in figures.values()))
+    for name in dict.fromkeys(name for row in metrics.values() for name in row):
+        table.add_row(name, *(f"{row[name]:.4f}" if name in row else "" for row in metrics.values()))
     return table

@@ -1,8 +1,8 @@
-"""Several processes: one all-reduce of the trained gradients an optimizer step, whatever is switched on.
+"""DDP for adapted models: one all-reduce of the trained gradients per optimizer step.
 
-PyTorch's DistributedDataParallel decides once, when it wraps a model, which gradients it will synchronise; elements
-that are switched on later stay unsynchronised without a word. LoRA's gradients are a few megabytes, so that reducing
-them in one flat tensor after backward costs less than the wrapper's bookkeeping.
+PyTorch's DistributedDataParallel decides once, when it wraps a model, which gradients it synchronises. It would not
+synchronise elements that are turned on later. LoRA's gradients take a few megabytes, so that one all-reduce of a flat
+tensor after the backward pass costs less than the wrapper.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import distributed
 
 
 class FlatDDPStrategy(DDPStrategy):
-    """DDP without the wrapper, for models of which little is trained.
+    """DDP without the wrapper.
 
-    At every optimizer step `requires_grad` decides what is synchronised: it may change between accumulation windows,
-    identically in all processes. Gradients are averaged after the window's last backward and before unscaling and
-    clipping, so `on_before_optimizer_step` sees global gradients and `on_after_backward` local ones.
+    At every optimizer step `requires_grad` decides which gradients are synchronised. It may change between accumulation
+    windows, in the same way in all processes. Gradients are averaged after the last backward pass of the window, and
+    before unscaling and clipping: `on_before_optimizer_step` sees global gradients, `on_after_backward` local ones.
 
     Raises:
-        RuntimeError: the processes disagree about what is trained.
+        RuntimeError: the processes disagree about which parameters are trained.
     """
 
     _agreed: tuple[tuple[int, int], ...] | None = None
 
     def configure_ddp(self) -> None:
-        _sync_module_states(self.model)  # the same start everywhere, as the wrapper would do
+        _sync_module_states(self.model)  # the same initial weights everywhere, as the wrapper does
         self._agreed = None
 
     def optimizer_step(
@@ -56,7 +56,7 @@ class FlatDDPStrategy(DDPStrategy):
         self._check_agreement(tuple(places))
         parameters = [optimizer.param_groups[g]["params"][i] for g, i in places]
         for parameter in parameters:
-            if parameter.grad is None:  # used by another process only
+            if parameter.grad is None:  # only another process used it
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([parameter.grad.reshape(-1).float() for parameter in parameters])
         distributed.all_reduce(flat)

@@ -1,4 +1,4 @@
-"""A picture of a dynamic run: which element was on after which reallocation."""
+"""A picture of a dynamic run: which elements were on after each reallocation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from heterolora.files import whole
 from heterolora.history import History
 
 OFF, ON = "#e6e6ea", "#2a6f97"
-MOST_LABELS = 60  # more rows than this, and labels would run into each other: one a block is enough
+MOST_LABELS = 60  # with more rows, labels would overlap: one label per block is shown
 
 
 def timeline(path: Path, *histories: tuple[str, History]) -> None:
-    """Elements × reallocations, one panel a run, side by side; epochs are marked by white lines.
+    """Draw elements × reallocations, with one panel per run. White lines separate blocks and epochs.
 
     Args:
         path: the PNG.

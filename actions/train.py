@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -15,18 +16,17 @@ from actions.resolve import Request
 from actions.results import measure, save_metrics, show_parameters
 from actions.run_folder import CHECKPOINTS, open_run_folder, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
-from model.checkpoint import read_checkpoint, record_of
+from model.checkpoint import read_checkpoint
 
 
 def run(request: Request) -> None:
     experiment, folder = start(request)
     fit(experiment, folder)
-    export_run(experiment, folder)
-    log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
+    finish(experiment, folder)
 
 
 def start(request: Request) -> tuple[Experiment, Path]:
-    """The experiment and its run folder, with what is known before training."""
+    """Build the experiment and its run folder, and write the options and the parameter table."""
     check_devices(request.options)
     experiment = build(request)
     folder = open_run_folder(experiment.options)
@@ -37,29 +37,23 @@ def start(request: Request) -> tuple[Experiment, Path]:
     return experiment, folder
 
 
-def fit(experiment: Experiment, folder: Path, more: tuple[pl.Callback, ...] = ()) -> None:
+def fit(experiment: Experiment, folder: Path, more: Sequence[pl.Callback] = ()) -> None:
     """Train, with `more` callbacks, and measure the best weights.
 
     Raises:
-        UserError: a mistake that shows only while training.
+        UserError: a mistake that is only found while training.
     """
-    options = experiment.options
-    checkpoints = RunCheckpoints(
-        folder / CHECKPOINTS,
-        experiment.task.monitor,
-        experiment.task.monitor_mode,
-        options.checkpoint_every_n_steps,
-        requeue=options.auto_requeue,
-    )
-    callbacks = training_callbacks(options, experiment.task, checkpoints, more)
-    trainer = build_trainer(options, experiment.task, folder, callbacks, experiment.done)
-    resume_from = options.load if options.resume_training else None
-    trainer.fit(experiment.task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
-    measured = checkpoints.best if checkpoints.best.is_file() else checkpoints.last
-    take(experiment, measured)
-    save_metrics(experiment, folder, measured, measure(experiment, trainer))
+    task, resumed = experiment.task, experiment.resumed
+    checkpoints = RunCheckpoints(folder / CHECKPOINTS, task.monitor, task.monitor_mode, experiment.options.run)
+    trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, more))
+    resume_from = resumed.path if resumed else None
+    trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
+    measured = read_checkpoint(checkpoints.best if checkpoints.best.is_file() else checkpoints.last)
+    task.take(measured)
+    save_metrics(experiment, folder, measured.path, measure(experiment, trainer))
 
 
-def take(experiment: Experiment, checkpoint: Path) -> None:
-    contents = read_checkpoint(checkpoint)
-    experiment.task.take(record_of(contents), contents["state_dict"])
+def finish(experiment: Experiment, folder: Path) -> None:
+    """Export the result, and log its pictures."""
+    export_run(experiment, folder)
+    log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))

@@ -1,69 +1,53 @@
-"""The LightningDataModule: from an entry and a few settings to the batches of this process."""
+"""The LightningDataModule: from a data set entry and options to the batches of this process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import pytorch_lightning as pl
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dataset.collate import Batch, Collator
+from dataset.collate import Collator
 from dataset.encode import Lengths, encode, lengths
 from dataset.loader import ResumableLoader, Rows
 from dataset.sampler import GlobalBatchSampler
+from dataset.settings import DataOptions
 from dataset.source import Splits, read_splits
 from dataset.spec import DatasetSpec
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How the data are read.
-
-    Attributes:
-        batch_size: rows per batch and process.
-        max_token_len: tokens of a row, or of a block of packed text; `None`: what the model takes, within reason.
-        max_target_len: tokens of a summary; `None`: a default within `max_token_len`.
-        group_by_length: rows of similar length share a training batch.
-        num_workers: processes that load batches.
-        seed: of the order of the training rows.
-        saved_path: `--dataset-saved-path`; `None`: the entry's own source.
-        cache: keep converted and tokenised data for the next run.
-    """
-
-    batch_size: int
-    max_token_len: int | None = None
-    max_target_len: int | None = None
-    group_by_length: bool = False
-    num_workers: int = 0
-    seed: int = 0
-    saved_path: Path | None = None
-    cache: bool = True
+from heterolora.saliency.problem import Batch
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Batches of one data set, shared out over the processes of `self.trainer`.
+    """Batches of one data set, divided among the processes of `self.trainer`.
 
-    Call `read` first: it finds what is wrong with the data before a model is loaded. Call `attach` as soon as there is
-    a tokenizer. Give the trainer `use_distributed_sampler=False`: the samplers here share the rows out themselves.
+    Call `read` first: it finds mistakes in the data before a model is loaded. Then call `attach` with the tokenizer.
+    The trainer needs `use_distributed_sampler=False`, because the samplers here divide the rows themselves.
+
+    Args:
+        spec: the data set.
+        options: how it is read, tokenized and batched.
+        seed: of the order of the training rows.
     """
 
-    def __init__(self, spec: DatasetSpec, settings: DataSettings) -> None:
+    def __init__(self, spec: DatasetSpec, options: DataOptions, seed: int = 0) -> None:
         super().__init__()
-        self.spec, self.settings = spec, settings
+        self.spec, self.options, self.seed = spec, options, seed
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._limits: Lengths | None = None
-        self._encoded: dict[int, Dataset] = {}  # by id of the raw split: a stand-in for a test split is encoded once
+        self._encoded: dict[int, Dataset] = {}  # by id of the raw split
+
+    @property
+    def _cache(self) -> bool:
+        return not self.options.disable_dataset_cache
 
     @cached_property
     def _splits(self) -> Splits:
-        return read_splits(self.spec, self.settings.saved_path, self.settings.cache)
+        return read_splits(self.spec, self.options.dataset_saved_path, self._cache)
 
     def read(self) -> Splits:
-        """The checked rows before tokenising; read once.
+        """The checked rows before tokenization; read once.
 
         Raises:
             UserError: as `dataset.source.read_splits`.
@@ -71,21 +55,21 @@ class TextDataModule(pl.LightningDataModule):
         return self._splits
 
     def attach(self, tokenizer: PreTrainedTokenizerBase, model_limit: int | None = None) -> None:
-        """Tokenizer (with a pad token) and number of positions of the model that the batches are for.
+        """Set the tokenizer, which has a pad token, and the number of positions of the model.
 
         Raises:
-            UserError: lengths that the model does not take, or that leave no room.
+            UserError: the lengths exceed the model's limit, or leave no room for text.
         """
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token")
-        settings = self.settings
-        self._limits = lengths(self.spec, tokenizer, settings.max_token_len, settings.max_target_len, model_limit)
+        options = self.options
+        self._limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit)
         self._tokenizer = tokenizer
         self._encoded.clear()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was decided about the splits, one sentence each."""
+        """Lines for the user about how the splits were made."""
         return self.read().notes
 
     @property
@@ -104,8 +88,8 @@ class TextDataModule(pl.LightningDataModule):
         return tuple(self.read().test)
 
     def prepare_data(self) -> None:
-        """Fills the cache, on one process of each machine; without a cache every process encodes for itself."""
-        if self.settings.cache:
+        """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
+        if self._cache:
             self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None = None) -> None:
@@ -123,15 +107,14 @@ class TextDataModule(pl.LightningDataModule):
     def encoded(self, rows: Dataset) -> Dataset:
         """A split of `read()` as token ids; encoded once."""
         if id(rows) not in self._encoded:
-            limits = self.limits
-            self._encoded[id(rows)] = encode(rows, self.spec, self._tokenizer, limits, self.settings.cache)
+            self._encoded[id(rows)] = encode(rows, self.spec, self._tokenizer, self.limits, self._cache)
         return self._encoded[id(rows)]
 
     def train_dataloader(self) -> ResumableLoader:
         encoded = self.encoded(self.read().train)
-        grouping = encoded.with_format("numpy")["length"][:] if self.settings.group_by_length else None
+        grouping = encoded.with_format("numpy")["length"][:] if self.options.group_by_length else None
         sampler = GlobalBatchSampler(
-            len(encoded), self.settings.batch_size, self.settings.seed, *self._place(), shuffle=True, lengths=grouping
+            len(encoded), self.options.batch_size, self.seed, *self._place(), shuffle=True, lengths=grouping
         )
         return self._loader(encoded, sampler, generate=False)
 
@@ -145,7 +128,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def train_batches_per_epoch(self, world: int) -> int:
         """Batches of an epoch on each of `world` processes."""
-        return -(-len(self.encoded(self.read().train)) // (self.settings.batch_size * world))
+        return -(-len(self.encoded(self.read().train)) // (self.options.batch_size * world))
 
     @property
     def scoring_batch_count(self) -> int:
@@ -153,13 +136,13 @@ class TextDataModule(pl.LightningDataModule):
         return self.train_batches_per_epoch(world=1)
 
     def scoring_batches(self, count: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """This process's share of the first `count` scoring batches, collated: batch i belongs to rank i mod `world`.
+        """This process's share of the first `count` scoring batches: batch i belongs to rank i mod `world`.
 
-        A scoring batch has `batch_size` rows, whatever the number of processes, of the training set in file order. No
-        random stream is touched.
+        A scoring batch has `batch_size` rows of the training set in file order, for any number of processes. No random
+        numbers are drawn.
         """
         encoded = self.encoded(self.read().train)
-        rows, collate, size = Rows(encoded), Collator(self._tokenizer), self.settings.batch_size
+        rows, collate, size = Rows(encoded), Collator(self._tokenizer), self.options.batch_size
         for batch in range(rank, min(count, self.scoring_batch_count), world):
             yield collate(rows.__getitems__(list(range(batch * size, min((batch + 1) * size, len(encoded))))))
 
@@ -169,10 +152,10 @@ class TextDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, rows: Dataset) -> ResumableLoader:
         encoded = self.encoded(rows)
-        sampler = GlobalBatchSampler(len(encoded), self.settings.batch_size, 0, *self._place())
+        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place())
         return self._loader(encoded, sampler, generate=self.spec.task == "summarization")
 
     def _loader(self, encoded: Dataset, sampler: GlobalBatchSampler, generate: bool) -> ResumableLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         collate = Collator(self._tokenizer, generate)
-        return ResumableLoader(encoded, sampler, collate, self.settings.num_workers, pin_memory=on_gpu)
+        return ResumableLoader(encoded, sampler, collate, self.options.num_workers, pin_memory=on_gpu)

@@ -104,6 +104,11 @@ def to_toml(document: Mapping[str, Any]) -> str:
     return text
 
 
+def write_toml(path: str | Path, document: Mapping[str, Any], head: str = "") -> None:
+    """Write a TOML file, completely or not at all. `head` is comment lines at its top."""
+    write_text(path, head + to_toml(document))
+
+
 def _refuse_control_characters(value: Any) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():

@@ -1,25 +1,31 @@
-"""What a checkpoint of ours says about its model, read safely.
+"""Checkpoints: what a `.ckpt` file of this program holds, and reading it safely.
 
-A `.ckpt` holds what was trained, never the frozen base, and a `Record` under the key `heterolora`: plain values only,
-so that `torch.load(weights_only=True)` reads it and a pickle that would run code is refused.
+A `.ckpt` holds the trained weights, never the frozen base, and a `Record` under the key `heterolora`. It has plain
+values only, so that `torch.load(weights_only=True)` reads it and refuses a pickle that would run code.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
+from heterolora.config import ElementConfig, parse
+from heterolora.element import SHORTCUTS, Kind
 from heterolora.errors import UserError
 
 KEY = "heterolora"
+_NETWORK = "network."  # a checkpoint has the names of the LightningModule, which holds the network under this name
+KINDS: tuple[Kind, ...] = ("lora", "shortcut")
+_SHORTCUT_WEIGHTS = ".shortcuts."
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,10 @@ class BaseSource:
     """Where a base model comes from.
 
     Attributes:
-        name: hub name or folder of its configuration and tokenizer, and of its weights.
-        pretrained: whether the weights are used; else they are drawn anew from `seed`.
+        name: hub name or folder of its configuration, tokenizer and weights.
+        pretrained: whether the weights are read; otherwise they are drawn from `seed`.
         state_file: a state dict that holds the weights instead.
-        seed: of weights that are made anew.
+        seed: of weights that are drawn.
     """
 
     name: str
@@ -38,18 +44,21 @@ class BaseSource:
     state_file: str | None = None
     seed: int = 0
 
+    def moved_to(self, location: str | None) -> BaseSource:
+        """The same base at another location; `None`: where it is."""
+        return self if location is None else BaseSource(location, seed=self.seed)
+
 
 @dataclass(frozen=True)
 class Record:
-    """The identity of a checkpoint's model.
+    """The identity of a trained model.
 
     Attributes:
-        action: what the run did: `train` or `train-dyrealloc`.
+        action: the action that trained it: `train` or `train-dyrealloc`.
         options: the run's resolved options, as in its `config.toml`.
         base: where the base model came from.
-        base_sha256: `fingerprint` of the base's frozen tensors as the base's files hold them.
-        lora: the LoRA configuration as plain values, `None` for a plain model.
-        shortcut: the shortcut configuration, `None` without shortcuts.
+        base_sha256: `fingerprint` of the base's frozen tensors as stored in its files.
+        configs: the LoRA and the shortcut configuration; empty for a plain model.
         on: keys of the elements that are on.
     """
 
@@ -57,39 +66,107 @@ class Record:
     options: dict[str, Any]
     base: BaseSource
     base_sha256: str
-    lora: dict[str, Any] | None = None
-    shortcut: dict[str, Any] | None = None
-    on: tuple[str, ...] = field(default=())
+    configs: Mapping[Kind, ElementConfig] = field(default_factory=dict)
+    on: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+        """The record with the plain values of `as_dict`."""
+        configs: dict[Kind, ElementConfig] = {
+            kind: parse(values[kind], kind) for kind in KINDS if values.get(kind) is not None
+        }
+        same = {name: values[name] for name in ("action", "options", "base_sha256")}
+        return cls(**same, base=BaseSource(**values["base"]), configs=configs, on=tuple(values["on"]))
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "on": list(self.on)}
+        documents = {kind: self.configs[kind].to_document() if kind in self.configs else None for kind in KINDS}
+        values = {"action": self.action, "options": self.options, "base": asdict(self.base)}
+        return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on)}
+
+    @property
+    def renormalizes(self) -> bool:
+        """Whether the blocks normalise once more after the cross-layer shortcuts."""
+        return "shortcut" in self.configs and self.configs["shortcut"].renormalize
+
+    @property
+    def has_shortcuts(self) -> bool:
+        """Whether a shortcut is on, or the blocks normalise once more."""
+        return self.renormalizes or any(_is_shortcut(key) for key in self.on)
+
+    def without_shortcuts(self) -> Record:
+        options = {name: value for name, value in self.options.items() if name != "shortcut_config"}
+        options["model"] = options["model"].removesuffix("_ags")
+        configs = {kind: config for kind, config in self.configs.items() if kind != "shortcut"}
+        on = tuple(key for key in self.on if not _is_shortcut(key))
+        return replace(self, options=options, configs=configs, on=on)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Everything in one of our checkpoints, tensors on the CPU; UserError if it is not one."""
-    checkpoint = _load_torch(path)
-    if not isinstance(checkpoint, Mapping) or KEY not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of this program", "give a .ckpt that `train` wrote")
-    return dict(checkpoint)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of this program, as read from its file.
+
+    Attributes:
+        path: the file.
+        record: the identity of the model.
+        weights: parameter name of the network -> value, for all trained parameters.
+        step: optimizer steps that were done.
+        contents: all that Lightning needs to resume the run.
+    """
+
+    path: Path
+    record: Record
+    weights: Mapping[str, Tensor] = field(repr=False)
+    step: int
+    contents: dict[str, Any] = field(repr=False)
+
+    def without_shortcuts(self) -> Checkpoint:
+        """The model without its shortcuts, as LoRA alone."""
+        weights = {name: tensor for name, tensor in self.weights.items() if _SHORTCUT_WEIGHTS not in name}
+        return replace(self, record=self.record.without_shortcuts(), weights=weights)
 
 
-def record_of(checkpoint: Mapping[str, Any]) -> Record:
-    values = checkpoint[KEY]
-    return Record(**{**values, "base": BaseSource(**values["base"]), "on": tuple(values["on"])})
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises UserError if the file is not a checkpoint of this program."""
+    return checkpoint_of(path, _load_torch(path))
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def checkpoint_of(path: Path, contents: Any) -> Checkpoint:
+    """The checkpoint with these contents. Raises UserError if they are not those of this program."""
+    if not isinstance(contents, Mapping) or KEY not in contents or "state_dict" not in contents:
+        raise UserError(f"{path} is not a checkpoint of this program", "give a .ckpt file that `train` wrote")
+    weights = {name.removeprefix(_NETWORK): tensor for name, tensor in contents["state_dict"].items()}
+    return Checkpoint(path, Record.from_dict(contents[KEY]), weights, contents.get("global_step", 0), dict(contents))
+
+
+def keep_trained(contents: dict[str, Any], trained: Iterable[str], record: Record) -> None:
+    """Reduce the contents of a checkpoint that Lightning is about to save to the trained weights, and add the record.
+
+    Args:
+        contents: the checkpoint, changed in place.
+        trained: names of the trained parameters of the network.
+        record: the identity of the model.
+    """
+    state = contents["state_dict"]
+    contents["state_dict"] = {f"{_NETWORK}{name}": state[f"{_NETWORK}{name}"] for name in trained}
+    contents[KEY] = record.as_dict()
+
+
+def _is_shortcut(key: str) -> bool:
+    return key.split(".")[-1] in SHORTCUTS
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict from a safetensors or torch file."""
     if path.suffix == ".safetensors":
         _require_file(path)
         try:
             return load_file(path)
         except SafetensorError as reason:
-            raise UserError(f"{path} can't be read: {reason}", "give a whole safetensors file") from None
+            raise UserError(f"{path} can't be read: {reason}", "give a complete safetensors file") from None
     state = _load_torch(path)
     if isinstance(state, Mapping) and "state_dict" in state:
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state dict", "give a file of named tensors")
     return dict(state)
 
@@ -104,9 +181,9 @@ def _load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as reason:
-        # Of what torch says, the first sentence: the next ones advise to load files with code in them.
+        # The first sentence only: the next ones advise loading files that run code.
         first_sentence = re.split(r"\n|\. ", str(reason).strip() or type(reason).__name__, maxsplit=1)[0]
         raise UserError(
             f"{path} can't be read as tensors and plain values ({first_sentence.rstrip('.')})",
-            "give a whole file of this program; one that would run code is never loaded",
+            "give a complete file of this program; a file that would run code is never loaded",
         ) from None

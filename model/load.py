@@ -1,4 +1,4 @@
-"""Configuration, tokenizer and weights of a base model, from a hub name or a folder, through `Auto…from_pretrained`."""
+"""Configuration, tokenizer and weights of a base model, from a hub name or a folder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import model.family as families
 from dataset.spec import DatasetSpec, Task
 from heterolora.adapt import in_head
 from heterolora.errors import UserError
@@ -25,20 +26,17 @@ from model.checkpoint import BaseSource, read_state_dict
 from model.fingerprint import fingerprint
 from model.quantize import loading_arguments
 
-# Their position ids start behind the padding index, so that many rows of the position table are never used.
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
-
 _DTYPES = {"64": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model as loaded, before anything is added to it.
+    """A base model, before anything is added to it.
 
     Attributes:
         network: the Hugging Face model.
-        untrained_head: whether its classification head was made anew.
-        sha256: `fingerprint` of all tensors but the head, as the files (or the seed) gave them.
+        untrained_head: whether its classification head is newly initialized.
+        sha256: `fingerprint` of all tensors except the head, as in the files (or drawn from the seed).
     """
 
     network: PreTrainedModel
@@ -47,7 +45,7 @@ class Base:
 
 
 def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
-    """The configuration of `source`, with the data set's labels where it classifies."""
+    """The configuration of `source`, with the data set's labels for classification."""
     labels: dict[str, Any] = {}
     if spec.task == "classification":
         labels["num_labels"] = spec.num_labels
@@ -64,7 +62,7 @@ def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
 
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `source`, able to pad, giving just what the model takes."""
+    """The tokenizer of `source`, with a pad token and the inputs that the model takes."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as reason:
@@ -80,22 +78,25 @@ def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizer
             f"the tokenizer of '{source}' has {len(tokenizer)} tokens, its model {config.get_text_config().vocab_size}",
             "give a folder whose tokenizer and model belong together",
         )
+    if getattr(config, "type_vocab_size", 0) <= 1:  # generic tokenizers give token types to models that have none
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
 
 
 def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest input in tokens that the model's positions allow; `None` if nothing limits it."""
+    """The longest input in tokens that the model's positions allow; `None` if there is no limit."""
     limits = [tokenizer.model_max_length]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None:
-        offset = tokenizer.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
-        limits.append(positions - offset)
+        family = families.for_model_type(config.model_type)
+        after_padding = family is not None and family.positions_after_padding
+        limits.append(positions - (tokenizer.pad_token_id + 1 if after_padding else 0))
     limit = min(limits)
-    return limit if limit < 10**9 else None  # tokenizers say "no limit" by a huge number
+    return limit if limit < 10**9 else None  # tokenizers write "no limit" as a huge number
 
 
 def base_dtype(precision: str) -> torch.dtype:
-    """Bases compute in float32 unless the precision is a `-true` kind, whatever their files hold (design §1)."""
+    """The dtype of the base: float32 unless the precision is a `-true` kind, whatever the dtype of the files."""
     return _DTYPES.get(precision, torch.float32)
 
 
@@ -107,22 +108,22 @@ def load_base(
     precision: str | None,
     quantize: str | None = None,
 ) -> Base:
-    """The base model, nothing frozen yet, in the dtype of `precision`, or quantised on this process's GPU.
+    """The base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
 
     Args:
-        source: where it comes from; to be quantised it must have files.
+        source: where it comes from; a base to quantise needs files.
         config: its configuration.
         tokenizer: its tokenizer.
-        task: decides on the head.
-        precision: the option; None: as the files have it, for a base that is not quantised.
-        quantize: the option; see `model.quantize`.
+        task: determines the head.
+        precision: `--precision`; None keeps the dtype of the files, for a base that is not quantised.
+        quantize: `--quantize`; see `model.quantize`.
 
     Raises:
-        UserError: the files can't be read, or lack weights that the architecture needs (a head may be made anew).
+        UserError: the files cannot be read, or lack weights of the architecture other than the head.
     """
     auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
-    config.pad_token_id = tokenizer.pad_token_id  # where a decoder looks for the last token of a row
-    config.use_cache = False  # training and scoring never reuse keys and values; generation asks for them
+    config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row with it
+    config.use_cache = False  # training and scoring do not reuse keys and values
     if quantize is not None:
         return _load_quantized(auto, source, config, tokenizer, precision, quantize)
     torch.manual_seed(source.seed)
@@ -133,8 +134,7 @@ def load_base(
         network, untrained_head = auto.from_config(config), task == "classification"
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
-    _keep_inputs_that_fit(tokenizer, network)
-    sha256 = _fingerprint(network)  # before the cast: the same base, whatever precision a run computes in
+    sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
     if precision is not None:
         network = network.to(base_dtype(precision))
     return Base(network, untrained_head, sha256)
@@ -148,9 +148,9 @@ def _load_quantized(
     precision: str,
     quantize: str,
 ) -> Base:
-    """Reads the files twice: once as they are, for the fingerprint, which is then that of any run on this base.
+    """Read the files twice. The first time they are not quantised, so that the fingerprint is that of any run.
 
-    The first reading costs time but hardly memory: transformers maps safetensors files.
+    This takes time but little memory, because transformers maps safetensors files into memory.
     """
     plain, _ = _from_files(auto, source.name, copy.deepcopy(config), dtype="auto")
     sha256 = _fingerprint(plain)
@@ -158,7 +158,6 @@ def _load_quantized(
     torch.manual_seed(source.seed)
     how = loading_arguments(quantize, precision)
     network, untrained_head = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
-    _keep_inputs_that_fit(tokenizer, network)
     return Base(network, untrained_head, sha256)
 
 
@@ -167,7 +166,7 @@ def _fingerprint(network: PreTrainedModel) -> str:
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:
-    """Put a state dict that must fit into `network`; a head and tied weights may be missing. Returns: is a head?"""
+    """Load a state dict, in which the head and tied weights may be missing. Returns whether the head is missing."""
     state, own = read_state_dict(path), network.state_dict()
     optional = set(getattr(network, "all_tied_weights_keys", None) or ()) | {name for name in own if in_head(name)}
     missing, unexpected = sorted(own.keys() - state.keys() - optional), sorted(state.keys() - own.keys())
@@ -175,7 +174,7 @@ def _load_state(network: PreTrainedModel, path: Path) -> bool:
         raise UserError(
             f"{path} does not fit {type(network).__name__}: {len(missing)} weights missing "
             f"({', '.join(missing[:1]) or 'none'}), {len(unexpected)} unknown ({', '.join(unexpected[:1]) or 'none'})",
-            "give a state dict of this very model",
+            "give a state dict of this model",
         )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
@@ -187,7 +186,7 @@ def _load_state(network: PreTrainedModel, path: Path) -> bool:
 
 
 def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, bool]:
-    """The network, and whether its head is made anew; `how` goes to `from_pretrained`."""
+    """The network, and whether its head is newly initialized. `how` is passed to `from_pretrained`."""
     try:
         network, info = auto.from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **how
@@ -199,16 +198,9 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
     if lacking:
         raise UserError(
             f"'{source}' lacks {len(lacking)} weights of {type(network).__name__}, such as {lacking[0]}",
-            "give a folder or hub name with the whole pretrained model",
+            "give a folder or hub name of the complete pretrained model",
         )
     return network, bool(new)
-
-
-def _keep_inputs_that_fit(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
-    """Generic tokenizers offer `token_type_ids` to models that have none."""
-    takes_types = getattr(network.config, "type_vocab_size", 0) > 1
-    if not takes_types:
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
 
 
 def _not_loadable(what: str, source: str, reason: Exception) -> UserError:
@@ -216,6 +208,6 @@ def _not_loadable(what: str, source: str, reason: Exception) -> UserError:
     if Path(source).is_dir():
         return UserError(f"no {what} in folder '{source}' ({first_line})", "give a folder that save_pretrained wrote")
     return UserError(
-        f"the {what} of '{source}' can't be loaded: no such folder, and not to be had from the hub ({first_line})",
+        f"the {what} of '{source}' can't be loaded: no such folder, and not available from the hub ({first_line})",
         "give a hub name or a folder that save_pretrained wrote",
     )

@@ -1,48 +1,44 @@
-"""What a network trains, and taking it from a checkpoint of ours."""
+"""The trained parameters of a network, and loading them from a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
-from model.checkpoint import Record
+from model.checkpoint import Checkpoint, Record
 
 
-def trained_names(module: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:
-    """Names of the trained parameters: those that ask for a gradient, and every element, on or off."""
+def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:
+    """Names of the trained parameters: those that require a gradient, and those of every element, on or off."""
     of_elements = {id(p) for low_rank in space or () for p in low_rank.parameters()}
     return tuple(
         name
-        for name, parameter in module.named_parameters(remove_duplicate=False)
+        for name, parameter in network.named_parameters(remove_duplicate=False)
         if parameter.requires_grad or id(parameter) in of_elements
     )
 
 
-def take(
-    module: nn.Module, space: SearchSpace | None, own: Record, record: Record, state: Mapping[str, Tensor]
-) -> None:
-    """Load trained weights and on/off state.
+def take(network: nn.Module, space: SearchSpace | None, own: Record, checkpoint: Checkpoint) -> None:
+    """Load trained weights and on/off state into a network.
 
     Args:
-        module: what holds the trained parameters.
+        network: the network.
         space: its search space if it is adapted.
-        own: the identity of the model at hand.
-        record: that of the checkpoint.
-        state: the checkpoint's weights, under the names that `module` has for them.
+        own: the identity of the network.
+        checkpoint: what is loaded.
 
     Raises:
-        UserError: another base model, or weights missing, unknown or of another shape.
+        UserError: another base model, or weights that are missing, unknown or of another shape.
     """
+    record, state = checkpoint.record, checkpoint.weights
     if space is not None and record.base_sha256 != own.base_sha256:
         raise UserError(
             f"the checkpoint was trained on another base model than '{own.base.name}'",
-            f"give the very weights of '{own.base.name}' as --backbone-model",
+            f"give the same weights of '{own.base.name}' as --backbone-model",
         )
-    trained, parameters = set(trained_names(module, space)), module.state_dict()
+    trained, parameters = set(trained_names(network, space)), network.state_dict()
     missing, unknown = sorted(trained - state.keys()), sorted(state.keys() - trained)
     if missing or unknown:
         raise UserError(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from actions.export import LORA, SHORTCUT
-from actions.options import Options
-from actions.run_folder import CHECKPOINTS, LOGS, METRICS, PARAMETERS, write_config, write_json, write_text
+from actions.options import Options, changed
+from actions.run_folder import CHECKPOINTS, LOGS, METRICS, PARAMETERS, write_config, write_json
 from heterolora import scores
 from heterolora.allocation import Scored, allocate, tie_generator
 from heterolora.config import ElementConfig
 from heterolora.element import SHORTCUTS, Place, Settings
+from heterolora.files import write_text
 from heterolora.history import Decision, History
 from heterolora.scores import Scores
 from tests.scoring import scored
@@ -75,7 +75,7 @@ def write_tensorboard(folder: Path, series: dict[str, list[tuple[int, float]]]) 
 def trained_run(folder: Path, action: str = "train", loss: float = 0.9, seed: int = 0, **options: object) -> Path:
     """A run with metrics and, by its `logger`, curves."""
     where = {"project": folder.name, "project_dir": folder.parent}
-    resolved = replace(Options(), task="classification", seed=seed, **where, **options)
+    resolved = changed(Options(), {"task": "classification", "seed": seed, **where, **options})
     write_config(folder, action, resolved)
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     write_parameters(folder, 12_288 + 1024 * seed, 331_200_000)
@@ -85,9 +85,9 @@ def trained_run(folder: Path, action: str = "train", loss: float = 0.9, seed: in
         test={"loss": loss / 3.1, "accuracy": 0.9 - loss / 10},
     )
     series = curves(160, loss, seed)
-    if resolved.logger == "csv":
+    if resolved.run.logger == "csv":
         write_csv(folder, series)
-    elif resolved.logger == "tensorboard":
+    elif resolved.run.logger == "tensorboard":
         write_tensorboard(folder, series)
     return folder
 
@@ -108,8 +108,8 @@ def element_scores(layers: int, shortcuts: bool, seed: int = 0) -> tuple[Scored,
 
 def scored_run(folder: Path, layers: int = 8, shortcuts: bool = True, seed: int = 0) -> Path:
     model = "opt_lora_ags" if shortcuts else "opt_lora"
-    options = replace(Options(), model=model, task="classification", importance_test_name="snip")
-    write_config(folder, "imp-test", options)
+    named = {"model": model, "task": "classification", "importance_test_name": "snip"}
+    write_config(folder, "imp-test", changed(Options(), named))
     elements = element_scores(layers, shortcuts, seed)
     found = Scores(elements, "snip", "classification", "toy_nli", model, "facebook/opt-350m", 32, 8, seed)
     scores.write(folder / "scores.toml", found)

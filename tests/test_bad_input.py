@@ -84,7 +84,7 @@ def test_a_gpu_that_is_not_there(capfd) -> None:
         ("batch_size = true", "True", "whole number"),
         ("batch_size = 0", "0", "at least 1"),
         ('optimizer = "adamv"', "adamv", "adamw"),
-        ("seed = 1\nseed = 2", "not TOML", "learning_rate"),
+        ("seed = 1\nseed = 2", "not valid TOML", "learning_rate"),
         ('training_optimizer = "sgd"\noptimizer = "adam"', "second time", "once"),
     ],
 )

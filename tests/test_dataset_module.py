@@ -13,7 +13,8 @@ import torch
 
 from dataset import registry
 from dataset.encode import encode
-from dataset.module import DataSettings, TextDataModule
+from dataset.module import TextDataModule
+from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
 from tests.tiny import word_tokenizer
@@ -41,8 +42,8 @@ SUMMARIES = DatasetSpec(
 TOKENIZER = word_tokenizer(["word a b"])
 
 
-def module(spec=CLASSES, batch_size=4, tokenizer=TOKENIZER, model_limit=64, **settings):
-    made = TextDataModule(spec, DataSettings(batch_size, **settings))
+def module(spec=CLASSES, batch_size=4, tokenizer=TOKENIZER, model_limit=64, seed=0, **options):
+    made = TextDataModule(spec, DataOptions(batch_size, **options), seed)
     made.attach(tokenizer, model_limit)
     return made
 
@@ -106,7 +107,7 @@ def test_batches_per_epoch(world, count):
 
 def test_what_is_wrong_with_the_data_shows_before_there_is_a_tokenizer(tmp_path):
     with pytest.raises(UserError, match="is not there"):
-        TextDataModule(CLASSES, DataSettings(4, saved_path=tmp_path / "nowhere")).read()
+        TextDataModule(CLASSES, DataOptions(4, dataset_saved_path=tmp_path / "nowhere")).read()
 
 
 def test_lengths_are_checked_when_the_tokenizer_comes():
@@ -274,7 +275,7 @@ def real(name, batch_size=16, style="encoder", **settings):
     if not (SHARED / name).is_dir():
         pytest.skip(f"{name}: the shared data folder is not here")
     spec = registry.get(name)
-    data = TextDataModule(spec, DataSettings(batch_size, saved_path=SHARED / name, **settings))
+    data = TextDataModule(spec, DataOptions(batch_size, dataset_saved_path=SHARED / name, **settings))
     data.attach(word_tokenizer((text for column in spec.columns for text in data.read().train[column][:]), style), 512)
     return data
 

@@ -69,6 +69,27 @@ def test_the_tables_point_at_what_they_say(variant, task):
     assert {"w1", "w2"} < set(called[half:])
 
 
+@pytest.mark.parametrize("model_type", ["xlm-roberta", "camembert"])
+def test_other_models_of_the_roberta_family(model_type):
+    """They have the modules of RoBERTa, under the same names, and compute the same."""
+    roberta, other, table = tiny_network("roberta"), tiny_network(model_type, seed=1), family.get("roberta")
+    assert family.for_model_type(model_type) is table
+    table.check(other.config)
+    assert other.base_model.get_submodule(table.blocks) is not None
+    other.load_state_dict(roberta.state_dict())
+    ids = torch.tensor([[0, 3, 4, 5, 2]])
+    assert torch.equal(other(ids).logits, roberta(ids).logits)
+
+
+def test_positions_after_padding():
+    """Token i has position i + 2 in these models: the padding index is 1."""
+    for name in family.names():
+        table = family.get(name)
+        embeddings = getattr(tiny_network(name).base_model, "embeddings", None)
+        after = getattr(embeddings, "padding_idx", None) is not None
+        assert table.positions_after_padding == (after and name != "bert"), name
+
+
 def test_a_model_without_a_head_is_found_too():
     network = AutoModel.from_config(tiny_network("opt").config)
     assert len(network.base_model.get_submodule(family.get("opt").blocks)) == 2

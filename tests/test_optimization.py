@@ -96,12 +96,12 @@ class TestGroups:
 
 class TestSchedule:
     def test_linear(self) -> None:
-        settings = Optimization(scheduler="linear", warmup_steps=4)
+        settings = Optimization(lr_scheduler="linear", warmup_steps=4)
         factors = [rate_factor(step, 10, settings) for step in (0, 1, 3, 4, 7, 9, 10, 12)]
         assert factors == pytest.approx([1 / 5, 2 / 5, 4 / 5, 1.0, 0.5, 1 / 6, 0.0, 0.0])
 
     def test_cosine_from_the_peak_to_eta_min(self) -> None:
-        settings = Optimization(learning_rate=1e-2, scheduler="cosine_annealing", eta_min=1e-3, warmup_steps=2)
+        settings = Optimization(learning_rate=1e-2, lr_scheduler="cosine_annealing", eta_min=1e-3, warmup_steps=2)
         rates = [1e-2 * rate_factor(step, 10, settings) for step in (2, 4, 6, 10)]
         expected = [1e-3 + 9e-3 * (1 + math.cos(math.pi * t)) / 2 for t in (0, 0.25, 0.5, 1)]
         assert rates == pytest.approx(expected)
@@ -113,7 +113,7 @@ class TestSchedule:
     @pytest.mark.parametrize("scheduler", ["none", "linear", "cosine_annealing"])
     def test_multiplies_all_groups_alike(self, scheduler: str) -> None:
         model = adapted("roberta", lora=lora_config())
-        settings = plus(scheduler=scheduler, warmup_steps=3, eta_min=1e-5)
+        settings = plus(lr_scheduler=scheduler, warmup_steps=3, eta_min=1e-5)
         optimizer = build_optimizer(trained(model.network), settings, model.space)
         schedule = build_scheduler(optimizer, 12, settings)["scheduler"]
         for step in range(12):

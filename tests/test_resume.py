@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from actions.checkpoints import SafeCheckpointIO
 from tests.world import World, metrics_of, run, same_weights
@@ -65,3 +66,16 @@ def test_a_finished_run_resumes_into_more_epochs(world: World, tmp_path: Path) -
     last = tmp_path / "short" / "checkpoints" / "last.ckpt"
     assert run("train", "--resume-training", "--load", last, "--max-epochs", 3) == 0
     assert same_weights(tmp_path / "whole" / "checkpoints" / "last.ckpt", last)
+
+
+def test_the_checkpoint_is_read_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(*world.training("--project-dir", tmp_path, "--project", "run", "--max-steps", 1)) == 0
+    last, reads, load = tmp_path / "run" / "checkpoints" / "last.ckpt", [], torch.load
+
+    def counted(file, **options):
+        reads.append(file)
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", counted)
+    assert run("train", "--resume-training", "--load", last, "--max-steps", 2) == 0
+    assert reads == [last, last.with_name("best.ckpt")]

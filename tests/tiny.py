@@ -21,6 +21,8 @@ PAD = 1
 _SHAPES = {
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
     "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "intermediate_size": 64},
+    "xlm-roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "intermediate_size": 64},
+    "camembert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "intermediate_size": 64},
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "intermediate_size": 64},
     "gemma": {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 8},
     "llama": {"intermediate_size": 64, "num_key_value_heads": 2},

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check_output(args.output)
     command = parse(["test", "--load", str(_find(args.result)), *others])
     request = resolve(command)
-    set_log_level(request.options.log_level)
+    set_log_level(request.options.run.log_level)
     _check(args, request)
     if request.adapter is not None:
         _check_task(request, "dataset" in command.given)

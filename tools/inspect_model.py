@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     args, others = parser.parse_known_args(arguments)
     request = resolve(parse(["test", *others]))
-    set_log_level(request.options.log_level)
+    set_log_level(request.options.run.log_level)
     if request.adapted is None:
         raise UserError(
             f"'{request.options.model}' is a plain model, which has no search space",

@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from model.family import roberta
 
-FAMILY = replace(roberta.FAMILY, name="bert", model_types=("bert",))
+FAMILY = replace(roberta.FAMILY, name="bert", model_types=("bert",), positions_after_padding=False)

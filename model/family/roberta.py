@@ -1,10 +1,10 @@
-"""RoBERTa (Liu et al. 2019, arXiv:1907.11692). A post-norm encoder. Classification only."""
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-RoBERTa and CamemBERT. Post-norm encoders. Classification only."""
 
 from heterolora.family import Family, never
 
 FAMILY = Family(
     name="roberta",
-    model_types=("roberta",),
+    model_types=("roberta", "xlm-roberta", "camembert"),
     blocks="encoder.layer",
     linears={
         "q_proj": "attention.self.query",
@@ -19,4 +19,5 @@ FAMILY = Family(
     pre_norm=never,
     before_blocks=("embeddings.LayerNorm",),
     tasks=("classification",),
+    positions_after_padding=True,
 )

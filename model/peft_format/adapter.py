@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 from torch import Tensor
 
@@ -15,8 +17,8 @@ from heterolora.adapt import in_head
 from heterolora.config import ElementConfig, load
 from heterolora.element import Settings
 from heterolora.errors import UserError
-from model.checkpoint import KEY, Record, read_state_dict, record_of
-from model.peft_format import CONFIG, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
+from model.checkpoint import KEY, BaseSource, Record, read_state_dict
+from model.peft_format import CONFIG, FILES, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
@@ -53,6 +55,41 @@ class Adapter:
     record: Record | None = None
     shortcut: ElementConfig | None = None
     shortcut_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def base(self, moved: str | None, seed: int) -> BaseSource:
+        """The base model of the adapter.
+
+        Args:
+            moved: its location, if it moved.
+            seed: of weights that the base lacks, for an adapter made elsewhere.
+
+        Raises:
+            UserError: the adapter names no base, or a revision of it.
+        """
+        settings = self.settings
+        if self.record is not None:
+            return self.record.base.moved_to(moved)
+        if moved is None and settings.base is None:
+            raise UserError(f"{settings.source} names no base model", "give its hub name or folder as --backbone-model")
+        if moved is None and settings.revision is not None:
+            raise UserError(
+                f"{settings.source} needs revision '{settings.revision}' of {settings.base}",
+                "download that revision, and give its folder as --backbone-model",
+            )
+        return BaseSource(moved or settings.base, seed=seed)
+
+
+def find_adapter(name: str) -> Path:
+    """The folder of an adapter. A name `owner/name` that is not a folder is downloaded from the hub."""
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (OSError, ValueError, HTTPError):
+        raise UserError(
+            f"'{name}' is not a folder, and the hub gives no adapter of that name",
+            "check the name and the connection (huggingface-cli login for a private one), or give a folder",
+        ) from None
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -124,7 +161,7 @@ def _read_record(path: Path) -> Record | None:
     if noted is None:
         return None
     try:
-        return record_of({KEY: json.loads(noted)})
+        return Record.from_dict(json.loads(noted))
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} has a header that can't be read", "give an adapter of this version") from None
 

@@ -1,1 +1,1 @@
-"""Dynamic HeteroLoRA: which elements are on is decided again and again while a network trains."""
+"""Dynamic HeteroLoRA: elements are turned on and off during training."""

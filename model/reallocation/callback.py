@@ -1,84 +1,70 @@
-"""The Lightning callback that scores the search space while a network trains, and switches its elements."""
+"""The Lightning callback that scores the search space during training, and switches its elements."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from heterolora import allocation
-from heterolora.allocation import Mode, Scored
+from heterolora.allocation import Scored
 from heterolora.element import Place
 from heterolora.errors import UserError
 from heterolora.history import Decision, History
 from heterolora.search_space import SearchSpace
+from model.reallocation.options import ReallocationOptions
 from model.reallocation.schedule import Schedule, interval
 from model.task.fine_tuning import FineTuning
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a dynamic run decides.
-
-    Attributes:
-        every: `--realloc-N`: an int counts training batches, a float is a share of the epoch.
-        percentile: share p in (0, 1] of the elements to turn on.
-        mode: what competes with what, see `allocation.allocate`.
-        warmup_epochs: epochs in which the elements that were on least often come first.
-        seed: of the draws between equal scores.
-    """
-
-    every: int | float
-    percentile: float
-    mode: Mode
-    warmup_epochs: int
-    seed: int
-
-
-class ScoreSource(Protocol):
-    """Where the scores come from."""
+class ScoreSource:
+    """Where the scores come from. Only `scores` must be overridden."""
 
     def scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
-        """Key → score of every element; the same on every process."""
+        """Key -> score of every element; the same on every process."""
+        raise NotImplementedError
 
     def switched(self) -> None:
-        """Elements were switched: what was seen of training before counts no more."""
+        """Elements were switched: forget the batches before."""
 
     def batch_starts(self, trainer: pl.Trainer, task: FineTuning, batch: int, until_due: int) -> None:
-        """Batch `batch` of the epoch starts; with it, `until_due` are trained before the next reallocation."""
+        """Batch `batch` of the epoch starts; the next reallocation is after `until_due` batches, including this one."""
 
     def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
-        """The gradients of a window are there: those of the global batch, neither clipped nor scaled."""
+        """The gradients of an accumulation window are complete: of the global batch, neither clipped nor scaled."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Reallocate(pl.Callback):
-    """Scores the elements, spends the budget on the best, and switches; at the start of each epoch and in between.
+    """Scores the elements and turns the best ones on, at the start of each epoch and in between.
 
-    It happens before a batch that begins an accumulation window, so that a window is never cut, and after any
-    checkpoint of the batch before, so that a resumed run does it again, exactly. An element that is off keeps its
-    weights and what the optimizer knows of it.
+    A reallocation happens before a batch that begins an accumulation window, so that it never divides a window. It
+    happens after the checkpoint of the batch before, so that a resumed run repeats it exactly. An element that is off
+    keeps its weights and its optimizer state.
 
     Args:
-        settings: how to decide.
+        options: when to reallocate, and the budget; `dyrealloc_ags_mode` and `realloc_warmup_epochs` are given.
+        seed: of the draws between equal scores.
         source: where the scores come from.
-        folder: the run folder, for the history's files.
-        note: tells the user something.
+        folder: the run folder, for the history files.
+        note: prints a line for the user.
     """
 
-    def __init__(self, settings: Settings, source: ScoreSource, folder: Path, note: Callable[[str], None]) -> None:
-        self.settings, self.source, self.folder, self.note = settings, source, folder, note
+    def __init__(
+        self, options: ReallocationOptions, seed: int, source: ScoreSource, folder: Path, note: Callable[[str], None]
+    ) -> None:
+        self.options, self.seed, self.source, self.folder, self.note = options, seed, source, folder, note
         self.schedule = Schedule(1)
-        self.seconds = 0.0  # spent in scoring, since this process started
+        self.seconds = 0.0  # spent on scoring since this process started
         self._started = self._ended = 0.0
         self._history: History | None = None
 
@@ -90,7 +76,7 @@ class Reallocate(pl.Callback):
 
     @property
     def share_of_time(self) -> float:
-        """Scoring's share of the time that this process has trained."""
+        """The share of scoring in the training time of this process."""
         return self.seconds / max((self._ended or time.perf_counter()) - self._started, 1e-9)
 
     # ---- state
@@ -105,20 +91,18 @@ class Reallocate(pl.Callback):
     # ---- when
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
-        if stage != "fit":
-            return
-        self.folder = trainer.strategy.broadcast(self.folder)
-        self._history = History(pl_module.space.elements)  # before a checkpoint's state is put into it
+        if stage == "fit":
+            self._history = History(pl_module.space.elements)  # before a checkpoint's state is loaded into it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
-        per_epoch, every = trainer.num_training_batches, self.settings.every
+        per_epoch, every = trainer.num_training_batches, self.options.realloc_N
         batches = interval(every, per_epoch, trainer.accumulate_grad_batches)
         if batches > per_epoch:
-            self.note(f"--realloc-N {every} is longer than an epoch of {per_epoch} batches: once an epoch, then")
-        self.schedule = Schedule(batches, self.settings.warmup_epochs)
+            self.note(f"--realloc-N {every} is longer than an epoch of {per_epoch} batches: reallocating once an epoch")
+        self.schedule = Schedule(batches, self.options.realloc_warmup_epochs)
         if trainer.is_global_zero:
-            self.history.write(self.folder)  # cut back to where the checkpoint was, if this run continues another
+            self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FineTuning, batch: Any, batch_idx: int) -> None:
         if self.schedule.due(batch_idx):
@@ -144,8 +128,9 @@ class Reallocate(pl.Callback):
             scored = [Scored(element, scores[element.key]) for element in space.elements]
         self.seconds += time.perf_counter() - start
 
-        ties = allocation.tie_generator(self.settings.seed, len(self.history.decisions))
-        chosen = allocation.allocate(scored, self.settings.percentile, self.settings.mode, ties)
+        ties = allocation.tie_generator(self.seed, len(self.history.decisions))
+        percentile, mode = self.options.turn_on_percentile, self.options.dyrealloc_ags_mode
+        chosen = allocation.allocate(scored, percentile, mode, ties)
         on = tuple(element.key in chosen for element in space.elements)
         _check_agreement(trainer, space.elements, on, len(self.history.decisions))
         space.switch(chosen)
@@ -173,14 +158,14 @@ class Reallocate(pl.Callback):
             if space.of_kind(kind):
                 figures[f"realloc/{kind}_on"] = float(len(space.on(kind)))
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(figures, step=trainer.global_step)
 
 
 def _check_agreement(trainer: pl.Trainer, places: Sequence[Place], on: tuple[bool, ...], index: int) -> None:
-    """`UserError`, on every process, unless all of them decided the same: 8 bytes each are compared.
+    """Raise `UserError` on every process unless all of them decided the same; 8 bytes of each are compared.
 
-    It can't happen while scores are reduced and draws come from one seed; were it to, gradients of different elements
-    would be averaged without a word.
+    Different decisions would silently average gradients of different elements. They cannot happen as long as scores
+    are reduced over processes and draws have one seed.
     """
     if trainer.world_size == 1:
         return
@@ -199,5 +184,5 @@ def _check_agreement(trainer: pl.Trainer, places: Sequence[Place], on: tuple[boo
 
 
 def _digest(index: int, on: tuple[bool, ...]) -> int:
-    """A number that fits a signed 64-bit integer, and differs where anything differs."""
+    """A hash that fits a signed 64-bit integer."""
     return int.from_bytes(hashlib.blake2b(repr((index, on)).encode(), digest_size=7).digest(), "big")

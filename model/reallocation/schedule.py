@@ -12,9 +12,9 @@ class Schedule:
     """When elements are reallocated.
 
     Attributes:
-        interval: training batches from one reallocation to the next, counted from the start of the epoch; a multiple of
-            the accumulation window, so that none is ever cut in two.
-        warmup_epochs: epochs in which the elements that were on least often come first, whatever they would score.
+        interval: training batches between two reallocations, counted from the start of the epoch; a multiple of the
+            accumulation window.
+        warmup_epochs: epochs in which the elements that were on least often are turned on.
     """
 
     interval: int

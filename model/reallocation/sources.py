@@ -1,8 +1,8 @@
-"""Where a dynamic run's scores come from."""
+"""Where the scores of a dynamic run come from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,63 +11,44 @@ import pytorch_lightning as pl
 from heterolora.saliency.from_training import TrainingGradients, recorded
 from heterolora.saliency.problem import Batch, Track, untracked
 from heterolora.saliency.score import score
+from model.reallocation.callback import ScoreSource
+from model.reallocation.options import ScoringOptions
 from model.task.fine_tuning import FineTuning
-from model.task.scoring import batch_count, scoring_batches, scoring_problem
+from model.task.scoring import batch_count, scoring_problem
 
 
-class DedicatedScores:
-    """Scores from batches of their own: the first of the training set, prepared once and kept.
+class DedicatedScores(ScoreSource):
+    """Scores from separate batches: the first of the training set, which are read once and kept.
 
     Args:
-        heuristic: its name.
-        limit: `--imp-limit-test-batches`: an int counts batches over all processes, a float is a share of the data.
-        tolerance: `--metric-red-tolerance`.
+        options: the heuristic and its tolerance.
+        batches: (rank, number of processes) -> the scoring batches of that process.
         track: shows progress.
-        note: tells the user something.
     """
 
     def __init__(
-        self,
-        heuristic: str,
-        limit: int | float,
-        tolerance: float,
-        track: Track = untracked,
-        note: Callable[[str], None] = print,
+        self, options: ScoringOptions, batches: Callable[[int, int], Iterable[Batch]], track: Track = untracked
     ) -> None:
-        self.heuristic, self.limit, self.tolerance = heuristic, limit, tolerance
-        self.track, self.note = track, note
-        self._batches: list[Batch] | None = None
+        self.options, self.batches, self.track = options, batches, track
+        self._on_device: list[Batch] | None = None
 
     def scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
-        if self._batches is None:
-            self._batches = scoring_batches(trainer, self.limit, self.note)
+        if self._on_device is None:
+            share = self.batches(trainer.global_rank, trainer.world_size)
+            self._on_device = [trainer.strategy.batch_to_device(batch) for batch in share]
         precision: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
-        problem = scoring_problem(task, self._batches, self.tolerance, self.track, precision)
-        return score(self.heuristic, problem)
-
-    def switched(self) -> None:
-        """Nothing to do: training is left alone."""
-
-    def batch_starts(self, trainer: pl.Trainer, task: FineTuning, batch: int, until_due: int) -> None:
-        """Nothing to do: training is left alone."""
-
-    def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
-        """Nothing to do: training is left alone."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is no state: the batches are the same in every run."""
+        tolerance = self.options.metric_red_tolerance
+        problem = scoring_problem(task, self._on_device, tolerance, self.track, precision)
+        return score(self.options.importance_test_name, problem)
 
 
-class TrainingScores:
-    """Scores from the last training batches before they are needed; see `TrainingGradients`.
+class TrainingScores(ScoreSource):
+    """Scores from the training batches before a reallocation; see `TrainingGradients`.
 
     Args:
-        gradients: what sums them up.
-        limit: batches before the scores are needed: an int counts them, a float is a share of the training set.
-        first: where scores come from as long as no training batch has given any.
+        gradients: sums up the gradients.
+        limit: number of these batches, or their share of the training set.
+        first: gives the scores before the first training batch.
     """
 
     def __init__(self, gradients: TrainingGradients, limit: int | float, first: DedicatedScores) -> None:

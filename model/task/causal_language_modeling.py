@@ -1,4 +1,4 @@
-"""Language modelling: the next token, over packed text or over the response to a prompt."""
+"""Language modelling: predict the next token of packed text, or of the response to a prompt."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning
 
-IGNORED = -100  # the label of tokens that carry no loss
+IGNORED = -100  # the label of tokens without loss
 
 
 def next_token_loss(logits: Tensor, batch: Batch) -> Loss:
-    """Cross-entropy of each target token given those before it, summed.
+    """Cross-entropy of each target token given the tokens before it, summed.
 
     Args:
         logits: (rows, tokens, vocabulary).

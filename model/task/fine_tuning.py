@@ -1,11 +1,12 @@
-"""What the three tasks share: one global loss, exact metrics, and checkpoints that hold what was trained."""
+"""What the three tasks share: the global loss, exact metrics, and checkpoints of the trained weights."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -19,19 +20,11 @@ from heterolora.distributed import sum_over_ranks, world_size
 from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
-from model.checkpoint import KEY, Record, record_of
+from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
 from model.task.optimization import Optimization, build_optimizer, build_scheduler
 from model.trained import take, trained_names
 
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Names of the splits behind each evaluation's dataloaders, in order."""
-
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
 
 
 class FineTuning(pl.LightningModule, ABC):
@@ -39,11 +32,13 @@ class FineTuning(pl.LightningModule, ABC):
 
     Args:
         network: the Hugging Face model, adapted or plain.
-        space: its search space; `None` for a plain model, which is trained whole.
+        space: its search space; `None` for a plain model, which is trained completely.
         spec: the data set.
-        splits: names of what is evaluated.
-        optimization: how the trained parameters move.
+        validation_names: names of the splits behind the validation dataloaders, in order.
+        test_names: names of the splits behind the test dataloaders, in order.
+        optimization: options of optimizer and schedule.
         record: the identity of the model, for checkpoints.
+        batches_per_epoch: number of processes -> training batches of an epoch on each of them.
     """
 
     def __init__(
@@ -51,44 +46,47 @@ class FineTuning(pl.LightningModule, ABC):
         network: PreTrainedModel,
         space: SearchSpace | None,
         spec: DatasetSpec,
-        splits: Splits,
+        validation_names: Sequence[str],
+        test_names: Sequence[str],
         optimization: Optimization,
         record: Record,
+        batches_per_epoch: Callable[[int], int],
     ) -> None:
         super().__init__()
-        self.strict_loading = False  # checkpoints lack the base; `take` is what checks them
+        self.strict_loading = False  # checkpoints lack the base; `take` checks them
         self.network = network.train()
-        self.space, self.spec, self.splits = space, spec, splits
-        self.optimization, self.record = optimization, record
-        names = dict.fromkeys((*splits.validation, *splits.test))
+        self.space, self.spec, self.optimization, self.record = space, spec, optimization, record
+        self.validation_names, self.test_names = tuple(validation_names), tuple(test_names)
+        self.batches_per_epoch = batches_per_epoch
+        names = dict.fromkeys((*self.validation_names, *self.test_names))
         self.mean_loss = nn.ModuleDict({name: metrics.WeightedMean() for name in names})
         self.running = nn.ModuleDict({name: metrics.build(spec.metrics, spec.num_labels) for name in names})
-        self.trained = trained_names(self, self.space)
+        self.trained = trained_names(network, space)
         self.official: dict[str, dict[str, float]] = {}
         self.global_loss = torch.zeros(())
         self._predictions: list[tuple[str, int, Any, Any]] = []
 
     @property
     def monitor(self) -> str:
-        """The logged figure that decides what is best: the data set's first metric on its first validation split."""
-        return f"{self.splits.validation[0]}/{self.spec.metrics[0]}"
+        """The logged value that selects the best checkpoint: the first metric on the first validation split."""
+        return f"{self.validation_names[0]}/{self.spec.metrics[0]}"
 
     @property
     def monitor_mode(self) -> Literal["max", "min"]:
         return metrics.mode(self.spec.metrics[0])
 
-    # ---- what a task says of itself
+    # ---- what a task defines
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """The loss that is trained on."""
+        """The training loss of a batch."""
 
     @abstractmethod
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Any, Any]:
-        """What the running metrics take: two arguments of `metrics.build(…).update`, filler rows left out."""
+        """The two arguments of the running metrics' `update`, without filler rows."""
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Predictions and references in the benchmark's own form, from what `predictions` returned."""
+        """Predictions and references as the benchmark's metric takes them, from the result of `predictions`."""
         return first, second
 
     # ---- training
@@ -99,8 +97,8 @@ class FineTuning(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss over the global batch.
 
-        Strategies average gradients over processes; so that the result is the gradient of the mean over all rows
-        (or target tokens) of the global batch, a process contributes `world · its sum / the global count`.
+        Strategies average gradients over processes. To get the gradient of the mean over all rows (or target tokens)
+        of the global batch, each process returns `world · its sum / the global count`.
         """
         loss = self.loss(batch)
         total, count = sum_over_ranks(torch.stack([loss.total.detach(), loss.count.to(loss.total.dtype)]))
@@ -109,7 +107,7 @@ class FineTuning(pl.LightningModule, ABC):
         return loss.total * (world_size() / count)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        by_name = dict(self.named_parameters(remove_duplicate=False))
+        by_name = dict(self.network.named_parameters(remove_duplicate=False))
         parameters = dict.fromkeys(by_name[name] for name in self.trained)  # tied weights once
         optimizer = build_optimizer(parameters, self.optimization, self.space)
         schedule = build_scheduler(optimizer, self._total_steps(), self.optimization)
@@ -118,10 +116,11 @@ class FineTuning(pl.LightningModule, ABC):
     def _total_steps(self) -> float:
         """Optimizer steps of the whole run.
 
-        Lightning's own estimate makes the training loader, which then misses the position that a checkpoint restores.
+        Lightning's own estimate creates the training loader too early: it would miss the position that a checkpoint
+        restores.
         """
         trainer, limit = self.trainer, self.trainer.limit_train_batches
-        batches = trainer.datamodule.train_batches_per_epoch(trainer.world_size)
+        batches = self.batches_per_epoch(trainer.world_size)
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         by_epochs = math.inf
         if trainer.max_epochs != -1:
@@ -131,10 +130,10 @@ class FineTuning(pl.LightningModule, ABC):
     # ---- evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, self.splits.validation[dataloader_idx])
+        self._evaluate(batch, self.validation_names[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        split = self.splits.test[dataloader_idx]
+        split = self.test_names[dataloader_idx]
         first, second = self._evaluate(batch, split)
         if self.spec.official is not None:
             kept = batch["index"][batch["weight"] > 0].tolist()
@@ -142,20 +141,20 @@ class FineTuning(pl.LightningModule, ABC):
             self._predictions += [(split, row, *pair) for row, pair in zip(kept, pairs, strict=True)]
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics(self.splits.validation)
+        self._log_metrics(self.validation_names)
 
     def on_test_epoch_start(self) -> None:
         self._predictions, self.official = [], {}
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics(self.splits.test)
+        self._log_metrics(self.test_names)
         if self.spec.official is not None:
             self.official = self._official_metrics()
 
     def _evaluate(self, batch: Batch, split: str) -> tuple[Any, Any]:
         loss = self.loss(batch)
         first, second = self.predictions(batch, loss)
-        if bool((batch["weight"] > 0).any()):  # a process left without rows of the last batch has a filler
+        if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
             self.mean_loss[split].update(loss.total, loss.count)
             self.running[split].update(first, second)
         return first, second
@@ -178,7 +177,7 @@ class FineTuning(pl.LightningModule, ABC):
             rows = [row for share in shares for row in share]
         metric = official_metric(self.spec.official)
         figures = {}
-        for split in dict.fromkeys(self.splits.test):
+        for split in dict.fromkeys(self.test_names):
             of_split = sorted((row for row in rows if row[0] == split), key=lambda row: row[1])
             figures[split] = metric.compute(
                 predictions=[row[2] for row in of_split], references=[row[3] for row in of_split]
@@ -188,22 +187,18 @@ class FineTuning(pl.LightningModule, ABC):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained; the base is recorded by name and fingerprint."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in self.trained}
-        checkpoint[KEY] = self.current_record().as_dict()
+        keep_trained(checkpoint, self.trained, self.current_record())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this model, load it, and switch its elements."""
-        self.take(record_of(checkpoint), checkpoint["state_dict"])
+        self.take(checkpoint_of(Path("the checkpoint"), checkpoint))
 
-    def take(self, record: Record, state: Mapping[str, Tensor]) -> None:
+    def take(self, checkpoint: Checkpoint) -> None:
         """Load trained weights and on/off state.
 
         Raises:
-            UserError: another base model, or weights missing, unknown or of another shape.
+            UserError: another base model, or weights that are missing, unknown or of another shape.
         """
-        take(self, self.space, self.record, record, state)
+        take(self.network, self.space, self.record, checkpoint)
 
     def current_record(self) -> Record:
         on = () if self.space is None else tuple(low_rank.element.key for low_rank in self.space.on())

@@ -1,63 +1,52 @@
-"""Optimizer and learning-rate schedule of every task."""
+"""Optimizer and learning-rate schedule of every task. Importing this file is cheap, so that `--help` is fast."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
+from dataset.option import above, at_least, option, positive_or_unlimited
 
-from heterolora.search_space import SearchSpace
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from heterolora.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the trained parameters move.
+    """How the trained parameters are updated."""
 
-    Attributes:
-        optimizer: `adam`, `adamw` or `sgd`.
-        learning_rate: the peak.
-        weight_decay: of matrices; vectors (biases, norms) are never decayed.
-        scheduler: `none`, `linear` or `cosine_annealing`, after warm-up.
-        warmup_steps: optimizer steps over which the rate rises linearly from 0.
-        eta_min: the rate at which `cosine_annealing` ends.
-        max_steps: optimizer steps after which training ends, -1: when its epochs are over.
-        loraplus_ratio: learning rate of every element's B as a multiple of all else's.
-    """
-
-    optimizer: str = "adamw"
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.0
-    scheduler: str = "none"
-    warmup_steps: int = 0
-    eta_min: float = 0.0
-    max_steps: int = -1
-    loraplus_ratio: float = 1.0
-
-
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
+    # fmt: off
+    optimizer: Literal["adam", "adamw", "sgd"] = option("adamw", "optimizer", old_keys=("training_optimizer",))
+    learning_rate: float = option(5e-5, "peak learning rate", above(0))
+    loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", above(0))
+    weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", at_least(0))
+    lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("none",
+        "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min")
+    warmup_steps: int = option(0, "optimizer steps of linear warm-up from 0", at_least(0))
+    eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0))
+    max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited)
 
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter], settings: Optimization, space: SearchSpace | None = None
 ) -> torch.optim.Optimizer:
-    """One optimizer over `parameters`, matrices and vectors apart, and with LoRA+ every B apart from the matrices.
+    """One optimizer with separate groups for matrices, for vectors, and with LoRA+ for every B.
 
-    LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B of an element moves at `loraplus_ratio` times the learning rate, in
-    wide networks well above 1. The schedule multiplies all rates alike, so their ratio stays.
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B with `loraplus_ratio` times the learning rate. The schedule
+    multiplies all rates by the same factor, so their ratio is constant.
 
     Args:
-        parameters: what is trained.
-        settings: how.
-        space: the elements among `parameters`, of an adapted network.
+        parameters: the trained parameters.
+        settings: the options.
+        space: the search space of an adapted network.
     """
+    import torch
+
     parameters, fast = list(parameters), set()
     if settings.loraplus_ratio != 1:
         fast = {low_rank.B for low_rank in space or ()}
@@ -70,21 +59,22 @@ def build_optimizer(
         {"name": "vectors", "params": vectors, "lr": rate, "weight_decay": 0.0},
         {"name": "B", "params": of_b, "lr": rate * settings.loraplus_ratio, "weight_decay": decay},
     ]
-    return _OPTIMIZERS[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    return kinds[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
 
 
 def rate_factor(step: int, total: float, settings: Optimization) -> float:
-    """Learning rate at optimizer step `step` (from 0) of `total`, as a share of the peak.
+    """The learning rate at optimizer step `step` (from 0) of `total`, relative to the peak.
 
-    Linear: falls to 0 at `total`. Cosine (Loshchilov & Hutter 2017, without restarts):
-    η_min + (η − η_min) · (1 + cos(π·t)) / 2 with t the share of the steps after warm-up that is done.
+    Linear: decreases to 0 at `total`. Cosine (Loshchilov & Hutter 2017, without restarts):
+    η_min + (η − η_min) · (1 + cos(π·t)) / 2 where t is the completed share of the steps after warm-up.
     """
     if step < settings.warmup_steps:
         return (step + 1) / (settings.warmup_steps + 1)
     done = min(1.0, (step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
-    if settings.scheduler == "linear":
+    if settings.lr_scheduler == "linear":
         return 1.0 - done
-    if settings.scheduler == "cosine_annealing":
+    if settings.lr_scheduler == "cosine_annealing":
         low = settings.eta_min / settings.learning_rate
         return low + (1.0 - low) * (1.0 + math.cos(math.pi * done)) / 2.0
     return 1.0
@@ -92,5 +82,7 @@ def rate_factor(step: int, total: float, settings: Optimization) -> float:
 
 def build_scheduler(optimizer: torch.optim.Optimizer, total: float, settings: Optimization) -> dict[str, Any]:
     """Lightning's description of a scheduler that steps with the optimizer."""
+    import torch
+
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, settings))
     return {"scheduler": schedule, "interval": "step", "name": "learning_rate"}

@@ -1,4 +1,4 @@
-"""A task and scoring batches → what a heuristic sees."""
+"""A task and scoring batches -> the problem that a heuristic scores."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from typing import Any
-
-import pytorch_lightning as pl
 
 from heterolora.saliency.problem import Batch, Loss, Problem, Track, untracked
 from model import metrics
@@ -29,7 +27,7 @@ def scoring_problem(
         batches: this process's share of the scoring batches, on the task's device.
         tolerance: `--metric-red-tolerance`.
         track: shows progress.
-        precision: what a forward pass runs under, e.g. a trainer's `precision_plugin.forward_context`.
+        precision: the context of a forward pass, such as a trainer's `precision_plugin.forward_context`.
     """
     space = task.space
     if space is None:
@@ -45,23 +43,14 @@ def scoring_problem(
     return Problem(task.network, space, evaluate, batches, metric, track)
 
 
-def batch_count(limit: int | float, there: int) -> tuple[int, str | None]:
-    """`--imp-limit-test-batches` → how many scoring batches that is of those that are there, and what to say of it.
+def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:
+    """The number of scoring batches, and a line to print if `limit` exceeds what is available.
 
     Args:
-        limit: an int counts batches, a float in (0, 1] is a share, rounded up.
-        there: batches in the whole training set.
+        limit: `--imp-limit-test-batches`: an int counts batches, a float in (0, 1] is a share, rounded up.
+        available: batches in the whole training set.
     """
-    asked = math.ceil(Decimal(str(limit)) * there) if isinstance(limit, float) else limit
-    if asked <= there:
+    asked = math.ceil(Decimal(str(limit)) * available) if isinstance(limit, float) else limit
+    if asked <= available:
         return asked, None
-    return there, f"--imp-limit-test-batches {asked} is more than the training set has: all {there} are used"
-
-
-def scoring_batches(trainer: pl.Trainer, limit: int | float, note: Callable[[str], None]) -> list[Batch]:
-    """This process's share of the scoring batches, on its device."""
-    count, remark = batch_count(limit, trainer.datamodule.scoring_batch_count)
-    if remark is not None:
-        note(remark)
-    share = trainer.datamodule.scoring_batches(count, trainer.global_rank, trainer.world_size)
-    return [trainer.strategy.batch_to_device(batch) for batch in share]
+    return available, f"--imp-limit-test-batches {asked} is more than the training set has: all {available} are used"

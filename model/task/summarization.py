@@ -1,4 +1,4 @@
-"""Summaries by a causal model: trained as prompt → summary, measured by ROUGE on what it writes."""
+"""Summarization by a causal model: trained on prompt and summary, measured by ROUGE on generated text."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from model.task.fine_tuning import FineTuning
 
 
 class Summarization(FineTuning):
-    """Cross-entropy on the summary's tokens; greedy text for the metrics.
+    """Cross-entropy on the summary's tokens; greedily generated text for the metrics.
 
     Args:
-        tokenizer: turns what is generated into text.
-        max_new_tokens: longest summary to write.
+        tokenizer: decodes what is generated.
+        max_new_tokens: longest summary to generate.
         others: see `FineTuning`.
     """
 
-    def __init__(self, *others: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
-        super().__init__(*others)
+    def __init__(self, *, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, **others: Any) -> None:
+        super().__init__(**others)
         self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
 
     def loss(self, batch: Batch) -> Loss:

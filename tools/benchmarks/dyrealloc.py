@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from heterolora import saliency
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.search_space import SearchSpace
 from model.checkpoint import BaseSource, Record
-from model.reallocation.callback import Reallocate, ScoreSource, Settings
+from model.reallocation.callback import Reallocate, ScoreSource
+from model.reallocation.options import ReallocationOptions, ScoringOptions
 from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.classification import Classification
-from model.task.fine_tuning import Splits
 from model.task.optimization import Optimization
 from tools.benchmarks import measure, subjects
 
@@ -65,14 +65,16 @@ def adapted_task(base: Any, args: argparse.Namespace) -> Classification:
     """A task of its own network, every element on."""
     network, space = subjects.adapted(base, subjects.lora(args.rank, args.projections), subjects.shortcuts(args.rank))
     record = Record("train-dyrealloc", {}, BaseSource("random"), "")
-    return Classification(network, space, SPEC, Splits(("validation",), ("test",)), Optimization(), record)
+    return Classification(
+        network, space, SPEC, ("validation",), ("test",), Optimization(), record, lambda world: args.interval + 1
+    )
 
 
 def source_of(name: str, space: SearchSpace, args: argparse.Namespace) -> ScoreSource | None:
     """The source of the scores; `None` for plain training."""
     if name == PLAIN:
         return None
-    dedicated = DedicatedScores(args.heuristic, args.scoring, tolerance=0.01)
+    dedicated = DedicatedScores(ScoringOptions(args.heuristic), lambda rank, world: rows(args)[: args.scoring])
     if name == DEDICATED:
         return dedicated
     gradients = TrainingGradients(space, saliency.get(args.heuristic).score)
@@ -85,8 +87,8 @@ def interval(task: Classification, name: str, args: argparse.Namespace) -> float
     callbacks: list[pl.Callback] = [SeedEachBatch(0), clock]
     with tempfile.TemporaryDirectory() as folder:
         if (source := source_of(name, task.space, args)) is not None:
-            settings = Settings(args.interval, args.turn_on_percentile, "combined", warmup_epochs=0, seed=0)
-            callbacks.insert(1, Reallocate(settings, source, Path(folder), note))
+            options = ReallocationOptions(args.turn_on_percentile, "combined", args.interval, realloc_warmup_epochs=0)
+            callbacks.insert(1, Reallocate(options, 0, source, Path(folder), note))
         trainer = pl.Trainer(
             accelerator="gpu" if args.device.type == "cuda" else "cpu",
             devices=1,
@@ -98,27 +100,14 @@ def interval(task: Classification, name: str, args: argparse.Namespace) -> float
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        trainer.fit(task, datamodule=RandomRows(args))
+        trainer.fit(task, DataLoader(rows(args), batch_size=None))
     return clock.seconds
 
 
-class RandomRows(pl.LightningDataModule):
+def rows(args: argparse.Namespace) -> list[subjects.Batch]:
     """The batches of one interval, and the first of the next."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__()
-        rows = {name: tensor.cpu() for name, tensor in subjects.batch(args).items()}
-        self.batches = [{**rows, "weight": torch.ones(args.rows)}] * (args.interval + 1)
-        self.scoring_batch_count = len(self.batches)
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.batches, batch_size=None)
-
-    def train_batches_per_epoch(self, world: int) -> int:
-        return len(self.batches)
-
-    def scoring_batches(self, count: int, rank: int, world: int) -> Iterator[subjects.Batch]:
-        return iter(self.batches[:count])
+    row = {name: tensor.cpu() for name, tensor in subjects.batch(args).items()}
+    return [{**row, "weight": torch.ones(args.rows)}] * (args.interval + 1)
 
 
 class Clock(pl.Callback):

@@ -24,10 +24,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from actions.console import say, set_log_level
 from dataset import registry
-from dataset.collate import Batch
-from dataset.module import DataSettings, TextDataModule
+from dataset.module import TextDataModule
+from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
+from heterolora.saliency.problem import Batch
 from tools.benchmarks import measure, subjects
 
 PER_BATCH, GROUPED = "batch", "batch, grouped by length"
@@ -72,8 +73,9 @@ def run(args: argparse.Namespace) -> None:
 
 def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> list[Batch]:
     """The batches of the first epoch, as training gets them."""
-    settings = DataSettings(args.rows, args.tokens, group_by_length=grouped, saved_path=args.dataset_saved_path)
-    data = TextDataModule(spec, settings)
+    saved = args.dataset_saved_path
+    options = DataOptions(args.rows, args.tokens, group_by_length=grouped, dataset_saved_path=saved)
+    data = TextDataModule(spec, options)
     texts = (row[column] for row in data.read().train for column in spec.columns)
     data.attach(AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts))
     return list(data.train_dataloader())

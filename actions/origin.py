@@ -1,0 +1,196 @@
+"""Where a model comes from: the checkpoint, adapter or base that `--load` names, and what it records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import model.family as families
+from actions.options import Options, flag_of, flat
+from actions.parse import Command
+from heterolora.config import ElementConfig
+from heterolora.element import Kind
+from heterolora.errors import UserError
+from model.family import AdaptedName
+from model.peft_format import is_adapter
+
+if TYPE_CHECKING:
+    from model.checkpoint import BaseSource, Checkpoint, Record
+    from model.peft_format.adapter import Adapter
+
+TOY_BASE = Path(__file__).resolve().parents[1] / "model" / "toy_opt"
+
+_OF_THE_OPTIMIZER = ("optimizer", "learning_rate", "loraplus_ratio", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What `--load` names. All fields are empty if it is a base model.
+
+    Attributes:
+        recorded: options that the checkpoint or adapter records.
+        base: the recorded base, or `--backbone-model` if it moved.
+        checkpoint: the checkpoint of this program.
+        adapter: the PEFT adapter.
+    """
+
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    base: BaseSource | None = None
+    checkpoint: Checkpoint | None = None
+    adapter: Adapter | None = None
+
+    def configs(self, model: str) -> dict[Kind, ElementConfig]:
+        """The configurations of the elements that the checkpoint or adapter holds."""
+        if self.adapter is None:
+            return {} if self.checkpoint is None else dict(self.checkpoint.record.configs)
+        from model.peft_format.fit import lora_config
+
+        adapted, adapter = families.parse_model_name(model), self.adapter
+        if adapted is None:
+            raise UserError(
+                f"{adapter.folder} is a LoRA adapter, and '{model}' is a plain model",
+                "leave --model out, or use a model such as opt_lora",
+            )
+        shortcut: dict[Kind, ElementConfig] = {} if adapter.shortcut is None else {"shortcut": adapter.shortcut}
+        return {"lora": lora_config(adapter, adapted.family), **shortcut}
+
+
+def load_type_of(options: Options) -> str:
+    """`--load-type`, by default inferred from `--load`."""
+    suffix = Path(options.load or "").suffix
+    if options.load_type is not None:
+        return options.load_type
+    if suffix == ".ckpt":
+        return "pl"
+    if options.load and is_adapter(options.load):
+        return "peft"
+    return "pt" if suffix in (".safetensors", ".pt", ".pth", ".bin") else "hf"
+
+
+def origin_of(command: Command) -> Origin:
+    """Read the checkpoint or adapter that `--load` names.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the options.
+    """
+    kind = load_type_of(command.options)
+    if command.options.resume_training and (command.options.load is None or kind != "pl"):
+        raise UserError("--resume-training has no checkpoint", "give --load RUN/checkpoints/last.ckpt --load-type pl")
+    if kind == "pl":
+        return _checkpoint(command)
+    return _adapter(command) if kind == "peft" else Origin()
+
+
+# ---- checkpoints
+
+
+def _checkpoint(command: Command) -> Origin:
+    from model.checkpoint import read_checkpoint
+
+    options = command.options
+    if options.load is None:
+        raise UserError("--load-type pl has no checkpoint", "give --load RUN/checkpoints/best.ckpt")
+    checkpoint = read_checkpoint(Path(options.load))
+    record = checkpoint.record
+    if options.resume_training and record.action != command.action:
+        raise UserError(
+            f"{options.load} is a checkpoint of {record.action}, which {command.action} can't continue",
+            f"use python -m main {record.action} --resume-training --load …",
+        )
+    if "model" in command.given and options.model != record.options["model"]:
+        raise UserError(
+            f"{options.load} is a checkpoint of --model {record.options['model']}, not {options.model}",
+            "leave --model out, or give the checkpoint's",
+        )
+    if options.resume_training:
+        _check_same_optimizer(command, record)
+    return Origin(record.options, record.base.moved_to(options.backbone_model), checkpoint)
+
+
+def _check_same_optimizer(command: Command, record: Record) -> None:
+    """Raise UserError if a resumed run is given another optimizer or rate: its state comes from the checkpoint."""
+    for name in _OF_THE_OPTIMIZER:
+        now = flat(command.options)[name]
+        was = record.options.get(name, now)
+        if name in command.given and now != was:
+            raise UserError(
+                f"{flag_of(name)} is {now}, but the run to resume has {was}",
+                "leave it out, or start a new run from the checkpoint without --resume-training",
+            )
+
+
+# ---- adapters
+
+
+def _adapter(command: Command) -> Origin:
+    from model.peft_format.adapter import find_adapter, read_adapter
+
+    options = command.options
+    if options.load is None:
+        raise UserError(
+            "--load-type peft has no adapter", "give --load with the folder or the hub name of a PEFT LoRA adapter"
+        )
+    adapter = read_adapter(find_adapter(options.load))
+    base = adapter.base(options.backbone_model, options.seed)
+    recorded = dict(adapter.record.options) if adapter.record else {}
+    adapted = families.parse_model_name(options.model)
+    if "model" not in command.given and adapter.record is None:
+        recorded["model"] = _model_name(adapter, base)
+    if "model" in command.given and adapter.shortcut is not None and adapted is not None and not adapted.shortcuts:
+        raise UserError(
+            f"{adapter.folder} has shortcuts, and '{options.model}' has none",
+            f"leave --model out, or give {options.model}_ags",
+        )
+    return Origin(recorded | {"pretrained": base.pretrained}, base, adapter=adapter)
+
+
+def _model_name(adapter: Adapter, base: BaseSource) -> str:
+    """`<family>_lora`, from the configuration of the base."""
+    from transformers import AutoConfig
+
+    try:
+        model_type = AutoConfig.from_pretrained(base.name).model_type
+    except (OSError, ValueError):
+        raise UserError(
+            f"the base '{base.name}' that {adapter.folder} names can't be loaded",
+            "give its hub name or folder as --backbone-model",
+        ) from None
+    family = families.for_model_type(model_type)
+    if family is None:
+        raise UserError(
+            f"{adapter.folder} is an adapter for a model of type '{model_type}'",
+            f"expected one of the families {', '.join(families.names())}",
+        )
+    return f"{family.name}_lora"
+
+
+# ---- base models
+
+
+def with_base(options: Options, adapted: AdaptedName | None) -> tuple[Options, BaseSource, tuple[str, ...]]:
+    """The base model of options that name neither checkpoint nor adapter: (options, base, lines to print)."""
+    from model.checkpoint import BaseSource
+
+    if options.load_type == "pt":
+        name = options.backbone_model or (options.model if adapted is None else None)
+        if name is None or options.load is None:
+            raise UserError(
+                "--load-type pt needs a state dict and its architecture",
+                "give --load FILE --backbone-model with a hub name or folder that has the configuration",
+            )
+        return options, BaseSource(name, state_file=options.load, seed=options.seed), ()
+    notes: tuple[str, ...] = ()
+    if adapted is not None and options.load is None:
+        if adapted.family.name != "opt":
+            raise UserError(
+                f"--load is missing: {options.model} needs a base model",
+                f"give a hub name or folder of the {adapted.family.name} family, and --pretrained",
+            )
+        options = replace(options, load=str(TOY_BASE), pretrained=True)
+        notes = ("no --load: the base is the tiny OPT model of this program",)
+    name = options.load if adapted is not None else options.load or options.model
+    if not options.pretrained and adapted is not None:
+        notes = (f"without --pretrained the frozen base is '{name}' with random weights: LoRA can do little on it",)
+    return options, BaseSource(name, pretrained=options.pretrained, seed=options.seed), notes

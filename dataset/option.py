@@ -1,0 +1,161 @@
+"""How an option is declared: a dataclass field gives its name, type and default, and `option` the rest."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from heterolora.errors import UserError, nearest
+
+NONE_WORDS = ("NA", "none", "None")  # older configuration files write "NA"
+
+Check = Callable[[Any], str | None]
+
+# type of an option -> (types of the TOML value, description in error messages, placeholder in --help)
+_TYPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
+    str: ((str,), "text", "NAME"),
+    Path: ((str,), "a path", "PATH"),
+    int: ((int,), "a whole number", "N"),
+    float: ((int, float), "a number", "X"),
+    int | float: ((int, float), "a number", "N|SHARE"),
+    bool: ((bool,), "true or false", "true|false"),
+}
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """What `--help`, the command line and the TOML file need to know about an option.
+
+    Attributes:
+        name: the key in a TOML file; the flag has `-` instead of `_`.
+        type: one of `str`, `Path`, `int`, `float`, `int | float` (a count or a share) and `bool`.
+        default: used if the option is not given.
+        group: the heading in `--help`.
+        help: one line.
+        check: value -> what would be right, or None if the value is right.
+        choices: the valid values, if they can be listed.
+        aliases: other flags, such as `--gpu`.
+        old_keys: older TOML keys that are still read.
+        actions: the actions that use the option; empty: all.
+        from_checkpoint: whether the option describes the model or its data, so that a checkpoint gives its default.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    group: str
+    help: str
+    check: Check | None = None
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    old_keys: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    from_checkpoint: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        return "{" + ",".join(self.choices) + "}" if self.choices else _TYPES[self.type][2]
+
+    def used_by(self, action: str) -> bool:
+        return not self.actions or action in self.actions
+
+    def from_text(self, text: str) -> Any:
+        """The value of a command-line argument. Raises UserError if it has the wrong type or is out of range."""
+        if self._is_none(text):
+            return None
+        try:
+            return self._checked(self.flag, self._parse(text))
+        except (ValueError, KeyError):
+            raise UserError(f"{self.flag} {text!r} can't be read", f"give {_TYPES[self.type][1]}") from None
+
+    def from_toml(self, key: str, value: Any) -> Any:
+        """The value of a TOML key. Raises UserError if it has the wrong type or is out of range."""
+        if isinstance(value, str) and self._is_none(value):
+            return None
+        if self.choices and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # precision = 32
+        accepted, wanted, _ = _TYPES[self.type]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
+            raise UserError(f"key '{key}' is {value!r}", f"give {wanted}")
+        return self._checked(f"key '{key}':", self.type(value) if self.type in (float, Path) else value)
+
+    def _parse(self, text: str) -> Any:
+        if self.type is bool:
+            return _BOOLEANS[text.lower()]
+        if self.type == int | float:
+            return float(text) if any(mark in text for mark in ".eE") else int(text)
+        return self.type(text)
+
+    def _is_none(self, text: str) -> bool:
+        return text in NONE_WORDS and text not in self.choices
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if self.choices and value not in self.choices:
+            raise UserError(f"{name} {value!r} is not known", nearest(str(value), self.choices))
+        if self.check is not None and (expected := self.check(value)) is not None:
+            raise UserError(f"{name} {value} is out of range", f"give {expected}")
+        return value
+
+
+def option(default: Any, help: str, check: Check | None = None, **more: Any) -> Any:
+    """A dataclass field that declares an option. `more` holds other attributes of `OptionInfo`."""
+    return field(default=default, metadata={"help": help, "check": check, **more})
+
+
+def group(options: type, heading: str, actions: tuple[str, ...] = ()) -> Any:
+    """A dataclass field that holds a group of options. `actions` are those that use it; empty: all."""
+    return field(default=options(), metadata={"group": options, "heading": heading, "actions": actions})
+
+
+def options_of(options: type, heading: str, actions: tuple[str, ...] = ()) -> Iterator[OptionInfo]:
+    """The options that a dataclass declares, and then those of its groups."""
+    hints = get_type_hints(options)
+    for declared in fields(options):
+        about = declared.metadata
+        if "group" in about:
+            yield from options_of(about["group"], about["heading"], about["actions"])
+        else:
+            kind, choices = _type(hints[declared.name])
+            more = {"actions": actions, "choices": choices, **about}
+            yield OptionInfo(declared.name, kind, declared.default, heading, **more)
+
+
+def _type(hint: Any) -> tuple[Any, tuple[str, ...]]:
+    """(`OptionInfo.type`, the choices of a Literal) of a type hint."""
+    alternatives = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
+    kinds = [kind for kind in alternatives if kind is not NoneType]
+    if get_origin(kinds[0]) is Literal:
+        return str, get_args(kinds[0])
+    return functools.reduce(operator.or_, kinds), ()
+
+
+def at_least(low: float) -> Check:
+    return lambda value: None if value >= low else f"at least {low:g}"
+
+
+def above(low: float) -> Check:
+    return lambda value: None if value > low else f"a number above {low:g}"
+
+
+def positive_or_unlimited(value: int) -> str | None:
+    return None if value >= 1 or value == -1 else "at least 1, or -1 for no limit"
+
+
+def share(value: float) -> str | None:
+    return None if 0.0 < value <= 1.0 else "a share in (0, 1]"
+
+
+def count_or_share(value: int | float) -> str | None:
+    """int: at least 1; float: in (0, 1]."""
+    fits = 0.0 < value <= 1.0 if isinstance(value, float) else value >= 1
+    return None if fits else "a count of at least 1, or a share in (0, 1] written with a point, such as 0.5 or 1.0"

@@ -1,0 +1,46 @@
+"""The options of scoring and reallocation. Importing this file is cheap, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dataset.option import above, at_least, count_or_share, option, share
+from heterolora import saliency
+from heterolora.allocation import Mode
+
+_IMP_TEST, _DYREALLOC = ("imp-test",), ("train-dyrealloc",)
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How the elements are scored."""
+
+    # fmt: off
+    importance_test_name: str = option("grad_norm", "heuristic that scores the elements", choices=saliency.names())
+    imp_limit_test_batches: int | float = option(32,
+        "scoring batches over all processes, or share of the training set", count_or_share)
+    imp_source: Literal["dedicated", "training"] = option("dedicated",
+        "scores from separate batches, or from gradients of training batches (no extra passes)", actions=_DYREALLOC)
+    imp_warmup_batches: int | None = option(None, "train all elements on N batches before scoring, and undo it "
+        "afterwards; by default what the heuristic needs", at_least(0), actions=_IMP_TEST,
+        aliases=("--alpha-limit-zptrain-batches",), old_keys=("alpha_limit_zptrain_batches",))
+    imp_warmup_lr: float = option(5e-4, "learning rate of this warm-up", above(0), actions=_IMP_TEST)
+    metric_red_tolerance: float = option(0.01,
+        "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0))
+
+
+@dataclass(frozen=True)
+class ReallocationOptions:
+    """Which elements are turned on, and when."""
+
+    # fmt: off
+    turn_on_percentile: float = option(0.25, "share of the elements to turn on, in (0, 1]", share)
+    dyrealloc_ags_mode: Mode | None = option(None,
+        "off: choose among LoRA elements only, shortcuts stay on; separated: one budget for each kind; "
+        "combined: one budget for all; by default combined with shortcuts, off without")
+    realloc_N: int | float = option(0.2,  # noqa: N815 the flag is --realloc-N
+        "reallocate every N training batches, or share of an epoch (1 is a batch, 1.0 an epoch), and at the start of "
+        "every epoch", count_or_share, actions=_DYREALLOC)
+    realloc_warmup_epochs: int | None = option(None, "epochs in which the elements that were on least often are turned "
+        "on; by default what the heuristic needs", at_least(0), actions=_DYREALLOC)

@@ -1,0 +1,103 @@
+"""How options are declared, grouped, written and read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from actions.options import ACTIONS, Options, changed, declared, defaults, flat
+from actions.parse import parse
+from actions.run_folder import CONFIG, write_config
+from dataset.option import at_least, group, option, options_of
+from heterolora.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int | float = option(0.5, "a size")
+    where: Path | None = option(None, "a path", actions=())
+
+
+@dataclass(frozen=True)
+class Outer:
+    kind: Literal["a", "none"] | None = option(None, "a kind", aliases=("--sort",))
+    on: bool = option(False, "a switch")
+    count: int = option(1, "a count", at_least(1))
+    inner: Inner = group(Inner, "inside", ("train",))
+
+
+INFOS = {info.name: info for info in options_of(Outer, "outside")}
+
+
+class TestDeclarations:
+    def test_types_and_choices_are_those_of_the_hints(self) -> None:
+        assert {name: info.type for name, info in INFOS.items()} == {
+            "kind": str, "on": bool, "count": int, "size": int | float, "where": Path,
+        }  # fmt: skip
+        assert INFOS["kind"].choices == ("a", "none")
+        assert [info.metavar for info in INFOS.values()] == ["{a,none}", "true|false", "N", "N|SHARE", "PATH"]
+
+    def test_groups(self) -> None:
+        assert [info.group for info in INFOS.values()] == ["outside"] * 3 + ["inside"] * 2
+        assert [info.used_by("test") for info in INFOS.values()] == [True, True, True, False, True]
+
+    @pytest.mark.parametrize(
+        ("name", "text", "value"),
+        [
+            ("kind", "none", "none"), ("kind", "NA", None), ("on", "yes", True), ("size", "1", 1), ("size", "1.0", 1.0),
+            ("size", "1e0", 1.0), ("where", "x/y", Path("x/y")), ("where", "none", None), ("count", "None", None),
+        ],
+    )  # fmt: skip
+    def test_text(self, name: str, text: str, value: object) -> None:
+        found = INFOS[name].from_text(text)
+        assert (found, type(found)) == (value, type(value))
+
+    @pytest.mark.parametrize(("name", "text"), [("kind", "b"), ("on", "2"), ("count", "0"), ("count", "1.0")])
+    def test_wrong_text(self, name: str, text: str) -> None:
+        with pytest.raises(UserError):
+            INFOS[name].from_text(text)
+
+    @pytest.mark.parametrize(("name", "value"), [("count", True), ("count", 1.0), ("on", 1), ("size", "1")])
+    def test_wrong_toml(self, name: str, value: object) -> None:
+        with pytest.raises(UserError):
+            INFOS[name].from_toml(name, value)
+
+
+def test_groups_and_flat_names() -> None:
+    assert flat(Options()) == defaults()
+    options = changed(Options(), {"model": "opt_lora_ags", "batch_size": 3, "max_steps": 7})
+    assert (options.model, options.data.batch_size, options.optimization.max_steps) == ("opt_lora_ags", 3, 7)
+    assert flat(options) == {**defaults(), "model": "opt_lora_ags", "batch_size": 3, "max_steps": 7}
+    assert all(set(info.actions) <= set(ACTIONS) for info in declared().values())
+
+
+class TestConfigFile:
+    def test_written_options_are_read_back(self, tmp_path: Path) -> None:
+        options = changed(Options(), {"learning_rate": 1e-30, "load": "a 'b' \"c\" é", "limit_val_batches": 3})
+        write_config(tmp_path, "train", options)
+        again = parse(["train", "--config", str(tmp_path / CONFIG)])
+        assert flat(again.options) == {**flat(options), "config": tmp_path / CONFIG}
+
+    def test_another_action_runs_with_it(self, tmp_path: Path) -> None:
+        write_config(tmp_path, "imp-test", changed(Options(), {"seed": 3}))
+        command = parse(["train", "--config", str(tmp_path / CONFIG)])
+        assert (command.action, command.options.seed) == ("train", 3)
+        assert "action" not in command.given
+
+    def test_of_an_older_run(self, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text('# python -m main train --config config.toml\nload_name = "x"\nprecision = 32\n')
+        options = parse(["train", "--config", str(tmp_path / CONFIG)]).options
+        assert (options.load, options.devices.precision) == ("x", "32")
+
+    def test_no_number(self, tmp_path: Path) -> None:
+        (tmp_path / CONFIG).write_text("seed = --1\n")
+        with pytest.raises(UserError, match="not valid TOML"):
+            parse(["train", "--config", str(tmp_path / CONFIG)])
+
+    def test_control_characters(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="control character"):
+            write_config(tmp_path, "train", changed(Options(), {"project": "a\x07b"}))
+        assert not (tmp_path / CONFIG).exists()
