@@ -1,9 +1,9 @@
-"""A picture of numbers, one for each element: blocks × names."""
+"""A heat map with a number for each element: blocks × names."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from heterolora.files import whole
 
 COLOURS = "YlGnBu"
 MARK = "#d1495b"
-WIDE_SPAN = 100  # largest over smallest value above 0: from here on colours show the logarithm
+WIDE_SPAN = 100  # colours are logarithmic if the largest value is more than this times the smallest one above 0
 
 
 def heat_map(
@@ -25,22 +25,21 @@ def heat_map(
     title: str,
     marked: Collection[str] = (),
     label: str = "",
-    number: Callable[[float], str] | None = None,
     mark: str = "on",
     blocks: int = 0,
 ) -> None:
-    """Draw the value of every place, as a colour and as a number; the file is there whole or not at all.
+    """Draw the value of every place as a colour and as a number; the file is written completely or not at all.
+
+    Whole numbers are written as they are, others with three digits and a common power of ten, which the label names.
 
     Args:
-        path: the PNG.
-        values: finite and not negative; places that are missing stay white.
+        path: the PNG file.
+        values: finite and not negative; missing places stay white.
         title: above the picture.
-        marked: keys of the places that are framed.
-        label: what the values are, beside the colours.
-        number: how a value is written in its cell; by default whole numbers as they are, and others by three digits,
-            with a common power of ten at the label.
-        mark: what the frame means.
-        blocks: so many rows at least, though some have no place.
+        marked: keys of the places that get a frame.
+        label: the name of the values, at the colour bar.
+        mark: the meaning of the frame.
+        blocks: the least number of rows.
     """
     layers = sorted({place.layer for place in values} | set(range(blocks)))
     names = sorted({place.name for place in values}, key=order_of)
@@ -49,8 +48,8 @@ def heat_map(
     for place, value in values.items():
         grid[cell[place]] = value
 
-    power = 0 if number is not None else _common_power(grid)
-    write = number or (_whole_number if _all_whole(grid) else _three_digits)
+    power = _common_power(grid)
+    write = "{:.0f}".format if _all_whole(grid) else _three_digits
     figure = Figure(figsize=(1.8 + 0.85 * len(names), 1.6 + 0.36 * len(layers)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", cmap=COLOURS, norm=_norm(grid))
@@ -78,7 +77,7 @@ def heat_map(
 
 
 def _norm(grid: np.ndarray) -> Normalize:
-    """Linear from 0, or logarithmic where small values could not be told apart."""
+    """Linear from 0, or logarithmic if small values would have the same colour."""
     positive = grid[grid > 0]  # NaN is not
     if len(positive) and positive.max() / positive.min() > WIDE_SPAN:
         return _LogFromZero(positive.min(), positive.max())
@@ -86,7 +85,7 @@ def _norm(grid: np.ndarray) -> Normalize:
 
 
 class _LogFromZero(LogNorm):
-    """Logarithmic, with 0 as the lowest colour instead of none."""
+    """Logarithmic, with the lowest colour for 0."""
 
     def __call__(self, value: object, clip: bool | None = None) -> np.ma.MaskedArray:
         values = np.ma.masked_invalid(value)
@@ -99,7 +98,7 @@ def _all_whole(grid: np.ndarray) -> bool:
 
 
 def _common_power(grid: np.ndarray) -> int:
-    """The power of ten that the largest value is written with; 0 where it is as readable without."""
+    """The power of ten of the largest value; 0 if the values are readable without it."""
     highest = float(np.nanmax(grid))
     if _all_whole(grid) or highest == 0:
         return 0
@@ -107,12 +106,8 @@ def _common_power(grid: np.ndarray) -> int:
     return 0 if -1 <= power <= 2 else power
 
 
-def _whole_number(value: float) -> str:
-    return f"{value:.0f}"
-
-
 def _three_digits(value: float) -> str:
-    """0.123, 1.23, 12.3, 123; what is far smaller than the largest by its power, 3e-7."""
+    """0.123, 1.23, 12.3, 123; very small values with an exponent, such as 3e-7."""
     if 0 < value < 0.001:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:.3g}"

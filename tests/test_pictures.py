@@ -71,10 +71,6 @@ def test_others_by_three_digits(drawn, values, shown, power) -> None:
     assert scale(figure) == (f"score, numbers in the cells × {power}" if power else "score")
 
 
-def test_a_format_of_ones_own(drawn) -> None:
-    assert list(cells(drawn({(0, "q_proj"): 0.25}, number=lambda value: f"{value:.0%}")).values()) == ["25%"]
-
-
 def test_blocks_and_names_in_order_whatever_comes_first(drawn) -> None:
     figure = drawn({(3, "shortcut2"): 1.0, (1, "gate"): 2.0, (0, "residual1"): 3.0, (1, "q_proj"): 4.0})
     axes = figure.axes[0]
