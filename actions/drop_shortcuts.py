@@ -18,7 +18,7 @@ def has_shortcuts(request: Request) -> bool:
     """Whether the model that `--load` names has shortcuts that are on, or normalises once more after them."""
     if request.adapter is not None:
         return request.adapter.shortcut is not None
-    return request.checkpoint is not None and request.checkpoint.record.has_shortcuts
+    return request.recorded is not None and request.recorded.has_shortcuts
 
 
 def without_shortcuts(request: Request) -> Request:

@@ -124,7 +124,7 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
 
 
 def _check_head_alone(request: Request) -> None:
-    """Raises UserError unless a model without elements is meant: its head alone is trained, on the frozen base."""
+    """Raise UserError unless a model without elements is useful: only its head is trained, on the frozen base."""
     head = request.spec.task == "classification" and request.action in (TRAIN, TEST)
     if not head or any(config.sites for config in request.configs.values()):
         raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")

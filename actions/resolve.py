@@ -23,7 +23,7 @@ from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 
 if TYPE_CHECKING:
-    from model.checkpoint import BaseSource, Checkpoint
+    from model.checkpoint import BaseSource, Checkpoint, Record
     from model.peft_format.adapter import Adapter
 
 Configs = dict[Kind, ElementConfig]
@@ -65,6 +65,12 @@ class Request:
     checkpoint: Checkpoint | None
     adapter: Adapter | None
     notes: tuple[str, ...]
+
+    @property
+    def recorded(self) -> Record | None:
+        """The record of the checkpoint or adapter. Adapters that were made elsewhere have none."""
+        loaded = self.checkpoint or self.adapter
+        return None if loaded is None else loaded.record
 
 
 def resolve(command: Command) -> Request:

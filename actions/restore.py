@@ -49,8 +49,8 @@ def restore_trained(request: Request) -> Restored:
             low_rank.to_empty(device="cpu")
         for head in heads(network):
             head.to_empty(device="cpu")
-    notes = () if planned is None else planned.notes
-    return replace(_with_weights(request, network, space, _sha256(request)), notes=notes)
+    sha256 = request.recorded.base_sha256 if request.recorded else ""  # none can be computed
+    return replace(_with_weights(request, network, space, sha256), notes=() if planned is None else planned.notes)
 
 
 def restore(request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Restored:
@@ -75,15 +75,5 @@ def restore(request: Request, config: PretrainedConfig, tokenizer: PreTrainedTok
 def _with_weights(request: Request, network: PreTrainedModel, space: SearchSpace | None, sha256: str) -> Restored:
     own = Record(request.action, {}, request.base, sha256)
     put_weights(request, own, network, space)
-    if request.checkpoint is not None:
-        return Restored(network, space, replace(request.checkpoint.record, base=request.base))
-    recorded = None if request.adapter is None else request.adapter.record
-    return Restored(network, space, recorded or own)
-
-
-def _sha256(request: Request) -> str:
-    """The recorded fingerprint of the base, for a network without the base's weights."""
-    if request.checkpoint is not None:
-        return request.checkpoint.record.base_sha256
-    noted = request.adapter.record if request.adapter is not None else None
-    return "" if noted is None else noted.base_sha256
+    record = request.recorded or own
+    return Restored(network, space, record if request.adapter is not None else replace(record, base=request.base))

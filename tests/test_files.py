@@ -1,11 +1,11 @@
-"""Files are there whole or not at all."""
+"""Files are there whole or not at all; TOML is read back as it was written."""
 
 from pathlib import Path
 
 import pytest
 
 from heterolora.errors import UserError
-from heterolora.files import whole, whole_folder, write_text
+from heterolora.files import read_toml, whole, whole_folder, write_text, write_toml
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -60,3 +60,25 @@ def _make_half(path: Path) -> None:
     with whole_folder(path) as unfinished:
         (unfinished / "third").touch()
         raise KeyboardInterrupt
+
+
+class TestToml:
+    DOCUMENT = {"text": "a 'b' \"c\" é\\n\nx\ty", "rate": 5e-05, "on": True, "part.one": {"list": [1, 2], "é": -3}}  # noqa: RUF012
+
+    def test_is_read_back(self, tmp_path: Path) -> None:
+        write_toml(tmp_path / "x.toml", self.DOCUMENT, "# about it\n")
+        assert (tmp_path / "x.toml").read_text(encoding="utf-8").startswith("# about it\ntext = ")
+        assert read_toml(tmp_path / "x.toml", "") == self.DOCUMENT
+
+    @pytest.mark.parametrize("document", [{"a": "\x07"}, {"a": {"b": ["\x1b[0m"]}}, {"a\x00": 1}])
+    def test_control_characters_are_refused(self, tmp_path: Path, document: dict[str, object]) -> None:
+        with pytest.raises(UserError, match="control character"):
+            write_toml(tmp_path / "x.toml", document)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("content", [b"seed = --1", b"a = 1\na = 2", b"a = [", b"\xff", None])
+    def test_what_can_not_be_read(self, tmp_path: Path, content: bytes | None) -> None:
+        if content is not None:
+            (tmp_path / "x.toml").write_bytes(content)
+        with pytest.raises(UserError, match=r"x\.toml.*; give a TOML file"):
+            read_toml(tmp_path / "x.toml", "give a TOML file")
