@@ -34,7 +34,7 @@ class Experiment:
         options: the resolved options.
         data: the data module, with its tokenizer attached.
         task: the network and what it learns.
-        untrained_head: whether its classification head is newly initialized.
+        untrained_head: whether its classification head is newly initialised.
         resumed: the checkpoint that a resumed run continues from.
     """
 

@@ -123,7 +123,7 @@ class Options:
     resume_training: bool = option(False,
         "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=_TRAINING)
     data: DataOptions = group(DataOptions, "data")
-    optimization: Optimization = group(Optimization, "optimization", _TRAINING)
+    optimization: Optimization = group(Optimization, "optimisation", _TRAINING)
     scoring: ScoringOptions = group(ScoringOptions, "importance test", (IMP_TEST, DYREALLOC))
     reallocation: ReallocationOptions = group(ReallocationOptions, "reallocation", (IMP_TEST, DYREALLOC))
     loop: LoopOptions = group(LoopOptions, "training loop", _TRAINING)

@@ -27,7 +27,7 @@ class TextDataModule(pl.LightningDataModule):
 
     Args:
         spec: the data set.
-        options: how it is read, tokenized and batched.
+        options: how it is read, tokenised and batched.
         seed: of the order of the training rows.
     """
 
@@ -47,7 +47,7 @@ class TextDataModule(pl.LightningDataModule):
         return read_splits(self.spec, self.options.dataset_saved_path, self._cache)
 
     def read(self) -> Splits:
-        """The checked rows before tokenization; read once.
+        """The checked rows before tokenisation; read once.
 
         Raises:
             UserError: as `dataset.source.read_splits`.

@@ -10,7 +10,7 @@ from dataset.option import at_least, option
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How a data set is read, tokenized and batched."""
+    """How a data set is read, tokenised and batched."""
 
     # fmt: off
     batch_size: int = option(8, "rows per device and batch", at_least(1))
@@ -21,4 +21,4 @@ class DataOptions:
     num_workers: int = option(0, "data loading processes", at_least(0), aliases=("--cpu",))
     dataset_saved_path: Path | None = option(None,
         "read the data set from a save_to_disk folder or a folder of jsonl, csv or parquet files", from_checkpoint=True)
-    disable_dataset_cache: bool = option(False, "tokenize again instead of reading the cache")
+    disable_dataset_cache: bool = option(False, "tokenise again instead of reading the cache")

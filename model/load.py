@@ -35,7 +35,7 @@ class Base:
 
     Attributes:
         network: the Hugging Face model.
-        untrained_head: whether its classification head is newly initialized.
+        untrained_head: whether its classification head is newly initialised.
         sha256: `fingerprint` of all tensors except the head, as in the files (or drawn from the seed).
     """
 
@@ -186,7 +186,7 @@ def _load_state(network: PreTrainedModel, path: Path) -> bool:
 
 
 def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, bool]:
-    """The network, and whether its head is newly initialized. `how` is passed to `from_pretrained`."""
+    """The network, and whether its head is newly initialised. `how` is passed to `from_pretrained`."""
     try:
         network, info = auto.from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **how
