@@ -26,11 +26,11 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec, Row
 from heterolora.errors import UserError
 
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
-DEFAULT_TARGET_LENGTH = 128  # upper limit of the default of `--max-target-len`
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
 
@@ -55,7 +55,7 @@ def lengths(
     spec: DatasetSpec,
     tokenizer: PreTrainedTokenizerBase,
     max_token_len: int | None = None,
-    max_target_len: int | None = None,
+    max_target_len: int = DataOptions.max_target_len,
     model_limit: int | None = None,
 ) -> Lengths:
     """Returns the limits to encode with.
@@ -64,7 +64,7 @@ def lengths(
         spec: the entry.
         tokenizer: its `model_max_length` limits the row.
         max_token_len: `--max-token-len`. By default the limit of tokenizer and model, up to `DEFAULT_LENGTH`.
-        max_target_len: `--max-target-len`. By default a quarter of the row, up to `DEFAULT_TARGET_LENGTH`.
+        max_target_len: `--max-target-len`, for summarization.
         model_limit: number of positions of the model. `None`: no limit.
 
     Raises UserError if a value is more than the limit, or too small for any text.
@@ -82,7 +82,7 @@ def lengths(
     else:
         content = "prompt"
         if spec.task == "summarization":
-            target = min(DEFAULT_TARGET_LENGTH, total // 4) if max_target_len is None else max_target_len
+            target = max_target_len
             if target < 1:
                 raise UserError(f"--max-target-len {target} leaves no room for a summary", "at least 1 is needed")
             content = f"prompt beside a summary of {target}"

@@ -197,19 +197,20 @@ def test_default_length(tokenizer_limit, model_limit, asked, total):
     assert lengths(ONE, tokenizer, max_token_len=asked, model_limit=model_limit) == Lengths(total, 0)
 
 
-@pytest.mark.parametrize(("total", "asked", "target"), [(512, None, 128), (64, None, 16), (64, 40, 40)])
+@pytest.mark.parametrize(("total", "asked", "target"), [(512, {}, 64), (64, {"max_target_len": 40}, 40)])
 def test_default_summary_length(total, asked, target):
-    assert lengths(SUMMARY, word_tokenizer([WORDS]), total, asked) == Lengths(total, target)
+    """The default is the one of the option."""
+    assert lengths(SUMMARY, word_tokenizer([WORDS]), total, **asked) == Lengths(total, target)
 
 
 @pytest.mark.parametrize(
     ("spec", "total", "target", "message"),
     [
-        (ONE, 65, None, "--max-token-len 65 is more than the model takes; at most 64"),
-        (ONE, 2, None, "leaves no room for the text; at least 3"),
-        (TWO, 5, None, "leaves no room for the text; at least 6"),
-        (TEXT, 2, None, "leaves no room for the text; at least 3"),
-        (ANSWER, 3, None, "leaves no room for the prompt; at least 4"),
+        (ONE, 65, 64, "--max-token-len 65 is more than the model takes; at most 64"),
+        (ONE, 2, 64, "leaves no room for the text; at least 3"),
+        (TWO, 5, 64, "leaves no room for the text; at least 6"),
+        (TEXT, 2, 64, "leaves no room for the text; at least 3"),
+        (ANSWER, 3, 64, "leaves no room for the prompt; at least 4"),
         (SUMMARY, 16, 14, "leaves no room for the prompt beside a summary of 14; at least 17"),
         (SUMMARY, 16, 0, "--max-target-len 0 leaves no room for a summary"),
     ],
