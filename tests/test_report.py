@@ -464,9 +464,7 @@ class TestCurves:
 
 class TestAction:
     def test_the_configuration_names_it(self, tmp_path: Path) -> None:
-        folder = trained_run(tmp_path / "run", logger="none")
-        config = folder / "config.toml"
-        config.write_text('action = "train-dyrealloc"\n' + config.read_text())
+        folder = trained_run(tmp_path / "run", "train-dyrealloc", logger="none")
         (run,) = read_runs([folder])
         assert run.action == "train-dyrealloc"
         assert "action" not in run.options
