@@ -13,11 +13,11 @@ from actions.options import TEST, TRAIN, Options
 from actions.resolve import Request
 from actions.run_folder import as_plain
 from dataset.module import DataSettings, TextDataModule
-from heterolora.adapt import Plan, adapt, enable_gradient_checkpointing, plan
+from heterolora.adapt import Plan, adapt, plan
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record, record_of
-from model.load import Base, length_limit, load_base, load_config, load_tokenizer
+from model.load import Base, enable_gradient_checkpointing, length_limit, load_base, load_config, load_tokenizer
 from model.parameters import ParameterTable, count
 from model.peft_format.fit import check_modules, check_weights, put_into
 from model.skeleton import skeleton

@@ -13,10 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from heterolora import config
-from heterolora.adapt import enable_gradient_checkpointing, heads, plan
+from heterolora.adapt import heads, plan
 from heterolora.element import PROJECTIONS, Kind
 from heterolora.errors import UserError
 from model import family
+from model.load import enable_gradient_checkpointing
 from model.parameters import count, render
 from model.skeleton import skeleton
 from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, put_into, shortcut_config

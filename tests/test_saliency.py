@@ -13,13 +13,14 @@ import torch
 from torch.func import functional_call
 
 from heterolora import saliency
-from heterolora.adapt import enable_gradient_checkpointing, heads
+from heterolora.adapt import heads
 from heterolora.errors import UserError
 from heterolora.saliency import heuristics
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score, why_all_equal
 from heterolora.saliency.warm_up import WarmUp
 from model import metrics
+from model.load import enable_gradient_checkpointing
 from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
 from tests.scoring import labelled, loss_and_logits, problem, q_and_v
 from tests.tiny import tiny_batch

@@ -25,8 +25,21 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
     state are as before. The values of parameters are not restored, because nothing here writes to them.
     """
     with ExitStack() as stack:
-        for context in (random_state(network), _gradients(network), _switches(space), _modes(network)):
-            stack.enter_context(context)
+
+        def restore(owner: object, *attributes: str) -> None:
+            for name in attributes:
+                stack.callback(setattr, owner, name, getattr(owner, name))
+
+        stack.enter_context(random_state(network))
+        for parameter in network.parameters():
+            restore(parameter, "grad", "requires_grad")
+            parameter.grad = None  # not copied: an accumulation window may be open
+        for low_rank in space:
+            restore(low_rank, "enabled", "importance")
+        restore(space.carry, "held")
+        space.carry.held = Held()
+        for module in network.modules():
+            restore(module, "training")
         stack.enter_context(torch.inference_mode(False))  # the caller may be inside an evaluation
         stack.enter_context(torch.enable_grad())
 
@@ -51,43 +64,6 @@ def random_state(network: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(for_python)
             np.random.set_state(for_numpy)
-
-
-@contextmanager
-def _gradients(network: nn.Module) -> Iterator[None]:
-    """Restores gradients and `requires_grad`. Gradients are not copied; an accumulation window may be open."""
-    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    for parameter, _, _ in kept:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, requires_grad, gradient in kept:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-
-
-@contextmanager
-def _switches(space: SearchSpace) -> Iterator[None]:
-    """Restores which elements are on, their importance, and the tensors that pass between blocks."""
-    kept = [(low_rank, low_rank.enabled, low_rank.importance) for low_rank in space]
-    held, space.carry.held = space.carry.held, Held()
-    try:
-        yield
-    finally:
-        space.carry.held = held
-        for low_rank, enabled, importance in kept:
-            low_rank.enabled, low_rank.importance = enabled, importance
-
-
-@contextmanager
-def _modes(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _checkpointed_blocks(network: nn.Module) -> list[nn.Module]:

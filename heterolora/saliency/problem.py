@@ -17,12 +17,8 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one process's share of a batch.
-
-    Attributes:
-        total: the sum over what the task counts (rows or target tokens), a scalar.
-        count: the number of rows or target tokens.
-        logits: the output of the network, of any shape; None if the metric does not need it.
+    """The loss of one process's share of a batch: the sum over what the task counts (rows or target tokens), a scalar,
+    and their number. `logits` is the output of the network, if the metric needs it.
     """
 
     total: Tensor
@@ -91,5 +87,4 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """The device of the elements."""
-        return self.space.low_ranks[0].A.device
+        return self.space.device
