@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from heterolora.errors import UserError, nearest
@@ -27,7 +28,7 @@ class Field:
 
 def whole_number(least: int) -> Field:
     return Field(
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and value >= least,
         f"a whole number, {least} or more",
     )
 
@@ -36,7 +37,7 @@ def number(valid: Callable[[float], bool], expected: str) -> Field:
     """A finite number for which `valid` is true."""
 
     def check(value: Any) -> bool:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
         return is_number and math.isfinite(value) and valid(value)
 
     return Field(check, expected)

@@ -88,7 +88,6 @@ class ElementConfig:
     """A LoRA or a shortcut configuration.
 
     Attributes:
-        kind: `lora` or `shortcut`.
         granularity: `network`: the keys of `sites` are names; `layer`: (block, name).
         default: the settings of every place that is not in `sites`.
         sites: the settings of the places with a table of their own, already merged over `default`.
@@ -135,7 +134,6 @@ class ElementConfig:
         return document
 
     def to_toml(self) -> str:
-        """The text of the file."""
         return to_toml(self.to_document())
 
 

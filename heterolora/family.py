@@ -35,8 +35,7 @@ class Family:
         blocks: path of the list of blocks inside the base model (the network without its head).
         linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
             attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
-        norm1: path of the attention half's norm inside a block.
-        norm2: path of the feed-forward half's norm inside a block.
+        norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm.
         pre_norm: Hugging Face configuration -> whether the norms come before the halves.
         before_blocks: paths inside the base model of the linear layers and norms between the input embeddings and the
             first block, in order; paths that a model does not have are skipped.

@@ -26,9 +26,6 @@ class LowRank(nn.Module):
     An element that is off must not be called: its owner returns exactly what it returns without the element. A and B
     then require no gradient, so that no optimizer changes them. While a `probe` observes an element that is off, the
     owner does call it: `probe(x, onto)` returns `onto` unchanged.
-
-    Args:
-        element: the description of the element: widths, rank, alpha, dropout and the kind of scaling.
     """
 
     def __init__(self, element: Element) -> None:
@@ -85,17 +82,21 @@ class LoraLinear(nn.Module):
     """`y = base(x) + delta(x)`; exactly `base(x)` while the element is off.
 
     The base layer is wrapped, neither copied nor subclassed. It can be any module that maps (..., in) to (..., out),
-    also a quantised one.
-
-    Args:
-        base: the linear layer.
-        low_rank: the element.
+    also a quantised one. `weight` and `bias` are those of the base, because some networks read them (T5 reads a dtype).
     """
 
     def __init__(self, base: nn.Module, low_rank: LowRank) -> None:
         super().__init__()
         self.base = base
         self.low_rank = low_rank
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> y (..., out), in the dtype of base(x)."""

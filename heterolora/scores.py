@@ -47,13 +47,10 @@ class Scores:
     Attributes:
         scored: every candidate with its score, by block and then in the order of the search space.
         importance_test_name: the heuristic.
-        task: the task of the scoring batches.
-        dataset: name of the data set.
         model: `--model`, e.g. `opt_lora`.
         load: hub name or folder of the base; empty if there is none.
         batches: number of scoring batches, over all processes.
         batch_size: rows of a scoring batch.
-        seed: `--seed`.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
     """
 

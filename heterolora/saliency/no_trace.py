@@ -54,12 +54,18 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
 
 
 @contextmanager
-def random_state(network: nn.Module) -> Iterator[None]:
-    """Restores the random state of Python, NumPy, and torch on the CPU and on the network's GPUs."""
+def random_state(network: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Restores the random state of Python, NumPy, and torch on the CPU and on the network's GPUs.
+
+    Inside, torch starts from `seed` if there is one. `torch.manual_seed` would also change all other devices.
+    """
     gpus = {parameter.device.index for parameter in network.parameters() if parameter.device.type == "cuda"}
     for_python, for_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(sorted(gpus)):
         try:
+            if seed is not None:
+                for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+                    generator.manual_seed(seed)
             yield
         finally:
             random.setstate(for_python)
@@ -81,16 +87,19 @@ def _checkpointed_in_evaluation(block: nn.Module) -> Iterator[None]:
 
     transformers checkpoints a block only if its `training` is true when it is called. Some blocks (OPT's) also use
     `training` for dropout. So `training` is set to true for the call, and set back to false inside the function that
-    the library calls for checkpointing. The library does not call that function if no gradient is required.
+    the library calls for checkpointing. The library does not call that function if no gradient is required. The
+    reentrant kind cannot be used with `torch.autograd.grad`, so the other kind replaces it.
     """
-    checkpoint = block._gradient_checkpointing_func
+    kept = block._gradient_checkpointing_func
+    reentrant = isinstance(kept, functools.partial) and kept.keywords.get("use_reentrant")
+    checkpoint = functools.partial(kept, use_reentrant=False) if reentrant else kept
     block._gradient_checkpointing_func = functools.partial(_checkpoint_in_evaluation, block, checkpoint)
     hook = block.register_forward_pre_hook(_train_if_gradients_are_enabled)
     try:
         yield
     finally:
         hook.remove()
-        block._gradient_checkpointing_func = checkpoint
+        block._gradient_checkpointing_func = kept
 
 
 def _train_if_gradients_are_enabled(block: nn.Module, _args: tuple[Any, ...]) -> None:

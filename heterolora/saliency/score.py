@@ -17,11 +17,6 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
 
     Every process must call it with its own share of the batches. All processes get the same scores.
 
-    Args:
-        name: one of `heterolora.saliency.names()`.
-        problem: the network, its elements and the batches.
-        warm_up: training before scoring, which is undone afterwards; it is skipped if any B ≠ 0.
-
     Returns:
         key of an element (`layer_<i>.<name>`) -> score, in the order of the search space.
 

@@ -15,12 +15,7 @@ from heterolora.saliency.problem import Batch, Problem
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Training before scoring.
-
-    Attributes:
-        batches: the first scoring batches, the same on every process; one step each.
-        learning_rate: the learning rate of AdamW.
-    """
+    """Training with AdamW before scoring: one step on each batch. The batches are the same on every process."""
 
     batches: Sequence[Batch] = ()
     learning_rate: float = 5e-4
@@ -42,8 +37,12 @@ def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
     if not warm_up.batches or not is_fresh(problem):
         yield
         return
-    of_head = [parameter for head in heads(problem.network) for parameter in head.parameters()]
-    parameters = [*problem.space.parameters, *of_head]
+    elements = problem.space.parameters
+    in_heads = (parameter for head in heads(problem.network) for parameter in head.parameters())
+    # A head may hold elements, and a quantised head cannot be trained.
+    known = set(map(id, elements))
+    of_head = [parameter for parameter in in_heads if id(parameter) not in known and parameter.is_floating_point()]
+    parameters = [*elements, *of_head]
     values = [parameter.detach().clone() for parameter in parameters]
     try:
         _train(problem, parameters, warm_up)
