@@ -86,8 +86,9 @@ def score(
     elements = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
     with random_state(model):  # a DataLoader draws random numbers
         kept = list(itertools.islice(batches, max_batches))
-    if not chosen.is_baseline:
-        _check_input(model, kept)
+    if not kept and not chosen.is_baseline:
+        raise UserError("there are no batches to score on", "give at least one batch")
+    _check_parameters(model, chosen.is_baseline)
     steps = chosen.warmup_batches if warmup_batches is None else warmup_batches
 
     def evaluated(batch: Any) -> Loss:
@@ -158,10 +159,8 @@ def _policy(name: str, rank: int | None, max_rank: int | None, lora: Sequence[Sc
     if name == "proportional" and rank is None:
         highest = max((item.element.rank for item in lora), default=1)
         return Proportional(0, highest if max_rank is None else max_rank)
-    check_known("lora_config", name, ("proportional", "topk"))
-    raise UserError(
-        f"policy '{name}' has a fixed rank and a highest rank", "give rank to 'topk' and max_rank to 'proportional'"
-    )
+    check_known("policy", name, ("proportional", "topk"))
+    raise UserError(f"policy '{name}' does not use the given limit", "rank is for 'topk', max_rank for 'proportional'")
 
 
 @contextmanager
@@ -202,10 +201,10 @@ def _scalar(loss: Any) -> Tensor:
     return loss.reshape(())
 
 
-def _check_input(model: nn.Module, batches: Sequence[Any]) -> None:
-    if not batches:
-        raise UserError("there are no batches to score on", "give at least one batch")
-    if any(parameter.is_meta for parameter in model.parameters()):
+def _check_parameters(model: nn.Module, values_unused: bool) -> None:
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UserError("the model was made in inference mode", "make it outside torch.inference_mode()")
+    if not values_unused and any(parameter.is_meta for parameter in model.parameters()):
         raise UserError("the model has parameters without values (on the meta device)", "load the whole model first")
 
 
