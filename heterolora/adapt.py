@@ -57,16 +57,9 @@ class Plan:
 
 
 def plan(network: nn.Module, family: Family, lora: ElementConfig | None, shortcut: ElementConfig | None = None) -> Plan:
-    """Decide which elements a network gets, before any weight is loaded.
+    """Decide which elements a Hugging Face model gets, before any weight is loaded (it may be on the meta device).
 
-    Args:
-        network: a Hugging Face model; its tensors may be on the meta device.
-        family: its table.
-        lora: the LoRA configuration, if there is one.
-        shortcut: the shortcut configuration, if there is one.
-
-    Raises:
-        UserError: the family does not fit the model, or a configuration names a block that the model does not have.
+    Raises UserError if the family does not fit the model, or a configuration names a block that it does not have.
     """
     family.check(network.config)
     blocks = network.base_model.get_submodule(family.blocks)

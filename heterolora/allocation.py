@@ -1,8 +1,4 @@
-"""Scores -> which elements are on. Pure functions: they know nothing of networks or training.
-
-The budget is a share p of the candidates: ⌊p · n₁⌋ of the n₁ LoRA elements and p · n₂ of the n₂ shortcuts, rounded half
-up, but at least one element. The highest scores win. Ties are broken at random.
-"""
+"""Scores -> which elements are on: the highest scores within a budget. Pure functions, without networks or training."""
 
 from __future__ import annotations
 
@@ -44,9 +40,7 @@ def share(percentile: float | Decimal, lora: int, shortcut: int) -> Budget:
     """⌊p · lora⌋ and p · shortcut rounded half up, in exact decimals: 0.29 of 100 is 29; in floats it is 28.99….
 
     If both are 0, one element may be on: a LoRA element if there is one. The amounts are elements, or another unit.
-
-    Raises:
-        UserError: p is outside (0, 1].
+    Raises UserError if p is outside (0, 1].
     """
     p = Decimal(str(percentile))
     if p.is_nan() or not 0 < p <= 1:
@@ -68,17 +62,11 @@ def tie_generator(seed: int, draw: int) -> random.Random:
 
 
 def ranked(scored: Iterable[Scored], generator: random.Random) -> list[Scored]:
-    """`scored` by score, the highest first; elements with equal scores are in random order.
-
-    Raises:
-        UserError: a score is NaN or infinite.
-    """
+    """`scored` by score, the highest first, ties in random order. Raises UserError if a score is NaN or infinite."""
     for item in scored:
         if not math.isfinite(item.score):
-            raise UserError(
-                f"the score of {item.element.key} is {item.score}",
-                "expected a finite score; check the loss and the precision",
-            )
+            found = f"the score of {item.element.key} is {item.score}"
+            raise UserError(found, "expected a finite score; check the loss and the precision")
     drawn = sorted(scored, key=lambda item: (item.element.layer, item.element.name))
     generator.shuffle(drawn)
     return sorted(drawn, key=lambda item: -item.score)  # stable: ties keep their random order

@@ -143,15 +143,9 @@ def load(path: str | Path, kind: Kind) -> ElementConfig:
 
 
 def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration") -> ElementConfig:
-    """Read the plain values of a file, or of a checkpoint that holds a configuration.
+    """Read the plain values of a file, or of a checkpoint that holds a configuration; `source` is its name in messages.
 
-    Args:
-        document: the tables of the file.
-        kind: which keys and names are valid.
-        source: the name of the file in messages.
-
-    Raises:
-        UserError: the document holds an unknown name or a wrong value.
+    Raises UserError if the document holds an unknown name or a wrong value.
     """
     form = _FORMATS[kind]
     granularity = document.get("granularity")
@@ -188,19 +182,17 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
 
 def _layer_of(table: str, granularity: Granularity, form: _Format, source: str) -> int | None:
     """`all_layers` -> None, `model_layer_3` -> 3. Raises UserError unless the table fits the granularity."""
-    if granularity == "network" and table == "all_layers":
-        return None
-    match = re.fullmatch(r"model_layer_(\d+)", table)
-    if granularity == "layer" and match:
-        return int(match[1])
-    tables = {"network": "all_layers", "layer": "model_layer_<i>"}
-    if table == "all_layers" or match:
+    match = re.fullmatch(r"all_layers|model_layer_(\d+)", table)
+    expected = {"network": "all_layers", "layer": "model_layer_<i>"}[granularity]
+    if match is None:
+        valid = ("granularity", "default", *form.top, expected)
+        raise UserError(f"{source}: '{table}' is not known", nearest(table, valid))
+    if (table == "all_layers") != (granularity == "network"):
         raise UserError(
             f'{source}: [{table}] does not match granularity = "{granularity}"',
-            f"expected [{tables[granularity]}.{form.example}]",
+            f"expected [{expected}.{form.example}]",
         )
-    valid = ("granularity", "default", *form.top, tables[granularity])
-    raise UserError(f"{source}: '{table}' is not known", nearest(table, valid))
+    return int(match[1]) if match[1] else None
 
 
 def _read(form: _Format, values: Any, default: Settings, where: str, notes: list[str]) -> Settings:

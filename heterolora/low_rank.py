@@ -53,14 +53,10 @@ class LowRank(nn.Module):
                 parameter.grad = None
 
     def forward(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """delta(x), or `onto + delta(x)`; the sum avoids a separate delta(x) if the dtypes allow it.
+        """x (..., in), of any floating dtype -> delta(x) (..., out) in float32, or in autocast's dtype if it is active.
 
-        Args:
-            x: (..., in), of any floating dtype.
-            onto: the tensor that delta(x) is added to; as many rows of width `out` as x has rows of width `in`.
-
-        Returns:
-            delta(x) (..., out) in float32 (in autocast's dtype if autocast is active), or a tensor like `onto`.
+        With `onto`, as many rows of width `out`: a tensor like `onto` that holds `onto + delta(x)`. The sum avoids a
+        separate delta(x) if the dtypes allow it.
         """
         if not self.enabled and self.probe is not None:
             return self.probe(x, onto)

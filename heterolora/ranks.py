@@ -27,20 +27,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Spending:
-    """Budget and result of one ranking.
-
-    Attributes:
-        title: what was ranked: `LoRA`, `shortcuts`, or both.
-        unit: what the three numbers count.
-        whole: the whole space: every element at its highest rank.
-        budget: the part of it that could be spent.
-        spent: what was spent, never more than `budget`.
-    """
+    """Budget and result of one ranking of LoRA, of shortcuts, or of both, as `title` says."""
 
     title: str
-    unit: str
-    whole: int
-    budget: int
+    unit: str  # of the three numbers
+    whole: int  # every element at its highest rank
+    budget: int  # the part of it that could be spent
     spent: int
 
 
@@ -105,9 +97,8 @@ class Proportional:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_rank <= self.max_rank or self.max_rank < 1:
-            raise UserError(
-                f"ranks from {self.min_rank} to {self.max_rank}", "expected 0 <= lowest <= highest, and highest >= 1"
-            )
+            found = f"ranks from {self.min_rank} to {self.max_rank}"
+            raise UserError(found, "expected 0 <= lowest <= highest, and highest >= 1")
 
     def bounds(self, item: Scored) -> tuple[int, int]:
         return max(1, self.min_rank), self.max_rank

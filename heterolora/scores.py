@@ -116,11 +116,7 @@ def read(path: str | Path) -> Scores:
 
 
 def write(path: str | Path, scores: Scores) -> None:
-    """Write a scores file; `read` returns equal scores, bit for bit.
-
-    Raises:
-        UserError: a score is NaN or infinite, or the file cannot be written.
-    """
+    """Write a scores file; `read` returns equal scores. Raises UserError if a score is not finite, or writing fails."""
     document = {key: getattr(scores, key) for key in _TOP if key != "renormalize" or scores.renormalize}
     for item in scores.scored:
         element, settings = item.element, item.element.settings

@@ -21,7 +21,6 @@ class SearchSpace:
     Attributes:
         low_ranks: the low-rank map of each candidate (rank > 0 and not disabled).
         blocks: the Transformer blocks, in order; empty for a network without a family table.
-        family: the table of the architecture, if there is one.
         pre_norm: whether the blocks normalise before each half, not after it.
         carry: passes h from one block to the next; code that runs a single block must put the previous h there.
     """

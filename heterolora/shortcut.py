@@ -33,6 +33,8 @@ from heterolora.element import SHORTCUTS
 from heterolora.family import Family
 from heterolora.low_rank import LowRank
 
+Inputs = tuple[torch.Tensor, ...]
+
 
 @dataclass
 class Held:
@@ -132,17 +134,17 @@ class Shortcuts(nn.Module):
         at(family.linears["o_proj"]).register_forward_hook(self.add_to_h)
         at(family.linears["w2"]).register_forward_hook(self.add_to_y)
 
-    def see_x(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def see_x(self, _module: nn.Module, args: Inputs) -> None:
         if _present(self.residual1) or _present(self.shortcut1):
             self.carry.held.x = args[0]
 
-    def see_h(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def see_h(self, _module: nn.Module, args: Inputs) -> None:
         if _present(self.residual2):
             self.carry.held.h = args[0]
         if self.carry.wanted(self.layer):
             self.carry.put(self.layer, args[0])
 
-    def add_to_h(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def add_to_h(self, _module: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         held = self.carry.held
         if _present(self.residual1):
             output = self.residual1(held.x, onto=output)
@@ -150,7 +152,7 @@ class Shortcuts(nn.Module):
                 held.x = None
         return output if self.cross_after_norm else self._add_shortcut2(output)
 
-    def add_to_y(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def add_to_y(self, _module: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         if _present(self.residual2):
             output = self.residual2(self.carry.held.h, onto=output)
             self.carry.held.h = None
@@ -167,17 +169,13 @@ class Shortcuts(nn.Module):
 
     # The second normalisation calls `forward` of the norms, so that their hooks do not run again.
 
-    def cross_and_normalise_h(
-        self, norm1: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
+    def cross_and_normalise_h(self, norm1: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         return norm1.forward(self._add_shortcut2(output))
 
-    def cross_and_normalise_y(
-        self, norm2: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
+    def cross_and_normalise_y(self, norm2: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         return norm2.forward(self._add_shortcut1(output))
 
-    def normalise_h(self, _norm2: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def normalise_h(self, _norm2: nn.Module, args: Inputs) -> Inputs:
         """The feed-forward half gets LN1(h). The block adds its own h to the sum; `normalise_y` corrects that."""
         h = self.norms[0].forward(args[0])
         self.carry.held.step = h - args[0]

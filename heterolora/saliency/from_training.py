@@ -68,11 +68,8 @@ class TrainingGradients:
         """Add the gradients of the window that has just ended. Every process must call it.
 
         The `.grad` of elements that are on must be final: averaged over processes and without a loss scale. The
-        gradients of elements that are off are averaged and unscaled here.
-
-        Args:
-            loss_scale: the factor by which a gradient scaler (float16) has multiplied the loss. A window with
-                gradients that are not finite is then skipped, as the scaler skips its step.
+        gradients of elements that are off are averaged and unscaled here. `loss_scale` is the factor by which a
+        gradient scaler (float16) has multiplied the loss. Then a window with gradients that are not finite is skipped.
         """
         if self._window is None:
             raise RuntimeError("`collect` needs a call of `start` before")

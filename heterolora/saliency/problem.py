@@ -70,11 +70,8 @@ class Problem:
     """A network, its search space and scoring batches. L is the sum of the batches' losses.
 
     Attributes:
-        network: the adapted network.
         space: its elements; while a heuristic runs, all are on, dropout is off, and only elements require gradients.
-        evaluate: runs the forward pass of a batch and returns its loss.
         batches: this process's share of the scoring batches: batch i belongs to process i mod world.
-        metric: the metric of the task.
         track: (items, description) -> the same items, while progress is shown.
     """
 
@@ -84,7 +81,3 @@ class Problem:
     batches: Sequence[Batch]
     metric: Metric = field(default_factory=Metric)
     track: Track = untracked
-
-    @property
-    def device(self) -> torch.device:
-        return self.space.device

@@ -16,17 +16,11 @@ from heterolora.shortcut import Carry
 
 @dataclass(frozen=True)
 class State:
-    """The state from which a forward pass continues.
-
-    Attributes:
-        layer: the next block.
-        x: its input (rows, tokens, width); None: start with the embeddings.
-        before: (previous block, its h), if block `layer` has a shortcut that needs it.
-    """
+    """The state from which a forward pass continues: with block `layer`, or with the embeddings if x is None."""
 
     layer: int = 0
-    x: Tensor | None = None
-    before: tuple[int, Tensor] | None = None
+    x: Tensor | None = None  # input of the block (rows, tokens, width)
+    before: tuple[int, Tensor] | None = None  # (previous block, its h), if the block has a shortcut that needs it
 
 
 class Restarts:
@@ -45,8 +39,7 @@ class Restarts:
     def evaluate(self, batch: int, layer: int) -> Loss:
         """The loss of batch number `batch`, where `layer` is the first block that differs from its first evaluation.
 
-        Raises:
-            ValueError: the batch already has the state of a later block.
+        Raises ValueError if the batch already has the state of a later block.
         """
         if self.blocks is None:
             return self.problem.evaluate(self.problem.batches[batch])

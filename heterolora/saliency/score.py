@@ -29,9 +29,8 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
     scores = {element.key: value for element, value in zip(problem.space.elements, values, strict=True)}
     for key, value in scores.items():
         if not math.isfinite(value):
-            raise UserError(
-                f"the {name} score of {key} is {value}", "expected a finite score; check the loss and --precision"
-            )
+            found = f"the {name} score of {key} is {value}"
+            raise UserError(found, "expected a finite score; check the loss and --precision")
     return scores
 
 

@@ -24,10 +24,6 @@ class Judge(ABC):
 
     The processes share the batches. They work in rounds; in each round a process has one batch or, if it has no batch
     left, None. All processes reach the same verdict after the same round.
-
-    Args:
-        metric: the metric and its tolerance.
-        device: the device of the results.
     """
 
     higher_is_better = False

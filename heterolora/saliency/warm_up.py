@@ -37,12 +37,10 @@ def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
     if not warm_up.batches or not is_fresh(problem):
         yield
         return
-    elements = problem.space.parameters
-    in_heads = (parameter for head in heads(problem.network) for parameter in head.parameters())
-    # A head may hold elements, and a quantised head cannot be trained.
-    known = set(map(id, elements))
-    of_head = [parameter for parameter in in_heads if id(parameter) not in known and parameter.is_floating_point()]
-    parameters = [*elements, *of_head]
+    in_heads = [parameter for head in heads(problem.network) for parameter in head.parameters()]
+    elements = set(problem.space.parameters)  # a head may hold some of them
+    of_head = [each for each in in_heads if each not in elements and each.is_floating_point()]  # others are quantised
+    parameters = [*problem.space.parameters, *of_head]
     values = [parameter.detach().clone() for parameter in parameters]
     try:
         _train(problem, parameters, warm_up)
