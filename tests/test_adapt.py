@@ -260,7 +260,7 @@ def test_parameters_are_counted_by_kind():
     assert (rows["shortcut2"].on, rows["shortcut2"].total) == (1, 2 * 64)
     assert rows["head"].total == rows["head"].trainable == 3 * 32
     assert rows["base"].trainable == 0
-    plain = AutoModelForSequenceClassification.from_config(OPT)
+    plain = AutoModelForSequenceClassification.from_config(OPT.config)
     assert rows["base"].total == sum(p.numel() for p in plain.parameters()) - 3 * 32
     assert table.total == sum(p.numel() for p in model.network.parameters())
     assert table.trainable == sum(p.numel() for p in model.network.parameters() if p.requires_grad)

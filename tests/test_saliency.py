@@ -185,7 +185,7 @@ class TestNoTrace:
         trained = made(std=std)
         trained.network.train()
         trained.space.blocks[0].eval()
-        for low_rank in trained.space.elements[1::3]:
+        for low_rank in trained.space.low_ranks[1::3]:
             low_rank.switch(False)
         loss_and_logits(trained.network, batches_of(trained)[0])[0].backward()
         return trained
