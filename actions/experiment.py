@@ -12,11 +12,11 @@ from actions.console import note
 from actions.options import TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
 from dataset.module import TextDataModule
-from heterolora.adapt import Plan, adapt, enable_gradient_checkpointing, plan
+from heterolora.adapt import Plan, adapt, plan
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
-from model.load import length_limit, load_base, load_config, load_tokenizer
+from model.load import enable_gradient_checkpointing, length_limit, load_base, load_config, load_tokenizer
 from model.peft_format.fit import check_modules, check_weights, put_into
 from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling

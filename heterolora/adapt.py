@@ -30,7 +30,6 @@ class Plan:
     Two configurations are equivalent for a model exactly when their plans are equal.
 
     Attributes:
-        family: the table of the architecture.
         elements: by block and, within a block, LoRA in table order, then shortcuts.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
         notes: remarks for the user, one line each.
@@ -58,16 +57,9 @@ class Plan:
 
 
 def plan(network: nn.Module, family: Family, lora: ElementConfig | None, shortcut: ElementConfig | None = None) -> Plan:
-    """Decide which elements a network gets, before any weight is loaded.
+    """Decide which elements a Hugging Face model gets, before any weight is loaded (it may be on the meta device).
 
-    Args:
-        network: a Hugging Face model; its tensors may be on the meta device.
-        family: its table.
-        lora: the LoRA configuration, if there is one.
-        shortcut: the shortcut configuration, if there is one.
-
-    Raises:
-        UserError: the family does not fit the model, or a configuration names a block that the model does not have.
+    Raises UserError if the family does not fit the model, or a configuration names a block that it does not have.
     """
     family.check(network.config)
     blocks = network.base_model.get_submodule(family.blocks)
@@ -75,20 +67,18 @@ def plan(network: nn.Module, family: Family, lora: ElementConfig | None, shortcu
     names = {"lora": tuple(family.linears), "shortcut": SHORTCUTS}
     configs = [config for config in (lora, shortcut) if config is not None]
     notes = [note for config in configs for note in _notes(config, family, len(blocks), names[config.kind])]
+    places = [(config, name) for config in configs for name in names[config.kind]]
     elements: list[Element] = []
     for layer, block in enumerate(blocks):
-        for config in configs:
-            for name in names[config.kind]:
-                settings = config.lookup(layer, name)
-                if settings is None:
-                    continue
-                module = block.get_submodule(family.linears[name]) if config.kind == "lora" else block
-                widths = (
-                    (module.in_features, module.out_features)
-                    if config.kind == "lora"
-                    else (network.config.hidden_size,) * 2
-                )
-                elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
+        for config, name in places:
+            settings = config.lookup(layer, name)
+            if settings is None:
+                continue
+            module, widths = block, (network.config.hidden_size,) * 2
+            if config.kind == "lora":
+                module = block.get_submodule(family.linears[name])
+                widths = (module.in_features, module.out_features)
+            elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
     planned = Plan(family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes)))
     if planned.shortcuts:
         _check_blocks(network.config)
@@ -120,15 +110,8 @@ def _check_blocks(hf_config: Any) -> None:
 def adapt(network: nn.Module, planned: Plan) -> SearchSpace:
     """Add the planned elements to a pretrained network, in place. The network computes what it did before, since B = 0.
 
-    The base is frozen, linear layers are wrapped, shortcuts are attached to their blocks, and a classification head is
-    made float32. Only the elements and the head are trained.
-
-    Args:
-        network: a Hugging Face model of the family, with any head, in any floating dtype or quantised.
-        planned: the elements, from `plan`.
-
-    Returns:
-        the search space; every element is on.
+    The base, of any floating dtype or quantised, is frozen. Linear layers are wrapped, shortcuts are attached to their
+    blocks, and a classification head is made float32. Only the elements, which are all on, and the head are trained.
     """
     family = planned.family
     pre_norm = family.pre_norm(network.config)
@@ -138,11 +121,7 @@ def adapt(network: nn.Module, planned: Plan) -> SearchSpace:
     low_ranks = wrap(network, planned.elements)
     if planned.shortcuts:
         for layer, block in enumerate(blocks):
-            inside = {
-                low_rank.element.name: low_rank
-                for low_rank in low_ranks
-                if low_rank.element.kind == "shortcut" and low_rank.element.layer == layer
-            }
+            inside = {each.element.name: each for each in low_ranks if each.element.layer == layer}
             Shortcuts(layer, inside, carry, planned.renormalize).attach(block, family, pre_norm)
     for head in heads(network):
         head.to(torch.float32).requires_grad_(True)
@@ -159,20 +138,6 @@ def wrap(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]
         if element.kind == "lora":
             network.set_submodule(element.module, LoraLinear(module, low_ranks[-1]))
     return tuple(low_ranks)
-
-
-def enable_gradient_checkpointing(network: nn.Module, space: SearchSpace | None = None) -> None:
-    """Recompute the blocks' activations in the backward pass instead of keeping them (Chen et al. 2016).
-
-    Args:
-        network: a Hugging Face model, adapted or plain.
-        space: the search space of an adapted model.
-    """
-    options: dict[str, Any] = {"use_reentrant": False}
-    if space is not None:
-        options["context_fn"] = space.carry.contexts
-    network.activation_checkpointing_enable(options)
-    network.disable_input_require_grads()  # only the reentrant kind needs embeddings that require a gradient
 
 
 def heads(network: nn.Module) -> Iterator[nn.Module]:

@@ -1,8 +1,4 @@
-"""Scores -> which elements are on. Pure functions: they know nothing of networks or training.
-
-The budget is a share p of the candidates: ⌊p · n₁⌋ of the n₁ LoRA elements and p · n₂ of the n₂ shortcuts, rounded half
-up, but at least one element. The highest scores win. Ties are broken at random.
-"""
+"""Scores -> which elements are on: the highest scores within a budget. Pure functions, without networks or training."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of each kind may be on, in the unit that `share` was given."""
+    """How much of each kind may be on, in the unit of `share`."""
 
     lora: int
     shortcut: int
@@ -43,15 +39,8 @@ def default_mode(has_shortcuts: bool) -> Mode:
 def share(percentile: float | Decimal, lora: int, shortcut: int) -> Budget:
     """⌊p · lora⌋ and p · shortcut rounded half up, in exact decimals: 0.29 of 100 is 29; in floats it is 28.99….
 
-    If both are 0, one element may be on: a LoRA element if there is one.
-
-    Args:
-        percentile: p in (0, 1]; a float stands for its shortest decimal.
-        lora: the amount of LoRA: elements, or another unit.
-        shortcut: the amount of shortcuts, in the same unit.
-
-    Raises:
-        UserError: p is outside (0, 1].
+    If both are 0, one element may be on: a LoRA element if there is one. The amounts are elements, or another unit.
+    Raises UserError if p is outside (0, 1].
     """
     p = Decimal(str(percentile))
     if p.is_nan() or not 0 < p <= 1:
@@ -73,17 +62,11 @@ def tie_generator(seed: int, draw: int) -> random.Random:
 
 
 def ranked(scored: Iterable[Scored], generator: random.Random) -> list[Scored]:
-    """`scored` by score, the highest first; elements with equal scores are in random order.
-
-    Raises:
-        UserError: a score is NaN or infinite.
-    """
+    """`scored` by score, the highest first, ties in random order. Raises UserError if a score is NaN or infinite."""
     for item in scored:
         if not math.isfinite(item.score):
-            raise UserError(
-                f"the score of {item.element.key} is {item.score}",
-                "expected a finite score; check the loss and the precision",
-            )
+            found = f"the score of {item.element.key} is {item.score}"
+            raise UserError(found, "expected a finite score; check the loss and the precision")
     drawn = sorted(scored, key=lambda item: (item.element.layer, item.element.name))
     generator.shuffle(drawn)
     return sorted(drawn, key=lambda item: -item.score)  # stable: ties keep their random order
@@ -96,7 +79,7 @@ def allocate(
 
     Args:
         scored: every element of the search space.
-        percentile: share p in (0, 1] of the elements to turn on.
+        percentile: share p in (0, 1]; a float stands for its shortest decimal.
         mode: `off` ranks LoRA only and leaves all shortcuts on; `separated` ranks each kind within its own budget;
             `combined` ranks all elements within the sum of both budgets.
         generator: breaks ties, see `tie_generator`.
@@ -107,25 +90,20 @@ def allocate(
     order = ranked(scored, generator)
     lora, shortcuts = of_kind(order, "lora"), of_kind(order, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
+    budget = share(percentile, len(lora), 0 if mode == "off" else len(shortcuts))
     if mode == "off":
-        chosen = [*lora[: share(percentile, len(lora), 0).lora], *shortcuts]
+        chosen = [*lora[: budget.lora], *shortcuts]
+    elif mode == "separated":
+        chosen = [*lora[: budget.lora], *shortcuts[: budget.shortcut]]
     else:
-        budget = share(percentile, len(lora), len(shortcuts))
-        if mode == "separated":
-            chosen = [*lora[: budget.lora], *shortcuts[: budget.shortcut]]
-        else:
-            chosen = order[: budget.lora + budget.shortcut]
+        chosen = order[: budget.lora + budget.shortcut]
     return frozenset(item.element.key for item in chosen)
 
 
 def by_least_often_on(elements: Sequence[Element], times_on: Mapping[str, int]) -> list[Scored]:
     """The elements, scored by how rarely they were on so far, for the warm-up of a dynamic run.
 
-    An element that was never on has B = 0, and some heuristics always score it 0.
-
-    Args:
-        elements: every element.
-        times_on: key -> number of allocations in which the element was on; a missing key means 0.
+    An element that was never on (0, or missing in `times_on`) has B = 0, and some heuristics always score it 0.
     """
     return [Scored(element, -float(times_on.get(element.key, 0))) for element in elements]
 
@@ -137,8 +115,7 @@ def of_kind(scored: Iterable[Scored], kind: Kind) -> list[Scored]:
 def check_mode(mode: Mode, has_lora: bool, has_shortcuts: bool) -> None:
     """Raise `UserError` if the mode has no elements to choose from."""
     if mode != "off" and not has_shortcuts:
-        raise UserError(
-            f"mode '{mode}' needs shortcuts and there are none", "expected mode 'off', or a model with shortcuts"
-        )
+        found = f"mode '{mode}' needs shortcuts and there are none"
+        raise UserError(found, "expected mode 'off', or a model with shortcuts")
     if mode == "off" and not has_lora:
         raise UserError("mode 'off' ranks only LoRA and there is none", "expected mode 'separated' or 'combined'")

@@ -16,13 +16,13 @@ A table is merged over `[default]` key by key. With `r = 0` or `disable_… = tr
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from heterolora.checks import PROBABILITY, TEXT, TRUTH, Field, check_known, number, whole_number
 from heterolora.element import PROJECTIONS, SHORTCUTS, Element, Kind, Settings
 from heterolora.errors import UserError, nearest
 from heterolora.files import read_toml, to_toml
@@ -36,16 +36,20 @@ class _Format:
     """The names that one kind of file uses."""
 
     title: str
-    names: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, str]  # accepted name -> canonical name
     keys: Mapping[str, str]  # key of the file -> attribute of Settings
     ignored: tuple[str, ...] = ()  # old keys, accepted only with the value that changes nothing
     top: tuple[str, ...] = ()
+
+    @property
+    def example(self) -> str:
+        return next(iter(self.names))
 
 
 _FORMATS: Mapping[Kind, _Format] = {
     "lora": _Format(
         title="LoRA configuration",
-        names=PROJECTIONS,
+        names={given: name for name, others in PROJECTIONS.items() for given in (name, *others)},
         keys={
             "r": "rank",
             "lora_alpha": "alpha",
@@ -58,7 +62,7 @@ _FORMATS: Mapping[Kind, _Format] = {
     ),
     "shortcut": _Format(
         title="shortcut configuration",
-        names=dict.fromkeys(SHORTCUTS, ()),
+        names={name: name for name in SHORTCUTS},
         keys={
             "r": "rank",
             "shortcut_alpha": "alpha",
@@ -69,6 +73,14 @@ _FORMATS: Mapping[Kind, _Format] = {
         top=("renormalize",),
     ),
 }
+_FIELDS: Mapping[str, Field] = {  # by attribute of Settings
+    "rank": whole_number(0),
+    "alpha": number(lambda value: value >= 0, "a number, 0 or more"),
+    "dropout": PROBABILITY,
+    "use_rslora": TRUTH,
+    "disabled": TRUTH,
+    "adapter": TEXT,
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,6 @@ class ElementConfig:
     """A LoRA or a shortcut configuration.
 
     Attributes:
-        kind: `lora` or `shortcut`.
         granularity: `network`: the keys of `sites` are names; `layer`: (block, name).
         default: the settings of every place that is not in `sites`.
         sites: the settings of the places with a table of their own, already merged over `default`.
@@ -123,29 +134,18 @@ class ElementConfig:
         return document
 
     def to_toml(self) -> str:
-        """The text of the file."""
         return to_toml(self.to_document())
 
 
 def load(path: str | Path, kind: Kind) -> ElementConfig:
-    """Read a configuration file.
-
-    Raises:
-        UserError: the file cannot be read, or holds an unknown name or a wrong value.
-    """
+    """Read a configuration file. Raises UserError if it cannot be read, or holds an unknown name or a wrong value."""
     return parse(read_toml(path, f"expected a {_FORMATS[kind].title} file"), kind, source=str(path))
 
 
 def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration") -> ElementConfig:
-    """Read the plain values of a file, or of a checkpoint that holds a configuration.
+    """Read the plain values of a file, or of a checkpoint that holds a configuration; `source` is its name in messages.
 
-    Args:
-        document: the tables of the file.
-        kind: which keys and names are valid.
-        source: the name of the file in messages.
-
-    Raises:
-        UserError: the document holds an unknown name or a wrong value.
+    Raises UserError if the document holds an unknown name or a wrong value.
     """
     form = _FORMATS[kind]
     granularity = document.get("granularity")
@@ -153,8 +153,8 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
         found = "is missing" if granularity is None else f"is {granularity!r}"
         raise UserError(f"{source}: granularity {found}", 'expected "network" or "layer"')
     renormalize = document.get("renormalize", False)
-    if "renormalize" in form.top and not isinstance(renormalize, bool):
-        raise UserError(f"{source}: renormalize is {renormalize!r}", "expected true or false")
+    if "renormalize" in form.top:
+        TRUTH.check(source, "renormalize", renormalize)
 
     notes: list[str] = []
     default = _read(form, document.get("default", {}), Settings(), f"{source}: [default]", notes)
@@ -164,10 +164,11 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
             continue
         layer = _layer_of(table, granularity, form, source)
         if not isinstance(entries, Mapping):
-            raise UserError(f"{source}: {table} is {entries!r}", f"expected tables such as [{table}.{_first(form)}]")
+            raise UserError(f"{source}: {table} is {entries!r}", f"expected tables such as [{table}.{form.example}]")
         for given, values in entries.items():
             where = f"{source}: [{table}.{given}]"
-            name = _canonical(form, given, where)
+            check_known(where, given, form.names)
+            name = form.names[given]
             if name == "shortcut2" and layer == 0:
                 raise UserError(
                     f"{where} has no previous block", "shortcut2 starts in the previous block; leave it out of block 0"
@@ -179,37 +180,19 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
     return ElementConfig(kind, granularity, default, sites, renormalize, tuple(dict.fromkeys(notes)))
 
 
-def _first(form: _Format) -> str:
-    return next(iter(form.names))
-
-
 def _layer_of(table: str, granularity: Granularity, form: _Format, source: str) -> int | None:
-    """`all_layers` -> None, `model_layer_3` -> 3.
-
-    Raises:
-        UserError: the table has another name, or the name of the other granularity.
-    """
-    if granularity == "network" and table == "all_layers":
-        return None
-    match = re.fullmatch(r"model_layer_(\d+)", table)
-    if granularity == "layer" and match:
-        return int(match[1])
-    tables = {"network": "all_layers", "layer": "model_layer_<i>"}
-    if table == "all_layers" or match:
+    """`all_layers` -> None, `model_layer_3` -> 3. Raises UserError unless the table fits the granularity."""
+    match = re.fullmatch(r"all_layers|model_layer_(\d+)", table)
+    expected = {"network": "all_layers", "layer": "model_layer_<i>"}[granularity]
+    if match is None:
+        valid = ("granularity", "default", *form.top, expected)
+        raise UserError(f"{source}: '{table}' is not known", nearest(table, valid))
+    if (table == "all_layers") != (granularity == "network"):
         raise UserError(
             f'{source}: [{table}] does not match granularity = "{granularity}"',
-            f"expected [{tables[granularity]}.{_first(form)}]",
+            f"expected [{expected}.{form.example}]",
         )
-    valid = ("granularity", "default", *form.top, tables[granularity])
-    raise UserError(f"{source}: '{table}' is not known", nearest(table, valid))
-
-
-def _canonical(form: _Format, given: str, where: str) -> str:
-    """The canonical name of `given`, which may be another accepted name."""
-    canonical = {other: name for name, others in form.names.items() for other in (name, *others)}
-    if given not in canonical:
-        raise UserError(f"{where}: '{given}' is not known", nearest(given, canonical))
-    return canonical[given]
+    return int(match[1]) if match[1] else None
 
 
 def _read(form: _Format, values: Any, default: Settings, where: str, notes: list[str]) -> Settings:
@@ -220,10 +203,11 @@ def _read(form: _Format, values: Any, default: Settings, where: str, notes: list
     for key, value in values.items():
         if key in form.ignored:
             _check_ignored(key, value, where, notes)
-        elif key not in form.keys:
-            raise UserError(f"{where}: '{key}' is not known", nearest(key, (*form.keys, *form.ignored)))
-        else:
-            given[form.keys[key]] = _check(key, form.keys[key], value, where)
+            continue
+        check_known(where, key, (*form.keys, *form.ignored))
+        attribute = form.keys[key]
+        value = _FIELDS[attribute].check(where, key, value)
+        given[attribute] = float(value) if attribute in ("alpha", "dropout") else value
     settings = replace(default, **given)
     if settings.candidate and settings.alpha <= 0:
         alpha = next(key for key, attribute in form.keys.items() if attribute == "alpha")
@@ -232,28 +216,11 @@ def _read(form: _Format, values: Any, default: Settings, where: str, notes: list
 
 
 def _check_ignored(key: str, value: Any, where: str, notes: list[str]) -> None:
-    if not isinstance(value, bool):
-        raise UserError(f"{where}: {key} is {value!r}", "expected true or false")
+    TRUTH.check(where, key, value)
     if key == "fan_in_fan_out" and value:
         raise UserError(f"{where}: fan_in_fan_out is true", "expected false: weights are (out, in) in every family")
     if key != "fan_in_fan_out" and not value:
         notes.append(f"{where}: {key} = false has no effect: B always starts at zero")
-
-
-def _check(key: str, attribute: str, value: Any, where: str) -> Any:
-    """`value` in the type of the attribute; raises UserError if it is not valid."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    valid, expected = {
-        "rank": (number and isinstance(value, int) and value >= 0, "a whole number, 0 or more"),
-        "alpha": (number and value >= 0, "a number, 0 or more"),
-        "dropout": (number and 0 <= value < 1, "a number in [0, 1)"),
-        "use_rslora": (isinstance(value, bool), "true or false"),
-        "disabled": (isinstance(value, bool), "true or false"),
-        "adapter": (isinstance(value, str), "a text"),
-    }[attribute]
-    if not valid:
-        raise UserError(f"{where}: {key} is {value!r}", f"expected {expected}")
-    return float(value) if attribute in ("alpha", "dropout") else value
 
 
 def _write(form: _Format, settings: Settings) -> dict[str, Any]:

@@ -67,12 +67,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the search space.
-
-    Attributes:
-        layer: block index, from 0.
-        name: canonical name, e.g. `q_proj` or `shortcut1`.
-    """
+    """A place in the search space: a block, from 0, and a name in it, e.g. `q_proj` or `shortcut1`."""
 
     layer: int
     name: str
@@ -88,12 +83,8 @@ class Element(Place):
     """One candidate of the search space.
 
     Attributes:
-        kind: `lora` or `shortcut`.
         module: path in the network of the linear layer (LoRA, e.g. `model.decoder.layers.0.self_attn.q_proj`) or of
             the block (shortcut, e.g. `model.decoder.layers.0`).
-        in_features: width of the input.
-        out_features: width of the output.
-        settings: rank, scaling and dropout.
     """
 
     kind: Kind

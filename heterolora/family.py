@@ -35,8 +35,7 @@ class Family:
         blocks: path of the list of blocks inside the base model (the network without its head).
         linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
             attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
-        norm1: path of the attention half's norm inside a block.
-        norm2: path of the feed-forward half's norm inside a block.
+        norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm.
         pre_norm: Hugging Face configuration -> whether the norms come before the halves.
         before_blocks: paths inside the base model of the linear layers and norms between the input embeddings and the
             first block, in order; paths that a model does not have are skipped.
@@ -44,7 +43,6 @@ class Family:
         norm_offset: a constant that a norm adds to its weight.
         positions_after_padding: whether position ids start after the padding index, so that the model has fewer usable
             positions than rows in its position table.
-        tasks: the tasks that models of the family can do.
         misfits: `model_type` of a similar architecture -> why the table does not fit it.
     """
 
@@ -65,14 +63,12 @@ class Family:
     def check(self, config: Any) -> None:
         """Raise `UserError` unless the table fits the model of this Hugging Face configuration."""
         found = config.model_type
-        if found in self.model_types:
-            return
-        why = self.misfits.get(found)
-        reason = f" ({why})" if why else ""
-        raise UserError(
-            f"the family '{self.name}' does not fit a model of type '{found}'{reason}",
-            f"expected type {' or '.join(repr(name) for name in self.model_types)}",
-        )
+        if found not in self.model_types:
+            reason = f" ({self.misfits[found]})" if found in self.misfits else ""
+            raise UserError(
+                f"the family '{self.name}' does not fit a model of type '{found}'{reason}",
+                f"expected type {' or '.join(map(repr, self.model_types))}",
+            )
 
     def check_task(self, task: Task) -> None:
         """Raise `UserError` unless models of this family can do `task`."""

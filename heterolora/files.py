@@ -43,6 +43,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     unfinished, replaced = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
+    for left in (unfinished, replaced):  # by a killed process that had the same id, as happens in containers
+        shutil.rmtree(left, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -57,11 +59,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file, completely or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a UTF-8 file, completely or not at all. Raises UserError if it cannot be written."""
     try:
         with whole(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
@@ -70,15 +68,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_toml(path: str | Path, expected: str) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Args:
-        path: the file.
-        expected: the advice in the error message.
-
-    Raises:
-        UserError: the file cannot be read or is not valid TOML.
-    """
+    """Read a TOML file. Raises UserError, with the advice `expected`, if it cannot be read or is not valid TOML."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -111,9 +101,7 @@ def write_toml(path: str | Path, document: Mapping[str, Any], head: str = "") ->
 
 def _refuse_control_characters(value: Any) -> None:
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _refuse_control_characters(key)
-            _refuse_control_characters(inner)
+        _refuse_control_characters([*value.keys(), *value.values()])
     elif isinstance(value, list):
         for inner in value:
             _refuse_control_characters(inner)

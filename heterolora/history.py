@@ -24,11 +24,9 @@ HISTORY, FREQUENCY = "reallocation_history.toml", "reallocation_frequency.toml"
 
 @dataclass(frozen=True)
 class Decision:
-    """One reallocation.
+    """One reallocation, before batch `step` of `epoch` (both from 0).
 
     Attributes:
-        epoch: from 0.
-        step: the batch of the epoch, from 0, before which the reallocation happened.
         scores: the value by which each place was ranked: the heuristic's score or, during the warm-up of a dynamic run,
             minus the number of times that the element was on before.
         on: for each place, whether its element is on from here.
@@ -42,20 +40,14 @@ class Decision:
 
 @dataclass
 class History:
-    """All reallocations of a run so far, in order.
-
-    Attributes:
-        places: the scored places, in the order of the search space.
-        decisions: one for each reallocation.
-    """
+    """All reallocations of a run so far, in order, and the scored places, in the order of the search space."""
 
     places: tuple[Place, ...]
     decisions: list[Decision] = field(default_factory=list)
 
     def times_on(self) -> dict[str, int]:
         """Key -> number of reallocations after which the element was on."""
-        counts = [sum(decision.on[i] for decision in self.decisions) for i in range(len(self.places))]
-        return {place.key: times for place, times in zip(self.places, counts, strict=True)}
+        return {place.key: sum(each.on[i] for each in self.decisions) for i, place in enumerate(self.places)}
 
     def last_on(self) -> frozenset[str]:
         """The keys of the elements that are on after the last reallocation."""
@@ -67,9 +59,8 @@ class History:
         later = [sum(a != b for a, b in zip(*pair, strict=True)) / len(self.places) for pair in pairs]
         return (0.0, *later) if self.decisions else ()
 
-    # ---- in a checkpoint: plain values and tensors
-
     def state_dict(self) -> dict[str, Any]:
+        """The history in a checkpoint: plain values and tensors."""
         shape = (len(self.decisions), len(self.places))
         return {
             "places": [place.key for place in self.places],
@@ -84,12 +75,9 @@ class History:
         rows = zip(state["when"], state["scores"].tolist(), state["on"].tolist(), strict=True)
         self.decisions = [Decision(epoch, step, tuple(scores), tuple(on)) for (epoch, step), scores, on in rows]
 
-    # ---- files
-
     def write(self, folder: Path) -> None:
         """Write both files."""
-        text = "".join(self._block(index) for index in range(len(self.decisions)))
-        write_text(folder / HISTORY, text)
+        write_text(folder / HISTORY, "".join(map(self._block, range(len(self.decisions)))))
         self.write_frequency(folder)
 
     def append(self, folder: Path) -> None:
@@ -106,8 +94,7 @@ class History:
         times, by_layer = self.times_on(), {}
         for place in self.places:
             by_layer.setdefault(f"layer_{place.layer}", {})[place.name] = times[place.key]
-        document = {"total_reallocation_number": len(self.decisions), **by_layer}
-        write_text(folder / FREQUENCY, to_toml(document))
+        write_text(folder / FREQUENCY, to_toml({"total_reallocation_number": len(self.decisions), **by_layer}))
 
     def _block(self, index: int) -> str:
         decision = self.decisions[index]
@@ -118,13 +105,8 @@ class History:
 
 
 def read(folder: Path) -> History:
-    """Read the history of a run folder.
-
-    Raises:
-        UserError: the file cannot be read or is not a history.
-    """
-    path = folder / HISTORY
-    expected = "give the run folder of train-dyrealloc"
+    """Read the history of a run folder. Raises UserError if the file cannot be read or is not a history."""
+    path, expected = folder / HISTORY, "give the run folder of train-dyrealloc"
     document = read_toml(path, expected)
     try:
         tables = [document[f"dyrealloc_{index}"] for index in range(len(document))]
@@ -141,9 +123,5 @@ def read(folder: Path) -> History:
 
 def _decision(table: Mapping[str, Any]) -> Decision:
     rows: Sequence[Mapping[str, Any]] = table["elements"]
-    return Decision(
-        table["epoch"],
-        table["step"],
-        tuple(float(row["score"]) for row in rows),
-        tuple(bool(row["on"]) for row in rows),
-    )
+    scores, on = tuple(float(row["score"]) for row in rows), tuple(bool(row["on"]) for row in rows)
+    return Decision(table["epoch"], table["step"], scores, on)

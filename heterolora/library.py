@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from heterolora import saliency
 from heterolora.adapt import wrap
 from heterolora.allocation import Scored, of_kind, tie_generator
+from heterolora.checks import ABOVE_0, check_known, whole_number
 from heterolora.element import Element, Settings
-from heterolora.errors import UserError, nearest
+from heterolora.errors import UserError
 from heterolora.family import Family
 from heterolora.peft_config import peft_config
 from heterolora.ranks import Limit, Policy, Proportional, TopK, assign
 from heterolora.saliency.no_trace import random_state
-from heterolora.saliency.problem import Batch, Loss, Metric, Problem, Track, untracked
+from heterolora.saliency.problem import Loss, Metric, Problem, Track, untracked
 from heterolora.saliency.score import score as score_problem
 from heterolora.saliency.warm_up import WarmUp
 from heterolora.scores import Scores
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
+@torch.inference_mode(False)  # elements and batches that are made in inference mode would have no gradients
 def score(
     model: nn.Module,
     batches: Iterable[Any],
@@ -72,27 +74,34 @@ def score(
         the score of every element.
 
     Raises:
-        UserError: no layer matches, the model has PEFT layers, a batch is on another device, there is no loss, or a
-            score is not finite.
+        UserError: no layer matches, the model has PEFT layers or no weights, a batch is on another device, there is no
+            loss, a number is out of its range, or a score is not finite.
     """
     chosen = saliency.get(heuristic)
-    kept = list(itertools.islice(batches, max_batches))
+    whole_number(1).check("score", "rank", rank)
+    ABOVE_0.check("score", "alpha", alpha)
+    for name, limit in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
+        whole_number(0).check("score", name, 0 if limit is None else limit)
+    names = {} if family is None else {path: name for name, path in family.linears.items()}
+    elements = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
+    with random_state(model):  # a DataLoader draws random numbers
+        kept = list(itertools.islice(batches, max_batches))
     if not kept and not chosen.is_baseline:
         raise UserError("there are no batches to score on", "give at least one batch")
-    names = {} if family is None else {path: name for name, path in family.linears.items()}
-    elements = lora_elements(model, target_modules, Settings(rank, float(alpha)), names)
-    _check_devices(model, kept[:1])
+    _check_parameters(model, chosen.is_baseline)
     steps = chosen.warmup_batches if warmup_batches is None else warmup_batches
-    evaluate = loss or _loss_of_output
 
-    def evaluated(batch: Batch) -> Loss:
-        return Loss(_scalar(evaluate(model, batch)), torch.ones(()))
+    def evaluated(batch: Any) -> Loss:
+        try:
+            value = (loss or _loss_of_output)(model, batch)
+        except RuntimeError:
+            _check_devices(model, batch)
+            raise
+        return Loss(_scalar(value), torch.ones(()))
 
-    with random_state(model):
-        torch.manual_seed(seed)
-        with _wrapped(model, elements, family) as space:
-            problem = Problem(model, space, evaluated, kept, Metric(nonnegative=False), track)
-            values = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
+    with random_state(model, seed), _wrapped(model, elements, family) as space:
+        problem = Problem(model, space, evaluated, kept, Metric(nonnegative=False), track)
+        values = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
     scored = tuple(Scored(element, values[element.key]) for element in elements)
     return Scores(scored, heuristic, batches=len(kept), seed=seed)
 
@@ -117,8 +126,8 @@ def lora_config(
         total_rank: the budget as the sum of all ranks.
         share: the budget as a share in (0, 1] of the whole search space.
         policy: `proportional` (ranks in proportion to the scores) or `topk` (the best elements, all at one rank).
-        rank: `topk`: the rank of each element; by default the rank at which it was scored.
-        max_rank: `proportional`: the highest rank; by default the highest rank in the scores.
+        rank: for `topk` only: the rank of each element; by default the rank at which it was scored.
+        max_rank: for `proportional` only: the highest rank; by default the highest rank in the scores.
         task_type: PEFT's name of the task, e.g. `CAUSAL_LM`.
         more: further arguments of `peft.LoraConfig`.
 
@@ -137,29 +146,30 @@ def lora_config(
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
     lora = of_kind(scores.scored, "lora")
     assigned = assign(lora, _policy(policy, rank, max_rank, lora), given[0], "off", tie_generator(scores.seed, 0))
-    on = [_at(item.element, assigned.ranks[item.element.key]) for item in lora if item.element.key in assigned.ranks]
+    ranks = ((item.element, assigned.ranks.get(item.element.key, 0)) for item in lora)
+    on = [replace(element, settings=element.settings.at(given)) for element, given in ranks if given > 0]
     values = peft_config(on, task_type)
     del values["peft_type"]
     return LoraConfig(**{**values, **more})
 
 
 def _policy(name: str, rank: int | None, max_rank: int | None, lora: Sequence[Scored]) -> Policy:
-    if name == "topk":
+    if name == "topk" and max_rank is None:
         return TopK(rank)
-    if name == "proportional":
-        return Proportional(0, max_rank or max(item.element.rank for item in lora))
-    raise UserError(f"policy '{name}' is not known", nearest(name, ("proportional", "topk")))
-
-
-def _at(element: Element, rank: int) -> Element:
-    return replace(element, settings=element.settings.at(rank))
+    if name == "proportional" and rank is None:
+        highest = max((item.element.rank for item in lora), default=1)
+        return Proportional(0, highest if max_rank is None else max_rank)
+    check_known("policy", name, ("proportional", "topk"))
+    raise UserError(f"policy '{name}' does not use the given limit", "rank is for 'topk', max_rank for 'proportional'")
 
 
 @contextmanager
 def _wrapped(model: nn.Module, elements: Sequence[Element], family: Family | None) -> Iterator[SearchSpace]:
     """Elements on the linear layers of `model` inside the block; afterwards the layers are as before."""
     layers = {element.module: model.get_submodule(element.module) for element in elements}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # `nn.TransformerEncoder`'s fast path does not call its layers
         if family is None:
             yield SearchSpace(wrap(model, elements))
         else:
@@ -167,16 +177,15 @@ def _wrapped(model: nn.Module, elements: Sequence[Element], family: Family | Non
             blocks = tuple(model.base_model.get_submodule(family.blocks))
             yield SearchSpace(wrap(model, elements), blocks, family, family.pre_norm(model.config))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for path, layer in layers.items():
             model.set_submodule(path, layer)
 
 
 def _loss_of_output(network: nn.Module, batch: Any) -> Tensor:
     if not isinstance(batch, Mapping):
-        raise UserError(
-            f"a batch is a {type(batch).__name__}",
-            "give batches that are dictionaries, or loss=(network, batch) -> scalar",
-        )
+        expected = "give batches that are dictionaries, or loss=(network, batch) -> scalar"
+        raise UserError(f"a batch is a {type(batch).__name__}", expected)
     loss = getattr(network(**batch), "loss", None)
     if loss is None:
         raise UserError("the output of the network has no loss", "add labels to the batches, or give loss=")
@@ -187,19 +196,25 @@ def _scalar(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"the loss is {found}", "expected a scalar tensor")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise UserError("the loss does not depend on the scored layers", "expected a loss with gradients")
     return loss.reshape(())
 
 
-def _check_devices(model: nn.Module, batches: Sequence[Any]) -> None:
-    """Raise `UserError` if a batch is on a device without any parameter of the model."""
-    devices = {str(parameter.device) for parameter in model.parameters()}
-    for batch in batches:
-        values = (
-            batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
-        )
-        for tensor in values:
-            if isinstance(tensor, Tensor) and str(tensor.device) not in devices:
-                raise UserError(
-                    f"the batches are on {tensor.device}, the model is on {', '.join(sorted(devices))}",
-                    "move the batches to the model's device before scoring",
-                )
+def _check_parameters(model: nn.Module, values_unused: bool) -> None:
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UserError("the model was made in inference mode", "make it outside torch.inference_mode()")
+    if not values_unused and any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError("the model has parameters without values (on the meta device)", "load the whole model first")
+
+
+def _check_devices(model: nn.Module, batch: Any) -> None:
+    """Raise `UserError` if a tensor of the batch is on a device without any parameter of the model."""
+    devices = {parameter.device for parameter in model.parameters()}
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else [batch]
+    for tensor in values:
+        if isinstance(tensor, Tensor) and tensor.device not in devices:
+            raise UserError(
+                f"the batches are on {tensor.device}, the model is on {', '.join(sorted(map(str, devices)))}",
+                "move the batches to the model's device before scoring",
+            )

@@ -26,9 +26,6 @@ class LowRank(nn.Module):
     An element that is off must not be called: its owner returns exactly what it returns without the element. A and B
     then require no gradient, so that no optimizer changes them. While a `probe` observes an element that is off, the
     owner does call it: `probe(x, onto)` returns `onto` unchanged.
-
-    Args:
-        element: the description of the element: widths, rank, alpha, dropout and the kind of scaling.
     """
 
     def __init__(self, element: Element) -> None:
@@ -56,14 +53,10 @@ class LowRank(nn.Module):
                 parameter.grad = None
 
     def forward(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """delta(x), or `onto + delta(x)`; the sum avoids a separate delta(x) if the dtypes allow it.
+        """x (..., in), of any floating dtype -> delta(x) (..., out) in float32, or in autocast's dtype if it is active.
 
-        Args:
-            x: (..., in), of any floating dtype.
-            onto: the tensor that delta(x) is added to; as many rows of width `out` as x has rows of width `in`.
-
-        Returns:
-            delta(x) (..., out) in float32 (in autocast's dtype if autocast is active), or a tensor like `onto`.
+        With `onto`, as many rows of width `out`: a tensor like `onto` that holds `onto + delta(x)`. The sum avoids a
+        separate delta(x) if the dtypes allow it.
         """
         if not self.enabled and self.probe is not None:
             return self.probe(x, onto)
@@ -85,17 +78,21 @@ class LoraLinear(nn.Module):
     """`y = base(x) + delta(x)`; exactly `base(x)` while the element is off.
 
     The base layer is wrapped, neither copied nor subclassed. It can be any module that maps (..., in) to (..., out),
-    also a quantised one.
-
-    Args:
-        base: the linear layer.
-        low_rank: the element.
+    also a quantised one. `weight` and `bias` are those of the base, because some networks read them (T5 reads a dtype).
     """
 
     def __init__(self, base: nn.Module, low_rank: LowRank) -> None:
         super().__init__()
         self.base = base
         self.low_rank = low_rank
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> y (..., out), in the dtype of base(x)."""

@@ -23,12 +23,7 @@ def peft_config(
     PEFT matches the end of a module's path and reads patterns as regular expressions, so modules are named by their
     full path, which is escaped in patterns. PEFT has one dropout and one kind of scaling for all modules: the largest
     dropout is written, and if only some elements use rsLoRA, their alpha is written so that the scaling stays the same.
-
-    Args:
-        elements: the LoRA elements that are on.
-        task_type: PEFT's name of the task, e.g. `SEQ_CLS`.
-        base: hub name or folder of the base.
-        heads: names of the modules that are trained completely.
+    `base` is the hub name or folder of the base, and `heads` are the names of modules that are trained completely.
     """
     settings = {element.module: element.settings for element in elements}
     stabilised = bool(settings) and all(each.use_rslora for each in settings.values())

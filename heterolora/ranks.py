@@ -19,12 +19,7 @@ Unit = Literal["share", "rank", "parameters"]
 
 @dataclass(frozen=True)
 class Limit:
-    """The budget.
-
-    Attributes:
-        unit: `share` of the whole space, total `rank`, or trainable `parameters` of the elements.
-        amount: a number in (0, 1] for `share`, a whole number otherwise.
-    """
+    """The budget: a `share` in (0, 1] of the whole space, a total `rank`, or trainable `parameters` of the elements."""
 
     unit: Unit
     amount: float | Decimal | int
@@ -32,20 +27,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Spending:
-    """Budget and result of one ranking.
-
-    Attributes:
-        title: what was ranked: `LoRA`, `shortcuts`, or both.
-        unit: what the three numbers count.
-        whole: the whole space: every element at its highest rank.
-        budget: the part of it that could be spent.
-        spent: what was spent, never more than `budget`.
-    """
+    """Budget and result of one ranking of LoRA, of shortcuts, or of both, as `title` says."""
 
     title: str
-    unit: str
-    whole: int
-    budget: int
+    unit: str  # of the three numbers
+    whole: int  # every element at its highest rank
+    budget: int  # the part of it that could be spent
     spent: int
 
 
@@ -58,6 +45,14 @@ class Assignment:
 
 
 Cost = Callable[[Scored, int], int]  # the cost of an element at a rank: 0 at rank 0, and it never falls with the rank
+Bounds = Callable[[Scored], tuple[int, int]]  # the lowest and the highest rank of an element that is on
+
+_COSTS: Mapping[str, Cost] = {
+    "elements": lambda item, rank: int(rank > 0),
+    "rank": lambda item, rank: rank,
+    "total rank": lambda item, rank: rank,
+    "parameters": lambda item, rank: rank * (item.element.in_features + item.element.out_features),
+}
 
 
 @dataclass(frozen=True)
@@ -69,24 +64,19 @@ class TopK:
     """
 
     rank: int | None = None
+    share_of = "elements"
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise UserError(f"the rank is {self.rank}", "expected 1 or more")
 
-    def lowest(self, item: Scored) -> int:
-        """The lowest rank at which the element can be on."""
-        return self.rank or item.element.rank
-
-    highest = lowest
-
-    def shared(self) -> tuple[str, Cost]:
-        """The unit of a share, and the cost in it: the number of elements."""
-        return "elements", lambda item, rank: int(rank > 0)
+    def bounds(self, item: Scored) -> tuple[int, int]:
+        rank = self.rank or item.element.rank
+        return rank, rank
 
     def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
         """Ranks within `budget`, from `order`, best first: an element is on if the rest of the budget pays for it."""
-        return _fill(order, {}, budget, cost, self.lowest, self.highest)
+        return _fill(order, {}, budget, cost, self.bounds)
 
 
 @dataclass(frozen=True)
@@ -103,23 +93,15 @@ class Proportional:
 
     min_rank: int
     max_rank: int
+    share_of = "rank"
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_rank <= self.max_rank or self.max_rank < 1:
-            raise UserError(
-                f"ranks from {self.min_rank} to {self.max_rank}", "expected 0 <= lowest <= highest, and highest >= 1"
-            )
+            found = f"ranks from {self.min_rank} to {self.max_rank}"
+            raise UserError(found, "expected 0 <= lowest <= highest, and highest >= 1")
 
-    def lowest(self, item: Scored) -> int:
-        """The lowest rank at which the element can be on."""
-        return max(1, self.min_rank)
-
-    def highest(self, item: Scored) -> int:
-        return self.max_rank
-
-    def shared(self) -> tuple[str, Cost]:
-        """The unit of a share, and the cost in it: the total rank."""
-        return "rank", lambda item, rank: rank
+    def bounds(self, item: Scored) -> tuple[int, int]:
+        return max(1, self.min_rank), self.max_rank
 
     def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
         """Ranks within `budget`, from `order`, best first.
@@ -127,20 +109,19 @@ class Proportional:
         The best elements, as many as the budget pays for at their lowest rank, share it in proportion. The rest of the
         budget goes to the best-scored addition that fits, until none fits.
         """
-        base = dict.fromkeys((item.element.key for item in order), 0)
+        members = list(order)
         if self.min_rank > 0:
-            base |= _fill(order, {}, budget, cost, self.lowest, self.lowest)
-        members = [item for item in order if base[item.element.key] == self.min_rank]
+            base = _fill(order, {}, budget, cost, lambda item: (self.min_rank, self.min_rank))
+            members = [item for item in order if base[item.element.key]]
         quotas = self._quotas(members, budget, cost)
         ranks = {key: math.floor(quota) for key, quota in quotas.items()}
         left = budget - sum(cost(item, ranks[item.element.key]) for item in members)
-        by_fraction = sorted(members, key=lambda item: ranks[item.element.key] - quotas[item.element.key])
-        for item in by_fraction:
-            price = cost(item, 1)
-            if quotas[item.element.key] > ranks[item.element.key] and price <= left:
-                ranks[item.element.key] += 1
+        for item in sorted(members, key=lambda item: ranks[item.element.key] - quotas[item.element.key]):
+            key, price = item.element.key, cost(item, 1)
+            if quotas[key] > ranks[key] and price <= left:
+                ranks[key] += 1
                 left -= price
-        return _fill(order, ranks, left, cost, self.lowest, self.highest)
+        return _fill(order, ranks, left, cost, self.bounds)
 
     def _quotas(self, members: Sequence[Scored], budget: int, cost: Cost) -> dict[str, Fraction]:
         """min(max(λ · score, min_rank), max_rank) of each member, with the λ for which they cost `budget` (less if all
@@ -152,18 +133,15 @@ class Proportional:
         price = {item.element.key: cost(item, 1) for item in members}
 
         def quotas(scale: Fraction) -> dict[str, Fraction]:
-            return {
-                key: min(max(scale * value, Fraction(self.min_rank)), Fraction(self.max_rank))
-                for key, value in score.items()
-            }
+            low, high = Fraction(self.min_rank), Fraction(self.max_rank)
+            return {key: min(max(scale * value, low), high) for key, value in score.items()}
 
         def total(scale: Fraction) -> Fraction:
             return sum((price[key] * quota for key, quota in quotas(scale).items()), Fraction(0))
 
         # Between two neighbours of this list no quota reaches a bound, so the total is linear in the scale.
-        bends = sorted(
-            {Fraction(0), *(bound / s for s in score.values() if s for bound in (self.min_rank, self.max_rank))}
-        )
+        bounds = (self.min_rank, self.max_rank)
+        bends = sorted({Fraction(0), *(bound / value for value in score.values() if value for bound in bounds)})
         above = bisect.bisect_right(bends, budget, key=total)
         if above == len(bends):
             return quotas(bends[-1])
@@ -174,14 +152,7 @@ class Proportional:
 Policy = TopK | Proportional
 
 
-def _fill(
-    order: Sequence[Scored],
-    ranks: Mapping[str, int],
-    left: int,
-    cost: Cost,
-    lowest: Callable[[Scored], int],
-    highest: Callable[[Scored], int],
-) -> dict[str, int]:
+def _fill(order: Sequence[Scored], ranks: Mapping[str, int], left: int, cost: Cost, bounds: Bounds) -> dict[str, int]:
     """`ranks` plus the best-scored addition that `left` pays for, repeated until no addition fits.
 
     An addition is one more rank for an element that is on, or the lowest rank for an element that is off. An addition
@@ -189,8 +160,9 @@ def _fill(
     """
     filled = {item.element.key: ranks.get(item.element.key, 0) for item in order}
     for item in order:
-        while (rank := filled[item.element.key]) < highest(item):
-            more = rank + 1 if rank else lowest(item)
+        lowest, highest = bounds(item)
+        while (rank := filled[item.element.key]) < highest:
+            more = rank + 1 if rank else lowest
             price = cost(item, more) - cost(item, rank)
             if price > left:
                 break
@@ -216,13 +188,15 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, g
     """
     lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
-    unit, cost = _unit(policy, limit)
+    unit = {"share": policy.share_of, "rank": "total rank", "parameters": "parameters"}[limit.unit]
+    cost = _COSTS[unit]
     pools = [("LoRA", lora)] if mode == "off" else [("LoRA", lora), ("shortcuts", shortcuts)]
-    whole = [sum(cost(item, policy.highest(item)) for item in pool) for _, pool in pools]
+    whole = [sum(cost(item, policy.bounds(item)[1]) for item in pool) for _, pool in pools]
     budgets = _split(limit, unit, whole)
     if mode == "combined":
         pools, whole, budgets = [("LoRA and shortcuts", list(scored))], [sum(whole)], [sum(budgets)]
-    budgets = _enough(limit, unit, [[cost(item, policy.lowest(item)) for item in pool] for _, pool in pools], budgets)
+    cheapest = [min((cost(item, policy.bounds(item)[0]) for item in pool), default=math.inf) for _, pool in pools]
+    budgets = _enough(limit, unit, cheapest, budgets)
 
     ranks = {item.element.key: item.element.rank for item in shortcuts} if mode == "off" else {}
     spending = []
@@ -231,15 +205,6 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, g
         ranks |= given
         spending.append(Spending(title, unit, size, budget, sum(cost(item, given[item.element.key]) for item in pool)))
     return Assignment({key: rank for key, rank in ranks.items() if rank > 0}, tuple(spending))
-
-
-def _unit(policy: Policy, limit: Limit) -> tuple[str, Cost]:
-    """The unit of the budget, and the cost of an element in it."""
-    if limit.unit == "share":
-        return policy.shared()
-    if limit.unit == "rank":
-        return "total rank", lambda item, rank: rank
-    return "parameters", lambda item, rank: rank * (item.element.in_features + item.element.out_features)
 
 
 def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:
@@ -254,11 +219,10 @@ def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:
     return [lora, amount - lora][: len(whole)]
 
 
-def _enough(limit: Limit, unit: str, prices: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[int]:
+def _enough(limit: Limit, unit: str, cheapest: Sequence[float], budgets: list[int]) -> list[int]:
     """`budgets`, if one of them pays for an element; a share that pays for none is raised to one element."""
-    cheapest = [min(pool, default=math.inf) for pool in prices]
     if any(budget >= price for budget, price in zip(budgets, cheapest, strict=True)):
-        return list(budgets)
+        return budgets
     if limit.unit == "share":
         first = next(index for index, price in enumerate(cheapest) if price < math.inf)
         return [int(cheapest[index]) if index == first else budget for index, budget in enumerate(budgets)]

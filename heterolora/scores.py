@@ -28,14 +28,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from heterolora.allocation import Scored, of_kind
+from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, check_known, number, whole_number
 from heterolora.element import NAMES, SHORTCUTS, Element, Settings
-from heterolora.errors import UserError, nearest
+from heterolora.errors import UserError
 from heterolora.files import read_toml, to_toml, write_text
 
 
@@ -46,13 +47,10 @@ class Scores:
     Attributes:
         scored: every candidate with its score, by block and then in the order of the search space.
         importance_test_name: the heuristic.
-        task: the task of the scoring batches.
-        dataset: name of the data set.
         model: `--model`, e.g. `opt_lora`.
         load: hub name or folder of the base; empty if there is none.
         batches: number of scoring batches, over all processes.
         batch_size: rows of a scoring batch.
-        seed: `--seed`.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
     """
 
@@ -77,57 +75,31 @@ class Scores:
         return {item.element.module: item.score for item in lora}
 
 
-@dataclass(frozen=True)
-class _Key:
-    """One key of the file: which values are valid for it."""
-
-    valid: Callable[[Any], bool]
-    expected: str
-    required: bool = True
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(least: int) -> _Key:
-    return _Key(
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"a whole number, {least} or more",
-    )
-
-
-_TEXT = _Key(lambda value: isinstance(value, str), "a text")
-_TRUTH = _Key(lambda value: isinstance(value, bool), "true or false", required=False)
-
-_TOP: Mapping[str, _Key] = {
-    **dict.fromkeys(("task", "dataset", "model", "load", "importance_test_name"), _TEXT),
-    "batches": _integer(0),
-    "batch_size": _integer(1),
-    "seed": _integer(0),
-    "renormalize": _TRUTH,
+_OPTIONAL = replace(TRUTH, required=False)
+_TOP: Mapping[str, Field] = {
+    **dict.fromkeys(("task", "dataset", "model", "load", "importance_test_name"), TEXT),
+    "batches": whole_number(0),
+    "batch_size": whole_number(1),
+    "seed": whole_number(0),
+    "renormalize": _OPTIONAL,
 }
-_ELEMENT: Mapping[str, _Key] = {
-    "score": _Key(lambda value: _number(value) and value >= 0, "a finite number, 0 or more"),
-    "kind": _Key(lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
-    "module": _TEXT,
-    "in": _integer(1),
-    "out": _integer(1),
-    "r": _integer(1),
-    "alpha": _Key(lambda value: _number(value) and value > 0, "a number above 0"),
-    "dropout": _Key(lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
-    "use_rslora": _TRUTH,
+_ELEMENT: Mapping[str, Field] = {
+    "score": number(lambda value: value >= 0, "a finite number, 0 or more"),
+    "kind": Field(lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
+    "module": TEXT,
+    "in": whole_number(1),
+    "out": whole_number(1),
+    "r": whole_number(1),
+    "alpha": ABOVE_0,
+    "dropout": PROBABILITY,
+    "use_rslora": _OPTIONAL,
 }
+_TABLES = "a table [layer_<i>.<name>]"
 _EXPECTED = "expected a scores file, as imp-test writes it"
 
 
 def read(path: str | Path) -> Scores:
-    """Read a scores file.
-
-    Raises:
-        UserError: the file cannot be read, is not TOML, lacks a key, has an unknown key or a wrong value (also a NaN or
-            negative score), or scores no element.
-    """
+    """Read a scores file. Raises UserError if it cannot be read, a key is unknown or missing, or a value is wrong."""
     document = read_toml(path, _EXPECTED)
     tables = {key: value for key, value in document.items() if re.fullmatch(r"layer_(0|[1-9]\d*)", key)}
     top = {key: value for key, value in document.items() if key not in tables}
@@ -136,19 +108,15 @@ def read(path: str | Path) -> Scores:
         for table, names in tables.items()
         for name, values in _table(f"{path}: [{table}]", names).items()
     ]
-    _check_keys(str(path), _TOP, top, "a table [layer_<i>.<name>] for each element")
+    _check_keys(str(path), _TOP, top, f", or {_TABLES} for each element")
     if not scored:
-        raise UserError(f"{path}: no element is scored", "expected a table [layer_<i>.<name>] for each element")
+        raise UserError(f"{path}: no element is scored", f"expected {_TABLES} for each element")
     scored.sort(key=lambda item: item.element.layer)  # stable: the file's order within a block
     return Scores(scored=tuple(scored), **top)
 
 
 def write(path: str | Path, scores: Scores) -> None:
-    """Write a scores file, completely or not at all; `read` returns equal scores, bit for bit.
-
-    Raises:
-        UserError: a score is NaN or infinite, or the file cannot be written.
-    """
+    """Write a scores file; `read` returns equal scores. Raises UserError if a score is not finite, or writing fails."""
     document = {key: getattr(scores, key) for key in _TOP if key != "renormalize" or scores.renormalize}
     for item in scores.scored:
         element, settings = item.element, item.element.settings
@@ -171,9 +139,9 @@ def write(path: str | Path, scores: Scores) -> None:
 
 def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Scored:
     where = f"{path}: [layer_{layer}.{name}]"
-    if name not in NAMES:
-        raise UserError(f"{where}: '{name}' is not known", nearest(name, NAMES))
-    found = _check_keys(where, _ELEMENT, _table(where, values))
+    check_known(where, name, NAMES)
+    found = _table(where, values)
+    _check_keys(where, _ELEMENT, found)
     kind = "shortcut" if name in SHORTCUTS else "lora"
     if found["kind"] != kind:
         raise UserError(f"{where}: kind is '{found['kind']}'", f"expected '{kind}' for {name}")
@@ -186,18 +154,15 @@ def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Score
 
 def _table(where: str, values: Any) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} is {values!r}", "expected a table [layer_<i>.<name>]")
+        raise UserError(f"{where} is {values!r}", f"expected {_TABLES}")
     return values
 
 
-def _check_keys(where: str, keys: Mapping[str, _Key], values: Mapping[str, Any], also: str = "") -> Mapping[str, Any]:
-    """`values`, if every key is known, every value is valid and no key is missing."""
+def _check_keys(where: str, keys: Mapping[str, Field], values: Mapping[str, Any], also: str = "") -> None:
+    """Raise UserError if a key is not known or missing, or a value is not valid."""
     for key, value in values.items():
-        if key not in keys:
-            raise UserError(f"{where}: '{key}' is not known", nearest(key, keys) + (f", or {also}" if also else ""))
-        if not keys[key].valid(value):
-            raise UserError(f"{where}: {key} is {value!r}", f"expected {keys[key].expected}")
+        check_known(where, key, keys, also)
+        keys[key].check(where, key, value)
     missing = [key for key, form in keys.items() if form.required and key not in values]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} missing", _EXPECTED)
-    return values

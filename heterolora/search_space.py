@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from heterolora.element import Element, Kind
@@ -20,8 +21,7 @@ class SearchSpace:
     Attributes:
         low_ranks: the low-rank map of each candidate (rank > 0 and not disabled).
         blocks: the Transformer blocks, in order; empty for a network without a family table.
-        family: the table of the architecture, if there is one.
-        pre_norm: whether the blocks normalise before each half (otherwise after it).
+        pre_norm: whether the blocks normalise before each half, not after it.
         carry: passes h from one block to the next; code that runs a single block must put the previous h there.
     """
 
@@ -48,6 +48,11 @@ class SearchSpace:
 
     def of_kind(self, kind: Kind) -> tuple[LowRank, ...]:
         return tuple(low_rank for low_rank in self if low_rank.element.kind == kind)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first element."""
+        return self.low_ranks[0].A.device
 
     def on(self, kind: Kind | None = None) -> tuple[LowRank, ...]:
         """The elements (of one kind) that are on."""

@@ -33,22 +33,17 @@ from heterolora.element import SHORTCUTS
 from heterolora.family import Family
 from heterolora.low_rank import LowRank
 
+Inputs = tuple[torch.Tensor, ...]
+
 
 @dataclass
 class Held:
-    """The tensors that pass from one hook to another.
+    """The tensors that pass from one hook to another, while an element still needs them."""
 
-    Attributes:
-        x: input of the running block, while one of its elements still needs it.
-        h: input of its feed-forward half, while one of its elements still needs it.
-        before: (block, its h), for the next block.
-        step: the change of h by the second LN1 of a pre-norm block, until it is added to the block's output.
-    """
-
-    x: torch.Tensor | None = None
-    h: torch.Tensor | None = None
-    before: tuple[int, torch.Tensor] | None = None
-    step: torch.Tensor | None = None
+    x: torch.Tensor | None = None  # input of the running block
+    h: torch.Tensor | None = None  # input of its feed-forward half
+    before: tuple[int, torch.Tensor] | None = None  # (block, its h), for the next block
+    step: torch.Tensor | None = None  # the change of h by a pre-norm block's second LN1; the block's output needs it
 
 
 @dataclass(eq=False)
@@ -57,13 +52,9 @@ class Carry:
 
     Blocks run one after another, so all share one `Held`. It belongs to one forward call: a recomputation under
     activation checkpointing gets its own, with the h of that forward call.
-
-    Attributes:
-        readers: block -> its `shortcut2`.
-        held: the tensors of the current forward call.
     """
 
-    readers: dict[int, LowRank] = field(default_factory=dict)
+    readers: dict[int, LowRank] = field(default_factory=dict)  # block -> its `shortcut2`
     held: Held = field(default_factory=Held)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,15 +67,10 @@ class Carry:
         return reader is not None and reader.present
 
     def put(self, layer: int, h: torch.Tensor) -> None:
-        """Store the h of block `layer` for the next block."""
         self.held.before = (layer, h)
 
     def take(self, layer: int) -> torch.Tensor:
-        """The h of the block before `layer`. It can be taken once.
-
-        Raises:
-            RuntimeError: the stored h belongs to another block.
-        """
+        """The h of the block before `layer`. It can be taken once."""
         before, self.held.before = self.held.before, None
         if before is None or before[0] != layer - 1:
             raise RuntimeError(f"block {layer} runs without the h of block {layer - 1}")
@@ -117,12 +103,6 @@ class Shortcuts(nn.Module):
 
     Every hook is a method of this module, so a deep copy of the network uses its own copy of the module. x and h are
     captured only for elements that are present (on, or probed), and are released after their last use.
-
-    Args:
-        layer: index of the block.
-        elements: name -> element, for the places with an element.
-        carry: the network's carry, shared by all blocks.
-        renormalize: normalise once more after the cross-layer shortcuts.
     """
 
     def __init__(self, layer: int, elements: Mapping[str, LowRank], carry: Carry, renormalize: bool) -> None:
@@ -140,33 +120,31 @@ class Shortcuts(nn.Module):
         self.norms = (norm1, norm2)  # a tuple refers to modules without registering them
         self.cross_after_norm = self.renormalize and not pre_norm
         block.add_module("shortcuts", self)
-        if self.renormalize and self.layer > 0:
-            if pre_norm:
+        if self.renormalize and pre_norm:
+            if self.layer > 0:
                 norm2.register_forward_pre_hook(self.normalise_h)  # before `see_h`
-            else:
+            block.register_forward_hook(self.normalise_y)
+        elif self.renormalize:
+            if self.layer > 0:
                 norm1.register_forward_hook(self.cross_and_normalise_h)
-        if self.renormalize:
-            if pre_norm:
-                block.register_forward_hook(self.normalise_y)
-            else:
-                norm2.register_forward_hook(self.cross_and_normalise_y)
+            norm2.register_forward_hook(self.cross_and_normalise_y)
         see_x, see_h = (norm1, norm2) if pre_norm else (at(family.linears["q_proj"]), at(family.linears["w1"]))
         see_x.register_forward_pre_hook(self.see_x)
         see_h.register_forward_pre_hook(self.see_h)
         at(family.linears["o_proj"]).register_forward_hook(self.add_to_h)
         at(family.linears["w2"]).register_forward_hook(self.add_to_y)
 
-    def see_x(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def see_x(self, _module: nn.Module, args: Inputs) -> None:
         if _present(self.residual1) or _present(self.shortcut1):
             self.carry.held.x = args[0]
 
-    def see_h(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def see_h(self, _module: nn.Module, args: Inputs) -> None:
         if _present(self.residual2):
             self.carry.held.h = args[0]
         if self.carry.wanted(self.layer):
             self.carry.put(self.layer, args[0])
 
-    def add_to_h(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def add_to_h(self, _module: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         held = self.carry.held
         if _present(self.residual1):
             output = self.residual1(held.x, onto=output)
@@ -174,7 +152,7 @@ class Shortcuts(nn.Module):
                 held.x = None
         return output if self.cross_after_norm else self._add_shortcut2(output)
 
-    def add_to_y(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def add_to_y(self, _module: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         if _present(self.residual2):
             output = self.residual2(self.carry.held.h, onto=output)
             self.carry.held.h = None
@@ -191,17 +169,13 @@ class Shortcuts(nn.Module):
 
     # The second normalisation calls `forward` of the norms, so that their hooks do not run again.
 
-    def cross_and_normalise_h(
-        self, norm1: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
+    def cross_and_normalise_h(self, norm1: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         return norm1.forward(self._add_shortcut2(output))
 
-    def cross_and_normalise_y(
-        self, norm2: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
+    def cross_and_normalise_y(self, norm2: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
         return norm2.forward(self._add_shortcut1(output))
 
-    def normalise_h(self, _norm2: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def normalise_h(self, _norm2: nn.Module, args: Inputs) -> Inputs:
         """The feed-forward half gets LN1(h). The block adds its own h to the sum; `normalise_y` corrects that."""
         h = self.norms[0].forward(args[0])
         self.carry.held.step = h - args[0]

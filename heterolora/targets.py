@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from heterolora.adapt import HEADS
+from heterolora.adapt import heads
 from heterolora.element import Element, Settings, order_of
 from heterolora.errors import UserError, nearest
 
@@ -35,7 +36,7 @@ def lora_elements(
         UserError: no linear layer is chosen, or the network has PEFT layers already.
     """
     _refuse_peft(network)
-    linears = dict(_linears(network))
+    linears = {path: module for path, module in network.named_modules() if path and _is_linear(module)}
     outputs = _output_layers(network)
     chosen = [path for path in linears if _matches(target_modules, path, linears[path] in outputs)]
     if not chosen:
@@ -54,11 +55,13 @@ def lora_elements(
     return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
 
 
-def _linears(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, layer) of every linear layer, quantised or not, and of Transformers' transposed `Conv1D`."""
-    for path, module in network.named_modules():
-        if path and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
-            yield path, module
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer, quantised or not, or Transformers' transposed `Conv1D`.
+
+    The output projection of `nn.MultiheadAttention` is none: its `forward` is never called.
+    """
+    linear = isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+    return linear or type(module).__name__ == "Conv1D"
 
 
 def _widths(linear: nn.Module) -> tuple[int, int]:
@@ -69,8 +72,7 @@ def _widths(linear: nn.Module) -> tuple[int, int]:
 def _output_layers(network: nn.Module) -> list[nn.Module]:
     """The layers that `all-linear` skips: the language-model head and a classification head."""
     embeddings = getattr(network, "get_output_embeddings", lambda: None)()
-    heads = [module for name in HEADS for module in getattr(network, name, nn.Module()).modules()]
-    return [embeddings, *heads]
+    return [embeddings, *(module for head in heads(network) for module in head.modules())]
 
 
 def _matches(target_modules: str | Sequence[str], path: str, is_output: bool) -> bool:
@@ -90,7 +92,4 @@ def _place(path: str) -> tuple[int, str]:
 def _refuse_peft(network: nn.Module) -> None:
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in network.modules()):
-        raise UserError(
-            "the network has PEFT layers already",
-            "score the base model, e.g. after model.unload()",
-        )
+        raise UserError("the network has PEFT layers already", "score the base model, e.g. after model.unload()")

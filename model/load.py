@@ -22,6 +22,7 @@ import model.family as families
 from dataset.spec import DatasetSpec, Task
 from heterolora.adapt import in_head
 from heterolora.errors import UserError
+from heterolora.search_space import SearchSpace
 from model.checkpoint import BaseSource, read_state_dict
 from model.fingerprint import fingerprint
 from model.quantize import loading_arguments
@@ -211,3 +212,17 @@ def _not_loadable(what: str, source: str, reason: Exception) -> UserError:
         f"the {what} of '{source}' can't be loaded: no such folder, and not available from the hub ({first_line})",
         "give a hub name or a folder that save_pretrained wrote",
     )
+
+
+def enable_gradient_checkpointing(network: PreTrainedModel, space: SearchSpace | None = None) -> None:
+    """Recompute the blocks' activations in the backward pass instead of keeping them (Chen et al. 2016).
+
+    Args:
+        network: the model, adapted or plain.
+        space: the search space of an adapted model.
+    """
+    options: dict[str, Any] = {"use_reentrant": False}
+    if space is not None:
+        options["context_fn"] = space.carry.contexts
+    network.activation_checkpointing_enable(options)
+    network.disable_input_require_grads()  # only the reentrant kind needs embeddings that require a gradient

@@ -13,10 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from heterolora import config
-from heterolora.adapt import enable_gradient_checkpointing, heads, plan
+from heterolora.adapt import heads, plan
 from heterolora.element import PROJECTIONS, Kind
 from heterolora.errors import UserError
 from model import family
+from model.load import enable_gradient_checkpointing
 from model.parameters import count, render
 from model.skeleton import skeleton
 from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, put_into, shortcut_config
@@ -259,7 +260,7 @@ def test_parameters_are_counted_by_kind():
     assert (rows["shortcut2"].on, rows["shortcut2"].total) == (1, 2 * 64)
     assert rows["head"].total == rows["head"].trainable == 3 * 32
     assert rows["base"].trainable == 0
-    plain = AutoModelForSequenceClassification.from_config(OPT)
+    plain = AutoModelForSequenceClassification.from_config(OPT.config)
     assert rows["base"].total == sum(p.numel() for p in plain.parameters()) - 3 * 32
     assert table.total == sum(p.numel() for p in model.network.parameters())
     assert table.trainable == sum(p.numel() for p in model.network.parameters() if p.requires_grad)

@@ -1,5 +1,6 @@
 """Files are there whole or not at all; TOML is read back as it was written."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None
         _make_half(path)
     assert [entry.name for entry in path.iterdir()] == ["second"]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_killed_process_with_the_same_id_left_is_replaced(tmp_path: Path) -> None:
+    for left in ("tmp", "old"):
+        folder = tmp_path / f".adapter.{os.getpid()}.{left}"
+        folder.mkdir()
+        (folder / "half").touch()
+    (tmp_path / "adapter").mkdir()
+    with whole_folder(tmp_path / "adapter") as unfinished:
+        (unfinished / "new").touch()
+    assert [entry.name for entry in (tmp_path / "adapter").iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "adapter"]
 
 
 def _make_half(path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import peft
@@ -20,6 +20,8 @@ from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
@@ -249,6 +251,27 @@ def meta(network: PreTrainedModel) -> list[dict[str, Tensor]]:
         (lambda n: hl.lora_config(hl.score(n, batches())), "0 budgets are given; give one of"),
         (lambda n: hl.lora_config(hl.score(n, batches()), parameters=1), "pays for no element; expected at least"),
         (lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, policy="top"), "did you mean 'topk'"),
+        (
+            lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, policy="topk", rank=0),
+            "the rank is 0; expected 1",
+        ),
+        (lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, max_rank=0), "expected 0 <= lowest <= highest"),
+        (
+            lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, rank=4),
+            "does not use the given limit; rank is for",
+        ),
+        (lambda n: hl.score(n, batches(), rank=0), "rank is 0; expected a whole number, 1 or more"),
+        (lambda n: hl.score(n, batches(), rank=-1), "rank is -1; expected a whole number, 1 or more"),
+        (lambda n: hl.score(n, batches(), alpha=0), "alpha is 0; expected a number above 0"),
+        (lambda n: hl.score(n, batches(), max_batches=0), "no batches to score on"),
+        (lambda n: hl.score(n, batches(), max_batches=-1), "max_batches is -1; expected a whole number, 0 or more"),
+        (lambda n: hl.score(n, batches(), warmup_batches=-2), "warmup_batches is -2; expected a whole number"),
+        (lambda n: hl.score(n.to("meta"), batches()), "without values .* load the whole model first"),
+        (lambda n: hl.score(made_in_inference_mode(), own_batches(), loss=squared), "made in inference mode; make it"),
+        (
+            lambda n: hl.score(n, batches(), loss=lambda n, b: n(**b).loss.detach()),
+            "does not depend on the scored layers",
+        ),
     ],
 )
 def test_mistakes_are_one_line(call: Callable[[PreTrainedModel], object], message: str) -> None:
@@ -262,6 +285,153 @@ def test_scores_of_the_command_line_make_a_peft_configuration(tmp_path: Path) ->
     scores_file.write(tmp_path / "scores.toml", scores)
     again = scores_file.read(tmp_path / "scores.toml")
     assert hl.lora_config(again, share=0.5).to_dict() == hl.lora_config(scores, share=0.5).to_dict()
+
+
+# ---- unusual callers and networks
+
+
+def test_gradients_of_an_open_accumulation_window_are_kept() -> None:
+    network = Own()
+    squared(network, own_batches()[0]).backward()
+    kept = [(parameter.grad, parameter.grad.clone()) for parameter in network.parameters()]
+    hl.score(network, own_batches(), "snip", loss=squared, warmup_batches=1)
+    for parameter, (gradient, values) in zip(network.parameters(), kept, strict=True):
+        assert parameter.grad is gradient
+        assert torch.equal(gradient, values)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same_scores(mode: Callable[[], object]) -> None:
+    network, data = Own(), own_batches()
+    expected = hl.score(network, data, "snip", loss=squared, warmup_batches=1)
+    with mode():
+        found = hl.score(
+            network, (tuple(t + 0 for t in batch) for batch in data), "snip", loss=squared, warmup_batches=1
+        )
+        assert not torch.is_grad_enabled()
+    assert found == expected
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_of_either_kind_gives_the_same_scores(reentrant: bool) -> None:
+    network = neox().train()
+    expected = hl.score(network, batches())
+    network.activation_checkpointing_enable({"use_reentrant": reentrant})
+    block = network.gpt_neox.layers[0]
+    before, kept = state_of(network), block._gradient_checkpointing_func
+    assert hl.score(network, batches()) == expected
+    assert_same_state(state_of(network), before)
+    assert block._gradient_checkpointing_func is kept
+
+
+def test_a_one_shot_generator_is_read_once_and_no_further_than_needed() -> None:
+    read: list[int] = []
+
+    def stream() -> Iterator[dict[str, Tensor]]:
+        for index, batch in enumerate(batches()):
+            read.append(index)
+            yield batch
+
+    network = neox()
+    assert hl.score(network, stream(), "snip", max_batches=2) == hl.score(network, batches(2), "snip")
+    assert read == [0, 1]
+
+
+def test_the_random_numbers_of_a_data_loader_are_restored() -> None:
+    rows = list(zip(torch.randn(8, 6), torch.randn(8, 3), strict=True))
+    loader = torch.utils.data.DataLoader(rows, batch_size=2, shuffle=True)
+    network, before = Own(), torch.get_rng_state()
+    scores = hl.score(network, loader, loss=squared)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert hl.score(network, loader, loss=squared) == scores
+
+
+class SharedLayer(nn.Module):
+    """One layer under two names; a method with the name of a classification head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = self.first
+        self.last = nn.Linear(6, 3)
+
+    def score(self, x: Tensor) -> Tensor:
+        return self.last(self.second(torch.tanh(self.first(x))))
+
+    forward = score
+
+
+def test_a_shared_layer_is_one_element_and_stays_shared() -> None:
+    network = SharedLayer()
+    assert set(hl.score(network, own_batches(), loss=squared).by_module()) == {"first", "last"}
+    assert network.first is network.second
+    assert type(network.first) is nn.Linear
+
+
+class Encoder(nn.Module):
+    """Torch's own Transformer, whose fast path reads the weights of its layers and does not call them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.encoder(x.unsqueeze(1))).squeeze(1)
+
+
+def test_torchs_own_transformer_can_be_scored() -> None:
+    network = Encoder()
+    scores = hl.score(network, own_batches(), loss=squared).by_module()
+    linears = {f"encoder.layers.{layer}.linear{index}" for layer in (0, 1) for index in (1, 2)}
+    assert set(scores) == {*linears, "last"}  # not attention's out_proj, which is never called
+    assert all(score > 0 for score in scores.values())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_network_that_reads_the_weight_of_a_layer_can_be_scored() -> None:
+    shape = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+    network = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **shape))
+    assert "encoder.block.0.layer.1.DenseReluDense.wo" in hl.score(network, batches()).by_module()
+
+
+class Headed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+        self.classifier = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.tanh(self.body(x)))
+
+
+def test_a_head_that_is_scored_is_trained_once_in_the_warm_up(recwarn: pytest.WarningsRecorder) -> None:
+    network = Headed()
+    before = state_of(network)
+    hl.score(network, own_batches(), "snip", loss=squared, target_modules=["body", "classifier"], warmup_batches=2)
+    assert_same_state(state_of(network), before)
+    assert not [one for one in recwarn if "duplicate parameters" in str(one.message)]
+    assert set(hl.score(network, own_batches(), loss=squared).by_module()) == {"body"}
+
+
+def test_a_quantised_layer_keeps_its_own_widths() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    network = nn.Sequential(bitsandbytes.nn.Linear4bit(64, 48, bias=False), nn.Linear(48, 3))
+    items = hl.score(network, [], "constant").scored
+    assert [(item.element.in_features, item.element.out_features) for item in items] == [(64, 48), (48, 3)]
+
+
+def test_a_loss_function_may_move_the_batches() -> None:
+    moved = [(index, *batch) for index, batch in enumerate(own_batches())]
+    data = [(torch.tensor(index, device="meta"), x, y) for index, x, y in moved]
+    found = hl.score(Own(), data, loss=lambda network, batch: squared(network, batch[1:]))
+    assert len(found.scored) == 3
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return Own()
 
 
 # ---- examples

@@ -16,14 +16,13 @@ from actions.options import Options, changed
 from actions.parse import Command
 from actions.resolve import resolve
 from dataset import registry
-from heterolora.adapt import enable_gradient_checkpointing
 from heterolora.errors import UserError
 from heterolora.saliency.problem import Loss, Problem
 from heterolora.saliency.score import score
 from heterolora.search_space import SearchSpace
 from model import family, quantize
 from model.checkpoint import BaseSource
-from model.load import Base, load_base, load_config, load_tokenizer
+from model.load import Base, enable_gradient_checkpointing, load_base, load_config, load_tokenizer
 from model.parameters import count
 from model.quantize import check_quantize
 from tests.adapted import gradients, lora_config, put_into, shortcut_config

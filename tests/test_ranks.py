@@ -143,27 +143,29 @@ def test_any_budget_is_used_up_and_never_exceeded(policy: Policy, mode: Mode) ->
             *_sites([score() for _ in range(shortcuts)], [7] * shortcuts, kind="shortcut", rank=3),
         ]
         parameters = generator.random() < 0.5
-        prices = {s.key: 2 * s.in_features if parameters else 1 for s in sites}
-        of_mode = [site for site in sites if mode != "off" or site.kind == "lora"]
-        whole = sum(prices[site.key] * policy.highest(site) for site in of_mode)
-        amount = generator.randint(max(prices[site.key] * policy.lowest(site) for site in sites) * 3, 2000)
+        prices = {s.element.key: 2 * s.element.in_features if parameters else 1 for s in sites}
+        of_mode = [site for site in sites if mode != "off" or site.element.kind == "lora"]
+        whole = sum(prices[site.element.key] * policy.bounds(site)[1] for site in of_mode)
+        amount = generator.randint(max(prices[site.element.key] * policy.bounds(site)[0] for site in sites) * 3, 2000)
         if amount > whole:
             continue
         assignment = _assign(sites, policy, Limit("parameters" if parameters else "rank", amount), mode, seed=trial)
 
-        ranks = {site.key: assignment.ranks.get(site.key, 0) for site in sites}
-        spent = sum(ranks[site.key] * prices[site.key] for site in of_mode)
+        ranks = {site.element.key: assignment.ranks.get(site.element.key, 0) for site in sites}
+        spent = sum(ranks[site.element.key] * prices[site.element.key] for site in of_mode)
         assert spent == sum(part.spent for part in assignment.spending)
         assert all(part.spent <= part.budget <= part.whole for part in assignment.spending)
         assert sum(part.budget for part in assignment.spending) == amount
         pools = {"off": (["lora"],), "separated": (["lora"], ["shortcut"]), "combined": (["lora", "shortcut"],)}[mode]
         for pool, part in zip(pools, assignment.spending, strict=True):
-            for site in (site for site in sites if site.kind in pool):
-                rank = ranks[site.key]
-                assert rank == 0 or policy.lowest(site) <= rank <= policy.highest(site)
-                if rank < policy.highest(site):
-                    more = policy.lowest(site) if rank == 0 else 1
-                    assert part.spent + more * prices[site.key] > part.budget, "an addition would still have fitted"
+            for site in (site for site in sites if site.element.kind in pool):
+                rank = ranks[site.element.key]
+                assert rank == 0 or policy.bounds(site)[0] <= rank <= policy.bounds(site)[1]
+                if rank < policy.bounds(site)[1]:
+                    more = policy.bounds(site)[0] if rank == 0 else 1
+                    assert part.spent + more * prices[site.element.key] > part.budget, (
+                        "an addition would still have fitted"
+                    )
 
 
 def test_better_scores_never_get_lower_ranks_and_shares_are_off_by_less_than_one() -> None:

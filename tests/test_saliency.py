@@ -13,13 +13,14 @@ import torch
 from torch.func import functional_call
 
 from heterolora import saliency
-from heterolora.adapt import enable_gradient_checkpointing, heads
+from heterolora.adapt import heads
 from heterolora.errors import UserError
 from heterolora.saliency import heuristics
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score, why_all_equal
 from heterolora.saliency.warm_up import WarmUp
 from model import metrics
+from model.load import enable_gradient_checkpointing
 from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
 from tests.scoring import labelled, loss_and_logits, problem, q_and_v
 from tests.tiny import tiny_batch
@@ -105,7 +106,7 @@ def test_elements_that_are_off_score_as_if_on(name: str) -> None:
     trained = made()
     asked = problem(trained, batches_of(trained, count=2))
     all_on = score(name, asked)
-    off = trained.space.elements[::2]
+    off = trained.space.low_ranks[::2]
     for low_rank in off:
         low_rank.switch(False)
     assert score(name, asked) == all_on
@@ -184,7 +185,7 @@ class TestNoTrace:
         trained = made(std=std)
         trained.network.train()
         trained.space.blocks[0].eval()
-        for low_rank in trained.space.elements[1::3]:
+        for low_rank in trained.space.low_ranks[1::3]:
             low_rank.switch(False)
         loss_and_logits(trained.network, batches_of(trained)[0])[0].backward()
         return trained

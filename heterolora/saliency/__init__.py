@@ -52,9 +52,7 @@ _registered: dict[str, Heuristic] = {}
 def register(name: str, **properties: Any) -> Callable[[Any], Any]:
     """Decorator of a heuristic: a function of a `Problem`, or a class whose instances are called with one.
 
-    Args:
-        name: the name of the file without its suffix.
-        properties: the other attributes of `Heuristic`.
+    `name` is the name of the file without its suffix, and `properties` are the other attributes of `Heuristic`.
     """
 
     def keep(scorer: Any) -> Any:
@@ -72,11 +70,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Heuristic:
-    """The heuristic of that name.
-
-    Raises:
-        UserError: there is none; the message gives the nearest name.
-    """
+    """The heuristic of that name. Raises UserError if there is none."""
     if name not in names():
         raise UserError(f"importance test '{name}' is not known", nearest(name, names()))
     if name not in _registered:

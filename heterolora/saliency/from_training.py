@@ -34,15 +34,8 @@ class TrainingGradients:
         gradients.stop()
         scores, _ = gradients.scores(), gradients.reset()
 
-    No element may be switched while it records. While it does not record, it has no effect on the network.
-
-    Args:
-        space: the search space.
-        heuristic: the formula.
-
-    Attributes:
-        recording: true between `start` and `stop`.
-        windows: the number of windows in the sums.
+    No element may be switched while it records. While it does not record, it has no effect on the network. `windows`
+    is the number of windows in the sums.
     """
 
     def __init__(self, space: SearchSpace, heuristic: GradientHeuristic) -> None:
@@ -56,8 +49,7 @@ class TrainingGradients:
         """Record from the next forward pass on. Has no effect if it records already."""
         if self.recording:
             return
-        self.recording = True
-        self._window = self._zeros()
+        self.recording, self._window = True, self._zeros()
         off = [each for each in self._each(self._window) if not each[0].enabled]
         if not off:
             return
@@ -67,7 +59,6 @@ class TrainingGradients:
             low_rank.probe = Probe(low_rank, of_A, of_Bt, anchor, is_trained)
 
     def stop(self) -> None:
-        """Stop recording and keep the sums."""
         self.recording, self._window = False, None
         for low_rank in self.space:
             low_rank.probe = None
@@ -77,11 +68,8 @@ class TrainingGradients:
         """Add the gradients of the window that has just ended. Every process must call it.
 
         The `.grad` of elements that are on must be final: averaged over processes and without a loss scale. The
-        gradients of elements that are off are averaged and unscaled here.
-
-        Args:
-            loss_scale: the factor by which a gradient scaler (float16) has multiplied the loss. A window with
-                gradients that are not finite is then skipped, as the scaler skips its step.
+        gradients of elements that are off are averaged and unscaled here. `loss_scale` is the factor by which a
+        gradient scaler (float16) has multiplied the loss. Then a window with gradients that are not finite is skipped.
         """
         if self._window is None:
             raise RuntimeError("`collect` needs a call of `start` before")
@@ -100,7 +88,7 @@ class TrainingGradients:
 
     def totals(self) -> list[Tensor]:
         """The sums for A and B of each element in turn, as `GradientHeuristic.scores` takes them."""
-        total = self._zeros() if self._total is None else self._total.to(self._device)
+        total = self._zeros() if self._total is None else self._total.to(self.space.device)
         return [part for _, of_A, of_Bt in self._each(total) for part in (of_A, of_Bt.t())]
 
     def scores(self) -> dict[str, float]:
@@ -109,7 +97,6 @@ class TrainingGradients:
         return {element.key: value for element, value in zip(self.space.elements, values, strict=True)}
 
     def reset(self) -> None:
-        """Delete the sums."""
         self.windows, self._total = 0, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,12 +107,8 @@ class TrainingGradients:
         """Continue with the sums of `state_dict`. Whether it records is not part of the state."""
         self.windows, self._total = state["windows"], state["total"]
 
-    @property
-    def _device(self) -> torch.device:
-        return self.space.low_ranks[0].A.device
-
     def _zeros(self) -> Tensor:
-        return torch.zeros(sum(element.parameters for element in self.space.elements), device=self._device)
+        return torch.zeros(sum(element.parameters for element in self.space.elements), device=self.space.device)
 
     def _each(self, flat: Tensor) -> Iterator[tuple[LowRank, Tensor, Tensor]]:
         """Each element with its parts of `flat`: A (r, in) and Bᵀ (r, out)."""
@@ -138,13 +121,7 @@ class TrainingGradients:
 def recorded(batch: int, until_due: int, limit: int, window: int = 1) -> bool:
     """Whether to record batch `batch` (from 0, of the epoch) for the scores that are due in `until_due` batches.
 
-    Only whole windows are recorded: those with any of the last `limit` batches before the scores are due.
-
-    Args:
-        batch: index within the epoch; windows begin at multiples of `window`.
-        until_due: batches before the next scores, including this one.
-        limit: `--imp-limit-test-batches` as a number of batches.
-        window: batches of an accumulation window.
+    Only whole accumulation windows are recorded, which begin at multiples of `window`: those with any of the last
+    `limit` batches before the scores are due.
     """
-    after_this_window = until_due - (window - batch % window)
-    return after_this_window < limit
+    return until_due - (window - batch % window) < limit

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heterolora.distributed import sum_over_ranks
+from heterolora.distributed import sum_over_ranks, world_size
 from heterolora.saliency.problem import Problem
 
 
@@ -37,18 +37,18 @@ class GradientHeuristic(ABC):
 
     @torch.no_grad()
     def scores(self, parameters: Sequence[Tensor], totals: Sequence[Tensor]) -> list[float]:
-        """One score per element.
-
-        Args:
-            parameters: A and B of each element in turn, see `SearchSpace.parameters`.
-            totals: for each parameter, the sum of `of_batch(gradient)` over all batches of all processes.
+        """One score per element, from A and B of each element in turn, and for each of these parameters the sum of
+        `of_batch(gradient)` over all batches of all processes.
         """
         parts = [self.measure(weight, total) for weight, total in zip(parameters, totals, strict=True)]
+        parts = [part.to(parts[0].device) for part in parts]  # a model may be on several devices
         return torch.stack(parts).view(-1, 2).sum(1).tolist()
 
 
 def _sum_each_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sums over all processes, in one collective."""
+    if world_size() == 1:
+        return list(tensors)
     flat = sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]))
     pieces = flat.split([tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]

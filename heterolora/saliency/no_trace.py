@@ -25,8 +25,21 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
     state are as before. The values of parameters are not restored, because nothing here writes to them.
     """
     with ExitStack() as stack:
-        for context in (random_state(network), _gradients(network), _switches(space), _modes(network)):
-            stack.enter_context(context)
+
+        def restore(owner: object, *attributes: str) -> None:
+            for name in attributes:
+                stack.callback(setattr, owner, name, getattr(owner, name))
+
+        stack.enter_context(random_state(network))
+        for parameter in network.parameters():
+            restore(parameter, "grad", "requires_grad")
+            parameter.grad = None  # not copied: an accumulation window may be open
+        for low_rank in space:
+            restore(low_rank, "enabled", "importance")
+        restore(space.carry, "held")
+        space.carry.held = Held()
+        for module in network.modules():
+            restore(module, "training")
         stack.enter_context(torch.inference_mode(False))  # the caller may be inside an evaluation
         stack.enter_context(torch.enable_grad())
 
@@ -41,53 +54,22 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
 
 
 @contextmanager
-def random_state(network: nn.Module) -> Iterator[None]:
-    """Restores the random state of Python, NumPy, and torch on the CPU and on the network's GPUs."""
+def random_state(network: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Restores the random state of Python, NumPy, and torch on the CPU and on the network's GPUs.
+
+    Inside, torch starts from `seed` if there is one. `torch.manual_seed` would also change all other devices.
+    """
     gpus = {parameter.device.index for parameter in network.parameters() if parameter.device.type == "cuda"}
     for_python, for_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(sorted(gpus)):
         try:
+            if seed is not None:
+                for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+                    generator.manual_seed(seed)
             yield
         finally:
             random.setstate(for_python)
             np.random.set_state(for_numpy)
-
-
-@contextmanager
-def _gradients(network: nn.Module) -> Iterator[None]:
-    """Restores gradients and `requires_grad`. Gradients are not copied; an accumulation window may be open."""
-    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    for parameter, _, _ in kept:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, requires_grad, gradient in kept:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-
-
-@contextmanager
-def _switches(space: SearchSpace) -> Iterator[None]:
-    """Restores which elements are on, their importance, and the tensors that pass between blocks."""
-    kept = [(low_rank, low_rank.enabled, low_rank.importance) for low_rank in space]
-    held, space.carry.held = space.carry.held, Held()
-    try:
-        yield
-    finally:
-        space.carry.held = held
-        for low_rank, enabled, importance in kept:
-            low_rank.enabled, low_rank.importance = enabled, importance
-
-
-@contextmanager
-def _modes(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
@@ -105,16 +87,19 @@ def _checkpointed_in_evaluation(block: nn.Module) -> Iterator[None]:
 
     transformers checkpoints a block only if its `training` is true when it is called. Some blocks (OPT's) also use
     `training` for dropout. So `training` is set to true for the call, and set back to false inside the function that
-    the library calls for checkpointing. The library does not call that function if no gradient is required.
+    the library calls for checkpointing. The library does not call that function if no gradient is required. The
+    reentrant kind cannot be used with `torch.autograd.grad`, so the other kind replaces it.
     """
-    checkpoint = block._gradient_checkpointing_func
+    kept = block._gradient_checkpointing_func
+    reentrant = isinstance(kept, functools.partial) and kept.keywords.get("use_reentrant")
+    checkpoint = functools.partial(kept, use_reentrant=False) if reentrant else kept
     block._gradient_checkpointing_func = functools.partial(_checkpoint_in_evaluation, block, checkpoint)
     hook = block.register_forward_pre_hook(_train_if_gradients_are_enabled)
     try:
         yield
     finally:
         hook.remove()
-        block._gradient_checkpointing_func = checkpoint
+        block._gradient_checkpointing_func = kept
 
 
 def _train_if_gradients_are_enabled(block: nn.Module, _args: tuple[Any, ...]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +45,7 @@ class Factors:
 
 
 class PositiveNetwork:
-    """The positive linear network of an adapted network. The adapted network is only read.
-
-    Args:
-        network: the adapted network.
-        space: its search space; elements that are off are skipped.
-
-    Attributes:
-        factors: (block, name) -> |A| and |B|, in the order of the search space.
+    """The positive linear network of an adapted network, which is only read. Elements that are off are skipped.
 
     Raises:
         UserError: the network has no family table, or a weight of the base cannot be read because it is quantised.
@@ -64,16 +58,11 @@ class PositiveNetwork:
         self.width = network.get_input_embeddings().embedding_dim
         self.heads = network.config.num_attention_heads
         self.modules = dict(network.base_model.named_modules())
-        device = space.low_ranks[0].A.device
-        self.device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-        self.factors = {
-            (low_rank.element.layer, low_rank.element.name): Factors(
-                self._positive(low_rank.A).requires_grad_(),
-                self._positive(low_rank.B).requires_grad_(),
-                low_rank.scaling,
-            )
-            for low_rank in space.on()
-        }
+        self.device = torch.device("cpu") if space.device.type == "mps" else space.device  # MPS has no float64
+        self.factors: dict[tuple[int, str], Factors] = {}  # by (block, name), in the order of the search space
+        for low_rank in space.on():
+            A, B = (self._positive(factor).requires_grad_() for factor in (low_rank.A, low_rank.B))
+            self.factors[low_rank.element.layer, low_rank.element.name] = Factors(A, B, low_rank.scaling)
         self.power = 0
 
     def flow(self) -> Tensor:
@@ -107,11 +96,8 @@ class PositiveNetwork:
         def linear(name: str, source: Tensor) -> Tensor:
             return self._linear(block.get_submodule(self.family.linears[name]), source) + delta(name, source)
 
-        def norm1(source: Tensor) -> Tensor:
-            return self._norm(block.get_submodule(self.family.norm1), source)
-
-        def norm2(source: Tensor) -> Tensor:
-            return self._norm(block.get_submodule(self.family.norm2), source)
+        norm1 = partial(self._norm, block.get_submodule(self.family.norm1))
+        norm2 = partial(self._norm, block.get_submodule(self.family.norm2))
 
         def attention(source: Tensor) -> Tensor:
             values = linear("v_proj", source)
@@ -138,7 +124,7 @@ class PositiveNetwork:
     def _through(self, paths: Sequence[str], x: Tensor) -> Tensor:
         """Apply the linear layers and norms at `paths` to x; paths that the model does not have are skipped."""
         for module in (self.modules[path] for path in paths if path in self.modules):
-            x = self._linear(module, x) if isinstance(module, nn.Linear) else self._norm(module, x)
+            x = (self._linear if isinstance(module, nn.Linear) else self._norm)(module, x)
         return x
 
     def _linear(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -152,9 +138,7 @@ class PositiveNetwork:
         return self._positive(weight) @ x
 
     def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
-        if module.weight is None:
-            return x
-        return self._positive(self.family.norm_offset + module.weight) * x
+        return x if module.weight is None else self._positive(self.family.norm_offset + module.weight) * x
 
     def _positive(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self.device, torch.float64).abs()

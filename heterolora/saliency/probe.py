@@ -17,10 +17,11 @@ class Probe:
 
         ∂ℓ/∂A = s · Bᵀ Gᵀ x        (∂ℓ/∂B)ᵀ = s · A xᵀ G
 
-    y and, in the backward pass, G are passed on unchanged, so training is not affected. x is taken before dropout.
+    y and, in the backward pass, G are passed on unchanged, so training is not affected. x is taken before dropout. The
+    weights of the element must not change while it is probed.
 
     Args:
-        low_rank: the element. Its weights must not change while it is probed.
+        low_rank: the element.
         of_A: the tensor that ∂ℓ/∂A (r, in) is added to in every backward pass, float32.
         of_Bt: the same for (∂ℓ/∂B)ᵀ (r, out).
         anchor: any tensor that requires a gradient (it gets none). It makes autograd run the backward pass also below

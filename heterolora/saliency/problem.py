@@ -17,12 +17,8 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one process's share of a batch.
-
-    Attributes:
-        total: the sum over what the task counts (rows or target tokens), a scalar.
-        count: the number of rows or target tokens.
-        logits: the output of the network, of any shape; None if the metric does not need it.
+    """The loss of one process's share of a batch: the sum over what the task counts (rows or target tokens), a scalar,
+    and their number. `logits` is the output of the network, if the metric needs it.
     """
 
     total: Tensor
@@ -74,11 +70,8 @@ class Problem:
     """A network, its search space and scoring batches. L is the sum of the batches' losses.
 
     Attributes:
-        network: the adapted network.
         space: its elements; while a heuristic runs, all are on, dropout is off, and only elements require gradients.
-        evaluate: runs the forward pass of a batch and returns its loss.
         batches: this process's share of the scoring batches: batch i belongs to process i mod world.
-        metric: the metric of the task.
         track: (items, description) -> the same items, while progress is shown.
     """
 
@@ -88,8 +81,3 @@ class Problem:
     batches: Sequence[Batch]
     metric: Metric = field(default_factory=Metric)
     track: Track = untracked
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the elements."""
-        return self.space.low_ranks[0].A.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,17 +16,11 @@ from heterolora.shortcut import Carry
 
 @dataclass(frozen=True)
 class State:
-    """The state from which a forward pass continues.
-
-    Attributes:
-        layer: the next block.
-        x: its input (rows, tokens, width); None: start with the embeddings.
-        before: (previous block, its h), if block `layer` has a shortcut that needs it.
-    """
+    """The state from which a forward pass continues: with block `layer`, or with the embeddings if x is None."""
 
     layer: int = 0
-    x: Tensor | None = None
-    before: tuple[int, Tensor] | None = None
+    x: Tensor | None = None  # input of the block (rows, tokens, width)
+    before: tuple[int, Tensor] | None = None  # (previous block, its h), if the block has a shortcut that needs it
 
 
 class Restarts:
@@ -34,41 +29,32 @@ class Restarts:
     For each batch one state is kept, that of the last requested block. Blocks before a requested block run only once,
     from the kept state. Embeddings, masks, head and loss are computed each time, and the result is bit for bit that of
     a complete evaluation. A network without a family table is always evaluated completely.
-
-    Args:
-        problem: the network and the batches.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem, family = problem, problem.space.family
-        self.blocks: nn.ModuleList | None = None
-        if family is not None:
-            self.blocks = problem.network.base_model.get_submodule(family.blocks)
+        self.blocks = None if family is None else problem.network.base_model.get_submodule(family.blocks)
         self.states = [State() for _ in problem.batches]
 
     def evaluate(self, batch: int, layer: int) -> Loss:
-        """The loss of batch number `batch`.
+        """The loss of batch number `batch`, where `layer` is the first block that differs from its first evaluation.
 
-        Args:
-            batch: index into the problem's batches.
-            layer: the first block that differs from the first evaluation of the batch.
-
-        Raises:
-            ValueError: the batch already has the state of a later block.
+        Raises ValueError if the batch already has the state of a later block.
         """
         if self.blocks is None:
             return self.problem.evaluate(self.problem.batches[batch])
         state = self.states[batch]
         if layer < state.layer:
             raise ValueError(f"batch {batch} can't go back from block {state.layer} to block {layer}")
-        watched = _Watch(layer, self.problem.space.carry)
-        hook = self.blocks[layer].register_forward_pre_hook(watched.see)
+        hook = self.blocks[layer].register_forward_pre_hook(partial(self._keep, batch, layer))
         try:
             with self._from(self.blocks, state):
                 return self.problem.evaluate(self.problem.batches[batch])
         finally:
             hook.remove()
-            self.states[batch] = watched.state or state
+
+    def _keep(self, batch: int, layer: int, _block: nn.Module, args: tuple[Any, ...]) -> None:
+        self.states[batch] = State(layer, args[0], self.problem.space.carry.held.before)
 
     @contextmanager
     def _from(self, blocks: nn.ModuleList, state: State) -> Iterator[None]:
@@ -95,14 +81,3 @@ class _StandIn(nn.Module):
         if self.state.before is not None:
             self.carry.put(*self.state.before)
         return self.state.x
-
-
-class _Watch:
-    """Keeps the state at the entry of a block."""
-
-    def __init__(self, layer: int, carry: Carry) -> None:
-        self.layer, self.carry = layer, carry
-        self.state: State | None = None
-
-    def see(self, _block: nn.Module, args: tuple[Any, ...]) -> None:
-        self.state = State(self.layer, args[0], self.carry.held.before)

@@ -17,11 +17,6 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
 
     Every process must call it with its own share of the batches. All processes get the same scores.
 
-    Args:
-        name: one of `heterolora.saliency.names()`.
-        problem: the network, its elements and the batches.
-        warm_up: training before scoring, which is undone afterwards; it is skipped if any B ≠ 0.
-
     Returns:
         key of an element (`layer_<i>.<name>`) -> score, in the order of the search space.
 
@@ -34,9 +29,8 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
     scores = {element.key: value for element, value in zip(problem.space.elements, values, strict=True)}
     for key, value in scores.items():
         if not math.isfinite(value):
-            raise UserError(
-                f"the {name} score of {key} is {value}", "expected a finite score; check the loss and --precision"
-            )
+            found = f"the {name} score of {key} is {value}"
+            raise UserError(found, "expected a finite score; check the loss and --precision")
     return scores
 
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from heterolora.distributed import sum_numbers_over_ranks
 from heterolora.errors import UserError
@@ -23,10 +24,6 @@ class Judge(ABC):
 
     The processes share the batches. They work in rounds; in each round a process has one batch or, if it has no batch
     left, None. All processes reach the same verdict after the same round.
-
-    Args:
-        metric: the metric and its tolerance.
-        device: the device of the results.
     """
 
     higher_is_better = False
@@ -36,11 +33,7 @@ class Judge(ABC):
         self.limit = math.nan
 
     def first(self, rounds: Iterable[Evaluated | None]) -> None:
-        """The evaluation that all others are compared with.
-
-        Raises:
-            UserError: the metric is not finite.
-        """
+        """The evaluation that all others are compared with. Raises UserError if the metric is not finite."""
         self.start()
         for evaluated in rounds:
             self.add(evaluated)
@@ -87,47 +80,8 @@ class Judge(ABC):
         return 0.0
 
 
-class AccuracyJudge(Judge):
-    """Correct answers are counted. The remaining rows can add between none and all of them."""
-
-    higher_is_better = True
-
-    def start(self) -> None:
-        self.right_here = self.rows_here = 0
-        self.right = self.rows = 0.0  # over all processes
-
-    def add(self, evaluated: Evaluated | None) -> None:
-        if evaluated is not None:
-            batch, loss = evaluated
-            right = loss.logits.argmax(-1) == batch["labels"]
-            self.right_here += int(right.sum())
-            self.rows_here += len(right)
-        self.right, self.rows = sum_numbers_over_ranks((self.right_here, self.rows_here), self.device)
-
-    def first(self, rounds: Iterable[Evaluated | None]) -> None:
-        super().first(rounds)
-        self.all_rows = self.rows
-
-    def value(self) -> float:
-        return self.right / self.rows
-
-    def certain(self) -> bool | None:
-        if self.within(self.right / self.all_rows):
-            return True
-        left = self.all_rows - self.rows
-        return None if self.within((self.right + left) / self.all_rows) else False
-
-    def doubt(self, batch: Batch, loss: Loss) -> float:
-        """Correct answers; an answer counts more if its margin over the next best is small."""
-        labels = batch["labels"].unsqueeze(-1)
-        of_label = loss.logits.gather(-1, labels).squeeze(-1)
-        of_others = loss.logits.scatter(-1, labels, -math.inf).amax(-1)
-        margin = of_label - of_others
-        return float(torch.where(margin > 0, (-margin).exp(), 0.0).sum())
-
-
-class LossJudge(Judge):
-    """The mean loss. If losses are never negative, the remaining rounds can only increase their sum."""
+class MeanJudge(Judge):
+    """The metric is a sum over all batches, divided by a count."""
 
     def start(self) -> None:
         self.totals: list[float] = []  # of each batch of this process
@@ -136,9 +90,9 @@ class LossJudge(Judge):
 
     def add(self, evaluated: Evaluated | None) -> None:
         if evaluated is not None:
-            _, loss = evaluated
-            self.totals.append(float(loss.total))
-            self.counts.append(float(loss.count))
+            total, count = self.parts(*evaluated)
+            self.totals.append(float(total))
+            self.counts.append(float(count))
         # fsum is exact, so the order of the batches does not matter
         here = math.fsum(self.totals), math.fsum(self.counts)
         self.total, self.count = sum_numbers_over_ranks(here, self.device)
@@ -149,6 +103,41 @@ class LossJudge(Judge):
 
     def value(self) -> float:
         return self.total / self.count
+
+    @abstractmethod
+    def parts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | int]:
+        """The part of one batch in the sum, and in the count."""
+
+
+class AccuracyJudge(MeanJudge):
+    """Correct answers are counted. The remaining rows can add between none and all of them."""
+
+    higher_is_better = True
+
+    def parts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | int]:
+        right = loss.logits.argmax(-1) == batch["labels"]
+        return right.sum(), len(right)
+
+    def certain(self) -> bool | None:
+        if self.within(self.total / self.full_count):
+            return True
+        left = self.full_count - self.count
+        return None if self.within((self.total + left) / self.full_count) else False
+
+    def doubt(self, batch: Batch, loss: Loss) -> float:
+        """Correct answers; an answer counts more if its margin over the next best is small."""
+        labels = batch["labels"].unsqueeze(-1)
+        of_label = loss.logits.gather(-1, labels).squeeze(-1)
+        of_others = loss.logits.scatter(-1, labels, -math.inf).amax(-1)
+        margin = of_label - of_others
+        return float(torch.where(margin > 0, (-margin).exp(), 0.0).sum())
+
+
+class LossJudge(MeanJudge):
+    """The mean loss. If losses are never negative, the remaining rounds can only increase their sum."""
+
+    def parts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | int]:
+        return loss.total, loss.count
 
     def certain(self) -> bool | None:
         return False if self.metric.nonnegative and self.total / self.full_count > self.limit else None
@@ -180,6 +169,5 @@ class RunningMetricJudge(Judge):
 
 
 def judge(metric: Metric, device: torch.device) -> Judge:
-    """The judge for a metric."""
     kinds: dict[str, type[Judge]] = {"accuracy": AccuracyJudge, "loss": LossJudge}
     return kinds.get(metric.name, RunningMetricJudge)(metric, device)

@@ -15,12 +15,7 @@ from heterolora.saliency.problem import Batch, Problem
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Training before scoring.
-
-    Attributes:
-        batches: the first scoring batches, the same on every process; one step each.
-        learning_rate: the learning rate of AdamW.
-    """
+    """Training with AdamW before scoring: one step on each batch. The batches are the same on every process."""
 
     batches: Sequence[Batch] = ()
     learning_rate: float = 5e-4
@@ -42,7 +37,9 @@ def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
     if not warm_up.batches or not is_fresh(problem):
         yield
         return
-    of_head = [parameter for head in heads(problem.network) for parameter in head.parameters()]
+    in_heads = [parameter for head in heads(problem.network) for parameter in head.parameters()]
+    elements = set(problem.space.parameters)  # a head may hold some of them
+    of_head = [each for each in in_heads if each not in elements and each.is_floating_point()]  # others are quantised
     parameters = [*problem.space.parameters, *of_head]
     values = [parameter.detach().clone() for parameter in parameters]
     try:

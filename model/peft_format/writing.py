@@ -25,7 +25,10 @@ from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHT
 def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> ElementConfig:
     """The layer-wise configuration of all elements of a kind; elements that are off are disabled."""
     elements = [
-        replace(low_rank.element, settings=replace(low_rank.element.settings, disabled=not low_rank.enabled))
+        replace(
+            low_rank.element,
+            settings=replace(low_rank.element.settings, disabled=not low_rank.enabled, adapter="default"),
+        )
         for low_rank in space
     ]
     return ElementConfig.of(elements, kind, renormalize)

@@ -38,10 +38,10 @@ class Walk:
 
     def __init__(self, problem: Problem) -> None:
         mine = len(problem.batches)
-        (everywhere,) = sum_numbers_over_ranks((mine,), problem.device)
+        (everywhere,) = sum_numbers_over_ranks((mine,), problem.space.device)
         self.rounds = math.ceil(everywhere / world_size())
         self.problem, self.restarts = problem, Restarts(problem)
-        self.judge = judge(problem.metric, problem.device)
+        self.judge = judge(problem.metric, problem.space.device)
         self.order = list(range(mine))
         doubts: list[float] = []
         self.judge.first(self._first_rounds(doubts))

@@ -1,0 +1,55 @@
+"""Checks of the names and values in a file. Configurations and scores documents use them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from heterolora.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Field:
+    """Which values a key may have, and how a message describes them."""
+
+    valid: Callable[[Any], bool]
+    expected: str
+    required: bool = True
+
+    def check(self, where: str, key: str, value: Any) -> Any:
+        """Returns `value`. Raises UserError if it is not valid."""
+        if not self.valid(value):
+            raise UserError(f"{where}: {key} is {value!r}", f"expected {self.expected}")
+        return value
+
+
+def whole_number(least: int) -> Field:
+    return Field(
+        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and value >= least,
+        f"a whole number, {least} or more",
+    )
+
+
+def number(valid: Callable[[float], bool], expected: str) -> Field:
+    """A finite number for which `valid` is true."""
+
+    def check(value: Any) -> bool:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and valid(value)
+
+    return Field(check, expected)
+
+
+TEXT = Field(lambda value: isinstance(value, str), "a text")
+TRUTH = Field(lambda value: isinstance(value, bool), "true or false")
+ABOVE_0 = number(lambda value: value > 0, "a number above 0")
+PROBABILITY = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
+
+
+def check_known(where: str, name: str, valid: Iterable[str], also: str = "") -> None:
+    """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`."""
+    if name not in (names := tuple(valid)):
+        raise UserError(f"{where}: '{name}' is not known", nearest(name, names) + also)
