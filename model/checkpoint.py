@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Record:
         action: the action that trained it: `train` or `train-dyrealloc`.
         options: the run's resolved options, as in its `config.toml`.
         base: where the base model came from.
-        base_sha256: `fingerprint` of the base's frozen tensors as stored in its files.
+        base_sha256: hash (hex) of the base's frozen tensors, as stored in its files.
         configs: the LoRA and the shortcut configuration; empty for a plain model.
         on: keys of the elements that are on.
     """
@@ -169,6 +169,31 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state dict", "give a file of named tensors")
     return dict(state)
+
+
+def check_fit(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], misfit: str, advice: str, optional: Collection[str] = ()
+) -> None:
+    """Raises UserError unless tensors have the names and shapes of a network's.
+
+    Args:
+        given: the tensors to load.
+        own: the tensors of the network.
+        misfit: start of the message, which says what does not fit what.
+        advice: end of the message.
+        optional: names that may be missing from `given`.
+    """
+    missing, unknown = sorted(own.keys() - given.keys() - set(optional)), sorted(given.keys() - own.keys())
+    if missing or unknown:
+        raise UserError(
+            f"{misfit}: {len(missing)} weights missing ({', '.join(missing[:1]) or 'none'}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:1]) or 'none'})",
+            advice,
+        )
+    for name, tensor in given.items():
+        if tensor.shape != own[name].shape:
+            expected = f"expected {tuple(own[name].shape)}; {advice}"
+            raise UserError(f"{misfit}: {name} has shape {tuple(tensor.shape)}", expected)
 
 
 def _require_file(path: Path) -> None:

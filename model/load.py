@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import model.family as families
 from dataset.spec import DatasetSpec, Task
 from heterolora.adapt import in_head
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
-from model.checkpoint import BaseSource, read_state_dict
-from model.fingerprint import fingerprint
+from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments
+from model.skeleton import auto_class
 
 _DTYPES = {"64": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 
@@ -37,7 +32,7 @@ class Base:
     Attributes:
         network: the Hugging Face model.
         untrained_head: whether its classification head is newly initialised.
-        sha256: `fingerprint` of all tensors except the head, as in the files (or drawn from the seed).
+        sha256: hash (hex) of all tensors except the head, as in the files or as drawn from the seed.
     """
 
     network: PreTrainedModel
@@ -46,37 +41,33 @@ class Base:
 
 
 def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
-    """The configuration of `source`, with the data set's labels for classification."""
+    """Returns the configuration of `source`, with the data set's labels for classification."""
     labels: dict[str, Any] = {}
     if spec.task == "classification":
         labels["num_labels"] = spec.num_labels
         if spec.labels:
             labels["id2label"] = dict(enumerate(spec.labels))
             labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
-    try:
+    with _reading("model", source):
         config = AutoConfig.from_pretrained(source, **labels)
-    except (OSError, ValueError) as reason:
-        raise _not_loadable("model", source, reason) from None
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"'{source}' is quantised already", "give the unquantised model, and --quantize")
     return config
 
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `source`, with a pad token and the inputs that the model takes."""
-    try:
+    """Returns the tokenizer of `source`, with a pad token and the inputs that the model takes."""
+    with _reading("tokenizer", source):
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as reason:
-        raise _not_loadable("tokenizer", source, reason) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise UserError(
             f"the tokenizer of '{source}' has no token to pad with", "give one with a pad, eos or unk token"
         )
-    if len(tokenizer) > config.get_text_config().vocab_size:
+    if len(tokenizer) > (vocabulary := config.get_text_config().vocab_size):
         raise UserError(
-            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, its model {config.get_text_config().vocab_size}",
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, its model {vocabulary}",
             "give a folder whose tokenizer and model belong together",
         )
     if getattr(config, "type_vocab_size", 0) <= 1:  # generic tokenizers give token types to models that have none
@@ -85,7 +76,7 @@ def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizer
 
 
 def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest input in tokens that the model's positions allow; `None` if there is no limit."""
+    """Returns the longest input, in tokens, that the positions of the model allow. None if there is no limit."""
     limits = [tokenizer.model_max_length]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None:
@@ -97,7 +88,7 @@ def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -
 
 
 def base_dtype(precision: str) -> torch.dtype:
-    """The dtype of the base: float32 unless the precision is a `-true` kind, whatever the dtype of the files."""
+    """Returns the dtype of a base: float32, whatever its files have, unless the precision is a `-true` kind."""
     return _DTYPES.get(precision, torch.float32)
 
 
@@ -109,7 +100,7 @@ def load_base(
     precision: str | None,
     quantize: str | None = None,
 ) -> Base:
-    """The base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
+    """Loads a base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
 
     Args:
         source: where it comes from; a base to quantise needs files.
@@ -122,11 +113,11 @@ def load_base(
     Raises:
         UserError: the files cannot be read, or lack weights of the architecture other than the head.
     """
-    auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+    auto = auto_class(task)
     config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row with it
     config.use_cache = False  # training and scoring do not reuse keys and values
     if quantize is not None:
-        return _load_quantized(auto, source, config, tokenizer, precision, quantize)
+        return _load_quantized(auto, source, config, precision, quantize)
     torch.manual_seed(source.seed)
     if source.pretrained and source.state_file is None:
         network, untrained_head = _from_files(auto, source.name, config, dtype="auto")
@@ -141,21 +132,12 @@ def load_base(
     return Base(network, untrained_head, sha256)
 
 
-def _load_quantized(
-    auto: Any,
-    source: BaseSource,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    precision: str,
-    quantize: str,
-) -> Base:
-    """Read the files twice. The first time they are not quantised, so that the fingerprint is that of any run.
+def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, precision: str, quantize: str) -> Base:
+    """Reads the files twice. The first time they are not quantised, so that the fingerprint is that of any run.
 
     This takes time but little memory, because transformers maps safetensors files into memory.
     """
-    plain, _ = _from_files(auto, source.name, copy.deepcopy(config), dtype="auto")
-    sha256 = _fingerprint(plain)
-    del plain
+    sha256 = _fingerprint(_from_files(auto, source.name, copy.deepcopy(config), dtype="auto")[0])
     torch.manual_seed(source.seed)
     how = loading_arguments(quantize, precision)
     network, untrained_head = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
@@ -163,37 +145,30 @@ def _load_quantized(
 
 
 def _fingerprint(network: PreTrainedModel) -> str:
-    return fingerprint((name, tensor) for name, tensor in network.state_dict().items() if not in_head(name))
+    """Returns the SHA-256 of names, shapes, dtypes and bytes of all tensors except the head, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if not in_head(name):
+            digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:
-    """Load a state dict, in which the head and tied weights may be missing. Returns whether the head is missing."""
+    """Loads a state dict, in which the head and tied weights may be missing. Returns whether the head is missing."""
     state, own = read_state_dict(path), network.state_dict()
     optional = set(getattr(network, "all_tied_weights_keys", None) or ()) | {name for name in own if in_head(name)}
-    missing, unexpected = sorted(own.keys() - state.keys() - optional), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        raise UserError(
-            f"{path} does not fit {type(network).__name__}: {len(missing)} weights missing "
-            f"({', '.join(missing[:1]) or 'none'}), {len(unexpected)} unknown ({', '.join(unexpected[:1]) or 'none'})",
-            "give a state dict of this model",
-        )
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}", f"this model needs {tuple(own[name].shape)}"
-            )
+    misfit = f"{path} does not fit {type(network).__name__}"
+    check_fit(state, own, misfit, "give a state dict of this model", optional)
     network.load_state_dict(state, strict=False)
     return any(in_head(name) and name not in state for name in own)
 
 
 def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, bool]:
-    """The network, and whether its head is newly initialised. `how` is passed to `from_pretrained`."""
-    try:
-        network, info = auto.from_pretrained(
-            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **how
-        )
-    except (OSError, ValueError, RuntimeError) as reason:
-        raise _not_loadable("weights", source, reason) from None
+    """Returns the network and whether its head is newly initialised. `how` is passed to `from_pretrained`."""
+    options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True, **how}
+    with _reading("weights", source):
+        network, info = auto.from_pretrained(source, **options)
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     lacking = sorted(name for name in new if not in_head(name))
     if lacking:
@@ -204,22 +179,24 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
     return network, bool(new)
 
 
-def _not_loadable(what: str, source: str, reason: Exception) -> UserError:
-    first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0].rstrip(".")
-    if Path(source).is_dir():
-        return UserError(f"no {what} in folder '{source}' ({first_line})", "give a folder that save_pretrained wrote")
-    return UserError(
-        f"the {what} of '{source}' can't be loaded: no such folder, and not available from the hub ({first_line})",
-        "give a hub name or a folder that save_pretrained wrote",
-    )
+@contextmanager
+def _reading(what: str, source: str) -> Iterator[None]:
+    """Turns the errors of `from_pretrained` into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as reason:
+        first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0].rstrip(".")
+        found, expected = f"no {what} in folder '{source}'", "a folder that save_pretrained wrote"
+        if not Path(source).is_dir():
+            found = f"the {what} of '{source}' can't be loaded: no such folder, and not available from the hub"
+            expected = f"a hub name or {expected}"
+        raise UserError(f"{found} ({first_line})", f"give {expected}") from None
 
 
 def enable_gradient_checkpointing(network: PreTrainedModel, space: SearchSpace | None = None) -> None:
-    """Recompute the blocks' activations in the backward pass instead of keeping them (Chen et al. 2016).
+    """Recomputes the activations of the blocks in the backward pass instead of keeping them (Chen et al. 2016).
 
-    Args:
-        network: the model, adapted or plain.
-        space: the search space of an adapted model.
+    An adapted network needs its search space.
     """
     options: dict[str, Any] = {"use_reentrant": False}
     if space is not None:

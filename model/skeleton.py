@@ -8,8 +8,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from dataset.spec import Task
 
 
+def auto_class(task: Task) -> type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]:
+    """Returns the class of transformers that builds a network with the head of `task`."""
+    return AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+
+
 def skeleton(config: PretrainedConfig, task: Task) -> PreTrainedModel:
     """Returns the network of `config` with the head of `task`. Its tensors are on the meta device."""
-    auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     with torch.device("meta"):
-        return auto.from_config(config)
+        return auto_class(task).from_config(config)

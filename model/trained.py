@@ -7,7 +7,7 @@ from torch import nn
 
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
-from model.checkpoint import Checkpoint, Record
+from model.checkpoint import Checkpoint, Record, check_fit
 
 
 def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:
@@ -38,22 +38,12 @@ def take(network: nn.Module, space: SearchSpace | None, own: Record, checkpoint:
             f"the checkpoint was trained on another base model than '{own.base.name}'",
             f"give the same weights of '{own.base.name}' as --backbone-model",
         )
-    trained, parameters = set(trained_names(network, space)), network.state_dict()
-    missing, unknown = sorted(trained - state.keys()), sorted(state.keys() - trained)
-    if missing or unknown:
-        raise UserError(
-            f"the checkpoint does not fit this model: {len(missing)} weights missing "
-            f"({', '.join(missing[:1]) or 'none'}), {len(unknown)} unknown ({', '.join(unknown[:1]) or 'none'})",
-            "give the model and configuration that it was trained with",
-        )
-    for name, tensor in state.items():
-        if tensor.shape != parameters[name].shape:
-            raise UserError(
-                f"the checkpoint's {name} has shape {tuple(tensor.shape)}",
-                f"this model's has {tuple(parameters[name].shape)}; give the configuration that it was trained with",
-            )
+    parameters = network.state_dict()
+    trained = {name: parameters[name] for name in trained_names(network, space)}
+    advice = "give the model and configuration that it was trained with"
+    check_fit(state, trained, "the checkpoint does not fit this model", advice)
     with torch.no_grad():
         for name, tensor in state.items():
-            parameters[name].copy_(tensor)
+            trained[name].copy_(tensor)
     if space is not None:
         space.switch(set(record.on))

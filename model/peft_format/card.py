@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
 from heterolora.element import order_of
-from heterolora.peft_config import peft_notes, task_type
+from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
 from model.load import base_dtype
 from model.parameters import count
 from model.peft_format.writing import base_location
+from model.skeleton import auto_class
 
 _PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
 
@@ -85,42 +86,36 @@ def _front_matter(result: CardContents) -> str:
 
 
 def _warnings(result: CardContents) -> list[str]:
-    said = []
-    base = result.record.base
+    warnings, base = [], result.record.base
     if result.beyond_peft:
-        said.append(
+        warnings.append(
             "**This model has shortcuts that are on.** PEFT does not support shortcuts, so it loads a different model "
             "from this folder, without them. They are in `shortcuts.safetensors`, with their configuration in "
             "`shortcut.toml`. The program that made this folder loads them too."
         )
     if not result.space.on("lora"):
-        said.append("**No LoRA element is on.** PEFT cannot load such an adapter.")
+        warnings.append("**No LoRA element is on.** PEFT cannot load such an adapter.")
     if not base.pretrained or base.state_file:
         weights = f"the state dict {base.state_file}" if base.state_file else f"random, drawn from seed {base.seed}"
-        said.append(f"**The weights of the base are {weights}**, not the weights of `{base.name}`.")
-    said += [f"{text}." for text in peft_notes([low_rank.element for low_rank in result.space.on("lora")])]
-    return said
+        warnings.append(f"**The weights of the base are {weights}**, not the weights of `{base.name}`.")
+    return [*warnings, *(f"{text}." for text in peft_notes([low_rank.element for low_rank in result.space.on("lora")]))]
 
 
 def _facts(result: CardContents) -> str:
-    record, options = result.record, result.record.options
+    record, spec, options = result.record, result.spec, result.record.options
+    rows = [
+        ("base", f"`{record.base.name}`"),
+        ("base SHA-256", f"`{record.base_sha256}`"),
+        ("data", f"`{spec.name}` ({spec.task.replace('_', ' ')})"),
+        *(("configuration", text) for text in result.configurations),
+    ]
     total = count(result.network, result.space).total
-    rows = [("base", f"`{record.base.name}`"), ("base SHA-256", f"`{record.base_sha256}`")]
-    rows += [("data", f"`{result.spec.name}` ({result.spec.task.replace('_', ' ')})")]
-    rows += [("configuration", text) for text in result.configurations]
     for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
-        everything, chosen = result.space.of_kind(kind), result.space.on(kind)
-        if everything:
-            ranks = sum(low_rank.element.rank for low_rank in chosen)
-            parameters = sum(low_rank.element.parameters for low_rank in chosen)
-            share = 100 * parameters / total
-            rows.append(
-                (
-                    f"budget, {title}",
-                    f"{len(chosen)} of {len(everything)} elements on, rank {ranks:,} in all, {parameters:,} parameters "
-                    f"({share:.2g}% of the model's)",
-                )
-            )
+        chosen = [low_rank.element for low_rank in result.space.on(kind)]
+        rank, parameters = sum(each.rank for each in chosen), sum(each.parameters for each in chosen)
+        if available := len(result.space.of_kind(kind)):
+            text = f"{len(chosen)} of {available} elements on, rank {rank:,} in all, {parameters:,} parameters"
+            rows.append((f"budget, {title}", f"{text} ({100 * parameters / total:.2g}% of the model's)"))
     if record.action == "train-dyrealloc":
         rows.append(("heuristic", f"{options.get('importance_test_name')}, repeatedly during training"))
         rows.append(("share turned on", f"{options.get('turn_on_percentile')}"))
@@ -129,57 +124,49 @@ def _facts(result: CardContents) -> str:
 
 def _allocation(result: CardContents) -> list[str]:
     """Returns a table of blocks × places with the ranks (`·`: off, empty: no element), and the pictures."""
-    names = sorted({element.name for element in result.space.elements}, key=order_of)
+    ranks = {
+        (each.element.layer, each.element.name): each.element.rank if each.enabled else "·" for each in result.space
+    }
+    names = sorted({name for _, name in ranks}, key=order_of)
     if not names:
         return []
-    there = {
-        (low_rank.element.layer, low_rank.element.name): str(low_rank.element.rank) if low_rank.enabled else "·"
-        for low_rank in result.space
-    }
-    layers = range(len(result.space.blocks))
-    rows = [(str(layer), *(there.get((layer, name), "") for name in names)) for layer in layers]
-    pictures = [f"![{name}]({name})" for name in result.pictures]
+    rows = [(layer, *(ranks.get((layer, name), "") for name in names)) for layer in range(len(result.space.blocks))]
     return [
         "## Allocation",
         "The rank of each element. `·`: the element is off.",
         _table(("block", *names), rows),
-        *pictures,
+        *(f"![{name}]({name})" for name in result.pictures),
     ]
 
 
 def _metrics(result: CardContents) -> list[str]:
-    if not result.metrics:
-        return []
     rows = [
         (split, name, "–" if value is None else f"{value:.4f}")
-        for split, values in result.metrics.items()
+        for split, values in (result.metrics or {}).items()
         for name, value in values.items()
     ]
-    return ["## Metrics", _table(("split", "metric", "value"), rows)]
+    return ["## Metrics", _table(("split", "metric", "value"), rows)] if result.metrics else []
 
 
 def _in_peft(result: CardContents, base: str) -> list[str]:
     if not result.space.on("lora"):
         return []
-    classifies = task_type(result.spec.task) == "SEQ_CLS"
-    auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
+    spec, auto = result.spec, auto_class(result.spec.task).__name__
     dtype = str(base_dtype(str(result.record.options.get("precision", "32")))).removeprefix(f"{torch.__name__}.")
-    arguments = [repr(base), f"dtype={dtype!r}", *(_labels(result.spec) if classifies else ())]
-    lines = [
-        "from peft import PeftModel",
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        f"tokenizer = AutoTokenizer.from_pretrained({base!r})",
-        f"base = {auto}.from_pretrained({', '.join(arguments)})",
-        f"base.config.pad_token_id = {result.network.config.pad_token_id}",
-        'model = PeftModel.from_pretrained(base, ".").eval()  # this folder',
-    ]
-    title = "### In PEFT" + (", without the shortcuts" if result.beyond_peft else "")
-    return [title, "```python\n" + "\n".join(lines) + "\n```"]
+    arguments = f"{base!r}, dtype={dtype!r}"
+    if spec.task == "classification":
+        labels = f"id2label={dict(enumerate(spec.labels))!r}" if spec.labels else f"num_labels={spec.num_labels}"
+        arguments += f", {labels}"
+    code = f"""```python
+from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
 
-
-def _labels(spec: DatasetSpec) -> list[str]:
-    return [f"id2label={dict(enumerate(spec.labels))!r}"] if spec.labels else [f"num_labels={spec.num_labels}"]
+tokenizer = AutoTokenizer.from_pretrained({base!r})
+base = {auto}.from_pretrained({arguments})
+base.config.pad_token_id = {result.network.config.pad_token_id}
+model = PeftModel.from_pretrained(base, ".").eval()  # this folder
+```"""
+    return ["### In PEFT" + (", without the shortcuts" if result.beyond_peft else ""), code]
 
 
 def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, Field, whole_number
 from heterolora.element import Settings
 from heterolora.errors import UserError
 
@@ -29,34 +30,56 @@ _VARIANTS: Mapping[str, str] = {
     "fan_in_fan_out": "transposed weights",
     "megatron_config": "Megatron layers",
 }
-_CHANGE_THE_BASE: Mapping[str, str] = {
-    "pissa": "PiSSA",
-    "olora": "OLoRA",
-    "corda": "CorDA",
-    "loftq": "LoftQ",
-    "lora_ga": "LoRA-GA",
-}
-_STARTS = (
-    True,
-    False,
-    None,
-    "gaussian",
-    "eva",
-    "orthogonal",
-)  # initial values of A and B only, so the trained adapter does not depend on them
+# Prefixes of `init_lora_weights` that change the base, with the names of the methods.
+_CHANGE_THE_BASE = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
+# Values of `init_lora_weights` that only initialise A and B. The trained adapter does not depend on them.
+_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
-_USED = (
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "use_rslora",
-    "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "modules_to_save",
-)  # fmt: skip
-# Notes, and settings of features that are off or only used before training.
-_NEUTRAL = (
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_pattern(text: Any) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, TypeError):
+        return False
+    return True
+
+
+def _by_pattern(values: Field) -> Field:
+    def valid(patterns: Any) -> bool:
+        return isinstance(patterns, dict) and all(
+            _is_pattern(pattern) and values.valid(value) for pattern, value in patterns.items()
+        )
+
+    return Field(valid, f"regular expressions, each with {values.expected}")
+
+
+_RANK = whole_number(1)
+_PATTERNS = Field(lambda value: all(map(_is_pattern, _listed(value))), "a regular expression or a list of them")
+_DEFAULTS = {"r": 8, "lora_alpha": 8}  # a key without a default may also be null
+_FIELDS: Mapping[str, Field] = {
+    "task_type": Field(lambda value: value in ("SEQ_CLS", "CAUSAL_LM"), "SEQ_CLS or CAUSAL_LM"),
+    "r": _RANK,
+    "lora_alpha": ABOVE_0,
+    "lora_dropout": PROBABILITY,
+    "rank_pattern": _by_pattern(_RANK),
+    "alpha_pattern": _by_pattern(ABOVE_0),
+    "target_modules": _PATTERNS,
+    "exclude_modules": _PATTERNS,
+    "layers_pattern": _PATTERNS,
+    "modules_to_save": _PATTERNS,
+    "layers_to_transform": Field(lambda value: all(isinstance(i, int) for i in _listed(value)), "block numbers"),
+    "base_model_name_or_path": TEXT,
+}
+# Notes, settings of features that are off or only used before training, and keys that are checked by other means.
+_OTHERS = (
     "auto_mapping", "peft_version", "inference_mode", "runtime_config", "megatron_core", "qalora_group_size",
     "eva_config", "corda_config", "loftq_config", "lora_ga_config", "ensure_weight_tying",
+    "peft_type", "revision", "use_rslora", "bias", "init_lora_weights",
 )  # fmt: skip
-
-TASK_TYPES = ("SEQ_CLS", "CAUSAL_LM")
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,7 @@ class PeftSettings:
 
     Attributes:
         source: the file, for messages.
-        values: its keys, checked.
+        values: its keys, checked, with the defaults of `r` and `lora_alpha`.
     """
 
     source: str
@@ -88,10 +111,15 @@ class PeftSettings:
 
     def element(self, module: str) -> Settings:
         """Returns the settings of LoRA on the linear layer at `module`."""
-        rank, alpha = self.values.get("r", 8), self.values.get("lora_alpha", 8)
+
+        def value(patterns: str, default: str) -> Any:
+            """The value of the first pattern that matches the path or its ending."""
+            found = (self.values.get(patterns) or {}).items()
+            return next((v for key, v in found if re.match(rf"(.*\.)?({key})$", module)), self.values[default])
+
         return Settings(
-            rank=_by_pattern(self.values.get("rank_pattern") or {}, module, rank),
-            alpha=float(_by_pattern(self.values.get("alpha_pattern") or {}, module, alpha)),
+            rank=value("rank_pattern", "r"),
+            alpha=float(value("alpha_pattern", "lora_alpha")),
             dropout=float(self.values.get("lora_dropout") or 0.0),
             use_rslora=bool(self.values.get("use_rslora")),
         )
@@ -109,13 +137,12 @@ class PeftSettings:
         return _matches(wanted, module) and (isinstance(wanted, str) or self._in_layers(module))
 
     def _in_layers(self, module: str) -> bool:
-        layers, lists = self.values.get("layers_to_transform"), self.values.get("layers_pattern")
+        layers = self.values.get("layers_to_transform")
         if layers is None or layers == []:
             return True
-        patterns = [lists] if isinstance(lists, str) else lists or [r"[^.]*"]
-        for pattern in patterns:
+        for pattern in _listed(self.values.get("layers_pattern") or r"[^.]*"):
             if found := re.match(rf"(?:.*?\.)?{pattern}\.(\d+)\.", module):
-                return int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+                return int(found[1]) in _listed(layers)
         return False
 
 
@@ -124,11 +151,6 @@ def _matches(wanted: str | Sequence[str], module: str) -> bool:
     if isinstance(wanted, str):
         return re.fullmatch(wanted, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in wanted)
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Returns the value of the first pattern that matches the path or its ending."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def read_settings(path: Path) -> PeftSettings:
@@ -146,12 +168,15 @@ def read_settings(path: Path) -> PeftSettings:
         raise UserError(f"{path} has no peft_type", "give the folder of a PEFT LoRA adapter")
     if values["peft_type"] != "LORA":
         raise UserError(f"{path} is a PEFT adapter of type {values['peft_type']}", "only LORA can be loaded")
-    _refuse_variants(str(path), values)
-    _check_values(str(path), values)
+    _refuse_variants(path, values)
+    values = {**_DEFAULTS, **values}
+    for key, field in _FIELDS.items():
+        if key in _DEFAULTS or values.get(key) is not None:
+            field.check(str(path), key, values[key])
     return PeftSettings(str(path), values)
 
 
-def _refuse_variants(path: str, values: Mapping[str, Any]) -> None:
+def _refuse_variants(path: Path, values: Mapping[str, Any]) -> None:
     plain = "only plain and rank-stabilised LoRA can be loaded"
     for key, name in _VARIANTS.items():
         if values.get(key):
@@ -168,50 +193,5 @@ def _refuse_variants(path: str, values: Mapping[str, Any]) -> None:
                 )
         raise UserError(f"{path}: init_lora_weights = {start!r} is a variant of LoRA", plain)
     for key, value in values.items():
-        if value and key not in (*_USED, *_NEUTRAL, *_VARIANTS):
+        if value and key not in (*_FIELDS, *_OTHERS, *_VARIANTS):
             raise UserError(f"{path}: {key} = {value!r} is not known to this program", plain)
-    if values.get("task_type") not in (None, *TASK_TYPES):
-        raise UserError(f"{path}: task_type is {values['task_type']!r}", f"expected {' or '.join(TASK_TYPES)}")
-
-
-def _check_values(path: str, values: Mapping[str, Any]) -> None:
-    def check(key: str, value: Any, right: bool, expected: str) -> None:
-        if not right:
-            raise UserError(f"{path}: {key} is {value!r}", f"expected {expected}")
-
-    def number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    def rank(value: Any) -> bool:
-        return isinstance(value, int) and number(value) and value > 0
-
-    def texts(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-    check("r", values.get("r", 8), rank(values.get("r", 8)), "a whole number above 0")
-    alpha, dropout = values.get("lora_alpha", 8), values.get("lora_dropout") or 0.0
-    check("lora_alpha", alpha, number(alpha) and alpha > 0, "a number above 0")
-    check("lora_dropout", dropout, number(dropout) and 0 <= dropout < 1, "a number in [0, 1)")
-    for key, valid in (("rank_pattern", rank), ("alpha_pattern", lambda value: number(value) and value > 0)):
-        patterns = values.get(key) or {}
-        check(key, patterns, isinstance(patterns, dict) and all(map(valid, patterns.values())), "patterns and numbers")
-        for pattern in patterns:
-            check(key, pattern, _is_pattern(pattern), "regular expressions")
-    for key in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
-        value = values.get(key)
-        check(key, value, value is None or texts(value) or isinstance(value, str), "a text or a list of texts")
-        for pattern in [value] if isinstance(value, str) else value or ():
-            check(key, pattern, _is_pattern(pattern), "regular expressions")
-    layers = values.get("layers_to_transform")
-    listed = layers if isinstance(layers, list) else [layers]
-    check("layers_to_transform", layers, layers is None or all(isinstance(i, int) for i in listed), "block numbers")
-    base = values.get("base_model_name_or_path")
-    check("base_model_name_or_path", base, base is None or isinstance(base, str), "a text")
-
-
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.family import Task
 from heterolora.files import write_text
-from heterolora.low_rank import LowRank
 from heterolora.peft_config import peft_config, task_type
 from heterolora.search_space import SearchSpace
 from model.checkpoint import KEY, Record
@@ -23,19 +21,16 @@ from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHT
 
 
 def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> ElementConfig:
-    """The layer-wise configuration of all elements of a kind; elements that are off are disabled."""
+    """Returns the layer-wise configuration of all elements of a kind. Elements that are off are disabled."""
     elements = [
-        replace(
-            low_rank.element,
-            settings=replace(low_rank.element.settings, disabled=not low_rank.enabled, adapter="default"),
-        )
-        for low_rank in space
+        replace(each.element, settings=replace(each.element.settings, disabled=not each.enabled, adapter="default"))
+        for each in space
     ]
     return ElementConfig.of(elements, kind, renormalize)
 
 
 def base_location(name: str) -> str:
-    """The location of the base for other programs: a folder as an absolute path, or the hub name."""
+    """Returns the location of the base for other programs: a folder as an absolute path, or the hub name."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
@@ -47,7 +42,7 @@ def write_adapter(
     record: Record,
     shortcut: ElementConfig | None = None,
 ) -> None:
-    """Write PEFT's files, and the files of the shortcuts if there are any, into an empty folder.
+    """Writes PEFT's files, and the files of the shortcuts if there are any, into an empty folder.
 
     If no LoRA element is on, the configuration names no module. This program can read it, PEFT cannot.
 
@@ -65,22 +60,16 @@ def write_adapter(
     config = peft_config(elements, task_type(task), base_location(record.base.name), trained_whole)
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
     tensors = {
-        f"{PREFIX}{low_rank.element.module}.lora_{which}.weight": matrix for low_rank, which, matrix in _matrices(lora)
+        **{f"{PREFIX}{each.element.module}.lora_A.weight": each.A for each in lora},
+        **{f"{PREFIX}{each.element.module}.lora_B.weight": each.B for each in lora},
+        **{f"{PREFIX}{name}": parameter for name, parameter in network.named_parameters() if in_head(name)},
     }
-    tensors |= {f"{PREFIX}{name}": parameter for name, parameter in network.named_parameters() if in_head(name)}
     _save(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})
     if shortcut is not None:
         write_text(folder / SHORTCUT_CONFIG, shortcut.to_toml())
-        weights = {
-            f"{low_rank.element.key}.{which}": matrix for low_rank, which, matrix in _matrices(space.on("shortcut"))
-        }
-        _save(folder / SHORTCUTS, weights)
-
-
-def _matrices(low_ranks: Iterable[LowRank]) -> list[tuple[LowRank, str, Tensor]]:
-    return [
-        (low_rank, which, matrix) for low_rank in low_ranks for which, matrix in (("A", low_rank.A), ("B", low_rank.B))
-    ]
+        shortcuts = {each.element.key: each for each in space.on("shortcut")}
+        weights = {f"{key}.A": each.A for key, each in shortcuts.items()}
+        _save(folder / SHORTCUTS, weights | {f"{key}.B": each.B for key, each in shortcuts.items()})
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
