@@ -25,18 +25,16 @@ from heterolora.errors import UserError
 KEY = "heterolora"
 _NETWORK = "network."  # a checkpoint has the names of the LightningModule, which holds the network under this name
 KINDS: tuple[Kind, ...] = ("lora", "shortcut")
-_SHORTCUT_WEIGHTS = ".shortcuts."
 
 
 @dataclass(frozen=True)
 class BaseSource:
-    """Where a base model comes from.
+    """The origin of a base model.
 
     Attributes:
         name: hub name or folder of its configuration, tokenizer and weights.
-        pretrained: whether the weights are read; otherwise they are drawn from `seed`.
-        state_file: a state dict that holds the weights instead.
-        seed: of weights that are drawn.
+        pretrained: whether the weights are read. Otherwise they are random, drawn from `seed`.
+        state_file: a state dict with other weights.
     """
 
     name: str
@@ -45,7 +43,7 @@ class BaseSource:
     seed: int = 0
 
     def moved_to(self, location: str | None) -> BaseSource:
-        """The same base at another location; `None`: where it is."""
+        """Returns the same base at another location. None means that it has not moved."""
         return self if location is None else BaseSource(location, seed=self.seed)
 
 
@@ -56,7 +54,7 @@ class Record:
     Attributes:
         action: the action that trained it: `train` or `train-dyrealloc`.
         options: the run's resolved options, as in its `config.toml`.
-        base: where the base model came from.
+        base: the origin of the base model.
         base_sha256: hash (hex) of the base's frozen tensors, as stored in its files.
         configs: the LoRA and the shortcut configuration; empty for a plain model.
         on: keys of the elements that are on.
@@ -71,12 +69,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Record:
-        """The record with the plain values of `as_dict`."""
-        configs: dict[Kind, ElementConfig] = {
-            kind: parse(values[kind], kind) for kind in KINDS if values.get(kind) is not None
-        }
-        same = {name: values[name] for name in ("action", "options", "base_sha256")}
-        return cls(**same, base=BaseSource(**values["base"]), configs=configs, on=tuple(values["on"]))
+        """Returns the record with the plain values of `as_dict`."""
+        configs = {kind: parse(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
+        base, sha256, on = BaseSource(**values["base"]), values["base_sha256"], tuple(values["on"])
+        return cls(values["action"], values["options"], base, sha256, configs, on)
 
     def as_dict(self) -> dict[str, Any]:
         documents = {kind: self.configs[kind].to_document() if kind in self.configs else None for kind in KINDS}
@@ -91,7 +87,7 @@ class Record:
     @property
     def has_shortcuts(self) -> bool:
         """Whether a shortcut is on, or the blocks normalise once more."""
-        return self.renormalizes or any(_is_shortcut(key) for key in self.on)
+        return self.renormalizes or any(map(_is_shortcut, self.on))
 
     def without_shortcuts(self) -> Record:
         options = {name: value for name, value in self.options.items() if name != "shortcut_config"}
@@ -120,18 +116,18 @@ class Checkpoint:
     contents: dict[str, Any] = field(repr=False)
 
     def without_shortcuts(self) -> Checkpoint:
-        """The model without its shortcuts, as LoRA alone."""
-        weights = {name: tensor for name, tensor in self.weights.items() if _SHORTCUT_WEIGHTS not in name}
+        """Returns the model without its shortcuts, as LoRA alone."""
+        weights = {name: tensor for name, tensor in self.weights.items() if ".shortcuts." not in name}
         return replace(self, record=self.record.without_shortcuts(), weights=weights)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises UserError if the file is not a checkpoint of this program."""
-    return checkpoint_of(path, _load_torch(path))
+    """Reads a checkpoint onto the CPU. Raises UserError if the file is not a checkpoint of this program."""
+    return checkpoint_of(path, _read(path))
 
 
 def checkpoint_of(path: Path, contents: Any) -> Checkpoint:
-    """The checkpoint with these contents. Raises UserError if they are not those of this program."""
+    """Returns the checkpoint with these contents. Raises UserError if this program did not make them."""
     if not isinstance(contents, Mapping) or KEY not in contents or "state_dict" not in contents:
         raise UserError(f"{path} is not a checkpoint of this program", "give a .ckpt file that `train` wrote")
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in contents["state_dict"].items()}
@@ -139,12 +135,9 @@ def checkpoint_of(path: Path, contents: Any) -> Checkpoint:
 
 
 def keep_trained(contents: dict[str, Any], trained: Iterable[str], record: Record) -> None:
-    """Reduce the contents of a checkpoint that Lightning is about to save to the trained weights, and add the record.
+    """Reduces the contents of a checkpoint that Lightning is about to save to the trained weights, and adds the record.
 
-    Args:
-        contents: the checkpoint, changed in place.
-        trained: names of the trained parameters of the network.
-        record: the identity of the model.
+    `trained` are the names of the trained parameters of the network.
     """
     state = contents["state_dict"]
     contents["state_dict"] = {f"{_NETWORK}{name}": state[f"{_NETWORK}{name}"] for name in trained}
@@ -156,14 +149,8 @@ def _is_shortcut(key: str) -> bool:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors or torch file."""
-    if path.suffix == ".safetensors":
-        _require_file(path)
-        try:
-            return load_file(path)
-        except SafetensorError as reason:
-            raise UserError(f"{path} can't be read: {reason}", "give a complete safetensors file") from None
-    state = _load_torch(path)
+    """Reads a state dict from a safetensors or torch file. Raises UserError if the file is not one."""
+    state = _read(path)
     if isinstance(state, Mapping) and "state_dict" in state:
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -196,19 +183,17 @@ def check_fit(
             raise UserError(f"{misfit}: {name} has shape {tuple(tensor.shape)}", expected)
 
 
-def _require_file(path: Path) -> None:
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is not there", "give the path of a file")
-
-
-def _load_torch(path: Path) -> Any:
-    _require_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as reason:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as reason:
         # The first sentence only: the next ones advise loading files that run code.
         first_sentence = re.split(r"\n|\. ", str(reason).strip() or type(reason).__name__, maxsplit=1)[0]
         raise UserError(
             f"{path} can't be read as tensors and plain values ({first_sentence.rstrip('.')})",
-            "give a complete file of this program; a file that would run code is never loaded",
+            "give a complete file; a file that would run code is never loaded",
         ) from None

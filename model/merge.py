@@ -9,8 +9,6 @@ from transformers import PreTrainedModel
 from heterolora.adapt import heads
 from heterolora.search_space import SearchSpace
 
-_ROWS, _TOKENS = 2, 16
-
 
 def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
     """Dequantises a network to `dtype`. Other networks are returned unchanged.
@@ -54,7 +52,7 @@ def fold(network: PreTrainedModel, space: SearchSpace) -> None:
 def probe(network: PreTrainedModel) -> dict[str, Tensor]:
     """Returns a batch of random tokens for comparing two forms of a network."""
     vocabulary = network.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (_ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 

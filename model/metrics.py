@@ -51,7 +51,6 @@ class Pearson(PearsonCorrCoef):
     """Pearson correlation of real values, accumulated in float64."""
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """predictions (rows,) or (rows, 1), labels (rows,)."""
         super().update(predictions.flatten().double(), labels.double())
 
 
@@ -59,7 +58,6 @@ class Spearman(SpearmanCorrCoef):
     """Spearman rank correlation of real values. Ties get their mean rank."""
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """predictions (rows,) or (rows, 1), labels (rows,)."""
         super().update(predictions.flatten().float(), labels.float())
 
 
@@ -114,9 +112,7 @@ _BUILD: dict[str, Callable[[int], Metric]] = {
     "pearson": lambda _: Pearson(),
     "spearman": lambda _: Spearman(),
     "perplexity": lambda _: Perplexity(),
-    "rouge1": lambda _: Rouge("rouge1"),
-    "rouge2": lambda _: Rouge("rouge2"),
-    "rougeL": lambda _: Rouge("rougeL"),
+    **{key: lambda _, key=key: Rouge(key) for key in ("rouge1", "rouge2", "rougeL")},
 }
 
 
@@ -145,22 +141,17 @@ def mode(name: str) -> Literal["max", "min"]:
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:
-    """Returns the metric `name` in the form that `alpha_test` needs.
+    """Returns the metric `name` in the form that `alpha_test` needs. Raises UserError if the name is not known.
 
     Args:
         name: `loss`, or the name of a classification metric.
         num_labels: width of the classification head.
         tolerance: see `heterolora.saliency.problem.Metric`.
-
-    Raises UserError if the name is not known.
     """
     if name in ("loss", "accuracy"):
         return ScoringMetric(name, tolerance)
-
-    def running(device: torch.device) -> Metric:
-        return _BUILD[name](num_labels).to(device)
-
-    return ScoringMetric(_known(name), tolerance, running, mode(name) == "max")
+    build_one = _BUILD[_known(name)]
+    return ScoringMetric(name, tolerance, lambda device: build_one(num_labels).to(device), mode(name) == "max")
 
 
 def _known(name: str) -> str:

@@ -22,10 +22,8 @@ class ParameterRow:
     Attributes:
         kind: `lora`, `shortcut`, `head` or `base`.
         name: canonical name of the element, or the kind for head and base.
-        trainable: number of parameters that require a gradient.
-        total: number of parameters.
-        on: number of elements that are on.
-        off: number of elements that are off.
+        trainable: number of parameters that require a gradient; `total`: of all parameters.
+        on: number of elements that are on; `off`: that are off.
         ranks: the distinct ranks, ascending.
     """
 
@@ -58,41 +56,32 @@ class ParameterTable:
 
 
 def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTable:
-    """Counts the parameters of a network.
-
-    Args:
-        network: adapted or plain.
-        space: its search space, if it is adapted.
-    """
+    """Counts the parameters of a plain network, or of an adapted one with its search space."""
     groups: dict[tuple[str, str], list[LowRank]] = {}
     for low_rank in space or ():
         groups.setdefault((low_rank.element.kind, low_rank.element.name), []).append(low_rank)
     rows = []
-    for (kind, name), low_ranks in groups.items():
-        trainable, total = _sizes(p for low_rank in low_ranks for p in low_rank.parameters())
+    for (kind, name), low_ranks in sorted(groups.items(), key=lambda group: NAMES.index(group[0][1])):
+        sizes = _sizes(p for low_rank in low_ranks for p in low_rank.parameters())
         on = sum(low_rank.enabled for low_rank in low_ranks)
         ranks = tuple(sorted({low_rank.element.rank for low_rank in low_ranks}))
-        rows.append(ParameterRow(kind, name, trainable, total, on, len(low_ranks) - on, ranks))
-    rows.sort(key=lambda row: NAMES.index(row.name))
-    head = ParameterRow("head", "head", *_sizes(p for module in heads(network) for p in module.parameters()))
+        rows.append(ParameterRow(kind, name, *sizes, on, len(low_ranks) - on, ranks))
+    if of_head := [parameter for module in heads(network) for parameter in module.parameters()]:
+        rows.append(ParameterRow("head", "head", *_sizes(of_head)))
     trainable, total = _sizes(network.parameters())
-    rest = [*rows, head]
-    base = ParameterRow(
-        "base", "base", trainable - sum(row.trainable for row in rest), total - sum(row.total for row in rest)
-    )
-    return ParameterTable((*rows, *([head] if head.total else []), base))
+    rest = ParameterTable(tuple(rows))
+    return ParameterTable((*rows, ParameterRow("base", "base", trainable - rest.trainable, total - rest.total)))
 
 
 def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
     """Returns (trainable, total)."""
-    sizes = [(parameter.requires_grad, _size(parameter)) for parameter in parameters]
-    return sum(size for trains, size in sizes if trains), sum(size for _, size in sizes)
-
-
-def _size(parameter: nn.Parameter) -> int:
-    """Returns the number of weights. A 4-bit layer packs two into a byte and keeps their shape separately."""
-    packed = getattr(parameter, "quant_state", None)
-    return parameter.numel() if packed is None else packed.shape.numel()
+    trainable = total = 0
+    for parameter in parameters:
+        packed = getattr(parameter, "quant_state", None)  # a 4-bit layer packs two weights into a byte
+        size = parameter.numel() if packed is None else packed.shape.numel()
+        total += size
+        trainable += size if parameter.requires_grad else 0
+    return trainable, total
 
 
 def render(table: ParameterTable) -> Table:

@@ -18,14 +18,8 @@ from transformers import BitsAndBytesConfig
 from heterolora.adapt import HEADS
 from heterolora.errors import UserError
 
-_NEEDED = ("bitsandbytes", "accelerate")
 _NOT_QUANTIZED = [*HEADS, "lm_head"]
-_COMPUTE_DTYPES = {
-    "16-mixed": torch.float16,
-    "16-true": torch.float16,
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-}
+_COMPUTE_DTYPES = {"16": torch.float16, "bf16": torch.bfloat16}  # by the first part of `--precision`
 
 
 def check_quantize(quantize: str, precision: str, on_gpu: bool) -> None:
@@ -34,7 +28,7 @@ def check_quantize(quantize: str, precision: str, on_gpu: bool) -> None:
         raise UserError(
             f"--quantize {quantize} needs a GPU", "leave it out here; for a quantised checkpoint give --quantize none"
         )
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+    missing = [package for package in ("bitsandbytes", "accelerate") if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"--quantize {quantize} needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
     if precision == "64":
@@ -48,7 +42,7 @@ def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=_COMPUTE_DTYPES.get(precision, torch.float32),
+            bnb_4bit_compute_dtype=_COMPUTE_DTYPES.get(precision.split("-")[0], torch.float32),
             llm_int8_skip_modules=_NOT_QUANTIZED,
         )
     else:

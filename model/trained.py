@@ -11,7 +11,7 @@ from model.checkpoint import Checkpoint, Record, check_fit
 
 
 def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:
-    """Names of the trained parameters: those that require a gradient, and those of every element, on or off."""
+    """Returns the names of the parameters that require a gradient, and of those of every element, on or off."""
     of_elements = {id(p) for low_rank in space or () for p in low_rank.parameters()}
     return tuple(
         name
@@ -21,16 +21,9 @@ def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, .
 
 
 def take(network: nn.Module, space: SearchSpace | None, own: Record, checkpoint: Checkpoint) -> None:
-    """Load trained weights and on/off state into a network.
+    """Copies trained weights and on/off state into a network, whose own identity is `own`.
 
-    Args:
-        network: the network.
-        space: its search space if it is adapted.
-        own: the identity of the network.
-        checkpoint: what is loaded.
-
-    Raises:
-        UserError: another base model, or weights that are missing, unknown or of another shape.
+    Raises UserError if the base is another one, or if weights are missing, unknown or of another shape.
     """
     record, state = checkpoint.record, checkpoint.weights
     if space is not None and record.base_sha256 != own.base_sha256:

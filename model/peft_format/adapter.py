@@ -39,8 +39,7 @@ class Adapter:
     """The contents of an adapter folder.
 
     Attributes:
-        folder: the folder.
-        settings: its configuration.
+        settings: the configuration of PEFT.
         lora: LoRA by path of the linear layer in the base.
         head: values of the classification head by parameter name. Empty if there is none.
         record: the record that this program wrote into the folder. None for an adapter of another program.
@@ -57,14 +56,10 @@ class Adapter:
     shortcut_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def base(self, moved: str | None, seed: int) -> BaseSource:
-        """The base model of the adapter.
+        """Returns the base model, at the location `moved` if that is given.
 
-        Args:
-            moved: its location, if it moved.
-            seed: of weights that the base lacks, for an adapter made elsewhere.
-
-        Raises:
-            UserError: the adapter names no base, or a revision of it.
+        `seed` is used for weights that the base lacks, if another program made the adapter. Raises UserError if the
+        adapter names no base, or a revision of it.
         """
         settings = self.settings
         if self.record is not None:
@@ -80,7 +75,7 @@ class Adapter:
 
 
 def find_adapter(name: str) -> Path:
-    """The folder of an adapter. A name `owner/name` that is not a folder is downloaded from the hub."""
+    """Returns the folder of an adapter. A name `owner/name` that is not a folder is downloaded from the hub."""
     if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
         return Path(name)
     try:
@@ -108,8 +103,10 @@ def read_adapter(folder: Path) -> Adapter:
     record = _read_record(path)
     if not lora and record is None:
         raise UserError(f"{path} holds no LoRA", "give the folder of a PEFT LoRA adapter")
-    shortcut, shortcut_weights = _read_shortcuts(folder)
-    return Adapter(folder, settings, lora, head, record, shortcut, shortcut_weights)
+    if not (folder / SHORTCUTS).is_file():
+        return Adapter(folder, settings, lora, head, record)
+    shortcut = load(folder / SHORTCUT_CONFIG, "shortcut")
+    return Adapter(folder, settings, lora, head, record, shortcut, read_state_dict(folder / SHORTCUTS))
 
 
 def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -164,9 +161,3 @@ def _read_record(path: Path) -> Record | None:
         return Record.from_dict(json.loads(noted))
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} has a header that can't be read", "give an adapter of this version") from None
-
-
-def _read_shortcuts(folder: Path) -> tuple[ElementConfig | None, dict[str, Tensor]]:
-    if not (folder / SHORTCUTS).is_file():
-        return None, {}
-    return load(folder / SHORTCUT_CONFIG, "shortcut"), read_state_dict(folder / SHORTCUTS)

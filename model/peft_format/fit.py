@@ -24,29 +24,24 @@ def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
 
     Raises UserError if a layer is not in the family's table.
     """
-    patterns = {
-        name: re.compile(rf"(?:[^.]+\.)?{re.escape(family.blocks)}\.(\d+)\.{re.escape(linear)}")
-        for name, linear in family.linears.items()
-    }
+    names = {path: name for name, path in family.linears.items()}
+    pattern = re.compile(rf"(?:[^.]+\.)?{re.escape(family.blocks)}\.(\d+)\.({'|'.join(map(re.escape, names))})")
     sites: dict[Site, Settings] = {}
     for module, weights in adapter.lora.items():
-        places = [(int(found[1]), name) for name, pattern in patterns.items() if (found := pattern.fullmatch(module))]
-        if not places:
+        place = pattern.fullmatch(module)
+        if place is None:
             raise UserError(
                 f"{adapter.folder} has LoRA on {module}, which {family.name} models do not support here",
-                f"expected it on {family.blocks}.<i>.{{{', '.join(family.linears.values())}}}",
+                f"expected it on {family.blocks}.<i>.{{{', '.join(names)}}}",
             )
-        sites[places[0]] = weights.settings
+        sites[int(place[1]), names[place[2]]] = weights.settings
     return ElementConfig("lora", "layer", Settings(), sites)
 
 
 def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
     """Raises UserError if the base lacks a module or shape of the adapter, or the adapter a module that it names.
 
-    Args:
-        adapter: the adapter.
-        network: the base. Its tensors may be on the meta device.
-        name: name of the base in messages.
+    The tensors of the base, `network`, may be on the meta device. `name` is its name in messages.
     """
     other = f"{adapter.folder} is an adapter for another base"
     expected = f"give its own (it names {adapter.settings.base or 'none'}) as --backbone-model"

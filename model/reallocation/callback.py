@@ -23,20 +23,20 @@ from model.task.fine_tuning import FineTuning
 
 
 class ScoreSource:
-    """Where the scores come from. Only `scores` must be overridden."""
+    """Computes the scores. Only `scores` must be overridden."""
 
     def scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
-        """Key -> score of every element; the same on every process."""
+        """Returns key -> score of every element, the same on every process."""
         raise NotImplementedError
 
     def switched(self) -> None:
-        """Elements were switched: forget the batches before."""
+        """Runs after elements were switched. Forgets the batches before."""
 
-    def batch_starts(self, trainer: pl.Trainer, task: FineTuning, batch: int, until_due: int) -> None:
-        """Batch `batch` of the epoch starts; the next reallocation is after `until_due` batches, including this one."""
+    def batch_starts(self, trainer: pl.Trainer, batch: int, until_due: int) -> None:
+        """Runs before batch `batch` of the epoch. The next reallocation is `until_due` batches later."""
 
-    def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
-        """The gradients of an accumulation window are complete: of the global batch, neither clipped nor scaled."""
+    def window_ends(self, trainer: pl.Trainer) -> None:
+        """Runs when the gradients of an accumulation window are complete: of the global batch, before clipping."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -47,14 +47,13 @@ class ScoreSource:
 class Reallocate(pl.Callback):
     """Scores the elements and turns the best ones on, at the start of each epoch and in between.
 
-    A reallocation happens before a batch that begins an accumulation window, so that it never divides a window. It
-    happens after the checkpoint of the batch before, so that a resumed run repeats it exactly. An element that is off
-    keeps its weights and its optimizer state.
+    A reallocation happens before the first batch of an accumulation window, and after the checkpoint of the batch
+    before, so that a resumed run repeats it. An element that is off keeps its weights and its optimizer state.
 
     Args:
-        options: when to reallocate, and the budget; `dyrealloc_ags_mode` and `realloc_warmup_epochs` are given.
+        options: the interval and the budget. `dyrealloc_ags_mode` and `realloc_warmup_epochs` must not be None.
         seed: of the draws between equal scores.
-        source: where the scores come from.
+        source: computes the scores.
         folder: the run folder, for the history files.
         note: prints a line for the user.
     """
@@ -63,16 +62,9 @@ class Reallocate(pl.Callback):
         self, options: ReallocationOptions, seed: int, source: ScoreSource, folder: Path, note: Callable[[str], None]
     ) -> None:
         self.options, self.seed, self.source, self.folder, self.note = options, seed, source, folder, note
-        self.schedule = Schedule(1)
+        self.schedule, self.history = Schedule(1), History(())  # of the run, once it has started
         self.seconds = 0.0  # spent on scoring since this process started
         self._started = self._ended = 0.0
-        self._history: History | None = None
-
-    @property
-    def history(self) -> History:
-        if self._history is None:
-            raise RuntimeError("there is no history before training has started")
-        return self._history
 
     @property
     def share_of_time(self) -> float:
@@ -92,7 +84,7 @@ class Reallocate(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
         if stage == "fit":
-            self._history = History(pl_module.space.elements)  # before a checkpoint's state is loaded into it
+            self.history = History(pl_module.space.elements)  # before a checkpoint's state is loaded into it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
@@ -108,10 +100,10 @@ class Reallocate(pl.Callback):
         if self.schedule.due(batch_idx):
             self._reallocate(trainer, pl_module, batch_idx)
         until_due = self.schedule.batches_until_due(batch_idx, trainer.num_training_batches)
-        self.source.batch_starts(trainer, pl_module, batch_idx, until_due)
+        self.source.batch_starts(trainer, batch_idx, until_due)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
-        self.source.window_ends(trainer, pl_module)
+        self.source.window_ends(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()
@@ -119,34 +111,29 @@ class Reallocate(pl.Callback):
     # ---- what
 
     def _reallocate(self, trainer: pl.Trainer, task: FineTuning, step: int) -> None:
-        space: SearchSpace = task.space
+        space, epoch, index = task.space, trainer.current_epoch, len(self.history.decisions)
         start = time.perf_counter()
-        if self.schedule.warming_up(trainer.current_epoch):
+        if self.schedule.warming_up(epoch):
             scored = allocation.by_least_often_on(space.elements, self.history.times_on())
         else:
-            scores = self._scores(trainer, task)
+            try:
+                scores = self.source.scores(trainer, task)
+            except UserError as mistake:
+                found = f"at step {trainer.global_step} (epoch {epoch}), {mistake.found}"
+                raise UserError(found, mistake.expected) from None
             scored = [Scored(element, scores[element.key]) for element in space.elements]
         self.seconds += time.perf_counter() - start
 
-        ties = allocation.tie_generator(self.seed, len(self.history.decisions))
-        percentile, mode = self.options.turn_on_percentile, self.options.dyrealloc_ags_mode
-        chosen = allocation.allocate(scored, percentile, mode, ties)
+        ties, options = allocation.tie_generator(self.seed, index), self.options
+        chosen = allocation.allocate(scored, options.turn_on_percentile, options.dyrealloc_ags_mode, ties)
         on = tuple(element.key in chosen for element in space.elements)
-        _check_agreement(trainer, space.elements, on, len(self.history.decisions))
+        _check_agreement(trainer, space.elements, on, index)
         space.switch(chosen)
         self.source.switched()
-        ranked_by = tuple(item.score for item in scored)
-        self.history.decisions.append(Decision(trainer.current_epoch, step, ranked_by, on))
+        self.history.decisions.append(Decision(epoch, step, tuple(item.score for item in scored), on))
         if trainer.is_global_zero:
             self.history.append(self.folder)
         self._log(trainer, space)
-
-    def _scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
-        try:
-            return self.source.scores(trainer, task)
-        except UserError as mistake:
-            when = f"at step {trainer.global_step} (epoch {trainer.current_epoch})"
-            raise UserError(f"{when}, {mistake.found}", mistake.expected) from None
 
     def _log(self, trainer: pl.Trainer, space: SearchSpace) -> None:
         figures = {
@@ -162,10 +149,9 @@ class Reallocate(pl.Callback):
 
 
 def _check_agreement(trainer: pl.Trainer, places: Sequence[Place], on: tuple[bool, ...], index: int) -> None:
-    """Raise `UserError` on every process unless all of them decided the same; 8 bytes of each are compared.
+    """Raises UserError on every process unless all of them decided the same. Compares 8 bytes of each.
 
-    Different decisions would silently average gradients of different elements. They cannot happen as long as scores
-    are reduced over processes and draws have one seed.
+    Different decisions would average the gradients of different elements without an error.
     """
     if trainer.world_size == 1:
         return
@@ -184,5 +170,5 @@ def _check_agreement(trainer: pl.Trainer, places: Sequence[Place], on: tuple[boo
 
 
 def _digest(index: int, on: tuple[bool, ...]) -> int:
-    """A hash that fits a signed 64-bit integer."""
+    """Returns a hash that fits into a signed 64-bit integer."""
     return int.from_bytes(hashlib.blake2b(repr((index, on)).encode(), digest_size=7).digest(), "big")

@@ -12,8 +12,7 @@ class Schedule:
     """When elements are reallocated.
 
     Attributes:
-        interval: training batches between two reallocations, counted from the start of the epoch; a multiple of the
-            accumulation window.
+        interval: training batches between two reallocations, from the start of the epoch.
         warmup_epochs: epochs in which the elements that were on least often are turned on.
     """
 
@@ -21,24 +20,21 @@ class Schedule:
     warmup_epochs: int = 0
 
     def due(self, batch: int) -> bool:
-        """Whether batch `batch` of an epoch starts with a reallocation."""
+        """Returns whether there is a reallocation before batch `batch` of an epoch."""
         return batch % self.interval == 0
 
     def warming_up(self, epoch: int) -> bool:
         return epoch < self.warmup_epochs
 
     def batches_until_due(self, batch: int, per_epoch: int) -> int:
-        """How many batches, this one included, are trained before the next reallocation."""
+        """Returns the number of batches, from this one, that are trained before the next reallocation."""
         return min(self.interval - batch % self.interval, per_epoch - batch)
 
 
 def interval(n: int | float, per_epoch: int, accumulate: int = 1) -> int:
-    """`--realloc-N` as a number of batches.
+    """Returns `--realloc-N` as a number of batches, rounded up to a multiple of the accumulation window.
 
-    Args:
-        n: an int counts batches, a float in (0, 1] is a share of the epoch (in exact decimals, rounded up).
-        per_epoch: training batches of an epoch.
-        accumulate: batches of a window; the result is rounded up to a multiple of it.
+    An int counts batches. A float in (0, 1] is a share of the epoch, in exact decimals and rounded up.
     """
     batches = math.ceil(Decimal(str(n)) * per_epoch) if isinstance(n, float) else n
     return math.ceil(batches / accumulate) * accumulate

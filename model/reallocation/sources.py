@@ -1,9 +1,8 @@
-"""Where the scores of a dynamic run come from."""
+"""The two sources of scores of a dynamic run: separate batches, and the training batches themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,7 +17,7 @@ from model.task.scoring import batch_count, scoring_problem
 
 
 class DedicatedScores(ScoreSource):
-    """Scores from separate batches: the first of the training set, which are read once and kept.
+    """Scores from separate batches, the first of the training set. They are read once and kept.
 
     Args:
         options: the heuristic and its tolerance.
@@ -36,8 +35,7 @@ class DedicatedScores(ScoreSource):
         if self._on_device is None:
             share = self.batches(trainer.global_rank, trainer.world_size)
             self._on_device = [trainer.strategy.batch_to_device(batch) for batch in share]
-        precision: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
-        tolerance = self.options.metric_red_tolerance
+        tolerance, precision = self.options.metric_red_tolerance, trainer.precision_plugin.forward_context
         problem = scoring_problem(task, self._on_device, tolerance, self.track, precision)
         return score(self.options.importance_test_name, problem)
 
@@ -61,12 +59,12 @@ class TrainingScores(ScoreSource):
         self.gradients.stop()
         self.gradients.reset()
 
-    def batch_starts(self, trainer: pl.Trainer, task: FineTuning, batch: int, until_due: int) -> None:
+    def batch_starts(self, trainer: pl.Trainer, batch: int, until_due: int) -> None:
         limit, _ = batch_count(self.limit, trainer.num_training_batches)
         if recorded(batch, until_due, limit, trainer.accumulate_grad_batches):
             self.gradients.start()
 
-    def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
+    def window_ends(self, trainer: pl.Trainer) -> None:
         if self.gradients.recording:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self.gradients.collect(None if scaler is None else scaler.get_scale())

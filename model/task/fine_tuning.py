@@ -1,4 +1,4 @@
-"""What the three tasks share: the global loss, exact metrics, and checkpoints of the trained weights."""
+"""The base class of the three tasks: the global loss, exact metrics, and checkpoints of the trained weights."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ class FineTuning(pl.LightningModule, ABC):
 
     Args:
         network: the Hugging Face model, adapted or plain.
-        space: its search space; `None` for a plain model, which is trained completely.
+        space: its search space. None for a plain model, which is trained completely.
         spec: the data set.
-        validation_names: names of the splits behind the validation dataloaders, in order.
-        test_names: names of the splits behind the test dataloaders, in order.
+        validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
         optimization: options of optimizer and schedule.
         record: the identity of the model, for checkpoints.
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
@@ -58,9 +57,9 @@ class FineTuning(pl.LightningModule, ABC):
         self.space, self.spec, self.optimization, self.record = space, spec, optimization, record
         self.validation_names, self.test_names = tuple(validation_names), tuple(test_names)
         self.batches_per_epoch = batches_per_epoch
-        names = dict.fromkeys((*self.validation_names, *self.test_names))
-        self.mean_loss = nn.ModuleDict({name: metrics.WeightedMean() for name in names})
-        self.running = nn.ModuleDict({name: metrics.build(spec.metrics, spec.num_labels) for name in names})
+        splits = dict.fromkeys((*self.validation_names, *self.test_names))
+        self.mean_loss = nn.ModuleDict({split: metrics.WeightedMean() for split in splits})
+        self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels) for split in splits})
         self.trained = trained_names(network, space)
         self.official: dict[str, dict[str, float]] = {}
         self.global_loss = torch.zeros(())
@@ -79,14 +78,14 @@ class FineTuning(pl.LightningModule, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """The training loss of a batch."""
+        """Returns the training loss of a batch."""
 
     @abstractmethod
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Any, Any]:
-        """The two arguments of the running metrics' `update`, without filler rows."""
+        """Returns the two arguments of the running metrics' `update`, without filler rows."""
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Predictions and references as the benchmark's metric takes them, from the result of `predictions`."""
+        """Converts the result of `predictions` to predictions and references for the benchmark's own metric."""
         return first, second
 
     # ---- training
@@ -95,10 +94,9 @@ class FineTuning(pl.LightningModule, ABC):
         return self.network(**{name: batch[name] for name in _NETWORK_INPUTS if name in batch}).logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean loss over the global batch.
+        """Returns the loss whose gradient, averaged over processes, is that of the mean over the global batch.
 
-        Strategies average gradients over processes. To get the gradient of the mean over all rows (or target tokens)
-        of the global batch, each process returns `world · its sum / the global count`.
+        It is `world · the sum of this process / the global count`. Rows or target tokens are counted.
         """
         loss = self.loss(batch)
         total, count = sum_over_ranks(torch.stack([loss.total.detach(), loss.count.to(loss.total.dtype)]))
@@ -114,17 +112,15 @@ class FineTuning(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _total_steps(self) -> float:
-        """Optimizer steps of the whole run.
+        """Returns the number of optimizer steps of the whole run.
 
-        Lightning's own estimate creates the training loader too early: it would miss the position that a checkpoint
-        restores.
+        Lightning's own estimate creates the training loader before a checkpoint restores its position.
         """
         trainer, limit = self.trainer, self.trainer.limit_train_batches
         batches = self.batches_per_epoch(trainer.world_size)
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        by_epochs = math.inf
-        if trainer.max_epochs != -1:
-            by_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        by_epochs = math.inf if trainer.max_epochs == -1 else steps_per_epoch * trainer.max_epochs
         return by_epochs if self.optimization.max_steps == -1 else min(by_epochs, self.optimization.max_steps)
 
     # ---- evaluation
@@ -134,11 +130,11 @@ class FineTuning(pl.LightningModule, ABC):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = self.test_names[dataloader_idx]
-        first, second = self._evaluate(batch, split)
+        predicted = self._evaluate(batch, split)
         if self.spec.official is not None:
             kept = batch["index"][batch["weight"] > 0].tolist()
-            pairs = zip(*self.official_pairs(first, second), strict=True)
-            self._predictions += [(split, row, *pair) for row, pair in zip(kept, pairs, strict=True)]
+            pairs = zip(kept, *self.official_pairs(*predicted), strict=True)
+            self._predictions += [(split, *pair) for pair in pairs]
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics(self.validation_names)
@@ -153,11 +149,11 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _evaluate(self, batch: Batch, split: str) -> tuple[Any, Any]:
         loss = self.loss(batch)
-        first, second = self.predictions(batch, loss)
+        pair = self.predictions(batch, loss)
         if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
             self.mean_loss[split].update(loss.total, loss.count)
-            self.running[split].update(first, second)
-        return first, second
+            self.running[split].update(*pair)
+        return pair
 
     def _log_metrics(self, splits: Sequence[str]) -> None:
         for split in dict.fromkeys(splits):
@@ -169,19 +165,15 @@ class FineTuning(pl.LightningModule, ABC):
             self.running[split].reset()
 
     def _official_metrics(self) -> dict[str, dict[str, float]]:
-        """The benchmark's own figures over all rows of all processes."""
-        rows = self._predictions
+        """Returns the metrics of the benchmark itself, over all rows of all processes."""
+        shares: list[Any] = [self._predictions]
         if world_size() > 1:
-            shares: list[Any] = [None] * world_size()
-            distributed.all_gather_object(shares, rows)
-            rows = [row for share in shares for row in share]
-        metric = official_metric(self.spec.official)
-        figures = {}
+            shares = [None] * world_size()
+            distributed.all_gather_object(shares, self._predictions)
+        metric, figures = official_metric(self.spec.official), {}
         for split in dict.fromkeys(self.test_names):
-            of_split = sorted((row for row in rows if row[0] == split), key=lambda row: row[1])
-            figures[split] = metric.compute(
-                predictions=[row[2] for row in of_split], references=[row[3] for row in of_split]
-            )
+            rows = sorted((row for share in shares for row in share if row[0] == split), key=lambda row: row[1])
+            figures[split] = metric.compute(predictions=[row[2] for row in rows], references=[row[3] for row in rows])
         return figures
 
     # ---- checkpoints
@@ -193,11 +185,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.take(checkpoint_of(Path("the checkpoint"), checkpoint))
 
     def take(self, checkpoint: Checkpoint) -> None:
-        """Load trained weights and on/off state.
-
-        Raises:
-            UserError: another base model, or weights that are missing, unknown or of another shape.
-        """
+        """Loads trained weights and on/off state. Raises UserError if they do not fit the network."""
         take(self.network, self.space, self.record, checkpoint)
 
     def current_record(self) -> Record:

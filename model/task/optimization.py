@@ -35,36 +35,30 @@ class Optimization:
 def build_optimizer(
     parameters: Iterable[nn.Parameter], settings: Optimization, space: SearchSpace | None = None
 ) -> torch.optim.Optimizer:
-    """One optimizer with separate groups for matrices, for vectors, and with LoRA+ for every B.
+    """Returns an optimizer with separate groups for matrices, for vectors, and with LoRA+ for every B of `space`.
 
     LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B with `loraplus_ratio` times the learning rate. The schedule
     multiplies all rates by the same factor, so their ratio is constant.
-
-    Args:
-        parameters: the trained parameters.
-        settings: the options.
-        space: the search space of an adapted network.
     """
     import torch
 
-    parameters, fast = list(parameters), set()
-    if settings.loraplus_ratio != 1:
-        fast = {low_rank.B for low_rank in space or ()}
+    parameters = list(parameters)
+    fast = {low_rank.B for low_rank in space or ()} if settings.loraplus_ratio != 1 else set()
     matrices = [p for p in parameters if p.ndim >= 2 and p not in fast]
     vectors = [p for p in parameters if p.ndim < 2]
-    of_b = [p for p in parameters if p in fast]
+    all_b = [p for p in parameters if p in fast]
     rate, decay = settings.learning_rate, settings.weight_decay
     groups = [
         {"name": "matrices", "params": matrices, "lr": rate, "weight_decay": decay},
         {"name": "vectors", "params": vectors, "lr": rate, "weight_decay": 0.0},
-        {"name": "B", "params": of_b, "lr": rate * settings.loraplus_ratio, "weight_decay": decay},
+        {"name": "B", "params": all_b, "lr": rate * settings.loraplus_ratio, "weight_decay": decay},
     ]
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     return kinds[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
 
 
 def rate_factor(step: int, total: float, settings: Optimization) -> float:
-    """The learning rate at optimizer step `step` (from 0) of `total`, relative to the peak.
+    """Returns the learning rate at optimizer step `step` (from 0) of `total`, relative to the peak.
 
     Linear: decreases to 0 at `total`. Cosine (Loshchilov & Hutter 2017, without restarts):
     η_min + (η − η_min) · (1 + cos(π·t)) / 2 where t is the completed share of the steps after warm-up.
@@ -81,7 +75,7 @@ def rate_factor(step: int, total: float, settings: Optimization) -> float:
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, total: float, settings: Optimization) -> dict[str, Any]:
-    """Lightning's description of a scheduler that steps with the optimizer."""
+    """Returns Lightning's description of a scheduler that steps with the optimizer."""
     import torch
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, settings))

@@ -1,4 +1,4 @@
-"""A task and scoring batches -> the problem that a heuristic scores."""
+"""Makes the input of a heuristic from a task and scoring batches."""
 
 from __future__ import annotations
 
@@ -20,35 +20,33 @@ def scoring_problem(
     track: Track = untracked,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Problem:
-    """The problem of scoring the elements of `task`.
+    """Returns the problem of scoring the elements of `task`.
 
     Args:
         task: an adapted network and its loss.
-        batches: this process's share of the scoring batches, on the task's device.
+        batches: this process's share of the scoring batches, on the device of the task.
         tolerance: `--metric-red-tolerance`.
         track: shows progress.
         precision: the context of a forward pass, such as a trainer's `precision_plugin.forward_context`.
     """
-    space = task.space
-    if space is None:
+    if task.space is None:
         raise ValueError("a plain model has no elements to score")
 
     def evaluate(batch: Batch) -> Loss:
         with precision():
             return task.loss(batch)
 
-    classifies = task.spec.task == "classification"
-    name = task.spec.metrics[0] if classifies else "loss"
+    name = task.spec.metrics[0] if task.spec.task == "classification" else "loss"
     metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
-    return Problem(task.network, space, evaluate, batches, metric, track)
+    return Problem(task.network, task.space, evaluate, batches, metric, track)
 
 
 def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:
-    """The number of scoring batches, and a line to print if `limit` exceeds what is available.
+    """Returns the number of scoring batches, and a line to print if `limit` is more than what is available.
 
     Args:
-        limit: `--imp-limit-test-batches`: an int counts batches, a float in (0, 1] is a share, rounded up.
-        available: batches in the whole training set.
+        limit: `--imp-limit-test-batches`. An int counts batches. A float in (0, 1] is a share, rounded up.
+        available: number of batches of the whole training set.
     """
     asked = math.ceil(Decimal(str(limit)) * available) if isinstance(limit, float) else limit
     if asked <= available:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ class Summarization(FineTuning):
     """Cross-entropy on the summary's tokens; greedily generated text for the metrics.
 
     Args:
-        tokenizer: decodes what is generated.
-        max_new_tokens: longest summary to generate.
+        tokenizer: decodes the generated tokens.
+        max_new_tokens: the largest number of tokens to generate.
         others: see `FineTuning`.
     """
 
@@ -29,16 +30,12 @@ class Summarization(FineTuning):
         return next_token_loss(self.logits(batch), batch)
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[list[str], list[str]]:
-        written = self.write(batch)
         kept = (batch["weight"] > 0).tolist()
-        return (
-            [text for text, keep in zip(written, kept, strict=True) if keep],
-            [text for text, keep in zip(batch["target"], kept, strict=True) if keep],
-        )
+        return list(compress(self.write(batch), kept)), list(compress(batch["target"], kept))
 
     @torch.no_grad()
     def write(self, batch: Batch) -> list[str]:
-        """Greedy continuations of the left-padded prompts."""
+        """Returns greedy continuations of the left-padded prompts."""
         prompts = batch["prompt_ids"]
         generated = self.network.generate(
             input_ids=prompts,
