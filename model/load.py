@@ -42,12 +42,10 @@ class Base:
 
 def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
     """Returns the configuration of `source`, with the data set's labels for classification."""
-    labels: dict[str, Any] = {}
-    if spec.task == "classification":
-        labels["num_labels"] = spec.num_labels
-        if spec.labels:
-            labels["id2label"] = dict(enumerate(spec.labels))
-            labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
+    labels: dict[str, Any] = {"num_labels": spec.num_labels} if spec.task == "classification" else {}
+    if labels and spec.labels:
+        labels["id2label"] = dict(enumerate(spec.labels))
+        labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
     with _reading("model", source):
         config = AutoConfig.from_pretrained(source, **labels)
     if getattr(config, "quantization_config", None) is not None:
@@ -103,15 +101,12 @@ def load_base(
     """Loads a base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
 
     Args:
-        source: where it comes from; a base to quantise needs files.
-        config: its configuration.
-        tokenizer: its tokenizer.
+        source: its origin. A base to quantise needs files.
         task: determines the head.
-        precision: `--precision`; None keeps the dtype of the files, for a base that is not quantised.
+        precision: `--precision`. None keeps the dtype of the files, for a base that is not quantised.
         quantize: `--quantize`; see `model.quantize`.
 
-    Raises:
-        UserError: the files cannot be read, or lack weights of the architecture other than the head.
+    Raises UserError if the files cannot be read, or lack weights of the architecture other than the head.
     """
     auto = auto_class(task)
     config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row with it

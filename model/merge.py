@@ -25,12 +25,8 @@ def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTraine
 def fold(network: PreTrainedModel, space: SearchSpace) -> None:
     """Turns an adapted network into a plain one, in place. At most one matrix is copied at a time.
 
-    The sum is computed in float32 (float64 for a float64 base) and rounded once to the dtype of the base. A
-    classification head gets the same dtype.
-
-    Args:
-        network: the adapted network, which must not be quantised.
-        space: its search space, without a shortcut that is on.
+    The network must not be quantised, and no shortcut may be on. The sum is computed in float32 (float64 for a float64
+    base) and rounded once to the dtype of the base. A classification head gets the same dtype.
     """
     if space.on("shortcut"):
         raise ValueError("shortcuts can't be folded into a base")

@@ -154,10 +154,8 @@ def _read_record(path: Path) -> Record | None:
     if path.suffix != ".safetensors":
         return None
     with safe_open(path, "pt") as file:
-        noted = (file.metadata() or {}).get(KEY)
-    if noted is None:
-        return None
+        record = (file.metadata() or {}).get(KEY)
     try:
-        return Record.from_dict(json.loads(noted))
+        return None if record is None else Record.from_dict(json.loads(record))
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} has a header that can't be read", "give an adapter of this version") from None

@@ -28,10 +28,6 @@ class CardContents:
     """The result that a card describes.
 
     Attributes:
-        network: the adapted network.
-        space: its search space.
-        spec: the data set.
-        record: the record of the run.
         renormalize: whether the blocks normalise again after the cross-layer shortcuts.
         metrics: values by split and metric, if they are known.
         configurations: the configuration files with their descriptions.

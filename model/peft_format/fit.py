@@ -92,23 +92,19 @@ def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
     Returns whether the network has a classification head that comes entirely from the adapter. Raises UserError if a
     shortcut has another shape.
     """
-    for low_rank in space:
-        element = low_rank.element
-        if element.kind == "lora":
-            weights = adapter.lora[element.module]
-            a, b = weights.A, weights.B
-        elif f"{element.key}.A" in adapter.shortcut_weights:
-            a, b = (adapter.shortcut_weights[f"{element.key}.{matrix}"] for matrix in "AB")
-        else:
-            continue
-        if a.shape != low_rank.A.shape or b.shape != low_rank.B.shape:
-            raise UserError(
-                f"{adapter.folder}: {element.key} has shapes {tuple(a.shape)} and {tuple(b.shape)}",
-                f"expected {tuple(low_rank.A.shape)} and {tuple(low_rank.B.shape)} for this base",
-            )
-        low_rank.A.copy_(a)
-        low_rank.B.copy_(b)
+    given = {**adapter.shortcut_weights, **adapter.head}
+    for element in (low_rank.element for low_rank in space.of_kind("lora")):
+        weights = adapter.lora[element.module]
+        given |= {f"{element.key}.A": weights.A, f"{element.key}.B": weights.B}
     head = {name: parameter for name, parameter in network.named_parameters() if in_head(name)}
-    for name in head.keys() & adapter.head.keys():
-        head[name].copy_(adapter.head[name])
+    own = {f"{each.element.key}.{matrix}": getattr(each, matrix) for each in space for matrix in "AB"} | head
+    for name, values in given.items():
+        if name not in own:
+            continue
+        if values.shape != own[name].shape:
+            raise UserError(
+                f"{adapter.folder}: {name} has shape {tuple(values.shape)}",
+                f"expected {tuple(own[name].shape)} for this base",
+            )
+        own[name].copy_(values)
     return bool(head) and head.keys() <= adapter.head.keys()

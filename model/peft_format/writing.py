@@ -44,15 +44,9 @@ def write_adapter(
 ) -> None:
     """Writes PEFT's files, and the files of the shortcuts if there are any, into an empty folder.
 
-    If no LoRA element is on, the configuration names no module. This program can read it, PEFT cannot.
-
-    Args:
-        folder: the output folder.
-        network: the adapted network.
-        space: its search space; elements that are off are not written.
-        task: the task of the network.
-        record: the origin of the adapter.
-        shortcut: the configuration of the shortcuts, if the result has any or normalises twice.
+    Elements that are off are not written. If no LoRA element is on, the configuration names no module. This program
+    can read it, PEFT cannot. `shortcut` is the configuration of the shortcuts, if the result has any or normalises
+    once more after them.
     """
     lora = space.on("lora")
     trained_whole = [name for name, _ in network.named_children() if name in HEADS]
