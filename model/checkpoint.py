@@ -102,11 +102,9 @@ class Checkpoint:
     """A checkpoint of this program, as read from its file.
 
     Attributes:
-        path: the file.
-        record: the identity of the model.
         weights: parameter name of the network -> value, for all trained parameters.
-        step: optimizer steps that were done.
-        contents: all that Lightning needs to resume the run.
+        step: number of optimizer steps before it.
+        contents: everything that Lightning needs to resume the run.
     """
 
     path: Path
@@ -161,14 +159,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def check_fit(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], misfit: str, advice: str, optional: Collection[str] = ()
 ) -> None:
-    """Raises UserError unless tensors have the names and shapes of a network's.
+    """Raises UserError unless the given tensors have the names and shapes of a network's own tensors.
 
-    Args:
-        given: the tensors to load.
-        own: the tensors of the network.
-        misfit: start of the message, which says what does not fit what.
-        advice: end of the message.
-        optional: names that may be missing from `given`.
+    The names in `optional` may be missing. `misfit` and `advice` are the start and the end of the message.
     """
     missing, unknown = sorted(own.keys() - given.keys() - set(optional)), sorted(given.keys() - own.keys())
     if missing or unknown:

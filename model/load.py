@@ -30,7 +30,6 @@ class Base:
     """A base model, before anything is added to it.
 
     Attributes:
-        network: the Hugging Face model.
         untrained_head: whether its classification head is newly initialised.
         sha256: hash (hex) of all tensors except the head, as in the files or as drawn from the seed.
     """

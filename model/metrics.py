@@ -141,12 +141,9 @@ def mode(name: str) -> Literal["max", "min"]:
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:
-    """Returns the metric `name` in the form that `alpha_test` needs. Raises UserError if the name is not known.
+    """Returns `loss` or a classification metric in the form that `alpha_test` needs.
 
-    Args:
-        name: `loss`, or the name of a classification metric.
-        num_labels: width of the classification head.
-        tolerance: see `heterolora.saliency.problem.Metric`.
+    `tolerance` is that of the returned metric. Raises UserError if the name is not known.
     """
     if name in ("loss", "accuracy"):
         return ScoringMetric(name, tolerance)

@@ -158,14 +158,15 @@ def read_settings(path: Path) -> PeftSettings:
 
     Raises UserError if it is missing, is not JSON, is not of LoRA or of a variant of it, or has a wrong value.
     """
+    expected = "give the folder of a PEFT LoRA adapter"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read '{path}' ({error.strerror})", "give the folder of a PEFT LoRA adapter") from None
+        raise UserError(f"cannot read '{path}' ({error.strerror})", expected) from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})", "give the folder of a PEFT LoRA adapter") from None
+        raise UserError(f"{path} is not JSON ({error})", expected) from None
     if not isinstance(values, dict) or "peft_type" not in values:
-        raise UserError(f"{path} has no peft_type", "give the folder of a PEFT LoRA adapter")
+        raise UserError(f"{path} has no peft_type", expected)
     if values["peft_type"] != "LORA":
         raise UserError(f"{path} is a PEFT adapter of type {values['peft_type']}", "only LORA can be loaded")
     _refuse_variants(path, values)

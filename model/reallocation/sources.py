@@ -22,7 +22,6 @@ class DedicatedScores(ScoreSource):
     Args:
         options: the heuristic and its tolerance.
         batches: (rank, number of processes) -> the scoring batches of that process.
-        track: shows progress.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class TrainingScores(ScoreSource):
     """Scores from the training batches before a reallocation; see `TrainingGradients`.
 
     Args:
-        gradients: sums up the gradients.
         limit: number of these batches, or their share of the training set.
         first: gives the scores before the first training batch.
     """

@@ -33,9 +33,7 @@ class FineTuning(pl.LightningModule, ABC):
     Args:
         network: the Hugging Face model, adapted or plain.
         space: its search space. None for a plain model, which is trained completely.
-        spec: the data set.
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
-        optimization: options of optimizer and schedule.
         record: the identity of the model, for checkpoints.
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
     """

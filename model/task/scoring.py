@@ -20,13 +20,11 @@ def scoring_problem(
     track: Track = untracked,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Problem:
-    """Returns the problem of scoring the elements of `task`.
+    """Returns the problem of scoring the elements of `task`, an adapted network and its loss.
 
     Args:
-        task: an adapted network and its loss.
         batches: this process's share of the scoring batches, on the device of the task.
         tolerance: `--metric-red-tolerance`.
-        track: shows progress.
         precision: the context of a forward pass, such as a trainer's `precision_plugin.forward_context`.
     """
     if task.space is None:
@@ -42,11 +40,9 @@ def scoring_problem(
 
 
 def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:
-    """Returns the number of scoring batches, and a line to print if `limit` is more than what is available.
+    """Returns the number of scoring batches, and a line to print if the training set has fewer than `limit`.
 
-    Args:
-        limit: `--imp-limit-test-batches`. An int counts batches. A float in (0, 1] is a share, rounded up.
-        available: number of batches of the whole training set.
+    `limit` is `--imp-limit-test-batches`. An int counts batches. A float in (0, 1] is a share, rounded up.
     """
     asked = math.ceil(Decimal(str(limit)) * available) if isinstance(limit, float) else limit
     if asked <= available:
