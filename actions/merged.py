@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from actions.experiment import plan_elements, put_weights
 from actions.resolve import Request
-from actions.restore import restore
+from heterolora.adapt import adapt
 from heterolora.files import whole_folder
-from model.load import load_config, load_tokenizer
+from model.checkpoint import Record
+from model.load import load_base, load_config, load_tokenizer
 from model.merge import fold, in_numbers, logits, probe
 
 
@@ -64,11 +66,15 @@ def _merged(
     request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor], torch.Tensor]:
     """(the plain network, a batch, the logits of the model before)."""
-    restored = restore(request, config, tokenizer)
-    network = restored.network
-    batch = probe(network)
-    expected = logits(network, batch)
-    network = in_numbers(network, dtype)
-    if restored.space is not None:
-        fold(network, restored.space)
+    options, planned = request.options, plan_elements(request, config)
+    # The base has the dtype of its files, or is quantised as in training.
+    precision = None if options.quantize is None else options.devices.precision
+    base = load_base(request.base, config, tokenizer, request.spec.task, precision, options.quantize)
+    space = None if planned is None else adapt(base.network, planned)
+    put_weights(request, Record(request.action, {}, request.base, base.sha256), base.network, space)
+    batch = probe(base.network)
+    expected = logits(base.network, batch)
+    network = in_numbers(base.network, dtype)
+    if space is not None:
+        fold(network, space)
     return network, batch, expected

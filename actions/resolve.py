@@ -78,7 +78,11 @@ def resolve(command: Command) -> Request:
     _check_model_name(command.options.model)
     if "dataset" in command.given:
         registry.get(command.options.dataset)
-    given = _given_configs(command.options)
+    paths: dict[Kind, Path | None] = {
+        "lora": command.options.lora_config,
+        "shortcut": command.options.shortcut_config,
+    }
+    given = {kind: load(path, kind) for kind, path in paths.items() if path is not None}
     origin = origin_of(command)
     options = _filled_in(command, origin)
     adapted = families.parse_model_name(options.model)
@@ -179,11 +183,6 @@ def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
 
 
 # ---- configurations
-
-
-def _given_configs(options: Options) -> Configs:
-    paths: dict[Kind, Path | None] = {"lora": options.lora_config, "shortcut": options.shortcut_config}
-    return {kind: load(path, kind) for kind, path in paths.items() if path is not None}
 
 
 def _check_given(given: Configs, model: str, adapted: AdaptedName | None) -> None:
