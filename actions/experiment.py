@@ -57,10 +57,9 @@ def build(request: Request) -> Experiment:
     planned = plan_elements(request, config)
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
-    data.read()
     tokenizer = load_tokenizer(base_source.name, config)
     data.attach(tokenizer, length_limit(config, tokenizer))
-    for text in dict.fromkeys((*notes, *data.notes)):
+    for text in dict.fromkeys((*notes, *data.splits.notes)):
         note(text)
 
     base = load_base(base_source, config, tokenizer, spec.task, options.devices.precision, options.quantize)

@@ -93,7 +93,7 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     options, data, task = experiment.options.scoring, experiment.data, experiment.task
     heuristic = saliency.get(options.importance_test_name)
     with fabric.rank_zero_first(local=True):  # the other processes read the cache
-        data.encoded(data.read().train)
+        data.encoded(data.splits.train)
     task.to(fabric.device)
     limit = options.imp_limit_test_batches
     share = list(scoring_batches(data, limit, fabric.global_rank, fabric.world_size))

@@ -47,9 +47,9 @@ def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
         max_shard_size: of one file, such as `5GB`.
     """
     config = load_config(request.base.name, request.spec)
-    use_cache, dtype = config.use_cache, config.dtype
+    use_cache = config.use_cache
     tokenizer = load_tokenizer(request.base.name, config)
-    network, batch, expected = _merged(request, config, tokenizer, dtype)
+    network, batch, expected = _merged(request, config, tokenizer)
     network.config.use_cache = use_cache  # training turned it off
     kind, dtype = type(network), network.dtype
     with whole_folder(output) as folder:
@@ -63,10 +63,11 @@ def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
 
 
 def _merged(
-    request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None
+    request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor], torch.Tensor]:
     """(the plain network, a batch, the logits of the model before)."""
-    options, planned = request.options, plan_elements(request, config)
+    options, dtype = request.options, config.dtype  # loading the base changes the configuration
+    planned = plan_elements(request, config)
     # The base has the dtype of its files, or is quantised as in training.
     precision = None if options.quantize is None else options.devices.precision
     base = load_base(request.base, config, tokenizer, request.spec.task, precision, options.quantize)

@@ -126,16 +126,13 @@ def _unknown_argument(argument: str) -> UserError:
         )
     flags = [flag for info in declared().values() for flag in (info.flag, *info.aliases)]
     name = argument.split("=")[0]
-    close = [flag for flag in flags if _initials(flag) == name.strip("-")]  # --lr, as other programs call it
+    initials = {flag: "".join(word[0] for word in flag.strip("-").split("-")) for flag in flags}
+    close = [flag for flag in flags if initials[flag] == name.strip("-")]  # --lr, as other programs call it
     close = close or difflib.get_close_matches(name, flags, n=1)
     return UserError(
         f"option '{argument}' is not known",
         f"did you mean '{close[0]}'?" if close else "see python -m main ACTION --help",
     )
-
-
-def _initials(flag: str) -> str:
-    return "".join(word[0] for word in flag.strip("-").split("-"))
 
 
 def _file_values(path: Path) -> dict[str, Any]:

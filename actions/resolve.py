@@ -88,8 +88,7 @@ def resolve(command: Command) -> Request:
     adapted = families.parse_model_name(options.model)
     own = origin.configs(options.model)
     spec = registry.get(options.dataset)
-    _check_options(options, spec, adapted)
-    _check_given(given, options.model, adapted)
+    _check_options(options, spec, adapted, given)
     if origin.checkpoint is not None or adapted is None:
         configs = own
     else:
@@ -151,7 +150,7 @@ def _check_model_name(name: str) -> None:
         raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
 
 
-def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | None) -> None:
+def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | None, given: Configs) -> None:
     if options.task is not None and options.task != spec.task:
         raise UserError(f"data set '{spec.name}' is not for --task {options.task}", f"it is for {spec.task}")
     if adapted is not None:
@@ -160,12 +159,22 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
     if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
-    plain = f"'{options.model}' is a plain model without LoRA"
-    instead = "leave it out, or use a model such as opt_lora"
-    if adapted is None and options.quantize is not None:
-        raise UserError(f"--quantize {options.quantize} is given, but {plain}", instead)
-    if adapted is None and (ratio := options.optimization.loraplus_ratio) != 1:
-        raise UserError(f"--loraplus-ratio is {ratio:g}, but {plain}", instead)
+    if adapted is None:
+        unusable = [f"--{kind}-config is given" for kind in given]
+        if options.quantize is not None:
+            unusable.append(f"--quantize {options.quantize} is given")
+        if (ratio := options.optimization.loraplus_ratio) != 1:
+            unusable.append(f"--loraplus-ratio is {ratio:g}")
+        if unusable:
+            raise UserError(
+                f"{unusable[0]}, but '{options.model}' is a plain model without LoRA",
+                "leave it out, or use a model such as opt_lora",
+            )
+    elif "shortcut" in given and not adapted.shortcuts:
+        raise UserError(
+            f"--shortcut-config is given, but '{options.model}' has no shortcuts",
+            f"leave it out, or use a model such as {options.model}_ags",
+        )
 
 
 def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
@@ -183,17 +192,6 @@ def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
 
 
 # ---- configurations
-
-
-def _check_given(given: Configs, model: str, adapted: AdaptedName | None) -> None:
-    """Raise UserError for a configuration of elements that the model does not have."""
-    if given and adapted is None:
-        found, instead = f"--{next(iter(given))}-config is given, but '{model}' is a plain model", "opt_lora"
-    elif "shortcut" in given and not adapted.shortcuts:
-        found, instead = f"--shortcut-config is given, but '{model}' has no shortcuts", f"{model}_ags"
-    else:
-        return
-    raise UserError(found, f"leave it out, or use a model such as {instead}")
 
 
 def _with_defaults(options: Options, adapted: AdaptedName, configs: Configs) -> tuple[Options, Configs]:

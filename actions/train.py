@@ -13,7 +13,7 @@ from actions.experiment import Experiment, build
 from actions.export import ADAPTER, export_run
 from actions.loggers import log_pictures
 from actions.resolve import Request
-from actions.results import measure, save_metrics, show_parameters
+from actions.results import measure, show_parameters
 from actions.run_folder import CHECKPOINTS, open_run_folder, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
 from model.checkpoint import read_checkpoint
@@ -50,7 +50,7 @@ def fit(experiment: Experiment, folder: Path, more: Sequence[pl.Callback] = ()) 
     trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
     measured = read_checkpoint(checkpoints.best if checkpoints.best.is_file() else checkpoints.last)
     task.take(measured)
-    save_metrics(experiment, folder, measured.path, measure(experiment, trainer))
+    measure(experiment, trainer, folder, measured.path)
 
 
 def finish(experiment: Experiment, folder: Path) -> None:

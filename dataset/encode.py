@@ -73,14 +73,11 @@ def lengths(
     total = min(limit, DEFAULT_LENGTH) if max_token_len is None else max_token_len
     if total > limit:
         raise UserError(f"--max-token-len {total} is more than the model takes", f"at most {limit}")
-    target, content = 0, "text"
+    target, content = 0, "text" if spec.prompt is None else "prompt"
     if spec.task == "classification":
-        pair = spec.pair or spec.texts is not None
+        pair = len(spec.columns) == 2 or spec.texts is not None
         needed = tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
-    elif spec.prompt is None:
-        needed = len(_start(tokenizer)) + len(_ids(tokenizer, spec.cue)) + 2
     else:
-        content = "prompt"
         if spec.task == "summarization":
             target = max_target_len
             if target < 1:

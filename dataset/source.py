@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -198,15 +197,13 @@ def _checked(spec: DatasetSpec, split: str, rows: Dataset, notes: list[str]) -> 
         missing = rows.with_format("arrow")[:][column].null_count
         if missing:
             notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
-            rows = rows.map(partial(_fill, column), keep_in_memory=True, load_from_cache_file=False)
+            rows = rows.map(
+                lambda row, column=column: {column: row[column] or ""}, keep_in_memory=True, load_from_cache_file=False
+            )
     if spec.task != "classification":
         return rows
     labels = np.asarray(_labels(spec, where, rows))
     return rows.remove_columns(spec.label).add_column(spec.label, labels)
-
-
-def _fill(column: str, row: dict[str, Any]) -> dict[str, Any]:
-    return {column: row[column] or ""}
 
 
 def _labels(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[float]:
