@@ -22,11 +22,7 @@ from model.task.fine_tuning import FineTuning
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file and renames it. Reads tensors and plain values only.
-
-    Args:
-        resumed: the checkpoint of the run to resume, which is read already.
-    """
+    """Writes a temporary file and renames it. Reads tensors and plain values only, and `resumed` not a second time."""
 
     def __init__(self, resumed: Checkpoint | None = None) -> None:
         super().__init__()

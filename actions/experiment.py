@@ -33,21 +33,13 @@ _TASKS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an action works on.
-
-    Attributes:
-        options: the resolved options.
-        data: the data module, with its tokenizer attached.
-        task: the network and what it learns.
-        untrained_head: whether its classification head is newly initialised.
-        resumed: the checkpoint that a resumed run continues from.
-    """
+    """What an action works on."""
 
     options: Options
-    data: TextDataModule
+    data: TextDataModule  # with its tokenizer attached
     task: FineTuning
-    untrained_head: bool
-    resumed: Checkpoint | None = None
+    untrained_head: bool  # whether the classification head is newly initialised
+    resumed: Checkpoint | None  # the checkpoint that a resumed run continues from
 
 
 def build(request: Request) -> Experiment:

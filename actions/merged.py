@@ -20,31 +20,20 @@ from model.merge import fold, in_numbers, logits, probe
 
 @dataclass(frozen=True)
 class Merged:
-    """A written folder, compared with the model before.
+    """A written folder, compared with the model before."""
 
-    Attributes:
-        dtype: of the weights; the same as in the base's files.
-        files: number of weight files.
-        error: the largest difference of a logit to the model before, for a few random tokens.
-        largest: the largest logit, for comparison.
-    """
-
-    dtype: torch.dtype
-    files: int
-    error: float
-    largest: float
+    dtype: torch.dtype  # of the weights; the same as in the base's files
+    files: int  # number of weight files
+    error: float  # the largest difference of a logit to the model before, for a few random tokens
+    largest: float  # the largest logit, for comparison
 
 
 def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
     """Write weights, configuration and tokenizer into `output`, completely or not at all.
 
-    One model is in memory at a time: LoRA is folded in place, and the model is deleted before the files are read
-    again. A quantised base is dequantised.
-
-    Args:
-        request: names a checkpoint or an adapter; its model has no shortcuts.
-        output: the folder.
-        max_shard_size: of one file, such as `5GB`.
+    The request names a checkpoint or an adapter, whose model has no shortcuts. One model is in memory at a time: LoRA
+    is folded in place, and the model is deleted before the files are read again. A quantised base is dequantised. A
+    weight file is at most `max_shard_size` large, such as `5GB`.
     """
     config = load_config(request.base.name, request.spec)
     use_cache = config.use_cache

@@ -26,19 +26,12 @@ examples:
 
 @dataclass(frozen=True)
 class Command:
-    """A parsed command line.
+    """A parsed command line."""
 
-    Attributes:
-        action: a key of `ACTIONS`.
-        options: the options.
-        given: names of the options that the command line or the file sets; a checkpoint gives values for the others.
-        notes: lines to print.
-    """
-
-    action: str
+    action: str  # a key of `ACTIONS`
     options: Options
-    given: frozenset[str]
-    notes: tuple[str, ...]
+    given: frozenset[str]  # options that the command line or the file sets; a checkpoint gives values for the others
+    notes: tuple[str, ...]  # lines to print
 
 
 class _Parser(argparse.ArgumentParser):

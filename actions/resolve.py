@@ -40,31 +40,18 @@ _OF_ONE_RUN = ("load", "load_type", "resume_training", "backbone_model", "projec
 
 @dataclass(frozen=True)
 class Request:
-    """A checked command.
-
-    Attributes:
-        action: what to do.
-        options: the resolved options: values of a checkpoint and defaults that depend on others are filled in.
-        spec: the data set.
-        adapted: family and kind of an adapted model, `None` for a plain one.
-        configs: its LoRA and, for an `_ags` model, shortcut configuration.
-        must_agree: configurations that `configs` must equal: those given beside a checkpoint, or those of an adapter.
-        base: where the base model comes from.
-        checkpoint: the checkpoint that `--load` names.
-        adapter: the PEFT adapter that `--load` names.
-        notes: lines to print.
-    """
+    """A checked command."""
 
     action: str
-    options: Options
+    options: Options  # values of a checkpoint and defaults that depend on other options are filled in
     spec: DatasetSpec
-    adapted: AdaptedName | None
-    configs: Configs
-    must_agree: Configs
+    adapted: AdaptedName | None  # family and kind of an adapted model, `None` for a plain one
+    configs: Configs  # its LoRA and, for an `_ags` model, shortcut configuration
+    must_agree: Configs  # what `configs` must equal: configurations given beside a checkpoint, or those of an adapter
     base: BaseSource
-    checkpoint: Checkpoint | None
-    adapter: Adapter | None
-    notes: tuple[str, ...]
+    checkpoint: Checkpoint | None  # that `--load` names
+    adapter: Adapter | None  # that `--load` names
+    notes: tuple[str, ...]  # lines to print
 
     @property
     def recorded(self) -> Record | None:

@@ -22,19 +22,12 @@ from model.skeleton import skeleton
 
 @dataclass(frozen=True)
 class Restored:
-    """A network with its trained weights.
-
-    Attributes:
-        network: adapted, or plain.
-        space: its search space if it is adapted.
-        record: of the run that trained it.
-        notes: lines to print.
-    """
+    """A network with its trained weights."""
 
     network: PreTrainedModel
-    space: SearchSpace | None
-    record: Record
-    notes: tuple[str, ...]
+    space: SearchSpace | None  # None for a plain network
+    record: Record  # of the run that trained it
+    notes: tuple[str, ...]  # lines to print
 
 
 def restore_trained(request: Request) -> Restored:
