@@ -26,7 +26,6 @@ def say(what: object) -> None:
 
 
 def note(text: str) -> None:
-    """Print a note."""
     say(f"note: {text}")
 
 

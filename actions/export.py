@@ -56,7 +56,7 @@ def write_adapter_folder(
     space: SearchSpace,
     spec: DatasetSpec,
     record: Record,
-    run_folder: Path | None = None,
+    run_folder: Path | None,
 ) -> None:
     """Write an adapter folder with its card, completely or not at all. An existing folder is replaced.
 

@@ -23,22 +23,13 @@ class TextDataModule(pl.LightningDataModule):
 
     The rows are read at once, so that mistakes in the data are found before a model is loaded. Call `attach` with the
     tokenizer before anything else. The trainer needs `use_distributed_sampler=False`, because the samplers here divide
-    the rows themselves.
-
-    Args:
-        spec: the data set.
-        options: how it is read, tokenised and batched.
-        seed: of the order of the training rows.
-
-    Attributes:
-        splits: the checked rows before tokenisation.
-        limits: tokens of a row and of a summary, as resolved by `attach`.
+    the rows themselves. `seed` determines the order of the training rows.
 
     Raises:
         UserError: as `dataset.source.read_splits`.
     """
 
-    limits: Lengths
+    limits: Lengths  # resolved by `attach`
 
     def __init__(self, spec: DatasetSpec, options: DataOptions, seed: int = 0) -> None:
         super().__init__()
