@@ -22,7 +22,10 @@ from model.task.fine_tuning import FineTuning
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file and renames it. Reads tensors and plain values only, and `resumed` not a second time."""
+    """Writes a temporary file and renames it. Reads tensors and plain values only.
+
+    `resumed` is the checkpoint of a resumed run. It is in memory already, so its file is not read again.
+    """
 
     def __init__(self, resumed: Checkpoint | None = None) -> None:
         super().__init__()

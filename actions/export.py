@@ -93,7 +93,7 @@ def _metrics(run_folder: Path | None) -> dict[str, Any] | None:
 def _configurations(record: Record) -> list[str]:
     """The name of each configuration file, with its first comment if the file still exists."""
     paths = [Path(path) for key in ("lora_config", "shortcut_config") if (path := record.options.get(key))]
-    return [f"`{path.name}`" + (f": {said}" if (said := _first_comment(path)) else "") for path in paths]
+    return [f"`{path.name}`" + (f": {comment}" if (comment := _first_comment(path)) else "") for path in paths]
 
 
 def _first_comment(path: Path) -> str:

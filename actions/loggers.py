@@ -56,7 +56,7 @@ def log_pictures(loggers: Iterable[Logger], pictures: Iterable[Path]) -> None:
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Keeps the rows of the `done` first steps; Lightning's logger deletes an existing file."""
+    """Keeps the rows of the first `done` steps. Lightning's logger deletes an existing file."""
 
     def __init__(self, folder: Path, done: int) -> None:
         super().__init__(folder, name="", version=LOGS)

@@ -30,8 +30,8 @@ def show_parameters(experiment: Experiment, folder: Path) -> None:
 def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
     """Measure the current weights on all splits, print the metrics and write `metrics.json`.
 
-    Loggers get them as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
-    `checkpoint` is the file that the weights are from.
+    The metrics are logged as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
+    `checkpoint` is the file of the weights.
     """
     task = experiment.task
     loggers, trainer.loggers = trainer.loggers, []

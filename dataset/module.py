@@ -21,9 +21,9 @@ from heterolora.saliency.problem import Batch
 class TextDataModule(pl.LightningDataModule):
     """Batches of one data set, divided among the processes of `self.trainer`.
 
-    The rows are read at once, so that mistakes in the data are found before a model is loaded. Call `attach` with the
-    tokenizer before anything else. The trainer needs `use_distributed_sampler=False`, because the samplers here divide
-    the rows themselves. `seed` determines the order of the training rows.
+    The constructor reads the rows, so that mistakes in the data are found before a model is loaded. Then call `attach`
+    with the tokenizer. The trainer needs `use_distributed_sampler=False`, because the samplers here divide the rows
+    themselves. `seed` determines the order of the training rows.
 
     Raises:
         UserError: as `dataset.source.read_splits`.
