@@ -70,15 +70,11 @@ class RunCheckpoints(CheckpointCallback):
     def last(self) -> Path:
         return self.folder / "last.ckpt"
 
-    # ---- state
-
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score = state["best_score"]
-
-    # ---- when
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
@@ -139,8 +135,6 @@ class RunCheckpoints(CheckpointCallback):
         job = os.environ.get("SLURM_JOB_ID")
         if isinstance(exception, SIGTERMException) and self.requeue and job and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=True)
-
-    # ---- how
 
     def _save_due(self, trainer: pl.Trainer, only: str | None = None) -> None:
         for name in ("best", "last"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,21 +84,20 @@ def _build() -> _Parser:
 
 
 def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
-    groups: dict[str, Any] = {}
-    for name, info in declared().items():
-        if info.group not in groups:
-            groups[info.group] = parser.add_argument_group(info.group)
-        shown = "" if info.default is None or info.default is False else f" (default: {info.default})"
-        groups[info.group].add_argument(
-            info.flag,
-            *info.aliases,
-            dest=name,
-            default=argparse.SUPPRESS,
-            nargs="?" if info.type is bool else None,
-            const="true" if info.type is bool else None,
-            metavar=info.metavar,
-            help=(info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS,
-        )
+    for heading, infos in itertools.groupby(declared().values(), lambda info: info.group):
+        section = parser.add_argument_group(heading)
+        for info in infos:
+            shown = "" if info.default is None or info.default is False else f" (default: {info.default})"
+            section.add_argument(
+                info.flag,
+                *info.aliases,
+                dest=info.name,
+                default=argparse.SUPPRESS,
+                nargs="?" if info.type is bool else None,
+                const="true" if info.type is bool else None,
+                metavar=info.metavar,
+                help=(info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS,
+            )
 
 
 def _command_line_values(namespace: argparse.Namespace) -> dict[str, Any]:

@@ -67,9 +67,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
     )
 
 
-def training_callbacks(
-    options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback] = ()
-) -> list[pl.Callback]:
+def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback]) -> list[pl.Callback]:
     """The callbacks of training, with `more`. The one that saves is the last."""
     callbacks = [CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
     if options.optimization.max_steps != -1:
