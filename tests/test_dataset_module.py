@@ -320,7 +320,7 @@ def test_one_cache_for_all_runs_of_a_real_data_set():
     data = real("rte", max_token_len=128)
     data.prepare_data()
     encoded = data.encoded(data.splits.train)
-    other = replace(data.settings, batch_size=2, seed=9)
-    again = TextDataModule(data.spec, other)
+    other = replace(data.options, batch_size=2)
+    again = TextDataModule(data.spec, other, seed=9)
     again.attach(data._tokenizer, 512)
     assert again.encoded(again.splits.train).cache_files == encoded.cache_files != []
