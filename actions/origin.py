@@ -61,11 +61,7 @@ def load_type_of(options: Options) -> str:
 
 
 def origin_of(command: Command) -> Origin:
-    """Read the checkpoint or adapter that `--load` names.
-
-    Raises:
-        UserError: it cannot be read, or does not fit the options.
-    """
+    """Read the checkpoint or adapter that `--load` names. Raises UserError if it does not fit the options."""
     kind = load_type_of(command.options)
     if command.options.resume_training and (command.options.load is None or kind != "pl"):
         raise UserError("--resume-training has no checkpoint", "give --load RUN/checkpoints/last.ckpt --load-type pl")

@@ -38,11 +38,7 @@ def start(request: Request) -> tuple[Experiment, Path]:
 
 
 def fit(experiment: Experiment, folder: Path, more: Sequence[pl.Callback] = ()) -> None:
-    """Train, with `more` callbacks, and measure the best weights.
-
-    Raises:
-        UserError: a mistake that is only found while training.
-    """
+    """Train, with `more` callbacks, and measure the best weights."""
     task, resumed = experiment.task, experiment.resumed
     checkpoints = RunCheckpoints(folder / CHECKPOINTS, task.monitor, task.monitor_mode, experiment.options.run)
     trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, more))

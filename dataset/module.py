@@ -24,9 +24,7 @@ class TextDataModule(pl.LightningDataModule):
     The constructor reads the rows, so that mistakes in the data are found before a model is loaded. Then call `attach`
     with the tokenizer. The trainer needs `use_distributed_sampler=False`, because the samplers here divide the rows
     themselves. `seed` determines the order of the training rows.
-
-    Raises:
-        UserError: as `dataset.source.read_splits`.
+    Raises UserError in the same cases as `dataset.source.read_splits`.
     """
 
     limits: Lengths  # resolved by `attach`
@@ -43,8 +41,7 @@ class TextDataModule(pl.LightningDataModule):
     def attach(self, tokenizer: PreTrainedTokenizerBase, model_limit: int | None = None) -> None:
         """Set the tokenizer, which has a pad token, and the number of positions of the model.
 
-        Raises:
-            UserError: the lengths exceed the model's limit, or leave no room for text.
+        Raises UserError if the lengths exceed the model's limit, or leave no room for text.
         """
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token")
