@@ -24,6 +24,7 @@ class TextDataModule(pl.LightningDataModule):
     The constructor reads the rows, so that mistakes in the data are found before a model is loaded. Then call `attach`
     with the tokenizer. The trainer needs `use_distributed_sampler=False`, because the samplers here divide the rows
     themselves. `seed` determines the order of the training rows.
+
     Raises UserError in the same cases as `dataset.source.read_splits`.
     """
 
