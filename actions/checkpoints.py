@@ -24,8 +24,7 @@ from model.task.fine_tuning import FineTuning
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes a temporary file and renames it. Reads tensors and plain values only.
 
-    Args:
-        resumed: the checkpoint of the run to resume, which is read already.
+    `resumed` is the checkpoint of a resumed run. It is in memory already, so its file is not read again.
     """
 
     def __init__(self, resumed: Checkpoint | None = None) -> None:
@@ -71,15 +70,11 @@ class RunCheckpoints(CheckpointCallback):
     def last(self) -> Path:
         return self.folder / "last.ckpt"
 
-    # ---- state
-
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score = state["best_score"]
-
-    # ---- when
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
@@ -140,8 +135,6 @@ class RunCheckpoints(CheckpointCallback):
         job = os.environ.get("SLURM_JOB_ID")
         if isinstance(exception, SIGTERMException) and self.requeue and job and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=True)
-
-    # ---- how
 
     def _save_due(self, trainer: pl.Trainer, only: str | None = None) -> None:
         for name in ("best", "last"):

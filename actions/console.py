@@ -26,7 +26,6 @@ def say(what: object) -> None:
 
 
 def note(text: str) -> None:
-    """Print a note."""
     say(f"note: {text}")
 
 
@@ -38,7 +37,7 @@ def stop_with(mistake: UserError, code: int) -> int:
 
 
 def is_lost_process(failure: RuntimeError) -> bool:
-    """Whether a collective failed because another process ended. Backends only tell it in the message."""
+    """Whether a collective failed because another process ended. Backends report it only in the message."""
     lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return any(words in str(failure) for words in lost)
 

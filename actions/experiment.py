@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pytorch_lightning as pl
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
 
 from actions.console import note
 from actions.options import TEST, TRAIN, Options, as_plain
@@ -25,24 +24,22 @@ from model.task.fine_tuning import FineTuning
 from model.task.summarization import Summarization
 from model.trained import take
 
+_TASKS = {
+    "classification": Classification,
+    "causal_language_modeling": CausalLanguageModeling,
+    "summarization": Summarization,
+}
+
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an action works on.
-
-    Attributes:
-        options: the resolved options.
-        data: the data module, with its tokenizer attached.
-        task: the network and what it learns.
-        untrained_head: whether its classification head is newly initialised.
-        resumed: the checkpoint that a resumed run continues from.
-    """
+    """What an action works on."""
 
     options: Options
-    data: TextDataModule
+    data: TextDataModule  # with its tokenizer attached
     task: FineTuning
-    untrained_head: bool
-    resumed: Checkpoint | None = None
+    untrained_head: bool  # whether the classification head is newly initialised
+    resumed: Checkpoint | None  # the checkpoint that a resumed run continues from
 
 
 def build(request: Request) -> Experiment:
@@ -52,10 +49,9 @@ def build(request: Request) -> Experiment:
     planned = plan_elements(request, config)
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
-    data.read()
     tokenizer = load_tokenizer(base_source.name, config)
     data.attach(tokenizer, length_limit(config, tokenizer))
-    for text in dict.fromkeys((*notes, *data.notes)):
+    for text in dict.fromkeys((*notes, *data.splits.notes)):
         note(text)
 
     base = load_base(base_source, config, tokenizer, spec.task, options.devices.precision, options.quantize)
@@ -65,22 +61,28 @@ def build(request: Request) -> Experiment:
         enable_gradient_checkpointing(base.network, space)
     record = Record(request.action, as_plain(options), base_source, base.sha256, request.configs)
     has_head = put_weights(request, record, base.network, space)
-    task = _task(request, base.network, space, record, data, tokenizer)
+    more = {}
+    if spec.task == "summarization":
+        more = {"tokenizer": tokenizer, "max_new_tokens": options.max_new_tokens or data.limits.max_target_len}
+    task = _TASKS[spec.task](
+        network=base.network,
+        space=space,
+        spec=spec,
+        validation_names=data.validation_names,
+        test_names=data.test_names,
+        optimization=options.optimization,
+        record=record,
+        batches_per_epoch=data.train_batches_per_epoch,
+        **more,
+    )
     resumed = request.checkpoint if options.resume_training else None
     return Experiment(options, data, task, base.untrained_head and not has_head, resumed)
 
 
 def put_weights(request: Request, own: Record, network: PreTrainedModel, space: SearchSpace | None) -> bool:
-    """Load the weights of the request's checkpoint or adapter, and return whether they include the head.
+    """Load the weights of the request's checkpoint or adapter, if any. Returns whether they include the head.
 
-    Args:
-        request: the request.
-        own: the identity of the network.
-        network: adapted, or plain.
-        space: its search space if it is adapted.
-
-    Raises:
-        UserError: the weights do not fit.
+    `own` is the identity of the network. Raises UserError if the weights do not fit it.
     """
     if request.checkpoint is not None:
         take(network, space, own, request.checkpoint)
@@ -92,14 +94,9 @@ def put_weights(request: Request, own: Record, network: PreTrainedModel, space: 
 
 
 def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
-    """The elements of an adapted model, before any weight is read; None for a plain model.
+    """The elements of an adapted model on a base with this configuration, before any weight is read.
 
-    Args:
-        request: names the family and the configurations.
-        config: the configuration of the base.
-
-    Raises:
-        UserError: configurations, adapter and architecture do not fit together.
+    Returns None for a plain model. Raises UserError if configurations, adapter and architecture do not fit together.
     """
     if request.adapted is None:
         return None
@@ -109,8 +106,10 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     if request.adapter is not None:
         check_modules(request.adapter, network, request.base.name)
     planned = plan(network, family, configs["lora"], configs.get("shortcut"))
-    if not planned.elements:
-        _check_head_alone(request)
+    # Without elements only the head of a classifier is trained, on the frozen base.
+    head_alone = request.spec.task == "classification" and request.action in (TRAIN, TEST)
+    if not planned.elements and (not head_alone or any(one.sites for one in configs.values())):
+        raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
     if request.must_agree:
         given = {**configs, **request.must_agree}
         other = plan(network, family, given["lora"], given.get("shortcut"))
@@ -121,36 +120,3 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
                 "leave it out: a checkpoint or adapter contains its own configuration",
             )
     return planned
-
-
-def _check_head_alone(request: Request) -> None:
-    """Raise UserError unless a model without elements is useful: only its head is trained, on the frozen base."""
-    head = request.spec.task == "classification" and request.action in (TRAIN, TEST)
-    if not head or any(config.sites for config in request.configs.values()):
-        raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
-
-
-def _task(
-    request: Request,
-    network: PreTrainedModel,
-    space: SearchSpace | None,
-    record: Record,
-    data: TextDataModule,
-    tokenizer: PreTrainedTokenizerBase,
-) -> FineTuning:
-    parts: dict[str, Any] = {
-        "network": network,
-        "space": space,
-        "spec": request.spec,
-        "validation_names": data.validation_names,
-        "test_names": data.test_names,
-        "optimization": request.options.optimization,
-        "record": record,
-        "batches_per_epoch": data.train_batches_per_epoch,
-    }
-    if request.spec.task == "classification":
-        return Classification(**parts)
-    if request.spec.task == "causal_language_modeling":
-        return CausalLanguageModeling(**parts)
-    longest = request.options.max_new_tokens or data.limits.max_target_len
-    return Summarization(**parts, tokenizer=tokenizer, max_new_tokens=longest)

@@ -56,24 +56,22 @@ def write_adapter_folder(
     space: SearchSpace,
     spec: DatasetSpec,
     record: Record,
-    run_folder: Path | None = None,
+    run_folder: Path | None,
 ) -> None:
-    """Write an adapter folder with its card, completely or not at all.
+    """Write an adapter folder with its card, completely or not at all. An existing folder is replaced.
 
-    Args:
-        target: the folder; an existing one is replaced.
-        network: the adapted network; only the trained weights need to be in memory.
-        space: its search space.
-        spec: the data set.
-        record: the identity of the model.
-        run_folder: the folder with metrics and pictures.
+    The trained weights of the network must be in memory; its base may be on the meta device. The card shows the metrics
+    and the pictures in `run_folder`.
     """
     renormalize = record.renormalizes
     result = CardContents(network, space, spec, record, renormalize, _metrics(run_folder), _configurations(record))
     shortcut = result_config(space, "shortcut", renormalize) if result.beyond_peft else None
     with whole_folder(target) as unfinished:
         write_adapter(unfinished, network, space, spec.task, _to_remember(record, shortcut is not None), shortcut)
-        pictures = [*_draw(space, unfinished), *_copy_pictures(run_folder, unfinished)]
+        pictures = _draw(space, unfinished)
+        for picture in sorted(run_folder.glob("*.png")) if run_folder is not None else ():
+            shutil.copyfile(picture, unfinished / picture.name)
+            pictures.append(picture.name)
         write_text(unfinished / CARD, card(replace(result, pictures=pictures)))
 
 
@@ -95,7 +93,7 @@ def _metrics(run_folder: Path | None) -> dict[str, Any] | None:
 def _configurations(record: Record) -> list[str]:
     """The name of each configuration file, with its first comment if the file still exists."""
     paths = [Path(path) for key in ("lora_config", "shortcut_config") if (path := record.options.get(key))]
-    return [f"`{path.name}`" + (f": {said}" if (said := _first_comment(path)) else "") for path in paths]
+    return [f"`{path.name}`" + (f": {comment}" if (comment := _first_comment(path)) else "") for path in paths]
 
 
 def _first_comment(path: Path) -> str:
@@ -121,10 +119,3 @@ def _draw(space: SearchSpace, folder: Path) -> list[str]:
         blocks=len(space.blocks),
     )
     return [ALLOCATION]
-
-
-def _copy_pictures(run_folder: Path | None, folder: Path) -> list[str]:
-    pictures = sorted(run_folder.glob("*.png")) if run_folder is not None else []
-    for picture in pictures:
-        shutil.copyfile(picture, folder / picture.name)
-    return [picture.name for picture in pictures]

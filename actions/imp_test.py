@@ -21,10 +21,12 @@ from actions.options import Options
 from actions.pictures import heat_map
 from actions.resolve import Request
 from actions.run_folder import CONFIG, open_run_folder, write_config
-from actions.scoring import check_scoring, scoring_batches
 from actions.trainer import check_devices
+from dataset.module import TextDataModule
 from heterolora import saliency, scores
-from heterolora.allocation import Mode, Scored, allocate, of_kind, tie_generator
+from heterolora.allocation import Mode, Scored, allocate, check_mode, default_mode, of_kind, tie_generator
+from heterolora.errors import UserError
+from heterolora.saliency.problem import Batch
 from heterolora.saliency.score import score, why_all_equal
 from heterolora.saliency.warm_up import WarmUp, is_fresh
 from heterolora.scores import Scores
@@ -45,14 +47,34 @@ def run(request: Request) -> None:
         fabric.launch()
         with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
             say(f"run folder: {folder}")
-            found, seconds = _score(request, experiment, fabric)
+            found, seconds = _score(experiment, fabric)
             if is_first_process():
-                _report(request.action, experiment, found, mode, folder)
+                _report(experiment, found, mode, folder)
                 say(f"scored {len(found.scored)} elements in {seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
                 say(_next(experiment.options, found.has_shortcuts, folder))
     except KeyboardInterrupt:
         say("stopped")
         raise SystemExit(INTERRUPTED) from None
+
+
+def check_scoring(request: Request) -> Mode:
+    """The allocation mode. Raises UserError if the model has no elements to score, or does not fit the mode."""
+    if request.adapted is None:
+        raise UserError(
+            f"--model '{request.options.model}' is a plain model: {request.action} has no elements to score",
+            "use <family>_lora or <family>_lora_ags, and --load for the plain model",
+        )
+    mode = request.options.reallocation.dyrealloc_ags_mode or default_mode(request.adapted.shortcuts)
+    check_mode(mode, has_lora=True, has_shortcuts=request.adapted.shortcuts)
+    return mode
+
+
+def scoring_batches(data: TextDataModule, limit: int | float, rank: int, world: int) -> Iterable[Batch]:
+    """The scoring batches of process `rank` of `world`. Prints a note if `limit` exceeds the training set."""
+    count, remark = batch_count(limit, data.scoring_batch_count)
+    if remark is not None:
+        note(remark)
+    return data.scoring_batches(count, rank, world)
 
 
 @contextlib.contextmanager
@@ -66,12 +88,12 @@ def _folder_unless_empty(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _score(request: Request, experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
+def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     """The scores, and the duration of scoring in seconds, including warm-up."""
     options, data, task = experiment.options.scoring, experiment.data, experiment.task
     heuristic = saliency.get(options.importance_test_name)
     with fabric.rank_zero_first(local=True):  # the other processes read the cache
-        data.encoded(data.read().train)
+        data.encoded(data.splits.train)
     task.to(fabric.device)
     limit = options.imp_limit_test_batches
     share = list(scoring_batches(data, limit, fabric.global_rank, fabric.world_size))
@@ -90,18 +112,17 @@ def _score(request: Request, experiment: Experiment, fabric: Fabric) -> tuple[Sc
     start = time.perf_counter()
     values = score(heuristic.name, problem, warm_up)
     seconds = time.perf_counter() - start
-    shortcut = request.configs.get("shortcut")
     found = Scores(
         scored=tuple(Scored(element, values[element.key]) for element in task.space.elements),
         importance_test_name=heuristic.name,
-        task=request.spec.task,
+        task=task.spec.task,
         dataset=experiment.options.dataset,
         model=experiment.options.model,
-        load=request.base.name,
+        load=task.record.base.name,
         batches=batch_count(limit, data.scoring_batch_count)[0],
         batch_size=experiment.options.data.batch_size,
         seed=experiment.options.seed,
-        renormalize=shortcut is not None and shortcut.renormalize,
+        renormalize=task.record.renormalizes,
     )
     return found, seconds
 
@@ -113,11 +134,11 @@ def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
     return track(items, what, console=console, transient=True, disable=not shown)
 
 
-def _report(action: str, experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> None:
+def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> None:
     options, scored, test = experiment.options, found.scored, found.importance_test_name
     percentile = options.reallocation.turn_on_percentile
     on = allocate(scored, percentile, mode, tie_generator(options.seed, 0))
-    write_config(folder, action, options)
+    write_config(folder, experiment.task.record.action, options)
     scores.write(folder / SCORES, found)
     heat_map(
         folder / PICTURE,

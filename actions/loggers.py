@@ -28,18 +28,17 @@ WANDB_PROJECT = "heterolora"  # unless the environment has WANDB_PROJECT
 def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]:
     """The logger of `--logger`, which writes into the run folder. The options are logged.
 
-    Args:
-        options: the options of the run.
-        folder: the run folder.
-        done: optimizer steps that a resumed run has done; points of later steps are removed.
-
-    Raises:
-        UserError: Weights & Biases can't be reached.
+    A resumed run has done `done` optimizer steps; points of later steps are removed. Raises UserError if Weights &
+    Biases can't be reached.
     """
     if options.run.logger == "none":
         return []
-    makers = {"tensorboard": _tensorboard, "csv": ContinuedCSVLogger, "wandb": _wandb}
-    logger = makers[options.run.logger](folder, done)
+    if options.run.logger == "tensorboard":  # a resumed run adds an event file, which purges the points of later steps
+        logger = TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
+    elif options.run.logger == "csv":
+        logger = ContinuedCSVLogger(folder, done)
+    else:
+        logger = _wandb(folder)
     logger.log_hyperparams(as_plain(options))
     return [logger]
 
@@ -56,18 +55,8 @@ def log_pictures(loggers: Iterable[Logger], pictures: Iterable[Path]) -> None:
             logger.log_image(picture.stem, [str(picture)])
 
 
-def _tensorboard(folder: Path, done: int) -> TensorBoardLogger:
-    """A resumed run adds an event file, which purges the points of later steps."""
-    return TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
-
-
 class ContinuedCSVLogger(CSVLogger):
-    """Keeps the rows of the steps before `done`; Lightning's logger deletes an existing file.
-
-    Args:
-        folder: the run folder.
-        done: optimizer steps that are done.
-    """
+    """Keeps the rows of the first `done` steps. Lightning's logger deletes an existing file."""
 
     def __init__(self, folder: Path, done: int) -> None:
         super().__init__(folder, name="", version=LOGS)
@@ -93,15 +82,21 @@ class ContinuedCSVLogger(CSVLogger):
         return [row for row in rows if int(row["step"]) < self.done]
 
 
-def _wandb(folder: Path, done: int) -> WandbLogger:
+def _wandb(folder: Path) -> WandbLogger:
     """The id is kept in the run folder, so that a resumed run continues the same W&B run."""
     import wandb
 
     logs = folder / LOGS
+    run_id = None
+    if is_first_process():
+        id_file = logs / "wandb_id"
+        if not id_file.is_file():
+            write_text(id_file, secrets.token_hex(4))
+        run_id = id_file.read_text(encoding="utf-8")
     logger = WandbLogger(
         name=folder.name,
         save_dir=logs,
-        id=_lasting_id(logs) if is_first_process() else None,
+        id=run_id,
         project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
     )
     try:
@@ -112,10 +107,3 @@ def _wandb(folder: Path, done: int) -> WandbLogger:
             f"--logger wandb: {first_line}", "run wandb login, set WANDB_MODE=offline, or use another --logger"
         ) from None
     return logger
-
-
-def _lasting_id(logs: Path) -> str:
-    file = logs / "wandb_id"
-    if not file.is_file():
-        write_text(file, secrets.token_hex(4))
-    return file.read_text(encoding="utf-8")

@@ -8,22 +8,13 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dataset.option import (
-    OptionInfo,
-    at_least,
-    count_or_share,
-    group,
-    option,
-    options_of,
-    positive_or_unlimited,
-)
+from dataset.option import OptionInfo, at_least, count_or_share, group, option, options_of, positive_or_unlimited
 from dataset.settings import DataOptions
 from dataset.spec import Task
 from model.reallocation.options import ReallocationOptions, ScoringOptions
 from model.task.optimization import Optimization
 
 TRAIN, TEST, IMP_TEST, DYREALLOC = "train", "test", "imp-test", "train-dyrealloc"
-
 
 ACTIONS: dict[str, str] = {
     TRAIN: "fine-tune a model, plain or with LoRA",

@@ -17,27 +17,18 @@ from model.family import AdaptedName
 from model.peft_format import is_adapter
 
 if TYPE_CHECKING:
-    from model.checkpoint import BaseSource, Checkpoint, Record
+    from model.checkpoint import BaseSource, Checkpoint
     from model.peft_format.adapter import Adapter
 
 TOY_BASE = Path(__file__).resolve().parents[1] / "model" / "toy_opt"
 
-_OF_THE_OPTIMIZER = ("optimizer", "learning_rate", "loraplus_ratio", "weight_decay")
-
 
 @dataclass(frozen=True)
 class Origin:
-    """What `--load` names. All fields are empty if it is a base model.
+    """What `--load` names. All fields are empty if it is a base model."""
 
-    Attributes:
-        recorded: options that the checkpoint or adapter records.
-        base: the recorded base, or `--backbone-model` if it moved.
-        checkpoint: the checkpoint of this program.
-        adapter: the PEFT adapter.
-    """
-
-    recorded: Mapping[str, Any] = field(default_factory=dict)
-    base: BaseSource | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # options that the checkpoint or adapter records
+    base: BaseSource | None = None  # the recorded base, or `--backbone-model` if it moved
     checkpoint: Checkpoint | None = None
     adapter: Adapter | None = None
 
@@ -70,11 +61,7 @@ def load_type_of(options: Options) -> str:
 
 
 def origin_of(command: Command) -> Origin:
-    """Read the checkpoint or adapter that `--load` names.
-
-    Raises:
-        UserError: it cannot be read, or does not fit the options.
-    """
+    """Read the checkpoint or adapter that `--load` names. Raises UserError if it does not fit the options."""
     kind = load_type_of(command.options)
     if command.options.resume_training and (command.options.load is None or kind != "pl"):
         raise UserError("--resume-training has no checkpoint", "give --load RUN/checkpoints/last.ckpt --load-type pl")
@@ -104,21 +91,16 @@ def _checkpoint(command: Command) -> Origin:
             f"{options.load} is a checkpoint of --model {record.options['model']}, not {options.model}",
             "leave --model out, or give the checkpoint's",
         )
-    if options.resume_training:
-        _check_same_optimizer(command, record)
+    if options.resume_training:  # the state of the optimizer comes from the checkpoint
+        for name in ("optimizer", "learning_rate", "loraplus_ratio", "weight_decay"):
+            now = flat(options)[name]
+            was = record.options.get(name, now)
+            if name in command.given and now != was:
+                raise UserError(
+                    f"{flag_of(name)} is {now}, but the run to resume has {was}",
+                    "leave it out, or start a new run from the checkpoint without --resume-training",
+                )
     return Origin(record.options, record.base.moved_to(options.backbone_model), checkpoint)
-
-
-def _check_same_optimizer(command: Command, record: Record) -> None:
-    """Raise UserError if a resumed run is given another optimizer or rate: its state comes from the checkpoint."""
-    for name in _OF_THE_OPTIMIZER:
-        now = flat(command.options)[name]
-        was = record.options.get(name, now)
-        if name in command.given and now != was:
-            raise UserError(
-                f"{flag_of(name)} is {now}, but the run to resume has {was}",
-                "leave it out, or start a new run from the checkpoint without --resume-training",
-            )
 
 
 # ---- adapters

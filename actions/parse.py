@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +27,12 @@ examples:
 
 @dataclass(frozen=True)
 class Command:
-    """A parsed command line.
+    """A parsed command line."""
 
-    Attributes:
-        action: a key of `ACTIONS`.
-        options: the options.
-        given: names of the options that the command line or the file sets; a checkpoint gives values for the others.
-        notes: lines to print.
-    """
-
-    action: str
+    action: str  # a key of `ACTIONS`
     options: Options
-    given: frozenset[str]
-    notes: tuple[str, ...]
+    given: frozenset[str]  # options that the command line or the file sets; a checkpoint gives values for the others
+    notes: tuple[str, ...]  # lines to print
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,21 +84,20 @@ def _build() -> _Parser:
 
 
 def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
-    groups: dict[str, Any] = {}
-    for name, info in declared().items():
-        if info.group not in groups:
-            groups[info.group] = parser.add_argument_group(info.group)
-        shown = "" if info.default is None or info.default is False else f" (default: {info.default})"
-        groups[info.group].add_argument(
-            info.flag,
-            *info.aliases,
-            dest=name,
-            default=argparse.SUPPRESS,
-            nargs="?" if info.type is bool else None,
-            const="true" if info.type is bool else None,
-            metavar=info.metavar,
-            help=(info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS,
-        )
+    for heading, infos in itertools.groupby(declared().values(), lambda info: info.group):
+        section = parser.add_argument_group(heading)
+        for info in infos:
+            shown = "" if info.default is None or info.default is False else f" (default: {info.default})"
+            section.add_argument(
+                info.flag,
+                *info.aliases,
+                dest=info.name,
+                default=argparse.SUPPRESS,
+                nargs="?" if info.type is bool else None,
+                const="true" if info.type is bool else None,
+                metavar=info.metavar,
+                help=(info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS,
+            )
 
 
 def _command_line_values(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -126,16 +119,13 @@ def _unknown_argument(argument: str) -> UserError:
         )
     flags = [flag for info in declared().values() for flag in (info.flag, *info.aliases)]
     name = argument.split("=")[0]
-    close = [flag for flag in flags if _initials(flag) == name.strip("-")]  # --lr, as other programs call it
+    initials = {flag: "".join(word[0] for word in flag.strip("-").split("-")) for flag in flags}
+    close = [flag for flag in flags if initials[flag] == name.strip("-")]  # --lr, as other programs call it
     close = close or difflib.get_close_matches(name, flags, n=1)
     return UserError(
         f"option '{argument}' is not known",
         f"did you mean '{close[0]}'?" if close else "see python -m main ACTION --help",
     )
-
-
-def _initials(flag: str) -> str:
-    return "".join(word[0] for word in flag.strip("-").split("-"))
 
 
 def _file_values(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A heat map with a number for each element: blocks × names."""
+"""Pictures of a run: a heat map with a number for each element, and the timeline of its reallocations."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from heterolora.element import Place, order_of
 from heterolora.files import whole
+from heterolora.history import History
 
 COLOURS = "YlGnBu"
 MARK = "#d1495b"
 WIDE_SPAN = 100  # colours are logarithmic if the largest value is more than this times the smallest one above 0
+OFF, ON = "#e6e6ea", "#2a6f97"
+MOST_LABELS = 60  # with more rows, labels would overlap: one label per block is shown
 
 
 def heat_map(
@@ -54,7 +58,8 @@ def heat_map(
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", cmap=COLOURS, norm=_norm(grid))
     for place, (row, column) in cell.items():
-        colour = "white" if _is_dark(image.to_rgba(grid[row, column])) else "black"
+        red, green, blue, _ = image.to_rgba(grid[row, column])
+        colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
         weight = "bold" if place.key in marked else "normal"
         text = write(grid[row, column] / 10.0**power)
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
@@ -113,6 +118,39 @@ def _three_digits(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _is_dark(colour: tuple[float, ...]) -> bool:
-    red, green, blue, _ = colour
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+def timeline(path: Path, *histories: tuple[str, History]) -> None:
+    """Draw which elements were on after each reallocation, with one panel for each titled history, into a PNG file.
+
+    White lines separate blocks and epochs.
+    """
+    rows = max(len(history.places) for _, history in histories)
+    height = min(max(3.0, 0.16 * rows), 40.0) + 1.2
+    figure = Figure(figsize=(max(7.0, 5.5 * len(histories)), height), layout="constrained")
+    panels = figure.subplots(1, len(histories), squeeze=False)[0]
+    for panel, (title, history) in zip(panels, histories, strict=True):
+        _draw_history(panel, title, history)
+    handles = [Patch(color=color, label=label) for color, label in ((ON, "on"), (OFF, "off"))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120)
+
+
+def _draw_history(panel: Axes, title: str, history: History) -> None:
+    decisions, places = history.decisions, history.places
+    on = np.array([decision.on for decision in decisions], dtype=float).T  # (elements, reallocations)
+    colours = ListedColormap([OFF, ON])
+    panel.imshow(on, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=1)
+    panel.set_title(title)
+    panel.set_xlabel("reallocation, at epoch:batch")
+    steps = np.unique(np.linspace(0, len(decisions) - 1, min(len(decisions), 10)).astype(int))
+    panel.set_xticks(steps, [f"{k}\n{decisions[k].epoch}:{decisions[k].step}" for k in steps], fontsize=7)
+    first_of_block = [i for i, place in enumerate(places) if i == 0 or places[i - 1].layer != place.layer]
+    if len(places) <= MOST_LABELS:
+        panel.set_yticks(range(len(places)), [place.key for place in places], fontsize=7)
+    else:
+        panel.set_yticks(first_of_block, [f"layer_{places[i].layer}" for i in first_of_block], fontsize=7)
+    for i in first_of_block[1:]:
+        panel.axhline(i - 0.5, color="white", linewidth=1.2)
+    for k in range(1, len(decisions)):
+        if decisions[k].epoch != decisions[k - 1].epoch:
+            panel.axvline(k - 0.5, color="white", linewidth=1.2)

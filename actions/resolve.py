@@ -40,31 +40,18 @@ _OF_ONE_RUN = ("load", "load_type", "resume_training", "backbone_model", "projec
 
 @dataclass(frozen=True)
 class Request:
-    """A checked command.
-
-    Attributes:
-        action: what to do.
-        options: the resolved options: values of a checkpoint and defaults that depend on others are filled in.
-        spec: the data set.
-        adapted: family and kind of an adapted model, `None` for a plain one.
-        configs: its LoRA and, for an `_ags` model, shortcut configuration.
-        must_agree: configurations that `configs` must equal: those given beside a checkpoint, or those of an adapter.
-        base: where the base model comes from.
-        checkpoint: the checkpoint that `--load` names.
-        adapter: the PEFT adapter that `--load` names.
-        notes: lines to print.
-    """
+    """A checked command."""
 
     action: str
-    options: Options
+    options: Options  # values of a checkpoint and defaults that depend on other options are filled in
     spec: DatasetSpec
-    adapted: AdaptedName | None
-    configs: Configs
-    must_agree: Configs
+    adapted: AdaptedName | None  # family and kind of an adapted model, `None` for a plain one
+    configs: Configs  # its LoRA and, for an `_ags` model, shortcut configuration
+    must_agree: Configs  # what `configs` must equal: configurations given beside a checkpoint, or those of an adapter
     base: BaseSource
-    checkpoint: Checkpoint | None
-    adapter: Adapter | None
-    notes: tuple[str, ...]
+    checkpoint: Checkpoint | None  # that `--load` names
+    adapter: Adapter | None  # that `--load` names
+    notes: tuple[str, ...]  # lines to print
 
     @property
     def recorded(self) -> Record | None:
@@ -78,14 +65,17 @@ def resolve(command: Command) -> Request:
     _check_model_name(command.options.model)
     if "dataset" in command.given:
         registry.get(command.options.dataset)
-    given = _given_configs(command.options)
+    paths: dict[Kind, Path | None] = {
+        "lora": command.options.lora_config,
+        "shortcut": command.options.shortcut_config,
+    }
+    given = {kind: load(path, kind) for kind, path in paths.items() if path is not None}
     origin = origin_of(command)
     options = _filled_in(command, origin)
     adapted = families.parse_model_name(options.model)
     own = origin.configs(options.model)
     spec = registry.get(options.dataset)
-    _check_options(options, spec, adapted)
-    _check_given(given, options.model, adapted)
+    _check_options(options, spec, adapted, given)
     if origin.checkpoint is not None or adapted is None:
         configs = own
     else:
@@ -147,7 +137,7 @@ def _check_model_name(name: str) -> None:
         raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
 
 
-def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | None) -> None:
+def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | None, given: Configs) -> None:
     if options.task is not None and options.task != spec.task:
         raise UserError(f"data set '{spec.name}' is not for --task {options.task}", f"it is for {spec.task}")
     if adapted is not None:
@@ -156,12 +146,22 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
     if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
-    plain = f"'{options.model}' is a plain model without LoRA"
-    instead = "leave it out, or use a model such as opt_lora"
-    if adapted is None and options.quantize is not None:
-        raise UserError(f"--quantize {options.quantize} is given, but {plain}", instead)
-    if adapted is None and (ratio := options.optimization.loraplus_ratio) != 1:
-        raise UserError(f"--loraplus-ratio is {ratio:g}, but {plain}", instead)
+    if adapted is None:
+        unusable = [f"--{kind}-config is given" for kind in given]
+        if options.quantize is not None:
+            unusable.append(f"--quantize {options.quantize} is given")
+        if (ratio := options.optimization.loraplus_ratio) != 1:
+            unusable.append(f"--loraplus-ratio is {ratio:g}")
+        if unusable:
+            raise UserError(
+                f"{unusable[0]}, but '{options.model}' is a plain model without LoRA",
+                "leave it out, or use a model such as opt_lora",
+            )
+    elif "shortcut" in given and not adapted.shortcuts:
+        raise UserError(
+            f"--shortcut-config is given, but '{options.model}' has no shortcuts",
+            f"leave it out, or use a model such as {options.model}_ags",
+        )
 
 
 def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
@@ -179,22 +179,6 @@ def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
 
 
 # ---- configurations
-
-
-def _given_configs(options: Options) -> Configs:
-    paths: dict[Kind, Path | None] = {"lora": options.lora_config, "shortcut": options.shortcut_config}
-    return {kind: load(path, kind) for kind, path in paths.items() if path is not None}
-
-
-def _check_given(given: Configs, model: str, adapted: AdaptedName | None) -> None:
-    """Raise UserError for a configuration of elements that the model does not have."""
-    if given and adapted is None:
-        found, instead = f"--{next(iter(given))}-config is given, but '{model}' is a plain model", "opt_lora"
-    elif "shortcut" in given and not adapted.shortcuts:
-        found, instead = f"--shortcut-config is given, but '{model}' has no shortcuts", f"{model}_ags"
-    else:
-        return
-    raise UserError(found, f"leave it out, or use a model such as {instead}")
 
 
 def _with_defaults(options: Options, adapted: AdaptedName, configs: Configs) -> tuple[Options, Configs]:

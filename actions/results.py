@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -11,10 +12,12 @@ from rich.table import Table
 from actions.console import is_first_process, say
 from actions.experiment import Experiment
 from actions.options import as_plain
-from actions.run_folder import METRICS, PARAMETERS, versions, write_json
+from actions.run_folder import METRICS, PARAMETERS, write_json
 from model.parameters import count, render
 
 Metrics = dict[str, dict[str, float]]  # split -> name -> value
+
+_PACKAGES = ("torch", "pytorch-lightning", "transformers", "datasets", "evaluate", "torchmetrics", "safetensors")
 
 
 def show_parameters(experiment: Experiment, folder: Path) -> None:
@@ -24,10 +27,11 @@ def show_parameters(experiment: Experiment, folder: Path) -> None:
         write_json(folder / PARAMETERS, parameters.as_dict())
 
 
-def measure(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
-    """Metrics of the current weights by split: first the validation splits, then the test splits.
+def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
+    """Measure the current weights on all splits, print the metrics and write `metrics.json`.
 
-    Loggers get them as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
+    The metrics are logged as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
+    `checkpoint` is the file of the weights.
     """
     task = experiment.task
     loggers, trainer.loggers = trainer.loggers, []
@@ -43,17 +47,6 @@ def measure(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
         final = {f"final/{split}/{name}": value for split, row in metrics.items() for name, value in row.items()}
         logger.log_metrics(final, step=trainer.global_step)
         logger.save()
-    return metrics
-
-
-def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
-    """Metrics of the current weights on the validation splits."""
-    trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
-    return _by_split(trainer, experiment.task.validation_names)
-
-
-def save_metrics(experiment: Experiment, folder: Path, checkpoint: Path | None, metrics: Metrics) -> None:
-    """Print the metrics and write `metrics.json`."""
     say(_table(metrics))
     if is_first_process():
         finite = {  # JSON has no NaN, such as the correlation of constant predictions
@@ -61,14 +54,20 @@ def save_metrics(experiment: Experiment, folder: Path, checkpoint: Path | None, 
             for split, row in metrics.items()
         }
         values = {
-            "action": experiment.task.record.action,
+            "action": task.record.action,
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "metrics": finite,
             "options": as_plain(experiment.options),
-            "versions": versions(),
+            "versions": {package: version(package) for package in _PACKAGES},
         }
         write_json(folder / METRICS, values)
     say(f"results: {folder}")
+
+
+def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
+    """Metrics of the current weights on the validation splits."""
+    trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
+    return _by_split(trainer, experiment.task.validation_names)
 
 
 def _by_split(trainer: pl.Trainer, splits: tuple[str, ...]) -> Metrics:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from dataset import registry
 from heterolora.files import write_text, write_toml
 
 CHECKPOINTS, CONFIG, METRICS, PARAMETERS, LOGS = "checkpoints", "config.toml", "metrics.json", "parameters.json", "logs"
-
-_PACKAGES = ("torch", "pytorch-lightning", "transformers", "datasets", "evaluate", "torchmetrics", "safetensors")
 
 
 def open_run_folder(options: Options) -> Path:
@@ -55,7 +52,3 @@ def write_json(path: Path, values: Any) -> None:
 def write_config(folder: Path, action: str, options: Options) -> None:
     """Write the resolved options. `python -m main <action> --config config.toml` repeats the run."""
     write_toml(folder / CONFIG, {"action": action, **as_plain(options)})
-
-
-def versions() -> dict[str, str]:
-    return {package: version(package) for package in _PACKAGES}

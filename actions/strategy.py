@@ -22,9 +22,7 @@ class FlatDDPStrategy(DDPStrategy):
     At every optimizer step `requires_grad` decides which gradients are synchronised. It may change between accumulation
     windows, in the same way in all processes. Gradients are averaged after the last backward pass of the window, and
     before unscaling and clipping: `on_before_optimizer_step` sees global gradients, `on_after_backward` local ones.
-
-    Raises:
-        RuntimeError: the processes disagree about which parameters are trained.
+    Raises RuntimeError if the processes disagree about which parameters are trained.
     """
 
     _agreed: tuple[tuple[int, int], ...] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from actions.console import note
 from actions.resolve import Request
-from actions.results import measure, save_metrics
+from actions.results import measure
 from actions.train import start
 from actions.trainer import build_trainer
 
@@ -14,4 +14,4 @@ def run(request: Request) -> None:
     if experiment.untrained_head:
         note("the classification head is untrained: these metrics are at chance level")
     checkpoint = None if request.checkpoint is None else request.checkpoint.path
-    save_metrics(experiment, folder, checkpoint, measure(experiment, build_trainer(experiment, folder)))
+    measure(experiment, build_trainer(experiment, folder), folder, checkpoint)

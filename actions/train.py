@@ -13,7 +13,7 @@ from actions.experiment import Experiment, build
 from actions.export import ADAPTER, export_run
 from actions.loggers import log_pictures
 from actions.resolve import Request
-from actions.results import measure, save_metrics, show_parameters
+from actions.results import measure, show_parameters
 from actions.run_folder import CHECKPOINTS, open_run_folder, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
 from model.checkpoint import read_checkpoint
@@ -38,11 +38,7 @@ def start(request: Request) -> tuple[Experiment, Path]:
 
 
 def fit(experiment: Experiment, folder: Path, more: Sequence[pl.Callback] = ()) -> None:
-    """Train, with `more` callbacks, and measure the best weights.
-
-    Raises:
-        UserError: a mistake that is only found while training.
-    """
+    """Train, with `more` callbacks, and measure the best weights."""
     task, resumed = experiment.task, experiment.resumed
     checkpoints = RunCheckpoints(folder / CHECKPOINTS, task.monitor, task.monitor_mode, experiment.options.run)
     trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, more))
@@ -50,7 +46,7 @@ def fit(experiment: Experiment, folder: Path, more: Sequence[pl.Callback] = ()) 
     trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
     measured = read_checkpoint(checkpoints.best if checkpoints.best.is_file() else checkpoints.last)
     task.take(measured)
-    save_metrics(experiment, folder, measured.path, measure(experiment, trainer))
+    measure(experiment, trainer, folder, measured.path)
 
 
 def finish(experiment: Experiment, folder: Path) -> None:

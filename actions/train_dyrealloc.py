@@ -11,13 +11,10 @@ from typing import Any
 from actions import train
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
-from actions.options import Options
-from actions.pictures import heat_map
+from actions.imp_test import check_scoring, scoring_batches
+from actions.pictures import heat_map, timeline
 from actions.resolve import Request
-from actions.scoring import check_scoring, scoring_batches
-from actions.timeline import timeline
 from heterolora import allocation, saliency
-from heterolora.allocation import Mode
 from heterolora.errors import UserError
 from heterolora.history import FREQUENCY, HISTORY, History
 from heterolora.saliency.from_training import TrainingGradients
@@ -31,8 +28,13 @@ FREQUENCY_PICTURE, TIMELINE_PICTURE = "reallocation_frequency.png", "reallocatio
 
 
 def run(request: Request) -> None:
-    options = _resolved(request.options, check_scoring(request))
-    _check_source(request.options.scoring)
+    mode, scoring = check_scoring(request), request.options.scoring
+    _check_source(scoring)
+    options = replace(request.options.reallocation, dyrealloc_ags_mode=mode)
+    if options.realloc_warmup_epochs is None:
+        # An element that was never on has B = 0, which some heuristics always score 0.
+        needs_warmup = saliency.get(scoring.importance_test_name).warmup_batches > 0
+        options = replace(options, realloc_warmup_epochs=int(needs_warmup))
     experiment, folder = train.start(request)
     say(_budget(experiment.task.space, options))
     reallocate = Reallocate(options, request.options.seed, _source(experiment), folder, note)
@@ -55,14 +57,6 @@ def draw(history: History, folder: Path) -> None:
         marked=history.last_on(),
     )
     timeline(folder / TIMELINE_PICTURE, (folder.name, history))
-
-
-def _resolved(options: Options, mode: Mode) -> ReallocationOptions:
-    """The options with their defaults filled in."""
-    warmup = options.reallocation.realloc_warmup_epochs
-    if warmup is None:  # an element that was never on has B = 0, which some heuristics always score 0
-        warmup = int(saliency.get(options.scoring.importance_test_name).warmup_batches > 0)
-    return replace(options.reallocation, dyrealloc_ags_mode=mode, realloc_warmup_epochs=warmup)
 
 
 def _budget(space: SearchSpace, options: ReallocationOptions) -> str:

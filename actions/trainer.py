@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -48,6 +49,9 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         strategy = FlatDDPStrategy()  # correct for any set of elements that are on
     else:
         strategy = DDPStrategy(find_unused_parameters=options.devices.strategy.endswith("_true"))
+    plugins: list[Any] = [SafeCheckpointIO(resumed)]
+    if SLURMEnvironment.detect():  # without Lightning's own requeueing, which saves in the middle of a step
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
         **options.devices.for_lightning(strategy),
         **vars(options.loop),
@@ -59,13 +63,11 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         default_root_dir=folder,
         logger=build_loggers(options, folder, resumed.step if resumed else 0) if callbacks else False,
         callbacks=[Progress(), *callbacks],
-        plugins=[SafeCheckpointIO(resumed), *_environment()],
+        plugins=plugins,
     )
 
 
-def training_callbacks(
-    options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback] = ()
-) -> list[pl.Callback]:
+def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback]) -> list[pl.Callback]:
     """The callbacks of training, with `more`. The one that saves is the last."""
     callbacks = [CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
     if options.optimization.max_steps != -1:
@@ -75,8 +77,3 @@ def training_callbacks(
     if options.run.logger != "none":
         callbacks.append(LearningRateMonitor("step"))
     return [*callbacks, checkpoints]
-
-
-def _environment() -> list[SLURMEnvironment]:
-    """Under SLURM, turn off Lightning's own requeueing, which saves in the middle of a step."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

@@ -39,16 +39,10 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Lengths:
-    """The limits on the number of tokens.
+    """The limits on the number of tokens."""
 
-    Attributes:
-        max_token_len: tokens of a row, including special tokens.
-        max_target_len: tokens of a summary, including its end-of-sequence token. The prompt gets the rest. 0 for other
-            tasks.
-    """
-
-    max_token_len: int
-    max_target_len: int
+    max_token_len: int  # of a row, including special tokens
+    max_target_len: int  # of a summary, including its end-of-sequence token; the prompt gets the rest; 0: no summaries
 
 
 def lengths(
@@ -61,7 +55,7 @@ def lengths(
     """Returns the limits to encode with.
 
     Args:
-        spec: the entry.
+        spec: the data set.
         tokenizer: its `model_max_length` limits the row.
         max_token_len: `--max-token-len`. By default the limit of tokenizer and model, up to `DEFAULT_LENGTH`.
         max_target_len: `--max-target-len`, for summarization.
@@ -73,14 +67,11 @@ def lengths(
     total = min(limit, DEFAULT_LENGTH) if max_token_len is None else max_token_len
     if total > limit:
         raise UserError(f"--max-token-len {total} is more than the model takes", f"at most {limit}")
-    target, content = 0, "text"
+    target, content = 0, "text" if spec.prompt is None else "prompt"
     if spec.task == "classification":
-        pair = spec.pair or spec.texts is not None
+        pair = len(spec.columns) == 2 or spec.texts is not None
         needed = tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
-    elif spec.prompt is None:
-        needed = len(_start(tokenizer)) + len(_ids(tokenizer, spec.cue)) + 2
     else:
-        content = "prompt"
         if spec.task == "summarization":
             target = max_target_len
             if target < 1:
@@ -95,16 +86,10 @@ def lengths(
 def encode(
     rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, cache: bool = True
 ) -> Dataset:
-    """Encodes one split, as the documentation of this module describes.
+    """Encodes one split of `dataset.source.Splits`, as the documentation of this module describes.
 
-    Args:
-        rows: a split of `dataset.source.Splits`.
-        spec: the entry of the split.
-        tokenizer: adds its own special tokens.
-        limits: the result of `lengths`.
-        cache: whether to use the cache folder. Otherwise the result stays in memory.
-
-    Raises UserError if there is no text to pack, or if the cache folder cannot be written.
+    Without `cache` the result stays in memory. Raises UserError if there is no text to pack, or if the cache folder
+    cannot be written.
     """
     key = _key(rows, spec, tokenizer, limits)
     if spec.task == "classification":

@@ -34,14 +34,8 @@ class ResumableLoader(DataLoader):
     """A DataLoader over `GlobalBatchSampler`. Lightning saves and restores its position with the training loop.
 
     The position is the number of consumed batches, not of fetched batches, because workers read ahead. The order of
-    the epoch is read at the first `next`, because Lightning creates the iterator before it sets the epoch.
-
-    Args:
-        encoded: the rows.
-        sampler: selects and orders the rows.
-        collate: makes a batch of rows.
-        num_workers: number of processes that read and collate. They stay alive between epochs.
-        pin_memory: whether the batches go to a GPU.
+    the epoch is read at the first `next`, because Lightning creates the iterator before it sets the epoch. The worker
+    processes stay alive between epochs.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
 import pytorch_lightning as pl
 from datasets import Dataset
@@ -14,7 +13,7 @@ from dataset.encode import Lengths, encode, lengths
 from dataset.loader import ResumableLoader, Rows
 from dataset.sampler import GlobalBatchSampler
 from dataset.settings import DataOptions
-from dataset.source import Splits, read_splits
+from dataset.source import read_splits
 from dataset.spec import DatasetSpec
 from heterolora.saliency.problem import Batch
 
@@ -22,70 +21,35 @@ from heterolora.saliency.problem import Batch
 class TextDataModule(pl.LightningDataModule):
     """Batches of one data set, divided among the processes of `self.trainer`.
 
-    Call `read` first: it finds mistakes in the data before a model is loaded. Then call `attach` with the tokenizer.
-    The trainer needs `use_distributed_sampler=False`, because the samplers here divide the rows themselves.
+    The constructor reads the rows, so that mistakes in the data are found before a model is loaded. Then call `attach`
+    with the tokenizer. The trainer needs `use_distributed_sampler=False`, because the samplers here divide the rows
+    themselves. `seed` determines the order of the training rows.
 
-    Args:
-        spec: the data set.
-        options: how it is read, tokenised and batched.
-        seed: of the order of the training rows.
+    Raises UserError in the same cases as `dataset.source.read_splits`.
     """
+
+    limits: Lengths  # resolved by `attach`
 
     def __init__(self, spec: DatasetSpec, options: DataOptions, seed: int = 0) -> None:
         super().__init__()
         self.spec, self.options, self.seed = spec, options, seed
+        self._cache = not options.disable_dataset_cache
+        self.splits = read_splits(spec, options.dataset_saved_path, self._cache)
+        self.validation_names, self.test_names = tuple(self.splits.validation), tuple(self.splits.test)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._limits: Lengths | None = None
         self._encoded: dict[int, Dataset] = {}  # by id of the raw split
-
-    @property
-    def _cache(self) -> bool:
-        return not self.options.disable_dataset_cache
-
-    @cached_property
-    def _splits(self) -> Splits:
-        return read_splits(self.spec, self.options.dataset_saved_path, self._cache)
-
-    def read(self) -> Splits:
-        """The checked rows before tokenisation; read once.
-
-        Raises:
-            UserError: as `dataset.source.read_splits`.
-        """
-        return self._splits
 
     def attach(self, tokenizer: PreTrainedTokenizerBase, model_limit: int | None = None) -> None:
         """Set the tokenizer, which has a pad token, and the number of positions of the model.
 
-        Raises:
-            UserError: the lengths exceed the model's limit, or leave no room for text.
+        Raises UserError if the lengths exceed the model's limit, or leave no room for text.
         """
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token")
         options = self.options
-        self._limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit)
+        self.limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit)
         self._tokenizer = tokenizer
         self._encoded.clear()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines for the user about how the splits were made."""
-        return self.read().notes
-
-    @property
-    def limits(self) -> Lengths:
-        """Tokens of a row and of a summary, as resolved by `attach`."""
-        if self._limits is None:
-            raise RuntimeError("attach a tokenizer first")
-        return self._limits
-
-    @property
-    def validation_names(self) -> tuple[str, ...]:
-        return tuple(self.read().validation)
-
-    @property
-    def test_names(self) -> tuple[str, ...]:
-        return tuple(self.read().test)
 
     def prepare_data(self) -> None:
         """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
@@ -94,24 +58,19 @@ class TextDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Encodes the splits of a stage (`fit`, `validate`, `test`; `None`: all)."""
-        splits = self.read()
-        if stage in ("fit", None):
-            self.encoded(splits.train)
-        if stage in ("fit", "validate", None):
-            for rows in splits.validation.values():
-                self.encoded(rows)
-        if stage in ("test", None):
-            for rows in splits.test.values():
-                self.encoded(rows)
+        train, validation, test = [self.splits.train], self.splits.validation.values(), self.splits.test.values()
+        needed = {"fit": [*train, *validation], "validate": validation, "test": test}
+        for rows in [*train, *validation, *test] if stage is None else needed[stage]:
+            self.encoded(rows)
 
     def encoded(self, rows: Dataset) -> Dataset:
-        """A split of `read()` as token ids; encoded once."""
+        """One of `splits` as token ids; encoded once."""
         if id(rows) not in self._encoded:
             self._encoded[id(rows)] = encode(rows, self.spec, self._tokenizer, self.limits, self._cache)
         return self._encoded[id(rows)]
 
     def train_dataloader(self) -> ResumableLoader:
-        encoded = self.encoded(self.read().train)
+        encoded = self.encoded(self.splits.train)
         grouping = encoded.with_format("numpy")["length"][:] if self.options.group_by_length else None
         sampler = GlobalBatchSampler(
             len(encoded), self.options.batch_size, self.seed, *self._place(), shuffle=True, lengths=grouping
@@ -120,15 +79,15 @@ class TextDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """One for each of `validation_names`."""
-        return [self._evaluation_loader(rows) for rows in self.read().validation.values()]
+        return [self._evaluation_loader(rows) for rows in self.splits.validation.values()]
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """One for each of `test_names`."""
-        return [self._evaluation_loader(rows) for rows in self.read().test.values()]
+        return [self._evaluation_loader(rows) for rows in self.splits.test.values()]
 
     def train_batches_per_epoch(self, world: int) -> int:
         """Batches of an epoch on each of `world` processes."""
-        return -(-len(self.encoded(self.read().train)) // (self.options.batch_size * world))
+        return -(-len(self.encoded(self.splits.train)) // (self.options.batch_size * world))
 
     @property
     def scoring_batch_count(self) -> int:
@@ -141,7 +100,7 @@ class TextDataModule(pl.LightningDataModule):
         A scoring batch has `batch_size` rows of the training set in file order, for any number of processes. No random
         numbers are drawn.
         """
-        encoded = self.encoded(self.read().train)
+        encoded = self.encoded(self.splits.train)
         rows, collate, size = Rows(encoded), Collator(self._tokenizer), self.options.batch_size
         for batch in range(rank, min(count, self.scoring_batch_count), world):
             yield collate(rows.__getitems__(list(range(batch * size, min((batch + 1) * size, len(encoded))))))

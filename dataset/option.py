@@ -14,7 +14,7 @@ from heterolora.errors import UserError, nearest
 
 NONE_WORDS = ("NA", "none", "None")  # older configuration files write "NA"
 
-Check = Callable[[Any], str | None]
+Check = Callable[[Any], str | None]  # value -> what would be right, or None if the value is right
 
 # type of an option -> (types of the TOML value, description in error messages, placeholder in --help)
 _TYPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
@@ -30,33 +30,19 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What `--help`, the command line and the TOML file need to know about an option.
+    """What `--help`, the command line and the TOML file need to know about an option."""
 
-    Attributes:
-        name: the key in a TOML file; the flag has `-` instead of `_`.
-        type: one of `str`, `Path`, `int`, `float`, `int | float` (a count or a share) and `bool`.
-        default: used if the option is not given.
-        group: the heading in `--help`.
-        help: one line.
-        check: value -> what would be right, or None if the value is right.
-        choices: the valid values, if they can be listed.
-        aliases: other flags, such as `--gpu`.
-        old_keys: older TOML keys that are still read.
-        actions: the actions that use the option; empty: all.
-        from_checkpoint: whether the option describes the model or its data, so that a checkpoint gives its default.
-    """
-
-    name: str
-    type: Any
+    name: str  # the key in a TOML file; the flag has `-` instead of `_`
+    type: Any  # one of `str`, `Path`, `int`, `float`, `int | float` (a count or a share) and `bool`
     default: Any
-    group: str
-    help: str
+    group: str  # the heading in `--help`
+    help: str  # one line
     check: Check | None = None
-    choices: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    old_keys: tuple[str, ...] = ()
-    actions: tuple[str, ...] = ()
-    from_checkpoint: bool = False
+    choices: tuple[str, ...] = ()  # the valid values, if they can be listed
+    aliases: tuple[str, ...] = ()  # other flags, such as `--gpu`
+    old_keys: tuple[str, ...] = ()  # older TOML keys that are still read
+    actions: tuple[str, ...] = ()  # the actions that use the option; empty: all
+    from_checkpoint: bool = False  # it describes the model or its data, so that a checkpoint gives its default
 
     @property
     def flag(self) -> str:

@@ -52,24 +52,18 @@ class GlobalBatchSampler(Sampler[list[int]]):
     last batch gets a filler, so that all ranks have the same number of batches. A filler is the bitwise complement
     `~i` of the index i of some row. `dataset.loader.Rows` gives it weight 0.
 
-    Attributes:
-        n, seed, shuffle, lengths: the arguments of `epoch_order`.
-        batch_size: rows per batch and process.
-        rank: rank of this process.
-        world: number of processes.
-        epoch: the epoch of the next iteration.
-        start: the first batch of the next iteration.
+    `n`, `seed`, `shuffle` and `lengths` are the arguments of `epoch_order`.
     """
 
     n: int
-    batch_size: int
+    batch_size: int  # rows per batch and process
     seed: int = 0
     rank: int = 0
-    world: int = 1
+    world: int = 1  # number of processes
     shuffle: bool = False
     lengths: Sequence[int] | None = None
-    epoch: int = field(default=0, init=False)
-    start: int = field(default=0, init=False)
+    epoch: int = field(default=0, init=False)  # of the next iteration
+    start: int = field(default=0, init=False)  # the first batch of the next iteration
 
     @property
     def sampler(self) -> GlobalBatchSampler:

@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -35,31 +34,20 @@ Readers = Mapping[str, Callable[[], Dataset]]
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a data set before tokenisation, with the entry's columns only. Labels are ids, or floats.
+    """The rows of a data set before tokenisation, with the entry's columns only. Labels are ids, or floats."""
 
-    Attributes:
-        train: the training rows in file order.
-        validation: the validation splits by name, in the entry's order.
-        test: the test split by name, or the validation splits if there is no test split with labels.
-        notes: decisions that the user should know, one sentence each.
-    """
-
-    train: Dataset
-    validation: Mapping[str, Dataset]
-    test: Mapping[str, Dataset]
-    notes: tuple[str, ...]
+    train: Dataset  # in file order
+    validation: Mapping[str, Dataset]  # by name, in the entry's order
+    test: Mapping[str, Dataset]  # by name; the validation splits if there is no test split with labels
+    notes: tuple[str, ...]  # decisions that the user should know, one sentence each
 
 
 def read_splits(spec: DatasetSpec, saved_path: str | Path | None = None, cache: bool = True) -> Splits:
     """Reads and checks the splits of `spec`, from `saved_path` if given, else from its generator or the hub.
 
-    Args:
-        spec: the entry.
-        saved_path: a `save_to_disk` folder, or a folder of `train`, `validation` and `test` files.
-        cache: whether to keep converted files for the next run.
-
-    Raises UserError if a folder, split or column is missing, if a split is empty, if labels do not match the entry, or
-    if the hub cannot be reached.
+    `saved_path` is a `save_to_disk` folder, or a folder of `train`, `validation` and `test` files. With `cache`,
+    converted files are kept for the next run. Raises UserError if a folder, split or column is missing, if a split is
+    empty, if labels do not match the entry, or if the hub cannot be reached.
     """
     notes: list[str] = []
     available, validation_names = _available(spec, saved_path, cache), spec.validation
@@ -198,15 +186,13 @@ def _checked(spec: DatasetSpec, split: str, rows: Dataset, notes: list[str]) -> 
         missing = rows.with_format("arrow")[:][column].null_count
         if missing:
             notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
-            rows = rows.map(partial(_fill, column), keep_in_memory=True, load_from_cache_file=False)
+            rows = rows.map(
+                lambda row, column=column: {column: row[column] or ""}, keep_in_memory=True, load_from_cache_file=False
+            )
     if spec.task != "classification":
         return rows
     labels = np.asarray(_labels(spec, where, rows))
     return rows.remove_columns(spec.label).add_column(spec.label, labels)
-
-
-def _fill(column: str, row: dict[str, Any]) -> dict[str, Any]:
-    return {column: row[column] or ""}
 
 
 def _labels(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[float]:

@@ -98,8 +98,3 @@ class DatasetSpec:
     @property
     def regression(self) -> bool:
         return self.task == "classification" and not self.labels
-
-    @property
-    def pair(self) -> bool:
-        """Whether the columns are two texts. With `texts`, the number of texts is known only from the rows."""
-        return self.texts is None and len(self.columns) == 2

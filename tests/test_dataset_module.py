@@ -59,7 +59,7 @@ def test_loaders_of_every_stage():
     assert indices(data.train_dataloader()) != indices(module(seed=1).train_dataloader())
     assert [indices(loader) for loader in data.val_dataloader()] == [[[0, 1, 2, 3], [4]]]
     assert [indices(loader) for loader in data.test_dataloader()] == [[[0, 1, 2]]]
-    assert (data.validation_names, data.test_names, data.notes) == (("validation",), ("test",), ())
+    assert (data.validation_names, data.test_names, data.splits.notes) == (("validation",), ("test",), ())
 
 
 def test_a_stage_encodes_what_it_needs(monkeypatch):
@@ -107,7 +107,7 @@ def test_batches_per_epoch(world, count):
 
 def test_what_is_wrong_with_the_data_shows_before_there_is_a_tokenizer(tmp_path):
     with pytest.raises(UserError, match="is not there"):
-        TextDataModule(CLASSES, DataOptions(4, dataset_saved_path=tmp_path / "nowhere")).read()
+        TextDataModule(CLASSES, DataOptions(4, dataset_saved_path=tmp_path / "nowhere"))
 
 
 def test_lengths_are_checked_when_the_tokenizer_comes():
@@ -276,16 +276,16 @@ def real(name, batch_size=16, style="encoder", **settings):
         pytest.skip(f"{name}: the shared data folder is not here")
     spec = registry.get(name)
     data = TextDataModule(spec, DataOptions(batch_size, dataset_saved_path=SHARED / name, **settings))
-    data.attach(word_tokenizer((text for column in spec.columns for text in data.read().train[column][:]), style), 512)
+    data.attach(word_tokenizer((text for column in spec.columns for text in data.splits.train[column][:]), style), 512)
     return data
 
 
 def test_rte():
     data = real("rte", max_token_len=128)
-    assert data.notes == ("the test labels of rte are hidden: test uses validation",)
-    assert (len(data.read().train), len(data.read().validation["validation"])) == (2490, 277)
+    assert data.splits.notes == ("the test labels of rte are hidden: test uses validation",)
+    assert (len(data.splits.train), len(data.splits.validation["validation"])) == (2490, 277)
     labels = torch.cat([batch["labels"] for batch in data.val_dataloader()[0]])
-    assert labels.tolist() == data.read().validation["validation"]["label"][:]
+    assert labels.tolist() == data.splits.validation["validation"]["label"][:]
     assert labels.bincount().tolist() == [146, 131]
 
 
@@ -299,7 +299,7 @@ def test_grouping_by_length_cuts_padding_on_rte():
 
 def test_sst2():
     data = real("sst2")
-    assert (len(data.read().train), len(data.read().validation["validation"])) == (67349, 872)
+    assert (len(data.splits.train), len(data.splits.validation["validation"])) == (67349, 872)
     assert len(data.train_dataloader()) == 4210
     batch = next(iter(data.train_dataloader()))
     assert batch["input_ids"].shape[0] == 16
@@ -308,7 +308,7 @@ def test_sst2():
 
 def test_wikitext2_packs_every_word():
     data = real("wikitext2", batch_size=8, style="decoder", max_token_len=64)
-    train = data.read().train["text"][:]
+    train = data.splits.train["text"][:]
     batches = list(data.scoring_batches(10**9))
     tokens = np.concatenate([batch["input_ids"][:, 1:][batch["attention_mask"][:, 1:] == 1] for batch in batches])
     assert len(tokens) == sum(len(line.split()) for line in train) + 1
@@ -319,8 +319,8 @@ def test_wikitext2_packs_every_word():
 def test_one_cache_for_all_runs_of_a_real_data_set():
     data = real("rte", max_token_len=128)
     data.prepare_data()
-    encoded = data.encoded(data.read().train)
-    other = replace(data.settings, batch_size=2, seed=9)
-    again = TextDataModule(data.spec, other)
+    encoded = data.encoded(data.splits.train)
+    other = replace(data.options, batch_size=2)
+    again = TextDataModule(data.spec, other, seed=9)
     again.attach(data._tokenizer, 512)
-    assert again.encoded(again.read().train).cache_files == encoded.cache_files != []
+    assert again.encoded(again.splits.train).cache_files == encoded.cache_files != []

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dataset import registry
 from dataset.toy import tasks
-from dataset.toy.review import QUALITY
+from dataset.toy.language import QUALITY
 from dataset.toy.world import SPLITS, TRAITS
 from heterolora.errors import UserError
 from tests.world import ROOT, metrics_of, run

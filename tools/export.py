@@ -20,12 +20,11 @@ from pathlib import Path
 from tools.cli import Parser, run
 
 from actions.console import note, say, set_log_level
-from actions.drop_shortcuts import cost_of_dropping, has_shortcuts, without_shortcuts
 from actions.export import write_adapter_folder
 from actions.merged import write_merged
 from actions.parse import parse
 from actions.resolve import Request, resolve
-from actions.restore import restore_trained
+from actions.restore import cost_of_dropping, has_shortcuts, restore_trained, without_shortcuts
 from actions.run_folder import CHECKPOINTS
 from actions.trainer import check_devices
 from heterolora.errors import UserError

@@ -16,7 +16,7 @@ from tools.cli import Parser, run
 from rich.table import Table
 
 from actions.console import say
-from actions.timeline import timeline
+from actions.pictures import timeline
 from actions.train_dyrealloc import TIMELINE_PICTURE, draw
 from heterolora import history
 from heterolora.history import History

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 
-from dataset.toy.language import NEGATED, describe, say, sentence, summarise
-from dataset.toy.review import review, verdict
+from dataset.toy.language import NEGATED, describe, review, say, sentence, summarise, verdict
 from dataset.toy.world import Scene, draw_scene
 
 REVIEWS = 0.15  # share of documents
@@ -36,15 +35,14 @@ FOLLOW_UPS = (remark, question, in_short)
 SHARES = (3, 5, 1)
 
 
-def tell(scene: Scene, rng: random.Random, negated: float) -> str:
-    """Draws a description of a scene and four to six follow-ups."""
-    later = rng.choices(FOLLOW_UPS, SHARES, k=rng.randint(4, 6))
-    return " ".join([describe(scene, rng, negated), *(follow_up(scene, rng, negated) for follow_up in later)])
-
-
 def document(rng: random.Random, split: str, negated: float = NEGATED) -> str:
-    """Draws one document of `split`: a review or a scene. `negated` is the share of facts stated by a negation."""
+    """Draws one document of `split`: a review, or the description of a scene with four to six follow-ups.
+
+    `negated` is the share of facts stated by a negation.
+    """
     if rng.random() < REVIEWS:
         liked = rng.random() < 0.5
         return f"{review(rng, split, liked, negated)} {verdict(liked, rng)}"
-    return tell(draw_scene(rng, split), rng, negated)
+    scene = draw_scene(rng, split)
+    later = rng.choices(FOLLOW_UPS, SHARES, k=rng.randint(4, 6))
+    return " ".join([describe(scene, rng, negated), *(follow_up(scene, rng, negated) for follow_up in later)])

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataset.toy.corpus import document, remark
-from dataset.toy.language import describe, say, sentence, summarise
-from dataset.toy.review import review
+from dataset.toy.language import describe, review, say, sentence, summarise
 from dataset.toy.world import draw_scene, stream
 
 NLI_LABELS = ("entailment", "not_entailment")

@@ -76,7 +76,7 @@ def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> li
     saved = args.dataset_saved_path
     options = DataOptions(args.rows, args.tokens, group_by_length=grouped, dataset_saved_path=saved)
     data = TextDataModule(spec, options)
-    texts = (row[column] for row in data.read().train for column in spec.columns)
+    texts = (row[column] for row in data.splits.train for column in spec.columns)
     data.attach(AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts))
     return list(data.train_dataloader())
 
