@@ -15,10 +15,9 @@ from pathlib import Path
 
 from tools.cli import Parser, run
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from actions.console import note, say
 from heterolora import scores as scores_file
@@ -54,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def spearman(a: Scores, b: Scores) -> float | None:
     """Spearman's correlation over all elements; `None` if all scores of a file are equal."""
     by_key = {item.element.key: item.score for item in b.scored}
-    x = rankdata([item.score for item in a.scored])
-    y = rankdata([by_key[item.element.key] for item in a.scored])
-    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else None
+    pairs = [(item.score, by_key[item.element.key]) for item in a.scored]
+    if any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+        return None
+    return float(spearmanr(pairs).statistic)
 
 
 def overlap(a: Scores, b: Scores, percentile: float) -> float:

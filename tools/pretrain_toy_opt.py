@@ -33,7 +33,6 @@ from heterolora.errors import UserError
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 POSITIONS = 256
-IGNORED = -100
 AFFIRMED = 0.4  # share of the documents, the first ones, that contain no negation
 TOKENIZER_DOCUMENTS = 20_000
 HELD_OUT_DOCUMENTS = 500
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer(args.seed, args.vocabulary)
     network = build_network(args, tokenizer)
-    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    millions = network.num_parameters() / 1e6
     say(f"{len(tokenizer)} tokens, {millions:.2f} million parameters, {torch.get_num_threads()} threads")
     train(network, tokenizer, args)
     say(f"perplexity on held-out documents: {perplexity(network, tokenizer, args.seed):.3f}")
@@ -76,12 +75,12 @@ def _parser() -> Parser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    bytes_and_special = len(pre_tokenizers.ByteLevel.alphabet()) + 4
     for name in ("documents", "hidden_size", "layers", "heads", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}", "it must be at least 1")
-    if args.vocabulary < bytes_and_special:
-        need = f"it must be at least {bytes_and_special}: the bytes and four special tokens"
+    least = len(pre_tokenizers.ByteLevel.alphabet()) + 4
+    if args.vocabulary < least:
+        need = f"it must be at least {least}: the bytes and four special tokens"
         raise UserError(f"--vocabulary is {args.vocabulary}", need)
     if args.hidden_size % args.heads:
         raise UserError(f"--hidden-size {args.hidden_size} is no multiple of --heads {args.heads}", "make it one")
@@ -166,17 +165,14 @@ def loss_of(network: OPTForCausalLM, ids: Tensor) -> tuple[Tensor, int]:
     """Summed cross-entropy of the next tokens of ids (rows, tokens), and their number."""
     pad = network.config.pad_token_id
     logits = network(input_ids=ids, attention_mask=(ids != pad).long(), use_cache=False).logits
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == pad, IGNORED)
-    flat = logits[:, :-1].flatten(0, 1).float()
-    total = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total, int((targets != IGNORED).sum())
+    flat, targets = logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()
+    total = F.cross_entropy(flat, targets, ignore_index=pad, reduction="sum")
+    return total, int((targets != pad).sum())
 
 
 def train(network: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
     """AdamW with a short warm-up and a cosine down to a twentieth of the peak."""
-    group = args.batch_size * SORTED_TOGETHER
-    full, rest = divmod(args.documents, group)
-    steps = full * SORTED_TOGETHER + math.ceil(rest / args.batch_size)
+    steps = math.ceil(args.documents / args.batch_size)
     warmup = min(300, math.ceil(steps / 10))
     matrices = {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.01}
     vectors = {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
@@ -127,11 +128,7 @@ def peak_memory(step: Step, device: torch.device) -> int:
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    allocated = peak = 0
-    for _, change in changes:
-        allocated += change
-        peak = max(peak, allocated)
-    return peak
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
 def memory_table(steps: Mapping[str, Step], device: torch.device) -> Table:

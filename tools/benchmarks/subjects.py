@@ -19,11 +19,9 @@ from tools.benchmarks import measure
 
 Batch = Mapping[str, Tensor]
 
-#: Title → projections that have LoRA.
-PLACES = {
-    "q, v": ("q_proj", "v_proj"),
-    "all six projections": ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2"),
-}
+QV = ("q_proj", "v_proj")
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
+PLACES = {"q, v": QV, "all six projections": ALL}  # title → projections that have LoRA
 
 
 def base(args: argparse.Namespace, vocabulary: int = 1000) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,12 @@ def render(runs: Sequence[Run]) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    varied, views = groups(runs), [_view(run, index) for index, run in enumerate(runs)]
+    coloured = zip(runs, itertools.cycle(COLOURS), strict=False)
+    views = [
+        View(run, colour, f"run-{position}", _cards(run), _parts(run, colour))
+        for position, (run, colour) in enumerate(coloured, start=1)
+    ]
+    varied = groups(runs)
     return environment.get_template("page.html.j2").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         style=(here / "style.css").read_text(encoding="utf-8"),
@@ -68,11 +74,6 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _view(run: Run, index: int) -> View:
-    colour = COLOURS[index % len(COLOURS)]
-    return View(run, colour, f"run-{index + 1}", _cards(run), _parts(run, colour))
-
-
 # ---- curves
 
 
@@ -82,14 +83,15 @@ def curve_charts(views: Sequence[View]) -> list[Chart]:
     def order(name: str) -> tuple[bool, bool, bool, str]:
         return (name.startswith("learning_rate"), not name.startswith("train/"), not name.endswith("/loss"), name)
 
-    return [_curve_chart(n, views) for n in sorted({n for view in views for n in view.run.curves.series}, key=order)]
-
-
-def _curve_chart(name: str, views: Sequence[View]) -> Chart:
-    series = [(view, view.run.curves.series[name]) for view in views if name in view.run.curves.series]
-    lines = [Line(view.run.name, view.colour, points) for view, points in series]
-    legend = ((line.colour, line.label, number(line.points[-1][1]), _best_point(name, line.points)) for line in lines)
-    return Chart(name, line_chart(lines, "optimizer step"), tuple(legend))
+    lines: dict[str, list[Line]] = {}
+    for view in views:
+        for name, points in view.run.curves.series.items():
+            lines.setdefault(name, []).append(Line(view.run.name, view.colour, points))
+    charts = []
+    for name in sorted(lines, key=order):
+        legend = ((x.colour, x.label, number(x.points[-1][1]), _best_point(name, x.points)) for x in lines[name])
+        charts.append(Chart(name, line_chart(lines[name], "optimizer step"), tuple(legend)))
+    return charts
 
 
 def _best_point(name: str, points: Sequence[tuple[int, float]]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from actions.export import LORA, SHORTCUT
 from actions.imp_test import SCORES
@@ -27,8 +27,7 @@ _OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config
 _WRITTEN_BY_A_RUN = "expected the file that the run wrote"
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """An option of a run: its flag, its value, and whether that is the default."""
 
     flag: str
@@ -128,11 +127,8 @@ def _read(folder: Path, name: str) -> Run:
             f"{folder} is no run: it has no {CONFIG}" if folder.is_dir() else f"{folder} is not there",
             "give folders that train, train-dyrealloc or imp-test made, such as runs/NAME",
         )
-    try:
-        options = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as reason:
-        raise UserError(f"{folder / CONFIG} is not TOML: {reason}", _WRITTEN_BY_A_RUN) from None
-    results = _read_json(folder / METRICS)
+    options = _document(folder / CONFIG, "TOML", tomllib.loads)
+    results, parameters = (_document(folder / name, "JSON", json.loads) for name in (METRICS, PARAMETERS))
     return Run(
         name=name,
         folder=folder,
@@ -141,7 +137,7 @@ def _read(folder: Path, name: str) -> Run:
         curves=read_curves(folder / LOGS, options.get("logger", defaults()["logger"])),
         figures=results.get("metrics", {}),
         versions=results.get("versions", {}),
-        parameters=_read_json(folder / PARAMETERS),
+        parameters=parameters,
         scores=scores_file.read(folder / SCORES) if (folder / SCORES).is_file() else None,
         history=history_file.read(folder) if (folder / history_file.HISTORY).is_file() else None,
         ranks=_ranks(folder),
@@ -154,13 +150,14 @@ def _action(folder: Path) -> str:
     return next((action for file, action in signs.items() if (folder / file).exists()), TEST)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _document(path: Path, language: str, loads: Callable[[str], Any]) -> dict[str, Any]:
+    """The values of a file, which may be missing. Raises UserError if it cannot be read as a table."""
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = loads(path.read_text(encoding="utf-8"))
     except ValueError as reason:
-        raise UserError(f"{path} is not JSON: {reason}", _WRITTEN_BY_A_RUN) from None
+        raise UserError(f"{path} is not {language}: {reason}", _WRITTEN_BY_A_RUN) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no table", _WRITTEN_BY_A_RUN)
     return values
