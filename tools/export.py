@@ -37,7 +37,7 @@ from model.peft_format import is_adapter
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check, print what is lost, write. Raises UserError if the format cannot hold the result."""
     args, others = _parser().parse_known_args(arguments)
-    if args.output.is_file() or (args.output.is_dir() and any(args.output.iterdir())):
+    if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise UserError(f"--output {args.output} is there already", "give a folder that is empty or not there")
     command = parse(["test", "--load", str(_find(args.result)), *others])
     request = resolve(command)

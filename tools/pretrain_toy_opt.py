@@ -19,13 +19,14 @@ from pathlib import Path
 from tools.cli import Parser, run
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from actions.console import say
+from actions.origin import TOY_BASE
 from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
@@ -38,7 +39,6 @@ TOKENIZER_DOCUMENTS = 20_000
 HELD_OUT_DOCUMENTS = 500
 SORTED_TOGETHER = 64  # batches whose documents are sorted by length: little padding, and still a random order
 WIDTH = 8  # rows are padded to a multiple of it: few shapes, for which kernels are compiled
-TOY_OPT = Path(__file__).resolve().parents[1] / "model" / "toy_opt"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--output", type=Path, default=TOY_OPT, metavar="DIR", help="default: model/toy_opt")
+    add("--output", type=Path, default=TOY_BASE, metavar="DIR", help="default: model/toy_opt")
     counts = (
         ("documents", 300_000, "documents to train on"), ("vocabulary", 1024, "largest number of tokens"),
         ("hidden-size", 64, "width of the model"), ("layers", 4, "blocks"), ("heads", 4, "attention heads"),
@@ -83,7 +83,9 @@ def _check(args: argparse.Namespace) -> None:
         need = f"it must be at least {least}: the bytes and four special tokens"
         raise UserError(f"--vocabulary is {args.vocabulary}", need)
     if args.hidden_size % args.heads:
-        raise UserError(f"--hidden-size {args.hidden_size} is no multiple of --heads {args.heads}", "make it one")
+        raise UserError(
+            f"--hidden-size {args.hidden_size} is no multiple of --heads {args.heads}", "expected a multiple"
+        )
     if not args.learning_rate > 0:
         raise UserError(f"--learning-rate is {args.learning_rate}", "it must be above 0")
     try:
@@ -182,14 +184,11 @@ def train(network: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
         return min(1.0, (step + 1) / warmup) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
     # Text without negation is learned quickly; with negation from the start, the model learns nothing for long.
     affirmed = int(AFFIRMED * args.documents)
     network.train()
-    with Progress(*columns) as progress:
+    loss_column = TextColumn("loss {task.fields[loss]:.3f}")
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), loss_column) as progress:
         bar, smooth = progress.add_task("training", total=steps, loss=math.nan), math.nan
         for ids in batches(tokenizer, "train", args.seed, args.documents, args.batch_size, affirmed):
             with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16-mixed"):

@@ -31,13 +31,13 @@ from transformers import AutoModel, AutoTokenizer
 
 import main as program
 from actions.console import say
+from actions.origin import TOY_BASE
 from actions.run_folder import METRICS
 from dataset import registry
 from dataset.source import DATA_SEED
 from heterolora.files import write_toml
 from tools import realloc_lora_rank
 
-TOY_OPT = Path(__file__).resolve().parents[1] / "model" / "toy_opt"
 DATA = "toy_nli"
 
 SHARE, RANK = 0.25, 8  # a quarter of the places at rank 8 ...
@@ -109,8 +109,8 @@ def _baseline(classifier: LogisticRegression, features: Callable[[list[dict]], S
 @torch.no_grad()
 def _hidden(rows: list[dict]) -> np.ndarray:
     """The last token's final hidden state of every row (rows, hidden): the input of a classification head."""
-    tokenizer = AutoTokenizer.from_pretrained(TOY_OPT, padding_side="left")
-    network = AutoModel.from_pretrained(TOY_OPT).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TOY_BASE, padding_side="left")
+    network = AutoModel.from_pretrained(TOY_BASE).eval()
     states = []
     for first in range(0, len(rows), 200):
         some = rows[first : first + 200]

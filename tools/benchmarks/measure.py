@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 import timeit
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -30,8 +31,7 @@ Step = Callable[[], Any]
 one_thread = partial(benchmark.set_torch_threads, 1)  # a context in which CPU time is the work that was done
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Median, smallest and largest of some figures."""
 
     median: float
@@ -131,14 +131,6 @@ def peak_memory(step: Step, device: torch.device) -> int:
     return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
-def memory_table(steps: Mapping[str, Step], device: torch.device) -> Table:
-    """`peak_memory` of each variant."""
-    table = Table("variant", "peak memory of a step, MiB")
-    for name, step in steps.items():
-        table.add_row(name, f"{peak_memory(step, device) / 2**20:.1f}")
-    return table
-
-
 def device(name: str | None) -> torch.device:
     """The device of `--device`, by default the GPU if there is one. Raises UserError if it is not there."""
     gpu = torch.cuda.is_available()
@@ -150,9 +142,8 @@ def device(name: str | None) -> torch.device:
 def heading(args: argparse.Namespace, what: str) -> str:
     """The first lines of a report: what was measured, the command, and the machine."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(names, platform.processor() or platform.machine())
+    named = re.search(r"^model name\s*:\s*(.*\S)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    processor = named[1] if named else platform.processor() or platform.machine()
     runs_on = "1 thread" if args.device.type == "cpu" else torch.cuda.get_device_name(args.device)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     machine = f"{processor}, {os.cpu_count()} cores, {runs_on}, {versions}"

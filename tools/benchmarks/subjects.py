@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Mapping
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
 
@@ -90,4 +91,7 @@ def compare_steps(networks: Mapping[str, nn.Module], batch: Batch, title: str, a
     """Print the time and peak memory of a training step of each network; the first is the reference."""
     steps = {name: training_step(network, batch) for name, network in networks.items()}
     say(measure.by_turns(steps, args.rounds, args.device).table(next(iter(steps)), f"LoRA on {title}"))
-    say(measure.memory_table(steps, args.device))
+    table = Table("variant", "peak memory of a step, MiB")
+    for name, step in steps.items():
+        table.add_row(name, f"{measure.peak_memory(step, args.device) / 2**20:.1f}")
+    say(table)

@@ -39,10 +39,8 @@ class Row:
         """A row with its best values marked. Equal values can all be best, but not if all values are equal."""
         known = {value for value in values if value is not None}
         best = {"min": min, "max": max}[direction](known) if direction is not None and len(known) > 1 else None
-        cells = (
-            Cell("–") if value is None else Cell(text, value == best) for value, text in zip(values, texts, strict=True)
-        )
-        return cls(label, ARROWS[direction], tuple(cells))
+        marks = (value is not None and value == best for value in values)
+        return cls(label, ARROWS[direction], tuple(map(Cell, texts, marks)))
 
 
 def facts(runs: Sequence[Run]) -> list[Row]:
@@ -67,14 +65,14 @@ def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
         ("reallocations", [run.history and len(run.history.decisions) for run in runs], None, count),
     )
     rows = [
-        Row.compared(label, values, ["" if value is None else write(value) for value in values], direction)
+        Row.compared(label, values, ["–" if value is None else write(value) for value in values], direction)
         for label, values, direction, write in sizes
         if any(value is not None for value in values)
     ]
-    return ({"parameters": rows} if rows else {}) | _metrics([[run] for run in runs])
+    return ({"parameters": rows} if rows else {}) | metrics([[run] for run in runs])
 
 
-def _metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
+def metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
     """Split → a row for each metric with the mean (lowest–highest) over the runs of each column.
 
     A column has no value if one of its runs has none, because a mean of the others would hide it.
@@ -84,13 +82,13 @@ def _metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
         for split, figures in run.figures.items():
             splits.setdefault(split, {}).update(dict.fromkeys(figures))
     rows: dict[str, list[Row]] = {}
-    for split, metric in ((split, metric) for split, metrics in splits.items() for metric in metrics):
-        found = [[run.figures.get(split, {}).get(metric) for run in runs] for runs in columns]
-        known = [values if None not in values else [] for values in found]
-        means = [fmean(values) if values else None for values in known]
-        if any(mean is not None for mean in means):
-            texts = [_mean_and_spread(values) if values else "" for values in known]
-            rows.setdefault(split, []).append(Row.compared(metric, means, texts, better(metric)))
+    for split, names in splits.items():
+        for metric in names:
+            found = [[run.figures.get(split, {}).get(metric) for run in runs] for runs in columns]
+            means = [None if None in values else fmean(values) for values in found]
+            if any(mean is not None for mean in means):
+                texts = ["–" if None in values else _mean_and_spread(values) for values in found]
+                rows.setdefault(split, []).append(Row.compared(metric, means, texts, better(metric)))
     return rows
 
 
@@ -147,8 +145,3 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 
 def _common_start(names: list[str]) -> str:
     return os.path.commonprefix(names).rstrip("-_./ ")  # noqa: RUF071 - names are compared letter by letter
-
-
-def spreads(found: Sequence[Group]) -> dict[str, list[Row]]:
-    """Split → a row for each metric with the mean (lowest–highest) of each group; the best mean is marked."""
-    return _metrics([group.runs for group in found])

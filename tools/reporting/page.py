@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from heterolora.element import Place
-from tools.reporting.comparison import Row, better, comparison, facts, groups, percent, share, spreads
+from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
 from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, timeline
 from tools.reporting.run import Run
 
@@ -68,7 +68,7 @@ def render(runs: Sequence[Run]) -> str:
         views=views,
         figures={"": facts(runs), **comparison(runs)},
         groups=varied,
-        spreads=spreads(varied),
+        spreads=metrics([group.runs for group in varied]),
         curves=curve_charts(views),
         several=len(runs) > 1,
     )
