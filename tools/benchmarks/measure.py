@@ -83,12 +83,8 @@ def by_turns(
 ) -> Seconds:
     """Times every variant in each round, beginning with another variant each time.
 
-    Args:
-        variants: name → what to time.
-        rounds: number of rounds.
-        device: the device of the variants.
-        warm_up: number of rounds before, which are not counted.
-        seconds_of: runs a variant and returns its seconds; by default the time of the whole call.
+    The `warm_up` rounds at the start are not counted. `seconds_of` runs a variant and returns its seconds; by default
+    it measures the whole call.
     """
     seconds_of = seconds_of or partial(timeit.timeit, timer=clock(device), number=1)  # no garbage collection inside
     names, measured = list(variants), {name: [] for name in variants}

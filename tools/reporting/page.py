@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from heterolora.allocation import allocate, default_mode, tie_generator
 from heterolora.element import Place
 from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
 from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, timeline
@@ -89,8 +90,11 @@ def curve_charts(views: Sequence[View]) -> list[Chart]:
             lines.setdefault(name, []).append(Line(view.run.name, view.colour, points))
     charts = []
     for name in sorted(lines, key=order):
-        legend = ((x.colour, x.label, number(x.points[-1][1]), _best_point(name, x.points)) for x in lines[name])
-        charts.append(Chart(name, line_chart(lines[name], "optimizer step"), tuple(legend)))
+        legend = tuple(
+            (line.colour, line.label, number(line.points[-1][1]), _best_point(name, line.points))
+            for line in lines[name]
+        )
+        charts.append(Chart(name, line_chart(lines[name], "optimizer step"), legend))
     return charts
 
 
@@ -129,8 +133,7 @@ def _cards(run: Run) -> tuple[Card, ...]:
 def _parts(run: Run, colour: str) -> tuple[Part, ...]:
     parts = [_scores(run)] if run.scores is not None else []
     if run.ranks:
-        ranks = {place: float(rank) for place, rank in run.ranks.items()}
-        chart = heat_map(ranks, run.elements_on, lambda rank: f"{rank:.0f}" if rank else "off", "rank")
+        chart = heat_map(run.ranks, run.elements_on, lambda rank: str(rank) if rank else "off", "rank")
         parts.append(Part("Allocation", "The rank of each element of the result. Framed elements are on.", (chart,)))
     if run.history is not None:
         parts += _reallocations(run, colour)
@@ -140,24 +143,28 @@ def _parts(run: Run, colour: str) -> tuple[Part, ...]:
 
 
 def _scores(run: Run) -> Part:
-    scores, chosen = run.scores, run.chosen
+    scores, percentile = run.scores, run.option("turn_on_percentile")
+    mode = run.option("dyrealloc_ags_mode") or default_mode(scores.has_shortcuts)
+    chosen = allocate(scores.scored, percentile, mode, tie_generator(run.option("seed"), 0))
     by_place = {Place(item.element.layer, item.element.name): item.score for item in scores.scored}
     chart = heat_map(by_place, chosen, _short, f"{scores.importance_test_name} score")
     total = sum(by_place.values()) or 1.0
     best = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]
     text = (
         f"The {scores.importance_test_name} score of every element, from {scores.batches} batches of "
-        f"{scores.batch_size} rows. The budget of {run.option('turn_on_percentile')} turns the framed {len(chosen)} on."
+        f"{scores.batch_size} rows. The budget of {percentile} turns the framed {len(chosen)} on."
     )
-    on = {place: "on" if place.key in chosen else "" for place in by_place}
-    rows = (Row.of(place.key, number(score), f"{score / total:.1%}", on[place]) for place, score in best)
-    return Part("Scores", text, (chart,), ("element", "score", "of the sum", ""), tuple(rows))
+    rows = tuple(
+        Row.of(place.key, number(score), f"{score / total:.1%}", "on" if place.key in chosen else "")
+        for place, score in best
+    )
+    return Part("Scores", text, (chart,), ("element", "score", "of the sum", ""), rows)
 
 
 def _reallocations(run: Run, colour: str) -> list[Part]:
     history = run.history
     times, churn = history.times_on(), history.churn()
-    often = {place: float(times[place.key]) for place in history.places}
+    often = {place: times[place.key] for place in history.places}
     charts = [timeline(history)]
     if len(churn) > 2:
         line = Line(run.name, colour, tuple(enumerate(churn))[1:])
@@ -167,7 +174,7 @@ def _reallocations(run: Run, colour: str) -> list[Part]:
         Part(
             "How often each element was on",
             f"After how many of {len(history.decisions)} reallocations. Framed elements are on after the last.",
-            (heat_map(often, history.last_on(), lambda value: f"{value:.0f}", "times on"),),
+            (heat_map(often, history.last_on(), str, "times on"),),
         ),
         Part("When each element was on", "After each reallocation; dotted lines separate epochs.", tuple(charts)),
     ]

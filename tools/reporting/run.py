@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tomllib
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
 from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, METRICS, PARAMETERS
 from heterolora import history as history_file
 from heterolora import scores as scores_file
-from heterolora.allocation import allocate, default_mode, tie_generator
 from heterolora.config import load
 from heterolora.element import Kind, Place
 from heterolora.errors import UserError
@@ -80,15 +80,6 @@ class Run:
         """Keys of the elements of the result that are on."""
         return frozenset(place.key for place, rank in self.ranks.items() if rank)
 
-    @property
-    def chosen(self) -> frozenset[str]:
-        """Keys of the elements that the run's own budget turns on by the scores."""
-        if self.scores is None:
-            return frozenset()
-        mode = self.option("dyrealloc_ags_mode") or default_mode(self.scores.has_shortcuts)
-        draw = tie_generator(self.option("seed"), 0)
-        return allocate(self.scores.scored, self.option("turn_on_percentile"), mode, draw)
-
 
 def compared_options() -> dict[str, str]:
     """Name → flag of the options by which runs can differ."""
@@ -115,10 +106,8 @@ def read_runs(folders: list[Path]) -> tuple[Run, ...]:
 
 def _names(folders: list[Path]) -> list[str]:
     """The folders' names, with as many parent folders as make them unique."""
-    names = (
-        ["/".join(f.parts[-depth:]) for f in folders] for depth in range(1, 1 + max(len(f.parts) for f in folders))
-    )
-    return next(some for some in names if len(set(some)) == len(some))
+    candidates = (["/".join(folder.parts[-depth:]) for folder in folders] for depth in itertools.count(1))
+    return next(names for names in candidates if len(set(names)) == len(names))
 
 
 def _read(folder: Path, name: str) -> Run:
