@@ -2,7 +2,8 @@
 
 First two baselines: a bag-of-words classifier, and the frozen model with a linear head. Then LoRA in every place; then
 the scores of all places and LoRA in the best ones (static); then LoRA in places that are chosen again during training
-(dynamic). All three have about as many parameters. Each run is an ordinary command, which is printed; its folder stays.
+(dynamic). All three have about as many parameters. Each run is an ordinary command, which is printed. The run folders
+are kept.
 
 example:
   python tools/quickstart.py

@@ -11,17 +11,17 @@ example:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from actions.console import say, set_log_level
-from actions.origin import TOY_BASE
 from dataset import registry
 from dataset.module import TextDataModule
 from dataset.settings import DataOptions
@@ -74,13 +74,22 @@ def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> li
     """The batches of the first epoch, as training gets them, with the tensors that the network takes."""
     saved = args.dataset_saved_path
     data = TextDataModule(spec, DataOptions(args.rows, args.tokens, group_by_length=grouped, dataset_saved_path=saved))
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or TOY_BASE)
-    if not args.tokenizer:
-        texts = (row[column] for row in data.read().train for column in spec.columns)
-        tokenizer = tokenizer.train_new_from_iterator(texts, PIECES, show_progress=False)
-    data.attach(tokenizer)
+    texts = (row[column] for row in data.read().train for column in spec.columns)
+    data.attach(AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts))
     names = ("input_ids", "attention_mask", "labels")
     return [{name: batch[name].to(args.device) for name in names} for batch in data.train_dataloader()]
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Byte-level BPE, as in GPT-2 and OPT, trained on `texts`."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special, alphabet = ["<pad>", "</s>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=PIECES, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
 
 
 def padded(batch: Batch, length: int) -> Batch:

@@ -98,7 +98,7 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 
 def better(metric: str) -> str | None:
-    """`min` or `max`; `max` for the benchmarks' own metrics; `None` for what is not a metric."""
+    """Returns `min` or `max`, or None if it is not a metric. The benchmarks' own metrics have `max`."""
     name = metric.rsplit("/", 1)[-1]
     if name == "loss":
         return "min"
@@ -125,7 +125,7 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with final metrics whose action and options are the same but for the seed; the start of their names."""
+    """Runs with final metrics that differ only in their seed, and the common start of their names."""
 
     name: str
     runs: tuple[Run, ...]

@@ -59,7 +59,7 @@ def _figure(height: int, **layout: object) -> go.Figure:
 
 
 def _range(values: Sequence[float]) -> list[float] | None:
-    """The y axis of a series that is constant but for rounding; `None` leaves any other series to plotly."""
+    """The range of the y axis if the values are constant up to rounding; otherwise None, and plotly chooses it."""
     low, high = min(values), max(values)
     if high - low > 1e-6 * max(abs(low), abs(high)):
         return None

@@ -21,7 +21,7 @@ BEST_SHOWN = 10  # elements in the list of best scores
 
 
 class Card(NamedTuple):
-    """One of the few figures that a reader wants first: the figure, what it is, and more about it."""
+    """A key figure at the top: the figure, what it is, and a remark."""
 
     figure: str
     what: str

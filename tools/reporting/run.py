@@ -55,7 +55,7 @@ class Run:
         return self.options.get(name, defaults()[name])
 
     def shown(self, name: str) -> str:
-        """An option's value in full: 1 means a batch and 1.0 an epoch, and every digit can be a difference."""
+        """The value of an option, with all digits: 1 means a batch and 1.0 an epoch."""
         return as_text(self.option(name))
 
     def settings(self) -> dict[str, list[Setting]]:
