@@ -15,10 +15,9 @@ from pathlib import Path
 
 from tools.cli import Parser, run
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from actions.console import note, say
 from heterolora import scores as scores_file
@@ -39,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     files = {path: scores_file.read(path) for path in args.scores}
     check_same_elements(files)
-    named = dict(zip(_titles(files), files.values(), strict=True))
+    count = Counter(scores.importance_test_name for scores in files.values())
+    named = {}
+    for path, scores in files.items():
+        heuristic = scores.importance_test_name
+        named[heuristic if count[heuristic] == 1 else f"{heuristic} ({path})"] = scores
     for title, scores in named.items():
         if len({item.score for item in scores.scored}) == 1:
             note(f"all scores of {title} are equal: their correlation is undefined, and their top share is random")
@@ -50,48 +53,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def spearman(a: Scores, b: Scores) -> float | None:
     """Spearman's correlation over all elements; `None` if all scores of a file are equal."""
     by_key = {item.element.key: item.score for item in b.scored}
-    x = rankdata([item.score for item in a.scored])
-    y = rankdata([by_key[item.element.key] for item in a.scored])
-    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else None
+    pairs = [(item.score, by_key[item.element.key]) for item in a.scored]
+    if any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+        return None
+    return float(spearmanr(pairs).statistic)
 
 
 def overlap(a: Scores, b: Scores, percentile: float) -> float:
     """The share of the elements that `a` turns on at share `percentile` which `b` turns on too."""
-    first, second = (_on(scores, percentile) for scores in (a, b))
+    first, second = (
+        allocate(scores.scored, percentile, default_mode(scores.has_shortcuts), tie_generator(scores.seed, 0))
+        for scores in (a, b)
+    )
     return len(first & second) / len(first)
-
-
-def _on(scores: Scores, percentile: float) -> frozenset[str]:
-    mode = default_mode(scores.has_shortcuts)
-    return allocate(scores.scored, percentile, mode, tie_generator(scores.seed, 0))
 
 
 def check_same_elements(files: Mapping[Path, Scores]) -> None:
     """Raises UserError unless all files score the same elements with the same widths."""
-    (first, reference), *others = files.items()
-    expected = _widths(reference)
-    for path, scores in others:
-        found = _widths(scores)
-        different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-        if different:
-            raise UserError(
-                f"{path} scores another model than {first}: {different[0]} differs",
-                "expected scores of the same elements",
-            )
-
-
-def _widths(scores: Scores) -> dict[str, tuple[int, int]]:
-    return {item.element.key: (item.element.in_features, item.element.out_features) for item in scores.scored}
-
-
-def _titles(files: Mapping[Path, Scores]) -> list[str]:
-    """The heuristic of each file, with the file's path if two files have the same heuristic."""
-    heuristics = [scores.importance_test_name for scores in files.values()]
-    count = Counter(heuristics)
-    return [
-        heuristic if count[heuristic] == 1 else f"{heuristic} ({path})"
-        for heuristic, path in zip(heuristics, files, strict=True)
-    ]
+    widths = {
+        path: {item.element.key: (item.element.in_features, item.element.out_features) for item in scores.scored}
+        for path, scores in files.items()
+    }
+    first, expected = next(iter(widths.items()))
+    for path, found in widths.items():
+        for key in {**expected, **found}:
+            if expected.get(key) != found.get(key):
+                raise UserError(
+                    f"{path} scores another model than {first}: {key} differs", "expected scores of the same elements"
+                )
 
 
 def _matrix(title: str, named: Mapping[str, Scores], measure: Callable[[Scores, Scores], float | None]) -> Table:

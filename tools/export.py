@@ -36,13 +36,12 @@ from model.peft_format import is_adapter
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check, print what is lost, write. Raises UserError if the format cannot hold the result."""
     args, others = _parser().parse_known_args(arguments)
-    _check_output(args.output)
+    if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
+        raise UserError(f"--output {args.output} is there already", "give a folder that is empty or not there")
     command = parse(["test", "--load", str(_find(args.result)), *others])
     request = resolve(command)
     set_log_level(request.options.run.log_level)
-    _check(args, request)
-    if request.adapter is not None:
-        _check_task(request, "dataset" in command.given)
+    _check(args, request, dataset_given="dataset" in command.given)
     if args.format == "merged" or has_shortcuts(request):
         check_devices(request.options)
     if has_shortcuts(request):
@@ -72,11 +71,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _check_output(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"--output {output} is there already", "give a folder that is empty or not there")
-
-
 def _find(result: Path) -> Path:
     """The checkpoint or adapter of `result`."""
     if not result.exists():
@@ -91,13 +85,14 @@ def _find(result: Path) -> Path:
     raise UserError(f"{result} has no checkpoints/best.ckpt", "give the folder of a run of train or train-dyrealloc")
 
 
-def _check(args: argparse.Namespace, request: Request) -> None:
-    """The checks that need no model. Raises UserError."""
-    if request.checkpoint is None and request.adapter is None:
+def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> None:
+    """Raises UserError if the result cannot be exported. Needs no model."""
+    adapter, spec = request.adapter, request.spec
+    if request.checkpoint is None and adapter is None:
         raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
     if args.format == "peft" and request.adapted is None:
         raise UserError(f"{args.result} is a plain model, without LoRA", "use --format merged")
-    if args.format == "peft" and request.adapter is not None and not has_shortcuts(request):
+    if args.format == "peft" and adapter is not None and not has_shortcuts(request):
         raise UserError(f"{args.result} is a PEFT adapter already", "use it as it is, or --format merged")
     if has_shortcuts(request) and not args.drop_shortcuts:
         raise UserError(
@@ -109,16 +104,12 @@ def _check(args: argparse.Namespace, request: Request) -> None:
             f"the base of {args.result} is quantised ({request.options.quantize}): LoRA can't be folded into it",
             "give --dequantize, or --quantize none to fold into the unquantised base",
         )
-
-
-def _check_task(request: Request, dataset_given: bool) -> None:
-    """Checks that the data set, which gives the head and the names of the labels, fits the adapter."""
-    settings, spec = request.adapter.settings, request.spec
-    if request.adapter.record is None and not dataset_given:
-        raise UserError(f"{request.adapter.folder} does not say what it was trained on", "give --dataset")
-    if settings.task_type not in (None, task_type(spec.task)):
+    if adapter is not None and adapter.record is None and not dataset_given:
+        # The data set gives the head and the names of the labels.
+        raise UserError(f"{adapter.folder} does not say what it was trained on", "give --dataset")
+    if adapter is not None and adapter.settings.task_type not in (None, task_type(spec.task)):
         raise UserError(
-            f"{request.adapter.folder} is for {settings.task_type}, and {spec.name} for {spec.task}",
+            f"{adapter.folder} is for {adapter.settings.task_type}, and {spec.name} for {spec.task}",
             "give a --dataset of the adapter's task",
         )
 

@@ -15,8 +15,8 @@ examples:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tools.cli import Parser, run
 
@@ -35,55 +35,17 @@ from heterolora.low_rank import LowRank
 from heterolora.search_space import SearchSpace
 from model.parameters import count
 
-
-@dataclass(frozen=True)
-class Row:
-    """One element.
-
-    Attributes:
-        element: its key, as in all files.
-        kind: `lora` or `shortcut`.
-        module: the module that it is added to.
-        in_features: width of its input.
-        out_features: width of its output.
-        rank: r.
-        alpha: as configured.
-        scaling: the factor of its output.
-        parameters: r · (in + out).
-        multiply_adds: per token; 0 if it is off.
-        on: whether it is on.
-    """
-
-    element: str
-    kind: Kind
-    module: str
-    in_features: int
-    out_features: int
-    rank: int
-    alpha: float
-    scaling: float
-    parameters: int
-    multiply_adds: int
-    on: bool
+TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
 
 
-@dataclass(frozen=True)
-class Total:
-    """The sums of one kind of element, or of the base (whose elements are its linear layers, all on).
-
-    Attributes:
-        elements: number of elements.
-        on: number of elements that are on.
-        parameters: of all elements; of the whole base.
-        parameters_on: of the elements that are on.
-        multiply_adds: per token, of the elements that are on.
-    """
+class Total(NamedTuple):
+    """The sums of one kind of element, or of the base, whose elements are its linear layers."""
 
     elements: int
     on: int
-    parameters: int
+    parameters: int  # of all elements; of the whole base
     parameters_on: int
-    multiply_adds: int
+    multiply_adds: int  # of the elements that are on
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,36 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "give --model <family>_lora or <family>_lora_ags",
         )
     restored = restore_trained(request)
-    rows = [_row(low_rank) for low_rank in restored.space]
-    base = _base(restored.network, restored.space)
-    totals = {kind: _total(row for row in rows if row.kind == kind) for kind in dict.fromkeys(row.kind for row in rows)}
+    space = restored.space
+    totals = {kind: _total(space.of_kind(kind)) for kind in TITLES if space.of_kind(kind)}
+    base = _base(restored.network, space)
     if args.json:
-        named = {kind: asdict(total) for kind, total in {**totals, "base": base}.items()}
+        named = {kind: total._asdict() for kind, total in {**totals, "base": base}.items()}
         about = {"model": request.options.model, "base": request.base.name, "load": request.options.load}
-        print(json.dumps({**about, "elements": [asdict(row) for row in rows], "totals": named}, indent=2))
+        print(json.dumps({**about, "elements": [_values(each) for each in space], "totals": named}, indent=2))
         return
     for text in restored.notes:
         note(text)
-    paths = {module: path for path, module in restored.network.named_modules()}
-    say(_element_table(rows, [paths[block] for block in restored.space.blocks]))
+    say(_element_table(restored.network, space))
     say(_total_table(totals, base))
 
 
-def _row(low_rank: LowRank) -> Row:
-    element = low_rank.element
-    return Row(
-        element=element.key,
-        kind=element.kind,
-        module=element.module,
-        in_features=element.in_features,
-        out_features=element.out_features,
-        rank=element.rank,
-        alpha=element.settings.alpha,
-        scaling=low_rank.scaling,
-        parameters=element.parameters,
-        multiply_adds=element.parameters if low_rank.enabled else 0,
-        on=low_rank.enabled,
-    )
+def _total(low_ranks: Sequence[LowRank]) -> Total:
+    on = [low_rank for low_rank in low_ranks if low_rank.enabled]
+    parameters = sum(low_rank.element.parameters for low_rank in low_ranks)
+    parameters_on = sum(map(_multiply_adds, on))
+    return Total(len(low_ranks), len(on), parameters, parameters_on, parameters_on)
 
 
 def _base(network: nn.Module, space: SearchSpace) -> Total:
@@ -139,59 +90,65 @@ def _base(network: nn.Module, space: SearchSpace) -> Total:
     return Total(len(linears), len(linears), parameters, parameters, multiply_adds)
 
 
-def _total(rows: Iterable[Row]) -> Total:
-    rows = list(rows)
-    on = [row for row in rows if row.on]
-    return Total(
-        elements=len(rows),
-        on=len(on),
-        parameters=sum(row.parameters for row in rows),
-        parameters_on=sum(row.parameters for row in on),
-        multiply_adds=sum(row.multiply_adds for row in on),
-    )
+def _multiply_adds(low_rank: LowRank) -> int:
+    """Each parameter of an element that is on takes part in one multiply-add per token."""
+    return low_rank.element.parameters if low_rank.enabled else 0
 
 
-def _element_table(rows: Sequence[Row], blocks: Sequence[str]) -> Table:
+def _values(low_rank: LowRank) -> dict[str, Any]:
+    """The JSON object of an element."""
+    element = low_rank.element
+    return {
+        "element": element.key,
+        "kind": element.kind,
+        "module": element.module,
+        "in_features": element.in_features,
+        "out_features": element.out_features,
+        "rank": element.rank,
+        "alpha": element.settings.alpha,
+        "scaling": low_rank.scaling,
+        "parameters": element.parameters,
+        "multiply_adds": _multiply_adds(low_rank),
+        "on": low_rank.enabled,
+    }
+
+
+def _element_table(network: nn.Module, space: SearchSpace) -> Table:
     """A section for each block. Its first line is the path of the block; the other paths continue it."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("element", no_wrap=True)
     table.add_column("beside", overflow="fold", min_width=23)
     for name in ("in → out", "rank", "", "param-\neters", "multiply-\nadds"):
         table.add_column(name, no_wrap=True, justify="right")
-    for layer, path in enumerate(blocks):
-        of_block = [row for row in rows if row.element.startswith(f"layer_{layer}.")]
-        if not of_block:
-            continue
-        table.add_section()
-        table.add_row(f"layer_{layer}", path, style="bold")
-        for row in of_block:
-            table.add_row(
-                f" .{row.element.split('.')[1]}",
-                " " + row.module.removeprefix(path),
-                f"{row.in_features} → {row.out_features}",
-                str(row.rank),
-                "on" if row.on else "off",
-                f"{row.parameters:,}",
-                f"{row.multiply_adds:,}",
-            )
+    paths = {module: path for path, module in network.named_modules()}
+    layer = None
+    for low_rank in space:
+        element = low_rank.element
+        path = paths[space.blocks[element.layer]]
+        if element.layer != layer:
+            layer = element.layer
+            table.add_section()
+            table.add_row(f"layer_{layer}", path, style="bold")
+        table.add_row(
+            f" .{element.name}",
+            " " + element.module.removeprefix(path),
+            f"{element.in_features} → {element.out_features}",
+            str(element.rank),
+            "on" if low_rank.enabled else "off",
+            f"{element.parameters:,}",
+            f"{_multiply_adds(low_rank):,}",
+        )
     return table
 
 
-def _total_table(totals: dict[Kind, Total], base: Total) -> Table:
-    titles = {"lora": "LoRA", "shortcut": "shortcuts"}
+def _total_table(totals: Mapping[Kind, Total], base: Total) -> Table:
     table = Table("", "on", "of", "parameters on", "of base", "multiply-adds", "of base", box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
     for kind, total in totals.items():
-        table.add_row(
-            titles[kind],
-            f"{total.on:,}",
-            f"{total.elements:,}",
-            f"{total.parameters_on:,}",
-            f"{total.parameters_on / base.parameters:.2%}",
-            f"{total.multiply_adds:,}",
-            f"{total.multiply_adds / base.multiply_adds:.2%}",
-        )
+        parameters = (f"{total.parameters_on:,}", f"{total.parameters_on / base.parameters:.2%}")
+        multiply_adds = (f"{total.multiply_adds:,}", f"{total.multiply_adds / base.multiply_adds:.2%}")
+        table.add_row(TITLES[kind], f"{total.on:,}", f"{total.elements:,}", *parameters, *multiply_adds)
     table.add_row("base", "", "", f"{base.parameters:,}", "", f"{base.multiply_adds:,}", "")
     return table
 

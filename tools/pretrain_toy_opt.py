@@ -19,13 +19,14 @@ from pathlib import Path
 from tools.cli import Parser, run
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from actions.console import say
+from actions.origin import TOY_BASE
 from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
@@ -33,13 +34,11 @@ from heterolora.errors import UserError
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 POSITIONS = 256
-IGNORED = -100
 AFFIRMED = 0.4  # share of the documents, the first ones, that contain no negation
 TOKENIZER_DOCUMENTS = 20_000
 HELD_OUT_DOCUMENTS = 500
 SORTED_TOGETHER = 64  # batches whose documents are sorted by length: little padding, and still a random order
 WIDTH = 8  # rows are padded to a multiple of it: few shapes, for which kernels are compiled
-TOY_OPT = Path(__file__).resolve().parents[1] / "model" / "toy_opt"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer(args.seed, args.vocabulary)
     network = build_network(args, tokenizer)
-    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    millions = network.num_parameters() / 1e6
     say(f"{len(tokenizer)} tokens, {millions:.2f} million parameters, {torch.get_num_threads()} threads")
     train(network, tokenizer, args)
     say(f"perplexity on held-out documents: {perplexity(network, tokenizer, args.seed):.3f}")
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--output", type=Path, default=TOY_OPT, metavar="DIR", help="default: model/toy_opt")
+    add("--output", type=Path, default=TOY_BASE, metavar="DIR", help="default: model/toy_opt")
     counts = (
         ("documents", 300_000, "documents to train on"), ("vocabulary", 1024, "largest number of tokens"),
         ("hidden-size", 64, "width of the model"), ("layers", 4, "blocks"), ("heads", 4, "attention heads"),
@@ -76,15 +75,17 @@ def _parser() -> Parser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    bytes_and_special = len(pre_tokenizers.ByteLevel.alphabet()) + 4
     for name in ("documents", "hidden_size", "layers", "heads", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}", "it must be at least 1")
-    if args.vocabulary < bytes_and_special:
-        need = f"it must be at least {bytes_and_special}: the bytes and four special tokens"
+    least = len(pre_tokenizers.ByteLevel.alphabet()) + 4
+    if args.vocabulary < least:
+        need = f"it must be at least {least}: the bytes and four special tokens"
         raise UserError(f"--vocabulary is {args.vocabulary}", need)
     if args.hidden_size % args.heads:
-        raise UserError(f"--hidden-size {args.hidden_size} is no multiple of --heads {args.heads}", "make it one")
+        raise UserError(
+            f"--hidden-size {args.hidden_size} is no multiple of --heads {args.heads}", "expected a multiple"
+        )
     if not args.learning_rate > 0:
         raise UserError(f"--learning-rate is {args.learning_rate}", "it must be above 0")
     try:
@@ -166,17 +167,14 @@ def loss_of(network: OPTForCausalLM, ids: Tensor) -> tuple[Tensor, int]:
     """Summed cross-entropy of the next tokens of ids (rows, tokens), and their number."""
     pad = network.config.pad_token_id
     logits = network(input_ids=ids, attention_mask=(ids != pad).long(), use_cache=False).logits
-    targets = ids[:, 1:].masked_fill(ids[:, 1:] == pad, IGNORED)
-    flat = logits[:, :-1].flatten(0, 1).float()
-    total = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total, int((targets != IGNORED).sum())
+    flat, targets = logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()
+    total = F.cross_entropy(flat, targets, ignore_index=pad, reduction="sum")
+    return total, int((targets != pad).sum())
 
 
 def train(network: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
     """AdamW with a short warm-up and a cosine down to a twentieth of the peak."""
-    group = args.batch_size * SORTED_TOGETHER
-    full, rest = divmod(args.documents, group)
-    steps = full * SORTED_TOGETHER + math.ceil(rest / args.batch_size)
+    steps = math.ceil(args.documents / args.batch_size)
     warmup = min(300, math.ceil(steps / 10))
     matrices = {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.01}
     vectors = {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0}
@@ -186,14 +184,11 @@ def train(network: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
         return min(1.0, (step + 1) / warmup) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
     # Text without negation is learned quickly; with negation from the start, the model learns nothing for long.
     affirmed = int(AFFIRMED * args.documents)
     network.train()
-    with Progress(*columns) as progress:
+    loss_column = TextColumn("loss {task.fields[loss]:.3f}")
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), loss_column) as progress:
         bar, smooth = progress.add_task("training", total=steps, loss=math.nan), math.nan
         for ids in batches(tokenizer, "train", args.seed, args.documents, args.batch_size, affirmed):
             with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16-mixed"):

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from actions.console import note, say
 from heterolora import scores as scores_file
-from heterolora.allocation import MODES, default_mode, of_kind, tie_generator
+from heterolora.allocation import MODES, Mode, default_mode, tie_generator
 from heterolora.config import ElementConfig
 from heterolora.element import Element, Kind
 from heterolora.errors import UserError
@@ -46,15 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the scores, spend the budget, write the files. Raises UserError before it writes anything."""
     args = _parser().parse_args(arguments)
     scores = scores_file.read(args.scores)
+    elements = [item.element for item in scores.scored]
     if args.load:
         check_model(scores, args.load)
     mode = args.mode or default_mode(scores.has_shortcuts)
     seed = scores.seed if args.seed is None else args.seed
-    assignment = assign(scores.scored, _policy(args, scores), _limit(args), mode, tie_generator(seed, 0))
+    amounts = {"share": args.turn_on_percentile, "rank": args.total_rank, "parameters": args.parameters}
+    (limit,) = (Limit(unit, amount) for unit, amount in amounts.items() if amount is not None)
+    assignment = assign(scores.scored, _policy(args, elements), limit, mode, tie_generator(seed, 0))
+    ranks = ((element, assignment.ranks.get(element.key)) for element in elements)
+    on = [replace(element, settings=element.settings.at(rank)) for element, rank in ranks if rank]
 
-    outputs = _outputs(args, scores, assignment, mode == "off")
+    outputs = _outputs(args, scores, on, mode)
     say(f"{scores.importance_test_name} of {scores.model}: policy {args.policy}, mode {mode}, seed {seed}")
-    for table in (budget_table(assignment), result_table(scores, assignment), rank_table(scores, assignment)):
+    for table in (budget_table(assignment), result_table(elements, on), rank_table(elements, on)):
         say(table)
     for path, text in outputs.items():
         write_text(path, text)
@@ -66,108 +71,74 @@ def _parser() -> Parser:
     parser.add_argument("scores", type=Path, metavar="SCORES.toml", help="a scores file of imp-test")
     parser.add_argument("--policy", choices=("topk", "proportional"), default="topk", help="default: topk")
 
-    budget = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group(required=True)
-    budget.add_argument("--turn-on-percentile", type=float, metavar="P", help="a share in (0, 1] of the search space")
-    budget.add_argument("--total-rank", type=int, metavar="N", help="the sum of all ranks")
-    budget.add_argument(
-        "--parameters", type=int, metavar="N", help="the elements' trainable parameters, r · (in + out)"
-    )
+    add = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group(required=True).add_argument
+    add("--turn-on-percentile", type=float, metavar="P", help="a share in (0, 1] of the search space")
+    add("--total-rank", type=int, metavar="N", help="the sum of all ranks")
+    add("--parameters", type=int, metavar="N", help="the elements' trainable parameters, r · (in + out)")
 
-    ranks = parser.add_argument_group("ranks")
-    ranks.add_argument(
-        "--rank", type=int, metavar="R", help="topk: rank of every element (default: its rank when it was scored)"
+    add = parser.add_argument_group("ranks").add_argument
+    add("--rank", type=int, metavar="R", help="topk: rank of every element (default: its rank when it was scored)")
+    lowest = "proportional: lowest rank of an element that is on (default: 0, no bound)"
+    add("--min-rank", type=int, metavar="R", help=lowest)
+    highest = "proportional: highest rank (default: the highest in the scores file)"
+    add("--max-rank", type=int, metavar="R", help=highest)
+    modes = (
+        "off: LoRA only, shortcuts as they were scored; separated: a budget for each kind; combined: one budget for "
+        "both (default: combined if shortcuts were scored, else off)"
     )
-    ranks.add_argument(
-        "--min-rank",
-        type=int,
-        metavar="R",
-        help="proportional: lowest rank of an element that is on (default: 0, no bound)",
-    )
-    ranks.add_argument(
-        "--max-rank", type=int, metavar="R", help="proportional: highest rank (default: the highest in the scores file)"
-    )
-    ranks.add_argument(
-        "--mode",
-        "--dyrealloc-ags-mode",
-        choices=MODES,
-        help="off: LoRA only, shortcuts as they were scored; separated: a budget for each kind; combined: one budget "
-        "for both (default: combined if shortcuts were scored, else off)",
-    )
-    ranks.add_argument(
-        "--seed", type=int, metavar="N", help="decides between equal scores (default: the seed of the scores file)"
-    )
+    add("--mode", "--dyrealloc-ags-mode", choices=MODES, help=modes)
+    add("--seed", type=int, metavar="N", help="decides between equal scores (default: the seed of the scores file)")
 
-    output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")
-    output.add_argument("--shortcut-output", type=Path, metavar="FILE", help="the shortcut configuration, if any is on")
-    output.add_argument("--format", choices=("toml", "peft"), default="toml", help="of --output (default: toml)")
-    output.add_argument("--load", metavar="MODEL", help="hub name or folder: check that the scores are of this model")
+    add = parser.add_argument_group("output").add_argument
+    add("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")
+    add("--shortcut-output", type=Path, metavar="FILE", help="the shortcut configuration, if any is on")
+    add("--format", choices=("toml", "peft"), default="toml", help="of --output (default: toml)")
+    add("--load", metavar="MODEL", help="hub name or folder: check that the scores are of this model")
     return parser
 
 
-def _policy(args: argparse.Namespace, scores: Scores) -> Policy:
+def _policy(args: argparse.Namespace, elements: Sequence[Element]) -> Policy:
     if args.policy == "topk":
         if args.min_rank is not None or args.max_rank is not None:
             raise UserError("--min-rank and --max-rank have no effect on topk", "use --rank, or --policy proportional")
         return TopK(args.rank)
     if args.rank is not None:
         raise UserError("--rank has no effect on proportional", "use --max-rank and --min-rank, or --policy topk")
-    highest = max(item.element.rank for item in scores.scored) if args.max_rank is None else args.max_rank
+    highest = max(element.rank for element in elements) if args.max_rank is None else args.max_rank
     return Proportional(args.min_rank or 0, highest)
 
 
-def _limit(args: argparse.Namespace) -> Limit:
-    if args.turn_on_percentile is not None:
-        return Limit("share", args.turn_on_percentile)
-    if args.total_rank is not None:
-        return Limit("rank", args.total_rank)
-    return Limit("parameters", args.parameters)
-
-
-def _outputs(
-    args: argparse.Namespace, scores: Scores, assignment: Assignment, shortcuts_left_alone: bool
-) -> dict[Path, str]:
-    """Path → text of the files to write. Prints what they leave out; raises UserError if that was chosen."""
-    chosen = chosen_elements(scores, assignment.ranks)
-    shortcuts_on = any(element.kind == "shortcut" for element in chosen)
+def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mode: Mode) -> dict[Path, str]:
+    """Path → text of the files to write. Prints what they leave out, and raises UserError if that is a mistake."""
+    lora = [element for element in on if element.kind == "lora"]
+    shortcuts_on = len(on) > len(lora)
     if args.shortcut_output and not scores.has_shortcuts:
         raise UserError(f"{args.scores} scores no shortcuts", "leave out --shortcut-output")
     if args.output == args.shortcut_output:
         raise UserError("--output and --shortcut-output name the same file", "expected two")
     if shortcuts_on and not args.shortcut_output:
-        if not shortcuts_left_alone:
+        if mode != "off":
             raise UserError(
                 "shortcuts are on and would be written nowhere",
                 "give --shortcut-output FILE, or --mode off to spend the budget on LoRA alone",
             )
-        note("the shortcuts stay as they were scored; --shortcut-output FILE writes them down")
+        note("the shortcuts stay as they were scored; --shortcut-output FILE writes their configuration")
+
+    origin = f"{args.policy} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
+    comment = f"# {origin} (tools/realloc_lora_rank.py from {args.scores.name})\n"  # the model card quotes it
+    outputs = {args.output: comment + ElementConfig.of(on, "lora").to_toml()}
     if args.format == "peft":
         if shortcuts_on:
-            note("PEFT knows no shortcuts: they are not in its file")
-        lora_elements = [element for element in chosen if element.kind == "lora"]
-        if not lora_elements:
+            note("PEFT has no shortcuts: its file leaves them out")
+        if not lora:
             raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
-        for text in peft_notes(lora_elements):
+        for text in peft_notes(lora):
             note(text)
-        lora = json.dumps(peft_config(lora_elements, task_type(scores.task), scores.load or None), indent=2) + "\n"
-    else:
-        lora = _toml(args, scores, ElementConfig.of(chosen, "lora"))
-    outputs = {args.output: lora}
+        values = peft_config(lora, task_type(scores.task), scores.load or None)
+        outputs[args.output] = json.dumps(values, indent=2) + "\n"
     if args.shortcut_output:
-        outputs[args.shortcut_output] = _toml(args, scores, ElementConfig.of(chosen, "shortcut", scores.renormalize))
+        outputs[args.shortcut_output] = comment + ElementConfig.of(on, "shortcut", scores.renormalize).to_toml()
     return outputs
-
-
-def _toml(args: argparse.Namespace, scores: Scores, config: ElementConfig) -> str:
-    """The configuration with a comment that the model card quotes."""
-    said = f"{args.policy} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
-    return f"# {said} (tools/realloc_lora_rank.py from {args.scores.name})\n{config.to_toml()}"
-
-
-def chosen_elements(scores: Scores, ranks: Mapping[str, int]) -> tuple[Element, ...]:
-    """The elements that are on, with their ranks, and with the same scaling as when they were scored."""
-    on = (item.element for item in scores.scored if item.element.key in ranks)
-    return tuple(replace(element, settings=element.settings.at(ranks[element.key])) for element in on)
 
 
 def check_model(scores: Scores, source: str) -> None:
@@ -179,14 +150,13 @@ def check_model(scores: Scores, source: str) -> None:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError):
-        raise UserError(
-            f"--load '{source}' is no model", "expected a hub name or a folder with a config.json"
-        ) from None
+        expected = "expected a hub name or a folder with a config.json"
+        raise UserError(f"--load '{source}' is no model", expected) from None
     modules = dict(skeleton(config, scores.task).named_modules())
     for element in (item.element for item in scores.scored):
         module = modules.get(element.module)
-        found = module and (getattr(module, "in_features", None), getattr(module, "out_features", None))
-        if found is None or (element.kind == "lora" and found != (element.in_features, element.out_features)):
+        found = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        if module is None or (element.kind == "lora" and found != (element.in_features, element.out_features)):
             raise UserError(
                 f"'{source}' has no {element.module} that is {element.in_features} to {element.out_features} wide",
                 f"expected the model that was scored, {scores.load or scores.model}",
@@ -201,31 +171,25 @@ def budget_table(assignment: Assignment) -> Table:
     return table
 
 
-def result_table(scores: Scores, assignment: Assignment) -> Table:
+def result_table(elements: Sequence[Element], on: Sequence[Element]) -> Table:
     """Elements that are on, their ranks and parameters, by kind."""
     table = Table("result", "on", "of", "total rank", "parameters")
     for kind, title in TITLES.items():
-        elements = [item.element for item in of_kind(scores.scored, kind)]
-        if elements:
-            ranks = [assignment.ranks.get(element.key, 0) for element in elements]
-            parameters = sum(
-                rank * (element.in_features + element.out_features)
-                for rank, element in zip(ranks, elements, strict=True)
-            )
-            on = sum(rank > 0 for rank in ranks)
-            table.add_row(title, f"{on:,}", f"{len(elements):,}", f"{sum(ranks):,}", f"{parameters:,}")
+        whole, chosen = ([element for element in some if element.kind == kind] for some in (elements, on))
+        if whole:
+            sums = (sum(element.rank for element in chosen), sum(element.parameters for element in chosen))
+            table.add_row(title, *(f"{number:,}" for number in (len(chosen), len(whole), *sums)))
     return table
 
 
-def rank_table(scores: Scores, assignment: Assignment) -> Table:
+def rank_table(elements: Sequence[Element], on: Sequence[Element]) -> Table:
     """Blocks × names: the rank, `·` if the element is off, empty if there is none."""
-    elements = [item.element for item in scores.scored]
     names = list(dict.fromkeys(element.name for element in elements))
+    texts = {(element.layer, element.name): "·" for element in elements}
+    texts |= {(element.layer, element.name): str(element.rank) for element in on}
     table = Table("rank", *names)
-    scored = {(element.layer, element.name): element.key for element in elements}
     for layer in sorted({element.layer for element in elements}):
-        keys = [scored.get((layer, name)) for name in names]
-        table.add_row(str(layer), *("" if key is None else str(assignment.ranks.get(key, "·")) for key in keys))
+        table.add_row(str(layer), *(texts.get((layer, name), "") for name in names))
     return table
 
 

@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     base = subjects.base(args)
     for title, share in CASES.items():
-        lora, shortcuts = subjects.lora(args.rank, ("q_proj", "v_proj")), subjects.shortcuts(args.rank)
+        lora, shortcuts = subjects.lora(args.rank, subjects.QV), subjects.shortcuts(args.rank)
         network, space = subjects.adapted(base, lora, shortcuts)
         _make_matter(space, round(share * args.layers))
         problem = _problem(network.eval(), space, args)

@@ -34,7 +34,6 @@ from model.task.optimization import Optimization
 from tools.benchmarks import measure, subjects
 
 HEURISTICS = ("grad_norm", "snip", "fisher")  # what `training` can score by
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
 SPEC = DatasetSpec("random", "classification", ("sentence",), ("accuracy",), labels=("no", "yes"))
 PLAIN, TRAINING, DEDICATED = "plain, all on", "training", "dedicated"
 
@@ -46,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--scoring", type=int, default=32, metavar="N", help="batches that score (default: 32)")
     add("--turn-on-percentile", type=float, default=0.25, metavar="P", help="share of the elements (default: 0.25)")
     add("--heuristic", default="grad_norm", choices=HEURISTICS, help="(default: grad_norm)")
-    add("--projections", nargs="+", default=PROJECTIONS, metavar="NAME", help="projections with LoRA (default: all)")
+    add("--projections", nargs="+", default=subjects.ALL, metavar="NAME", help="projections with LoRA (default: all)")
 
 
 def run(args: argparse.Namespace) -> None:

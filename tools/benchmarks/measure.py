@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 import timeit
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -29,8 +31,7 @@ Step = Callable[[], Any]
 one_thread = partial(benchmark.set_torch_threads, 1)  # a context in which CPU time is the work that was done
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Median, smallest and largest of some figures."""
 
     median: float
@@ -82,12 +83,8 @@ def by_turns(
 ) -> Seconds:
     """Times every variant in each round, beginning with another variant each time.
 
-    Args:
-        variants: name → what to time.
-        rounds: number of rounds.
-        device: the device of the variants.
-        warm_up: number of rounds before, which are not counted.
-        seconds_of: runs a variant and returns its seconds; by default the time of the whole call.
+    The `warm_up` rounds at the start are not counted. `seconds_of` runs a variant and returns its seconds; by default
+    it measures the whole call.
     """
     seconds_of = seconds_of or partial(timeit.timeit, timer=clock(device), number=1)  # no garbage collection inside
     names, measured = list(variants), {name: [] for name in variants}
@@ -127,19 +124,7 @@ def peak_memory(step: Step, device: torch.device) -> int:
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    allocated = peak = 0
-    for _, change in changes:
-        allocated += change
-        peak = max(peak, allocated)
-    return peak
-
-
-def memory_table(steps: Mapping[str, Step], device: torch.device) -> Table:
-    """`peak_memory` of each variant."""
-    table = Table("variant", "peak memory of a step, MiB")
-    for name, step in steps.items():
-        table.add_row(name, f"{peak_memory(step, device) / 2**20:.1f}")
-    return table
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
 def device(name: str | None) -> torch.device:
@@ -153,9 +138,8 @@ def device(name: str | None) -> torch.device:
 def heading(args: argparse.Namespace, what: str) -> str:
     """The first lines of a report: what was measured, the command, and the machine."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(names, platform.processor() or platform.machine())
+    named = re.search(r"^model name\s*:\s*(.*\S)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    processor = named[1] if named else platform.processor() or platform.machine()
     runs_on = "1 thread" if args.device.type == "cpu" else torch.cuda.get_device_name(args.device)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     machine = f"{processor}, {os.cpu_count()} cores, {runs_on}, {versions}"

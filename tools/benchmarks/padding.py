@@ -11,12 +11,11 @@ example:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional as F
@@ -28,11 +27,11 @@ from dataset.module import TextDataModule
 from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
-from heterolora.saliency.problem import Batch
 from tools.benchmarks import measure, subjects
+from tools.benchmarks.subjects import Batch
 
 PER_BATCH, GROUPED = "batch", "batch, grouped by length"
-PIECES = 8000  # size of the tokenizer's vocabulary if none is given
+PIECES = 8000  # tokens of the tokenizer if none is given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
     *_, reference = epochs
 
     vocabulary = 1 + max(int(batch["input_ids"].max()) for batch in epochs[PER_BATCH])
-    base, lora = subjects.base(args, vocabulary), subjects.lora(args.rank, subjects.PLACES["q, v"])
+    base, lora = subjects.base(args, vocabulary), subjects.lora(args.rank, subjects.QV)
     step = partial(subjects.training_step, subjects.adapted(base, lora)[0])
-    steps = {name: step(*on_device(spread(some, args.batches), args.device)) for name, some in epochs.items()}
+    steps = {name: step(*spread(batches, args.batches)) for name, batches in epochs.items()}
     seconds = measure.by_turns(steps, args.rounds, args.device, warm_up=1)
     say(measure.heading(args, f"{args.batches} training steps on {spec.name}, by what batches are padded to"))
     table = Table("padded to longest of", "tokens, epoch", "padding", f"seconds, {args.rounds} rounds", "speed-up")
@@ -72,13 +71,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> list[Batch]:
-    """The batches of the first epoch, as training gets them."""
+    """The batches of the first epoch, as training gets them, with the tensors that the network takes."""
     saved = args.dataset_saved_path
     options = DataOptions(args.rows, args.tokens, group_by_length=grouped, dataset_saved_path=saved)
     data = TextDataModule(spec, options)
     texts = (row[column] for row in data.splits.train for column in spec.columns)
     data.attach(AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts))
-    return list(data.train_dataloader())
+    names = ("input_ids", "attention_mask", "labels")
+    return [{name: batch[name].to(args.device) for name in names} for batch in data.train_dataloader()]
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -103,9 +103,3 @@ def spread(batches: Sequence[Batch], count: int) -> list[Batch]:
     """`count` of the batches, evenly spread, without the last of the epoch, which may be short."""
     places = np.linspace(0, len(batches) - 2, count).astype(int)
     return [batches[place] for place in places]
-
-
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[subjects.Batch]:
-    """The tensors that the network takes."""
-    for batch in batches:
-        yield {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}

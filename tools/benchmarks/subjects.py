@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from rich.table import Table
+from torch import nn
 from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
 
 from actions.console import say
 from heterolora.adapt import adapt, plan
 from heterolora.config import ElementConfig, parse
+from heterolora.saliency.problem import Batch
 from heterolora.search_space import SearchSpace
 from model import family
 from tools.benchmarks import measure
 
-Batch = Mapping[str, Tensor]
-
-#: Title → projections that have LoRA.
-PLACES = {
-    "q, v": ("q_proj", "v_proj"),
-    "all six projections": ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2"),
-}
+QV = ("q_proj", "v_proj")
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
+PLACES = {"q, v": QV, "all six projections": ALL}  # title → projections that have LoRA
 
 
 def base(args: argparse.Namespace, vocabulary: int = 1000) -> PreTrainedModel:
@@ -92,4 +90,7 @@ def compare_steps(networks: Mapping[str, nn.Module], batch: Batch, title: str, a
     """Print the time and peak memory of a training step of each network; the first is the reference."""
     steps = {name: training_step(network, batch) for name, network in networks.items()}
     say(measure.by_turns(steps, args.rounds, args.device).table(next(iter(steps)), f"LoRA on {title}"))
-    say(measure.memory_table(steps, args.device))
+    table = Table("variant", "peak memory of a step, MiB")
+    for name, step in steps.items():
+        table.add_row(name, f"{measure.peak_memory(step, args.device) / 2**20:.1f}")
+    say(table)

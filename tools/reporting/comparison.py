@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from heterolora.errors import UserError
 from model.metrics import mode
 from tools.reporting.run import Run, compared_options
 
-Value = TypeVar("Value")
+ARROWS = {"min": "↓", "max": "↑", None: ""}
 
 
 class Cell(NamedTuple):
@@ -34,6 +34,14 @@ class Row:
     def of(cls, label: str, *texts: str) -> Row:
         return cls(label, "", tuple(map(Cell, texts)))
 
+    @classmethod
+    def compared(cls, label: str, values: Sequence[float | None], texts: Sequence[str], direction: str | None) -> Row:
+        """A row with its best values marked. Equal values can all be best, but not if all values are equal."""
+        known = {value for value in values if value is not None}
+        best = {"min": min, "max": max}[direction](known) if direction is not None and len(known) > 1 else None
+        marks = (value is not None and value == best for value in values)
+        return cls(label, ARROWS[direction], tuple(map(Cell, texts, marks)))
+
 
 def facts(runs: Sequence[Run]) -> list[Row]:
     """The action, model and data of each run, and the options by which the runs differ."""
@@ -50,38 +58,47 @@ def facts(runs: Sequence[Run]) -> list[Row]:
 def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
     """Heading → rows: the sizes of the runs, then the metrics of each split."""
     count = "{:,}".format
-    sizes = [
-        row_of("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", count),
-        row_of("of all", [share(run) for run in runs], None, percent),
-        row_of("elements on", [len(run.elements_on) or None for run in runs], None, count),
-        row_of("reallocations", [run.history and len(run.history.decisions) for run in runs], None, count),
+    sizes = (
+        ("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", count),
+        ("of all", [share(run) for run in runs], None, percent),
+        ("elements on", [len(run.elements_on) or None for run in runs], None, count),
+        ("reallocations", [run.history and len(run.history.decisions) for run in runs], None, count),
+    )
+    rows = [
+        Row.compared(label, values, ["–" if value is None else write(value) for value in values], direction)
+        for label, values, direction, write in sizes
+        if any(value is not None for value in values)
     ]
-    known = [row for row in sizes if row is not None]
-    values = _by_split(runs, lambda split, metric: [run.figures.get(split, {}).get(metric) for run in runs])
-    metrics = _metric_rows(values, "{:.4f}".format, float)
-    return ({"parameters": known} if known else {}) | metrics
+    return ({"parameters": rows} if rows else {}) | metrics([[run] for run in runs])
 
 
-Values = dict[tuple[str, str], list[Value | None]]  # (split, metric) → a value for each column
+def metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
+    """Split → a row for each metric with the mean (lowest–highest) over the runs of each column.
 
-
-def _by_split(runs: Sequence[Run], values: Callable[[str, str], list[Value | None]]) -> Values:
-    keys = [(split, metric) for run in runs for split, figures in run.figures.items() for metric in figures]
-    splits = list(dict.fromkeys(split for split, _ in keys))
-    return {key: values(*key) for key in sorted(dict.fromkeys(keys), key=lambda key: splits.index(key[0]))}
-
-
-def _metric_rows(values: Values, write: Callable[[Value], str], size: Callable[[Value], float]) -> dict[str, list[Row]]:
-    """Split → a row for each metric that has a value."""
+    A column has no value if one of its runs has none, because a mean of the others would hide it.
+    """
+    splits: dict[str, dict[str, None]] = {}  # split → its metrics, in order
+    for run in (run for runs in columns for run in runs):
+        for split, figures in run.figures.items():
+            splits.setdefault(split, {}).update(dict.fromkeys(figures))
     rows: dict[str, list[Row]] = {}
-    for (split, metric), found in values.items():
-        if (row := row_of(metric, found, better(metric), write, size)) is not None:
-            rows.setdefault(split, []).append(row)
+    for split, names in splits.items():
+        for metric in names:
+            found = [[run.figures.get(split, {}).get(metric) for run in runs] for runs in columns]
+            means = [None if None in values else fmean(values) for values in found]
+            if any(mean is not None for mean in means):
+                texts = ["–" if None in values else _mean_and_spread(values) for values in found]
+                rows.setdefault(split, []).append(Row.compared(metric, means, texts, better(metric)))
     return rows
 
 
+def _mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ({min(values):.4f}–{max(values):.4f})" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{spread}"
+
+
 def better(metric: str) -> str | None:
-    """`min` or `max`; `max` for the benchmarks' own metrics; `None` for what is not a metric."""
+    """Returns `min` or `max`, or None if it is not a metric. The benchmarks' own metrics have `max`."""
     name = metric.rsplit("/", 1)[-1]
     if name == "loss":
         return "min"
@@ -91,29 +108,6 @@ def better(metric: str) -> str | None:
         return mode(name)
     except UserError:
         return None
-
-
-def row_of(
-    label: str,
-    values: Sequence[Value | None],
-    direction: str | None,
-    write: Callable[[Value], str],
-    size: Callable[[Value], float] = float,
-) -> Row | None:
-    """A row of values, compared by `size`. Equal values can all be best, but not if all values are equal.
-
-    Returns `None` if there is no value.
-    """
-    sizes = [None if value is None else size(value) for value in values]
-    known = {some for some in sizes if some is not None}
-    if not known:
-        return None
-    best = {"min": min, "max": max}[direction](known) if direction is not None and len(known) > 1 else None
-    cells = (
-        Cell("–") if value is None else Cell(write(value), some == best)
-        for value, some in zip(values, sizes, strict=True)
-    )
-    return Row(label, {"min": "↓", "max": "↑", None: ""}[direction], tuple(cells))
 
 
 def share(run: Run) -> float | None:
@@ -131,7 +125,7 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with final metrics whose action and options are the same but for the seed; the start of their names."""
+    """Runs with final metrics that differ only in their seed, and the common start of their names."""
 
     name: str
     runs: tuple[Run, ...]
@@ -146,27 +140,8 @@ def groups(runs: Sequence[Run]) -> list[Group]:
             same.setdefault((run.action, *map(run.shown, options)), []).append(run)
     if not any(len({run.option("seed") for run in group}) > 1 for group in same.values()):
         return []
-    return [Group(_common(group), tuple(group)) for group in same.values()]
+    return [Group(_common_start([run.name for run in group]) or group[0].name, tuple(group)) for group in same.values()]
 
 
-def _common(group: Sequence[Run]) -> str:
-    columns = itertools.takewhile(
-        lambda letters: len(set(letters)) == 1, zip(*(run.name for run in group), strict=False)
-    )
-    return "".join(letters[0] for letters in columns).rstrip("-_./ ") or group[0].name
-
-
-def spreads(found: Sequence[Group]) -> dict[str, list[Row]]:
-    """Split → a row for each metric with the mean (lowest–highest) of each group; the best mean is marked."""
-
-    def values(split: str, metric: str) -> list[list[float] | None]:
-        """Of all runs of each group; `None` if a run has no number: a mean of the others would hide it."""
-        of_groups = [[run.figures.get(split, {}).get(metric) for run in group.runs] for group in found]
-        return [None if None in some else some for some in of_groups]
-
-    return _metric_rows(_by_split([run for group in found for run in group.runs], values), _mean_and_spread, fmean)
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    spread = f" ({min(values):.4f}–{max(values):.4f})" if len(values) > 1 else ""
-    return f"{fmean(values):.4f}{spread}"
+def _common_start(names: list[str]) -> str:
+    return os.path.commonprefix(names).rstrip("-_./ ")  # noqa: RUF071 - names are compared letter by letter

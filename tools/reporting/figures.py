@@ -59,7 +59,7 @@ def _figure(height: int, **layout: object) -> go.Figure:
 
 
 def _range(values: Sequence[float]) -> list[float] | None:
-    """The y axis of a series that is constant but for rounding; `None` leaves any other series to plotly."""
+    """The range of the y axis if the values are constant up to rounding; otherwise None, and plotly chooses it."""
     low, high = min(values), max(values)
     if high - low > 1e-6 * max(abs(low), abs(high)):
         return None
@@ -77,11 +77,8 @@ def _thinned(points: Sequence[Point]) -> Sequence[tuple[float, float]]:
 def heat_map(values: Mapping[Place, float], marked: Collection[str], write: Callable[[float], str], what: str) -> Chart:
     """Blocks × names: a cell shows the value of an element, and its colour the value's share of the largest.
 
-    Args:
-        values: finite and not negative.
-        marked: keys of the elements that are on, which get a frame.
-        write: returns the text of a cell.
-        what: what the values are.
+    The values are finite and not negative. `marked` are the keys of the elements that are on; they get a frame.
+    `write` returns the text of a cell, and `what` names the values.
     """
     names = sorted({place.name for place in values}, key=order_of)
     layers = sorted({place.layer for place in values})

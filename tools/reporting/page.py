@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from heterolora.allocation import allocate, default_mode, tie_generator
 from heterolora.element import Place
-from tools.reporting.comparison import Row, better, comparison, facts, groups, percent, share, spreads
+from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
 from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, timeline
 from tools.reporting.run import Run
 
@@ -19,7 +21,7 @@ BEST_SHOWN = 10  # elements in the list of best scores
 
 
 class Card(NamedTuple):
-    """One of the few figures that a reader wants first: the figure, what it is, and more about it."""
+    """A key figure at the top: the figure, what it is, and a remark."""
 
     figure: str
     what: str
@@ -54,7 +56,12 @@ def render(runs: Sequence[Run]) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    varied, views = groups(runs), [_view(run, index) for index, run in enumerate(runs)]
+    coloured = zip(runs, itertools.cycle(COLOURS), strict=False)
+    views = [
+        View(run, colour, f"run-{position}", _cards(run), _parts(run, colour))
+        for position, (run, colour) in enumerate(coloured, start=1)
+    ]
+    varied = groups(runs)
     return environment.get_template("page.html.j2").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         style=(here / "style.css").read_text(encoding="utf-8"),
@@ -62,15 +69,10 @@ def render(runs: Sequence[Run]) -> str:
         views=views,
         figures={"": facts(runs), **comparison(runs)},
         groups=varied,
-        spreads=spreads(varied),
+        spreads=metrics([group.runs for group in varied]),
         curves=curve_charts(views),
         several=len(runs) > 1,
     )
-
-
-def _view(run: Run, index: int) -> View:
-    colour = COLOURS[index % len(COLOURS)]
-    return View(run, colour, f"run-{index + 1}", _cards(run), _parts(run, colour))
 
 
 # ---- curves
@@ -82,14 +84,18 @@ def curve_charts(views: Sequence[View]) -> list[Chart]:
     def order(name: str) -> tuple[bool, bool, bool, str]:
         return (name.startswith("learning_rate"), not name.startswith("train/"), not name.endswith("/loss"), name)
 
-    return [_curve_chart(n, views) for n in sorted({n for view in views for n in view.run.curves.series}, key=order)]
-
-
-def _curve_chart(name: str, views: Sequence[View]) -> Chart:
-    series = [(view, view.run.curves.series[name]) for view in views if name in view.run.curves.series]
-    lines = [Line(view.run.name, view.colour, points) for view, points in series]
-    legend = ((line.colour, line.label, number(line.points[-1][1]), _best_point(name, line.points)) for line in lines)
-    return Chart(name, line_chart(lines, "optimizer step"), tuple(legend))
+    lines: dict[str, list[Line]] = {}
+    for view in views:
+        for name, points in view.run.curves.series.items():
+            lines.setdefault(name, []).append(Line(view.run.name, view.colour, points))
+    charts = []
+    for name in sorted(lines, key=order):
+        legend = tuple(
+            (line.colour, line.label, number(line.points[-1][1]), _best_point(name, line.points))
+            for line in lines[name]
+        )
+        charts.append(Chart(name, line_chart(lines[name], "optimizer step"), legend))
+    return charts
 
 
 def _best_point(name: str, points: Sequence[tuple[int, float]]) -> str:
@@ -127,8 +133,7 @@ def _cards(run: Run) -> tuple[Card, ...]:
 def _parts(run: Run, colour: str) -> tuple[Part, ...]:
     parts = [_scores(run)] if run.scores is not None else []
     if run.ranks:
-        ranks = {place: float(rank) for place, rank in run.ranks.items()}
-        chart = heat_map(ranks, run.elements_on, lambda rank: f"{rank:.0f}" if rank else "off", "rank")
+        chart = heat_map(run.ranks, run.elements_on, lambda rank: str(rank) if rank else "off", "rank")
         parts.append(Part("Allocation", "The rank of each element of the result. Framed elements are on.", (chart,)))
     if run.history is not None:
         parts += _reallocations(run, colour)
@@ -138,24 +143,28 @@ def _parts(run: Run, colour: str) -> tuple[Part, ...]:
 
 
 def _scores(run: Run) -> Part:
-    scores, chosen = run.scores, run.chosen
+    scores, percentile = run.scores, run.option("turn_on_percentile")
+    mode = run.option("dyrealloc_ags_mode") or default_mode(scores.has_shortcuts)
+    chosen = allocate(scores.scored, percentile, mode, tie_generator(run.option("seed"), 0))
     by_place = {Place(item.element.layer, item.element.name): item.score for item in scores.scored}
     chart = heat_map(by_place, chosen, _short, f"{scores.importance_test_name} score")
     total = sum(by_place.values()) or 1.0
     best = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]
     text = (
         f"The {scores.importance_test_name} score of every element, from {scores.batches} batches of "
-        f"{scores.batch_size} rows. The budget of {run.option('turn_on_percentile')} turns the framed {len(chosen)} on."
+        f"{scores.batch_size} rows. The budget of {percentile} turns the framed {len(chosen)} on."
     )
-    on = {place: "on" if place.key in chosen else "" for place in by_place}
-    rows = (Row.of(place.key, number(score), f"{score / total:.1%}", on[place]) for place, score in best)
-    return Part("Scores", text, (chart,), ("element", "score", "of the sum", ""), tuple(rows))
+    rows = tuple(
+        Row.of(place.key, number(score), f"{score / total:.1%}", "on" if place.key in chosen else "")
+        for place, score in best
+    )
+    return Part("Scores", text, (chart,), ("element", "score", "of the sum", ""), rows)
 
 
 def _reallocations(run: Run, colour: str) -> list[Part]:
     history = run.history
     times, churn = history.times_on(), history.churn()
-    often = {place: float(times[place.key]) for place in history.places}
+    often = {place: times[place.key] for place in history.places}
     charts = [timeline(history)]
     if len(churn) > 2:
         line = Line(run.name, colour, tuple(enumerate(churn))[1:])
@@ -165,7 +174,7 @@ def _reallocations(run: Run, colour: str) -> list[Part]:
         Part(
             "How often each element was on",
             f"After how many of {len(history.decisions)} reallocations. Framed elements are on after the last.",
-            (heat_map(often, history.last_on(), lambda value: f"{value:.0f}", "times on"),),
+            (heat_map(often, history.last_on(), str, "times on"),),
         ),
         Part("When each element was on", "After each reallocation; dotted lines separate epochs.", tuple(charts)),
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from actions.export import LORA, SHORTCUT
 from actions.imp_test import SCORES
@@ -15,7 +16,6 @@ from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
 from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, METRICS, PARAMETERS
 from heterolora import history as history_file
 from heterolora import scores as scores_file
-from heterolora.allocation import allocate, default_mode, tie_generator
 from heterolora.config import load
 from heterolora.element import Kind, Place
 from heterolora.errors import UserError
@@ -27,8 +27,7 @@ _OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config
 _WRITTEN_BY_A_RUN = "expected the file that the run wrote"
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """An option of a run: its flag, its value, and whether that is the default."""
 
     flag: str
@@ -56,7 +55,7 @@ class Run:
         return self.options.get(name, defaults()[name])
 
     def shown(self, name: str) -> str:
-        """An option's value in full: 1 means a batch and 1.0 an epoch, and every digit can be a difference."""
+        """The value of an option, with all digits: 1 means a batch and 1.0 an epoch."""
         return as_text(self.option(name))
 
     def settings(self) -> dict[str, list[Setting]]:
@@ -80,15 +79,6 @@ class Run:
     def elements_on(self) -> frozenset[str]:
         """Keys of the elements of the result that are on."""
         return frozenset(place.key for place, rank in self.ranks.items() if rank)
-
-    @property
-    def chosen(self) -> frozenset[str]:
-        """Keys of the elements that the run's own budget turns on by the scores."""
-        if self.scores is None:
-            return frozenset()
-        mode = self.option("dyrealloc_ags_mode") or default_mode(self.scores.has_shortcuts)
-        draw = tie_generator(self.option("seed"), 0)
-        return allocate(self.scores.scored, self.option("turn_on_percentile"), mode, draw)
 
 
 def compared_options() -> dict[str, str]:
@@ -116,10 +106,8 @@ def read_runs(folders: list[Path]) -> tuple[Run, ...]:
 
 def _names(folders: list[Path]) -> list[str]:
     """The folders' names, with as many parent folders as make them unique."""
-    names = (
-        ["/".join(f.parts[-depth:]) for f in folders] for depth in range(1, 1 + max(len(f.parts) for f in folders))
-    )
-    return next(some for some in names if len(set(some)) == len(some))
+    candidates = (["/".join(folder.parts[-depth:]) for folder in folders] for depth in itertools.count(1))
+    return next(names for names in candidates if len(set(names)) == len(names))
 
 
 def _read(folder: Path, name: str) -> Run:
@@ -128,11 +116,8 @@ def _read(folder: Path, name: str) -> Run:
             f"{folder} is no run: it has no {CONFIG}" if folder.is_dir() else f"{folder} is not there",
             "give folders that train, train-dyrealloc or imp-test made, such as runs/NAME",
         )
-    try:
-        options = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as reason:
-        raise UserError(f"{folder / CONFIG} is not TOML: {reason}", _WRITTEN_BY_A_RUN) from None
-    results = _read_json(folder / METRICS)
+    options = _document(folder / CONFIG, "TOML", tomllib.loads)
+    results, parameters = (_document(folder / name, "JSON", json.loads) for name in (METRICS, PARAMETERS))
     return Run(
         name=name,
         folder=folder,
@@ -141,7 +126,7 @@ def _read(folder: Path, name: str) -> Run:
         curves=read_curves(folder / LOGS, options.get("logger", defaults()["logger"])),
         figures=results.get("metrics", {}),
         versions=results.get("versions", {}),
-        parameters=_read_json(folder / PARAMETERS),
+        parameters=parameters,
         scores=scores_file.read(folder / SCORES) if (folder / SCORES).is_file() else None,
         history=history_file.read(folder) if (folder / history_file.HISTORY).is_file() else None,
         ranks=_ranks(folder),
@@ -154,13 +139,14 @@ def _action(folder: Path) -> str:
     return next((action for file, action in signs.items() if (folder / file).exists()), TEST)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _document(path: Path, language: str, loads: Callable[[str], Any]) -> dict[str, Any]:
+    """The values of a file, which may be missing. Raises UserError if it cannot be read as a table."""
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = loads(path.read_text(encoding="utf-8"))
     except ValueError as reason:
-        raise UserError(f"{path} is not JSON: {reason}", _WRITTEN_BY_A_RUN) from None
+        raise UserError(f"{path} is not {language}: {reason}", _WRITTEN_BY_A_RUN) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no table", _WRITTEN_BY_A_RUN)
     return values
