@@ -24,6 +24,7 @@ from actions.console import note, say, set_log_level
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.saliency.from_training import TrainingGradients
+from heterolora.saliency.problem import Batch
 from heterolora.search_space import SearchSpace
 from model.checkpoint import BaseSource, Record
 from model.reallocation.callback import Reallocate, ScoreSource
@@ -103,7 +104,7 @@ def interval(task: Classification, name: str, args: argparse.Namespace) -> float
     return clock.seconds
 
 
-def rows(args: argparse.Namespace) -> list[subjects.Batch]:
+def rows(args: argparse.Namespace) -> list[Batch]:
     """The batches of one interval, and the first of the next."""
     row = {name: tensor.cpu() for name, tensor in subjects.batch(args).items()}
     return [{**row, "weight": torch.ones(args.rows)}] * (args.interval + 1)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from actions.console import say
+from heterolora.saliency.problem import Batch
 from heterolora.search_space import SearchSpace
 from tools.benchmarks import measure, subjects
 
@@ -46,7 +47,7 @@ def with_peft(network: nn.Module, space: SearchSpace, rank: int) -> peft.LoraMod
     return model
 
 
-def check_same(ours: nn.Module, theirs: nn.Module, batch: subjects.Batch) -> None:
+def check_same(ours: nn.Module, theirs: nn.Module, batch: Batch) -> None:
     """Check that both models give the same logits and gradient norms."""
     results = []
     for model in (ours, theirs):

@@ -27,8 +27,8 @@ from dataset.module import TextDataModule
 from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
+from heterolora.saliency.problem import Batch
 from tools.benchmarks import measure, subjects
-from tools.benchmarks.subjects import Batch
 
 PER_BATCH, GROUPED = "batch", "batch, grouped by length"
 PIECES = 8000  # tokens of the tokenizer if none is given
