@@ -121,7 +121,7 @@ def test_shortcut2_of_the_first_block_is_refused_in_one_line(capfd, world, tmp_p
     assert run(*training(world, file)) == 2
     said = capfd.readouterr().err
     assert said.count("\n") == 1
-    assert "block 0 is the first" in said
+    assert "leave it out of block 0" in said
 
 
 def test_a_checkpoint_with_shortcuts_is_none_of_lora_alone(capfd, world, shortcuts) -> None:
