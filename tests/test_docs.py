@@ -267,12 +267,9 @@ def test_every_option_of_every_command_is_known() -> None:
 
 
 @pytest.mark.parametrize("tool", sorted(set(re.findall(r"tools/(\w+)\.py", text_of(*MANUAL)))))
-def test_every_tool_is_there_and_helps(tool: str) -> None:
-    done = subprocess.run(
-        [sys.executable, f"tools/{tool}.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) > 5
+def test_every_tool_is_there(tool: str) -> None:
+    """`tests/test_tools_package.py` runs `--help` of every tool."""
+    assert (ROOT / "tools" / f"{tool}.py").is_file()
 
 
 # ---- examples
