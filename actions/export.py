@@ -63,9 +63,8 @@ def write_adapter_folder(
     The trained weights of the network must be in memory; its base may be on the meta device. The card shows the metrics
     and the pictures in `run_folder`.
     """
-    renormalize = record.renormalizes
-    result = CardContents(network, space, spec, record, renormalize, _metrics(run_folder), _configurations(record))
-    shortcut = result_config(space, "shortcut", renormalize) if result.beyond_peft else None
+    result = CardContents(network, space, spec, record, _metrics(run_folder), _configurations(record))
+    shortcut = result_config(space, "shortcut", record.renormalizes) if result.beyond_peft else None
     with whole_folder(target) as unfinished:
         write_adapter(unfinished, network, space, spec.task, _to_remember(record, shortcut is not None), shortcut)
         pictures = _draw(space, unfinished)

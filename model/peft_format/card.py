@@ -28,7 +28,6 @@ class CardContents:
     """The result that a card describes.
 
     Attributes:
-        renormalize: whether the blocks normalise again after the cross-layer shortcuts.
         metrics: values by split and metric, if they are known.
         configurations: the configuration files with their descriptions.
         pictures: image files of the folder.
@@ -38,7 +37,6 @@ class CardContents:
     space: SearchSpace
     spec: DatasetSpec
     record: Record
-    renormalize: bool = False
     metrics: Mapping[str, Mapping[str, float | None]] | None = None
     configurations: Sequence[str] = ()
     pictures: Sequence[str] = ()
@@ -46,7 +44,7 @@ class CardContents:
     @property
     def beyond_peft(self) -> bool:
         """Whether the files of PEFT do not describe the whole model."""
-        return self.renormalize or bool(self.space.on("shortcut"))
+        return self.record.renormalizes or bool(self.space.on("shortcut"))
 
 
 def card(result: CardContents) -> str:
