@@ -74,6 +74,10 @@ class RunOptions:
     config: Path | None = option(None, "TOML file of options; the command line takes precedence")
     project_dir: Path = option(Path("runs"), "folder of all runs")
     project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>")
+    measured: Literal["best", "last"] = option("best",
+        "checkpoint that is measured and exported at the end of training", actions=_TRAINING)
+    row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",
+        actions=(*_TRAINING, TEST))
     logger: Literal["tensorboard", "csv", "wandb", "none"] = option("tensorboard", "where curves are logged")
     log_level: Literal["debug", "info", "warning", "error"] = option("warning",
         "how much is printed; debug also shows tracebacks")

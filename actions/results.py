@@ -12,8 +12,11 @@ from rich.table import Table
 from actions.console import is_first_process, say
 from actions.experiment import Experiment
 from actions.options import as_plain
+from actions.resources import Resources
 from actions.run_folder import METRICS, PARAMETERS, write_json
+from heterolora.distributed import gather_lists
 from model.parameters import count, render
+from model.task.rows import write_rows
 
 Metrics = dict[str, dict[str, float]]  # split -> name -> value
 
@@ -35,6 +38,7 @@ def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoin
     """
     task = experiment.task
     loggers, trainer.loggers = trainer.loggers, []
+    task.keeps_rows, task.rows = experiment.options.run.row_results, []
     metrics: Metrics = {}
     if set(task.validation_names) - set(task.test_names):
         metrics |= validate(experiment, trainer)
@@ -48,7 +52,10 @@ def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoin
         logger.log_metrics(final, step=trainer.global_step)
         logger.save()
     say(_table(metrics))
+    rows = gather_lists(task.rows)
     if is_first_process():
+        if task.keeps_rows:
+            write_rows(folder, rows)
         finite = {  # JSON has no NaN, such as the correlation of constant predictions
             split: {name: value if math.isfinite(value) else None for name, value in row.items()}
             for split, row in metrics.items()
@@ -57,11 +64,17 @@ def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoin
             "action": task.record.action,
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "metrics": finite,
+            "resources": _resources(trainer),
             "options": as_plain(experiment.options),
             "versions": {package: version(package) for package in _PACKAGES},
         }
         write_json(folder / METRICS, values)
     say(f"results: {folder}")
+
+
+def _resources(trainer: pl.Trainer) -> dict[str, float | int | None]:
+    """What training took; empty if the trainer did not train."""
+    return next((callback.as_dict() for callback in trainer.callbacks if isinstance(callback, Resources)), {})
 
 
 def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:

@@ -44,7 +44,8 @@ def fit(experiment: Experiment, folder: Path, more: Sequence[pl.Callback] = ()) 
     trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, more))
     resume_from = resumed.path if resumed else None
     trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
-    measured = read_checkpoint(checkpoints.best if checkpoints.best.is_file() else checkpoints.last)
+    has_best = experiment.options.run.measured == "best" and checkpoints.best.is_file()
+    measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)
     measure(experiment, trainer, folder, measured.path)
 

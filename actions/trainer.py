@@ -18,6 +18,7 @@ from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.experiment import Experiment
 from actions.loggers import build_loggers
 from actions.options import Options
+from actions.resources import Resources
 from actions.strategy import FlatDDPStrategy
 from heterolora.errors import UserError
 from model.quantize import check_quantize
@@ -69,7 +70,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
 
 def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback]) -> list[pl.Callback]:
     """The callbacks of training, with `more`. The one that saves is the last."""
-    callbacks = [CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
+    callbacks = [Resources(), CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
     if options.optimization.max_steps != -1:
         callbacks.append(StopAfter(options.optimization.max_steps))
     if options.run.patience is not None:

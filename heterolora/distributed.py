@@ -1,8 +1,9 @@
-"""Sums over processes."""
+"""Sums and lists over processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import distributed
@@ -26,3 +27,12 @@ def sum_numbers_over_ranks(numbers: Sequence[float], device: torch.device) -> li
     if world_size() == 1:
         return list(numbers)
     return sum_over_ranks(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
+
+
+def gather_lists(mine: list[Any]) -> list[Any]:
+    """Returns the elements of the lists of all processes, in the order of the processes."""
+    if world_size() == 1:
+        return mine
+    shares: list[Any] = [None] * world_size()
+    distributed.all_gather_object(shares, mine)
+    return [item for share in shares for item in share]

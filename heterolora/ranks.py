@@ -61,9 +61,11 @@ class TopK:
 
     Args:
         rank: the rank of every element that is on; None: the rank at which each was scored.
+        to_the_last: spend what is left on lower ranks of the best elements that are off, until not one rank fits.
     """
 
     rank: int | None = None
+    to_the_last: bool = False
     share_of = "elements"
 
     def __post_init__(self) -> None:
@@ -76,7 +78,11 @@ class TopK:
 
     def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
         """Ranks within `budget`, from `order`, best first: an element is on if the rest of the budget pays for it."""
-        return _fill(order, {}, budget, cost, self.bounds)
+        ranks = _fill(order, {}, budget, cost, self.bounds)
+        if not self.to_the_last:
+            return ranks
+        left = budget - sum(cost(item, ranks[item.element.key]) for item in order)
+        return _fill(order, ranks, left, cost, lambda item: (1, self.bounds(item)[1]))
 
 
 @dataclass(frozen=True)

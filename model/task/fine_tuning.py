@@ -11,17 +11,18 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
-from heterolora.distributed import sum_over_ranks, world_size
+from heterolora.distributed import gather_lists, sum_over_ranks, world_size
 from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
 from model.task.optimization import Optimization, build_optimizer, build_scheduler
+from model.task.rows import RowLosses, RowResult
 from model.trained import take, trained_names
 
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -61,6 +62,8 @@ class FineTuning(pl.LightningModule, ABC):
         self.trained = trained_names(network, space)
         self.official: dict[str, dict[str, float]] = {}
         self.global_loss = torch.zeros(())
+        self.keeps_rows = False  # whether evaluation fills `rows`
+        self.rows: list[RowResult] = []  # of this process
         self._predictions: list[tuple[str, int, Any, Any]] = []
 
     @property
@@ -81,6 +84,10 @@ class FineTuning(pl.LightningModule, ABC):
     @abstractmethod
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Any, Any]:
         """Returns the two arguments of the running metrics' `update`, without filler rows."""
+
+    @abstractmethod
+    def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
+        """Returns the losses of the rows of an evaluated batch, also of filler rows."""
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
         """Converts the result of `predictions` to predictions and references for the benchmark's own metric."""
@@ -148,6 +155,9 @@ class FineTuning(pl.LightningModule, ABC):
     def _evaluate(self, batch: Batch, split: str) -> tuple[Any, Any]:
         loss = self.loss(batch)
         pair = self.predictions(batch, loss)
+        if self.keeps_rows:
+            kept = batch["weight"] > 0
+            self.rows += RowResult.of_batch(split, batch["index"], kept, self.row_losses(batch, loss))
         if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
             self.mean_loss[split].update(loss.total, loss.count)
             self.running[split].update(*pair)
@@ -164,13 +174,10 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _official_metrics(self) -> dict[str, dict[str, float]]:
         """Returns the metrics of the benchmark itself, over all rows of all processes."""
-        shares: list[Any] = [self._predictions]
-        if world_size() > 1:
-            shares = [None] * world_size()
-            distributed.all_gather_object(shares, self._predictions)
+        predictions = sorted(gather_lists(self._predictions), key=lambda row: row[1])  # by row of the split
         metric, figures = official_metric(self.spec.official), {}
         for split in dict.fromkeys(self.test_names):
-            rows = sorted((row for share in shares for row in share if row[0] == split), key=lambda row: row[1])
+            rows = [row for row in predictions if row[0] == split]
             figures[split] = metric.compute(predictions=[row[2] for row in rows], references=[row[3] for row in rows])
         return figures
 

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from heterolora.saliency.problem import Batch, Loss
-from model.task.causal_language_modeling import next_token_loss
+from model.task.causal_language_modeling import next_token_loss, next_token_row_losses
 from model.task.fine_tuning import FineTuning
+from model.task.rows import RowLosses
 
 
 class Summarization(FineTuning):
@@ -32,6 +33,9 @@ class Summarization(FineTuning):
     def predictions(self, batch: Batch, loss: Loss) -> tuple[list[str], list[str]]:
         kept = (batch["weight"] > 0).tolist()
         return list(compress(self.write(batch), kept)), list(compress(batch["target"], kept))
+
+    def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
+        return next_token_row_losses(loss.logits, batch)
 
     @torch.no_grad()
     def write(self, batch: Batch) -> list[str]:

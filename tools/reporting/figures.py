@@ -43,7 +43,7 @@ def line_chart(lines: Sequence[Line], x_label: str) -> go.Figure:
     """Lines over a common x axis; each line has at least one point."""
     xs = [x for line in lines for x, _ in line.points]
     whole_ticks = {"dtick": 1} if max(xs) - min(xs) < 8 else {}  # plotly would put ticks between whole numbers
-    figure = _figure(260, xaxis={"title": {"text": x_label}, "tickformat": ",", **whole_ticks})
+    figure = new_figure(260, xaxis={"title": {"text": x_label}, "tickformat": ",", **whole_ticks})
     figure.update_yaxes(exponentformat="e", range=_range([y for line in lines for _, y in line.points]))
     for line in lines:
         x, y = zip(*_thinned(line.points), strict=True)
@@ -53,7 +53,7 @@ def line_chart(lines: Sequence[Line], x_label: str) -> go.Figure:
     return figure
 
 
-def _figure(height: int, **layout: object) -> go.Figure:
+def new_figure(height: int, **layout: object) -> go.Figure:
     margin = {"l": 8, "r": 8, "t": 8, "b": 8}
     return go.Figure(layout={"template": {}, "height": height, "margin": margin, "showlegend": False, **layout})
 
@@ -91,7 +91,7 @@ def heat_map(values: Mapping[Place, float], marked: Collection[str], write: Call
     def hover(place: Place) -> str:
         return f"{place.key}: {what} {number(values[place])}{', on' if place.key in marked else ''}"
 
-    figure = _figure(
+    figure = new_figure(
         29 * len(layers) + 40,
         xaxis={"tickvals": [*range(len(names))], "ticktext": names, "side": "top", "showgrid": False},
         yaxis={"tickvals": [*range(len(layers))], "ticktext": layers, "autorange": "reversed", "showgrid": False},
@@ -129,7 +129,7 @@ def timeline(history: History) -> Chart:
     first_of_epoch = [k for k, d in enumerate(decisions) if k == 0 or decisions[k - 1].epoch != d.epoch]
     named = [places[i] for i in first_of_block] if dense else places
     when = [f"{k} (epoch {decision.epoch}, batch {decision.step})" for k, decision in enumerate(decisions)]
-    figure = _figure((8 if dense else 14) * len(places) + 50)
+    figure = new_figure((8 if dense else 14) * len(places) + 50)
     figure.add_heatmap(
         x=when,
         y=[place.key for place in places],

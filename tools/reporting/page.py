@@ -52,20 +52,15 @@ class View:
 
 def render(runs: Sequence[Run]) -> str:
     """Returns the page."""
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     coloured = zip(runs, itertools.cycle(COLOURS), strict=False)
     views = [
         View(run, colour, f"run-{position}", _cards(run), _parts(run, colour))
         for position, (run, colour) in enumerate(coloured, start=1)
     ]
     varied = groups(runs)
-    return environment.get_template("page.html.j2").render(
+    return page_of(
+        "page.html.j2",
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-        style=(here / "style.css").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
         views=views,
         figures={"": facts(runs), **comparison(runs)},
         groups=varied,
@@ -73,6 +68,16 @@ def render(runs: Sequence[Run]) -> str:
         curves=curve_charts(views),
         several=len(runs) > 1,
     )
+
+
+def page_of(template: str, **content: object) -> str:
+    """Fills a template of this folder. `content` has a `title`, for `base.html.j2`, and what the template uses."""
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style = (here / "style.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(style=style, plotly=get_plotlyjs(), **content)
 
 
 # ---- curves

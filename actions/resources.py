@@ -1,0 +1,52 @@
+"""What training costs: seconds in all, seconds of a step, and the peak of memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Timer
+
+
+class Resources(Timer):
+    """Measures training on the first process. A resumed run counts the seconds before it too.
+
+    Callbacks that follow it in the list work inside a step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps: list[float] = []
+        self._window = 0.0  # seconds of the accumulation window so far
+        self._batch_start = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._batch_start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._window += time.perf_counter() - self._batch_start
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            self._steps.append(self._window)
+            self._window = 0.0
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """`train_seconds` with validations, the median `step_seconds`, and `peak_memory_bytes`: of the GPU, or the
+        resident set of the process.
+        """
+        return {
+            "train_seconds": self.time_elapsed("train"),
+            "step_seconds": median(self._steps) if self._steps else None,
+            "peak_memory_bytes": _peak_memory(),
+        }
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

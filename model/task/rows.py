@@ -1,0 +1,61 @@
+"""The result of each evaluated row, for comparisons of two models row by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from heterolora.files import write_text
+
+ROWS = "rows.csv"
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """The losses of a batch, row by row.
+
+    Attributes:
+        totals: (rows,) the sum over what the task counts in a row: 1 for the row itself, or its target tokens.
+        counts: (rows,) their numbers.
+        correct: (rows,) whether the predicted label is right; None for a task without labels.
+    """
+
+    totals: Tensor
+    counts: Tensor
+    correct: Tensor | None = None
+
+
+@dataclass(frozen=True, order=True)
+class RowResult:
+    """The result of a row. `index` is its place in the split; `correct` is 1 or 0, and None without labels."""
+
+    split: str
+    index: int
+    loss: float  # the sum over `count`
+    count: int
+    correct: int | None = None
+
+    @classmethod
+    def of_batch(cls, split: str, indices: Tensor, kept: Tensor, losses: RowLosses) -> list[RowResult]:
+        """The rows of a batch that `kept` (rows,) marks; the others are filler."""
+        correct = [None] * len(indices) if losses.correct is None else losses.correct.int().tolist()
+        columns = (indices.tolist(), losses.totals.tolist(), losses.counts.tolist(), correct, kept.tolist())
+        return [
+            cls(split, index, loss, int(count), hit)
+            for index, loss, count, hit, keep in zip(*columns, strict=True)
+            if keep
+        ]
+
+
+def write_rows(folder: Path, rows: Iterable[RowResult]) -> None:
+    """Write `rows.csv`, sorted by split and row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(RowResult))
+    writer.writerows(astuple(row) for row in sorted(rows, key=lambda row: (row.split, row.index)))
+    write_text(folder / ROWS, text.getvalue())

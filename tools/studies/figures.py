@@ -1,0 +1,188 @@
+"""The figures of a study's report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+import plotly.graph_objects as go
+
+from actions.run_folder import LOGS
+from heterolora.element import Place
+from tools.reporting.curves import read_curves
+from tools.reporting.figures import COLOURS, Chart, heat_map, new_figure
+from tools.studies.results import Measured
+from tools.studies.spec import Study
+from tools.studies.statistics import Interval
+from tools.studies.summary import ArmResult, Comparison
+
+
+def colour(position: int) -> str:
+    return COLOURS[position % len(COLOURS)]
+
+
+def forest(study: Study, comparison: Comparison) -> Chart | None:
+    """The difference of each arm from the baseline, with its interval."""
+    arms = [arm for arm in comparison.arms if arm.against is not None]
+    if not arms:
+        return None
+    figure = new_figure(
+        60 + 34 * len(arms), xaxis={"title": {"text": f"better than {study.baseline} by ({study.measure})"}}
+    )
+    for arm in arms:
+        found = arm.against.interval
+        shade = _colour_of(study, arm)
+        figure.add_scatter(
+            x=[found.estimate], y=[arm.name], mode="markers", name=arm.name, marker={"size": 9, "color": shade},
+            error_x=_bars([found], shade),
+        )  # fmt: skip
+    figure.add_vline(0, line={"dash": "dot", "width": 1.5})
+    figure.update_yaxes(autorange="reversed")
+    level = f"{study.confidence:.0%}"
+    return Chart(
+        "Difference from the baseline", figure, note=f"{level} intervals over seeds and rows, for each arm alone."
+    )
+
+
+def _colour_of(study: Study, arm: ArmResult) -> str:
+    return colour(list(study.arms).index(arm.name))
+
+
+_COSTS: Mapping[str, tuple[str, Callable[[ArmResult], float | None]]] = {
+    "Quality against time": ("seconds of a run, with scoring", lambda arm: arm.seconds),
+    "Quality against step time": ("seconds of a step", lambda arm: arm.step_seconds),
+    "Quality against memory": (
+        "peak memory (MiB)",
+        lambda arm: arm.peak_memory_bytes and arm.peak_memory_bytes / 2**20,
+    ),
+}
+
+
+def costs(study: Study, comparison: Comparison) -> list[Chart]:
+    """Quality against each cost. A line joins the arms that no other arm beats in both."""
+    charts = []
+    for caption, (title, cost) in _COSTS.items():
+        points = [(cost(arm), arm) for arm in comparison.arms]
+        known = [(x, arm) for x, arm in points if x is not None]
+        if known:
+            charts.append(Chart(caption, _against(study, known, title)))
+    return charts
+
+
+def _against(study: Study, points: Sequence[tuple[float, ArmResult]], title: str) -> go.Figure:
+    figure = new_figure(300, xaxis={"title": {"text": title}}, yaxis={"title": {"text": study.measure}})
+    front = pareto([(x, arm.quality.estimate) for x, arm in points], study.measure == "accuracy")
+    xs, ys = zip(*front, strict=True)
+    figure.add_scatter(x=xs, y=ys, mode="lines", line={"color": "gray", "dash": "dot"}, hoverinfo="skip")
+    for x, arm in points:
+        _mark(figure, x, arm, _colour_of(study, arm))
+    return figure
+
+
+def _mark(figure: go.Figure, x: float, arm: ArmResult, shade: str) -> None:
+    found = arm.quality
+    figure.add_scatter(
+        x=[x], y=[found.estimate], mode="markers+text", text=[arm.name], textposition="top center", name=arm.name,
+        marker={"size": 9, "color": shade},
+        error_y=_bars([found], shade),
+    )  # fmt: skip
+
+
+def _bars(intervals: Sequence[Interval], shade: str) -> dict[str, object]:
+    """Error bars from the low to the high end of each interval."""
+    return {
+        "array": [found.high - found.estimate for found in intervals],
+        "arrayminus": [found.estimate - found.low for found in intervals],
+        "color": shade,
+    }
+
+
+def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """The points that no other point beats: none has a lower cost and an equal or better quality."""
+    sign = 1 if higher_is_better else -1
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * y > sign * front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def tuning(study: Study, tuned: Mapping[str, Mapping[float, float]]) -> Chart:
+    """The measure on the tuning rows at each learning rate. `tuned`: arm -> learning rate -> value."""
+    figure = new_figure(300, xaxis={"title": {"text": "learning rate"}, "type": "log"}, showlegend=True)
+    for position, (name, values) in enumerate(tuned.items()):
+        figure.add_scatter(
+            x=list(values), y=list(values.values()), mode="lines+markers", name=name, line={"color": colour(position)}
+        )
+    return Chart(f"Tuning: {study.measure} on the tuning rows", figure)
+
+
+def curves(study: Study, comparison: Comparison) -> list[Chart]:
+    """The logged curves of the measured runs: the mean over seeds, in a band from the lowest to the highest."""
+    series = {arm.name: [_curves(run) for run in arm.runs] for arm in comparison.arms}
+    names = ["train/loss", *(f"{split}/{study.measure}" for split in _splits(comparison))]
+    charts = []
+    for name in dict.fromkeys(names):
+        figure = new_figure(300, xaxis={"title": {"text": "optimizer step"}}, showlegend=True)
+        for position, (arm, seeds) in enumerate(series.items()):
+            steps = set.intersection(*(set(dict(one.get(name, ()))) for one in seeds)) if seeds else set()
+            if steps:
+                _band(figure, sorted(steps), [dict(one[name]) for one in seeds], arm, colour(position))
+        if figure.data:
+            charts.append(Chart(name, figure, note="Mean over seeds; the band reaches from the lowest to the highest."))
+    return charts
+
+
+def _curves(run: Measured) -> Mapping[str, Sequence[tuple[int, float]]]:
+    return read_curves(run.folder / LOGS, "").series
+
+
+def _splits(comparison: Comparison) -> list[str]:
+    return list(dict.fromkeys(split for arm in comparison.arms for run in arm.runs for split in run.rows))
+
+
+def _band(figure: go.Figure, steps: Sequence[int], seeds: Sequence[Mapping[int, float]], arm: str, shade: str) -> None:
+    values = [[one[step] for one in seeds] for step in steps]
+    figure.add_scatter(x=steps, y=[fmean(v) for v in values], mode="lines", name=arm, line={"color": shade})
+    if len(seeds) > 1:
+        outline = [*(max(v) for v in values), *(min(v) for v in reversed(values))]
+        figure.add_scatter(
+            x=[*steps, *reversed(steps)], y=outline, fill="toself", mode="none", opacity=0.2, fillcolor=shade,
+            showlegend=False, hoverinfo="skip",
+        )  # fmt: skip
+
+
+def rank_maps(comparison: Comparison) -> list[Chart]:
+    """The rank of every place, the mean over seeds, for each arm."""
+    charts = []
+    for arm in comparison.arms:
+        places: dict[Place, float] = {
+            place: fmean(run.ranks.get(place, 0) for run in arm.runs) for place in arm.runs[0].ranks
+        }
+        on = [place.key for place, rank in places.items() if rank]
+        found = heat_map(places, on, lambda value: f"{value:.3g}" if value else "", "rank")
+        charts.append(Chart(f"Ranks: {arm.name}", found.figure, note=found.note, width=found.width))
+    return charts
+
+
+def budgets(study: Study, comparisons: Sequence[Comparison]) -> list[Chart]:
+    """Quality against parameters, where a task has several budgets."""
+    charts = []
+    for task in study.tasks:
+        own = [comparison for comparison in comparisons if comparison.task == task]
+        if len(own) < 2:
+            continue
+        figure = new_figure(
+            340, xaxis={"title": {"text": "LoRA parameters"}, "type": "log"}, yaxis={"title": {"text": study.measure}},
+            showlegend=True,
+        )  # fmt: skip
+        for position, name in enumerate(study.arms):
+            arms = [arm for comparison in own for arm in comparison.arms if arm.name == name]
+            quality = [arm.quality for arm in arms]
+            figure.add_scatter(
+                x=[arm.parameters for arm in arms], y=[q.estimate for q in quality], name=name, mode="lines+markers",
+                line={"color": colour(position)},
+                error_y=_bars(quality, colour(position)),
+            )  # fmt: skip
+        charts.append(Chart(f"{task}: quality against parameters", figure))
+    return charts

@@ -1,0 +1,184 @@
+"""The commands of a study: scores first, then runs that tune the learning rate, then runs that measure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actions.imp_test import SCORES
+from actions.options import DYREALLOC, IMP_TEST, TRAIN, declared, flag_of
+from actions.origin import TOY_BASE
+from actions.run_folder import METRICS
+from heterolora import scores as scores_file
+from heterolora.allocation import Scored, tie_generator
+from heterolora.config import ElementConfig
+from heterolora.errors import UserError
+from heterolora.files import write_text, write_toml
+from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
+from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
+
+SCALING = 2.0  # alpha / r of every element, before tuning
+_LARGEST_RANK = 1 << 16  # of `uniform`, which has no bound of its own
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command and the file that it ends with.
+
+    Attributes:
+        name: unique in a study; also the name of its run folder.
+        arguments: what follows `python`.
+        result: the last file that the command writes.
+        resumable: whether a killed run continues from its last checkpoint.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    result: Path
+    resumable: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run: what is trained, how, and with which seed."""
+
+    task: str
+    parameters: int
+    arm: Arm
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}.{self.parameters}.{self.arm.name}.lr{self.learning_rate:g}.seed{self.seed}"
+
+
+def tuning_cases(study: Study) -> Iterator[Case]:
+    for task, parameters, arm, rate, seed in itertools.product(
+        study.tasks, study.parameters, study.arms.values(), study.learning_rates, study.tuning_seeds
+    ):
+        yield Case(task, parameters, arm, rate, seed)
+
+
+def measuring_cases(study: Study, rates: Mapping[tuple[str, int, str], float]) -> Iterator[Case]:
+    """The runs of every arm that has a learning rate; `rates`: (task, parameters, arm) -> learning rate."""
+    for (task, parameters, arm), rate in rates.items():
+        for seed in study.seeds:
+            yield Case(task, parameters, study.arms[arm], rate, seed)
+
+
+class Commands:
+    """The commands of a study, whose files are in `folder`."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study, self.folder = study, folder
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    # ---- scores
+
+    def scoring(self, case: Case) -> Job:
+        """The scores that the ranks of this run follow from, or for `constant` only the list of its elements."""
+        arm, name = case.arm, self._scores_name(case)
+        settings = {"r": arm.rank, "lora_alpha": SCALING * arm.rank**0.5 if arm.use_rslora else SCALING * arm.rank}
+        configuration = self.folder / "configs" / f"scored.r{arm.rank}{'.rslora' if arm.use_rslora else ''}.toml"
+        write_toml(
+            configuration,
+            {"granularity": "network", "default": settings | ({"use_rslora": True} if arm.use_rslora else {})},
+        )
+        chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
+        return Job(name, self._main(IMP_TEST, name, case, chosen), self.runs / name / SCORES)
+
+    def _seed(self, case: Case) -> int:
+        return 0 if case.arm.heuristic == "constant" else case.seed
+
+    def _scores_name(self, case: Case) -> str:
+        arm = case.arm
+        parts = [case.task, "scores", arm.heuristic, f"r{arm.rank}", *(["rslora"] if arm.use_rslora else [])]
+        own = [] if arm.heuristic == "constant" or not arm.options else [arm.name]
+        return ".".join([*parts, *own, f"seed{self._seed(case)}"])
+
+    def elements(self, case: Case) -> tuple[Scored, ...]:
+        """The scored places that the arm may use. Raises UserError if the model has none of them."""
+        found = scores_file.read(self.runs / self._scores_name(case) / SCORES).scored
+        kept = tuple(item for item in found if not case.arm.places or item.element.name in case.arm.places)
+        if not kept:
+            names = ", ".join(dict.fromkeys(item.element.name for item in found))
+            raise UserError(
+                f"arm {case.arm.name}: no place has a name in {', '.join(case.arm.places)}", f"valid: {names}"
+            )
+        return kept
+
+    # ---- runs
+
+    def training(self, case: Case) -> Job:
+        """The training run, and its LoRA configuration, which is written."""
+        if case.arm.peft_method is not None:
+            return self._peft(case)
+        elements = self.elements(case)
+        dynamic = case.arm.method == DYNAMIC
+        if dynamic:
+            ranks = {item.element.key: item.element.rank for item in elements}
+        else:
+            ranks = assignment(case, elements).ranks
+        on = [item.element for item in elements if item.element.key in ranks]
+        chosen = [type(e)(**(vars(e) | {"settings": e.settings.at(ranks[e.key])})) for e in on]
+        configuration = self.folder / "configs" / f"{case.name}.toml"
+        write_text(configuration, ElementConfig.of(chosen, "lora").to_toml())
+        more: dict[str, Any] = {"lora_config": str(configuration)}
+        if dynamic:
+            more["budget_parameters"] = case.parameters
+        arguments = self._main(DYREALLOC if dynamic else TRAIN, case.name, case, _training(case) | more)
+        return Job(case.name, arguments, self.runs / case.name / METRICS)
+
+    def _peft(self, case: Case) -> Job:
+        """A run of PEFT's own layers, on the plain model."""
+        options = self.study.tasks[case.task]
+        base = options.get("load") or str(TOY_BASE)
+        _, _, _, *flags = self._main(TRAIN, case.name, case, _training(case) | {"model": base, "load": base})
+        scores = str(self.runs / self._scores_name(case) / SCORES)
+        run = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
+        return Job(case.name, (*run, *flags), self.runs / case.name / METRICS, resumable=False)
+
+    def _main(self, action: str, name: str, case: Case, chosen: Mapping[str, Any]) -> tuple[str, ...]:
+        options = {**self.study.tasks[case.task], **case.arm.options, **chosen}
+        options |= {"project_dir": str(self.runs), "project": name}
+        return ("-m", "main", action, *_flags(options, action))
+
+
+def _training(case: Case) -> dict[str, Any]:
+    """The options that the study sets in every training run. The last weights are measured: selecting the best would
+    use the rows that measure.
+    """
+    return {"learning_rate": case.learning_rate, "seed": case.seed, "measured": "last", "row_results": True}
+
+
+def _flags(options: Mapping[str, Any], action: str) -> Sequence[str]:
+    used = {name: value for name, value in options.items() if declared()[name].used_by(action)}
+    return [text for name, value in used.items() for text in (flag_of(name), _text(value))]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def assignment(case: Case, elements: Sequence[Scored]) -> Assignment:
+    """The ranks of a run with fixed places: the whole budget, until not one more rank fits.
+
+    Raises UserError if the budget is below the cheapest rank or above the arm's whole space.
+    """
+    arm = case.arm
+    policy: Policy
+    if arm.method == UNIFORM:
+        policy, seed = Proportional(0, _LARGEST_RANK), 0
+    elif arm.policy == "proportional":
+        policy, seed = Proportional(0, arm.rank), case.seed
+    else:
+        policy, seed = TopK(arm.rank, to_the_last=True), case.seed
+    draw = 1 if arm.method == DRAWN else 0
+    return assign(elements, policy, Limit("parameters", case.parameters), "off", tie_generator(seed, draw))

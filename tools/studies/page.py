@@ -1,0 +1,123 @@
+"""The report of a study: one HTML page that needs no network, and the same tables as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tools.reporting.figures import Chart, number
+from tools.reporting.page import page_of
+from tools.studies import figures
+from tools.studies.execution import Execution
+from tools.studies.spec import Study
+from tools.studies.statistics import Interval
+from tools.studies.summary import ArmResult, Comparison
+
+
+@dataclass(frozen=True)
+class View:
+    """A comparison as the template shows it."""
+
+    heading: str
+    sentence: str
+    rows: tuple[tuple[str, tuple[str, ...]], ...]  # (colour, cells)
+    missing: dict[str, str]
+    charts: tuple[Chart, ...]
+
+
+def head(study: Study) -> tuple[str, ...]:
+    level = f"{study.confidence:.0%}"
+    return (
+        "arm", "learning rate", f"{study.measure} ({level})", f"better than {study.baseline} ({level})", "p (Holm)",
+        "parameters", "unspent", "step", "peak memory", "run with scoring",
+    )  # fmt: skip
+
+
+def cells(study: Study, comparison: Comparison, arm: ArmResult) -> tuple[str, ...]:
+    against = arm.against
+    return (
+        arm.name,
+        f"{arm.learning_rate:g}",
+        _interval(arm.quality),
+        "–" if against is None else _interval(against.interval, signed=True),
+        "–" if against is None else f"{against.corrected:.3f}",
+        number(arm.parameters),
+        number(comparison.budget - arm.parameters),
+        "–" if arm.step_seconds is None else f"{arm.step_seconds * 1000:.1f} ms",
+        "–" if arm.peak_memory_bytes is None else f"{arm.peak_memory_bytes / 2**20:,.0f} MiB",
+        f"{arm.seconds:.0f} s",
+    )
+
+
+def _interval(found: Interval, signed: bool = False) -> str:
+    form = "{:+.4f}" if signed else "{:.4f}"
+    return f"{form.format(found.estimate)} ({form.format(found.low)} to {form.format(found.high)})"
+
+
+def method(study: Study, execution: Execution) -> tuple[str, ...]:
+    """How the figures came about."""
+    several = f"seeds {', '.join(map(str, study.seeds))}"
+    tuning = f"seeds {', '.join(map(str, study.tuning_seeds))}"
+    rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
+    runs = list(execution.measured.values())
+    divided = (study.tuning_split or study.measuring_split) == "" or study.tuning_split == study.measuring_split
+    rows = (
+        f"A share of {study.tuning_share:g} of the rows of the first validation split tunes; the others measure."
+        if divided
+        else f"The split {study.tuning_split or '(first)'} tunes; {study.measuring_split or '(first)'} measures."
+    )
+    few = " Few seeds make intervals unreliable: use five or more." if len(study.seeds) < 5 else ""
+    minutes = sum(run.seconds for run in runs) / 60
+    return (
+        "Every arm has the same budget of trainable LoRA parameters and was tuned in the same way: it got the best of "
+        f"the learning rates {rates}, with {tuning}. Then it was measured with {several}. The weights at the end of "
+        f"training are measured, not the best ones. {rows}",
+        "Runs of one seed see the same rows in the same order and start from the same new head. Differences are "
+        "paired: the intervals are percentiles of a bootstrap over seeds and rows. P values are corrected for "
+        f"{max(1, len(study.arms) - 1)} arms by Holm's method.{few}",
+        f"{len(runs)} runs took {minutes:.1f} minutes, with the start of each process and the scoring before it.",
+    )
+
+
+def views(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> list[View]:
+    found = []
+    for comparison in comparisons:
+        colours = {name: figures.colour(position) for position, name in enumerate(study.arms)}
+        tuned = {name: execution.tuned(comparison.task, comparison.budget, name) for name in study.arms}
+        charts = [figures.forest(study, comparison), *figures.costs(study, comparison), figures.tuning(study, tuned)]
+        charts += [*figures.curves(study, comparison), *figures.rank_maps(comparison)]
+        found.append(
+            View(
+                f"{comparison.task}, {comparison.budget:,} parameters",
+                comparison.sentence,
+                tuple((colours[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
+                dict(comparison.missing),
+                tuple(chart for chart in charts if chart is not None),
+            )
+        )
+    return found
+
+
+def render(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> str:
+    """Returns the HTML page."""
+    return page_of(
+        "study.html.j2",
+        title=execution.folder.name,
+        several=True,
+        head=head(study),
+        views=views(study, comparisons, execution),
+        budgets=figures.budgets(study, comparisons),
+        method=method(study, execution),
+    )
+
+
+def markdown(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> str:
+    """Returns the tables as Markdown."""
+    lines = [f"# {execution.folder.name}", ""]
+    for comparison in comparisons:
+        lines += [f"## {comparison.task}, {comparison.budget:,} parameters", "", comparison.sentence, ""]
+        table = [head(study), *(cells(study, comparison, arm) for arm in comparison.arms)]
+        lines += ["| " + " | ".join(row) + " |" for row in table]
+        lines.insert(len(lines) - len(table) + 1, "|" + " --- |" * len(head(study)))
+        lines += ["", *(f"{name} has no result: {reason}" for name, reason in comparison.missing.items()), ""]
+    return "\n".join([*lines, *method(study, execution)]) + "\n"

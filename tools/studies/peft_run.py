@@ -1,0 +1,154 @@
+"""Trains an adapter of the PEFT package in the training loop of this program: an arm of a study.
+
+`python -m tools.studies.peft_run METHOD PARAMETERS SCORES.toml` and then the options of `train`. The model is plain;
+PEFT adds its own layers. SCORES.toml lists the places and their widths. The run folder is that of any run, except that
+it has no adapter and can't be resumed.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tools.cli import run
+
+import torch
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
+
+from actions.console import say, set_log_level
+from actions.experiment import Experiment, build
+from actions.export import LORA
+from actions.parse import parse
+from actions.resolve import resolve
+from actions.results import show_parameters
+from actions.run_folder import open_run_folder, write_config
+from actions.train import fit
+from actions.trainer import check_devices
+from heterolora import scores as scores_file
+from heterolora.config import ElementConfig
+from heterolora.element import Element
+from heterolora.errors import UserError
+from heterolora.files import write_text
+from heterolora.peft_config import peft_config, task_type
+from heterolora.ranks import Limit, Proportional, assign
+from model.task.scoring import batch_count
+from model.trained import trained_names
+
+PEFT_METHODS = ("lora", "rslora", "pissa", "eva")
+_LARGEST_RANK = 1 << 16
+_EVA_BATCHES = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train. Raises UserError if the budget pays for no adapter of this method."""
+    method, parameters, scores, *options = sys.argv[1:] if arguments is None else arguments
+    request = resolve(parse(["train", *options]))
+    set_log_level(request.options.run.log_level)
+    check_devices(request.options)
+    experiment = build(request)
+    places = [item.element for item in scores_file.read(Path(scores)).scored]
+    on = _adapt(experiment, method, int(parameters), places)
+    folder = open_run_folder(experiment.options)
+    say(f"run folder: {folder}")
+    show_parameters(experiment, folder)
+    write_config(folder, request.action, experiment.options)
+    fit(experiment, folder)
+    write_text(folder / LORA, ElementConfig.of(on, "lora").to_toml())
+
+
+def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[Element]) -> list[Element]:
+    """Put PEFT's layers into the network, within the budget. Returns the places with their ranks."""
+    uniform = uniform_ranks(places, budget)
+    if method == "eva":
+        network, on = _eva(experiment, uniform, budget)
+    else:
+        more: dict[str, Any] = {"pissa": {"init_lora_weights": "pissa"}}.get(method, {})
+        on = [replace(element, settings=_settings(element, method)) for element in uniform]
+        network = get_peft_model(experiment.task.network, _config(experiment, on, **more))
+    experiment.task.network = network
+    experiment.task.trained = trained_names(network, None)
+    return on
+
+
+def uniform_ranks(places: Sequence[Element], budget: int) -> list[Element]:
+    """The places with an element, at ranks as equal as the budget allows."""
+    scored = [scores_file.Scored(element, 1.0) for element in places]
+    found = assign(scored, Proportional(0, _LARGEST_RANK), Limit("parameters", budget), "off", random.Random(0)).ranks
+    return [
+        replace(element, settings=element.settings.at(found[element.key])) for element in places if element.key in found
+    ]
+
+
+def _settings(element: Element, method: str) -> Any:
+    """PiSSA's own scaling is 1, and rsLoRA's is alpha / √r with one alpha for all ranks."""
+    if method == "pissa":
+        return replace(element.settings, alpha=float(element.rank))
+    if method == "rslora":
+        return replace(element.settings, alpha=16.0, use_rslora=True)
+    return element.settings
+
+
+def _config(experiment: Experiment, on: Sequence[Element], **more: Any) -> LoraConfig:
+    values = peft_config(on, task_type(experiment.task.spec.task))
+    values.pop("peft_type")
+    return LoraConfig(**(values | more))
+
+
+def _eva(experiment: Experiment, uniform: Sequence[Element], budget: int) -> tuple[PeftModel, list[Element]]:
+    """EVA redistributes the ranks of a uniform adapter by explained variance. Its ranks cost more where it prefers wide
+    places, so it starts from the highest uniform rank whose redistribution stays within the budget.
+    """
+    cost_of_one = sum(element.in_features + element.out_features for element in uniform)
+    batches = _batches(experiment)
+    for rank in range(budget // cost_of_one, 0, -1):
+        start = [replace(element, settings=element.settings.at(rank)) for element in uniform]
+        config = _config(experiment, start, init_lora_weights="eva", eva_config=EvaConfig(rho=2.0))
+        network = get_peft_model(experiment.task.network, config)
+        initialize_lora_eva_weights(
+            network,
+            batches,
+            prepare_model_inputs_fn=lambda inputs, _: inputs["attention_mask"].bool(),
+            prepare_layer_inputs_fn=_real_tokens,
+            show_progress_bar=False,
+        )
+        on = _redistributed(network, start)
+        if sum(element.parameters for element in on) <= budget:
+            return network, on
+        experiment.task.network = network.unload()
+    raise UserError(
+        f"a budget of {budget} is below rank 1 in every place", "EVA starts from a uniform rank: leave it out"
+    )
+
+
+def _real_tokens(layer_input: Any, mask: torch.Tensor, _: str) -> torch.Tensor:
+    """The inputs of a layer (tokens, in) without padding. PEFT's own function fails where a model flattens rows."""
+    values = layer_input if isinstance(layer_input, torch.Tensor) else layer_input[0]
+    return values.reshape(-1, values.shape[-1])[mask.reshape(-1)]
+
+
+def _batches(experiment: Experiment) -> list[dict[str, Any]]:
+    data = experiment.data
+    count, _ = batch_count(_EVA_BATCHES, data.scoring_batch_count)
+    names = ("input_ids", "attention_mask")
+    return [{name: batch[name] for name in names} for batch in data.scoring_batches(count)]
+
+
+def _redistributed(network: PeftModel, start: Iterable[Element]) -> list[Element]:
+    """The ranks that PEFT's layers have now."""
+    modules = dict(network.base_model.model.named_modules())
+    found = []
+    for element in start:
+        layer = modules[element.module]
+        rank = getattr(layer, "r", {}).get("default", 0)
+        if rank:
+            settings = replace(element.settings, rank=rank, alpha=layer.scaling["default"] * rank)
+            found.append(replace(element, settings=settings))
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

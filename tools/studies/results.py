@@ -1,0 +1,128 @@
+"""What the runs of a study found: the best learning rate of each arm, and its measure row by row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from actions.export import LORA
+from actions.run_folder import METRICS
+from heterolora.config import load
+from heterolora.element import Element, Place
+from heterolora.errors import UserError
+from heterolora.outside import read_json, read_text
+from model.task.rows import ROWS
+from tools.studies.jobs import Case
+from tools.studies.spec import Measure, Study
+from tools.studies.statistics import Rows
+
+_RUN_AGAIN = "delete the run folder, and start the study again"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of one run.
+
+    Attributes:
+        rows: split -> row -> (sum of the measure, count).
+        ranks: of every place at the end; 0 if there is no element, or if it is off.
+        parameters: trainable parameters of these elements.
+        seconds: wall clock of the run's process, and of scoring before it.
+    """
+
+    case: Case
+    folder: Path
+    rows: Mapping[str, Mapping[int, tuple[float, float]]]
+    ranks: Mapping[Place, int]
+    parameters: int
+    step_seconds: float | None
+    peak_memory_bytes: int | None
+    seconds: float
+
+    def on(self, study: Study, tuning: bool) -> dict[int, tuple[float, float]]:
+        """The rows that tune, or those that measure."""
+        split = (study.tuning_split if tuning else study.measuring_split) or next(iter(self.rows))
+        if split not in self.rows:
+            raise UserError(f"{self.case.name} has no split '{split}'", f"expected one of {', '.join(self.rows)}")
+        rows = self.rows[split]
+        if (study.tuning_split or split) != (study.measuring_split or split):
+            return dict(rows)
+        every = round(1 / study.tuning_share)  # the same rows in every run
+        return {index: values for index, values in rows.items() if (index % every == 0) == tuning}
+
+
+def read_measured(case: Case, folder: Path, measure: Measure, elements: Iterable[Element], seconds: float) -> Measured:
+    """Read the files of a finished run on `elements`. Raises UserError if a file is missing or wrong."""
+    metrics = read_json(folder / METRICS, "the metrics", _RUN_AGAIN)
+    final = load(folder / LORA, "lora")
+    found = ((element, final.lookup(element.layer, element.name)) for element in elements)
+    at = {element: element.settings.at(settings.rank) if settings else None for element, settings in found}
+    resources = metrics.get("resources", {})
+    return Measured(
+        case,
+        folder,
+        _rows(folder / ROWS, measure, tuple(metrics["metrics"])),
+        {Place(element.layer, element.name): settings.rank if settings else 0 for element, settings in at.items()},
+        sum(replace(element, settings=settings).parameters for element, settings in at.items() if settings),
+        resources.get("step_seconds"),
+        resources.get("peak_memory_bytes"),
+        seconds,
+    )
+
+
+def _rows(path: Path, measure: Measure, order: tuple[str, ...]) -> dict[str, dict[int, tuple[float, float]]]:
+    """The rows of each split, in the order of `metrics.json`: the first validation split first."""
+    found: dict[str, dict[int, tuple[float, float]]] = {split: {} for split in order}
+    try:
+        for row in csv.DictReader(read_text(path, "the row results", _RUN_AGAIN).splitlines()):
+            if measure == "accuracy" and not row["correct"]:
+                raise UserError(f"{path} has no labels", 'set measure = "loss" in the study')
+            values = (
+                (float(row["correct"]), 1.0) if measure == "accuracy" else (float(row["loss"]), float(row["count"]))
+            )
+            found.setdefault(row["split"], {})[int(row["index"])] = values
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error})", _RUN_AGAIN) from error
+    return {split: rows for split, rows in found.items() if rows}
+
+
+def mean(rows: Mapping[int, tuple[float, float]]) -> float:
+    """The measure over some rows."""
+    return sum(total for total, _ in rows.values()) / sum(count for _, count in rows.values())
+
+
+def best_rates(study: Study, measured: Iterable[Measured]) -> dict[tuple[str, int, str], float]:
+    """(task, parameters, arm) -> the learning rate with the best mean over the tuning seeds, on the tuning rows.
+
+    A rate with a failed or diverged run is left out, and an arm without any rate too.
+    """
+    found: dict[tuple[str, int, str], dict[float, list[float]]] = {}
+    for run in measured:
+        if run.case.seed in study.tuning_seeds:
+            key = (run.case.task, run.case.parameters, run.case.arm.name)
+            value = mean(run.on(study, tuning=True))
+            found.setdefault(key, {}).setdefault(run.case.learning_rate, []).append(value)
+    best = max if study.measure == "accuracy" else min
+    rates = {}
+    for key, by_rate in found.items():
+        means = {
+            rate: fmean(values)
+            for rate, values in by_rate.items()
+            if len(values) == len(study.tuning_seeds) and np.isfinite(values).all()
+        }
+        if means:
+            rates[key] = best(means, key=means.__getitem__)
+    return rates
+
+
+def rows_of(study: Study, runs: Iterable[Measured]) -> Rows:
+    """The measuring rows of an arm's runs, by seed. All runs have the same rows."""
+    found = [run.on(study, tuning=False) for run in sorted(runs, key=lambda run: run.case.seed)]
+    indices = sorted(found[0])
+    totals = np.array([[rows[index][0] for index in indices] for rows in found])
+    return Rows(totals, np.array([found[0][index][1] for index in indices]))

@@ -1,0 +1,111 @@
+"""Runs jobs: each in a process of its own, several at a time, on this machine or under SLURM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from actions.origin import TOY_BASE
+from heterolora.errors import UserError
+from heterolora.files import write_text
+from heterolora.outside import read_json
+from tools.studies.jobs import Job
+
+Start = Callable[[Sequence[str], Path], int]
+
+ROOT = TOY_BASE.parents[1]  # of the program
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a job ended. `error` is the last line of its output if it failed."""
+
+    name: str
+    code: int
+    seconds: float  # wall clock, with the start of the process
+    error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return self.code != 0
+
+
+def record_of(job: Job, folder: Path) -> Record | None:
+    """The record of a job that has ended well, or None."""
+    path = folder / f"{job.name}.json"
+    if not (path.is_file() and job.result.is_file()):
+        return None
+    values = read_json(path, "the record", "delete it to run the job again")
+    record = Record(**values)
+    return None if record.failed else record
+
+
+def start_process(arguments: Sequence[str], log: Path) -> int:
+    """Run `python` with these arguments, append its output to `log`, and return its exit code."""
+    with log.open("ab") as output:
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        ).returncode
+
+
+def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
+    """Run a job, and write its output and its record into `folder`. A run that was killed is continued."""
+    run_folder = job.result.parent
+    last = run_folder / "checkpoints" / "last.ckpt"
+    arguments: Sequence[str] = job.arguments
+    if not (job.resumable and last.is_file()):
+        shutil.rmtree(run_folder, ignore_errors=True)  # of a killed job; the run would get another name beside it
+    else:
+        arguments = (*job.arguments[:3], "--resume-training", "--load", str(last))
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    code = start(arguments, folder / f"{job.name}.log")
+    seconds = time.perf_counter() - began
+    error = "" if code == 0 else _last_line(folder / f"{job.name}.log")
+    record = Record(job.name, code, seconds, error)
+    write_text(folder / f"{job.name}.json", json.dumps(asdict(record), indent=2) + "\n")
+    return record
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or ["no output"])[-1][:300]
+
+
+def run_here(jobs: Sequence[Job], folder: Path, workers: int, start: Start = start_process) -> Iterator[Record]:
+    """Run jobs in `workers` processes at a time; yields records as they end."""
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(run_job, job, folder, start) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C the running jobs end by themselves
+
+
+def run_submitted(
+    jobs: Sequence[Job], folder: Path, workers: int, cluster: str, options: dict[str, Any]
+) -> Iterator[Record]:
+    """Run jobs through submitit: `slurm` as one job array of at most `workers` at a time, `local` as processes."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(f"--executor {cluster} needs the package submitit", "pip install submitit") from None
+    executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster)
+    executor.update_parameters(name="heterolora-study", **options)
+    if cluster == "slurm":
+        executor.update_parameters(slurm_array_parallelism=workers)
+    with executor.batch():
+        submitted = [executor.submit(run_job, job, folder) for job in jobs]
+    for job in submitit.helpers.as_completed(submitted):
+        yield job.result()

@@ -1,0 +1,209 @@
+"""The study file: what is compared, on what, and how the comparison is judged.
+
+::
+
+    parameters = [9216]                     # LoRA parameters of every arm; several budgets are several comparisons
+    seeds = [0, 1, 2, 3, 4]
+    learning_rates = [1e-3, 2e-3, 4e-3]     # every arm gets the best of them, by the tuning rows
+    [options]                               # options of every run, as in a --config file
+    max_epochs = 4
+    [tasks.toy]                             # more options for each task
+    dataset = "toy_nli"
+    [arms.uniform]
+    method = "uniform"
+    [arms.attention]
+    method = "uniform"
+    places = ["q_proj", "v_proj"]
+    [arms.grad_norm]
+    method = "grad_norm"                    # a heuristic: its best places at `rank`
+    rank = 8
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from actions.options import declared
+from heterolora import saliency
+from heterolora.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
+from heterolora.element import PROJECTIONS
+from heterolora.errors import UserError
+from heterolora.outside import read_toml
+
+EXPECTED = "see `python tools/study.py --help` for an example"
+UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"
+PEFT_METHODS = ("lora", "rslora", "pissa", "eva")
+_SET_BY_THE_STUDY = (
+    "seed", "learning_rate", "lora_config", "project", "project_dir", "row_results", "config", "resume_training",
+    "log_level", "budget_parameters", "turn_on_percentile",
+)  # fmt: skip
+
+Measure = Literal["loss", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method that is compared.
+
+    Attributes:
+        method: `uniform`, `drawn` (random places), the name of a heuristic (its best places), `dynamic`
+            (`train-dyrealloc`), or `peft:` and a method of the PEFT package.
+        places: canonical names of the projections that may have an element; empty: all.
+        rank: highest rank of an element, and the rank at which it is scored; for `uniform` there is no bound.
+        use_rslora: scale by 1/√r instead of a constant, so that one learning rate fits all ranks.
+        policy: how ranks follow from scores, as in tools/realloc_lora_rank.py.
+        options: more options of its runs.
+    """
+
+    name: str
+    method: str
+    places: tuple[str, ...] = ()
+    rank: int = 8
+    use_rslora: bool = False
+    policy: Literal["topk", "proportional"] = "topk"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def peft_method(self) -> str | None:
+        return self.method.removeprefix(PEFT) if self.method.startswith(PEFT) else None
+
+    @property
+    def heuristic(self) -> str:
+        """The heuristic of the scores that its ranks follow from."""
+        return self.method if self.method in saliency.names() else "constant"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file.
+
+    Attributes:
+        tasks: name -> options of its runs, with the options of all runs.
+        tuning_seeds: the seeds of the runs that choose each arm's learning rate.
+        tuning_split, measuring_split: evaluated splits; empty: the first validation split. If they are the same,
+            `tuning_share` of its rows tune, and the others measure.
+        resolve: the difference between two arms that matters.
+        confidence: of all intervals.
+    """
+
+    parameters: tuple[int, ...]
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    tuning_seeds: tuple[int, ...]
+    tasks: Mapping[str, Mapping[str, Any]]
+    arms: Mapping[str, Arm]
+    baseline: str
+    measure: Measure
+    tuning_split: str = ""
+    measuring_split: str = ""
+    tuning_share: float = 0.25
+    resolve: float = 0.01
+    confidence: float = 0.95
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
+_SHARE = number(lambda value: 0 < value < 1, "a number between 0 and 1")
+_LISTS: Mapping[str, Field] = {
+    "parameters": whole_number(1),
+    "seeds": whole_number(0),
+    "tuning_seeds": whole_number(0),
+    "learning_rates": ABOVE_0,
+}
+_VALUES: Mapping[str, Field] = {
+    "baseline": TEXT,
+    "measure": Field(lambda value: value in ("loss", "accuracy"), '"loss" or "accuracy"'),
+    "tuning_split": TEXT,
+    "measuring_split": TEXT,
+    "tuning_share": _SHARE,
+    "resolve": ABOVE_0,
+    "confidence": _SHARE,
+}
+_TABLES = ("options", "tasks", "arms")
+_ARM: Mapping[str, Field] = {
+    "method": TEXT,
+    "places": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of names such as q_proj"),
+    "rank": whole_number(1),
+    "use_rslora": TRUTH,
+    "policy": Field(lambda value: value in ("topk", "proportional"), '"topk" or "proportional"'),
+    "options": Field(lambda value: isinstance(value, dict), "a table of options"),
+}
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file. Raises UserError if a key or a name is unknown or missing, or a value is wrong."""
+    document = read_toml(path, "the study", EXPECTED)
+    for key in document:
+        check_known(str(path), key, (*_LISTS, *_VALUES, *_TABLES))
+    lists = {key: _list(path, key, document[key], form) for key, form in _LISTS.items() if key in document}
+    for key in ("parameters", "seeds", "learning_rates"):
+        if key not in lists:
+            raise UserError(f"{path}: {key} is missing", EXPECTED)
+    values = {key: form.check(str(path), key, document[key]) for key, form in _VALUES.items() if key in document}
+    shared = _options(f"{path}: [options]", document.get("options", {}))
+    tasks = {
+        name: shared | _options(f"{path}: [tasks.{name}]", table)
+        for name, table in _named_tables(path, "tasks", document).items()
+    }
+    arms = {name: _arm(path, name, table) for name, table in _named_tables(path, "arms", document).items()}
+    baseline = values.pop("baseline", next(iter(arms)))
+    check_known(f"{path}: baseline", baseline, arms)
+    if len(arms) < 2:
+        raise UserError(f"{path} has one arm", "a comparison needs two: add a table [arms.NAME]")
+    lists.setdefault("tuning_seeds", lists["seeds"][:1])
+    return Study(tasks=tasks, arms=arms, baseline=baseline, measure=values.pop("measure", "loss"), **lists, **values)
+
+
+def _list(path: Path, key: str, value: Any, form: Field) -> tuple[Any, ...]:
+    items = value if isinstance(value, list) else [value]
+    if not items:
+        raise UserError(f"{path}: {key} is empty", f"expected a list of {form.expected}")
+    checked = tuple(form.check(str(path), key, item) for item in items)
+    if len(set(checked)) < len(checked):
+        raise UserError(f"{path}: {key} holds a value twice", "expected each value once")
+    return tuple(map(float, checked)) if key == "learning_rates" else checked
+
+
+def _named_tables(path: Path, key: str, document: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    tables = document.get(key)
+    if not isinstance(tables, dict) or not tables or not all(isinstance(table, dict) for table in tables.values()):
+        raise UserError(f"{path} has no tables [{key}.NAME]", EXPECTED)
+    for name in tables:
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{path}: [{key}.{name}] is no name of a folder", "expected letters, digits, _ . and -")
+    return tables
+
+
+def _options(where: str, table: Any) -> dict[str, Any]:
+    """Options as in a --config file. Raises UserError if one is unknown or its value is wrong."""
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is {table!r}", "expected a table of options")
+    for name, value in table.items():
+        check_known(where, name, declared())
+        if name in _SET_BY_THE_STUDY:
+            raise UserError(f"{where}: the study sets {name} itself", "leave it out")
+        declared()[name].from_toml(f"{where} {name}", value)
+    return table
+
+
+def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
+    where = f"{path}: [arms.{name}]"
+    for key, value in table.items():
+        check_known(where, key, _ARM)
+        _ARM[key].check(where, key, value)
+    if "method" not in table:
+        raise UserError(f"{where} has no method", EXPECTED)
+    peft = tuple(f"{PEFT}{method}" for method in PEFT_METHODS)
+    check_known(where, table["method"], (UNIFORM, DRAWN, DYNAMIC, *saliency.names(), *peft))
+    if table["method"] in peft and importlib.util.find_spec("peft") is None:
+        raise UserError(f"{where}: method {table['method']} needs the package peft", "pip install peft")
+    for place in table.get("places", ()):
+        check_known(f"{where}: places", place, PROJECTIONS)
+    given = {key: value for key, value in table.items() if key in {found.name for found in fields(Arm)}}
+    given["options"] = _options(f"{where} options", table.get("options", {}))
+    given["places"] = tuple(table.get("places", ()))
+    return Arm(name, **given)

@@ -1,0 +1,118 @@
+"""The answer of a study: its arms side by side, and one sentence for each task and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from tools.studies.results import Measured, rows_of
+from tools.studies.spec import Study
+from tools.studies.statistics import Difference, Interval, differences, interval
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm at its best learning rate.
+
+    Attributes:
+        quality: the measure, over seeds and rows.
+        against: its difference from the baseline; None for the baseline.
+        seconds: wall clock of a run and of the scoring before it, the mean over seeds.
+    """
+
+    name: str
+    learning_rate: float
+    quality: Interval
+    against: Difference | None
+    parameters: float
+    step_seconds: float | None
+    peak_memory_bytes: float | None
+    seconds: float
+    runs: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All arms on one task, at one budget. `missing`: arm -> why it has no result."""
+
+    task: str
+    budget: int
+    arms: tuple[ArmResult, ...]
+    missing: Mapping[str, str]
+    sentence: str
+
+
+def compare(
+    study: Study, task: str, budget: int, runs: Mapping[str, Sequence[Measured]], missing: Mapping[str, str]
+) -> Comparison:
+    """Compare the arms that have a run for every seed. `runs`: arm -> its runs at the best learning rate."""
+    rows = {name: rows_of(study, found) for name, found in runs.items()}
+    higher = study.measure == "accuracy"
+    apart: dict[str, Difference] = {}
+    if study.baseline in rows and len(rows) > 1:
+        apart = differences(rows, study.baseline, higher, study.confidence, study.resolve)
+    arms = tuple(
+        ArmResult(
+            name,
+            found[0].case.learning_rate,
+            interval(rows[name].totals, rows[name].counts, study.confidence),
+            apart.get(name),
+            fmean(run.parameters for run in found),
+            _mean([run.step_seconds for run in found]),
+            _mean([run.peak_memory_bytes for run in found]),
+            fmean(run.seconds for run in found),
+            tuple(found),
+        )
+        for name, found in runs.items()
+    )
+    return Comparison(task, budget, arms, missing, _sentence(study, arms, missing))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) and known else None
+
+
+def _sentence(study: Study, arms: Sequence[ArmResult], missing: Mapping[str, str]) -> str:
+    """The answer in plain words."""
+    base, level = study.baseline, f"{study.confidence:.0%}"
+    if base in missing or not arms:
+        return f"No comparison: {base} has no result ({missing.get(base, 'no run')})."
+    others = {arm.name: arm.against for arm in arms if arm.against is not None}
+    if not others:
+        return f"No comparison: only {base} has a result."
+    alpha = 1 - study.confidence
+    better = [name for name, d in others.items() if d.corrected <= alpha and d.interval.estimate > 0]
+    worse = [name for name, d in others.items() if d.corrected <= alpha and d.interval.estimate < 0]
+    parts = []
+    for verb, names in (("beats", better), ("is worse than", worse)):
+        for name in sorted(names, key=lambda name: -abs(others[name].interval.estimate)):
+            found = others[name].interval
+            low, high = sorted((abs(found.low), abs(found.high)))
+            parts.append(f"{name} {verb} {base} by {abs(found.estimate):.4f} ({low:.4f} to {high:.4f}, {level})")
+    if parts:
+        text = "; ".join(parts) + ", at equal parameters."
+    else:
+        bound = max(max(abs(d.simultaneous.low), abs(d.simultaneous.high)) for d in others.values())
+        text = f"No arm differs from {base} by more than {bound:.4f} ({level}, all arms together)."
+        undecided = {name: d for name, d in others.items() if _undecided(d, study.resolve)}
+        if undecided:
+            text += f" Differences of {study.resolve:g} are not excluded for {', '.join(undecided)}: " + _needed(
+                undecided
+            )
+    if missing:
+        text += f" Without a result: {', '.join(missing)}."
+    return text
+
+
+def _undecided(difference: Difference, resolve: float) -> bool:
+    return max(abs(difference.simultaneous.low), abs(difference.simultaneous.high)) > resolve
+
+
+def _needed(undecided: Mapping[str, Difference]) -> str:
+    """How many seeds would decide."""
+    needed = [difference.seeds_needed for difference in undecided.values()]
+    if None in needed:
+        return "the measuring rows are too few for any number of seeds, or there is one seed only."
+    return f"about {max(needed)} seeds would resolve them."

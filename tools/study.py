@@ -1,0 +1,98 @@
+"""Answer whether a choice of places helps: compare methods at equal parameters, each at its own best learning rate.
+
+STUDY.toml names the arms, the tasks, the budgets, the learning rates and the seeds:
+
+  parameters = [9216]                  # LoRA parameters of every arm
+  seeds = [0, 1, 2, 3, 4]
+  learning_rates = [1e-3, 2e-3, 4e-3]  # each arm gets the best of them, by rows that the measurement leaves out
+  measure = "accuracy"                 # or "loss"
+  [options]                            # of every run, as in a --config file
+  max_epochs = 4
+  [tasks.toy]
+  dataset = "toy_nli"
+  [arms.uniform]                       # the first arm is the baseline
+  method = "uniform"
+  [arms.grad_norm]
+  method = "grad_norm"                 # a heuristic; also: drawn, dynamic, peft:eva, peft:adalora, ...
+  rank = 8
+
+The study writes report.html, report.md and results.csv into its folder, and keeps every run as an ordinary run folder.
+Start it again to continue it after an interruption: finished runs are not repeated.
+
+examples:
+  python tools/study.py STUDY.toml --output studies/NAME --workers 2
+  python tools/study.py STUDY.toml --output studies/NAME --executor slurm --workers 20 --slurm gpus_per_node=1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.cli import Parser, run
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from actions.console import note, say
+from heterolora.errors import UserError
+from heterolora.files import write_text
+from tools.studies.execution import Execution
+from tools.studies.page import markdown, render
+from tools.studies.spec import read_study
+from tools.studies.table import table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing of the study, and write its report. Raises UserError if the study file is wrong."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("study", type=Path, metavar="STUDY.toml", help="the study file")
+    add("--output", type=Path, metavar="DIR", help="folder of the study (default: studies/ and the file's name)")
+    add("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    add("--executor", choices=("here", "local", "slurm"), default="here",
+        help="here: child processes; slurm: job arrays through submitit; local: submitit on this machine")  # fmt: skip
+    add("--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit, such as timeout_min=60")
+    add("--report-only", action="store_true", help="run nothing: report the runs that are finished")
+    args = parser.parse_args(arguments)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers} is out of range", "give at least 1")
+    study = read_study(args.study)
+    folder = args.output or Path("studies") / args.study.stem
+    execution = Execution(study, folder.resolve(), args.workers, args.executor, _pairs(args.slurm))
+    comparisons = execution.comparisons(run_jobs=not args.report_only, track=_progress)
+    for failed in execution.failures:
+        note(f"{failed.name} failed with code {failed.code}: {failed.error}")
+    write_text(folder / "results.csv", table(execution.measured.values(), study))
+    write_text(folder / "report.md", markdown(study, comparisons, execution))
+    write_text(folder / "report.html", render(study, comparisons, execution))
+    for comparison in comparisons:
+        say(f"{comparison.task}, {comparison.budget:,} parameters: {comparison.sentence}")
+    say(f"report: {folder / 'report.html'}, report.md; all runs: results.csv")
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """`--slurm KEY=VALUE` as numbers where they are numbers."""
+    pairs = dict(text.partition("=")[::2] for text in texts)
+    if not all(pairs.values()):
+        raise UserError(f"--slurm {' '.join(texts)} can't be read", "give KEY=VALUE, such as timeout_min=60")
+    return {key: int(value) if value.isdigit() else value for key, value in pairs.items()}
+
+
+def _progress(items: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+    """Yields the items while a bar shows how many are done, and the time left."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        line = bar.add_task(what, total=total)
+        for item in items:
+            bar.advance(line)
+            if bar.disable:
+                say(f"{what}: {item.name}, {item.seconds:.0f} s{', failed' if item.failed else ''}")
+            yield item
+
+
+if __name__ == "__main__":
+    run(main)
