@@ -126,7 +126,7 @@ def curves(study: Study, comparison: Comparison) -> list[Chart]:
         figure = new_figure(300, xaxis={"title": {"text": "optimizer step"}}, showlegend=True)
         for position, (arm, seeds) in enumerate(series.items()):
             steps = set.intersection(*(set(dict(one.get(name, ()))) for one in seeds)) if seeds else set()
-            if steps:
+            if len(steps) > 1:
                 _band(figure, sorted(steps), [dict(one[name]) for one in seeds], arm, colour(position))
         if figure.data:
             charts.append(Chart(name, figure, note="Mean over seeds; the band reaches from the lowest to the highest."))

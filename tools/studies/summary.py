@@ -95,12 +95,14 @@ def _sentence(study: Study, arms: Sequence[ArmResult], missing: Mapping[str, str
         text = "; ".join(parts) + ", at equal parameters."
     else:
         bound = max(max(abs(d.simultaneous.low), abs(d.simultaneous.high)) for d in others.values())
-        text = f"No arm differs from {base} by more than {bound:.4f} ({level}, all arms together)."
         undecided = {name: d for name, d in others.items() if _undecided(d, study.resolve)}
         if undecided:
-            text += f" Differences of {study.resolve:g} are not excluded for {', '.join(undecided)}: " + _needed(
-                undecided
+            text = (
+                f"No difference from {base} is shown, but differences up to {bound:.4f} are possible ({level}, all "
+                f"arms together). To decide about {study.resolve:g} for {', '.join(undecided)}: {_needed(undecided)}"
             )
+        else:
+            text = f"No arm differs from {base} by more than {bound:.4f} ({level}, all arms together)."
     if missing:
         text += f" Without a result: {', '.join(missing)}."
     return text
@@ -114,5 +116,5 @@ def _needed(undecided: Mapping[str, Difference]) -> str:
     """How many seeds would decide."""
     needed = [difference.seeds_needed for difference in undecided.values()]
     if None in needed:
-        return "the measuring rows are too few for any number of seeds, or there is one seed only."
-    return f"about {max(needed)} seeds would resolve them."
+        return "measure on more rows, because these are too few for any number of seeds (or there is only one seed)."
+    return f"about {max(needed)} seeds are needed."
