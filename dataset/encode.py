@@ -1,4 +1,4 @@
-"""Encodes rows as token ids, once. The result is kept in the cache folder of `datasets`.
+"""Encodes rows as token ids, once. `dataset.cache` keeps the result.
 
 Every encoded row has `input_ids` and `length`, and further columns by kind of data:
 
@@ -12,26 +12,27 @@ The labels of causal models are the ids after the first `context` tokens. `datas
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from dataset.cache import cached
+from dataset.identity import digest
+from dataset.render import render
 from dataset.settings import DataOptions
-from dataset.spec import DatasetSpec, Row
+from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
 
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
+_VERSION = 1  # raise it when the same rows and settings are encoded as other ids or columns
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
 
 Columns = dict[str, list[Any]]
@@ -84,62 +85,57 @@ def lengths(
 
 
 def encode(
-    rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, cache: bool = True
+    rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, key: str | None = None
 ) -> Dataset:
     """Encodes one split of `dataset.source.Splits`, as the documentation of this module describes.
 
-    Without `cache` the result stays in memory. Raises UserError if there is no text to pack, or if the cache folder
-    cannot be written.
+    With `key`, which comes from `cache_key`, the result is read from the cache, or kept there. Without it the result
+    stays in memory. Raises UserError if there is no text to pack, if a function of the entry fails, or if the cache
+    folder cannot be written.
     """
-    key = _key(rows, spec, tokenizer, limits)
+    make = partial(_encoded, rows.with_format("arrow"), spec, tokenizer, limits)
+    return (make(None) if key is None else cached(key, make)).with_format(None)
+
+
+def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits: Lengths) -> str:
+    """Returns a digest of everything that the encoded rows depend on."""
+    kind = [spec.task, spec.prompt is not None, spec.cue, spec.running_text]
+    return digest([_VERSION, rows_digest, tokenizer_digest, *kind, limits.max_token_len, limits.max_target_len])
+
+
+def _encoded(
+    rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, path: Path | None
+) -> Dataset:
+    """Encodes a split, in a file at `path` if it is given."""
     if spec.task == "classification":
-        return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), key, cache)
+        return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), path)
     if spec.prompt is not None:
-        return _map(rows, partial(_prompt_response, spec, tokenizer, limits), key, cache)
-    tokens = _map(rows, partial(_document, spec, tokenizer), f"{key}-tokens", cache, features=_TOKENS)
+        return _map(rows, partial(_prompt_response, spec, tokenizer, limits), path)
+    scratch = path and path.with_suffix(".tokens")
+    tokens = _map(rows, partial(_document, spec, tokenizer), scratch, features=_TOKENS)
     pack = partial(_pack, _start(tokenizer), _end(tokenizer) if spec.running_text else [], limits.max_token_len)
     # One call packs the whole split, so no text is lost between two calls.
-    blocks = _map(tokens.with_format("arrow"), pack, f"{key}-blocks", cache, batch_size=len(tokens))
+    blocks = _map(tokens, pack, path, batch_size=len(tokens))
+    if scratch:
+        scratch.unlink()
     if len(blocks) == 0:
         raise UserError(f"a split of data set '{spec.name}' holds no text", "give it at least two tokens")
-    return blocks.with_format(None)
+    return blocks
 
 
-def _map(rows: Dataset, function: Callable[[Any], Any], key: str, cache: bool, **options: Any) -> Dataset:
-    """Returns `rows.map(function, **options)`, in batches and cached under `key`."""
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "heterolora"
-    try:
-        if cache:
-            folder.mkdir(parents=True, exist_ok=True)
-        return rows.map(
-            function,
-            batched=True,
-            remove_columns=rows.column_names,
-            keep_in_memory=not cache,
-            load_from_cache_file=cache,
-            cache_file_name=str(folder / f"{key}.arrow") if cache else None,
-            new_fingerprint=Hasher.hash(key),
-            desc="encoding",
-            **options,
-        )
-    except OSError as error:
-        raise UserError(
-            f"the data set cache {folder} cannot be written ({error.strerror or error})",
-            "make room, set HF_HOME to another folder, or give --disable-dataset-cache",
-        ) from error
-
-
-def _key(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> str:
-    """Returns a hash of everything that the encoded rows depend on, including this file and the entry's functions."""
-    functions = [_source(function) for function in (spec.texts, spec.prompt, spec.response) if function is not None]
-    fields = (spec.task, spec.columns, spec.label, spec.cue, spec.running_text)
-    return Hasher.hash([rows._fingerprint, tokenizer, limits, Path(__file__).read_text(), *fields, functions])
-
-
-def _source(function: Callable[..., Any]) -> Any:
-    """Returns the text of the file that defines a function and its helpers, or a callable without a file itself."""
-    file = getattr(inspect.getmodule(function), "__file__", None) if inspect.isfunction(function) else None
-    return Path(file).read_bytes() if file else function
+def _map(rows: Dataset, function: Callable[[Any], Any], path: Path | None, **options: Any) -> Dataset:
+    """Returns `rows.map(function, **options)`, in batches, in a file at `path` if it is given."""
+    return rows.map(
+        function,
+        batched=True,
+        remove_columns=rows.column_names,
+        keep_in_memory=path is None,
+        load_from_cache_file=False,
+        cache_file_name=path and str(path),
+        new_fingerprint="encoded",  # otherwise `datasets` pickles the function to compute one
+        desc="encoding",
+        **options,
+    )
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> list[Any]:
@@ -157,31 +153,24 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def _rows(batch: Columns) -> list[Row]:
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, batch: Columns) -> Columns:
+def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
     """Encodes one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first."""
-    if spec.texts is None:
-        texts = [batch[column] for column in spec.columns]
-    else:
-        texts = [list(column) for column in zip(*map(spec.texts, _rows(batch)), strict=True)]
-    encoded = tokenizer(*texts, truncation=True, max_length=limit, return_attention_mask=False)
-    return {**encoded, "labels": batch[spec.label], "length": [len(ids) for ids in encoded["input_ids"]]}
+    batch = render(spec, rows).to_pydict()
+    labels = batch.pop("label")
+    encoded = tokenizer(*batch.values(), truncation=True, max_length=limit, return_attention_mask=False)
+    return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
 
-def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, batch: Columns) -> Columns:
+def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, rows: pa.Table) -> Columns:
     """Encodes start + prompt + cue + response + end of sequence.
 
     Too long rows are truncated. A summary is cut to its limit and its prompt to the rest, so training and generation
     see the same prompt. For other responses the prompt is cut first, down to `_PROMPT_SHARE` of the row. A prompt loses
     its end but not its cue. A truncated response has no end-of-sequence token.
     """
-    rows = _rows(batch)
+    texts = render(spec, rows).to_pydict()
     start, cue, end = _start(tokenizer), _ids(tokenizer, spec.cue), _end(tokenizer)
-    prompts = _ids(tokenizer, [spec.prompt(row) for row in rows])
-    references = [spec.response(row) for row in rows]
+    prompts, references = _ids(tokenizer, texts["prompt"]), texts["response"]
     total, target, frame = limits.max_token_len, limits.max_target_len, len(start + cue)
     encoded: Columns = {"input_ids": [], "context": []}
     for prompt, response in zip(prompts, _ids(tokenizer, references), strict=True):
@@ -194,10 +183,10 @@ def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
     return encoded | ({"target": references} if spec.task == "summarization" else {})
 
 
-def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, batch: Columns) -> Columns:
+def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, rows: pa.Table) -> Columns:
     """Encodes each row, with an end-of-sequence token after each document."""
     end = [] if spec.running_text else _end(tokenizer)
-    return {"input_ids": [ids + end for ids in _ids(tokenizer, batch[spec.columns[0]])]}
+    return {"input_ids": [ids + end for ids in _ids(tokenizer, render(spec, rows)["text"].to_pylist())]}
 
 
 def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> pa.Table:

@@ -9,7 +9,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dataset.collate import Collator
-from dataset.encode import Lengths, encode, lengths
+from dataset.encode import Lengths, cache_key, encode, lengths
+from dataset.identity import rows_digest, tokenizer_digest
 from dataset.loader import ResumableLoader, Rows
 from dataset.sampler import GlobalBatchSampler
 from dataset.settings import DataOptions
@@ -21,11 +22,11 @@ from heterolora.saliency.problem import Batch
 class TextDataModule(pl.LightningDataModule):
     """Batches of one data set, divided among the processes of `self.trainer`.
 
-    The constructor reads the rows, so that mistakes in the data are found before a model is loaded. Then call `attach`
-    with the tokenizer. The trainer needs `use_distributed_sampler=False`, because the samplers here divide the rows
-    themselves. `seed` determines the order of the training rows.
+    The constructor reads the rows and calls the entry's functions on them, so that mistakes in the data are found
+    before a model is loaded. Then call `attach` with the tokenizer. The trainer needs `use_distributed_sampler=False`,
+    because the samplers here divide the rows themselves. `seed` determines the order of the training rows.
 
-    Raises UserError in the same cases as `dataset.source.read_splits`.
+    Raises UserError in the same cases as `dataset.source.read_splits` and `dataset.render.render`.
     """
 
     limits: Lengths  # resolved by `attach`
@@ -36,7 +37,11 @@ class TextDataModule(pl.LightningDataModule):
         self._cache = not options.disable_dataset_cache
         self.splits = read_splits(spec, options.dataset_saved_path, self._cache)
         self.validation_names, self.test_names = tuple(self.splits.validation), tuple(self.splits.test)
+        splits = [self.splits.train, *self.splits.validation.values(), *self.splits.test.values()]
+        distinct = {id(rows): rows for rows in splits}  # one split may serve as validation and test
+        self._digests = {name: rows_digest(rows, spec) for name, rows in distinct.items()}
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer_digest = ""
         self._encoded: dict[int, Dataset] = {}  # by id of the raw split
 
     def attach(self, tokenizer: PreTrainedTokenizerBase, model_limit: int | None = None) -> None:
@@ -48,7 +53,7 @@ class TextDataModule(pl.LightningDataModule):
             raise ValueError("the tokenizer has no pad token")
         options = self.options
         self.limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._tokenizer_digest = tokenizer, tokenizer_digest(tokenizer)
         self._encoded.clear()
 
     def prepare_data(self) -> None:
@@ -66,7 +71,9 @@ class TextDataModule(pl.LightningDataModule):
     def encoded(self, rows: Dataset) -> Dataset:
         """One of `splits` as token ids; encoded once."""
         if id(rows) not in self._encoded:
-            self._encoded[id(rows)] = encode(rows, self.spec, self._tokenizer, self.limits, self._cache)
+            key = cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
+            cached = key if self._cache else None
+            self._encoded[id(rows)] = encode(rows, self.spec, self._tokenizer, self.limits, cached)
         return self._encoded[id(rows)]
 
     def train_dataloader(self) -> ResumableLoader:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,20 +12,14 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
+from dataset.folder import WHOLE, Readers, empty, saved_splits
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
+from heterolora.outside import reading
 
 HELD_OUT = 0.05
 # The data do not depend on `--seed`. Otherwise a `test` with another seed would score rows of the training split.
 DATA_SEED = 0
-
-WHOLE = ""  # the split name of a saved Dataset without splits
-
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-_LAYOUT = "give a folder made by save_to_disk, or one of train, validation and test files (jsonl, json, csv, parquet)"
-
-Readers = Mapping[str, Callable[[], Dataset]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,8 @@ def read_splits(spec: DatasetSpec, saved_path: str | Path | None = None, cache: 
     def read(split: str) -> Dataset:
         if split not in available:
             raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, available))
-        return _checked(spec, split, available[split](), notes)
+        where = f"split '{split}' of data set '{spec.name}'" + (f" in '{saved_path}'" if saved_path else "")
+        return _checked(spec, where, available[split](), notes)
 
     train = read(spec.train)
     validation = {split: read(split) for split in validation_names}
@@ -84,7 +75,7 @@ def read_splits(spec: DatasetSpec, saved_path: str | Path | None = None, cache: 
 def _available(spec: DatasetSpec, saved_path: str | Path | None, cache: bool) -> Readers:
     """Returns a function for each split that reads it."""
     if saved_path is not None:
-        return _saved(Path(saved_path).expanduser(), cache)
+        return saved_splits(saved_path, spec, cache)
     if spec.generate is not None:
         splits = (spec.train, *spec.validation, *((spec.test,) if spec.test else ()))
         return {split: lambda split=split: Dataset.from_list(spec.generate(split, DATA_SEED)) for split in splits}
@@ -93,70 +84,19 @@ def _available(spec: DatasetSpec, saved_path: str | Path | None, cache: bool) ->
     try:
         on_hub = datasets.load_dataset(spec.path, spec.config)
     except Exception as error:  # the HTTP library of the hub's client raises its own errors
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"data set '{spec.name}' could not be fetched from the hub ({_reason(error)})",
-            f"connect to it, or give --dataset-saved-path a folder that holds '{spec.path}'",
+            f"data set '{spec.name}' could not be fetched from the hub ({reason})",
+            f"connect to it, correct path and config of the entry, or give --dataset-saved-path a folder that holds "
+            f"'{spec.path}'",
         ) from error
-    return {split: lambda rows=rows: rows for split, rows in on_hub.items()}
+    return {split: partial(_intact, spec, rows) for split, rows in on_hub.items()}
 
 
-def _reason(error: BaseException) -> str:
-    """Returns the first line of an error."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _empty(found: object) -> UserError:
-    return UserError(f"{found} is empty", "give it at least one row")
-
-
-def _saved(folder: Path, cache: bool) -> Readers:
-    """Returns a function for each split of a folder that reads it."""
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "not there"
-        raise UserError(f"--dataset-saved-path {folder} is {found}", _LAYOUT)
-    if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-        return {split: partial(_from_disk, folder / split) for split in splits}
-    if (folder / "state.json").is_file():
-        return {WHOLE: partial(_from_disk, folder)}
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _READERS and path.is_file():
-            files.setdefault(_SHARD.sub("", path.stem), []).append(path)
-    if not files:
-        raise UserError(f"--dataset-saved-path {folder} holds no data", _LAYOUT)
-    for split, paths in files.items():
-        if len({path.suffix for path in paths}) > 1:
-            found = ", ".join(path.name for path in paths)
-            raise UserError(f"{folder} has split '{split}' more than once ({found})", "keep one of them")
-    return {split: partial(_from_files, paths, cache) for split, paths in files.items()}
-
-
-def _from_disk(folder: Path) -> Dataset:
-    try:
-        return datasets.load_from_disk(str(folder))
-    except IndexError as error:  # `datasets` cannot load a split without rows
-        raise _empty(folder) from error
-    except (OSError, ValueError, KeyError) as error:  # includes the errors of Arrow
-        raise UserError(f"{folder} cannot be read ({error})", "write it again with save_to_disk") from error
-
-
-def _from_files(paths: list[Path], cache: bool) -> Dataset:
-    if not any(path.stat().st_size for path in paths):
-        raise _empty(paths[0])
-    reader = _READERS[paths[0].suffix]
-    # Without this option, empty cells and words such as "NA" or "null" would not be read as text.
-    options = {"keep_default_na": False} if reader == "csv" else {}
-    with tempfile.TemporaryDirectory() if not cache else nullcontext() as scratch:
-        try:
-            builder = datasets.load_dataset_builder(reader, data_files=[*map(str, paths)], cache_dir=scratch, **options)
-            builder.download_and_prepare()
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            found = f"{paths[0]} cannot be read as {paths[0].suffix[1:]} ({_reason(error.__cause__ or error)})"
-            raise UserError(found, _LAYOUT) from error
-        if builder.info.splits["train"].num_examples == 0:
-            raise _empty(paths[0])
-        return builder.as_dataset("train", in_memory=not cache)
+def _intact(spec: DatasetSpec, rows: Dataset) -> Dataset:
+    with reading("the copy in the cache of data set", spec.name, "delete it from the cache of `datasets`"):
+        rows.data.validate(full=True)  # damaged offsets would end the whole process when a text is read
+    return rows
 
 
 def _hold_out(rows: Dataset) -> tuple[Dataset, Dataset]:
@@ -168,16 +108,15 @@ def _hold_out(rows: Dataset) -> tuple[Dataset, Dataset]:
     return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
 
 
-def _checked(spec: DatasetSpec, split: str, rows: Dataset, notes: list[str]) -> Dataset:
+def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> Dataset:
     """Returns the entry's columns of a split, with label ids and without missing texts. Appends to `notes`."""
-    where = f"split '{split}' of data set '{spec.name}'"
+    wanted = [*spec.columns, *([spec.label_column] if spec.label_column else [])]
     if len(rows) == 0:
-        raise _empty(where)
-    wanted = [*spec.columns, *([spec.label] if spec.task == "classification" else [])]
+        raise empty(where)
     for column in wanted:
         if column not in rows.column_names:
             raise UserError(f"{where} has no column '{column}'", nearest(column, rows.column_names))
-    rows = rows.select_columns(wanted)
+    rows = rows.with_format(None).select_columns(wanted)
     for column in spec.columns:
         feature = rows.features[column]
         kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__

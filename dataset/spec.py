@@ -98,3 +98,7 @@ class DatasetSpec:
     @property
     def regression(self) -> bool:
         return self.task == "classification" and not self.labels
+
+    @property
+    def label_column(self) -> str | None:
+        return self.label if self.task == "classification" else None

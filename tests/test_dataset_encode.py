@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 from dataclasses import replace
 
-import datasets
 import pytest
 from datasets import Dataset
 
@@ -37,7 +35,7 @@ SUMMARY = replace(ANSWER, name="summary", task="summarization", metrics=("rouge1
 
 
 def encoded(spec, rows, tokenizer, total, target=0):
-    return encode(Dataset.from_list(rows), spec, tokenizer, Lengths(total, target), cache=False).to_list()
+    return encode(Dataset.from_list(rows), spec, tokenizer, Lengths(total, target)).to_list()
 
 
 # Packing
@@ -225,77 +223,3 @@ def test_no_room(spec, total, target, message):
         rows = [{"text": "a b", "first": "a b", "second": "c d", "prompt": "a b", "response": "c d", "label": 0}]
         row = encoded(spec, rows, tokenizer, lengths(spec, tokenizer, least).max_token_len)[0]
         assert set(row["input_ids"]) & {A, C}
-
-
-# Cache
-
-
-def test_encoded_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    rows = Dataset.from_list([{"text": "a b", "label": 0}])
-    tokenizer = word_tokenizer([WORDS])
-
-    def files():
-        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.arrow")}
-
-    first = encode(rows, ONE, tokenizer, Lengths(9, 0)).to_list()
-    once = files()
-    assert len(once) == 1
-    tokenizer("a", truncation=True, max_length=1)  # use changes a tokenizer's state
-    assert encode(rows, ONE, word_tokenizer([WORDS]), Lengths(9, 0)).to_list() == first
-    assert encode(rows, ONE, tokenizer, Lengths(9, 0)).to_list() == first
-    assert files() == once
-    encode(rows, ONE, tokenizer, Lengths(9, 0), cache=False)
-    assert files() == once
-
-
-@pytest.mark.parametrize("other", ["tokenizer", "length", "rows", "cue"])
-def test_what_the_rows_depend_on_is_not_taken_from_the_cache(tmp_path, monkeypatch, other):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    rows = Dataset.from_list([{"prompt": "a b", "response": "c"}])
-    encode(rows, ANSWER, word_tokenizer([WORDS]), Lengths(9, 0))
-    again = encode(
-        Dataset.from_list([{"prompt": "b b", "response": "c"}]) if other == "rows" else rows,
-        replace(ANSWER, cue=" i") if other == "cue" else ANSWER,
-        word_tokenizer(["x", WORDS] if other == "tokenizer" else [WORDS]),
-        Lengths(5, 0) if other == "length" else Lengths(9, 0),
-    )
-    assert (
-        again[0]["input_ids"]
-        == {
-            "tokenizer": [BOS, A + 1, B + 1, J + 1, C + 1, EOS],
-            "length": [BOS, A, J, C, EOS],
-            "rows": [BOS, B, B, J, C, EOS],
-            "cue": [BOS, A, B, I, C, EOS],
-        }[other]
-    )
-
-
-def test_an_edited_entry_is_encoded_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.syspath_prepend(tmp_path)
-    rows = Dataset.from_list([{"prompt": "a b", "response": "c"}])
-    file = tmp_path / "edited_entry.py"
-    for line, first in (("row['prompt']", A), ("'d ' + row['prompt']", D)):
-        file.write_text(f"def prompt(row):\n    return {line}\n")
-        module = importlib.reload(importlib.import_module("edited_entry"))
-        spec = replace(ANSWER, prompt=module.prompt)
-        assert encode(rows, spec, word_tokenizer([WORDS]), Lengths(9, 0))[0]["input_ids"][1] == first
-
-
-def test_callables_without_a_file_are_part_of_the_key(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    rows = Dataset.from_list([{"prompt": "a b", "response": "c"}])
-    for column, first in (("prompt", A), ("response", C)):
-        spec = replace(ANSWER, prompt=operator.itemgetter(column))
-        assert encode(rows, spec, word_tokenizer([WORDS]), Lengths(9, 0))[0]["input_ids"][1] == first
-
-
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
-    with pytest.raises(
-        UserError,
-        match=r"cannot be written \(.*\); make room, set HF_HOME to another folder, or give --disable-dataset-cache",
-    ):
-        encode(Dataset.from_list([{"text": "a", "label": 0}]), ONE, word_tokenizer([WORDS]), Lengths(9, 0))

@@ -202,9 +202,12 @@ def test_regression_takes_any_number(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 2], r"row 1 of split 'train' of data set 'rte' has label 2; labels are 0 to 1: 0 entailment, 1 not_"),
+        (
+            [0, 2],
+            r"row 1 of split 'train' of data set 'rte' in '.*' has label 2; labels are 0 to 1: 0 entailment, 1 not_",
+        ),
         ([0, -2], "has label -2; labels are 0 to 1"),
-        ([-1, -1], r"the labels of split 'train' of data set 'rte' are hidden \(-1 in row 0\)"),
+        ([-1, -1], r"the labels of split 'train' of data set 'rte' in '.*' are hidden \(-1 in row 0\)"),
         ([0.5, 1.0], "row 0 .* has label 0.5; labels are 0 to 1"),
         ([0, None], "has 1 rows without a label"),
         (["entailment", "entailed"], "row 1 .* has label 'entailed'; labels are 0 to 1"),
@@ -292,18 +295,14 @@ def test_wrong_column(tmp_path):
 def test_missing_label_column(tmp_path):
     rows = {key: ROWS[key] for key in ("sentence1", "sentence2")}
     folder = save(tmp_path / "data", {"train": rows, "validation": rows}, "jsonl")
-    with pytest.raises(
-        UserError, match="split 'train' of data set 'rte' has no column 'label'; valid: sentence1, sentence2"
-    ):
+    with pytest.raises(UserError, match=r"train\.jsonl' has no column 'label'; valid: sentence1, sentence2"):
         read_splits(RTE, folder)
 
 
 def test_column_of_numbers_where_text_belongs(tmp_path):
     rows = {**ROWS, "sentence1": [1, 2, 3, 4]}
     folder = save(tmp_path / "data", {"train": rows, "validation": rows}, "jsonl")
-    with pytest.raises(
-        UserError, match="column 'sentence1' of split 'train' of data set 'rte' holds int64; it must hold text"
-    ):
+    with pytest.raises(UserError, match=r"line 1 of '.*train\.jsonl' has 1 in column 'sentence1'; it must hold text"):
         read_splits(RTE, folder)
 
 
@@ -312,21 +311,26 @@ def test_missing_texts_are_empty_and_said(tmp_path):
     splits = read_splits(RTE, save(tmp_path / "data", {"train": rows, "validation": ROWS}, "jsonl"))
     assert splits.train["sentence1"][:] == ["a", "", "", "d"]
     assert splits.notes[0] == (
-        "2 rows of split 'train' of data set 'rte' have no text in column 'sentence1': an empty text is used"
+        f"2 rows of split 'train' of data set 'rte' in '{tmp_path / 'data'}' have no text in column 'sentence1': "
+        "an empty text is used"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "message"),
     [
-        ("train.jsonl", '{"sentence1": "a", "sentence2"\n{"x"'),
-        ("train.parquet", "not parquet"),
-        ("train.csv", 'a,b\n1,2,3\n"'),
+        (
+            "train.jsonl",
+            '{"sentence1": "a", "sentence2"\n{"x"',
+            r"line 1 of '.*train.jsonl' is not JSON \(Expecting ':'",
+        ),
+        ("train.parquet", "not parquet", r"the file '.*train.parquet' is damaged or of another kind \(Parquet"),
+        ("train.csv", 'a,b\n1,2,3\n"', r"the file '.*train.csv' is damaged .*Row #2: Expected 2 columns, got 3"),
     ],
 )
-def test_file_that_cannot_be_read(tmp_path, name, content):
+def test_file_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=rf"{name} cannot be read as {name.split('.')[1]} \("):
+    with pytest.raises(UserError, match=message):
         read_splits(RTE, tmp_path)
 
 
@@ -334,7 +338,9 @@ def test_damaged_saved_folder(tmp_path):
     folder = save(tmp_path / "data", SPLITS, "save_to_disk")
     for file in (folder / "train").glob("*.arrow"):
         file.unlink()
-    with pytest.raises(UserError, match=r"train cannot be read .*; write it again with save_to_disk"):
+    with pytest.raises(
+        UserError, match=r"cannot read the folder '.*train' \(.*; write the folder again with save_to_disk"
+    ):
         read_splits(RTE, folder)
 
 

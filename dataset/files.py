@@ -1,0 +1,224 @@
+"""Reads the entry's columns from one jsonl, json, csv or parquet file. Every mistake in a file names its place.
+
+JSON is parsed here and not by Arrow's reader, which ends the whole process for some files, such as one whose first line
+is `null`, and does not say in which line a value has another type.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from heterolora.errors import UserError, nearest
+from heterolora.outside import reading
+
+VERSION = 1  # raise it when the same file gives other rows
+
+_LARGEST_LINE = 64 * 2**20  # bytes of a line of jsonl
+_LARGEST_FILE = 2**30  # bytes of a csv file or JSON array, which are read at once
+_BATCH = 10_000
+_SMALLER = "divide it into train-00000-of-00002 and so on, or write it as jsonl or parquet"
+
+_UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a value of another type
+
+Place = str  # such as "line 3"
+
+
+def read_table(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+    """Returns the text columns and the label column of a file.
+
+    A text or label is null where the row has none. Raises UserError if the file is damaged, if a column is missing or
+    occurs twice, or if a value is of another type.
+    """
+    kind = path.suffix[1:]
+    with reading("the file", path, "write it again" if kind == "parquet" else f"give a {kind} file in UTF-8"):
+        if path.stat().st_size == 0:
+            return _no_rows([*texts, *([label] if label else [])])
+        table = READERS[path.suffix](path, texts, label)
+        table.validate(full=True)  # damaged offsets would end the whole process when a text is read
+        return table
+
+
+def _jsonl(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+    return _table(path, _lines(path), texts, label)
+
+
+def _json(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+    """Reads an array of objects. A `.json` file may also hold one object per line."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    if start != b"[":
+        return _jsonl(path, texts, label)
+    try:
+        rows = _parsed(_utf8(path))
+    except (ValueError, RecursionError) as error:
+        raise _not_json(f"'{path}' is not JSON", error, "give an array of objects") from error
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"row {index} of '{path}' is {_shown(row)}", "each row is an object")
+    return _table(path, ((f"row {index}", row) for index, row in enumerate(rows)), texts, label)
+
+
+def _csv(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+    """Reads a csv file with a header. Text columns are text whatever they look like, and an empty cell is no null."""
+    content = _utf8(path).encode()
+    if (nul := content.find(b"\0")) >= 0:
+        raise UserError(f"line {_line(content, nul)} of '{path}' holds a NUL byte", "give text in UTF-8")
+    table = csv.read_csv(
+        pa.BufferReader(content),
+        # One block, so that the type of a column does not depend on its first rows alone.
+        csv.ReadOptions(use_threads=False, block_size=len(content) + 1),
+        csv.ParseOptions(newlines_in_values=True),
+        csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False),
+    )
+    return table.select(_wanted(path, table.column_names, texts, label))
+
+
+def _parquet(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns=_wanted(path, file.schema_arrow.names, texts, label))
+
+
+# Arguments: path, text columns, label column.
+READERS: Mapping[str, Callable[[Path, Sequence[str], str | None], pa.Table]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _wanted(path: Path, present: Sequence[str], texts: Sequence[str], label: str | None) -> list[str]:
+    """Returns the names of the columns to read."""
+    wanted, counts = [*texts, *([label] if label else [])], Counter(present)
+    for column in wanted:
+        if column not in counts:
+            raise UserError(f"'{path}' has no column '{column}'", nearest(column, filter(str.isprintable, counts)))
+        if counts[column] > 1:
+            raise UserError(f"'{path}' has {counts[column]} columns named '{column}'", "keep one of them")
+    return wanted
+
+
+def _utf8(path: Path) -> str:
+    """Returns the text of a file, without a byte order mark."""
+    size = path.stat().st_size
+    if size > _LARGEST_FILE:
+        raise UserError(f"'{path}' has {size:,} bytes, more than the {_LARGEST_FILE:,} allowed", _SMALLER)
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"line {_line(content, error.start)} of '{path}'") from error
+
+
+def _line(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1
+
+
+def _not_utf8(where: str) -> UserError:
+    return UserError(f"{where} is not UTF-8 text", "convert the file to UTF-8")
+
+
+def _not_json(found: str, error: Exception, expected: str) -> UserError:
+    reason = str(error)
+    if isinstance(error, json.JSONDecodeError):
+        reason = f"{error.msg} at character {error.pos + 1}"
+    return UserError(f"{found} ({reason[:200]})", expected)
+
+
+def _lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yields the objects of a jsonl file, one from each line that is not blank."""
+    number, one_object = 0, "each line is one JSON object, such as {…}"
+    with path.open("rb") as file:
+        while line := file.readline(_LARGEST_LINE + 1):
+            number += 1
+            where = f"line {number} of '{path}'"
+            if len(line) > _LARGEST_LINE:
+                raise UserError(f"{where} has more than {_LARGEST_LINE:,} bytes", one_object)
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                row = _parsed(text)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(where) from error
+            except (ValueError, RecursionError) as error:
+                raise _not_json(f"{where} is not JSON", error, one_object) from error
+            if not isinstance(row, dict):
+                raise UserError(f"{where} is {_shown(row)}", one_object)
+            yield f"line {number}", row
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key {twice!r} occurs twice")
+    return made
+
+
+def _table(
+    path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], texts: Sequence[str], label: str | None
+) -> pa.Table:
+    """Returns the columns of JSON rows. A key that a row lacks is null."""
+    names, present, batches = [*texts, *([label] if label else [])], set(), []
+    while part := list(islice(rows, _BATCH)):
+        present.update(*(row.keys() for _, row in part))
+        columns = {name: [(place, row.get(name)) for place, row in part] for name in names}
+        batches.append(pa.table({name: _array(path, name, columns[name], name in texts) for name in names}))
+    if not batches:
+        return _no_rows(names)
+    _wanted(path, sorted(present), texts, label)
+    return joined(batches)
+
+
+def _no_rows(names: Sequence[str]) -> pa.Table:
+    return pa.table({name: pa.array([], pa.string()) for name in names})
+
+
+def joined(tables: list[pa.Table]) -> pa.Table:
+    """Returns the rows of all tables. A column of whole numbers and one of real numbers make one of real numbers."""
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _array(path: Path, name: str, placed: list[tuple[Place, Any]], is_text: bool) -> pa.Array:
+    """Returns a column. Raises UserError at the first value of another type."""
+    values = [value for _, value in placed]
+    kind = pa.string() if is_text else _label_type({type(value) for value in values} - {type(None)})
+    try:
+        return pa.array(values, kind)
+    except _UNFIT:
+        for place, value in placed:
+            try:
+                pa.array([value], kind)
+            except _UNFIT as error:
+                what = f"{_shown(value)} in column '{name}'" if is_text else f"label {_shown(value)}"
+                expected = "it must hold text" if is_text else "labels are all names, or all numbers"
+                raise UserError(f"{place} of '{path}' has {what}", expected) from error
+        raise
+
+
+def _label_type(kinds: set[type]) -> pa.DataType:
+    """Returns the Arrow type for labels of these Python types: the first type that one of them fits."""
+    if kinds <= {bool}:
+        return pa.bool_() if kinds else pa.null()
+    if kinds <= {int, float}:
+        return pa.float64() if float in kinds else pa.int64()
+    return pa.string() if str in kinds else pa.int64()
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
