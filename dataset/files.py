@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import codecs
 import json
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,22 @@ def read_table(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
     A text or label is null where the row has none. Raises UserError if the file is damaged, if a column is missing or
     occurs twice, or if a value is of another type.
     """
-    kind = path.suffix[1:]
-    with reading("the file", path, "write it again" if kind == "parquet" else f"give a {kind} file in UTF-8"):
+    with reading_file(path):
         if path.stat().st_size == 0:
             return _no_rows([*texts, *([label] if label else [])])
         table = READERS[path.suffix](path, texts, label)
         table.validate(full=True)  # damaged offsets would end the whole process when a text is read
         return table
+
+
+@contextmanager
+def reading_file(path: Path) -> Iterator[None]:
+    """Converts any exception of the block to a UserError about this file of rows."""
+    expected = "write it again" if path.suffix == ".parquet" else f"give a {path.suffix[1:]} file in UTF-8"
+    with reading("the file", path, expected):
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait without end
+            raise UserError(f"'{path}' is not a regular file", expected)
+        yield
 
 
 def _jsonl(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
@@ -83,8 +94,8 @@ def _csv(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
 
 
 def _parquet(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
-    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read(columns=_wanted(path, file.schema_arrow.names, texts, label))
+    with path.open("rb") as file, parquet.ParquetFile(file, page_checksum_verification=True) as rows:
+        return rows.read(columns=_wanted(path, rows.schema_arrow.names, texts, label))
 
 
 # Arguments: path, text columns, label column.
@@ -196,7 +207,9 @@ def joined(tables: list[pa.Table]) -> pa.Table:
 def _array(path: Path, name: str, placed: list[tuple[Place, Any]], is_text: bool) -> pa.Array:
     """Returns a column. Raises UserError at the first value of another type."""
     values = [value for _, value in placed]
-    kind = pa.string() if is_text else _label_type({type(value) for value in values} - {type(None)})
+    kind = (
+        pa.string() if is_text else _label_type([*dict.fromkeys(type(value) for value in values if value is not None)])
+    )
     try:
         return pa.array(values, kind)
     except _UNFIT:
@@ -210,13 +223,13 @@ def _array(path: Path, name: str, placed: list[tuple[Place, Any]], is_text: bool
         raise
 
 
-def _label_type(kinds: set[type]) -> pa.DataType:
-    """Returns the Arrow type for labels of these Python types: the first type that one of them fits."""
-    if kinds <= {bool}:
+def _label_type(kinds: list[type]) -> pa.DataType:
+    """Returns the Arrow type for labels of these Python types. If they do not agree, the first one decides."""
+    if set(kinds) <= {bool}:
         return pa.bool_() if kinds else pa.null()
-    if kinds <= {int, float}:
-        return pa.float64() if float in kinds else pa.int64()
-    return pa.string() if str in kinds else pa.int64()
+    if kinds[0] is str:
+        return pa.string()
+    return pa.float64() if float in kinds else pa.int64()
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.cache import cached, file_digest
-from dataset.files import READERS, VERSION, joined, read_table
+from dataset.files import READERS, VERSION, joined, read_table, reading_file
 from dataset.identity import digest
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
@@ -45,7 +45,7 @@ def saved_splits(place: str | Path, spec: DatasetSpec, cache: bool) -> Readers:
         names = sorted(path.name for path in folder.iterdir())
     if "dataset_dict.json" in names:
         splits = read_json(folder / "dataset_dict.json", "the list of splits", _SAVE_AGAIN).get("splits")
-        if not _is_names(splits):
+        if not splits or not _is_names(splits):
             raise UserError(f"'{folder / 'dataset_dict.json'}' lists no splits", _SAVE_AGAIN)
         return {split: partial(_from_disk, folder / split) for split in splits}
     if "state.json" in names:
@@ -90,8 +90,10 @@ def _from_files(paths: list[Path], spec: DatasetSpec, cache: bool) -> Dataset:
     """Reads the files of a split. The rows are kept under a digest of the files' bytes."""
     if not cache:
         return _rows(paths, spec)
-    with reading("the files of", paths[0].parent, _LAYOUT):
-        contents = [[path.suffix, file_digest(path)] for path in paths]
+    contents = []
+    for path in paths:
+        with reading_file(path):
+            contents.append([path.suffix, file_digest(path)])
     key = digest([VERSION, contents, spec.columns, spec.label_column])
     return cached(key, lambda place: _write(_rows(paths, spec), place))
 

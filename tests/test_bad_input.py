@@ -155,6 +155,29 @@ class TestData:
         assert "'sentence'" in line
         assert "sentense" in line
 
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (b"null\n", "line 1 of"),
+            ('{"sentence": "é", "label": 1}'.encode("latin-1"), "line 1 of"),
+            (b'{"sentence": "a good film", "label": 1}\n{"sentence": "a bad', "line 2 of"),
+        ],
+    )
+    def test_damaged_rows(
+        self, capfd, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, found: str
+    ) -> None:
+        """The mistake is found before the model is loaded."""
+        shutil.copytree(world.sst2, tmp_path / "data")
+        (tmp_path / "data" / "train.jsonl").write_bytes(content)
+        monkeypatch.setattr("actions.experiment.load_base", None)
+        line = complaint(capfd, *command(*world.training("--dataset-saved-path", tmp_path / "data")))
+        assert f"{found} '{tmp_path / 'data' / 'train.jsonl'}'" in line
+
+    def test_a_damaged_folder_of_save_to_disk(self, capfd, world: World, tmp_path: Path) -> None:
+        (tmp_path / "dataset_dict.json").write_text("{")
+        line = complaint(capfd, *command(*world.training("--dataset-saved-path", tmp_path)))
+        assert "dataset_dict.json' is not valid JSON" in line
+
     def test_a_label_out_of_range(self, capfd, world: World, tmp_path: Path) -> None:
         shutil.copytree(world.sst2, tmp_path / "data")
         write_jsonl(tmp_path / "data" / "train.jsonl", [{"sentence": "a good film", "label": 2}])

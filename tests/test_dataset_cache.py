@@ -1,4 +1,4 @@
-"""The cache depends on the content of rows, tokenizer and settings, and on nothing else. A damaged one is made again."""
+"""The cache depends on the content of rows, tokenizer and settings alone. A damaged entry is made again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import datasets
 import pytest
@@ -71,6 +72,17 @@ def files(cache: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in cache.glob("*/rows.arrow")}
 
 
+def imported(monkeypatch: pytest.MonkeyPatch, folder: Path, **programs: str) -> ModuleType:
+    """Writes the modules and imports the last one anew."""
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for name, program in programs.items():
+        (folder / f"{name}.py").write_text(program)
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
 class TestWhatIsNotTheKey:
     """Each of these once trained on the rows of another data set."""
 
@@ -82,31 +94,22 @@ class TestWhatIsNotTheKey:
         assert ids(first, data) == [[A, B, C]]
         assert ids(second, data) == [[D, A, B, C]]
 
-    def test_the_function_of_a_partial(self, tmp_path: Path) -> None:
-        data = folder_of(tmp_path / "data")
-
-        def template(prefix: str, row: dict[str, str]) -> str:
-            return f"{prefix} {row['prompt']}"
-
-        for prefix, first in (("c", C), ("d", D)):
-            assert ids(replace(ANSWER, prompt=functools.partial(template, prefix)), data) == [[first, A, B, C]]
+    def test_the_function_of_a_partial(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data, program = (
+            folder_of(tmp_path / "data"),
+            "def template(end, row):\n    return {head!r} + row['prompt'] + end\n",
+        )
+        for head, end, expected in (("c ", "", [C, A, B, C]), ("d ", "", [D, A, B, C]), ("d ", " d", [D, A, B, D, C])):
+            module = imported(monkeypatch, tmp_path, partial_entry=program.format(head=head))
+            assert ids(replace(ANSWER, prompt=functools.partial(module.template, end)), data) == [expected]
 
     def test_the_file_that_imports_a_template(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.syspath_prepend(tmp_path)
         data = folder_of(tmp_path / "data")
-        (tmp_path / "importing_entry.py").write_text(
-            "import imported_template\ndef prompt(row):\n    return imported_template.HEAD + row['prompt']\n"
-        )
-        for head, first in (("c ", C), ("dd", None), ("d ", D)):
-            (tmp_path / "imported_template.py").write_text(f"HEAD = {head!r}\n")
-            importlib.invalidate_caches()
-            for name in ("imported_template", "importing_entry"):
-                sys.modules.pop(name, None)
-            sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
-            prompt = importlib.import_module("importing_entry").prompt
-            sys.dont_write_bytecode = before
-            if first is not None:
-                assert ids(replace(ANSWER, prompt=prompt), data) == [[first, A, B, C]]
+        program = "import imported_template\ndef prompt(row):\n    return imported_template.HEAD + row['prompt']\n"
+        for head, first in (("c ", C), ("d ", D)):
+            template = f"HEAD = {head!r}\n"
+            module = imported(monkeypatch, tmp_path, imported_template=template, importing_entry=program)
+            assert ids(replace(ANSWER, prompt=module.prompt), data) == [[first, A, B, C]]
 
     def test_the_time_and_size_of_a_file(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
@@ -128,6 +131,7 @@ class TestWhatIsNotTheKey:
         """The same content is encoded once, wherever it is."""
         ids(ONE, folder_of(tmp_path / "first"))
         once = files(cache)
+        assert len(once) == 2, "the rows of the file, and their ids"
         os.utime(folder_of(tmp_path / "second") / "train.jsonl", (1, 1))
         ids(replace(ONE, name="other"), tmp_path / "second")
         assert files(cache) == once
@@ -140,7 +144,7 @@ def test_encoded_once(tmp_path: Path, cache: Path) -> None:
     data, tokenizer = folder_of(tmp_path / "data"), word_tokenizer([WORDS])
     first = ids(ONE, data, tokenizer)
     once = files(cache)
-    assert len(once) == 2, "the rows of the file, and their ids"
+    assert len(once) == 2
     tokenizer("a", truncation=True, max_length=1)  # use changes a tokenizer's state
     assert ids(ONE, data, word_tokenizer([WORDS])) == first
     assert ids(ONE, data, tokenizer) == first
