@@ -13,7 +13,8 @@ import model.family as families
 from actions.options import Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
 from actions.parse import Command
-from actions.run_folder import CHECKPOINTS, named_folder
+from actions.resuming import fingerprint, options_of_run, resumed_from
+from actions.run_folder import folder_of, unfinished_run
 from dataset import registry
 from dataset.spec import DatasetSpec
 from heterolora import saliency
@@ -34,9 +35,6 @@ _DEFAULT_CONFIGS: dict[Kind, Path] = {
     "shortcut": _CONFIGS / "shortcut" / "ags_networkwise.toml",
 }
 
-# Options of one run, which a run that resumes it does not take over.
-_OF_ONE_RUN = ("load", "load_type", "resume_training", "backbone_model", "project_dir", "project", "config")
-
 
 @dataclass(frozen=True)
 class Request:
@@ -51,7 +49,14 @@ class Request:
     base: BaseSource
     checkpoint: Checkpoint | None  # that `--load` names
     adapter: Adapter | None  # that `--load` names
+    resumes: bool  # whether the run of the checkpoint is continued
+    fingerprint: str  # of the command, see `actions.resuming`
     notes: tuple[str, ...]  # lines to print
+
+    @property
+    def resumed(self) -> Checkpoint | None:
+        """The checkpoint whose run is continued."""
+        return self.checkpoint if self.resumes else None
 
     @property
     def recorded(self) -> Record | None:
@@ -80,12 +85,16 @@ def resolve(command: Command) -> Request:
         configs = own
     else:
         options, configs = _with_defaults(options, adapted, {**own, **given})
-    base, notes = origin.base, command.notes
+    base, notes = origin.base, (*command.notes, *origin.notes)
     if base is None:
         options, base, more = with_base(options, adapted)
         notes = (*notes, *more)
     if options.quantize is not None:
         _check_quantizable(command.action, options, base)
+    resumes = options.resume_training
+    if resumes:
+        options, more = _of_resumed_run(options, origin.checkpoint)
+        notes = (*notes, *more)
     return Request(
         action=command.action,
         options=replace(options, task=spec.task, dataset=spec.name),
@@ -96,19 +105,28 @@ def resolve(command: Command) -> Request:
         base=base,
         checkpoint=origin.checkpoint,
         adapter=origin.adapter,
+        resumes=resumes,
+        fingerprint=fingerprint(command),
         notes=notes,
     )
 
 
 def continue_if_requeued(command: Command) -> Command:
     """A job that SLURM requeued resumes from its own last checkpoint, also without --resume-training."""
-    if not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         return command
-    last = named_folder(command.options) / CHECKPOINTS / "last.ckpt"
-    if not last.is_file():
-        return command
-    options = replace(command.options, resume_training=True, load=str(last), load_type="pl")
-    return replace(command, options=options, notes=(*command.notes, f"requeued: continuing from {last}"))
+    last = unfinished_run(command.options, fingerprint(command), job)
+    return command if last is None else resumed_from(command, last)
+
+
+def _of_resumed_run(options: Options, checkpoint: Checkpoint) -> tuple[Options, tuple[str, ...]]:
+    """The options as the run states them, and lines to print."""
+    own_folder = folder_of(checkpoint)
+    notes: tuple[str, ...] = ()
+    if own_folder is None:
+        notes = (f"{checkpoint.path} is not in the folder of its run: continuing in a new folder",)
+    return options_of_run(options, checkpoint.record, own_folder is not None), notes
 
 
 def _filled_in(command: Command, origin: Origin) -> Options:
@@ -119,7 +137,7 @@ def _filled_in(command: Command, origin: Origin) -> Options:
         for name, value in origin.recorded.items()
         if name in known
         and name not in command.given
-        and name not in _OF_ONE_RUN
+        and known[name].resume != "start"
         and (options.resume_training or known[name].from_checkpoint)
     }
     return replace(changed(options, values), load_type=load_type_of(options))

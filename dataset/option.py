@@ -16,6 +16,14 @@ NONE_WORDS = ("NA", "none", "None")  # older configuration files write "NA"
 
 Check = Callable[[Any], str | None]  # value -> what would be right, or None if the value is right
 
+# What a resumed run may do with an option:
+# fixed: it has the value of the run. This is the default, so that a new option cannot make a resumed run inexact.
+# epoch_end: it may change where the checkpoint is not inside an epoch, because it says how an epoch is divided.
+# global_batch: it may change if the product of all these options stays the same.
+# free: it may change, because it does not change what is computed before the end of the run.
+# start: it belongs to one start of the program, and the run's own value is not used.
+Resume = Literal["fixed", "epoch_end", "global_batch", "free", "start"]
+
 # type of an option -> (types of the TOML value, description in error messages, placeholder in --help)
 _TYPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
     str: ((str,), "text", "NAME"),
@@ -43,6 +51,7 @@ class OptionInfo:
     old_keys: tuple[str, ...] = ()  # older TOML keys that are still read
     actions: tuple[str, ...] = ()  # the actions that use the option; empty: all
     from_checkpoint: bool = False  # it describes the model or its data, so that a checkpoint gives its default
+    resume: Resume = "fixed"
 
     @property
     def flag(self) -> str:

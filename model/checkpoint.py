@@ -58,6 +58,7 @@ class Record:
         base_sha256: hash (hex) of the base's frozen tensors, as stored in its files.
         configs: the LoRA and the shortcut configuration; empty for a plain model.
         on: keys of the elements that are on.
+        run: the id of the run; None in files of versions without ids.
     """
 
     action: str
@@ -66,18 +67,19 @@ class Record:
     base_sha256: str
     configs: Mapping[Kind, ElementConfig] = field(default_factory=dict)
     on: tuple[str, ...] = ()
+    run: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Record:
         """Returns the record with the plain values of `as_dict`."""
         configs = {kind: parse(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
         base, sha256, on = BaseSource(**values["base"]), values["base_sha256"], tuple(values["on"])
-        return cls(values["action"], values["options"], base, sha256, configs, on)
+        return cls(values["action"], values["options"], base, sha256, configs, on, values.get("run"))
 
     def as_dict(self) -> dict[str, Any]:
         documents = {kind: self.configs[kind].to_document() if kind in self.configs else None for kind in KINDS}
         values = {"action": self.action, "options": self.options, "base": asdict(self.base)}
-        return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on)}
+        return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on), "run": self.run}
 
     @property
     def renormalizes(self) -> bool:
@@ -112,6 +114,12 @@ class Checkpoint:
     weights: Mapping[str, Tensor] = field(repr=False)
     step: int
     contents: dict[str, Any] = field(repr=False)
+
+    @property
+    def batches_into_epoch(self) -> int:
+        """The number of trained batches of an unfinished epoch. It is 0 between epochs."""
+        progress = self.contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        return 0 if progress["is_last_batch"] else progress["current"]["ready"]
 
     def without_shortcuts(self) -> Checkpoint:
         """Returns the model without its shortcuts, as LoRA alone."""

@@ -28,9 +28,9 @@ def every_save_kept(monkeypatch: pytest.MonkeyPatch):
 
     def save_and_keep(self, checkpoint, path, storage_options=None) -> None:
         save(self, checkpoint, path, storage_options)
-        path = Path(path)
-        killed = path.parents[1] / f"killed-{len(list(path.parents[1].glob('killed-*'))):02d}" / "checkpoints"
-        shutil.copytree(path.parent, killed)
+        folder = Path(path).parents[1]
+        killed = folder / f"killed-{len(list(folder.glob('killed-*'))):02d}"
+        shutil.copytree(folder, killed, ignore=shutil.ignore_patterns("killed-*"))
 
     monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", save_and_keep)
 

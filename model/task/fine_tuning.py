@@ -106,7 +106,7 @@ class FineTuning(pl.LightningModule, ABC):
         loss = self.loss(batch)
         total, count = sum_over_ranks(torch.stack([loss.total.detach(), loss.count.to(loss.total.dtype)]))
         self.global_loss = total / count
-        self.log("train/loss", self.global_loss, prog_bar=True)
+        self.log("train/loss", self.global_loss, prog_bar=True, logger=False)
         return loss.total * (world_size() / count)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -116,15 +116,18 @@ class FineTuning(pl.LightningModule, ABC):
         schedule = build_scheduler(optimizer, self._total_steps(), self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def train_batches(self) -> int:
+        """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
+        batches, limit = self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
     def _total_steps(self) -> float:
         """Returns the number of optimizer steps of the whole run.
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.
         """
-        trainer, limit = self.trainer, self.trainer.limit_train_batches
-        batches = self.batches_per_epoch(trainer.world_size)
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        trainer = self.trainer
+        steps_per_epoch = math.ceil(self.train_batches() / trainer.accumulate_grad_batches)
         by_epochs = math.inf if trainer.max_epochs == -1 else steps_per_epoch * trainer.max_epochs
         return by_epochs if self.optimization.max_steps == -1 else min(by_epochs, self.optimization.max_steps)
 

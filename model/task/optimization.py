@@ -29,7 +29,7 @@ class Optimization:
         "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min")
     warmup_steps: int = option(0, "optimizer steps of linear warm-up from 0", at_least(0))
     eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0))
-    max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited)
+    max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited, resume="free")
 
 
 def build_optimizer(
