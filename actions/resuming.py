@@ -34,7 +34,8 @@ def check_resumable(command: Command, checkpoint: Checkpoint) -> tuple[str, ...]
         )
     for name, now in given.items():
         info, was = declared()[name], own[name]
-        if now == was or not info.used_by(command.action):
+        same = now == was and type(now) is type(was)  # 1 is a batch, and 1.0 is an epoch
+        if same or not info.used_by(command.action):
             continue
         found = f"{info.flag} is {_shown(now)}, but the run to resume has {_shown(was)}"
         if info.resume == "fixed" or (name == "batch_size" and _scores_batches(command.action, own)):
