@@ -106,9 +106,9 @@ def unfinished_run(options: Options, fingerprint: str, job: str) -> Path | None:
     for path in sorted((options.run.project_dir / (options.run.project or "any")).parent.glob(f"*/{RUN}")):
         last = path.parent / CHECKPOINTS / "last.ckpt"
         with suppress(UserError):  # a damaged file of another run
-            identity = _Identity.read(path.parent)
-            wanted = _Identity(identity.id, job, fingerprint, finished=False)
-            if identity == wanted and last.is_file():
+            found = _Identity.read(path.parent)
+            ours = found is not None and (found.job, found.command, found.finished) == (job, fingerprint, False)
+            if ours and last.is_file():
                 return last
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from actions.options import DYREALLOC, TRAIN, declared
 from tests.test_bad_input import complaint
-from tests.world import World, command, run, sst2_folder, write_jsonl
+from tests.world import ROOT, World, command, run, sst2_folder, write_jsonl
 
 
 def checkpoint(world: World, folder: Path, project: str, *more: object, action: str = "train") -> Path:
@@ -137,3 +138,12 @@ def test_every_option_is_one_that_may_change_or_not() -> None:
     assert {info.resume for info in used} == {"fixed", "epoch_end", "global_batch", "free", "start"}
     model = [info for info in used if info.from_checkpoint and info.name != "dataset_saved_path"]
     assert {info.resume for info in model} == {"fixed"}
+    page = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
+    stated = {row.split("|")[1].strip(): re.findall(r"`(--[\w-]+)`", row) for row in re.findall(r"^\|.*$", page, re.M)}
+    of_page = {
+        "free": "at any time",
+        "epoch_end": "if the checkpoint is from the end of an epoch",
+        "global_batch": "if their product stays the same",
+    }
+    for kind, words in of_page.items():
+        assert stated[words] == [info.flag for info in used if info.resume == kind], words
