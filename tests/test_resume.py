@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -118,6 +119,10 @@ def test_best_after_the_checkpoint_is_forgotten(world: World, tmp_path: Path) ->
     assert run(*world.training(*options, 3)) == 0
     folder = tmp_path / "run" / "checkpoints"
     early = shutil.copytree(folder, tmp_path / "early") / "last.ckpt"
+    contents, when = torch.load(early, weights_only=True), early.stat()
+    contents["callbacks"]["RunCheckpoints"]["best_score"] = 1.0  # no later validation is better
+    torch.save(contents, early)
+    os.utime(early, ns=(when.st_atime_ns, when.st_mtime_ns))
     assert run("train", "--resume-training", "--load", folder / "last.ckpt", "--max-steps", 24) == 0
     assert torch.load(folder / "best.ckpt", weights_only=True)["global_step"] > 6
     shutil.copy2(early, folder / "last.ckpt")
