@@ -71,13 +71,10 @@ class TextDataModule(pl.LightningDataModule):
     def encoded(self, rows: Dataset) -> Dataset:
         """One of `splits` as token ids; encoded once."""
         if id(rows) not in self._encoded:
-            cached = self._key(rows) if self._cache else None
+            key = cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
+            cached = key if self._cache else None
             self._encoded[id(rows)] = encode(rows, self.spec, self._tokenizer, self.limits, cached)
         return self._encoded[id(rows)]
-
-    def _key(self, rows: Dataset) -> str:
-        """A digest of one of `splits` as token ids."""
-        return cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
 
     def train_dataloader(self) -> ResumableLoader:
         encoded = self.encoded(self.splits.train)
@@ -85,7 +82,7 @@ class TextDataModule(pl.LightningDataModule):
         sampler = GlobalBatchSampler(
             len(encoded), self.options.batch_size, self.seed, *self._place(), shuffle=True, lengths=grouping
         )
-        identity = {"digest of the data": self._key(self.splits.train)}
+        identity = {"digest of the rows": self._digests[id(self.splits.train)]}
         return self._loader(encoded, sampler, generate=False, identity=identity)
 
     def val_dataloader(self) -> list[ResumableLoader]:

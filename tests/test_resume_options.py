@@ -123,7 +123,7 @@ class TestData:
         rows = [json.loads(line) for line in (moved / "train.jsonl").read_text().splitlines()]
         rows[20]["label"] = 1 - rows[20]["label"]
         write_jsonl(moved / "train.jsonl", rows)
-        assert "digest of the data" in complaint(capfd, *command(*again, "--max-steps", 4))
+        assert "digest of the rows" in complaint(capfd, *command(*again, "--max-steps", 4))
 
 
 def test_a_new_length_of_a_schedule_is_noted(capfd, world: World, tmp_path: Path) -> None:
