@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import RichProgressBar
 
 from actions.console import note, say
+from actions.endings import end_launched, terminate
 from heterolora.errors import UserError
 from model.task.fine_tuning import FineTuning
 
@@ -126,6 +129,20 @@ class StopOnNaN(pl.Callback):
                 "try a lower --learning-rate, --gradient-clip-val 1.0 or another --precision; "
                 "the run's checkpoints are older and can be used",
             )
+
+
+class EndTogether(pl.Callback):
+    """Ends the processes that the first one started when it ends, and ends them on SIGTERM outside training."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" and threading.current_thread() is threading.main_thread():
+            # Lightning's own handler runs a collective, which the other processes may not reach.
+            signal.signal(signal.SIGTERM, terminate)
+
+    on_test_start = on_validation_start
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        end_launched(trainer.strategy.launcher)
 
 
 class Progress(RichProgressBar):

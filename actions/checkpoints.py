@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.console import say
+from actions.endings import explanation
 from actions.options import RunOptions
 from actions.run_folder import CHECKPOINTS, Run
-from heterolora.errors import UserError
+from heterolora.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.task.fine_tuning import FineTuning
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file and renames it. Reads tensors and plain values only.
+    """Writes completely or not at all, beside the file. Reads tensors and plain values only.
+
+    Lightning would write a copy into the folder for temporary files first.
 
     `resumed` is the checkpoint of a resumed run. It is in memory already, so its file is not read again.
     """
@@ -34,9 +38,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self.resumed = resumed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        unfinished = f"{path}.tmp"
-        super().save_checkpoint(checkpoint, unfinished, storage_options)
-        os.replace(unfinished, path)
+        # Given a path, torch would report a full disk without its reason.
+        with whole(path) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         resumed, self.resumed = self.resumed, None
@@ -138,7 +142,7 @@ class RunCheckpoints(CheckpointCallback):
         self._signalled = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
-        if not isinstance(exception, UserError):
+        if explanation(exception) is None and self.last.is_file():
             action = pl_module.record.action
             say(f"stopped; to continue: python -m main {action} --resume-training --load {self.last}")
         job = os.environ.get("SLURM_JOB_ID")

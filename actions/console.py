@@ -9,8 +9,6 @@ import warnings
 
 from rich.console import Console
 
-from heterolora.errors import UserError
-
 # Set by Lightning's launcher, torchrun and SLURM, before any process group exists.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
 
@@ -27,19 +25,6 @@ def say(what: object) -> None:
 
 def note(text: str) -> None:
     say(f"note: {text}")
-
-
-def stop_with(mistake: UserError, code: int) -> int:
-    """Print the mistake as one line on stderr, from the first process. Returns `code`."""
-    if is_first_process():
-        print(f"error: {mistake}", file=sys.stderr)
-    return code
-
-
-def is_lost_process(failure: RuntimeError) -> bool:
-    """Whether a collective failed because another process ended. Backends report it only in the message."""
-    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-    return any(words in str(failure) for words in lost)
 
 
 def set_log_level(level: str) -> None:

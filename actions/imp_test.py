@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from actions.console import is_first_process, note, say
+from actions.endings import end_launched
 from actions.experiment import Experiment, build
 from actions.loggers import build_loggers, log_pictures
 from actions.options import Options
@@ -34,16 +35,14 @@ from model.task.scoring import batch_count, scoring_problem
 SCORES, PICTURE = "scores.toml", "scores.png"
 SHOWN = 10  # elements in the table
 
-INTERRUPTED = 128 + 2  # the exit code that a shell reports after Ctrl-C
-
 
 def run(request: Request) -> None:
     mode = check_scoring(request)
     check_devices(request.options)
-    try:
-        with open_run(request) as opened:
-            experiment, folder = build(request), opened.folder
-            fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
+    with open_run(request) as opened:
+        experiment, folder = build(request), opened.folder
+        fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
+        try:
             fabric.launch()
             say(f"run folder: {folder}")
             found, seconds = _score(experiment, fabric)
@@ -51,9 +50,9 @@ def run(request: Request) -> None:
                 _report(experiment, found, mode, folder)
                 say(f"scored {len(found.scored)} elements in {seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
                 say(_next(experiment.options, found.has_shortcuts, folder))
-    except KeyboardInterrupt:
-        say("stopped")
-        raise SystemExit(INTERRUPTED) from None
+        except BaseException:
+            end_launched(fabric.strategy.launcher)
+            raise
 
 
 def check_scoring(request: Request) -> Mode:

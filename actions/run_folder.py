@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ from actions.in_use import LOCK, in_use
 from actions.options import Options, as_plain
 from dataset import registry
 from heterolora.errors import UserError
-from heterolora.files import write_text, write_toml
+from heterolora.files import remove_leftovers, write_text, write_toml
 from heterolora.outside import read_json
 
 if TYPE_CHECKING:
     from actions.resolve import Request
     from model.checkpoint import Checkpoint
+
+_PROBE = 2**16  # bytes that a run folder must have room for
 
 CHECKPOINTS, CONFIG, METRICS, PARAMETERS, LOGS = "checkpoints", "config.toml", "metrics.json", "parameters.json", "logs"
 RUN = "run.json"
@@ -78,9 +81,12 @@ def open_run(request: Request) -> Iterator[Run]:
     if not is_first_process():
         yield Run(own or named_folder(request.options), None)
         return
+    check_writable(own or named_folder(request.options))
     folder = own or _new_folder(request.options)
     try:
         with in_use(folder):
+            for place in (folder, folder / CHECKPOINTS):
+                remove_leftovers(place, exclusive=True)
             if own is None:
                 _Identity(uuid.uuid4().hex, os.environ.get("SLURM_JOB_ID"), request.fingerprint).write(folder)
             identity = _mark(folder, finished=False)
@@ -111,6 +117,24 @@ def unfinished_run(options: Options, fingerprint: str, job: str) -> Path | None:
             if ours and last.is_file():
                 return last
     return None
+
+
+def check_writable(folder: Path, remedy: str = "free space, or give --project-dir on another disk") -> None:
+    """Raise UserError if the folder cannot be made, or has no room for a small file. Leaves nothing there."""
+    made: list[Path] = []
+    try:
+        made = [missing for missing in (folder, *folder.parents) if not missing.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write into '{folder}' ({error.strerror})", remedy) from None
+    finally:
+        for path in made:
+            with suppress(OSError):  # another run has made a folder in it
+                path.rmdir()
 
 
 def named_folder(options: Options) -> Path:

@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from actions.callbacks import (
     CountOptimizerSteps,
     EarlyStopping,
+    EndTogether,
     LogLoss,
     Progress,
     SayValidations,
@@ -73,7 +74,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         enable_model_summary=False,
         default_root_dir=folder,
         logger=build_loggers(options, folder, resumed.step if resumed else 0) if callbacks else False,
-        callbacks=[Progress(), *callbacks],
+        callbacks=[Progress(), EndTogether(), *callbacks],
         plugins=plugins,
     )
 

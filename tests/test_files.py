@@ -1,12 +1,19 @@
 """Files are there whole or not at all; TOML is read back as it was written."""
 
+import errno
 import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from heterolora.errors import UserError
-from heterolora.files import read_toml, whole, whole_folder, write_text, write_toml
+from heterolora.files import read_toml, remove_leftovers, whole, whole_folder, write_text, write_toml
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -73,6 +80,127 @@ def _make_half(path: Path) -> None:
     with whole_folder(path) as unfinished:
         (unfinished / "third").touch()
         raise KeyboardInterrupt
+
+
+class TestDurable:
+    """What a loss of power, a kill or a full disk leaves."""
+
+    def test_a_file_is_on_the_disk_before_it_has_its_name(self, tmp_path: Path, monkeypatch) -> None:
+        done: list[str] = []
+        flush, rename = os.fsync, os.replace
+
+        def noting_flush(descriptor: int) -> None:
+            flush(descriptor)
+            done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).relative_to(tmp_path)}")
+
+        def noting_rename(source: Path, target: Path) -> None:
+            rename(source, target)
+            done.append(f"rename {Path(target).relative_to(tmp_path)}")
+
+        monkeypatch.setattr(os, "fsync", noting_flush)
+        monkeypatch.setattr(os, "replace", noting_rename)
+        with whole(tmp_path / "runs" / "a.toml") as unfinished:
+            unfinished.touch()
+        name = unfinished.relative_to(tmp_path)
+        assert done == ["flush .", f"flush {name}", "rename runs/a.toml", "flush runs"]
+        done.clear()
+        with whole_folder(tmp_path / "adapter") as folder:
+            (folder / "weights").touch()
+        assert done == [f"flush {folder.name}/weights", f"flush {folder.name}", "rename adapter", "flush ."]
+
+    @pytest.mark.parametrize(("umask", "permissions"), [(0o022, 0o644), (0o027, 0o640)])
+    def test_permissions_are_those_of_new_files(self, tmp_path: Path, umask: int, permissions: int) -> None:
+        earlier = os.umask(umask)
+        try:
+            write_text(tmp_path / "text", "")
+            with whole_folder(tmp_path / "folder") as folder:
+                save_file({"weight": torch.zeros(1)}, folder / "private")
+        finally:
+            os.umask(earlier)
+        for path in (tmp_path / "text", tmp_path / "folder" / "private"):
+            assert path.stat().st_mode & 0o777 == permissions
+
+    def test_leftovers_of_killed_processes_are_removed_by_the_next_writer(self, tmp_path: Path) -> None:
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        host = _name_while_written(tmp_path).split(".")[2].split("-")[0]
+        here, running, elsewhere = f"{host}-{ended.pid}", f"{host}-{os.getppid()}", f"00000000-{ended.pid}"
+        kept = [f".x.{running}.tmp.toml", f".x.{elsewhere}.tmp.toml", f".y.{here}.tmp.toml", f".x.{here}.tmp.png"]
+        for name in (*kept, f".x.{here}.tmp.toml", f".x.{ended.pid}.tmp.toml"):
+            (tmp_path / name).touch()
+        write_text(tmp_path / "x.toml", "")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "x.toml"])
+        remove_leftovers(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept[:2], "x.toml"])
+        remove_leftovers(tmp_path, exclusive=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([kept[0], "x.toml"])
+
+    def test_a_folder_that_was_about_to_be_replaced_is_put_back(self, tmp_path: Path) -> None:
+        left = tmp_path / f".adapter.{os.getpid()}.old"
+        left.mkdir()
+        (left / "weights").touch()
+        remove_leftovers(tmp_path)
+        assert [path.name for path in tmp_path.rglob("*")] == ["adapter", "weights"]
+
+    def test_a_link_to_a_folder_stays(self, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "adapter").symlink_to("elsewhere")
+        with whole_folder(tmp_path / "adapter") as folder:
+            (folder / "new").touch()
+        assert (tmp_path / "adapter").is_symlink()
+        assert (tmp_path / "elsewhere" / "new").is_file()
+        assert len(list(tmp_path.iterdir())) == 2
+
+    @pytest.mark.parametrize("writer", ["text", "torch", "safetensors"])
+    @pytest.mark.parametrize("writer", ["text", "torch", "safetensors"])
+    def test_a_limit_on_the_size_of_files_is_one_line(self, tmp_path: Path, small_files: int, writer: str) -> None:
+        (tmp_path / "old").write_text("old")
+        with pytest.raises(UserError, match=r"cannot write '.*old' \(File too large\); raise the limit"):
+            _write(tmp_path / "old", small_files + 1, writer)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+    @pytest.mark.parametrize("write", [whole, whole_folder])
+    def test_a_full_disk_is_one_line(self, tmp_path: Path, write: Callable[[Path], Any]) -> None:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        message = r"cannot write '.*x' \(No space left on device\); free space"
+        with pytest.raises(UserError, match=message), write(tmp_path / "x"):
+            raise full
+        assert not list(tmp_path.iterdir())
+
+    def test_a_path_without_a_name(self, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for path in (".", "/", ".."):
+            with pytest.raises(UserError, match="Is a directory"):
+                write_text(path, "")
+
+
+def _write(path: Path, size: int, writer: str) -> None:
+    with whole(path) as unfinished:
+        if writer == "text":
+            unfinished.write_bytes(bytes(size))
+        elif writer == "safetensors":
+            save_file({"weight": torch.zeros(size)}, unfinished)
+        else:
+            with unfinished.open("wb") as file:
+                torch.save({"weight": torch.zeros(size)}, file)
+
+
+def _name_while_written(folder: Path) -> str:
+    with whole(folder / "x") as unfinished:
+        unfinished.touch()
+    (folder / "x").unlink()
+    return unfinished.name
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """The largest size of a file that this process may write."""
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, earlier[1]))
+    try:
+        yield 4096
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
 
 
 class TestToml:

@@ -61,11 +61,11 @@ def test_the_package_of_a_file_is_that_of_the_repository(tmp_path: Path) -> None
     for name in ("tools.py", "cli.py"):
         (tmp_path / "tools" / name).write_text((ROOT / "tools" / name).read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "actions").mkdir()
-    (tmp_path / "actions" / "console.py").write_text("stop_with = 'found'\n")
+    (tmp_path / "actions" / "endings.py").write_text("ended = 'found'\n")
     (tmp_path / "heterolora").mkdir()
     (tmp_path / "heterolora" / "errors.py").write_text("class UserError(Exception): ...\n")
     (tmp_path / "tools" / "tool.py").write_text(
-        "import sys\nfrom tools import cli\nassert cli.stop_with == 'found'\n"
+        "import sys\nfrom tools import cli\nassert cli.ended == 'found'\n"
         "assert 'cli' not in sys.modules\nassert not any(path.endswith('/tools') for path in sys.path), sys.path\n"
     )
     done = start(tmp_path / "tools" / "tool.py", folder=tmp_path.parent)

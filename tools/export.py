@@ -25,7 +25,7 @@ from actions.merged import write_merged
 from actions.parse import parse
 from actions.resolve import Request, resolve
 from actions.restore import cost_of_dropping, has_shortcuts, restore_trained, without_shortcuts
-from actions.run_folder import CHECKPOINTS
+from actions.run_folder import CHECKPOINTS, check_writable
 from actions.trainer import check_devices
 from heterolora.errors import UserError
 from heterolora.peft_config import peft_notes, task_type
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, others = _parser().parse_known_args(arguments)
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise UserError(f"--output {args.output} is there already", "give a folder that is empty or not there")
+    check_writable(args.output, "free space, or give --output on another disk")
     command = parse(["test", "--load", str(_find(args.result)), *others])
     request = resolve(command)
     set_log_level(request.options.run.log_level)

@@ -9,6 +9,7 @@ This works for a run that has not finished, too.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.cli import Parser, run
@@ -19,7 +20,8 @@ from actions.console import say
 from actions.pictures import timeline
 from actions.train_dyrealloc import TIMELINE_PICTURE, draw
 from heterolora import history
-from heterolora.history import History
+from heterolora.errors import UserError
+from heterolora.history import HISTORY, History
 
 
 def main() -> None:
@@ -33,13 +35,21 @@ def main() -> None:
         histories = {str(folder): history.read(folder) for folder in args.runs}
     if len(args.runs) == 1:
         folder = args.output or args.runs[0]
+        _check_folder(folder, args.runs)
         draw(histories.popitem()[1], folder)
         say(f"pictures: {folder}")
         return
     folder = args.output or Path()
+    _check_folder(folder, [])
     timeline(folder / TIMELINE_PICTURE, *histories.items())
     say(_comparison(histories))
     say(f"picture: {folder / TIMELINE_PICTURE}")
+
+
+def _check_folder(folder: Path, own: Sequence[Path]) -> None:
+    """Raises UserError if the folder is that of a run whose pictures would be replaced by those of other runs."""
+    if (folder / HISTORY).exists() and not any(folder.samefile(run) for run in own):
+        raise UserError(f"{folder} is the folder of a run, which has pictures of its own", "give another --output")
 
 
 def _comparison(histories: dict[str, History]) -> Table:

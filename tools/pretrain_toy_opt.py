@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +31,7 @@ from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
 from heterolora.errors import UserError
+from heterolora.files import whole
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 POSITIONS = 256
@@ -226,12 +227,13 @@ def answered_right(network: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, 
 
 
 def write(network: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the files of `save_pretrained` to a temporary folder, then move all of them to `folder`."""
+    """Write the files of `save_pretrained` to a temporary folder, then copy all of them to `folder`."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
         network.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         for file in Path(unfinished).iterdir():
-            os.replace(file, folder / file.name)
+            with whole(folder / file.name) as copy:
+                shutil.copyfile(file, copy)
 
 
 if __name__ == "__main__":

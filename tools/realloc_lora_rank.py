@@ -22,9 +22,10 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from tools.cli import Parser, run
+from tools.cli import Parser, check_output, run
 
 from rich.table import Table
 
@@ -38,6 +39,8 @@ from heterolora.files import write_text
 from heterolora.peft_config import peft_config, peft_notes, task_type
 from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
 from heterolora.scores import Scores
+
+_MARK = "(tools/realloc_lora_rank.py from "  # in the first line of its TOML files
 
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
 
@@ -58,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     on = [replace(element, settings=element.settings.at(rank)) for element, rank in ranks if rank]
 
     outputs = _outputs(args, scores, on, mode)
+    for path, text in outputs.items():
+        check_output(path, [args.scores], partial(_is_ours, text))
     say(f"{scores.importance_test_name} of {scores.model}: policy {args.policy}, mode {mode}, seed {seed}")
     for table in (budget_table(assignment), result_table(elements, on), rank_table(elements, on)):
         say(table)
@@ -114,7 +119,7 @@ def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mo
     shortcuts_on = len(on) > len(lora)
     if args.shortcut_output and not scores.has_shortcuts:
         raise UserError(f"{args.scores} scores no shortcuts", "leave out --shortcut-output")
-    if args.output == args.shortcut_output:
+    if args.shortcut_output and args.output.resolve() == args.shortcut_output.resolve():
         raise UserError("--output and --shortcut-output name the same file", "expected two")
     if shortcuts_on and not args.shortcut_output:
         if mode != "off":
@@ -125,7 +130,7 @@ def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mo
         note("the shortcuts stay as they were scored; --shortcut-output FILE writes their configuration")
 
     origin = f"{args.policy} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
-    comment = f"# {origin} (tools/realloc_lora_rank.py from {args.scores.name})\n"  # the model card quotes it
+    comment = f"# {origin} {_MARK}{args.scores.name})\n"  # the model card quotes it
     outputs = {args.output: comment + ElementConfig.of(on, "lora").to_toml()}
     if args.format == "peft":
         if shortcuts_on:
@@ -139,6 +144,14 @@ def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mo
     if args.shortcut_output:
         outputs[args.shortcut_output] = comment + ElementConfig.of(on, "shortcut", scores.renormalize).to_toml()
     return outputs
+
+
+def _is_ours(text: str, found: str) -> bool:
+    """Whether this tool wrote the text that was found where it is about to write `text`."""
+    if _MARK in text.partition("\n")[0]:
+        return _MARK in found.partition("\n")[0]
+    values = json.loads(found)
+    return isinstance(values, dict) and values.keys() == json.loads(text).keys()
 
 
 def check_model(scores: Scores, source: str) -> None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.cli import Parser, run
+from tools.cli import Parser, check_output, run
 
 from actions.console import note, say
 from heterolora.files import write_text
 from tools.reporting.page import render
 from tools.reporting.run import read_runs
+
+TITLE = "<title>HeteroLoRA report: "  # near the start of every page
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = Path("report.html")
     parser.add_argument("--output", type=Path, default=page, metavar="FILE", help="the page (default: report.html)")
     args = parser.parse_args(arguments)
+    check_output(args.output, args.runs, lambda text: TITLE in text[:2000])
     runs = read_runs(args.runs)
     for found in runs:
         if found.missing_figures:

@@ -6,14 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from heterolora.adapt import HEADS, in_head
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.family import Task
-from heterolora.files import write_text
+from heterolora.files import whole, write_text
 from heterolora.peft_config import peft_config, task_type
 from heterolora.search_space import SearchSpace
 from model.checkpoint import KEY, Record
@@ -68,4 +68,5 @@ def write_adapter(
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, {"format": "pt", **(metadata or {})})
+    with whole(path) as unfinished:
+        unfinished.write_bytes(save(plain, {"format": "pt", **(metadata or {})}))

@@ -1,0 +1,140 @@
+"""How a command ends: with one exit code for each way, and no traceback for what comes from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from actions.console import is_first_process
+from heterolora.errors import UserError
+from heterolora.files import DISK_FAILURES, cannot_write
+
+FAILED, USER_ERROR = 1, 2
+INTERRUPTED, CLOSED_PIPE, TERMINATED = 128 + 2, 128 + 13, 128 + 15  # as a shell reports SIGINT, SIGPIPE and SIGTERM
+
+
+def ended(command: Callable[[], None]) -> int:
+    """Run a command and return its exit code.
+
+    A mistake of the user and a disk that cannot be written give one line on stderr. Ctrl-C, SIGTERM and a closed pipe
+    end quietly: temporary files are removed, and nothing is printed. Any other exception is raised.
+    """
+    with _handlers():
+        code = 0
+        try:
+            try:
+                command()
+            except BaseException as reason:
+                code = _code(reason)
+                if code is None:
+                    raise
+        finally:
+            closed = _discard_closed_streams()
+        return CLOSED_PIPE if closed and not code else code
+
+
+def explanation(failure: BaseException) -> str | None:
+    """The line for a failure that is no fault of the program; None for another failure."""
+    if isinstance(failure, UserError):
+        return str(failure)
+    if isinstance(failure, OSError) and failure.errno in DISK_FAILURES:
+        return str(cannot_write(failure.filename or "", failure))
+    if isinstance(failure, RuntimeError) and _is_lost_process(failure):
+        return "another process of this run is gone; see its output, then --resume-training"
+    return None
+
+
+def terminate(*_: Any) -> NoReturn:
+    """A handler of SIGTERM, which lets the program clean up."""
+    raise SystemExit(TERMINATED)
+
+
+def end_launched(launcher: Any) -> None:
+    """End the processes that a launcher of Lightning started. Otherwise they would wait for this process."""
+    for process in getattr(launcher, "procs", ()):
+        process.terminate()
+
+
+def _code(reason: BaseException) -> int | None:
+    """The exit code for the reason that ended a command. None for an exception that nothing explains."""
+    chain = list(_chain(reason))  # libraries raise exceptions of their own, or SystemExit(1), when they are stopped
+    if any(isinstance(one, KeyboardInterrupt) for one in chain):
+        return INTERRUPTED
+    if any(_is_termination(one) for one in chain):
+        return TERMINATED
+    if any(isinstance(one, BrokenPipeError) for one in chain):
+        return CLOSED_PIPE
+    if isinstance(reason, SystemExit):
+        return 0 if reason.code is None else reason.code
+    line, is_lost = explanation(reason), isinstance(reason, RuntimeError)
+    if line is None:
+        return None
+    if is_first_process() or is_lost:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"error: {line}", file=sys.stderr)
+    return FAILED if is_lost else USER_ERROR
+
+
+def _chain(reason: BaseException | None) -> Iterator[BaseException]:
+    while reason is not None:
+        yield reason
+        reason = reason.__context__
+
+
+def _is_termination(reason: BaseException) -> bool:
+    is_exit = isinstance(reason, SystemExit)
+    return is_exit and (reason.code == TERMINATED or type(reason).__name__ == "SIGTERMException")
+
+
+def _is_lost_process(failure: RuntimeError) -> bool:
+    """Whether a collective failed because another process ended. Backends report it only in the message."""
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return any(words in str(failure) for words in lost)
+
+
+@contextmanager
+def _handlers() -> Iterator[None]:
+    """SIGTERM raises SystemExit in the block. Afterwards the handlers are those from before.
+
+    A thread that cannot write says nothing, because the main thread gets the same failure.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)  # Lightning ignores SIGINT once it has received it
+    earlier = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not None}
+    signal.signal(signal.SIGTERM, terminate)
+    threading.excepthook = _of_thread
+    try:
+        yield
+    finally:
+        threading.excepthook = threading.__excepthook__
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _of_thread(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_value is None or explanation(failed.exc_value) is None:
+        threading.__excepthook__(failed)
+
+
+def _discard_closed_streams() -> bool:
+    """Flush the output. A stream whose reader is gone writes nowhere from then on, because Python flushes it again.
+
+    Returns whether there was one.
+    """
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            closed = True
+    return closed

@@ -1,0 +1,198 @@
+"""Every way in which a command ends has its exit code, and what stops it from outside gives no traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from actions import imp_test, results, train
+from actions.endings import ended
+from model.task.fine_tuning import FineTuning
+from tests.world import ROOT, World, command, run
+
+#: The program, whose first process stops at the first batch of a test.
+SLOW = """
+import os, pathlib, sys, time
+from main import main
+from model.task.fine_tuning import FineTuning
+
+def stop(*_):
+    process = os.environ.get("LOCAL_RANK", "0")
+    pathlib.Path(__file__).with_suffix(f".{process}").touch()
+    time.sleep(600 if process == "0" else 0)
+
+FineTuning.on_test_batch_start = stop
+sys.exit(main(sys.argv[1:]))
+"""
+TWO = ("--num-devices", 2)
+
+
+def _interrupt_as_lightning_does() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def _raising(reason: BaseException) -> Callable[..., None]:
+    def stop(*_: object, **__: object) -> None:
+        raise reason
+
+    return stop
+
+
+def _terminate(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TestCodes:
+    @pytest.mark.parametrize(
+        ("stop", "code"),
+        [
+            (lambda: None, 0),
+            (lambda: sys.exit(0), 0),
+            (lambda: sys.exit(3), 3),
+            (_raising(KeyboardInterrupt()), 130),
+            (_interrupt_as_lightning_does, 130),
+            (_raising(BrokenPipeError()), 141),
+            (_terminate, 143),
+        ],
+    )
+    def test_of_a_quiet_end(self, capfd, stop: Callable[[], None], code: int) -> None:
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        assert ended(stop) == code
+        assert capfd.readouterr() == ("", "")
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    def test_of_a_full_disk(self, capfd) -> None:
+        assert ended(_raising(OSError(errno.ENOSPC, "No space left on device", "/runs/a/events"))) == 2
+        said = "error: cannot write '/runs/a/events' (No space left on device); free space, or give a folder on another"
+        assert capfd.readouterr().err.startswith(said)
+
+    def test_other_exceptions_are_raised(self) -> None:
+        for reason in (RuntimeError("a fault"), OSError(errno.ENOENT, "No such file", "x"), ZeroDivisionError()):
+            with pytest.raises(type(reason)):
+                ended(_raising(reason))
+
+
+@pytest.mark.parametrize(("stop", "code"), [(_raising(KeyboardInterrupt()), 130), (_terminate, 143)])
+class TestActions:
+    """A command that is stopped while it loads the model, trains, measures or scores."""
+
+    @pytest.mark.parametrize(
+        ("action", "owner", "name"),
+        [
+            ("train", train, "build"),
+            ("train", results, "version"),
+            ("test", results, "version"),
+            ("imp-test", imp_test, "build"),
+            ("imp-test", imp_test, "score"),
+        ],
+    )
+    def test_outside_training(self, world: World, monkeypatch, capfd, action, owner, name, stop, code: int) -> None:
+        monkeypatch.setattr(owner, name, stop)
+        project = f"stopped-{action}-{name}-{code}"
+        short = ("--max-epochs", 1, "--limit-train-batches", 1) if action == "train" else ()
+        _, *rest = world.training()
+        rest = [part for part in rest if action == "train" or part not in ("--learning-rate", "0.01")]
+        assert run(action, *rest, *short, "--project", project) == code
+        assert capfd.readouterr().err == ""
+        assert (world.runs / project).exists() == (owner is results)
+
+    def test_in_training(self, world: World, monkeypatch, capfd, stop, code: int) -> None:
+        monkeypatch.setattr(FineTuning, "on_train_batch_start", stop, raising=False)
+        project = f"stopped-{code}"
+        assert run(*world.training("--max-epochs", 1, "--project", project)) == code
+        said = capfd.readouterr()
+        last = world.checkpoint(project)
+        assert said.out.count(f"stopped; to continue: python -m main train --resume-training --load {last}\n") == 1
+        assert said.err == ""
+        assert last.is_file()
+
+
+class TestProcesses:
+    """Real processes, whose launcher, reader or terminal stops them."""
+
+    def test_ctrl_c_ends_both(self, world: World, tmp_path: Path) -> None:
+        """A terminal sends SIGINT to all processes of a command."""
+        started = start(*world.training("--project-dir", tmp_path, "--project", "run", "--max-epochs", 500, *TWO))
+        wait_for(lambda: (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file(), started)
+        children = children_of(started)
+        os.killpg(started.pid, signal.SIGINT)
+        said, errors = started.communicate(timeout=120)
+        assert (started.returncode, errors) == (130, "")
+        assert said.count("stopped") == 1
+        assert children
+        wait_for_end(children)
+
+    def test_sigterm_while_two_processes_test(self, world: World, tmp_path: Path) -> None:
+        """Only the first process gets the signal. The other one waits for it in a collective, and ends with it."""
+        program = tmp_path / "slow.py"
+        program.write_text(SLOW)
+        shared = ("opt_lora", "sst2", "--load", world.opt, "--pretrained", "--dataset-saved-path", world.sst2)
+        arguments = ("test", *shared, "--project-dir", tmp_path, "--project", "run", *TWO)
+        started = start(*arguments, program=(program,))
+        wait_for(program.with_suffix(".0").is_file, started)
+        wait_for(program.with_suffix(".1").is_file, started)
+        children = children_of(started)
+        started.terminate()
+        _, errors = started.communicate(timeout=120)
+        assert (started.returncode, errors) == (143, "")
+        wait_for_end(children)
+
+    def test_a_closed_pipe_ends_both(self, world: World, tmp_path: Path) -> None:
+        started = start(*world.training("--project-dir", tmp_path, "--project", "run", "--max-epochs", 500, *TWO))
+        assert started.stdout.readline()
+        started.stdout.close()
+        errors = started.stderr.read()
+        assert (started.wait(timeout=120), errors) == (141, "")
+
+    def test_a_pipe_that_is_closed_before_a_tool_flushes_its_output(self) -> None:
+        read, write = os.pipe()
+        os.close(read)
+        listing = [sys.executable, "tools/benchmark.py"]
+        finished = subprocess.run(listing, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+        os.close(write)
+        assert (finished.returncode, finished.stderr) == (141, "")
+
+
+def start(*arguments: object, program: Sequence[object] = ("-m", "main")) -> subprocess.Popen[str]:
+    """The program as the first process of its own group, in which Ctrl-C works even if it does not here."""
+    return subprocess.Popen(
+        [sys.executable, *program, *command(*arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(child) for children in threads for child in children.read_text().split()]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+def wait_for_end(processes: list[int], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < until, "a process is left"
+        time.sleep(0.05)
