@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from actions.console import note, say
 from actions.endings import end_launched, terminate
 from heterolora.errors import UserError
+from heterolora.files import DISK_FAILURES, cannot_write
 from model.task.fine_tuning import FineTuning
 
 
@@ -132,7 +133,7 @@ class StopOnNaN(pl.Callback):
 
 
 class EndTogether(pl.Callback):
-    """Ends the processes that the first one started when it ends, and ends them on SIGTERM outside training."""
+    """When a process ends early, so do the processes that it started. A full disk is a UserError."""
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit" and threading.current_thread() is threading.main_thread():
@@ -143,6 +144,8 @@ class EndTogether(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         end_launched(trainer.strategy.launcher)
+        if isinstance(exception, OSError) and exception.errno in DISK_FAILURES:  # loggers do not name their file
+            raise cannot_write(exception.filename or trainer.default_root_dir, exception) from exception
 
 
 class Progress(RichProgressBar):

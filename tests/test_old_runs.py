@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from heterolora.errors import UserError
 from tests.world import ROOT, metrics_of, run, weights
 from tools import export, plot_realloc, report
 
@@ -102,6 +103,16 @@ class TestTools:
         plot_realloc.main()
         for name in ("reallocation_frequency.png", "reallocation_timeline.png"):
             assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+    def test_pictures_of_other_runs_do_not_replace_those_of_a_run(self, tmp_path: Path, monkeypatch) -> None:
+        run, other = RUNS / "train-dyrealloc", tmp_path / "other"
+        shutil.copytree(run, other)
+        before = (other / "reallocation_timeline.png").read_bytes()
+        for runs in ([run], [run, other]):
+            monkeypatch.setattr(sys, "argv", ["plot_realloc", *map(str, runs), "--output", str(other)])
+            with pytest.raises(UserError, match="has pictures of its own"):
+                plot_realloc.main()
+        assert (other / "reallocation_timeline.png").read_bytes() == before
 
     @of_each_run
     def test_export(self, copy, tmp_path: Path, action: str) -> None:

@@ -238,6 +238,33 @@ def test_scores_of_another_model(files, tmp_path: Path) -> None:
         tool.main([*arguments, "--load", str(tmp_path / "nothing")])
 
 
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_the_output_is_the_input(files, tmp_path: Path, link: str | None) -> None:
+    arguments = files(_scores("opt", shortcuts=False))
+    source, output = Path(arguments[0]), Path(arguments[2])
+    before = source.read_bytes()
+    if link is None:
+        arguments[2] = arguments[0]
+    else:
+        getattr(output, link)(source)
+    with pytest.raises(UserError, match="is a file that this tool reads"):
+        tool.main([*arguments, "--turn-on-percentile", "0.5"])
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["toml", "peft"])
+def test_an_existing_output(files, tmp_path: Path, form: str) -> None:
+    """The tool replaces its own files only."""
+    arguments = [*files(_scores("opt", shortcuts=False)), "--turn-on-percentile", "0.5", "--format", form]
+    output = Path(arguments[2])
+    output.write_text('# The result of the run; elements that were off are disabled.\ngranularity = "layer"\n')
+    with pytest.raises(UserError, match="this tool did not write it"):
+        tool.main(arguments)
+    output.unlink()
+    tool.main(arguments)
+    tool.main(arguments)
+
+
 def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "realloc_lora_rank.py"), *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -543,6 +543,18 @@ class TestMistakes:
         with pytest.raises(UserError, match="cannot write"):
             main([str(folder), "--output", str(tmp_path / "file" / "report.html")])
 
+    @pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+    def test_the_page_is_a_file_of_a_run(self, tmp_path: Path, link: str | None) -> None:
+        folder = trained_run(tmp_path / "run", logger="none")
+        output = metrics = folder / "metrics.json"
+        before = metrics.read_bytes()
+        if link is not None:
+            output = tmp_path / "page.html"
+            getattr(output, link)(metrics)
+        with pytest.raises(UserError, match="is a file that this tool reads"):
+            main([str(folder), "--output", str(output)])
+        assert metrics.read_bytes() == output.read_bytes() == before
+
     def test_a_page_that_is_there_is_replaced_whole(self, tmp_path: Path) -> None:
         (tmp_path / "report.html").write_text("what stood here")
         report(tmp_path, trained_run(tmp_path / "run", logger="none"))

@@ -22,23 +22,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message, f"see python tools/{self.prog} --help")
 
 
-def check_output(output: Path, inputs: Iterable[Path], ours: Callable[[str], bool]) -> None:
-    """Raises UserError if the output is an input, also by another name, or an existing file of another program.
-
-    `ours` gets the text of an existing file and returns whether this tool wrote it.
-    """
-    if not output.exists():
-        return
+def check_output(output: Path, inputs: Iterable[Path]) -> None:
+    """Raises UserError if the output is one of the inputs, also by another name."""
     for given in inputs:
-        if given.exists() and output.samefile(given):
-            raise UserError(f"{output} is an input of this tool, {given}", "give the output another name")
-    if output.is_file():
-        try:
-            known = ours(output.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = False
-        if not known:
-            raise UserError(f"{output} exists, and another program wrote it", "give the output another name")
+        if output.exists() and given.exists() and output.samefile(given):
+            raise UserError(f"--output {output} is a file that this tool reads, {given}", "give another name")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

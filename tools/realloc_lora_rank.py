@@ -22,7 +22,6 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from tools.cli import Parser, check_output, run
@@ -62,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     outputs = _outputs(args, scores, on, mode)
     for path, text in outputs.items():
-        check_output(path, [args.scores], partial(_is_ours, text))
+        check_output(path, [args.scores])
+        if path.is_file() and not _is_ours(path, text):
+            raise UserError(f"{path} exists, and this tool did not write it", "give another name")
     say(f"{scores.importance_test_name} of {scores.model}: policy {args.policy}, mode {mode}, seed {seed}")
     for table in (budget_table(assignment), result_table(elements, on), rank_table(elements, on)):
         say(table)
@@ -146,12 +147,15 @@ def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mo
     return outputs
 
 
-def _is_ours(text: str, found: str) -> bool:
-    """Whether this tool wrote the text that was found where it is about to write `text`."""
-    if _MARK in text.partition("\n")[0]:
-        return _MARK in found.partition("\n")[0]
-    values = json.loads(found)
-    return isinstance(values, dict) and values.keys() == json.loads(text).keys()
+def _is_ours(path: Path, text: str) -> bool:
+    """Whether this tool wrote the file at `path`, which `text` will replace."""
+    try:
+        found = path.read_text(encoding="utf-8")
+        if _MARK in text.partition("\n")[0]:
+            return _MARK in found.partition("\n")[0]
+        return list(json.loads(found)) == list(json.loads(text))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def check_model(scores: Scores, source: str) -> None:

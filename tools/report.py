@@ -19,8 +19,6 @@ from heterolora.files import write_text
 from tools.reporting.page import render
 from tools.reporting.run import read_runs
 
-TITLE = "<title>HeteroLoRA report: "  # near the start of every page
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the runs and write the page. Raises UserError if a folder is no run or a file is wrong."""
@@ -29,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = Path("report.html")
     parser.add_argument("--output", type=Path, default=page, metavar="FILE", help="the page (default: report.html)")
     args = parser.parse_args(arguments)
-    check_output(args.output, args.runs, lambda text: TITLE in text[:2000])
+    read = (file for folder in args.runs for file in folder.rglob("*") if file.suffix != ".html")
+    check_output(args.output, read)
     runs = read_runs(args.runs)
     for found in runs:
         if found.missing_figures:
