@@ -17,7 +17,7 @@ from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import RichProgressBar
 
 from actions.console import note, say
-from actions.endings import end_launched, terminate
+from actions.endings import end_with_this_process, terminate
 from heterolora.errors import UserError
 from heterolora.files import DISK_FAILURES, cannot_write
 from model.task.fine_tuning import FineTuning
@@ -143,7 +143,7 @@ class EndTogether(pl.Callback):
     on_test_start = on_validation_start
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        end_launched(trainer.strategy.launcher)
+        end_with_this_process(trainer.strategy.launcher)
         if isinstance(exception, OSError) and exception.errno in DISK_FAILURES:  # loggers do not name their file
             raise cannot_write(exception.filename or trainer.default_root_dir, exception) from exception
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from heterolora.files import DISK_FAILURES, cannot_write
 
 FAILED, USER_ERROR = 1, 2
 INTERRUPTED, CLOSED_PIPE, TERMINATED = 128 + 2, 128 + 13, 128 + 15  # as a shell reports SIGINT, SIGPIPE and SIGTERM
+
+_launched: list[subprocess.Popen[bytes]] = []  # to kill
 
 
 def ended(command: Callable[[], None]) -> int:
@@ -35,6 +38,8 @@ def ended(command: Callable[[], None]) -> int:
                 if code is None:
                     raise
         finally:
+            while _launched:
+                _launched.pop().kill()
             closed = _discard_closed_streams()
         return CLOSED_PIPE if closed and not code else code
 
@@ -55,10 +60,12 @@ def terminate(*_: Any) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
-def end_launched(launcher: Any) -> None:
-    """End the processes that a launcher of Lightning started. Otherwise they would wait for this process."""
-    for process in getattr(launcher, "procs", ()):
-        process.terminate()
+def end_with_this_process(launcher: Any) -> None:
+    """Kill the processes that a launcher of Lightning started when this one ends early. They would wait for it.
+
+    They write no files. If they ended before, Lightning would kill this process while it cleans up.
+    """
+    _launched.extend(getattr(launcher, "procs", ()))
 
 
 def _code(reason: BaseException) -> int | None:

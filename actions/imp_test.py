@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from actions.console import is_first_process, note, say
-from actions.endings import end_launched
+from actions.endings import end_with_this_process
 from actions.experiment import Experiment, build
 from actions.loggers import build_loggers, log_pictures
 from actions.options import Options
@@ -51,7 +51,7 @@ def run(request: Request) -> None:
                 say(f"scored {len(found.scored)} elements in {seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
                 say(_next(experiment.options, found.has_shortcuts, folder))
         except BaseException:
-            end_launched(fabric.strategy.launcher)
+            end_with_this_process(fabric.strategy.launcher)
             raise
 
 

@@ -32,6 +32,23 @@ def stop(*_):
 FineTuning.on_test_batch_start = stop
 sys.exit(main(sys.argv[1:]))
 """
+#: The program on a disk that is full after the first checkpoint.
+FULL = """
+import errno, os, sys
+import torch
+from main import main
+save = torch.save
+
+def save_and_fill(*contents):
+    save(*contents)
+    torch.save = fail
+
+def fail(*contents):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+torch.save = save_and_fill
+sys.exit(main(sys.argv[1:]))
+"""
 TWO = ("--num-devices", 2)
 
 
@@ -150,10 +167,22 @@ class TestProcesses:
 
     def test_a_closed_pipe_ends_both(self, world: World, tmp_path: Path) -> None:
         started = start(*world.training("--project-dir", tmp_path, "--project", "run", "--max-epochs", 500, *TWO))
-        assert started.stdout.readline()
+        while "epoch 1," not in started.stdout.readline():
+            assert started.poll() is None, started.stderr.read()
         started.stdout.close()
         errors = started.stderr.read()
         assert (started.wait(timeout=120), errors) == (141, "")
+
+    def test_a_full_disk_ends_both_in_one_line(self, world: World, tmp_path: Path) -> None:
+        """Only the first process writes."""
+        program = tmp_path / "full.py"
+        program.write_text(FULL)
+        arguments = world.training("--project-dir", tmp_path, "--project", "run", "--max-epochs", 2, *TWO)
+        _, errors = start(*arguments, program=(program,)).communicate(timeout=300)
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        assert errors.startswith(f"error: cannot write '{last}' (No space left on device); ")
+        assert errors.count("\n") == 1
+        assert list(last.parent.iterdir()) == [last]
 
     def test_a_pipe_that_is_closed_before_a_tool_flushes_its_output(self) -> None:
         read, write = os.pipe()
