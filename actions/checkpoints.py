@@ -17,9 +17,9 @@ from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.console import say
-from actions.endings import explanation
 from actions.options import RunOptions
 from actions.run_folder import CHECKPOINTS, Run
+from heterolora.errors import UserError
 from heterolora.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.task.fine_tuning import FineTuning
@@ -142,7 +142,7 @@ class RunCheckpoints(CheckpointCallback):
         self._signalled = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
-        if explanation(exception) is None and self.last.is_file():
+        if not isinstance(exception, UserError | OSError) and self.last.is_file():
             action = pl_module.record.action
             say(f"stopped; to continue: python -m main {action} --resume-training --load {self.last}")
         job = os.environ.get("SLURM_JOB_ID")

@@ -33,6 +33,7 @@ def ended(command: Callable[[], None]) -> int:
         try:
             try:
                 command()
+                sys.stdout.flush()
             except BaseException as reason:
                 code = _code(reason)
                 if code is None:
@@ -83,7 +84,7 @@ def _code(reason: BaseException) -> int | None:
     if line is None:
         return None
     if is_first_process() or is_lost:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             print(f"error: {line}", file=sys.stderr)
     return FAILED if is_lost else USER_ERROR
 
@@ -116,32 +117,33 @@ def _handlers() -> Iterator[None]:
         return
     numbers = (signal.SIGINT, signal.SIGTERM)  # Lightning ignores SIGINT once it has received it
     earlier = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not None}
+    of_thread = threading.excepthook
+
+    def unless_explained(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is None or explanation(failed.exc_value) is None:
+            of_thread(failed)
+
     signal.signal(signal.SIGTERM, terminate)
-    threading.excepthook = _of_thread
+    threading.excepthook = unless_explained
     try:
         yield
     finally:
-        threading.excepthook = threading.__excepthook__
+        threading.excepthook = of_thread
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
 
-def _of_thread(failed: threading.ExceptHookArgs) -> None:
-    if failed.exc_value is None or explanation(failed.exc_value) is None:
-        threading.__excepthook__(failed)
-
-
 def _discard_closed_streams() -> bool:
-    """Flush the output. A stream whose reader is gone writes nowhere from then on, because Python flushes it again.
+    """Flush the output. A stream that fails writes nowhere from then on, because Python flushes it again.
 
-    Returns whether there was one.
+    Returns whether the reader of one is gone.
     """
     closed = False
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:
+        except OSError as failure:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            closed = True
+            closed = closed or isinstance(failure, BrokenPipeError)
     return closed
