@@ -33,7 +33,7 @@ def ended(command: Callable[[], None]) -> int:
         try:
             try:
                 command()
-                sys.stdout.flush()
+                print(end="", flush=True)
             except BaseException as reason:
                 code = _code(reason)
                 if code is None:
