@@ -152,7 +152,6 @@ class TestDurable:
         assert len(list(tmp_path.iterdir())) == 2
 
     @pytest.mark.parametrize("writer", ["text", "torch", "safetensors"])
-    @pytest.mark.parametrize("writer", ["text", "torch", "safetensors"])
     def test_a_limit_on_the_size_of_files_is_one_line(self, tmp_path: Path, small_files: int, writer: str) -> None:
         (tmp_path / "old").write_text("old")
         with pytest.raises(UserError, match=r"cannot write '.*old' \(File too large\); raise the limit"):
