@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from actions.options import ACTIONS, Options, changed, declared, flag_of
 from heterolora.errors import UserError, nearest
-from heterolora.files import read_toml
+from heterolora.outside import read_toml
 
 EXAMPLES = """\
 examples:
@@ -132,7 +132,7 @@ def _file_values(path: Path) -> dict[str, Any]:
     known = declared()
     old = {old_key: name for name, info in known.items() for old_key in info.old_keys}
     values: dict[str, Any] = {}
-    document = read_toml(path, "give --config a TOML file of lines such as learning_rate = 1e-4")
+    document = read_toml(path, "the options file", "give --config a TOML file of lines such as learning_rate = 1e-4")
     document.pop("action", None)  # written for the reader: another action may run with the same options
     for key, value in document.items():
         name = old.get(key, key.replace("-", "_"))

@@ -234,7 +234,7 @@ def test_scores_of_another_model(files, tmp_path: Path) -> None:
     for other in ("narrow", "roberta"):
         with pytest.raises(UserError, match=r"has no model\.decoder\.layers\.0\.self_attn\.q_proj that is 32 to 32"):
             tool.main([*arguments, "--load", str(tmp_path / other)])
-    with pytest.raises(UserError, match="is no model"):
+    with pytest.raises(UserError, match="cannot read the configuration of the model"):
         tool.main([*arguments, "--load", str(tmp_path / "nothing")])
 
 
@@ -252,7 +252,7 @@ def test_as_a_script(files, tmp_path: Path) -> None:
 
     wrong = _run("nothing.toml", "--total-rank", "8", "--output", "lora.toml", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: cannot read 'nothing.toml'")
+    assert wrong.stderr.startswith("error: cannot read the scores file 'nothing.toml'")
     assert wrong.stderr.count("\n") == 1
 
     taught = _run("--help", cwd=ROOT)

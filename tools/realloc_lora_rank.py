@@ -30,7 +30,7 @@ from rich.table import Table
 
 from actions.console import note, say
 from heterolora import scores as scores_file
-from heterolora.allocation import MODES, Mode, default_mode, tie_generator
+from heterolora.allocation import MODES, Mode, default_mode, of_kind, tie_generator
 from heterolora.config import ElementConfig
 from heterolora.element import Element, Kind
 from heterolora.errors import UserError
@@ -134,7 +134,8 @@ def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mo
             raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
         for text in peft_notes(lora):
             note(text)
-        values = peft_config(lora, task_type(scores.task), scores.load or None)
+        scored = [item.element.module for item in of_kind(scores.scored, "lora")]
+        values = peft_config(lora, task_type(scores.task), scores.load or None, modules=scored)
         outputs[args.output] = json.dumps(values, indent=2) + "\n"
     if args.shortcut_output:
         outputs[args.shortcut_output] = comment + ElementConfig.of(on, "shortcut", scores.renormalize).to_toml()
@@ -143,16 +144,10 @@ def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mo
 
 def check_model(scores: Scores, source: str) -> None:
     """Raises UserError unless the model `source` has every scored module with its widths. Reads no weights."""
-    from transformers import AutoConfig
-
+    from model.base_config import read_config
     from model.skeleton import skeleton
 
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError):
-        expected = "expected a hub name or a folder with a config.json"
-        raise UserError(f"--load '{source}' is no model", expected) from None
-    modules = dict(skeleton(config, scores.task).named_modules())
+    modules = dict(skeleton(read_config(source), scores.task).named_modules())
     for element in (item.element for item in scores.scored):
         module = modules.get(element.module)
         found = (getattr(module, "in_features", None), getattr(module, "out_features", None))
