@@ -20,7 +20,7 @@ LARGEST_DOCUMENT = 64 * 2**20  # bytes of a text document, such as a configurati
 
 # A number of 5,000 digits or a key of 32 parts, such as `a.b.c`. `tomllib` needs gigabytes for larger ones.
 _COSTLY = re.compile(
-    r"""(?<![0-9a-f_])[0-9a-f_]{5000}|(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""",
+    r"""(?<![0-9a-f_])[0-9a-f_]{5000}|(?:^|[\[{,])[ \t]*+(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""",
     re.ASCII | re.IGNORECASE,
 )
 

@@ -22,7 +22,7 @@ _EXTENSION = re.compile(
 def valid(pattern: Any) -> bool:
     """Whether it is a regular expression that `match` accepts."""
     try:
-        return _compiled(pattern) is not None
+        return isinstance(pattern, str) and _compiled(pattern) is not None
     except UserError:
         return False
 
@@ -40,11 +40,11 @@ def match(pattern: str, text: str, whole: bool = False) -> Any:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _compiled(pattern: Any) -> Any:
+def _compiled(pattern: str) -> Any:
     import regex
 
     expected = "expected a regular expression, as Python's re module reads it"
-    if not isinstance(pattern, str) or len(pattern) > LONGEST or _EXTENSION.search(pattern):
+    if len(pattern) > LONGEST or _EXTENSION.search(pattern):
         raise UserError(f"{shown(pattern)} is no regular expression for names of modules", expected)
     try:
         re.compile(pattern)
