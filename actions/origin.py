@@ -81,6 +81,8 @@ def _checkpoint(command: Command) -> Origin:
         raise UserError("--load-type pl has no checkpoint", "give --load RUN/checkpoints/best.ckpt")
     checkpoint = read_checkpoint(Path(options.load))
     record = checkpoint.record
+    if families.parse_model_name(record.options["model"]) is not None and "lora" not in record.configs:
+        raise UserError(f"{options.load} has no LoRA configuration", "give a checkpoint that is not damaged")
     if options.resume_training and record.action != command.action:
         raise UserError(
             f"{options.load} is a checkpoint of {record.action}, which {command.action} can't continue",

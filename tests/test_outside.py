@@ -317,6 +317,24 @@ class TestCheckpoints:
         torch.save({**torch.load(path, weights_only=True), **change}, path)
         refused(lambda: read_checkpoint(path))
 
+    @pytest.mark.parametrize(
+        ("change", "found"),
+        [
+            (lambda contents: contents["heterolora"].update(lora=None), "no LoRA configuration"),
+            (lambda contents: contents["loops"]["fit_loop"].update(epoch_progress=3), "cannot be resumed"),
+            (lambda contents: contents.update(optimizer_states=[3]), "cannot be resumed"),
+        ],
+    )
+    def test_what_a_resumed_run_needs(self, capfd, world: World, change: Callable, found: str) -> None:
+        project = f"needed-{time.monotonic_ns()}"
+        assert main(command(*world.training("--max-steps", 1, "--project", project))) == 0
+        path = world.checkpoint(project)
+        contents = torch.load(path, weights_only=True)
+        change(contents)
+        torch.save(contents, path)
+        arguments = ("train", "--resume-training", "--load", path, "--max-steps", 2)
+        assert found in complaint(capfd, *command(*arguments))
+
     def test_a_history_of_another_kind(self) -> None:
         mine = history.History(())
         for state in ({}, {"places": [], "when": 3}, {"places": [], "when": [(0, 0)], "scores": 1, "on": 1}):

@@ -110,8 +110,8 @@ def _baseline(classifier: LogisticRegression, features: Callable[[list[dict]], S
 @torch.no_grad()
 def _hidden(rows: list[dict]) -> np.ndarray:
     """The last token's final hidden state of every row (rows, hidden): the input of a classification head."""
-    tokenizer = AutoTokenizer.from_pretrained(TOY_BASE, padding_side="left")
-    network = AutoModel.from_pretrained(TOY_BASE).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TOY_BASE, padding_side="left", trust_remote_code=False)
+    network = AutoModel.from_pretrained(TOY_BASE, trust_remote_code=False).eval()
     states = []
     for first in range(0, len(rows), 200):
         some = rows[first : first + 200]

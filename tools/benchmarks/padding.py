@@ -76,7 +76,8 @@ def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> li
     options = DataOptions(args.rows, args.tokens, group_by_length=grouped, dataset_saved_path=saved)
     data = TextDataModule(spec, options)
     texts = (row[column] for row in data.splits.train for column in spec.columns)
-    data.attach(AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts))
+    given = args.tokenizer and AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
+    data.attach(given or make_tokenizer(texts))
     names = ("input_ids", "attention_mask", "labels")
     return [{name: batch[name].to(args.device) for name in names} for batch in data.train_dataloader()]
 
