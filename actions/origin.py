@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import model.family as families
-from actions.options import Options, flag_of, flat
+from actions.options import Options, flat
 from actions.parse import Command
+from dataset.option import flag_of
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.errors import UserError
@@ -93,8 +94,8 @@ def _checkpoint(command: Command) -> Origin:
             f"{options.load} is a checkpoint of --model {record.options['model']}, not {options.model}",
             "leave --model out, or give the checkpoint's",
         )
-    if options.resume_training:  # the state of the optimizer comes from the checkpoint
-        for name in ("optimizer", "learning_rate", "loraplus_ratio", "weight_decay"):
+    if options.resume_training:  # the states of optimizer and score source come from the checkpoint
+        for name in ("optimizer", "learning_rate", "loraplus_ratio", "weight_decay", "imp_source"):
             now = flat(options)[name]
             was = record.options.get(name, now)
             if name in command.given and now != was:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import model.family as families
+from actions.idle import idle_notes
 from actions.options import Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
 from actions.parse import Command
@@ -76,11 +77,13 @@ def resolve(command: Command) -> Request:
     own = origin.configs(options.model)
     spec = registry.get(options.dataset)
     _check_options(options, spec, adapted, given)
+    options = replace(options, task=spec.task, dataset=spec.name)
+    notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded))
     if origin.checkpoint is not None or adapted is None:
         configs = own
     else:
         options, configs = _with_defaults(options, adapted, {**own, **given})
-    base, notes = origin.base, command.notes
+    base = origin.base
     if base is None:
         options, base, more = with_base(options, adapted)
         notes = (*notes, *more)
@@ -88,7 +91,7 @@ def resolve(command: Command) -> Request:
         _check_quantizable(command.action, options, base)
     return Request(
         action=command.action,
-        options=replace(options, task=spec.task, dataset=spec.name),
+        options=options,
         spec=spec,
         adapted=adapted,
         configs=configs,
@@ -108,7 +111,8 @@ def continue_if_requeued(command: Command) -> Command:
     if not last.is_file():
         return command
     options = replace(command.options, resume_training=True, load=str(last), load_type="pl")
-    return replace(command, options=options, notes=(*command.notes, f"requeued: continuing from {last}"))
+    notes = (*command.notes, f"requeued: continuing from {last}")
+    return replace(command, options=options, notes=notes, on_command_line=frozenset())
 
 
 def _filled_in(command: Command, origin: Origin) -> Options:
@@ -144,6 +148,11 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
         adapted.family.check_task(spec.task)
     if options.loop.max_epochs == -1 and options.optimization.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
+    if (update := options.optimization).lr_scheduler == "cosine_annealing" and update.eta_min > update.learning_rate:
+        raise UserError(
+            f"--eta-min {update.eta_min:g} is above --learning-rate {update.learning_rate:g}",
+            f"give at most {update.learning_rate:g}, the rate that cosine_annealing starts from",
+        )
     if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
     if adapted is None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from actions.console import is_first_process, say
 from actions.experiment import Experiment
+from actions.limits import measures_validation
 from actions.options import as_plain
 from actions.resources import Resources
 from actions.run_folder import METRICS, PARAMETERS, write_json
@@ -69,7 +70,7 @@ def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoin
     loggers, trainer.loggers = trainer.loggers, []
     task.keeps_rows, task.rows = experiment.options.run.row_results, []
     metrics: Metrics = {}
-    if set(task.validation_names) - set(task.test_names):
+    if measures_validation(experiment.data):
         metrics |= validate(experiment, trainer)
     trainer.test(task, datamodule=experiment.data, verbose=False)
     metrics |= _by_split(trainer, task.test_names)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.cli import Parser, run
+from tools.cli import Parser, run, whole
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from actions.console import say
 from actions.origin import TOY_BASE
 from actions.run_folder import METRICS
 from dataset import registry
+from dataset.option import seed_range
 from dataset.source import DATA_SEED
 from heterolora.files import write_toml
 from tools import realloc_lora_rank
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--project-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (default: runs)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of everything but the data (default: 0)")
+    add("--seed", type=whole(seed_range), default=0, metavar="N", help="seed of everything but the data (default: 0)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)  # more threads do not make so small a model faster
     runs = Runs(args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S"), args.seed)

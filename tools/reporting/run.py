@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from actions.export import LORA, SHORTCUT
 from actions.imp_test import SCORES
-from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults, flag_of
+from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
 from actions.results import read_metrics
 from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, PARAMETERS
+from dataset.option import flag_of
 from heterolora import history as history_file
 from heterolora import scores as scores_file
 from heterolora.checks import TEXT, Field, check_keys, check_known, whole_number
