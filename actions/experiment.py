@@ -56,7 +56,8 @@ def build(request: Request) -> Experiment:
     data.attach(tokenizer, positions)
     check_batches(request.action, options, data)
     check_generation(options, data.limits, positions)
-    if request.action == TEST and options.loop.limit_val_batches != 1.0 and not measures_validation(data):
+    limited = str(options.loop.limit_val_batches) != "1.0"  # 1 is one batch
+    if request.action == TEST and limited and not measures_validation(data):
         notes.append("--limit-val-batches has no effect on test of this data set: it measures no validation split")
     for text in dict.fromkeys((*notes, *data.splits.notes)):
         note(text)

@@ -25,7 +25,7 @@ def idle_notes(
     """
     run = {**flat(options), "action": command.action, "adapted": adapted is not None}
     for name, info in declared().items():
-        in_file = name in command.given and run[name] not in (info.default, recorded.get(name))
+        in_file = name in command.given and str(run[name]) not in (str(info.default), str(recorded.get(name)))
         if not info.used_by(command.action):
             why = f"on {command.action}" if name in command.on_command_line else None
         elif name in command.on_command_line or in_file:
