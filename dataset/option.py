@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -113,10 +114,19 @@ def _storable(value: Any) -> Any:
         return "a whole number below 2^63"
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
-    # Bytes that are not text in the terminal's encoding become surrogates (Cs).
-    if isinstance(value, str | Path) and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(value)):
+    if isinstance(value, str | Path) and not _is_text(str(value)):
         return "text without control characters, and outside ASCII only in a UTF-8 locale such as LC_ALL=C.UTF-8"
     return None
+
+
+def _is_text(text: str) -> bool:
+    """Whether the text can be a file name on this machine and be written as UTF-8, without control characters."""
+    try:
+        os.fsencode(text)
+        text.encode()  # bytes that are not text in the locale's encoding became surrogates, which UTF-8 refuses
+    except UnicodeEncodeError:
+        return False
+    return not any(unicodedata.category(letter) == "Cc" for letter in text)
 
 
 def _shown(value: Any) -> Any:

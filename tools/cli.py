@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from actions.console import stop_with
+from actions.console import print_any_text, stop_with
 from dataset.option import Check, OptionInfo
 from heterolora.errors import UserError
 
@@ -50,6 +50,7 @@ def _reader(kind: type, check: Check) -> Callable[[str], Any]:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a tool's `main` and exits with its code."""
+    print_any_text()
     try:
         main()
     except UserError as mistake:
