@@ -43,7 +43,7 @@ CHANGED = {  # option -> another value, for the command line
     "limit_test_batches": "1", "val_check_interval": "2", "accumulate_grad_batches": "2", "gradient_clip_val": "1",
     "log_every_n_steps": "1", "accelerator": "auto", "num_devices": "2", "num_nodes": "2", "strategy": "ddp",
     "precision": "bf16-mixed", "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
-    "checkpoint_every_n_steps": "1", "patience": "1", "auto_requeue": "true",
+    "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
 }  # fmt: skip
 FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config")  # their values are paths
 
