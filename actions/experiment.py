@@ -71,7 +71,8 @@ def build(request: Request) -> Experiment:
     has_head = put_weights(request, record, base.network, space)
     more = {}
     if spec.task == "summarization":
-        more = {"tokenizer": tokenizer, "max_new_tokens": options.max_new_tokens or data.limits.max_target_len}
+        length = options.max_new_tokens or data.limits.max_target_len
+        more = {"tokenizer": tokenizer, "max_new_tokens": length, "num_beams": options.num_beams}
     task = _TASKS[spec.task](
         network=base.network,
         space=space,

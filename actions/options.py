@@ -154,6 +154,8 @@ class Options:
         actions=_TRAINING)
     max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",
         at_least(1), from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
+    num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),
+        from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
     seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers)
     resume_training: bool = option(False,
         "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=_TRAINING)
