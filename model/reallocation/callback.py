@@ -35,7 +35,7 @@ class ScoreSource:
     def batch_starts(self, trainer: pl.Trainer, batch: int, until_due: int) -> None:
         """Runs before batch `batch` of the epoch. The next reallocation is `until_due` batches later."""
 
-    def window_ends(self, trainer: pl.Trainer) -> None:
+    def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
         """Runs when the gradients of an accumulation window are complete: of the global batch, before clipping."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Reallocate(pl.Callback):
         self.source.batch_starts(trainer, batch_idx, until_due)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
-        self.source.window_ends(trainer)
+        self.source.window_ends(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()
