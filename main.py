@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from actions.console import is_lost_process, print_any_text, set_log_level, stop_with
 from actions.parse import parse
-from heterolora.errors import UserError
+from heterolora.errors import DivergenceError, UserError
 
 FAILED, USER_ERROR = 1, 2
 TERMINATED = 128 + 15  # the exit code that a shell reports after SIGTERM
@@ -29,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action = importlib.import_module(f"actions.{command.action.replace('-', '_')}")
         set_log_level(command.options.run.log_level)  # after the libraries are imported: they set levels
         action.run(request)
-    except UserError as mistake:
+    except (UserError, DivergenceError) as reason:
         if debugging:
             traceback.print_exc()
-        return stop_with(mistake, USER_ERROR)
+        return stop_with(reason, USER_ERROR if isinstance(reason, UserError) else FAILED)
     except RuntimeError as failure:
         if debugging or not is_lost_process(failure):
             raise

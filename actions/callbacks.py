@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from pytorch_lightning.callbacks import RichProgressBar
 
 from actions.console import say
-from heterolora.errors import UserError
 from model.task.fine_tuning import FineTuning
 
 
@@ -57,19 +55,6 @@ class StopAfter(pl.Callback):
             trainer.should_stop = True
 
     on_train_batch_end = on_train_start
-
-
-class StopOnNaN(pl.Callback):
-    """Ends a run whose loss is NaN or infinite, before its weights are saved."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
-        loss = float(pl_module.global_loss)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss became {loss} at step {trainer.global_step} (epoch {trainer.current_epoch})",
-                "try a lower --learning-rate, --gradient-clip-val 1.0 or another --precision; "
-                "the run's checkpoints are older and can be used",
-            )
 
 
 class Progress(RichProgressBar):

@@ -10,7 +10,7 @@ import warnings
 
 from rich.console import Console
 
-from heterolora.errors import UserError
+from heterolora.errors import DivergenceError, UserError
 
 # Set by Lightning's launcher, torchrun and SLURM, before any process group exists.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
@@ -37,10 +37,10 @@ def note(text: str) -> None:
     say(f"note: {text}")
 
 
-def stop_with(mistake: UserError, code: int) -> int:
-    """Print the mistake as one line on stderr, from the first process. Returns `code`."""
+def stop_with(reason: UserError | DivergenceError, code: int) -> int:
+    """Print the reason as one line on stderr, from the first process. Returns `code`."""
     if is_first_process():
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
     return code
 
 

@@ -13,9 +13,10 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.strategies import DDPStrategy
 
-from actions.callbacks import CountOptimizerSteps, Progress, SayValidations, SeedEachBatch, StopAfter, StopOnNaN
+from actions.callbacks import CountOptimizerSteps, Progress, SayValidations, SeedEachBatch, StopAfter
 from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.experiment import Experiment
+from actions.health import StopOnNaN
 from actions.limits import CheckBatches
 from actions.loggers import build_loggers
 from actions.options import Options
@@ -78,7 +79,9 @@ def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequ
     if options.optimization.max_steps != -1:
         callbacks.append(StopAfter(options.optimization.max_steps))
     if options.run.patience is not None:
-        callbacks.append(EarlyStopping(checkpoints.monitor, mode=checkpoints.mode, patience=options.run.patience))
+        # A score that is not finite is no better result. It does not end the run, as it would by default.
+        patience = {"patience": options.run.patience, "check_finite": False}
+        callbacks.append(EarlyStopping(checkpoints.monitor, mode=checkpoints.mode, **patience))
     if options.run.logger != "none":
         callbacks.append(LearningRateMonitor("step"))
     return [*callbacks, checkpoints]

@@ -31,6 +31,22 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
+class NotFiniteError(UserError):
+    """A score or a metric is NaN or infinite."""
+
+
+class DivergenceError(Exception):
+    """Training whose numbers are no longer finite. `main` prints it as it prints a UserError, and exits with code 1.
+
+    Args:
+        found: what became NaN or infinite, and when.
+        expected: what may prevent it.
+    """
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(f"{found}; {expected}")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The advice for an unknown name: the nearest valid name if there is one, and all valid names."""
     names = sorted(valid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from heterolora.errors import UserError
+from heterolora.errors import NotFiniteError
 from heterolora.saliency import get
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Problem
@@ -30,7 +30,7 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
     for key, value in scores.items():
         if not math.isfinite(value):
             found = f"the {name} score of {key} is {value}"
-            raise UserError(found, "expected a finite score; check the loss and the precision")
+            raise NotFiniteError(found, "expected a finite score; check the loss and the precision")
     return scores
 
 
