@@ -33,6 +33,7 @@ GENERIC = {"flat", "changed", "as_plain"}  # functions of actions/options.py tha
 CHANGED = {  # option -> another value, for the command line
     "model": "opt_lora_ags", "dataset": "cola", "task": "summarization", "load_type": "pt", "pretrained": "false",
     "backbone_model": "some/base", "quantize": "nf4", "gradient_checkpointing": "true", "max_new_tokens": "3",
+    "num_beams": "2",
     "seed": "7", "resume_training": "true", "batch_size": "3", "max_token_len": "9", "max_target_len": "5",
     "group_by_length": "true", "num_workers": "1", "disable_dataset_cache": "true", "optimizer": "sgd",
     "learning_rate": "0.5", "loraplus_ratio": "4", "weight_decay": "0.5", "lr_scheduler": "linear",
