@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from actions.console import is_lost_process, set_log_level, stop_with
+from actions.console import is_lost_process, print_any_text, set_log_level, stop_with
 from actions.parse import parse
 from heterolora.errors import UserError
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A mistake of the user gives one line on stderr and code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debugging = "debug" in arguments
+    print_any_text()
     try:
         command = parse(arguments)
         debugging = command.options.run.log_level == "debug"

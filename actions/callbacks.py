@@ -57,11 +57,6 @@ class ValidateAfterWindows(pl.Callback):
         asked, window = trainer.val_check_interval, trainer.accumulate_grad_batches
         per_epoch = pl_module.train_batches()
         batches = max(1, int(per_epoch * asked)) if isinstance(asked, float) else asked
-        if batches > per_epoch:
-            raise UserError(
-                f"--val-check-interval {asked} is more than the {per_epoch} batches of an epoch",
-                "give at most this number, or a share such as 0.5",
-            )
         trainer.val_check_interval = min(math.ceil(batches / window) * window, per_epoch)
         if trainer.val_check_interval != batches:
             note(

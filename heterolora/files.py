@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and TOML in and out."""
+"""Files that are written completely or not at all, and TOML documents as text."""
 
 from __future__ import annotations
 
@@ -65,16 +65,6 @@ def write_text(path: str | Path, text: str) -> None:
             unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write '{path}' ({error.strerror})", "expected a file that can be made there") from None
-
-
-def read_toml(path: str | Path, expected: str) -> dict[str, Any]:
-    """Read a TOML file. Raises UserError, with the advice `expected`, if it cannot be read or is not valid TOML."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}' ({error.strerror})", expected) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML ({error})", expected) from None
 
 
 def to_toml(document: Mapping[str, Any]) -> str:

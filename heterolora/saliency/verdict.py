@@ -41,7 +41,7 @@ class Judge(ABC):
         if not math.isfinite(value):
             raise UserError(
                 f"{self.metric.name} is {value} over the scoring batches",
-                "use more --imp-limit-test-batches, or check the loss and --precision",
+                "use more scoring batches, or check the loss and the precision",
             )
         slack = self.metric.tolerance * abs(value)
         self.limit = value - slack if self.higher_is_better else value + slack

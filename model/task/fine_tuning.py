@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
-from model.task.optimization import Optimization, build_optimizer, build_scheduler
+from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run
 from model.task.rows import RowLosses, RowResult
 from model.trained import take, trained_names
 
@@ -126,10 +125,8 @@ class FineTuning(pl.LightningModule, ABC):
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.
         """
-        trainer = self.trainer
-        steps_per_epoch = math.ceil(self.train_batches() / trainer.accumulate_grad_batches)
-        by_epochs = math.inf if trainer.max_epochs == -1 else steps_per_epoch * trainer.max_epochs
-        return by_epochs if self.optimization.max_steps == -1 else min(by_epochs, self.optimization.max_steps)
+        trainer, batches = self.trainer, self.train_batches()
+        return steps_of_run(batches, trainer.accumulate_grad_batches, trainer.max_epochs, self.optimization.max_steps)
 
     # ---- evaluation
 
