@@ -90,7 +90,8 @@ class DeviceOptions:
     num_devices: int = option(1, "devices per node", at_least(1), aliases=("--gpu",), resume="global_batch")
     num_nodes: int = option(1, "nodes", at_least(1), aliases=("--nodes",), resume="global_batch")
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = option(
-        "auto", "how several devices train a plain model together", actions=_TRAINING, resume="free", idle=_one_strategy)
+        "auto", "how several devices train a plain model together", actions=_TRAINING, resume="free",
+        idle=_one_strategy)
     precision: Literal["64", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"] = option("32",
         "floating-point precision; a -true kind also loads the base in it; 16 and bf16 are the -mixed kinds",
         spellings={"16": "16-mixed", "bf16": "bf16-mixed", "32-true": "32", "64-true": "64"})  # as in Lightning
@@ -132,7 +133,8 @@ class RunOptions:
     patience: int | None = option(None, "stop after N validations without a better result; by default never",
         at_least(1), actions=_TRAINING, resume="free")
     auto_requeue: bool = option(False, "requeue the job when SLURM preempts it", old_keys=("is_to_auto_requeue",),
-        actions=_TRAINING, resume="free", idle=lambda run: None if "SLURM_JOB_ID" in os.environ else "outside a SLURM job")
+        actions=_TRAINING, resume="free",
+        idle=lambda run: None if "SLURM_JOB_ID" in os.environ else "outside a SLURM job")
 
 
 @dataclass(frozen=True)
