@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import RichProgressBar
 
-from actions.console import say
+from actions.console import note, say
 from model.task.fine_tuning import FineTuning
 
 
@@ -39,6 +41,56 @@ class CountOptimizerSteps(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+class ValidateAfterWindows(pl.Callback):
+    """Rounds the interval between validations up to whole accumulation windows.
+
+    A checkpoint is saved after a validation, and a run can't be resumed inside a window.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
+        if stage != "fit" or trainer.val_check_interval == 1.0:
+            return
+        asked, window = trainer.val_check_interval, trainer.accumulate_grad_batches
+        per_epoch = pl_module.train_batches()
+        batches = max(1, int(per_epoch * asked)) if isinstance(asked, float) else asked
+        trainer.val_check_interval = min(math.ceil(batches / window) * window, per_epoch)
+        if trainer.val_check_interval != batches:
+            note(
+                f"--val-check-interval {asked}: validating every {trainer.val_check_interval} batches, "
+                f"a multiple of --accumulate-grad-batches {window}"
+            )
+
+
+class LogLoss(pl.Callback):
+    """Logs the training loss.
+
+    Lightning would log it after the checkpoint of the same step, and a run that stops in between would lose it.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.should_stop:
+            figures = {"train/loss": float(pl_module.global_loss), "epoch": trainer.current_epoch}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step - 1)
+                logger.save()
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Ends training after `patience` validations without a better result; None: never.
+
+    A checkpoint always has the number of such validations, so that a resumed run may change the patience. A score that is
+    not finite is no better result. It does not end the run, as it would by default.
+    """
+
+    def __init__(self, monitor: str, mode: str, patience: int | None) -> None:
+        super().__init__(monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class StopAfter(pl.Callback):

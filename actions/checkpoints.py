@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from actions.console import say
 from actions.health import check_weights
 from actions.options import RunOptions
+from actions.run_folder import CHECKPOINTS, Run
 from heterolora.errors import DivergenceError, UserError
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.task.fine_tuning import FineTuning
@@ -51,18 +53,22 @@ class RunCheckpoints(CheckpointCallback):
     validation. Weights that are NaN or infinite end the run and are not saved.
 
     Args:
-        folder: the folder of the checkpoints; the processes get that of the first one.
+        run: the run; the processes get that of the first one.
         monitor: the logged metric that selects the best checkpoint.
         mode: `max` or `min`.
         options: `checkpoint_every_n_steps`, besides the end of each epoch, and `auto_requeue`.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str, options: RunOptions) -> None:
-        self.folder, self.monitor, self.mode = folder, monitor, mode
+    def __init__(self, run: Run, monitor: str, mode: str, options: RunOptions) -> None:
+        self.run, self.monitor, self.mode = run, monitor, mode
         self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, options.auto_requeue
         self.best_score: float | None = None
         self._due: set[str] = set()
         self._signalled = False
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / CHECKPOINTS
 
     @property
     def best(self) -> Path:
@@ -79,16 +85,20 @@ class RunCheckpoints(CheckpointCallback):
         score = state["best_score"]
         self.best_score = score if score is None or math.isfinite(score) else None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.folder = trainer.strategy.broadcast(self.folder)
+    def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
+        self.run = trainer.strategy.broadcast(self.run)
+        pl_module.record = replace(pl_module.record, run=self.run.id)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
+        if resumed is not None and not trainer.strategy.broadcast(self._has_best_before(resumed, trainer.global_step)):
+            self.best_score = None
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler stops without saving. Lightning restores the original handler after the run.
             signal.signal(signal.SIGTERM, self._on_signal)
             if self.requeue:
                 signal.signal(signal.SIGUSR1, self._on_signal)  # sent by `sbatch --signal=USR1@90`
-        if trainer.ckpt_path is None:
+        if resumed is None or resumed.parent != self.folder.resolve():
             self._due.add("last")  # so that a run can be resumed before its first step
             self._save_due(trainer)
 
@@ -109,10 +119,9 @@ class RunCheckpoints(CheckpointCallback):
         if math.isfinite(score) and self._is_better(score):
             self.best_score = score
             self._due.add("best")
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
-            self._save_due(trainer, only="best")  # the weights change before the window ends
-        elif not loop._num_ready_batches_reached():
+        if trainer.should_stop:
+            self._due.add("last")
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self._window_is_over(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -143,10 +152,22 @@ class RunCheckpoints(CheckpointCallback):
         if isinstance(exception, SIGTERMException) and self.requeue and job and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=True)
 
-    def _save_due(self, trainer: pl.Trainer, only: str | None = None) -> None:
+    def _has_best_before(self, resumed: Path, step: int) -> bool:
+        """Whether the folder has the best checkpoint up to the checkpoint `resumed`, which was saved at `step`.
+
+        It has not if the run continues in a new folder, or from an older checkpoint than its best one.
+        """
+        if not self.best.is_file():
+            return False
+        newer = self.best.stat().st_mtime_ns > resumed.stat().st_mtime_ns
+        return not newer or read_checkpoint(self.best).step <= step
+
+    def _save_due(self, trainer: pl.Trainer) -> None:
         if self._due:
             check_weights(trainer)
+            for logger in trainer.loggers:
+                logger.save()  # the resumed run continues the curves from here
         for name in ("best", "last"):
-            if name in self._due and only in (None, name):
+            if name in self._due:
                 self._due.discard(name)
                 trainer.save_checkpoint(self.folder / f"{name}.ckpt")

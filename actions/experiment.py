@@ -84,8 +84,7 @@ def build(request: Request) -> Experiment:
         batches_per_epoch=data.train_batches_per_epoch,
         **more,
     )
-    resumed = request.checkpoint if options.resume_training else None
-    return Experiment(options, data, task, base.untrained_head and not has_head, resumed)
+    return Experiment(options, data, task, base.untrained_head and not has_head, request.resumed)
 
 
 def put_weights(request: Request, own: Record, network: PreTrainedModel, space: SearchSpace | None) -> bool:
@@ -126,8 +125,9 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
         other = plan(network, family, given["lora"], given.get("shortcut"))
         # PEFT has one dropout for all elements, so a configuration beside an adapter may give more detail.
         if not (other.same_elements(planned) if request.adapter is not None else other == planned):
+            loaded = request.options.load if request.checkpoint is None else request.checkpoint.path
             raise UserError(
-                f"the configuration given differs from the one inside {request.options.load}",
+                f"the configuration given differs from the one inside {loaded}",
                 "leave it out: a checkpoint or adapter contains its own configuration",
             )
     return planned

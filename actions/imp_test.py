@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from actions.loggers import build_loggers, log_pictures
 from actions.options import Options
 from actions.pictures import heat_map
 from actions.resolve import Request
-from actions.run_folder import CONFIG, open_run_folder, write_config
+from actions.run_folder import CONFIG, open_run, write_config
 from actions.trainer import check_devices
 from dataset.module import TextDataModule
 from heterolora import saliency, scores
@@ -42,10 +41,10 @@ def run(request: Request) -> None:
     mode = check_scoring(request)
     check_devices(request.options)
     try:
-        experiment = build(request)
-        fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
-        fabric.launch()
-        with _folder_unless_empty(fabric.broadcast(open_run_folder(request.options))) as folder:
+        with open_run(request) as opened:
+            experiment, folder = build(request), opened.folder
+            fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
+            fabric.launch()
             say(f"run folder: {folder}")
             found, seconds = _score(experiment, fabric)
             if is_first_process():
@@ -75,17 +74,6 @@ def scoring_batches(data: TextDataModule, limit: int | float, rank: int, world: 
     if remark is not None:
         note(remark)
     return data.scoring_batches(count, rank, world)
-
-
-@contextlib.contextmanager
-def _folder_unless_empty(folder: Path) -> Iterator[Path]:
-    """Delete the folder if the run ends before it has written a file."""
-    try:
-        yield folder
-    finally:
-        if is_first_process():
-            with contextlib.suppress(OSError):  # the folder is not empty
-                folder.rmdir()
 
 
 def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:

@@ -62,15 +62,22 @@ def _no_random_numbers(run: Mapping[str, Any]) -> str | None:
 class LoopOptions:
     """The training loop, under Lightning's own names."""
 
-    max_epochs: int = option(3, "epochs to train; -1: no limit", positive_or_unlimited)
+    max_epochs: int = option(3, "epochs to train; -1: no limit", positive_or_unlimited, resume="free")
     limit_train_batches: int | float = option(1.0, "train on N batches, or share of an epoch", count_or_share)
     limit_val_batches: int | float = option(1.0, "validate on N batches, or share", count_or_share, actions=_MEASURING)
-    limit_test_batches: int | float = option(1.0, "test on N batches, or share", count_or_share, actions=_MEASURING)
-    val_check_interval: int | float = option(1.0, "validate every N batches, or share of an epoch", count_or_share)
+    limit_test_batches: int | float = option(
+        1.0, "test on N batches, or share", count_or_share, actions=_MEASURING, resume="free"
+    )
+    val_check_interval: int | float = option(
+        1.0,
+        "validate every N batches, or share of an epoch; rounded up to whole accumulation windows",
+        count_or_share,
+        resume="epoch_end",
+    )
     accumulate_grad_batches: int = option(1, "batches per optimizer step", at_least(1))
     gradient_clip_val: float = option(0.0, "clip the gradient's norm; 0: no clipping", at_least(0))
     log_every_n_steps: int = option(
-        10, "steps between two points of a curve", at_least(1), idle=idle_with("logger", "none")
+        10, "steps between two points of a curve", at_least(1), resume="free", idle=idle_with("logger", "none")
     )
 
 
@@ -79,11 +86,12 @@ class DeviceOptions:
     """Devices and precision."""
 
     # fmt: off
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "type of device")
-    num_devices: int = option(1, "devices per node", at_least(1), aliases=("--gpu",))
-    num_nodes: int = option(1, "nodes", at_least(1), aliases=("--nodes",))
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "type of device", resume="free")
+    num_devices: int = option(1, "devices per node", at_least(1), aliases=("--gpu",), resume="global_batch")
+    num_nodes: int = option(1, "nodes", at_least(1), aliases=("--nodes",), resume="global_batch")
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = option(
-        "auto", "how several devices train a plain model together", actions=_TRAINING, idle=_one_strategy)
+        "auto", "how several devices train a plain model together", actions=_TRAINING, resume="free",
+        idle=_one_strategy)
     precision: Literal["64", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"] = option("32",
         "floating-point precision; a -true kind also loads the base in it; 16 and bf16 are the -mixed kinds",
         spellings={"16": "16-mixed", "bf16": "bf16-mixed", "32-true": "32", "64-true": "64"})  # as in Lightning
@@ -106,24 +114,27 @@ class RunOptions:
     """The run folder, logs and checkpoints."""
 
     # fmt: off
-    config: Path | None = option(None, "TOML file of options; the command line takes precedence")
-    project_dir: Path = option(Path("runs"), "folder of all runs", idle=idle_with("resume_training", True))
+    config: Path | None = option(None, "TOML file of options; the command line takes precedence",
+        resume="start")
+    project_dir: Path = option(Path("runs"), "folder of all runs", resume="start")
     project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>",
-        idle=idle_with("resume_training", True))
+        resume="start")
     measured: Literal["best", "last"] = option("best",
-        "checkpoint that is measured and exported at the end of training", actions=_TRAINING)
+        "checkpoint that is measured and exported at the end of training", actions=_TRAINING, resume="free")
     row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",
-        actions=(*_TRAINING, TEST))
+        actions=(*_TRAINING, TEST), resume="free")
     logger: Literal["tensorboard", "csv", "wandb", "none"] = option("tensorboard", "where curves are logged",
-        actions=(*_TRAINING, IMP_TEST))
+        actions=(*_TRAINING, IMP_TEST), resume="free")
     log_level: Literal["debug", "info", "warning", "error"] = option("warning",
-        "how much is printed; debug also shows tracebacks")
+        "how much is printed; debug also shows tracebacks", resume="free")
     checkpoint_every_n_steps: int | None = option(None,
-        "also save last.ckpt every N optimizer steps; by default at epoch ends", at_least(1), actions=_TRAINING)
+        "also save last.ckpt every N optimizer steps; by default at epoch ends", at_least(1), actions=_TRAINING,
+        resume="free")
     patience: int | None = option(None, "stop after N validations without a better result; by default never",
-        at_least(1), actions=_TRAINING)
+        at_least(1), actions=_TRAINING, resume="free")
     auto_requeue: bool = option(False, "requeue the job when SLURM preempts it", old_keys=("is_to_auto_requeue",),
-        actions=_TRAINING, idle=lambda run: None if "SLURM_JOB_ID" in os.environ else "outside a SLURM job")
+        actions=_TRAINING, resume="free",
+        idle=lambda run: None if "SLURM_JOB_ID" in os.environ else "outside a SLURM job")
 
 
 @dataclass(frozen=True)
@@ -136,29 +147,31 @@ class Options:
     dataset: str = option("toy_nli", "name of the data set; see the documentation for all", from_checkpoint=True)
     task: Task | None = option(None, "what to learn; by default the data set's task", from_checkpoint=True)
     load: str | None = option(None, "weights to start from: hub name, folder, checkpoint or state dict",
-        old_keys=("load_name",))
+        old_keys=("load_name",), resume="start")
     load_type: Literal["hf", "pl", "pt", "peft"] | None = option(None,
         "hf: hub name or save_pretrained folder; pl: a .ckpt file of this program; pt: a state dict (safetensors or "
         "torch); peft: folder or hub name of a PEFT LoRA adapter; by default inferred from the name",
-        idle=lambda run: "without --load" if run["load"] is None else None)
+        resume="start", idle=lambda run: "without --load" if run["load"] is None else None)
     pretrained: bool = option(False, "use the weights of --load, not only its configuration",
         old_keys=("is_pretrained",), from_checkpoint=True, idle=_weights_are_known)
     backbone_model: str | None = option(None,
         "location of the base model, if it moved since the checkpoint was written, or for a pt file",
-        idle=idle_with("load_type", "hf"))
+        resume="start", idle=idle_with("load_type", "hf"))
     quantize: Literal["nf4", "int8"] | None = option(None,
         "load the frozen base in 4 or 8 bits (needs bitsandbytes and a GPU)", from_checkpoint=True)
-    lora_config: Path | None = option(None, "LoRA configuration (TOML); see configs/lora/")
-    shortcut_config: Path | None = option(None, "shortcut configuration (TOML); see configs/shortcut/")
+    lora_config: Path | None = option(None, "LoRA configuration (TOML); see configs/lora/", resume="free")
+    shortcut_config: Path | None = option(None, "shortcut configuration (TOML); see configs/shortcut/",
+        resume="free")
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time",
-        actions=_TRAINING)
+        actions=_TRAINING, resume="free")
     max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",
         at_least(1), from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
     num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),
         from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
     seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers)
     resume_training: bool = option(False,
-        "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=_TRAINING)
+        "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=_TRAINING,
+        resume="start")
     data: DataOptions = group(DataOptions, "data")
     optimization: Optimization = group(Optimization, "optimisation", _TRAINING)
     scoring: ScoringOptions = group(ScoringOptions, "importance test", (IMP_TEST, DYREALLOC))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import model.family as families
-from actions.options import Options, flat
+from actions.options import Options
 from actions.parse import Command
-from dataset.option import flag_of
+from actions.resuming import check_resumable
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.errors import UserError
@@ -32,6 +32,7 @@ class Origin:
     base: BaseSource | None = None  # the recorded base, or `--backbone-model` if it moved
     checkpoint: Checkpoint | None = None
     adapter: Adapter | None = None
+    notes: tuple[str, ...] = ()  # lines to print
 
     def configs(self, model: str) -> dict[Kind, ElementConfig]:
         """The configurations of the elements that the checkpoint or adapter holds."""
@@ -94,16 +95,8 @@ def _checkpoint(command: Command) -> Origin:
             f"{options.load} is a checkpoint of --model {record.options['model']}, not {options.model}",
             "leave --model out, or give the checkpoint's",
         )
-    if options.resume_training:  # the states of optimizer and score source come from the checkpoint
-        for name in ("optimizer", "learning_rate", "loraplus_ratio", "weight_decay", "imp_source"):
-            now = flat(options)[name]
-            was = record.options.get(name, now)
-            if name in command.given and now != was:
-                raise UserError(
-                    f"{flag_of(name)} is {now}, but the run to resume has {was}",
-                    "leave it out, or start a new run from the checkpoint without --resume-training",
-                )
-    return Origin(record.options, record.base.moved_to(options.backbone_model), checkpoint)
+    notes = check_resumable(command, checkpoint) if options.resume_training else ()
+    return Origin(record.options, record.base.moved_to(options.backbone_model), checkpoint, notes=notes)
 
 
 # ---- adapters

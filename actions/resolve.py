@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,10 @@ from actions.idle import idle_notes
 from actions.options import Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
 from actions.parse import Command
-from actions.run_folder import CHECKPOINTS, named_folder
+from actions.resuming import fingerprint, options_of_run, resumed_from
+from actions.run_folder import folder_of, unfinished_run
 from dataset import registry
+from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.config import ElementConfig, load
@@ -35,9 +38,6 @@ _DEFAULT_CONFIGS: dict[Kind, Path] = {
     "shortcut": _CONFIGS / "shortcut" / "ags_networkwise.toml",
 }
 
-# Options of one run, which a run that resumes it does not take over.
-_OF_ONE_RUN = ("load", "load_type", "resume_training", "backbone_model", "project_dir", "project", "config")
-
 
 @dataclass(frozen=True)
 class Request:
@@ -52,7 +52,14 @@ class Request:
     base: BaseSource
     checkpoint: Checkpoint | None  # that `--load` names
     adapter: Adapter | None  # that `--load` names
+    resumes: bool  # whether the run of the checkpoint is continued
+    fingerprint: str  # of the command, see `actions.resuming`
     notes: tuple[str, ...]  # lines to print
+
+    @property
+    def resumed(self) -> Checkpoint | None:
+        """The checkpoint whose run is continued."""
+        return self.checkpoint if self.resumes else None
 
     @property
     def recorded(self) -> Record | None:
@@ -78,7 +85,7 @@ def resolve(command: Command) -> Request:
     spec = registry.get(options.dataset)
     _check_options(options, spec, adapted, given)
     options = replace(options, task=spec.task, dataset=spec.name)
-    notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded))
+    notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded), *origin.notes)
     if origin.checkpoint is not None or adapted is None:
         configs = own
     else:
@@ -89,6 +96,10 @@ def resolve(command: Command) -> Request:
         notes = (*notes, *more)
     if options.quantize is not None:
         _check_quantizable(command.action, options, base)
+    resumes = options.resume_training
+    if resumes:
+        options, more = _of_resumed_run(options, origin.checkpoint, command.on_command_line)
+        notes = (*notes, *more)
     return Request(
         action=command.action,
         options=options,
@@ -99,20 +110,32 @@ def resolve(command: Command) -> Request:
         base=base,
         checkpoint=origin.checkpoint,
         adapter=origin.adapter,
+        resumes=resumes,
+        fingerprint=fingerprint(command),
         notes=notes,
     )
 
 
 def continue_if_requeued(command: Command) -> Command:
     """A job that SLURM requeued resumes from its own last checkpoint, also without --resume-training."""
-    if not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         return command
-    last = named_folder(command.options) / CHECKPOINTS / "last.ckpt"
-    if not last.is_file():
-        return command
-    options = replace(command.options, resume_training=True, load=str(last), load_type="pl")
-    notes = (*command.notes, f"requeued: continuing from {last}")
-    return replace(command, options=options, notes=notes, on_command_line=frozenset())
+    last = unfinished_run(command.options, fingerprint(command), job)
+    return command if last is None else resumed_from(command, last)
+
+
+def _of_resumed_run(
+    options: Options, checkpoint: Checkpoint, given: Collection[str]
+) -> tuple[Options, tuple[str, ...]]:
+    """The options as the run states them, and lines to print. `given` are the options on the command line."""
+    own_folder = folder_of(checkpoint)
+    if own_folder is None:
+        notes = (f"{checkpoint.path} is not in the folder of its run: continuing in a new folder",)
+    else:
+        idle = [flag_of(name) for name in ("project", "project_dir") if name in given]
+        notes = tuple(f"{flag} has no effect on a resumed run: it continues in {own_folder}" for flag in idle)
+    return options_of_run(options, checkpoint.record, own_folder is not None), notes
 
 
 def _filled_in(command: Command, origin: Origin) -> Options:
@@ -123,7 +146,7 @@ def _filled_in(command: Command, origin: Origin) -> Options:
         for name, value in origin.recorded.items()
         if name in known
         and name not in command.given
-        and name not in _OF_ONE_RUN
+        and known[name].resume != "start"
         and (options.resume_training or known[name].from_checkpoint)
     }
     return replace(changed(options, values), load_type=load_type_of(options))

@@ -54,9 +54,10 @@ def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict
 
 
 def show_parameters(experiment: Experiment, folder: Path) -> None:
+    """Print and write the parameter table. A resumed run keeps the table of its start, before any reallocation."""
     parameters = count(experiment.task.network, experiment.task.space)
     say(render(parameters))
-    if is_first_process():
+    if is_first_process() and not (experiment.resumed and (folder / PARAMETERS).is_file()):
         write_json(folder / PARAMETERS, parameters.as_dict())
 
 

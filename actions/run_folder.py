@@ -1,48 +1,157 @@
-"""The folder of one run: its name and its files."""
+"""The folder of one run: its name, its files, and the identity of the run.
+
+`run.json` is the first file of a folder. It holds the run's id, which its checkpoints record too. So a run is found by
+its id, and never by the name of a folder.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import os
+import shutil
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actions.console import is_first_process
+from actions.in_use import LOCK, in_use
 from actions.options import Options, as_plain
 from dataset import registry
+from heterolora.errors import UserError
 from heterolora.files import write_text, write_toml
+from heterolora.outside import read_json
+
+if TYPE_CHECKING:
+    from actions.resolve import Request
+    from model.checkpoint import Checkpoint
 
 CHECKPOINTS, CONFIG, METRICS, PARAMETERS, LOGS = "checkpoints", "config.toml", "metrics.json", "parameters.json", "logs"
+RUN = "run.json"
 
 
-def open_run_folder(options: Options) -> Path:
-    """Create the run folder and return it. Only the first process creates it; `RunCheckpoints` broadcasts its name.
+@dataclass(frozen=True)
+class Run:
+    """A run and its folder. `id` is None if a version without ids started the run."""
 
-    A resumed run continues in the folder of its checkpoint. Any other run gets a new folder; a number is appended to
-    the name if that folder exists.
+    folder: Path
+    id: str | None
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """The contents of `run.json`."""
+
+    id: str
+    job: str | None = None  # the SLURM job that started the run
+    command: str | None = None  # fingerprint of the command that started it
+    finished: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> _Identity | None:
+        """The identity of the run in this folder; None if it has no `run.json`."""
+        path, expected = folder / RUN, "restore the file, or start a new run"
+        if not path.is_file():
+            return None
+        values = read_json(path, "the identity of the run", expected)
+        if not isinstance(values.get("id"), str):
+            raise UserError(f"{path} holds no id", expected)
+        return cls(values["id"], values.get("job"), values.get("command"), values.get("finished") is True)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / RUN, asdict(self))
+
+
+@contextmanager
+def open_run(request: Request) -> Iterator[Run]:
+    """Yields the run, in a folder that no other process uses until the block ends.
+
+    A resumed run continues in its own folder. Any other run gets a new folder; a number is appended to the name if that
+    folder exists. A new folder is deleted again if the block writes nothing into it. Only the first process creates,
+    locks and deletes; `RunCheckpoints` broadcasts its result.
     """
-    if options.resume_training:
-        return Path(options.load).resolve().parent.parent
-    folder = named_folder(options)
+    own = request.resumed and folder_of(request.resumed)
     if not is_first_process():
-        return folder
-    for number in itertools.count(1):
-        numbered = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        try:
-            numbered.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return numbered
+        yield Run(own or named_folder(request.options), None)
+        return
+    folder = own or _new_folder(request.options)
+    try:
+        with in_use(folder):
+            if own is None:
+                _Identity(uuid.uuid4().hex, os.environ.get("SLURM_JOB_ID"), request.fingerprint).write(folder)
+            identity = _mark(folder, finished=False)
+            yield Run(folder, identity and identity.id)
+            _mark(folder, finished=True)
+    finally:
+        if own is None:
+            _delete_if_unused(folder)
+
+
+def folder_of(checkpoint: Checkpoint) -> Path | None:
+    """The run folder of a checkpoint; None if the checkpoint was copied out of it."""
+    folder = checkpoint.path.resolve().parent.parent
+    identity, recorded = _Identity.read(folder), checkpoint.record.run
+    if recorded is not None:
+        return folder if identity is not None and identity.id == recorded else None
+    made_without_ids = identity is None and (folder / CONFIG).is_file() and checkpoint.path.parent.name == CHECKPOINTS
+    return folder if made_without_ids else None
+
+
+def unfinished_run(options: Options, fingerprint: str, job: str) -> Path | None:
+    """The last checkpoint of the unfinished run that this SLURM job started with the same command."""
+    for path in sorted((options.run.project_dir / (options.run.project or "any")).parent.glob(f"*/{RUN}")):
+        last = path.parent / CHECKPOINTS / "last.ckpt"
+        with suppress(UserError):  # a damaged file of another run
+            found = _Identity.read(path.parent)
+            ours = found is not None and (found.job, found.command, found.finished) == (job, fingerprint, False)
+            if ours and last.is_file():
+                return last
+    return None
 
 
 def named_folder(options: Options) -> Path:
-    """`--project`, or <model>_<task>_<dataset>_<time>. Under SLURM the time is the job id: a requeued job finds it."""
+    """`--project`, or <model>_<task>_<dataset>_<time>. Under SLURM the time is the job id."""
     when = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
     model, task = options.model.strip("/"), options.task or registry.get(options.dataset).task
     name = "_".join((model, task, options.dataset, when)).replace("/", "-")
     return options.run.project_dir / (options.run.project or name)
+
+
+def _new_folder(options: Options) -> Path:
+    folder = named_folder(options)
+    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return next(made for name in names if (made := _made(folder.with_name(name))))
+    except OSError as error:
+        raise UserError(
+            f"the run folder {folder} cannot be made ({error.strerror})", "give another --project-dir or --project"
+        ) from None
+
+
+def _made(folder: Path) -> Path | None:
+    """The folder, if it did not exist before."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        return folder
+    return None
+
+
+def _mark(folder: Path, finished: bool) -> _Identity | None:
+    identity = _Identity.read(folder)
+    if identity is not None and identity.finished != finished:
+        identity = replace(identity, finished=finished)
+        identity.write(folder)
+    return identity
+
+
+def _delete_if_unused(folder: Path) -> None:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {RUN, LOCK}:
+        shutil.rmtree(folder)
 
 
 def write_json(path: Path, values: Any) -> None:

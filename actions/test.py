@@ -5,13 +5,16 @@ from __future__ import annotations
 from actions.console import note
 from actions.resolve import Request
 from actions.results import measure
+from actions.run_folder import open_run
 from actions.train import start
-from actions.trainer import build_trainer
+from actions.trainer import build_trainer, check_devices
 
 
 def run(request: Request) -> None:
-    experiment, folder = start(request)
-    if experiment.untrained_head:
-        note("the classification head is untrained: these metrics are at chance level")
-    checkpoint = None if request.checkpoint is None else request.checkpoint.path
-    measure(experiment, build_trainer(experiment, folder), folder, checkpoint)
+    check_devices(request.options)
+    with open_run(request) as opened:
+        experiment = start(request, opened.folder)
+        if experiment.untrained_head:
+            note("the classification head is untrained: these metrics are at chance level")
+        checkpoint = None if request.checkpoint is None else request.checkpoint.path
+        measure(experiment, build_trainer(experiment, opened.folder), opened.folder, checkpoint)

@@ -15,34 +15,34 @@ from actions.export import ADAPTER, export_run
 from actions.loggers import log_pictures
 from actions.resolve import Request
 from actions.results import measure, show_parameters
-from actions.run_folder import CHECKPOINTS, open_run_folder, write_config
+from actions.run_folder import Run, open_run, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
 from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
 
 
 def run(request: Request) -> None:
-    experiment, folder = start(request)
-    fit(experiment, folder)
-    finish(experiment, folder)
-
-
-def start(request: Request) -> tuple[Experiment, Path]:
-    """Build the experiment and its run folder, and write the options and the parameter table."""
     check_devices(request.options)
+    with open_run(request) as opened:
+        experiment = start(request, opened.folder)
+        fit(experiment, opened)
+        finish(experiment, opened.folder)
+
+
+def start(request: Request, folder: Path) -> Experiment:
+    """Build the experiment, and write the options and the parameter table into the run folder."""
     experiment = build(request)
-    folder = open_run_folder(experiment.options)
     say(f"run folder: {folder}")
     show_parameters(experiment, folder)
-    if is_first_process() and not experiment.options.resume_training:
+    if is_first_process():
         write_config(folder, request.action, experiment.options)
-    return experiment, folder
+    return experiment
 
 
-def fit(experiment: Experiment, folder: Path, more: Sequence[pl.Callback] = ()) -> None:
+def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> None:
     """Train, with `more` callbacks, and measure the best weights."""
-    task, resumed = experiment.task, experiment.resumed
-    checkpoints = RunCheckpoints(folder / CHECKPOINTS, task.monitor, task.monitor_mode, experiment.options.run)
+    task, resumed, folder = experiment.task, experiment.resumed, run.folder
+    checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
     started: list[bool] = []
     watch = LambdaCallback(on_train_start=lambda *_: started.append(True))
     trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, (watch, *more)))

@@ -14,6 +14,8 @@ from actions.experiment import Experiment
 from actions.imp_test import check_scoring, scoring_batches
 from actions.pictures import heat_map, timeline
 from actions.resolve import Request
+from actions.run_folder import open_run
+from actions.trainer import check_devices
 from heterolora import allocation, saliency
 from heterolora.errors import UserError
 from heterolora.history import FREQUENCY, HISTORY, History
@@ -35,13 +37,15 @@ def run(request: Request) -> None:
         # An element that was never on has B = 0, which some heuristics always score 0.
         needs_warmup = saliency.get(scoring.importance_test_name).warmup_batches > 0
         options = replace(options, realloc_warmup_epochs=int(needs_warmup))
-    experiment, folder = train.start(request)
-    say(_budget(experiment.task.space, options))
-    reallocate = Reallocate(options, request.options.seed, _source(experiment), folder, note)
-    train.fit(experiment, folder, (reallocate,))
-    if is_first_process():
-        draw(reallocate.history, folder)
-    train.finish(experiment, folder)
+    check_devices(request.options)
+    with open_run(request) as opened:
+        experiment, folder = train.start(request, opened.folder), opened.folder
+        say(_budget(experiment.task.space, options))
+        reallocate = Reallocate(options, request.options.seed, _source(experiment), folder, note)
+        train.fit(experiment, opened, (reallocate,))
+        if is_first_process():
+            draw(reallocate.history, folder)
+        train.finish(experiment, folder)
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")

@@ -10,10 +10,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.strategies import DDPStrategy
 
-from actions.callbacks import CountOptimizerSteps, Progress, SayValidations, SeedEachBatch, StopAfter
+from actions.callbacks import (
+    CountOptimizerSteps,
+    EarlyStopping,
+    LogLoss,
+    Progress,
+    SayValidations,
+    SeedEachBatch,
+    StopAfter,
+    ValidateAfterWindows,
+)
 from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.experiment import Experiment
 from actions.health import StopOnNaN
@@ -76,12 +85,9 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
 def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback]) -> list[pl.Callback]:
     """The callbacks of training, with `more`. The one that saves is the last."""
     callbacks = [Resources(), CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
+    callbacks += [ValidateAfterWindows(), EarlyStopping(checkpoints.monitor, checkpoints.mode, options.run.patience)]
     if options.optimization.max_steps != -1:
         callbacks.append(StopAfter(options.optimization.max_steps))
-    if options.run.patience is not None:
-        # A score that is not finite is no better result. It does not end the run, as it would by default.
-        patience = {"patience": options.run.patience, "check_finite": False}
-        callbacks.append(EarlyStopping(checkpoints.monitor, mode=checkpoints.mode, **patience))
     if options.run.logger != "none":
-        callbacks.append(LearningRateMonitor("step"))
+        callbacks += [LearningRateMonitor("step"), LogLoss()]
     return [*callbacks, checkpoints]

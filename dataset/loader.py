@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class ResumableLoader(DataLoader):
 
     The position is the number of consumed batches, not of fetched batches, because workers read ahead. The order of
     the epoch is read at the first `next`, because Lightning creates the iterator before it sets the epoch. The worker
-    processes stay alive between epochs.
+    processes stay alive between epochs. `identity` has values beside the sampler's that a position depends on.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class ResumableLoader(DataLoader):
         collate: Callable[[list[dict[str, Any]]], Batch],
         num_workers: int = 0,
         pin_memory: bool = False,
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             Rows(encoded),
@@ -57,6 +58,7 @@ class ResumableLoader(DataLoader):
             generator=torch.Generator().manual_seed(sampler.seed),
         )
         self._epoch, self._position = -1, 0  # the epoch that was iterated, and its consumed batches
+        self._identity = {**sampler.identity, **(identity or {})}
 
     def __iter__(self) -> Iterator[Batch]:
         self._epoch, self._position = self.batch_sampler.epoch, self.batch_sampler.start
@@ -64,18 +66,18 @@ class ResumableLoader(DataLoader):
             self._position += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         sampler = self.batch_sampler
         position = self._position if sampler.epoch == self._epoch else sampler.start
-        return {"epoch": sampler.epoch, "position": position, **sampler.identity}
+        return {"epoch": sampler.epoch, "position": position, **self._identity}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues after the last consumed batch, or with the next epoch if it was the last batch of its epoch.
 
         Raises UserError if the position was saved for other batches.
         """
-        for name, value in self.batch_sampler.identity.items():
-            if state[name] != value:
+        for name, value in self._identity.items():
+            if state.get(name, value) != value:  # older versions recorded less
                 raise UserError(
                     f"the checkpoint is from a run with {name} {state[name]}, this one has {value}",
                     "resume with the same data, seed and global batch size",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytorch_lightning as pl
 from datasets import Dataset
@@ -82,7 +82,8 @@ class TextDataModule(pl.LightningDataModule):
         sampler = GlobalBatchSampler(
             len(encoded), self.options.batch_size, self.seed, *self._place(), shuffle=True, lengths=grouping
         )
-        return self._loader(encoded, sampler, generate=False)
+        identity = {"digest of the rows": self._digests[id(self.splits.train)]}
+        return self._loader(encoded, sampler, generate=False, identity=identity)
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """One for each of `validation_names`."""
@@ -127,7 +128,13 @@ class TextDataModule(pl.LightningDataModule):
         sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place())
         return self._loader(encoded, sampler, generate=self.spec.task == "summarization")
 
-    def _loader(self, encoded: Dataset, sampler: GlobalBatchSampler, generate: bool) -> ResumableLoader:
+    def _loader(
+        self,
+        encoded: Dataset,
+        sampler: GlobalBatchSampler,
+        generate: bool,
+        identity: Mapping[str, str] | None = None,
+    ) -> ResumableLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         collate = Collator(self._tokenizer, generate)
-        return ResumableLoader(encoded, sampler, collate, self.options.num_workers, pin_memory=on_gpu)
+        return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)

@@ -19,6 +19,13 @@ NONE_WORDS = ("NA", "none", "None")  # older configuration files write "NA"
 
 Check = Callable[[Any], str | None]  # value -> what would be right, or None if the value is right
 
+# What a resumed run may do with an option:
+# fixed: it has the value of the run. This is the default, so that a new option cannot make a resumed run inexact.
+# epoch_end: it may change where the checkpoint is not inside an epoch, because it says how an epoch is divided.
+# global_batch: it may change if the product of all these options stays the same.
+# free: it may change, because it does not change what is computed before the end of the run.
+# start: it belongs to one start of the program, and the run's own value is not used.
+Resume = Literal["fixed", "epoch_end", "global_batch", "free", "start"]
 # values of all options of a run, and its `action` -> in which case an option has no effect, or None if it has one
 Idle = Callable[[Mapping[str, Any]], str | None]
 
@@ -50,6 +57,7 @@ class OptionInfo:
     old_keys: tuple[str, ...] = ()  # older TOML keys that are still read
     actions: tuple[str, ...] = ()  # the actions that use the option; empty: all
     from_checkpoint: bool = False  # it describes the model or its data, so that a checkpoint gives its default
+    resume: Resume = "fixed"
     idle: Idle | None = None  # in which cases it has no effect, besides `actions`
 
     @property

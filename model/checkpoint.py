@@ -44,6 +44,7 @@ _RECORD: Mapping[str, Field] = {
     "options": Field(_plain_options, "a table of the options' values"),
     "base": _TABLE,
     "base_sha256": TEXT,
+    "run": Field(lambda value: value is None or isinstance(value, str), "the id of a run", required=False),
     "on": Field(lambda value: isinstance(value, list | tuple) and all(map(TEXT.valid, value)), "a list of names"),
 }
 _BASE: Mapping[str, Field] = {
@@ -95,6 +96,7 @@ class Record:
         base_sha256: hash (hex) of the base's frozen tensors, as stored in its files.
         configs: the LoRA and the shortcut configuration; empty for a plain model.
         on: keys of the elements that are on.
+        run: the id of the run; None in files of versions without ids.
     """
 
     action: str
@@ -103,6 +105,7 @@ class Record:
     base_sha256: str
     configs: Mapping[Kind, ElementConfig] = field(default_factory=dict)
     on: tuple[str, ...] = ()
+    run: str | None = None
 
     @classmethod
     def from_dict(cls, values: Any, source: str | Path) -> Record:
@@ -122,12 +125,13 @@ class Record:
                 f"version {version if isinstance(version, str) else 'unknown'}, this is version {__version__}",
                 "use that version, or a file that is not damaged",
             ) from error
-        return cls(own["action"], dict(own["options"]), base, own["base_sha256"], configs, tuple(own["on"]))
+        on, run = tuple(own["on"]), own.get("run")
+        return cls(own["action"], dict(own["options"]), base, own["base_sha256"], configs, on, run)
 
     def as_dict(self) -> dict[str, Any]:
         documents = {kind: self.configs[kind].to_document() if kind in self.configs else None for kind in KINDS}
         values = {"version": __version__, "action": self.action, "options": self.options, "base": asdict(self.base)}
-        return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on)}
+        return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on), "run": self.run}
 
     @property
     def renormalizes(self) -> bool:
@@ -162,6 +166,12 @@ class Checkpoint:
     weights: Mapping[str, Tensor] = field(repr=False)
     step: int
     contents: dict[str, Any] = field(repr=False)
+
+    @property
+    def batches_into_epoch(self) -> int:
+        """The number of trained batches of an unfinished epoch. It is 0 between epochs."""
+        progress = self.contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        return 0 if progress["is_last_batch"] else progress["current"]["ready"]
 
     def without_shortcuts(self) -> Checkpoint:
         """Returns the model without its shortcuts, as LoRA alone."""

@@ -170,9 +170,10 @@ def test_beside_a_checkpoint(world: World, tmp_path: Path) -> None:
         "--pretrained has no effect with --load-type pl", "--seed has no effect on test: no weight is random",
     }  # fmt: skip
     where = ("--project", "x", "--project-dir", str(tmp_path))
+    own = world.runs / "for-notes"
     assert set(notes(["train", "--resume-training", *load, *where, "--max-steps", "3"])) == {
-        "--project has no effect with --resume-training", "--project-dir has no effect with --resume-training",
-    }  # fmt: skip
+        f"{flag} has no effect on a resumed run: it continues in {own}" for flag in ("--project", "--project-dir")
+    }
     (tmp_path / "config.toml").write_text(f'load = "{load[1]}"\npretrained = true\nmax_target_len = 5\n')
     said = notes(["test", "--config", str(tmp_path / "config.toml")])
     assert said == ("--max-target-len has no effect with --task classification",), "pretrained is as recorded"

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback
 from actions import imp_test, train
 from actions.parse import parse
 from actions.resolve import resolve
+from actions.run_folder import open_run
 from heterolora import saliency, scores
 from heterolora.element import Settings
 from heterolora.saliency.score import score
@@ -32,6 +33,8 @@ from tests.world import (
     write_shortcuts,
 )
 from tools import realloc_lora_rank
+
+OF_EACH_RUN = ("run.json", ".lock")
 
 
 def scoring(world: World, *more: object, shortcuts: bool = False) -> list[str]:
@@ -57,7 +60,8 @@ def ags(world: World) -> Scores:
 
 class TestFiles:
     def test_the_run_folder(self, world: World, ags: Scores) -> None:
-        assert {path.name for path in (world.runs / "ags").iterdir()} == {"config.toml", "scores.toml", "scores.png"}
+        expected = {"config.toml", "scores.toml", "scores.png", *OF_EACH_RUN}
+        assert {path.name for path in (world.runs / "ags").iterdir()} == expected
         assert (world.runs / "ags" / "scores.png").read_bytes().startswith(b"\x89PNG")
 
     def test_what_was_scored(self, world: World, ags: Scores) -> None:
@@ -245,7 +249,7 @@ class TestStopping:
 
         monkeypatch.setattr(Figure, "savefig", half_drawn)
         assert run(*scoring(world, "--project", "half", "--imp-limit-test-batches", 1)) == 130
-        assert {path.name for path in (world.runs / "half").iterdir()} == {"config.toml", "scores.toml"}
+        assert {path.name for path in (world.runs / "half").iterdir()} == {"config.toml", "scores.toml", *OF_EACH_RUN}
         scores.read(world.runs / "half" / "scores.toml")
 
 
@@ -301,9 +305,11 @@ def test_training_is_the_same_with_scoring_in_the_middle(world: World, tmp_path:
     found = {}
     for project in ("without", "with"):
         line = world.training(*arguments, "--project-dir", tmp_path, "--project", project)
-        experiment, folder = train.start(resolve(parse(command(*line))))
-        callback = ScoresInBetween(list(experiment.data.scoring_batches(2)))
-        train.fit(experiment, folder, (callback,) if project == "with" else ())
+        request = resolve(parse(command(*line)))
+        with open_run(request) as opened:
+            experiment, folder = train.start(request, opened.folder), opened.folder
+            callback = ScoresInBetween(list(experiment.data.scoring_batches(2)))
+            train.fit(experiment, opened, (callback,) if project == "with" else ())
         if project == "with":
             assert callback.made == 12 + 6 + 2 * 4
         checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

@@ -57,6 +57,8 @@ class TestTwoProcesses:
         assert finished.returncode == 0, finished.stderr
         assert_same_run(tmp_path / "one", tmp_path / "two")
         assert finished.stdout.count("run folder:") == 1  # said by the first process alone
+        recorded = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)["heterolora"]["run"]
+        assert recorded == json.loads((tmp_path / "two" / "run.json").read_text())["id"]
 
     @pytest.mark.parametrize("adapted", [True, False], ids=["adapted", "plain"])
     def test_windows_are_batches(self, world: World, steady: Path, tmp_path: Path, adapted: bool) -> None:

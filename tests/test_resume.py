@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from actions.checkpoints import SafeCheckpointIO
-from tests.world import World, metrics_of, run, same_weights
+from tests.world import World, main, metrics_of, run, same_weights
+
+WRITTEN = ("config.toml", "parameters.json", "logs/metrics.csv", "logs/hparams.yaml", "lora.toml")
 
 VARIANTS = {
     "plain": (),
@@ -28,9 +31,9 @@ def every_save_kept(monkeypatch: pytest.MonkeyPatch):
 
     def save_and_keep(self, checkpoint, path, storage_options=None) -> None:
         save(self, checkpoint, path, storage_options)
-        path = Path(path)
-        killed = path.parents[1] / f"killed-{len(list(path.parents[1].glob('killed-*'))):02d}" / "checkpoints"
-        shutil.copytree(path.parent, killed)
+        folder = Path(path).parents[1]
+        killed = folder / f"killed-{len(list(folder.glob('killed-*'))):02d}"
+        shutil.copytree(folder, killed, ignore=shutil.ignore_patterns("killed-*"))
 
     monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", save_and_keep)
 
@@ -48,6 +51,83 @@ def test_resume_is_exact(world: World, tmp_path: Path, every_save_kept, variant:
             file = Path("checkpoints") / f"{name}.ckpt"
             assert same_weights(whole / file, folder / file), (folder.name, name)
         assert metrics_of(folder) == metrics_of(whole)
+
+
+def with_curves(*arguments: object) -> None:
+    """A command that logs every step in a CSV file."""
+    more = ("--accelerator", "cpu", "--logger", "csv", "--log-every-n-steps", "1")
+    assert main([*map(str, arguments), *more]) == 0
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    """The folders hold the same, apart from the name of the run."""
+    for name in WRITTEN:
+        written, expected = ((folder / name).read_text().replace(one.name, other.name) for folder in (one, other))
+        assert written == expected, name
+    assert metrics_of(one) == metrics_of(other)
+    for name in ("last", "best"):
+        assert same_weights(one / "checkpoints" / f"{name}.ckpt", other / "checkpoints" / f"{name}.ckpt"), name
+
+
+@pytest.mark.parametrize("interval", [4, 0.3])
+def test_the_best_checkpoint_resumes_exactly(world: World, tmp_path: Path, every_save_kept, capsys, interval) -> None:
+    """An accumulation window of 3 batches does not end at the 4th batch: the validation is at the 6th."""
+    windows = ("--max-epochs", 2, "--accumulate-grad-batches", 3, "--val-check-interval", interval)
+    with_curves(*world.training("--project-dir", tmp_path, *windows, "--project", "whole"))
+    every = 6 if interval == 4 else 3
+    assert (f"validating every {every} batches" in capsys.readouterr().out) == (interval == 4)
+    for killed in sorted((tmp_path / "whole").glob("killed-*/checkpoints/best.ckpt"))[:2]:
+        with_curves("train", "--resume-training", "--load", killed)
+        folder = killed.parents[1]
+        shutil.copytree(folder, tmp_path / folder.name)
+        assert_same_files(tmp_path / folder.name, tmp_path / "whole")
+
+
+def test_the_files_are_those_of_an_uninterrupted_run(world: World, tmp_path: Path, every_save_kept) -> None:
+    """Also the curve of the step after which the run was killed."""
+    options = ("--project-dir", tmp_path, "--max-epochs", 2, "--checkpoint-every-n-steps", 5)
+    with_curves(*world.training(*options, "--project", "whole"))
+    killed = sorted((tmp_path / "whole").glob("killed-*"))
+    for folder in (killed[0], killed[1], killed[-2]):
+        with_curves("train", "--resume-training", "--load", folder / "checkpoints" / "last.ckpt")
+        shutil.copytree(folder, tmp_path / folder.name)
+        assert_same_files(tmp_path / folder.name, tmp_path / "whole")
+
+
+def test_a_longer_run_is_stated(world: World, tmp_path: Path) -> None:
+    with_curves(*world.training("--project-dir", tmp_path, "--max-epochs", 2, "--project", "whole", "--patience", 9))
+    with_curves(*world.training("--project-dir", tmp_path, "--max-epochs", 1, "--project", "short"))
+    last = tmp_path / "short" / "checkpoints" / "last.ckpt"
+    with_curves("train", "--resume-training", "--load", last, "--max-epochs", 2, "--patience", 9)
+    assert_same_files(tmp_path / "short", tmp_path / "whole")
+
+
+def test_patience_may_change(world: World, tmp_path: Path) -> None:
+    """The validations without a better result before the checkpoint count, also if there was no patience."""
+    options = ("--project-dir", tmp_path, "--learning-rate", 1e-12, "--max-epochs")
+    assert run(*world.training(*options, 3, "--project", "run")) == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    for patience, epochs in ((5, 6), (6, 7)):
+        more = ("--max-epochs", 20, "--patience", patience)
+        assert run("train", "--resume-training", "--load", last, *more) == 0
+        assert torch.load(last, weights_only=True)["epoch"] == epochs - 1
+
+
+def test_best_after_the_checkpoint_is_forgotten(world: World, tmp_path: Path) -> None:
+    """A run that resumes before its best checkpoint, and ends before it, has no weights from after its end."""
+    options = ("--project-dir", tmp_path, "--project", "run", "--max-steps")
+    assert run(*world.training(*options, 3)) == 0
+    folder = tmp_path / "run" / "checkpoints"
+    early = shutil.copytree(folder, tmp_path / "early") / "last.ckpt"
+    contents, when = torch.load(early, weights_only=True), early.stat()
+    contents["callbacks"]["RunCheckpoints"]["best_score"] = 1.0  # no later validation is better
+    torch.save(contents, early)
+    os.utime(early, ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert run("train", "--resume-training", "--load", folder / "last.ckpt", "--max-steps", 24) == 0
+    assert torch.load(folder / "best.ckpt", weights_only=True)["global_step"] > 6
+    shutil.copy2(early, folder / "last.ckpt")
+    assert run("train", "--resume-training", "--load", folder / "last.ckpt", "--max-steps", 6) == 0
+    assert torch.load(folder / "best.ckpt", weights_only=True)["global_step"] <= 6
 
 
 def test_a_run_cut_by_max_steps_goes_on_to_the_same_end(world: World, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class TestRunFolder:
     def test_its_files(self, trained: Path) -> None:
         names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
         expected = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.toml", "metrics.json", "parameters.json"}
+        expected |= {"run.json", ".lock"}
         adapter = {"adapter_config.json", "adapter_model.safetensors", "README.md", "allocation.png"}
         assert names == expected | {"lora.toml"} | {f"adapter/{name}" for name in adapter}
 

@@ -112,7 +112,7 @@ class FineTuning(pl.LightningModule, ABC):
         # Lightning divides each loss by the number of batches of a full window.
         divided_by, averaged = self.trainer.accumulate_grad_batches, self._averages_gradients()
         self.global_loss = self.window.finish(self.trainer.optimizers[0], divided_by, averaged)
-        self.log("train/loss", self.global_loss, prog_bar=True)
+        self.log("train/loss", self.global_loss, prog_bar=True, logger=False)
 
     def _averages_gradients(self) -> bool:
         """Returns whether the backward pass averages gradients over processes."""
@@ -125,14 +125,17 @@ class FineTuning(pl.LightningModule, ABC):
         schedule = build_scheduler(optimizer, self._total_steps(), self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def train_batches(self) -> int:
+        """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
+        batches, limit = self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
     def _total_steps(self) -> float:
         """Returns the number of optimizer steps of the whole run.
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.
         """
-        trainer, limit = self.trainer, self.trainer.limit_train_batches
-        batches = self.batches_per_epoch(trainer.world_size)
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        trainer, batches = self.trainer, self.train_batches()
         return steps_of_run(batches, trainer.accumulate_grad_batches, trainer.max_epochs, self.optimization.max_steps)
 
     # ---- evaluation

@@ -30,7 +30,7 @@ class Optimization:
     warmup_steps: int = option(0, "optimizer steps of linear warm-up from 0", at_least(0))
     eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0),
         idle=idle_without("lr_scheduler", "cosine_annealing"))
-    max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited)
+    max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited, resume="free")
 
 
 def build_optimizer(

@@ -25,7 +25,7 @@ from actions.export import LORA
 from actions.parse import parse
 from actions.resolve import resolve
 from actions.results import show_parameters
-from actions.run_folder import open_run_folder, write_config
+from actions.run_folder import open_run, write_config
 from actions.train import fit
 from actions.trainer import check_devices
 from heterolora import scores as scores_file
@@ -49,15 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     request = resolve(parse(["train", *options]))
     set_log_level(request.options.run.log_level)
     check_devices(request.options)
-    experiment = build(request)
     places = [item.element for item in scores_file.read(Path(scores)).scored]
-    on = _adapt(experiment, method, int(parameters), places)
-    folder = open_run_folder(experiment.options)
-    say(f"run folder: {folder}")
-    show_parameters(experiment, folder)
-    write_config(folder, request.action, experiment.options)
-    fit(experiment, folder)
-    write_text(folder / LORA, ElementConfig.of(on, "lora").to_toml())
+    with open_run(request) as opened:
+        experiment, folder = build(request), opened.folder
+        on = _adapt(experiment, method, int(parameters), places)
+        say(f"run folder: {folder}")
+        show_parameters(experiment, folder)
+        write_config(folder, request.action, experiment.options)
+        fit(experiment, opened)
+        write_text(folder / LORA, ElementConfig.of(on, "lora").to_toml())
 
 
 def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[Element]) -> list[Element]:

@@ -1,0 +1,54 @@
+"""A lock on a run folder, so that no two processes write into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from actions.console import note
+from heterolora.errors import UserError
+
+LOCK = ".lock"
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system without locks
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Locks the folder until the block ends. The operating system releases the lock of a process that is killed.
+
+    Raises UserError if another process holds the lock, or if the folder cannot be written.
+    """
+    path = folder / LOCK
+    lock = FileLock(path, on_acquired=_write_holder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by {_holder(path)}", "wait until that process has ended, or end it"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise UserError(
+                f"cannot write into {folder} ({error.strerror})", "expected a run folder that can be written"
+            ) from None
+        note(f"the file system of {folder} has no locks: do not resume this run twice at the same time")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_holder(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def _holder(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"

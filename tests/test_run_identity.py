@@ -1,0 +1,189 @@
+"""A run has an id: it is found by it, and no other run touches its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from actions.in_use import in_use
+from heterolora.errors import UserError
+from tests.test_bad_input import complaint
+from tests.world import ROOT, World, command, run, same_weights
+
+
+def identity(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def id_in(checkpoint: Path) -> str:
+    return torch.load(checkpoint, weights_only=True)["heterolora"]["run"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def trained(world: World, tmp_path: Path) -> Path:
+    """The folder of a finished run of two steps."""
+    assert run(*world.training("--project-dir", tmp_path, "--project", "run", "--max-steps", 2)) == 0
+    return tmp_path / "run"
+
+
+class TestId:
+    def test_is_in_folder_and_checkpoints(self, world: World, trained: Path, tmp_path: Path) -> None:
+        found = identity(trained)
+        assert len(found["id"]) == 32
+        assert found["finished"] is True
+        assert {id_in(trained / "checkpoints" / f"{name}.ckpt") for name in ("last", "best")} == {found["id"]}
+        assert run(*world.training("--project-dir", tmp_path, "--project", "run", "--max-steps", 1)) == 0
+        assert identity(tmp_path / "run-2")["id"] != found["id"]
+
+    def test_stays_when_the_run_is_resumed(self, trained: Path, tmp_path: Path) -> None:
+        before, moved = identity(trained), trained.rename(tmp_path / "moved")
+        last = moved / "checkpoints" / "last.ckpt"
+        assert run("train", "--resume-training", "--load", last, "--max-steps", 3) == 0
+        assert identity(moved) == before
+        assert id_in(last) == before["id"]
+        assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+    def test_a_folder_without_a_run_is_removed(self, capfd, world: World, tmp_path: Path) -> None:
+        arguments = world.training("--project-dir", tmp_path, "--dataset-saved-path", tmp_path / "nowhere")
+        complaint(capfd, *command(*arguments))
+        assert not list(tmp_path.iterdir())
+
+    def test_damaged(self, capfd, trained: Path) -> None:
+        (trained / "run.json").write_text("[")
+        last = trained / "checkpoints" / "last.ckpt"
+        assert "run.json" in complaint(capfd, *command("train", "--resume-training", "--load", last))
+
+
+class TestCopiedCheckpoint:
+    @pytest.mark.parametrize("beside", ["nothing", "another run"])
+    def test_resumes_into_a_new_folder(self, capsys, world: World, trained: Path, tmp_path: Path, beside: str) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        if beside == "another run":
+            assert run(*world.training("--project-dir", tmp_path, "--project", "elsewhere", "--max-steps", 1)) == 0
+        (elsewhere / "adapter").mkdir(parents=True, exist_ok=True)
+        (elsewhere / "adapter" / "precious").write_text("mine")
+        copied = elsewhere / "checkpoints" / "copied.ckpt"
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(trained / "checkpoints" / "last.ckpt", copied)
+        before = content(elsewhere)
+        capsys.readouterr()
+        place = ("--project-dir", tmp_path / "new", "--project", "onward")
+        assert run("train", "--resume-training", "--load", copied, *place, "--max-steps", 4) == 0
+        assert "continuing in a new folder" in capsys.readouterr().out
+        assert content(elsewhere) == before
+        new = tmp_path / "new" / "onward"
+        assert identity(new)["id"] == id_in(new / "checkpoints" / "last.ckpt") != identity(trained)["id"]
+        assert (new / "adapter" / "adapter_config.json").is_file()
+        assert tomllib.loads((new / "config.toml").read_text())["project"] == "onward"
+        assert run("train", "--resume-training", "--load", trained / "checkpoints" / "last.ckpt", "--max-steps", 4) == 0
+        assert same_weights(new / "checkpoints" / "last.ckpt", trained / "checkpoints" / "last.ckpt")
+
+    def test_the_new_run_resumes_before_its_first_step(self, trained: Path, tmp_path: Path) -> None:
+        copied = shutil.copyfile(trained / "checkpoints" / "last.ckpt", tmp_path / "copied.ckpt")
+        place = ("--project-dir", tmp_path / "new", "--project", "onward")
+        assert run("train", "--resume-training", "--load", copied, *place) == 0  # it is at its end
+        last = tmp_path / "new" / "onward" / "checkpoints" / "last.ckpt"
+        for each in (last, trained / "checkpoints" / "last.ckpt"):
+            assert run("train", "--resume-training", "--load", each, "--max-steps", 5) == 0
+        assert same_weights(last, trained / "checkpoints" / "last.ckpt")
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["onward"]
+
+
+class TestLock:
+    def test_a_second_resume_is_refused_before_the_model_is_read(
+        self, capfd, monkeypatch: pytest.MonkeyPatch, trained: Path
+    ) -> None:
+        before, last = content(trained), trained / "checkpoints" / "last.ckpt"
+        holding = "import sys, time, pathlib\nfrom actions.in_use import in_use\n"
+        holding += "with in_use(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+        holder = subprocess.Popen([sys.executable, "-c", holding, trained], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with monkeypatch.context() as patch:
+                patch.setattr("actions.experiment.load_config", None)
+                line = complaint(capfd, *command("train", "--resume-training", "--load", last, "--max-steps", 4))
+            assert f"in use by process {holder.pid} on {socket.gethostname()};" in line
+            assert {**content(trained), ".lock": b""} == {**before, ".lock": b""}
+        finally:
+            holder.send_signal(signal.SIGKILL)
+            holder.wait()
+        assert run("train", "--resume-training", "--load", last, "--max-steps", 4) == 0  # nobody holds it any more
+
+    def test_is_held_by_a_new_run_and_released_after_a_mistake(self, tmp_path: Path) -> None:
+        def mistake() -> None:
+            with in_use(tmp_path):
+                with pytest.raises(UserError, match="in use by process"), in_use(tmp_path):
+                    pass
+                raise UserError("a mistake", "none")
+
+        with pytest.raises(UserError, match="a mistake"):
+            mistake()
+        with in_use(tmp_path):
+            pass
+
+    def test_a_folder_that_cannot_be_made(self, capfd, world: World, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+        for name in ("file", "dangling"):
+            line = complaint(capfd, *command(*world.training("--project-dir", tmp_path / name)))
+            assert "cannot be made" in line
+
+
+class TestRequeue:
+    """The requeued job has the same id and the same command."""
+
+    @pytest.fixture
+    def start(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        def start(job: str, *more: object, restarts: int = 0) -> int:
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+            return run(*world.training("--project-dir", tmp_path, *more))
+
+        return start
+
+    @staticmethod
+    def interrupt(folder: Path) -> None:
+        """What a run leaves that was killed before its end."""
+        (folder / "run.json").write_text(json.dumps({**identity(folder), "finished": False}))
+        (folder / "metrics.json").unlink()
+
+    def test_continues_its_own_run(self, capsys, start, tmp_path: Path) -> None:
+        assert start("77", "--max-steps", 2) == 0
+        folder = tmp_path / "opt_lora_classification_sst2_77"
+        self.interrupt(folder)
+        assert start("77", "--max-steps", 4, restarts=1) == 0
+        assert "requeued: continuing from" in capsys.readouterr().out
+        assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+    @pytest.mark.parametrize(("job", "finished"), [("77", True), ("76", False)])
+    def test_leaves_other_and_finished_runs_alone(self, start, tmp_path: Path, job: str, finished: bool) -> None:
+        assert start(job, "--project", "run", "--max-steps", 2) == 0
+        if not finished:
+            self.interrupt(tmp_path / "run")
+        before = content(tmp_path / "run")
+        assert start("77", "--project", "run", "--max-steps", 2, restarts=1) == 0
+        assert content(tmp_path / "run") == before
+        assert (tmp_path / "run-2" / "metrics.json").is_file()
+
+    def test_of_a_job_with_several_commands(self, start, tmp_path: Path) -> None:
+        """The requeued job repeats its commands from the first one: that of seed 0 was finished, that of 1 was not."""
+        for seed in (0, 1):
+            assert start("77", "--project", "run", "--max-steps", 2, "--seed", seed) == 0
+        self.interrupt(tmp_path / "run-2")
+        assert start("77", "--project", "run", "--max-steps", 2, "--seed", 1, restarts=1) == 0
+        assert identity(tmp_path / "run-2")["finished"]
+        assert not (tmp_path / "run-3").exists()
