@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,8 +83,8 @@ class LogLoss(pl.Callback):
 class EarlyStopping(callbacks.EarlyStopping):
     """Ends training after `patience` validations without a better result; None: never.
 
-    A checkpoint always has the number of such validations, so that a resumed run may change the patience. A score that is
-    not finite is no better result. It does not end the run, as it would by default.
+    A checkpoint always has the number of such validations, so that a resumed run may change the patience. A score that
+    is not finite is no better result. It does not end the run, as it would by default.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int | None) -> None:
