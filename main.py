@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
-from actions.console import set_log_level
+from actions.console import print_any_text, set_log_level
 from actions.endings import ended, explanation
 from actions.parse import parse
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     debugging = "debug" in arguments
+    print_any_text()
     try:
         command = parse(arguments)
         debugging = command.options.run.log_level == "debug"

@@ -18,7 +18,6 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 from actions.console import note, say
 from actions.endings import end_with_this_process, terminate
-from heterolora.errors import UserError
 from heterolora.files import DISK_FAILURES, cannot_write
 from model.task.fine_tuning import FineTuning
 
@@ -61,11 +60,6 @@ class ValidateAfterWindows(pl.Callback):
         asked, window = trainer.val_check_interval, trainer.accumulate_grad_batches
         per_epoch = pl_module.train_batches()
         batches = max(1, int(per_epoch * asked)) if isinstance(asked, float) else asked
-        if batches > per_epoch:
-            raise UserError(
-                f"--val-check-interval {asked} is more than the {per_epoch} batches of an epoch",
-                "give at most this number, or a share such as 0.5",
-            )
         trainer.val_check_interval = min(math.ceil(batches / window) * window, per_epoch)
         if trainer.val_check_interval != batches:
             note(
@@ -93,11 +87,12 @@ class LogLoss(pl.Callback):
 class EarlyStopping(callbacks.EarlyStopping):
     """Ends training after `patience` validations without a better result; None: never.
 
-    A checkpoint always has the number of such validations, so that a resumed run may change the patience.
+    A checkpoint always has the number of such validations, so that a resumed run may change the patience. A score that
+    is not finite is no better result. It does not end the run, as it would by default.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int | None) -> None:
-        super().__init__(monitor, mode=mode, patience=patience or sys.maxsize, check_finite=patience is not None)
+        super().__init__(monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
@@ -117,19 +112,6 @@ class StopAfter(pl.Callback):
             trainer.should_stop = True
 
     on_train_batch_end = on_train_start
-
-
-class StopOnNaN(pl.Callback):
-    """Ends a run whose loss is NaN or infinite, before its weights are saved."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
-        loss = float(pl_module.global_loss)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss became {loss} at step {trainer.global_step} (epoch {trainer.current_epoch})",
-                "try a lower --learning-rate, --gradient-clip-val 1.0 or another --precision; "
-                "the run's checkpoints are older and can be used",
-            )
 
 
 class EndTogether(pl.Callback):

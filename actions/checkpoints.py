@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -17,9 +18,10 @@ from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.console import say
+from actions.health import check_weights
 from actions.options import RunOptions
 from actions.run_folder import CHECKPOINTS, Run
-from heterolora.errors import UserError
+from heterolora.errors import DivergenceError, UserError
 from heterolora.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.task.fine_tuning import FineTuning
@@ -52,7 +54,7 @@ class RunCheckpoints(CheckpointCallback):
 
     Lightning's ModelCheckpoint also saves inside accumulation windows, and before a validation on the same batch. A run
     resumed from such a checkpoint differs from an uninterrupted one. This callback saves after the window and the
-    validation.
+    validation. Weights that are NaN or infinite end the run and are not saved.
 
     Args:
         run: the run; the processes get that of the first one.
@@ -84,7 +86,8 @@ class RunCheckpoints(CheckpointCallback):
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_score = state["best_score"]
+        score = state["best_score"]
+        self.best_score = score if score is None or math.isfinite(score) else None
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
         self.run = trainer.strategy.broadcast(self.run)
@@ -117,7 +120,7 @@ class RunCheckpoints(CheckpointCallback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics[self.monitor])
-        if self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score):
+        if math.isfinite(score) and self._is_better(score):
             self.best_score = score
             self._due.add("best")
         if trainer.should_stop:
@@ -129,6 +132,10 @@ class RunCheckpoints(CheckpointCallback):
         if trainer.fit_loop.epoch_loop._num_ready_batches_reached():  # otherwise the run stops inside the epoch
             self._due.add("last")
             self._window_is_over(trainer)
+
+    def _is_better(self, score: float) -> bool:
+        best = self.best_score
+        return best is None or (score > best if self.mode == "max" else score < best)
 
     def _window_is_over(self, trainer: pl.Trainer) -> None:
         stopping = trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
@@ -142,7 +149,7 @@ class RunCheckpoints(CheckpointCallback):
         self._signalled = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
-        if not isinstance(exception, UserError | OSError) and self.last.is_file():
+        if not isinstance(exception, UserError | DivergenceError | OSError) and self.last.is_file():
             action = pl_module.record.action
             say(f"stopped; to continue: python -m main {action} --resume-training --load {self.last}")
         job = os.environ.get("SLURM_JOB_ID")
@@ -160,8 +167,10 @@ class RunCheckpoints(CheckpointCallback):
         return not newer or read_checkpoint(self.best).step <= step
 
     def _save_due(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers if self._due else ():
-            logger.save()  # the resumed run continues the curves from here
+        if self._due:
+            check_weights(trainer)
+            for logger in trainer.loggers:
+                logger.save()  # the resumed run continues the curves from here
         for name in ("best", "last"):
             if name in self._due:
                 self._due.discard(name)

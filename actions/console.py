@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -11,6 +12,13 @@ from rich.console import Console
 
 # Set by Lightning's launcher, torchrun and SLURM, before any process group exists.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
+
+
+def print_any_text() -> None:
+    """Print characters that the terminal's encoding lacks as escapes. By default they end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def is_first_process() -> bool:

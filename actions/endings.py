@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from actions.console import is_first_process
-from heterolora.errors import UserError
+from heterolora.errors import DivergenceError, UserError
 from heterolora.files import DISK_FAILURES, cannot_write
 
 FAILED, USER_ERROR = 1, 2
@@ -25,8 +25,8 @@ _launched: list[subprocess.Popen[bytes]] = []  # to kill
 def ended(command: Callable[[], None]) -> int:
     """Run a command and return its exit code.
 
-    A mistake of the user and a disk that cannot be written give one line on stderr. Ctrl-C, SIGTERM and a closed pipe
-    end quietly: temporary files are removed, and nothing is printed. Any other exception is raised.
+    A mistake of the user, a disk that cannot be written and a diverged training give one line on stderr. Ctrl-C, SIGTERM
+    and a closed pipe end quietly: temporary files are removed, and nothing is printed. Any other exception is raised.
     """
     with _handlers():
         code = 0
@@ -47,7 +47,7 @@ def ended(command: Callable[[], None]) -> int:
 
 def explanation(failure: BaseException) -> str | None:
     """The line for a failure that is no fault of the program; None for another failure."""
-    if isinstance(failure, UserError):
+    if isinstance(failure, UserError | DivergenceError):
         return str(failure)
     if isinstance(failure, OSError) and failure.errno in DISK_FAILURES:
         return str(cannot_write(failure.filename or "", failure))
@@ -86,7 +86,7 @@ def _code(reason: BaseException) -> int | None:
     if is_first_process() or is_lost:
         with contextlib.suppress(OSError):
             print(f"error: {line}", file=sys.stderr)
-    return FAILED if is_lost else USER_ERROR
+    return FAILED if is_lost or isinstance(reason, DivergenceError) else USER_ERROR
 
 
 def _chain(reason: BaseException | None) -> Iterator[BaseException]:

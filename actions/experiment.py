@@ -8,10 +8,12 @@ import pytorch_lightning as pl
 from transformers import PretrainedConfig, PreTrainedModel
 
 from actions.console import note
+from actions.limits import check_batches, check_generation, measures_validation
 from actions.options import TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
 from dataset.module import TextDataModule
 from heterolora.adapt import Plan, adapt, plan
+from heterolora.element import check_ranks
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
@@ -50,7 +52,13 @@ def build(request: Request) -> Experiment:
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
     tokenizer = load_tokenizer(base_source.name, config)
-    data.attach(tokenizer, length_limit(config, tokenizer))
+    positions = length_limit(config, tokenizer)
+    data.attach(tokenizer, positions)
+    check_batches(request.action, options, data)
+    check_generation(options, data.limits, positions)
+    limited = str(options.loop.limit_val_batches) != "1.0"  # 1 is one batch
+    if request.action == TEST and limited and not measures_validation(data):
+        notes.append("--limit-val-batches has no effect on test of this data set: it measures no validation split")
     for text in dict.fromkeys((*notes, *data.splits.notes)):
         note(text)
 
@@ -63,7 +71,8 @@ def build(request: Request) -> Experiment:
     has_head = put_weights(request, record, base.network, space)
     more = {}
     if spec.task == "summarization":
-        more = {"tokenizer": tokenizer, "max_new_tokens": options.max_new_tokens or data.limits.max_target_len}
+        length = options.max_new_tokens or data.limits.max_target_len
+        more = {"tokenizer": tokenizer, "max_new_tokens": length, "num_beams": options.num_beams}
     task = _TASKS[spec.task](
         network=base.network,
         space=space,
@@ -105,6 +114,8 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     if request.adapter is not None:
         check_modules(request.adapter, network, request.base.name)
     planned = plan(network, family, configs["lora"], configs.get("shortcut"))
+    if request.recorded is None and request.adapter is None:
+        check_ranks(planned.elements)
     # Without elements only the head of a classifier is trained, on the frozen base.
     head_alone = request.spec.task == "classification" and request.action in (TRAIN, TEST)
     if not planned.elements and (not head_alone or any(one.sites for one in configs.values())):

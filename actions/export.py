@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -15,9 +13,11 @@ from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
 from actions.options import declared
 from actions.pictures import heat_map
-from actions.run_folder import METRICS
+from actions.results import read_metrics
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
 from heterolora.files import whole_folder, write_text
+from heterolora.outside import read_text
 from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
@@ -63,7 +63,8 @@ def write_adapter_folder(
     The trained weights of the network must be in memory; its base may be on the meta device. The card shows the metrics
     and the pictures in `run_folder`.
     """
-    result = CardContents(network, space, spec, record, _metrics(run_folder), _configurations(record))
+    metrics = {} if run_folder is None else read_metrics(run_folder)[0]
+    result = CardContents(network, space, spec, record, metrics or None, _configurations(record))
     shortcut = result_config(space, "shortcut", record.renormalizes) if result.beyond_peft else None
     with whole_folder(target) as unfinished:
         write_adapter(unfinished, network, space, spec.task, _to_remember(record, shortcut is not None), shortcut)
@@ -83,12 +84,6 @@ def _to_remember(record: Record, shortcuts: bool) -> Record:
     return replace(record, options=options, configs={}, on=())
 
 
-def _metrics(run_folder: Path | None) -> dict[str, Any] | None:
-    if run_folder is None or not (run_folder / METRICS).is_file():
-        return None
-    return json.loads((run_folder / METRICS).read_text(encoding="utf-8"))["metrics"]
-
-
 def _configurations(record: Record) -> list[str]:
     """The name of each configuration file, with its first comment if the file still exists."""
     paths = [Path(path) for key in ("lora_config", "shortcut_config") if (path := record.options.get(key))]
@@ -97,8 +92,8 @@ def _configurations(record: Record) -> list[str]:
 
 def _first_comment(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(path, "the configuration", "").splitlines()
+    except UserError:
         return ""
     return " ".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,9 @@ from actions.options import Options, as_plain
 from actions.run_folder import LOGS
 from heterolora.errors import UserError
 from heterolora.files import write_text
+from heterolora.outside import read_text, reading
 
+_ID = "delete the file to start a new W&B run"
 WANDB_PROJECT = "heterolora"  # unless the environment has WANDB_PROJECT
 
 
@@ -73,13 +76,15 @@ class ContinuedCSVLogger(CSVLogger):
             experiment.save()
         return super().experiment
 
-    def _earlier_rows(self) -> list[dict[str, str]]:
+    def _earlier_rows(self) -> list[dict[str, float]]:
         path = Path(self.log_dir, "metrics.csv")
         if not self.done or not path.is_file():
             return []
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-        return [row for row in rows if int(row["step"]) < self.done]
+        with reading("the curves", path, "delete the file, or restore the one that the run wrote"):
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+            numbers = [{name: float(value) for name, value in row.items()} for row in rows]
+            return [row for row in numbers if row["step"] < self.done]
 
 
 def _wandb(folder: Path) -> WandbLogger:
@@ -92,7 +97,9 @@ def _wandb(folder: Path) -> WandbLogger:
         id_file = logs / "wandb_id"
         if not id_file.is_file():
             write_text(id_file, secrets.token_hex(4))
-        run_id = id_file.read_text(encoding="utf-8")
+        run_id = read_text(id_file, "the id of the W&B run", _ID)
+        if not re.fullmatch(r"[\w-]{1,128}", run_id):
+            raise UserError(f"'{id_file}' holds no id of a W&B run", _ID)
     logger = WandbLogger(
         name=folder.name,
         save_dir=logs,

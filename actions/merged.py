@@ -46,7 +46,7 @@ def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
         tokenizer.save_pretrained(folder)
         del network
         gc.collect()
-        found = logits(kind.from_pretrained(folder, dtype="auto"), batch)
+        found = logits(kind.from_pretrained(folder, dtype="auto", trust_remote_code=False), batch)
         files = len(list(folder.glob("*.safetensors")))
     return Merged(dtype, files, float((found - expected).abs().max()), float(expected.abs().max()))
 

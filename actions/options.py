@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dataset.option import OptionInfo, at_least, count_or_share, group, option, options_of, positive_or_unlimited
+from dataset.option import (
+    OptionInfo,
+    at_least,
+    count_or_share,
+    group,
+    idle_with,
+    idle_without,
+    option,
+    options_of,
+    positive_or_unlimited,
+    seed_range,
+)
 from dataset.settings import DataOptions
 from dataset.spec import Task
 from model.reallocation.options import ReallocationOptions, ScoringOptions
@@ -24,6 +36,26 @@ ACTIONS: dict[str, str] = {
 }
 
 _TRAINING = (TRAIN, DYREALLOC)
+_MEASURING = (*_TRAINING, TEST)
+
+
+def _one_strategy(run: Mapping[str, Any]) -> str | None:
+    if run["num_devices"] * run["num_nodes"] == 1:
+        return "with one device"
+    return f"with --model {run['model']}, which has one strategy" if run["adapted"] else None
+
+
+def _weights_are_known(run: Mapping[str, Any]) -> str | None:
+    if run["load"] is None:
+        return "without --load" if run["adapted"] else None
+    return None if run["load_type"] == "hf" else f"with --load-type {run['load_type']}"
+
+
+def _no_random_numbers(run: Mapping[str, Any]) -> str | None:
+    if run["action"] != TEST:
+        return None
+    complete = run["load_type"] == "pl" or (run["pretrained"] and run["task"] != "classification")
+    return "on test: no weight is random" if complete else None
 
 
 @dataclass(frozen=True)
@@ -32,9 +64,9 @@ class LoopOptions:
 
     max_epochs: int = option(3, "epochs to train; -1: no limit", positive_or_unlimited, resume="free")
     limit_train_batches: int | float = option(1.0, "train on N batches, or share of an epoch", count_or_share)
-    limit_val_batches: int | float = option(1.0, "validate on N batches, or share", count_or_share, actions=())
+    limit_val_batches: int | float = option(1.0, "validate on N batches, or share", count_or_share, actions=_MEASURING)
     limit_test_batches: int | float = option(
-        1.0, "test on N batches, or share", count_or_share, actions=(), resume="free"
+        1.0, "test on N batches, or share", count_or_share, actions=_MEASURING, resume="free"
     )
     val_check_interval: int | float = option(
         1.0,
@@ -44,7 +76,9 @@ class LoopOptions:
     )
     accumulate_grad_batches: int = option(1, "batches per optimizer step", at_least(1))
     gradient_clip_val: float = option(0.0, "clip the gradient's norm; 0: no clipping", at_least(0))
-    log_every_n_steps: int = option(10, "steps between two points of a curve", at_least(1), resume="free")
+    log_every_n_steps: int = option(
+        10, "steps between two points of a curve", at_least(1), resume="free", idle=idle_with("logger", "none")
+    )
 
 
 @dataclass(frozen=True)
@@ -56,9 +90,11 @@ class DeviceOptions:
     num_devices: int = option(1, "devices per node", at_least(1), aliases=("--gpu",), resume="global_batch")
     num_nodes: int = option(1, "nodes", at_least(1), aliases=("--nodes",), resume="global_batch")
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = option(
-        "auto", "how several devices train together", resume="free")
+        "auto", "how several devices train a plain model together", actions=_TRAINING, resume="free",
+        idle=_one_strategy)
     precision: Literal["64", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"] = option("32",
-        "floating-point precision; a -true kind also loads the base in it")
+        "floating-point precision; a -true kind also loads the base in it; 16 and bf16 are the -mixed kinds",
+        spellings={"16": "16-mixed", "bf16": "bf16-mixed", "32-true": "32", "64-true": "64"})  # as in Lightning
     # fmt: on
 
     def for_lightning(self, strategy: Any) -> dict[str, Any]:
@@ -88,7 +124,7 @@ class RunOptions:
     row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",
         actions=(*_TRAINING, TEST), resume="free")
     logger: Literal["tensorboard", "csv", "wandb", "none"] = option("tensorboard", "where curves are logged",
-        resume="free")
+        actions=(*_TRAINING, IMP_TEST), resume="free")
     log_level: Literal["debug", "info", "warning", "error"] = option("warning",
         "how much is printed; debug also shows tracebacks", resume="free")
     checkpoint_every_n_steps: int | None = option(None,
@@ -97,7 +133,8 @@ class RunOptions:
     patience: int | None = option(None, "stop after N validations without a better result; by default never",
         at_least(1), actions=_TRAINING, resume="free")
     auto_requeue: bool = option(False, "requeue the job when SLURM preempts it", old_keys=("is_to_auto_requeue",),
-        actions=_TRAINING, resume="free")
+        actions=_TRAINING, resume="free",
+        idle=lambda run: None if "SLURM_JOB_ID" in os.environ else "outside a SLURM job")
 
 
 @dataclass(frozen=True)
@@ -114,21 +151,24 @@ class Options:
     load_type: Literal["hf", "pl", "pt", "peft"] | None = option(None,
         "hf: hub name or save_pretrained folder; pl: a .ckpt file of this program; pt: a state dict (safetensors or "
         "torch); peft: folder or hub name of a PEFT LoRA adapter; by default inferred from the name",
-        resume="start")
+        resume="start", idle=lambda run: "without --load" if run["load"] is None else None)
     pretrained: bool = option(False, "use the weights of --load, not only its configuration",
-        old_keys=("is_pretrained",), from_checkpoint=True)
+        old_keys=("is_pretrained",), from_checkpoint=True, idle=_weights_are_known)
     backbone_model: str | None = option(None,
-        "location of the base model, if it moved since the checkpoint was written, or for a pt file", resume="start")
+        "location of the base model, if it moved since the checkpoint was written, or for a pt file",
+        resume="start", idle=idle_with("load_type", "hf"))
     quantize: Literal["nf4", "int8"] | None = option(None,
         "load the frozen base in 4 or 8 bits (needs bitsandbytes and a GPU)", from_checkpoint=True)
     lora_config: Path | None = option(None, "LoRA configuration (TOML); see configs/lora/", resume="free")
     shortcut_config: Path | None = option(None, "shortcut configuration (TOML); see configs/shortcut/",
         resume="free")
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time",
-        resume="free")
+        actions=_TRAINING, resume="free")
     max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",
-        at_least(1), from_checkpoint=True)
-    seed: int = option(0, "seed of all random numbers", at_least(0))
+        at_least(1), from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
+    num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),
+        from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
+    seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers)
     resume_training: bool = option(False,
         "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=_TRAINING,
         resume="start")
@@ -149,10 +189,6 @@ def declared() -> dict[str, OptionInfo]:
 
 def defaults() -> dict[str, Any]:
     return {name: info.default for name, info in declared().items()}
-
-
-def flag_of(name: str) -> str:
-    return declared()[name].flag
 
 
 def flat(options: Any) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def _checkpoint(command: Command) -> Origin:
         raise UserError("--load-type pl has no checkpoint", "give --load RUN/checkpoints/best.ckpt")
     checkpoint = read_checkpoint(Path(options.load))
     record = checkpoint.record
+    if families.parse_model_name(record.options["model"]) is not None and "lora" not in record.configs:
+        raise UserError(f"{options.load} has no LoRA configuration", "give a checkpoint that is not damaged")
     if options.resume_training and record.action != command.action:
         raise UserError(
             f"{options.load} is a checkpoint of {record.action}, which {command.action} can't continue",
@@ -124,15 +126,13 @@ def _adapter(command: Command) -> Origin:
 
 def _model_name(adapter: Adapter, base: BaseSource) -> str:
     """`<family>_lora`, from the configuration of the base."""
-    from transformers import AutoConfig
+    from model.base_config import read_config
 
     try:
-        model_type = AutoConfig.from_pretrained(base.name).model_type
-    except (OSError, ValueError):
-        raise UserError(
-            f"the base '{base.name}' that {adapter.folder} names can't be loaded",
-            "give its hub name or folder as --backbone-model",
-        ) from None
+        model_type = read_config(base.name).model_type
+    except UserError as error:
+        found = f"the base of {adapter.folder} can't be loaded: {error.found}"
+        raise UserError(found, "give its hub name or folder as --backbone-model") from None
     family = families.for_model_type(model_type)
     if family is None:
         raise UserError(

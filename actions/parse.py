@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from actions.options import ACTIONS, Options, changed, declared, flag_of
+from actions.options import ACTIONS, Options, changed, declared
+from dataset.option import flag_of
 from heterolora.errors import UserError, nearest
-from heterolora.files import read_toml
+from heterolora.outside import read_toml
 
 EXAMPLES = """\
 examples:
@@ -32,7 +33,8 @@ class Command:
     action: str  # a key of `ACTIONS`
     options: Options
     given: frozenset[str]  # options that the command line or the file sets; a checkpoint gives values for the others
-    notes: tuple[str, ...]  # lines to print
+    notes: tuple[str, ...] = ()  # lines to print
+    on_command_line: frozenset[str] = frozenset()  # options that the command line sets
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,11 +56,9 @@ def parse(arguments: Sequence[str]) -> Command:
     on_command_line = _command_line_values(namespace)
     config = on_command_line.get("config")
     given = {**(_file_values(config) if config else {}), **on_command_line}
-    unused = [name for name in on_command_line if not declared()[name].used_by(namespace.action)]
-    notes = tuple(f"{flag_of(name)} has no effect on {namespace.action}" for name in unused)
     # "NA" for an option that must have a value means its default.
     options = changed(Options(), {name: value for name, value in given.items() if value is not None})
-    return Command(namespace.action, options, frozenset(given), notes)
+    return Command(namespace.action, options, frozenset(given), on_command_line=frozenset(on_command_line))
 
 
 def _build() -> _Parser:
@@ -106,6 +106,7 @@ def _command_line_values(namespace: argparse.Namespace) -> dict[str, Any]:
     if len(namespace.positional) > 2:
         raise UserError(f"unexpected argument '{namespace.positional[2]}'", "give at most a model and a data set")
     for name, value in zip(("model", "dataset"), namespace.positional, strict=False):
+        value = known[name].value_of(value)
         if typed.get(name, value) != value:
             raise UserError(f"{flag_of(name)} is given twice: '{value}' and '{typed[name]}'", "give it once")
         typed[name] = value
@@ -132,7 +133,7 @@ def _file_values(path: Path) -> dict[str, Any]:
     known = declared()
     old = {old_key: name for name, info in known.items() for old_key in info.old_keys}
     values: dict[str, Any] = {}
-    document = read_toml(path, "give --config a TOML file of lines such as learning_rate = 1e-4")
+    document = read_toml(path, "the options file", "give --config a TOML file of lines such as learning_rate = 1e-4")
     document.pop("action", None)  # written for the reader: another action may run with the same options
     for key, value in document.items():
         name = old.get(key, key.replace("-", "_"))

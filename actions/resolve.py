@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import model.family as families
+from actions.idle import idle_notes
 from actions.options import Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
 from actions.run_folder import folder_of, unfinished_run
 from dataset import registry
+from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.config import ElementConfig, load
@@ -81,11 +84,13 @@ def resolve(command: Command) -> Request:
     own = origin.configs(options.model)
     spec = registry.get(options.dataset)
     _check_options(options, spec, adapted, given)
+    options = replace(options, task=spec.task, dataset=spec.name)
+    notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded), *origin.notes)
     if origin.checkpoint is not None or adapted is None:
         configs = own
     else:
         options, configs = _with_defaults(options, adapted, {**own, **given})
-    base, notes = origin.base, (*command.notes, *origin.notes)
+    base = origin.base
     if base is None:
         options, base, more = with_base(options, adapted)
         notes = (*notes, *more)
@@ -93,11 +98,11 @@ def resolve(command: Command) -> Request:
         _check_quantizable(command.action, options, base)
     resumes = options.resume_training
     if resumes:
-        options, more = _of_resumed_run(options, origin.checkpoint)
+        options, more = _of_resumed_run(options, origin.checkpoint, command.on_command_line)
         notes = (*notes, *more)
     return Request(
         action=command.action,
-        options=replace(options, task=spec.task, dataset=spec.name),
+        options=options,
         spec=spec,
         adapted=adapted,
         configs=configs,
@@ -120,12 +125,16 @@ def continue_if_requeued(command: Command) -> Command:
     return command if last is None else resumed_from(command, last)
 
 
-def _of_resumed_run(options: Options, checkpoint: Checkpoint) -> tuple[Options, tuple[str, ...]]:
-    """The options as the run states them, and lines to print."""
+def _of_resumed_run(
+    options: Options, checkpoint: Checkpoint, given: Collection[str]
+) -> tuple[Options, tuple[str, ...]]:
+    """The options as the run states them, and lines to print. `given` are the options on the command line."""
     own_folder = folder_of(checkpoint)
-    notes: tuple[str, ...] = ()
     if own_folder is None:
         notes = (f"{checkpoint.path} is not in the folder of its run: continuing in a new folder",)
+    else:
+        idle = [flag_of(name) for name in ("project", "project_dir") if name in given]
+        notes = tuple(f"{flag} has no effect on a resumed run: it continues in {own_folder}" for flag in idle)
     return options_of_run(options, checkpoint.record, own_folder is not None), notes
 
 
@@ -162,6 +171,11 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
         adapted.family.check_task(spec.task)
     if options.loop.max_epochs == -1 and options.optimization.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
+    if (update := options.optimization).lr_scheduler == "cosine_annealing" and update.eta_min > update.learning_rate:
+        raise UserError(
+            f"--eta-min {update.eta_min:g} is above --learning-rate {update.learning_rate:g}",
+            f"give at most {update.learning_rate:g}, the rate that cosine_annealing starts from",
+        )
     if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
     if adapted is None:

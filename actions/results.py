@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from rich.table import Table
 
 from actions.console import is_first_process, say
 from actions.experiment import Experiment
+from actions.limits import measures_validation
 from actions.options import as_plain
 from actions.resources import Resources
 from actions.run_folder import METRICS, PARAMETERS, write_json
+from heterolora.checks import TEXT, Field, number
 from heterolora.distributed import gather_lists
+from heterolora.outside import read_json
 from model.parameters import count, render
 from model.task.rows import write_rows
 
 Metrics = dict[str, dict[str, float]]  # split -> name -> value
 
 _PACKAGES = ("torch", "pytorch-lightning", "transformers", "datasets", "evaluate", "torchmetrics", "safetensors")
+
+
+def _table_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a value is a table whose values are all valid."""
+    return lambda value: isinstance(value, Mapping) and all(map(TEXT.valid, value)) and all(map(valid, value.values()))
+
+
+_FINITE = number(lambda value: abs(value) < 1e300, "a number")
+_METRICS = Field(
+    _table_of(_table_of(lambda value: value is None or _FINITE.valid(value))), "for each split a number for each metric"
+)
+_VERSIONS = Field(_table_of(TEXT.valid), "a version for each package")
+
+
+def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
+    """The metrics and the package versions in a run's `metrics.json`; empty if the file is missing.
+
+    Raises UserError if the file cannot be read, or a value has the wrong type.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        return {}, {}
+    values = read_json(path, "the metrics file", "expected the file that the run wrote")
+    metrics = _METRICS.check(str(path), "metrics", values.get("metrics", {}))
+    return metrics, _VERSIONS.check(str(path), "versions", values.get("versions", {}))
 
 
 def show_parameters(experiment: Experiment, folder: Path) -> None:
@@ -41,7 +71,7 @@ def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoin
     loggers, trainer.loggers = trainer.loggers, []
     task.keeps_rows, task.rows = experiment.options.run.row_results, []
     metrics: Metrics = {}
-    if set(task.validation_names) - set(task.test_names):
+    if measures_validation(experiment.data):
         metrics |= validate(experiment, trainer)
     trainer.test(task, datamodule=experiment.data, verbose=False)
     metrics |= _by_split(trainer, task.test_names)

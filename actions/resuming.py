@@ -76,7 +76,8 @@ def fingerprint(command: Command) -> str:
 def resumed_from(command: Command, last: Path) -> Command:
     """The command that continues the run of the checkpoint `last`."""
     options = replace(command.options, resume_training=True, load=str(last), load_type="pl")
-    return replace(command, options=options, notes=(*command.notes, f"requeued: continuing from {last}"))
+    notes = (*command.notes, f"requeued: continuing from {last}")
+    return replace(command, options=options, notes=notes, on_command_line=frozenset())
 
 
 def _recorded(record: Record) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LambdaCallback
 
 from actions.checkpoints import RunCheckpoints
 from actions.console import is_first_process, say
@@ -16,6 +17,7 @@ from actions.resolve import Request
 from actions.results import measure, show_parameters
 from actions.run_folder import Run, open_run, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
+from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
 
 
@@ -41,9 +43,17 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
     """Train, with `more` callbacks, and measure the best weights."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
-    trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, more))
+    started: list[bool] = []
+    watch = LambdaCallback(on_train_start=lambda *_: started.append(True))
+    trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, (watch, *more)))
     resume_from = resumed.path if resumed else None
-    trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
+    try:
+        trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if resumed is None or started:
+            raise
+        found = f"{resumed.path} cannot be resumed: its training state is damaged ({type(error).__name__}: {error})"
+        raise UserError(found, "resume from another checkpoint of this run") from error
     has_best = experiment.options.run.measured == "best" and checkpoints.best.is_file()
     measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)

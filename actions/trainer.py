@@ -22,11 +22,12 @@ from actions.callbacks import (
     SayValidations,
     SeedEachBatch,
     StopAfter,
-    StopOnNaN,
     ValidateAfterWindows,
 )
 from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.experiment import Experiment
+from actions.health import StopOnNaN
+from actions.limits import CheckBatches
 from actions.loggers import build_loggers
 from actions.options import Options
 from actions.resources import Resources
@@ -48,6 +49,9 @@ def check_devices(options: Options) -> None:
     available = gpus if on_gpu else 1 if accelerator == "mps" else os.cpu_count() or 1
     if (asked := devices.num_devices) > available:
         raise UserError(f"--num-devices {asked} is more than this machine has", f"it has {available} {kind}")
+    cores = os.cpu_count() or 1
+    if (workers := options.data.num_workers) > cores:
+        raise UserError(f"--num-workers {workers} is more than this machine has CPU cores", f"give at most {cores}")
     if devices.precision == "16-mixed" and not on_gpu:
         raise UserError("--precision 16-mixed needs a GPU", "use bf16-mixed or 32 here")
     if options.quantize is not None:
@@ -74,7 +78,12 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         enable_model_summary=False,
         default_root_dir=folder,
         logger=build_loggers(options, folder, resumed.step if resumed else 0) if callbacks else False,
-        callbacks=[Progress(), EndTogether(), *callbacks],
+        callbacks=[
+            Progress(),
+            EndTogether(),
+            CheckBatches(experiment.task.record.action, options, experiment.data),
+            *callbacks,
+        ],
         plugins=plugins,
     )
 

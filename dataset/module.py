@@ -97,6 +97,12 @@ class TextDataModule(pl.LightningDataModule):
         """Batches of an epoch on each of `world` processes."""
         return -(-len(self.encoded(self.splits.train)) // (self.options.batch_size * world))
 
+    def batches(self, rows: Dataset, world: int) -> int | None:
+        """Batches of one of `splits` on each of `world` processes. None if its rows are packed and not encoded yet."""
+        packed = self.spec.task == "causal_language_modeling" and self.spec.prompt is None
+        known = self._encoded.get(id(rows), None if packed else rows)
+        return None if known is None else -(-len(known) // (self.options.batch_size * world))
+
     @property
     def scoring_batch_count(self) -> int:
         """Scoring batches in the whole training set; the last one may be short."""

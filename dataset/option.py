@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
-from collections.abc import Callable, Iterator
+import os
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -23,6 +26,8 @@ Check = Callable[[Any], str | None]  # value -> what would be right, or None if 
 # free: it may change, because it does not change what is computed before the end of the run.
 # start: it belongs to one start of the program, and the run's own value is not used.
 Resume = Literal["fixed", "epoch_end", "global_batch", "free", "start"]
+# values of all options of a run, and its `action` -> in which case an option has no effect, or None if it has one
+Idle = Callable[[Mapping[str, Any]], str | None]
 
 # type of an option -> (types of the TOML value, description in error messages, placeholder in --help)
 _TYPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
@@ -47,15 +52,17 @@ class OptionInfo:
     help: str  # one line
     check: Check | None = None
     choices: tuple[str, ...] = ()  # the valid values, if they can be listed
+    spellings: Mapping[str, str] = field(default_factory=dict)  # other spellings of choices, such as Lightning's
     aliases: tuple[str, ...] = ()  # other flags, such as `--gpu`
     old_keys: tuple[str, ...] = ()  # older TOML keys that are still read
     actions: tuple[str, ...] = ()  # the actions that use the option; empty: all
     from_checkpoint: bool = False  # it describes the model or its data, so that a checkpoint gives its default
     resume: Resume = "fixed"
+    idle: Idle | None = None  # in which cases it has no effect, besides `actions`
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return flag_of(self.name)
 
     @property
     def metavar(self) -> str:
@@ -66,12 +73,15 @@ class OptionInfo:
 
     def from_text(self, text: str) -> Any:
         """The value of a command-line argument. Raises UserError if it has the wrong type or is out of range."""
-        if self._is_none(text):
-            return None
+        return None if self._is_none(text) else self.value_of(text)
+
+    def value_of(self, text: str) -> Any:
+        """The value of a command-line argument that cannot be left open. Raises UserError as `from_text` does."""
         try:
-            return self._checked(self.flag, self._parse(text))
+            value = self._parse(text)
         except (ValueError, KeyError):
-            raise UserError(f"{self.flag} {text!r} can't be read", f"give {_TYPES[self.type][1]}") from None
+            raise UserError(f"{self.flag} {_shown(text)!r} can't be read", f"give {_TYPES[self.type][1]}") from None
+        return self._checked(self.flag, value)
 
     def from_toml(self, key: str, value: Any) -> Any:
         """The value of a TOML key. Raises UserError if it has the wrong type or is out of range."""
@@ -82,7 +92,7 @@ class OptionInfo:
         accepted, wanted, _ = _TYPES[self.type]
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise UserError(f"key '{key}' is {value!r}", f"give {wanted}")
-        return self._checked(f"key '{key}':", self.type(value) if self.type in (float, Path) else value)
+        return self._checked(f"key '{key}':", value)
 
     def _parse(self, text: str) -> Any:
         if self.type is bool:
@@ -95,11 +105,42 @@ class OptionInfo:
         return text in NONE_WORDS and text not in self.choices
 
     def _checked(self, name: str, value: Any) -> Any:
+        if (expected := _storable(value)) is not None:
+            raise UserError(f"{name} {_shown(value)!r} is out of range", f"give {expected}")
+        value = self.spellings.get(value, value) if self.choices else value
         if self.choices and value not in self.choices:
             raise UserError(f"{name} {value!r} is not known", nearest(str(value), self.choices))
+        value = self.type(value) if self.type in (float, Path) else value
         if self.check is not None and (expected := self.check(value)) is not None:
             raise UserError(f"{name} {value} is out of range", f"give {expected}")
         return value
+
+
+def _storable(value: Any) -> Any:
+    """None if the run can store the value in its files, otherwise what would be right."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a whole number below 2^63"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if isinstance(value, str | Path) and not _is_text(str(value)):
+        return "text without control characters, and outside ASCII only in a UTF-8 locale such as LC_ALL=C.UTF-8"
+    return None
+
+
+def _is_text(text: str) -> bool:
+    """Whether the text can be a file name on this machine and be written as UTF-8, without control characters."""
+    try:
+        os.fsencode(text)
+        text.encode()  # bytes that are not text in the locale's encoding became surrogates, which UTF-8 refuses
+    except UnicodeEncodeError:
+        return False
+    return not any(unicodedata.category(letter) == "Cc" for letter in text)
+
+
+def _shown(value: Any) -> Any:
+    """The value as it appears in a message: long text is shortened."""
+    text = str(value)
+    return value if len(text) <= 60 else text[:57] + "..."
 
 
 def option(default: Any, help: str, check: Check | None = None, **more: Any) -> Any:
@@ -134,8 +175,30 @@ def _type(hint: Any) -> tuple[Any, tuple[str, ...]]:
     return functools.reduce(operator.or_, kinds), ()
 
 
+def idle_with(name: str, *values: Any) -> Idle:
+    """An option has no effect if the option `name` has one of these values."""
+    return lambda run: _with(name, run[name]) if run[name] in values else None
+
+
+def idle_without(name: str, *values: Any) -> Idle:
+    """An option has an effect only if the option `name` has one of these values."""
+    return lambda run: None if run[name] in values else _with(name, run[name])
+
+
+def _with(name: str, value: Any) -> str:
+    return f"with {flag_of(name)}" if value is True else f"with {flag_of(name)} {value}"
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def at_least(low: float) -> Check:
     return lambda value: None if value >= low else f"at least {low:g}"
+
+
+def within(low: int, high: int) -> Check:
+    return lambda value: None if low <= value <= high else f"{low} to {high}"
 
 
 def above(low: float) -> Check:
@@ -144,6 +207,9 @@ def above(low: float) -> Check:
 
 def positive_or_unlimited(value: int) -> str | None:
     return None if value >= 1 or value == -1 else "at least 1, or -1 for no limit"
+
+
+seed_range = within(0, 2**32 - 1)  # numpy's range
 
 
 def share(value: float) -> str | None:

@@ -10,7 +10,7 @@ from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from typing import Literal
 
 from heterolora.element import Element, Kind
-from heterolora.errors import UserError
+from heterolora.errors import NotFiniteError, UserError
 
 Mode = Literal["off", "separated", "combined"]
 MODES: tuple[Mode, ...] = ("off", "separated", "combined")
@@ -66,7 +66,7 @@ def ranked(scored: Iterable[Scored], generator: random.Random) -> list[Scored]:
     for item in scored:
         if not math.isfinite(item.score):
             found = f"the score of {item.element.key} is {item.score}"
-            raise UserError(found, "expected a finite score; check the loss and the precision")
+            raise NotFiniteError(found, "expected a finite score; check the loss and the precision")
     drawn = sorted(scored, key=lambda item: (item.element.layer, item.element.name))
     generator.shuffle(drawn)
     return sorted(drawn, key=lambda item: -item.score)  # stable: ties keep their random order

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from heterolora.errors import UserError, nearest
+from heterolora.errors import UserError, nearest, shown
+
+LARGEST = 2**63 - 1  # the largest whole number of a tensor, and of the TOML standard
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class Field:
     def check(self, where: str, key: str, value: Any) -> Any:
         """Returns `value`. Raises UserError if it is not valid."""
         if not self.valid(value):
-            raise UserError(f"{where}: {key} is {value!r}", f"expected {self.expected}")
+            raise UserError(f"{where}: {key} is {shown(value)}", f"expected {self.expected}")
         return value
 
 
-def whole_number(least: int) -> Field:
+def whole_number(least: int, most: int = LARGEST) -> Field:
     return Field(
-        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and value >= least,
-        f"a whole number, {least} or more",
+        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most,
+        f"a whole number, {least} or more" + (f", at most {most:,}" if most < LARGEST else ""),
     )
 
 
@@ -38,7 +40,7 @@ def number(valid: Callable[[float], bool], expected: str) -> Field:
 
     def check(value: Any) -> bool:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        return is_number and math.isfinite(value) and valid(value)
+        return is_number and abs(value) <= sys.float_info.max and valid(value)
 
     return Field(check, expected)
 
@@ -53,3 +55,16 @@ def check_known(where: str, name: str, valid: Iterable[str], also: str = "") -> 
     """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`."""
     if name not in (names := tuple(valid)):
         raise UserError(f"{where}: '{name}' is not known", nearest(name, names) + also)
+
+
+def check_keys(where: str, keys: Mapping[str, Field], table: Any, expected: str, also: str = "") -> Mapping[str, Any]:
+    """Returns `table`. Raises UserError if it is no table, a key is unknown or missing, or a value is not valid."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where} is {shown(table)}", expected)
+    for key, value in table.items():
+        check_known(where, key, keys, also)
+        keys[key].check(where, key, value)
+    missing = [key for key, form in keys.items() if form.required and key not in table]
+    if missing:
+        raise UserError(f"{where}: {', '.join(missing)} missing", expected)
+    return table

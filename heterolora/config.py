@@ -24,8 +24,9 @@ from typing import Any, Literal
 
 from heterolora.checks import PROBABILITY, TEXT, TRUTH, Field, check_known, number, whole_number
 from heterolora.element import PROJECTIONS, SHORTCUTS, Element, Kind, Settings
-from heterolora.errors import UserError, nearest
-from heterolora.files import read_toml, to_toml
+from heterolora.errors import UserError, nearest, shown
+from heterolora.files import to_toml
+from heterolora.outside import read_toml
 
 Granularity = Literal["network", "layer"]
 Site = str | tuple[int, str]  # a canonical name, in every block or in one
@@ -139,7 +140,8 @@ class ElementConfig:
 
 def load(path: str | Path, kind: Kind) -> ElementConfig:
     """Read a configuration file. Raises UserError if it cannot be read, or holds an unknown name or a wrong value."""
-    return parse(read_toml(path, f"expected a {_FORMATS[kind].title} file"), kind, source=str(path))
+    title = _FORMATS[kind].title
+    return parse(read_toml(path, f"the {title}", f"expected a {title} file"), kind, source=str(path))
 
 
 def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration") -> ElementConfig:
@@ -148,9 +150,11 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
     Raises UserError if the document holds an unknown name or a wrong value.
     """
     form = _FORMATS[kind]
+    if not isinstance(document, Mapping):
+        raise UserError(f"{source} is {shown(document)}", "expected a table of keys")
     granularity = document.get("granularity")
     if granularity not in ("network", "layer"):
-        found = "is missing" if granularity is None else f"is {granularity!r}"
+        found = "is missing" if granularity is None else f"is {shown(granularity)}"
         raise UserError(f"{source}: granularity {found}", 'expected "network" or "layer"')
     renormalize = document.get("renormalize", False)
     if "renormalize" in form.top:
@@ -164,7 +168,9 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
             continue
         layer = _layer_of(table, granularity, form, source)
         if not isinstance(entries, Mapping):
-            raise UserError(f"{source}: {table} is {entries!r}", f"expected tables such as [{table}.{form.example}]")
+            raise UserError(
+                f"{source}: {table} is {shown(entries)}", f"expected tables such as [{table}.{form.example}]"
+            )
         for given, values in entries.items():
             where = f"{source}: [{table}.{given}]"
             check_known(where, given, form.names)
@@ -182,7 +188,7 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
 
 def _layer_of(table: str, granularity: Granularity, form: _Format, source: str) -> int | None:
     """`all_layers` -> None, `model_layer_3` -> 3. Raises UserError unless the table fits the granularity."""
-    match = re.fullmatch(r"all_layers|model_layer_(\d+)", table)
+    match = re.fullmatch(r"all_layers|model_layer_(0|[1-9][0-9]{0,8})", table)
     expected = {"network": "all_layers", "layer": "model_layer_<i>"}[granularity]
     if match is None:
         valid = ("granularity", "default", *form.top, expected)
@@ -198,7 +204,7 @@ def _layer_of(table: str, granularity: Granularity, form: _Format, source: str) 
 def _read(form: _Format, values: Any, default: Settings, where: str, notes: list[str]) -> Settings:
     """One table, merged over `default` key by key."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} is {values!r}", "expected a table of keys")
+        raise UserError(f"{where} is {shown(values)}", "expected a table of keys")
     given: dict[str, Any] = {}
     for key, value in values.items():
         if key in form.ignored:

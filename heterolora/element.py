@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from heterolora.errors import UserError
 
 Kind = Literal["lora", "shortcut"]
 
@@ -98,6 +100,22 @@ class Element(Place):
         return self.settings.rank
 
     @property
+    def highest_rank(self) -> int:
+        """The rank of a full matrix. A higher one adds parameters but no map that this rank does not have."""
+        return min(self.in_features, self.out_features)
+
+    @property
     def parameters(self) -> int:
         """Number of trainable parameters, r · (in + out)."""
         return self.rank * (self.in_features + self.out_features)
+
+
+def check_ranks(elements: Iterable[Element]) -> None:
+    """Raise UserError if the rank of an element is above its widths."""
+    for element in elements:
+        if element.rank > element.highest_rank:
+            raise UserError(
+                f"the rank of {element.key} is {element.rank}, but its widths are {element.in_features} and "
+                f"{element.out_features}",
+                f"expected at most {element.highest_rank}",
+            )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_LINE, _LONGEST_VALUE = 4000, 300  # characters
+
 
 class UserError(Exception):
     """A mistake in the user's input. `main` prints `error: <found>; <expected>` and exits with code 2.
@@ -15,9 +17,34 @@ class UserError(Exception):
     """
 
     def __init__(self, found: str, expected: str) -> None:
+        self.found = _one_line(found)
+        self.expected = _one_line(expected)
+        super().__init__(f"{self.found}; {self.expected}")
+
+
+def shown(value: object) -> str:
+    """`repr`, for values of any size and depth: it is short, and never raises."""
+    try:
+        text = repr(value)
+    except Exception:  # of a very long number or of deep nesting
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+class NotFiniteError(UserError):
+    """A score or a metric is NaN or infinite."""
+
+
+class DivergenceError(Exception):
+    """Training whose numbers are no longer finite. `main` prints it as it prints a UserError, and exits with code 1.
+
+    Args:
+        found: what became NaN or infinite, and when.
+        expected: what may prevent it.
+    """
+
+    def __init__(self, found: str, expected: str) -> None:
         super().__init__(f"{found}; {expected}")
-        self.found = found
-        self.expected = expected
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -26,3 +53,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     listing = ", ".join(names) if names else "none"
     return f"did you mean '{close[0]}'? (valid: {listing})" if close else f"valid: {listing}"
+
+
+def _one_line(text: str) -> str:
+    """The text without control characters, which names in a file may hold, and cut if it is very long."""
+    text = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -73,4 +73,4 @@ class Family:
     def check_task(self, task: Task) -> None:
         """Raise `UserError` unless models of this family can do `task`."""
         if task not in self.tasks:
-            raise UserError(f"--task '{task}' is not something {self.name} models do", nearest(task, self.tasks))
+            raise UserError(f"task '{task}' is not something {self.name} models do", nearest(task, self.tasks))

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and TOML in and out.
+"""Files that are written completely or not at all, and TOML documents as text.
 
 A file is written beside its place, flushed to the disk and renamed. So its place holds the old or the new file at every
 moment, also after a kill or a loss of power.
@@ -203,16 +203,6 @@ def _flush(path: Path) -> None:
     else:
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-
-
-def read_toml(path: str | Path, expected: str) -> dict[str, Any]:
-    """Read a TOML file. Raises UserError, with the advice `expected`, if it cannot be read or is not valid TOML."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}' ({error.strerror})", expected) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML ({error})", expected) from None
 
 
 def to_toml(document: Mapping[str, Any]) -> str:

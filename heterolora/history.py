@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from heterolora.checks import TEXT, TRUTH, Field, check_keys, number, whole_number
 from heterolora.element import Place
 from heterolora.errors import UserError
-from heterolora.files import read_toml, to_toml, whole, write_text
+from heterolora.files import to_toml, whole, write_text
+from heterolora.outside import read_toml, reading
 
 HISTORY, FREQUENCY = "reallocation_history.toml", "reallocation_frequency.toml"
+
+_COUNT = whole_number(0, most=10**9)
+_DECISION = {"epoch": _COUNT, "step": _COUNT, "elements": Field(lambda value: isinstance(value, list), "tables")}
+_ELEMENT = {"layer": _COUNT, "name": TEXT, "score": number(lambda _: True, "a finite number"), "on": TRUTH}
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,15 @@ class History:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["places"] != [place.key for place in self.places]:
-            raise UserError("the run of the checkpoint had another search space", "resume with its own configurations")
-        rows = zip(state["when"], state["scores"].tolist(), state["on"].tolist(), strict=True)
-        self.decisions = [Decision(epoch, step, tuple(scores), tuple(on)) for (epoch, step), scores, on in rows]
+        with reading("the reallocations in", "the checkpoint", "resume from a checkpoint of train-dyrealloc"):
+            if state["places"] != [place.key for place in self.places]:
+                found = "the run of the checkpoint had another search space"
+                raise UserError(found, "resume with its own configurations")
+            rows = zip(state["when"], state["scores"].tolist(), state["on"].tolist(), strict=True)
+            self.decisions = [
+                Decision(_COUNT.check("a reallocation", "epoch", epoch), step, tuple(scores), tuple(on))
+                for (epoch, step), scores, on in rows
+            ]
 
     def write(self, folder: Path) -> None:
         """Write both files."""
@@ -107,21 +118,19 @@ class History:
 def read(folder: Path) -> History:
     """Read the history of a run folder. Raises UserError if the file cannot be read or is not a history."""
     path, expected = folder / HISTORY, "give the run folder of train-dyrealloc"
-    document = read_toml(path, expected)
-    try:
-        tables = [document[f"dyrealloc_{index}"] for index in range(len(document))]
-        places = [tuple(Place(row["layer"], row["name"]) for row in table["elements"]) for table in tables]
-        decisions = [_decision(table) for table in tables]
-    except (KeyError, TypeError):
-        raise UserError(f"{path} is not a reallocation history", expected) from None
-    if not decisions:
+    document = read_toml(path, "the reallocation history", expected)
+    if not document:
         raise UserError(f"{path} holds no reallocation yet", "wait for the first reallocation")
+    decisions, places = [], []
+    for index in range(len(document)):
+        table = check_keys(f"{path}: [dyrealloc_{index}]", _DECISION, document.get(f"dyrealloc_{index}"), expected)
+        where = f"{path}: an element of [dyrealloc_{index}]"
+        rows = [check_keys(where, _ELEMENT, row, expected) for row in table["elements"]]
+        places.append(tuple(Place(row["layer"], row["name"]) for row in rows))
+        scores, on = tuple(float(row["score"]) for row in rows), tuple(row["on"] for row in rows)
+        decisions.append(Decision(table["epoch"], table["step"], scores, on))
     if any(other != places[0] for other in places):
         raise UserError(f"{path}: its reallocations differ in their elements", expected)
+    if not places[0] or len(set(places[0])) < len(places[0]):
+        raise UserError(f"{path} names an element twice, or none", expected)
     return History(places[0], decisions)
-
-
-def _decision(table: Mapping[str, Any]) -> Decision:
-    rows: Sequence[Mapping[str, Any]] = table["elements"]
-    scores, on = tuple(float(row["score"]) for row in rows), tuple(bool(row["on"]) for row in rows)
-    return Decision(table["epoch"], table["step"], scores, on)

@@ -148,7 +148,7 @@ def lora_config(
     assigned = assign(lora, _policy(policy, rank, max_rank, lora), given[0], "off", tie_generator(scores.seed, 0))
     ranks = ((item.element, assigned.ranks.get(item.element.key, 0)) for item in lora)
     on = [replace(element, settings=element.settings.at(given)) for element, given in ranks if given > 0]
-    values = peft_config(on, task_type)
+    values = peft_config(on, task_type, modules=[item.element.module for item in lora])
     del values["peft_type"]
     return LoraConfig(**{**values, **more})
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from heterolora.element import Element
+from heterolora.errors import UserError
 from heterolora.family import Task
 
 
@@ -16,16 +17,26 @@ def task_type(task: Task) -> str:
 
 
 def peft_config(
-    elements: Sequence[Element], task_type: str | None, base: str | None = None, heads: Sequence[str] = ()
+    elements: Sequence[Element],
+    task_type: str | None,
+    base: str | None = None,
+    heads: Sequence[str] = (),
+    modules: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The arguments of `peft.LoraConfig`, in plain values.
 
     PEFT matches the end of a module's path and reads patterns as regular expressions, so modules are named by their
-    full path, which is escaped in patterns. PEFT has one dropout and one kind of scaling for all modules: the largest
-    dropout is written, and if only some elements use rsLoRA, their alpha is written so that the scaling stays the same.
-    `base` is the hub name or folder of the base, and `heads` are the names of modules that are trained completely.
+    full path, which is escaped in patterns. If a path is the end of another path of the network (`modules` are the
+    known ones), the modules are named by a regular expression for whole paths instead.
+
+    PEFT has one dropout and one kind of scaling for all modules: the largest dropout is written, and if only some
+    elements use rsLoRA, their alpha is written so that the scaling stays the same. `base` is the hub name or folder of
+    the base, and `heads` are the names of modules that are trained completely. Raises UserError if two elements are on
+    one module.
     """
     settings = {element.module: element.settings for element in elements}
+    if len(settings) < len(elements):
+        raise UserError("two elements are on one module", "expected scores or a configuration with each module once")
     stabilised = bool(settings) and all(each.use_rslora for each in settings.values())
     alphas = {
         module: each.alpha if each.use_rslora == stabilised else each.scaling * each.rank
@@ -33,6 +44,8 @@ def peft_config(
     }
     ranks = {module: each.rank for module, each in settings.items()}
     # Tools without patterns read only these two values. A uniform adapter needs no pattern, and no rank is above `r`.
+    in_another = any(end in settings for module in modules if module not in settings for end in _ends(module))
+    start = "^" if any(end in settings for module in settings for end in _ends(module)) else ""
     r, alpha = max(ranks.values(), default=1), max(alphas.values(), default=1)
     return {
         "peft_type": "LORA",
@@ -43,9 +56,9 @@ def peft_config(
         "lora_dropout": max((each.dropout for each in settings.values()), default=0.0),
         "use_rslora": stabilised,
         "bias": "none",
-        "target_modules": list(settings),
-        "rank_pattern": {re.escape(module): rank for module, rank in ranks.items() if rank != r},
-        "alpha_pattern": {re.escape(module): _shortest(a) for module, a in alphas.items() if a != alpha},
+        "target_modules": "|".join(map(re.escape, settings)) if in_another else list(settings),
+        "rank_pattern": {start + re.escape(module): rank for module, rank in ranks.items() if rank != r},
+        "alpha_pattern": {start + re.escape(module): _shortest(a) for module, a in alphas.items() if a != alpha},
         "modules_to_save": list(heads) or None,
     }
 
@@ -60,6 +73,13 @@ def peft_notes(elements: Sequence[Element]) -> tuple[str, ...]:
     if len({element.settings.use_rslora for element in elements}) > 1:
         notes.append("PEFT has one use_rslora for all elements: elements with rsLoRA are written with alpha · sqrt(r)")
     return tuple(notes)
+
+
+def _ends(module: str) -> Iterator[str]:
+    """`a.b.c` -> `b.c`, `c`."""
+    while "." in module:
+        module = module.partition(".")[2]
+        yield module
 
 
 def _shortest(value: float) -> float | int:

@@ -34,10 +34,11 @@ from pathlib import Path
 from typing import Any
 
 from heterolora.allocation import Scored, of_kind
-from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, check_known, number, whole_number
+from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, check_keys, check_known, number, whole_number
 from heterolora.element import NAMES, SHORTCUTS, Element, Settings
-from heterolora.errors import UserError
-from heterolora.files import read_toml, to_toml, write_text
+from heterolora.errors import UserError, shown
+from heterolora.files import to_toml, write_text
+from heterolora.outside import read_toml
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,15 @@ _EXPECTED = "expected a scores file, as imp-test writes it"
 
 def read(path: str | Path) -> Scores:
     """Read a scores file. Raises UserError if it cannot be read, a key is unknown or missing, or a value is wrong."""
-    document = read_toml(path, _EXPECTED)
-    tables = {key: value for key, value in document.items() if re.fullmatch(r"layer_(0|[1-9]\d*)", key)}
+    document = read_toml(path, "the scores file", _EXPECTED)
+    tables = {key: value for key, value in document.items() if re.fullmatch(r"layer_(0|[1-9][0-9]{0,8})", key)}
     top = {key: value for key, value in document.items() if key not in tables}
     scored = [
         _read_element(path, int(table.removeprefix("layer_")), name, values)
         for table, names in tables.items()
         for name, values in _table(f"{path}: [{table}]", names).items()
     ]
-    _check_keys(str(path), _TOP, top, f", or {_TABLES} for each element")
+    check_keys(str(path), _TOP, top, _EXPECTED, f", or {_TABLES} for each element")
     if not scored:
         raise UserError(f"{path}: no element is scored", f"expected {_TABLES} for each element")
     scored.sort(key=lambda item: item.element.layer)  # stable: the file's order within a block
@@ -140,8 +141,7 @@ def write(path: str | Path, scores: Scores) -> None:
 def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Scored:
     where = f"{path}: [layer_{layer}.{name}]"
     check_known(where, name, NAMES)
-    found = _table(where, values)
-    _check_keys(where, _ELEMENT, found)
+    found = check_keys(where, _ELEMENT, _table(where, values), _EXPECTED)
     kind = "shortcut" if name in SHORTCUTS else "lora"
     if found["kind"] != kind:
         raise UserError(f"{where}: kind is '{found['kind']}'", f"expected '{kind}' for {name}")
@@ -154,15 +154,5 @@ def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Score
 
 def _table(where: str, values: Any) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} is {values!r}", f"expected {_TABLES}")
+        raise UserError(f"{where} is {shown(values)}", f"expected {_TABLES}")
     return values
-
-
-def _check_keys(where: str, keys: Mapping[str, Field], values: Mapping[str, Any], also: str = "") -> None:
-    """Raise UserError if a key is not known or missing, or a value is not valid."""
-    for key, value in values.items():
-        check_known(where, key, keys, also)
-        keys[key].check(where, key, value)
-    missing = [key for key, form in keys.items() if form.required and key not in values]
-    if missing:
-        raise UserError(f"{where}: {', '.join(missing)} missing", _EXPECTED)

@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from heterolora.adapt import heads
 from heterolora.element import Element, Settings, order_of
 from heterolora.errors import UserError, nearest
+from heterolora.patterns import match
 
 ALL_LINEAR = "all-linear"
 
@@ -33,7 +34,8 @@ def lora_elements(
         names: part of a path after the block number -> name of the place; other parts are their own names.
 
     Raises:
-        UserError: no linear layer is chosen, or the network has PEFT layers already.
+        UserError: no linear layer is chosen, the network has PEFT layers already, or the regular expression is invalid
+            or takes too long.
     """
     _refuse_peft(network)
     linears = {path: module for path, module in network.named_modules() if path and _is_linear(module)}
@@ -79,7 +81,7 @@ def _matches(target_modules: str | Sequence[str], path: str, is_output: bool) ->
     if target_modules == ALL_LINEAR:
         return not is_output
     if isinstance(target_modules, str):
-        return re.fullmatch(target_modules, path) is not None
+        return match(target_modules, path, whole=True) is not None
     return any(path == name or path.endswith(f".{name}") for name in target_modules)
 
 

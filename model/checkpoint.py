@@ -6,25 +6,63 @@ values only, so that `torch.load(weights_only=True)` reads it and refuses a pick
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from heterolora import __version__
+from heterolora.checks import TEXT, TRUTH, Field, check_keys, whole_number
 from heterolora.config import ElementConfig, parse
 from heterolora.element import SHORTCUTS, Kind
-from heterolora.errors import UserError
+from heterolora.errors import UserError, shown
+from model.tensor_file import read_tensors
 
 KEY = "heterolora"
 _NETWORK = "network."  # a checkpoint has the names of the LightningModule, which holds the network under this name
 KINDS: tuple[Kind, ...] = ("lora", "shortcut")
+
+_TEXT_OPTIONS = ("model", "dataset", "lora_config", "shortcut_config")
+
+
+def _plain_options(value: Any) -> bool:
+    """Whether it is a table of plain values. The options check their own values where they are used."""
+    return (
+        isinstance(value, Mapping)
+        and all(isinstance(key, str) and isinstance(each, str | int | float) for key, each in value.items())
+        and all(isinstance(value.get(key, ""), str) for key in _TEXT_OPTIONS)
+        and "model" in value
+    )
+
+
+_TABLE = Field(lambda value: isinstance(value, Mapping), "a table")
+_RECORD: Mapping[str, Field] = {
+    "action": TEXT,
+    "options": Field(_plain_options, "a table of the options' values"),
+    "base": _TABLE,
+    "base_sha256": TEXT,
+    "run": Field(lambda value: value is None or isinstance(value, str), "the id of a run", required=False),
+    "on": Field(lambda value: isinstance(value, list | tuple) and all(map(TEXT.valid, value)), "a list of names"),
+}
+_BASE: Mapping[str, Field] = {
+    "name": TEXT,
+    "pretrained": TRUTH,
+    "state_file": Field(lambda value: value is None or isinstance(value, str), "a path"),
+    "seed": whole_number(0),
+}
+# What Lightning resumes from.
+_STATE: Mapping[str, Field] = {
+    "state_dict": _TABLE,
+    "global_step": whole_number(0),
+    "epoch": whole_number(0),
+    "loops": _TABLE,
+    "callbacks": _TABLE,
+    "optimizer_states": Field(lambda value: isinstance(value, list), "a list"),
+    "lr_schedulers": Field(lambda value: isinstance(value, list), "a list"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,15 +108,29 @@ class Record:
     run: str | None = None
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Record:
-        """Returns the record with the plain values of `as_dict`."""
-        configs = {kind: parse(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
-        base, sha256, on = BaseSource(**values["base"]), values["base_sha256"], tuple(values["on"])
-        return cls(values["action"], values["options"], base, sha256, configs, on, values.get("run"))
+    def from_dict(cls, values: Any, source: str | Path) -> Record:
+        """Returns the record with the plain values of `as_dict`; `source` is the name of its file in messages.
+
+        Raises UserError if another version wrote values that this one does not know, or a value has the wrong type.
+        """
+        version = values.get("version") if isinstance(values, Mapping) else None
+        try:
+            own = {key: values[key] for key in _RECORD if key in values} if isinstance(values, Mapping) else values
+            check_keys("the record", _RECORD, own, "expected the record of a model")
+            base = BaseSource(**check_keys("base", _BASE, {**asdict(BaseSource("")), **own["base"]}, "expected a base"))
+            configs = {kind: parse(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
+        except UserError as error:
+            raise UserError(
+                f"{source} has a record that cannot be read: {error.found} ({error.expected}); it was written by "
+                f"version {version if isinstance(version, str) else 'unknown'}, this is version {__version__}",
+                "use that version, or a file that is not damaged",
+            ) from error
+        on, run = tuple(own["on"]), own.get("run")
+        return cls(own["action"], dict(own["options"]), base, own["base_sha256"], configs, on, run)
 
     def as_dict(self) -> dict[str, Any]:
         documents = {kind: self.configs[kind].to_document() if kind in self.configs else None for kind in KINDS}
-        values = {"action": self.action, "options": self.options, "base": asdict(self.base)}
+        values = {"version": __version__, "action": self.action, "options": self.options, "base": asdict(self.base)}
         return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on), "run": self.run}
 
     @property
@@ -129,15 +181,26 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU. Raises UserError if the file is not a checkpoint of this program."""
-    return checkpoint_of(path, _read(path))
+    return checkpoint_of(path, read_tensors(path))
 
 
 def checkpoint_of(path: Path, contents: Any) -> Checkpoint:
     """Returns the checkpoint with these contents. Raises UserError if this program did not make them."""
     if not isinstance(contents, Mapping) or KEY not in contents or "state_dict" not in contents:
         raise UserError(f"{path} is not a checkpoint of this program", "give a .ckpt file that `train` wrote")
+    record = Record.from_dict(contents[KEY], path)
+    for key, form in _STATE.items():
+        if key in contents:
+            form.check(str(path), key, contents[key])
+    for name, tensor in contents["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not _is_plain(tensor):
+            raise UserError(f"{path}: its weight {shown(name)} is no tensor of real numbers", "give a complete file")
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in contents["state_dict"].items()}
-    return Checkpoint(path, Record.from_dict(contents[KEY]), weights, contents.get("global_step", 0), dict(contents))
+    return Checkpoint(path, record, weights, contents.get("global_step", 0), dict(contents))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def keep_trained(contents: dict[str, Any], trained: Iterable[str], record: Record) -> None:
@@ -156,10 +219,13 @@ def _is_shortcut(key: str) -> bool:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Reads a state dict from a safetensors or torch file. Raises UserError if the file is not one."""
-    state = _read(path)
+    state = read_tensors(path)
     if isinstance(state, Mapping) and "state_dict" in state:
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        for name, value in state.items()
+    ):
         raise UserError(f"{path} holds no state dict", "give a file of named tensors")
     return dict(state)
 
@@ -182,19 +248,3 @@ def check_fit(
         if tensor.shape != own[name].shape:
             expected = f"expected {tuple(own[name].shape)}; {advice}"
             raise UserError(f"{misfit}: {name} has shape {tuple(tensor.shape)}", expected)
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path} is not there", "give the path of a file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as reason:
-        # The first sentence only: the next ones advise loading files that run code.
-        first_sentence = re.split(r"\n|\. ", str(reason).strip() or type(reason).__name__, maxsplit=1)[0]
-        raise UserError(
-            f"{path} can't be read as tensors and plain values ({first_sentence.rstrip('.')})",
-            "give a complete file; a file that would run code is never loaded",
-        ) from None

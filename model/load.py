@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import model.family as families
 from dataset.spec import DatasetSpec, Task
 from heterolora.adapt import in_head
 from heterolora.errors import UserError
+from heterolora.outside import reading
 from heterolora.search_space import SearchSpace
+from model.base_config import check_size, read_config, where_from
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments
-from model.skeleton import auto_class
+from model.skeleton import auto_class, skeleton
+from model.tensor_file import digest_of
 
 _DTYPES = {"64": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 
@@ -45,8 +45,7 @@ def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
     if labels and spec.labels:
         labels["id2label"] = dict(enumerate(spec.labels))
         labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
-    with _reading("model", source):
-        config = AutoConfig.from_pretrained(source, **labels)
+    config = read_config(source, **labels)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"'{source}' is quantised already", "give the unquantised model, and --quantize")
     return config
@@ -54,17 +53,21 @@ def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of `source`, with a pad token and the inputs that the model takes."""
-    with _reading("tokenizer", source):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    with reading("the tokenizer of", source, where_from(source)):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        trial = tokenizer("a", "b")["input_ids"]
+        size = 1 + max(*trial, *tokenizer.get_vocab().values(), len(tokenizer) - 1)
+        if tokenizer.model_max_length < 1:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
     if tokenizer.pad_token is None:
         raise UserError(
             f"the tokenizer of '{source}' has no token to pad with", "give one with a pad, eos or unk token"
         )
-    if len(tokenizer) > (vocabulary := config.get_text_config().vocab_size):
+    if size > (vocabulary := config.get_text_config().vocab_size):
         raise UserError(
-            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, its model {vocabulary}",
+            f"the tokenizer of '{source}' has {size} tokens, its model {vocabulary}",
             "give a folder whose tokenizer and model belong together",
         )
     if getattr(config, "type_vocab_size", 0) <= 1:  # generic tokenizers give token types to models that have none
@@ -110,6 +113,8 @@ def load_base(
     auto = auto_class(task)
     config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row with it
     config.use_cache = False  # training and scoring do not reuse keys and values
+    if source.pretrained and source.state_file is None:
+        check_size(skeleton(config, task), source.name, from_files=True)
     if quantize is not None:
         return _load_quantized(auto, source, config, precision, quantize)
     torch.manual_seed(source.seed)
@@ -117,7 +122,8 @@ def load_base(
         network, untrained_head = _from_files(auto, source.name, config, dtype="auto")
     else:
         config.dtype = torch.float32
-        network, untrained_head = auto.from_config(config), task == "classification"
+        check_size(skeleton(config, task), source.name, from_files=False)
+        network, untrained_head = auto.from_config(config, trust_remote_code=False), task == "classification"
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
     sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
@@ -139,13 +145,9 @@ def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, pre
 
 
 def _fingerprint(network: PreTrainedModel) -> str:
-    """Returns the SHA-256 of names, shapes, dtypes and bytes of all tensors except the head, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if not in_head(name):
-            digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """Returns the digest of all tensors except the head."""
+    tensors = {name: tensor for name, tensor in network.state_dict().items() if not in_head(name)}
+    return digest_of(tensors).hexdigest()
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:
@@ -161,8 +163,14 @@ def _load_state(network: PreTrainedModel, path: Path) -> bool:
 def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, bool]:
     """Returns the network and whether its head is newly initialised. `how` is passed to `from_pretrained`."""
     options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True, **how}
-    with _reading("weights", source):
-        network, info = auto.from_pretrained(source, **options)
+    with reading("the model", source, where_from(source)):
+        network, info = auto.from_pretrained(source, trust_remote_code=False, **options)
+    for name, stored, own in sorted(info["mismatched_keys"]):
+        if not in_head(name):
+            raise UserError(
+                f"the weights of '{source}' do not fit its configuration: {name} has shape {tuple(stored)}",
+                f"expected {tuple(own)}; give a folder whose files belong together",
+            )
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     lacking = sorted(name for name in new if not in_head(name))
     if lacking:
@@ -171,20 +179,6 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
             "give a folder or hub name of the complete pretrained model",
         )
     return network, bool(new)
-
-
-@contextmanager
-def _reading(what: str, source: str) -> Iterator[None]:
-    """Turns the errors of `from_pretrained` into a UserError."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as reason:
-        first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0].rstrip(".")
-        found, expected = f"no {what} in folder '{source}'", "a folder that save_pretrained wrote"
-        if not Path(source).is_dir():
-            found = f"the {what} of '{source}' can't be loaded: no such folder, and not available from the hub"
-            expected = f"a hub name or {expected}"
-        raise UserError(f"{found} ({first_line})", f"give {expected}") from None
 
 
 def enable_gradient_checkpointing(network: PreTrainedModel, space: SearchSpace | None = None) -> None:

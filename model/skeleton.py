@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from dataset.spec import Task
+from heterolora.outside import reading
 
 
 def auto_class(task: Task) -> type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]:
@@ -14,6 +15,10 @@ def auto_class(task: Task) -> type[AutoModelForCausalLM] | type[AutoModelForSequ
 
 
 def skeleton(config: PretrainedConfig, task: Task) -> PreTrainedModel:
-    """Returns the network of `config` with the head of `task`. Its tensors are on the meta device."""
-    with torch.device("meta"):
-        return auto_class(task).from_config(config)
+    """Returns the network of `config` with the head of `task`. Its tensors are on the meta device.
+
+    Raises UserError if the values of the configuration do not fit together.
+    """
+    expected = f"give a configuration that transformers can build for {task}"
+    with reading("the configuration of the model", config.name_or_path, expected), torch.device("meta"):
+        return auto_class(task).from_config(config, trust_remote_code=False)

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.world import World, command, main, model_folder, run, write_jsonl, write_lora
+from tests.world import (
+    World,
+    command,
+    main,
+    model_folder,
+    run,
+    summary_folder,
+    text_folder,
+    write_jsonl,
+    write_lora,
+    write_shortcuts,
+)
 
 
 def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -33,6 +44,22 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train --lr 1", "--lr", "--learning-rate"),
         ("train --learning-rate fast", "fast", "number"),
         ("train --learning-rate 0", "0", "above 0"),
+        ("train --learning-rate inf", "inf", "finite"),
+        ("train --learning-rate nan", "nan", "finite"),
+        ("train --gradient-clip-val inf", "inf", "finite"),
+        ("train --weight-decay inf", "inf", "finite"),
+        ("train --loraplus-ratio inf", "inf", "finite"),
+        ("train --realloc-N 1e999", "inf", "finite"),
+        ("imp-test --imp-warmup-lr inf", "inf", "finite"),
+        ("imp-test --metric-red-tolerance inf", "inf", "finite"),
+        ("train --seed 4294967296", "--seed 4294967296", "0 to 4294967295"),
+        ("train --max-epochs 9223372036854775808", "--max-epochs", "below 2^63"),
+        (f"train --batch-size {'9' * 5000}", "99...", "whole number"),
+        ("train --project a\x07b", "a\\x07b", "control characters"),
+        ("train --project \udcc3\udca9", "\\udcc3", "UTF-8 locale"),
+        ("train opt\x07_lora rte", "opt\\x07_lora", "control characters"),
+        ("train --eta-min 1e-3 --lr-scheduler cosine_annealing", "--eta-min 0.001", "at most 5e-05"),
+        ("train --num-workers 99999", "--num-workers 99999", "at most"),
         ("train --batch-size 0", "--batch-size 0", "at least 1"),
         ("train --batch-size 1.5", "1.5", "whole number"),
         ("train --max-epochs -2", "-2", "-1 for no limit"),
@@ -82,6 +109,11 @@ def test_a_gpu_that_is_not_there(capfd) -> None:
         ("lerning_rate = 1.0", "lerning_rate", "learning_rate"),
         ('learning_rate = "fast"', "fast", "number"),
         ("batch_size = true", "True", "whole number"),
+        ("learning_rate = inf", "inf", "finite"),
+        ("eta_min = nan", "nan", "finite"),
+        (f"weight_decay = {'9' * 400}", "99...", "below 2^63"),
+        ("realloc_N = inf", "inf", "finite"),
+        ('load = "a\\u0007b"', "x07", "control characters"),
         ("batch_size = 0", "0", "at least 1"),
         ('optimizer = "adamv"', "adamv", "adamw"),
         ("seed = 1\nseed = 2", "not valid TOML", "learning_rate"),
@@ -123,6 +155,20 @@ class TestConfigurations:
         assert "model_layer_2" in line
         assert "0 to 1" in line
 
+    @pytest.mark.parametrize("kind", ["lora", "shortcut"])
+    def test_a_rank_above_the_widths(self, capfd, world: World, tmp_path: Path, kind: str) -> None:
+        name = {"lora": "q_proj", "shortcut": "residual1"}[kind]
+        config = {"lora": write_lora, "shortcut": write_shortcuts}[kind](tmp_path / "config.toml", r=33)
+        arguments = ("train", "opt_lora_ags", *world.training(f"--{kind}-config", config)[2:])
+        line = complaint(capfd, *command(*arguments))
+        assert f"layer_0.{name} is 33" in line
+        assert "at most 32" in line
+
+    @pytest.mark.parametrize("key", ["r", "lora_alpha"])
+    def test_a_huge_number(self, capfd, world: World, tmp_path: Path, key: str) -> None:
+        config = write_lora(tmp_path / "lora.toml", **{key: "9" * 400})
+        assert "999" in complaint(capfd, *command(*world.training("--lora-config", config)))
+
     def test_nothing_left_on(self, capfd, world: World, tmp_path: Path) -> None:
         config = write_lora(tmp_path / "lora.toml", r=0)
         assert "no element" in complaint(capfd, *command(*world.training("--lora-config", config)))
@@ -135,6 +181,58 @@ class TestConfigurations:
         line = complaint(capfd, *command(*arguments))
         assert "gemma2" in line
         assert "gemma" in line.split(";")[1]
+
+
+class TestLimits:
+    """Limits that no run can keep are refused before the base model is read."""
+
+    @pytest.fixture(autouse=True)
+    def no_model(self, monkeypatch) -> None:
+        def load(*_: object) -> None:
+            raise AssertionError("the base model is read")
+
+        monkeypatch.setattr("actions.experiment.load_base", load)
+
+    @pytest.mark.parametrize(
+        ("options", "found", "expected"),
+        [
+            (("--limit-train-batches", 0.01), "0.01 of the 12 batches of the training set is no batch", "number of"),
+            (("--limit-val-batches", 0.1), "0.1 of the 4 batches of validation is no batch", "number of"),
+            (("--limit-test-batches", 0.1), "0.1 of the 4 batches of validation is no batch", "number of"),
+            (("--val-check-interval", 13), "--val-check-interval 13 is longer than an epoch of 12", "at most 12"),
+            (("--val-check-interval", 3, "--limit-train-batches", 2), "an epoch of 2 batches", "at most 2"),
+            (("--warmup-steps", 36), "the run, which has 36 optimizer steps", "at most 35"),
+            (("--warmup-steps", 5, "--max-steps", 5), "the run, which has 5 optimizer steps", "at most 4"),
+            (("--warmup-steps", 6, "--accumulate-grad-batches", 7), "which has 6 optimizer steps", "at most 5"),
+        ],
+    )
+    def test_of_a_training_run(self, capfd, world: World, options: tuple, found: str, expected: str) -> None:
+        head, _, advice = complaint(capfd, *command(*world.training(*options))).partition(";")
+        assert found in head
+        assert expected in advice
+
+    def test_of_a_test(self, capfd, world: World) -> None:
+        options = ("--load", world.opt, "--pretrained", "--dataset-saved-path", world.sst2, "--limit-test-batches", 0.1)
+        assert "is no batch" in complaint(capfd, *command("test", "opt_lora", "sst2", *options))
+
+    def test_of_generation(self, capfd, world: World, tmp_path: Path) -> None:
+        data = summary_folder(tmp_path / "data")
+        lengths = ("--max-token-len", 40, "--max-target-len", 8, "--max-new-tokens", 33)
+        arguments = ("train", "opt_lora", "xsum", "--load", world.opt, "--dataset-saved-path", data, *lengths)
+        head, _, advice = complaint(capfd, *command(*arguments)).partition(";")
+        assert "after a prompt of up to 32 tokens is more than the model's 64 positions" in head
+        assert "at most 32" in advice
+
+
+def test_limits_of_packed_text(capfd, world: World, tmp_path: Path) -> None:
+    """The rows of packed text are known once it is encoded."""
+    data = text_folder(tmp_path / "data")
+    arguments = ("wikitext2", "--load", world.opt, "--pretrained", "--dataset-saved-path", data, "--max-token-len", 16)
+    where = ("--project-dir", tmp_path / "runs")
+    line = complaint(capfd, *command("train", "opt_lora", *arguments, *where, "--limit-train-batches", 0.01))
+    assert "batches of the training set is no batch" in line
+    line = complaint(capfd, *command("test", "opt_lora", *arguments, *where, "--limit-test-batches", 0.01))
+    assert "batches of test is no batch" in line
 
 
 class TestData:
@@ -197,6 +295,13 @@ class TestCheckpoints:
     def test_of_another_configuration(self, capfd, world: World, trained: Path, tmp_path: Path) -> None:
         other = write_lora(tmp_path / "other.toml", "q_proj")
         assert "differs" in complaint(capfd, *command("test", "--load", trained, "--lora-config", other))
+
+    def test_of_another_source_of_scores(self, capfd, world: World) -> None:
+        one = world.training("--max-steps", 2, "--project", "dedicated", "--imp-limit-test-batches", 1)
+        assert run("train-dyrealloc", *one[1:]) == 0
+        resumed = ("--resume-training", "--load", world.checkpoint("dedicated"), "--imp-source", "training")
+        line = complaint(capfd, *command("train-dyrealloc", *resumed))
+        assert "--imp-source is training, but the run to resume has dedicated" in line
 
     def test_of_another_base(self, capfd, world: World, trained: Path, tmp_path: Path) -> None:
         other = model_folder(tmp_path / "other", seed=1)

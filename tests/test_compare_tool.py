@@ -78,7 +78,7 @@ def test_wrong_input(write) -> None:
     wide = tuple(scored(item.element.layer, "q_proj", item.score, widths=(32, 16)) for item in A.scored)
     with pytest.raises(UserError, match=r"layer_0\.q_proj differs"):
         tool.main([a, write("wide.toml", dataclasses.replace(A, scored=wide))])
-    with pytest.raises(UserError, match="above 0 and at most 1"):
+    with pytest.raises(UserError, match="give a share in"):
         tool.main([a, write("b.toml", B), "--turn-on-percentile", "0"])
     with pytest.raises(UserError, match="cannot read"):
         tool.main([a, a + ".missing"])

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 import heterolora
-from actions.options import ACTIONS, declared, defaults, flag_of
+from actions.options import ACTIONS, declared, defaults
 from dataset import registry
+from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from tests.tiny import tiny_network, word_tokenizer
 from tests.world import ROOT, World, sentences, write_jsonl

@@ -290,7 +290,7 @@ class TestTool:
             assert "is a PEFT adapter already" in refused(plain / "adapter")
         broken = tmp_path / "broken.ckpt"
         broken.write_bytes((plain / "checkpoints" / "best.ckpt").read_bytes()[:3000])
-        assert "broken.ckpt can't be read" in refused(broken)
+        assert "broken.ckpt' is damaged" in refused(broken)
         torch.save({"state_dict": {}}, broken)
         assert "not a checkpoint of this program" in refused(broken)
         assert "--dropshortcuts" in refused(plain, "--dropshortcuts")

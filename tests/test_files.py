@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from heterolora.errors import UserError
-from heterolora.files import read_toml, remove_leftovers, whole, whole_folder, write_text, write_toml
+from heterolora.files import remove_leftovers, whole, whole_folder, write_text, write_toml
+from heterolora.outside import read_toml
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ class TestToml:
     def test_is_read_back(self, tmp_path: Path) -> None:
         write_toml(tmp_path / "x.toml", self.DOCUMENT, "# about it\n")
         assert (tmp_path / "x.toml").read_text(encoding="utf-8").startswith("# about it\ntext = ")
-        assert read_toml(tmp_path / "x.toml", "") == self.DOCUMENT
+        assert read_toml(tmp_path / "x.toml", "the file", "") == self.DOCUMENT
 
     @pytest.mark.parametrize("document", [{"a": "\x07"}, {"a": {"b": ["\x1b[0m"]}}, {"a\x00": 1}])
     def test_control_characters_are_refused(self, tmp_path: Path, document: dict[str, object]) -> None:
@@ -221,4 +222,4 @@ class TestToml:
         if content is not None:
             (tmp_path / "x.toml").write_bytes(content)
         with pytest.raises(UserError, match=r"x\.toml.*; give a TOML file"):
-            read_toml(tmp_path / "x.toml", "give a TOML file")
+            read_toml(tmp_path / "x.toml", "the file", "give a TOML file")

@@ -263,7 +263,7 @@ class TestStopping:
         ("--imp-warmup-lr 0", "0", "above 0"),
         ("--turn-on-percentile 0", "0", "(0, 1]"),
         ("--turn-on-percentile 1.01", "1.01", "(0, 1]"),
-        ("--turn-on-percentile nan", "nan", "(0, 1]"),
+        ("--turn-on-percentile nan", "nan", "a finite number"),
         ("--metric-red-tolerance -0.1", "-0.1", "at least 0"),
         ("--importance-test-name grad-norm", "grad-norm", "did you mean 'grad_norm'"),
         ("--dyrealloc-ags-mode combined", "needs shortcuts", "a model with shortcuts"),

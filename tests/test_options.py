@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR_ALIAS_CONVERSION
 
 from actions.options import ACTIONS, Options, changed, declared, defaults, flat
 from actions.parse import parse
@@ -72,6 +73,18 @@ def test_groups_and_flat_names() -> None:
     assert (options.model, options.data.batch_size, options.optimization.max_steps) == ("opt_lora_ags", 3, 7)
     assert flat(options) == {**defaults(), "model": "opt_lora_ags", "batch_size": 3, "max_steps": 7}
     assert all(set(info.actions) <= set(ACTIONS) for info in declared().values())
+
+
+@pytest.mark.parametrize(
+    ("spelling", "meaning"), [("16", "16-mixed"), ("bf16", "bf16-mixed"), ("32-true", "32"), ("64-true", "64")]
+)
+def test_precisions_as_in_lightning(tmp_path: Path, spelling: str, meaning: str) -> None:
+    assert parse(["train", "--precision", spelling]).options.devices.precision == meaning
+    for text in {spelling.removesuffix("-true"), f'"{spelling}"'} - {"bf16"}:
+        (tmp_path / "options.toml").write_text(f"precision = {text}\n")
+        assert parse(["train", "--config", str(tmp_path / "options.toml")]).options.devices.precision == meaning
+    theirs = _PRECISION_INPUT_STR_ALIAS_CONVERSION
+    assert theirs.get(spelling, spelling) == theirs.get(meaning, meaning)
 
 
 class TestConfigFile:

@@ -282,7 +282,7 @@ class TestRefusals:
         path = adapter / "adapter_model.safetensors"
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        assert "adapter_model.safetensors can't be read" in self.refused(capfd, world, adapter)
+        assert "adapter_model.safetensors' is damaged" in self.refused(capfd, world, adapter)
         save_file({"model.decoder.layers.0.fc1.weight": torch.zeros(2, 2)}, path)
         assert "expected a PEFT adapter" in self.refused(capfd, world, adapter)
         save_file({}, path)
@@ -290,7 +290,7 @@ class TestRefusals:
         path.unlink()
         assert "adapter_model.safetensors is not there" in self.refused(capfd, world, adapter)
         (adapter / "adapter_config.json").write_text("{")
-        assert "is not JSON" in self.refused(capfd, world, adapter)
+        assert "is not valid JSON" in self.refused(capfd, world, adapter)
         (adapter / "adapter_config.json").write_text("{}")
         assert "no peft_type" in self.refused(capfd, world, adapter)
 

@@ -15,7 +15,18 @@ import pytest
 import torch
 
 from heterolora import history
-from tests.world import ROOT, World, command, metrics_of, run, run_apart, same_weights, weights, write_lora
+from tests.world import (
+    ROOT,
+    World,
+    command,
+    instruction_folder,
+    metrics_of,
+    run,
+    run_apart,
+    same_weights,
+    weights,
+    write_lora,
+)
 
 TWO = ("--num-devices", 2)
 
@@ -49,6 +60,21 @@ class TestTwoProcesses:
         recorded = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)["heterolora"]["run"]
         assert recorded == json.loads((tmp_path / "two" / "run.json").read_text())["id"]
 
+    @pytest.mark.parametrize("adapted", [True, False], ids=["adapted", "plain"])
+    def test_windows_are_batches(self, world: World, steady: Path, tmp_path: Path, adapted: bool) -> None:
+        """22 rows with uneven responses: windows of 8 rows, and a last one of 6, on two processes."""
+        data = ("alpaca", "--dataset-saved-path", instruction_folder(tmp_path / "alpaca", 22), "--max-token-len", 60)
+        base = ("--load", world.opt, "--lora-config", steady) if adapted else ()
+        shared = ("train", "opt_lora" if adapted else world.opt, *data, *base, "--pretrained", "--max-epochs", 2)
+        shared += ("--optimizer", "sgd", "--learning-rate", 0.05, "--project-dir", tmp_path)
+        assert run(*shared, "--batch-size", 8, "--project", "one") == 0
+        windows = ("--batch-size", 1, "--accumulate-grad-batches", 4, *TWO, "--project", "two")
+        finished = run_apart(*shared, *windows, "--strategy", "ddp")
+        assert finished.returncode == 0, finished.stderr
+        a, b = (weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+        for name in a:
+            assert torch.allclose(a[name], b[name], atol=1e-6, rtol=1e-5), name
+
     @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
     def test_reallocate_as_one(self, world: World, steady: Path, tmp_path: Path, strategy: str) -> None:
         _, _, *rest = world.training("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 2)
@@ -70,7 +96,9 @@ class TestTwoProcesses:
         # A warm-up, so that the first choice needs no scoring batches, which would differ in their size.
         shared += ("--imp-source", "training", "--imp-limit-test-batches", 3, "--realloc-warmup-epochs", 1)
         assert run(*shared, "--project", "one") == 0
-        finished = run_apart(*shared, "--batch-size", 2, *TWO, "--project", "two")
+        # Four rows in a window, as in a batch of the other run: four batches of the epoch are one there.
+        windows = ("--batch-size", 1, "--accumulate-grad-batches", 2, "--imp-limit-test-batches", 6, *TWO)
+        finished = run_apart(*shared, *windows, "--project", "two")
         assert finished.returncode == 0, finished.stderr
         ours, theirs = (history.read(tmp_path / name) for name in ("one", "two"))
         for one, two in zip(ours.decisions, theirs.decisions, strict=True):

@@ -180,13 +180,17 @@ def test_peft_with_rslora_scales_alike(files, tmp_path: Path) -> None:
     [
         ((), "one of the arguments --turn-on-percentile --total-rank --parameters is required"),
         (("--turn-on-percentile", "0.5", "--total-rank", "8"), "not allowed with argument"),
-        (("--turn-on-percentile", "0"), "above 0 and at most 1"),
-        (("--turn-on-percentile", "1.01"), "above 0 and at most 1"),
-        (("--turn-on-percentile", "half"), "invalid float value: 'half'"),
+        (("--turn-on-percentile", "0"), "0.0 is out of range; give a share in (0, 1]"),
+        (("--turn-on-percentile", "1.01"), "1.01 is out of range; give a share in (0, 1]"),
+        (("--turn-on-percentile", "half"), "'half' can't be read; give a number"),
+        (("--turn-on-percentile", "nan"), "nan is out of range; give a finite number"),
         (("--parameters", "100"), "pays for no element; expected at least 128"),  # shortcuts: rank 2 times 32 + 32
         (("--parameters", "9999999"), "above the whole space; expected at most"),
         (("--total-rank", "1"), "pays for no element; expected at least 2"),
-        (("--total-rank", "8", "--rank", "0"), "the rank is 0; expected 1 or more"),
+        (("--total-rank", "8", "--rank", "0"), "--rank: 0 is out of range; give at least 1"),
+        (("--total-rank", "33", "--rank", "33"), "is 33, but its widths are 32 and 32; expected at most 32"),
+        (("--total-rank", "99999999999999999999"), "give a whole number below 2^63"),
+        (("--total-rank", "8", "--seed", "-1"), "--seed: -1 is out of range; give 0 to 4294967295"),
         (("--total-rank", "8", "--rank", "4", "--policy", "proportional"), "--rank has no effect on proportional"),
         (("--total-rank", "8", "--max-rank", "4"), "have no effect on topk"),
         (("--total-rank", "8", "--policy", "proportional", "--min-rank", "9"), "ranks from 9 to 3"),
@@ -234,7 +238,7 @@ def test_scores_of_another_model(files, tmp_path: Path) -> None:
     for other in ("narrow", "roberta"):
         with pytest.raises(UserError, match=r"has no model\.decoder\.layers\.0\.self_attn\.q_proj that is 32 to 32"):
             tool.main([*arguments, "--load", str(tmp_path / other)])
-    with pytest.raises(UserError, match="is no model"):
+    with pytest.raises(UserError, match="cannot read the configuration of the model"):
         tool.main([*arguments, "--load", str(tmp_path / "nothing")])
 
 
@@ -279,7 +283,7 @@ def test_as_a_script(files, tmp_path: Path) -> None:
 
     wrong = _run("nothing.toml", "--total-rank", "8", "--output", "lora.toml", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: cannot read 'nothing.toml'")
+    assert wrong.stderr.startswith("error: cannot read the scores file 'nothing.toml'")
     assert wrong.stderr.count("\n") == 1
 
     taught = _run("--help", cwd=ROOT)

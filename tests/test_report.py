@@ -522,13 +522,13 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("file", "content", "said"),
         [
-            ("metrics.json", '{"metrics": ', "metrics.json is not JSON"),
-            ("metrics.json", "[]", "metrics.json holds no table"),
-            ("parameters.json", "\x00", "parameters.json is not JSON"),
-            ("config.toml", "model = ", "config.toml is not TOML"),
-            ("logs/metrics.csv", "step,train/loss\nx,0.5\n", "metrics.csv can't be read"),
+            ("metrics.json", '{"metrics": ', "metrics.json' is not valid JSON"),
+            ("metrics.json", "[]", "metrics.json' holds a list, not an object"),
+            ("parameters.json", "\x00", "parameters.json' is not valid JSON"),
+            ("config.toml", "model = ", "config.toml' is not valid TOML"),
+            ("logs/metrics.csv", "step,train/loss\nx,0.5\n", "metrics.csv' is damaged"),
             ("scores.toml", "task = 1", "task is 1"),
-            ("reallocation_history.toml", "[dyrealloc_0]\nepoch = 0\n", "is not a reallocation history"),
+            ("reallocation_history.toml", "[dyrealloc_0]\nepoch = 0\n", "elements missing"),
             ("lora.toml", "granularity = 3", "granularity"),
         ],
     )

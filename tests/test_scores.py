@@ -129,7 +129,7 @@ def test_a_wrong_file_is_told_in_one_line(path: Path, old: str, new: str, messag
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match=message) as error:
         scores.read(path)
-    assert str(error.value).startswith(str(path))
+    assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -147,5 +147,5 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_not_text(path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not valid TOML"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         scores.read(path)

@@ -55,6 +55,17 @@ def summary_folder(folder: Path) -> Path:
     return folder
 
 
+def instruction_folder(folder: Path, rows: int) -> Path:
+    """Instructions whose responses have 1, 2 or 12 tokens."""
+    draw, made = random.Random(0), []
+    for _ in range(rows):
+        response = " ".join(draw.choice(NOUNS) for _ in range(draw.choice((1, 2, 12))))
+        made.append({"instruction": f"a {draw.choice(NOUNS)}", "input": "", "output": response})
+    write_jsonl(folder / "train.jsonl", made)
+    write_jsonl(folder / "validation.jsonl", made[:3])
+    return folder
+
+
 def model_folder(folder: Path, family: str = "opt", task: str = "causal_language_modeling", **overrides) -> Path:
     """A `save_pretrained` folder of a tiny model with a tokenizer that knows the world's words."""
     tokenizer = word_tokenizer(

@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from tools.cli import Parser, run
+from tools.cli import Parser, run, whole_number
 
+from dataset.option import at_least
 from heterolora.errors import UserError, nearest
 from tools import benchmarks
 
@@ -47,16 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(benchmark.__doc__)
     parser.prog = f"benchmark.py {given[0]}"
     for flag, default, meaning in COMMON_OPTIONS:
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{meaning} (default: %(default)s)")
+        parser.add_argument(
+            flag, type=whole_number(at_least(1)), default=default, metavar="N", help=f"{meaning} (default: %(default)s)"
+        )
     parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
     benchmark.add_options(parser)
     args = parser.parse_args(given[1:])
 
+    _check_widths(args.hidden_size, args.rank)
     from tools.benchmarks import measure  # imports torch, which the list does not need
 
     args.device = measure.device(args.device)
     args.command = shlex.join(["python", "tools/benchmark.py", *given])
     benchmark.run(args)
+
+
+def _check_widths(width: int, rank: int) -> None:
+    """Raise UserError unless the models of the benchmarks can have this width, and their elements this rank."""
+    if width % max(1, width // 64):
+        raise UserError(f"--hidden-size {width} cannot be divided among heads", "give at most 127, or a multiple of 64")
+    if rank > width:
+        raise UserError(f"--rank {rank} is above --hidden-size {width}", f"give at most {width}")
 
 
 def summaries() -> Mapping[str, str]:

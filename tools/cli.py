@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from actions.console import print_any_text
 from actions.endings import ended
+from dataset.option import Check, OptionInfo
 from heterolora.errors import UserError
 
 
@@ -19,7 +21,31 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message, f"see python tools/{self.prog} --help")
+        found, _, expected = message.partition("; ")  # as `whole_number` and `real` write it
+        raise UserError(found, expected or f"see python tools/{self.prog} --help")
+
+
+def whole_number(check: Check) -> Callable[[str], int]:
+    """The `type` of an argument that is a whole number, checked as the options of `python -m main` are."""
+    return _reader(int, check)
+
+
+def real(check: Check) -> Callable[[str], float]:
+    """The `type` of an argument that is a finite number, checked as the options of `python -m main` are."""
+    return _reader(float, check)
+
+
+def _reader(kind: type, check: Check) -> Callable[[str], Any]:
+    option = OptionInfo("", kind, None, "", "", check)
+
+    def read(text: str) -> Any:
+        try:
+            return option.value_of(text)
+        except UserError as mistake:  # argparse puts the flag before the message
+            found = mistake.found.removeprefix(option.flag).strip()
+            raise argparse.ArgumentTypeError(f"{found}; {mistake.expected}") from None
+
+    return read
 
 
 def check_output(output: Path, inputs: Iterable[Path]) -> None:
@@ -31,4 +57,5 @@ def check_output(output: Path, inputs: Iterable[Path]) -> None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a tool's `main` and exits with its code."""
+    print_any_text()
     sys.exit(ended(main))

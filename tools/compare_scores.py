@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tools.cli import Parser, run
+from tools.cli import Parser, real, run
 
 from rich.markup import escape
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from actions.console import note, say
+from dataset.option import share
 from heterolora import scores as scores_file
 from heterolora.allocation import allocate, default_mode, tie_generator
 from heterolora.errors import UserError
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("scores", type=Path, nargs="+", metavar="SCORES.toml", help="two or more scores files of imp-test")
-    add("--turn-on-percentile", type=float, default=0.25, metavar="P", help="the top share (default: 0.25)")
+    add("--turn-on-percentile", type=real(share), default=0.25, metavar="P", help="the top share (default: 0.25)")
     args = parser.parse_args(arguments)
     if len(args.scores) < 2:
         raise UserError("one scores file", "expected two or more to compare")

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tools.cli import Parser, run
+from tools.cli import Parser, real, run, whole_number
 
 import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
@@ -27,6 +27,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from actions.console import say
 from actions.origin import TOY_BASE
+from dataset.option import above, at_least, seed_range
 from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
@@ -69,16 +70,20 @@ def _parser() -> Parser:
         ("batch-size", 64, "documents of a batch"), ("seed", 0, "of text, weights and order"),
     )  # fmt: skip
     for name, default, meaning in counts:
-        add(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (default: %(default)s)")
-    add("--learning-rate", type=float, default=3e-3, metavar="X", help="peak (default: %(default)s)")
+        check = seed_range if name == "seed" else at_least(1)
+        add(
+            f"--{name}",
+            type=whole_number(check),
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: %(default)s)",
+        )
+    add("--learning-rate", type=real(above(0)), default=3e-3, metavar="X", help="peak (default: %(default)s)")
     add("--precision", choices=("bf16-mixed", "32"), default="32", help="default: %(default)s")
     return parser
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("documents", "hidden_size", "layers", "heads", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}", "it must be at least 1")
     least = len(pre_tokenizers.ByteLevel.alphabet()) + 4
     if args.vocabulary < least:
         need = f"it must be at least {least}: the bytes and four special tokens"
@@ -87,8 +92,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--hidden-size {args.hidden_size} is no multiple of --heads {args.heads}", "expected a multiple"
         )
-    if not args.learning_rate > 0:
-        raise UserError(f"--learning-rate is {args.learning_rate}", "it must be above 0")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

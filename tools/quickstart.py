@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.cli import Parser, run
+from tools.cli import Parser, run, whole_number
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from actions.console import say
 from actions.origin import TOY_BASE
 from actions.run_folder import METRICS
 from dataset import registry
+from dataset.option import seed_range
 from dataset.source import DATA_SEED
 from heterolora.files import write_toml
 from tools import realloc_lora_rank
@@ -61,7 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--project-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (default: runs)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of everything but the data (default: 0)")
+    add(
+        "--seed",
+        type=whole_number(seed_range),
+        default=0,
+        metavar="N",
+        help="seed of everything but the data (default: 0)",
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)  # more threads do not make so small a model faster
     runs = Runs(args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S"), args.seed)
@@ -110,8 +117,8 @@ def _baseline(classifier: LogisticRegression, features: Callable[[list[dict]], S
 @torch.no_grad()
 def _hidden(rows: list[dict]) -> np.ndarray:
     """The last token's final hidden state of every row (rows, hidden): the input of a classification head."""
-    tokenizer = AutoTokenizer.from_pretrained(TOY_BASE, padding_side="left")
-    network = AutoModel.from_pretrained(TOY_BASE).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TOY_BASE, padding_side="left", trust_remote_code=False)
+    network = AutoModel.from_pretrained(TOY_BASE, trust_remote_code=False).eval()
     states = []
     for first in range(0, len(rows), 200):
         some = rows[first : first + 200]

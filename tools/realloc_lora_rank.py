@@ -24,15 +24,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tools.cli import Parser, check_output, run
+from tools.cli import Parser, check_output, real, run, whole_number
 
 from rich.table import Table
 
 from actions.console import note, say
+from dataset.option import at_least, seed_range, share
 from heterolora import scores as scores_file
-from heterolora.allocation import MODES, Mode, default_mode, tie_generator
+from heterolora.allocation import MODES, Mode, default_mode, of_kind, tie_generator
 from heterolora.config import ElementConfig
-from heterolora.element import Element, Kind
+from heterolora.element import Element, Kind, check_ranks
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.peft_config import peft_config, peft_notes, task_type
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assignment = assign(scores.scored, _policy(args, elements), limit, mode, tie_generator(seed, 0))
     ranks = ((element, assignment.ranks.get(element.key)) for element in elements)
     on = [replace(element, settings=element.settings.at(rank)) for element, rank in ranks if rank]
+    check_ranks(on)
 
     outputs = _outputs(args, scores, on, mode)
     for path, text in outputs.items():
@@ -78,22 +80,42 @@ def _parser() -> Parser:
     parser.add_argument("--policy", choices=("topk", "proportional"), default="topk", help="default: topk")
 
     add = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group(required=True).add_argument
-    add("--turn-on-percentile", type=float, metavar="P", help="a share in (0, 1] of the search space")
-    add("--total-rank", type=int, metavar="N", help="the sum of all ranks")
-    add("--parameters", type=int, metavar="N", help="the elements' trainable parameters, r · (in + out)")
+    add(
+        "--turn-on-percentile",
+        type=real(share),
+        metavar="P",
+        help="a share in (0, 1] of the search space",
+    )
+    add("--total-rank", type=whole_number(at_least(1)), metavar="N", help="the sum of all ranks")
+    add(
+        "--parameters",
+        type=whole_number(at_least(1)),
+        metavar="N",
+        help="the elements' trainable parameters, r · (in + out)",
+    )
 
     add = parser.add_argument_group("ranks").add_argument
-    add("--rank", type=int, metavar="R", help="topk: rank of every element (default: its rank when it was scored)")
+    add(
+        "--rank",
+        type=whole_number(at_least(1)),
+        metavar="R",
+        help="topk: rank of every element (default: its rank when it was scored)",
+    )
     lowest = "proportional: lowest rank of an element that is on (default: 0, no bound)"
-    add("--min-rank", type=int, metavar="R", help=lowest)
+    add("--min-rank", type=whole_number(at_least(0)), metavar="R", help=lowest)
     highest = "proportional: highest rank (default: the highest in the scores file)"
-    add("--max-rank", type=int, metavar="R", help=highest)
+    add("--max-rank", type=whole_number(at_least(1)), metavar="R", help=highest)
     modes = (
         "off: LoRA only, shortcuts as they were scored; separated: a budget for each kind; combined: one budget for "
         "both (default: combined if shortcuts were scored, else off)"
     )
     add("--mode", "--dyrealloc-ags-mode", choices=MODES, help=modes)
-    add("--seed", type=int, metavar="N", help="decides between equal scores (default: the seed of the scores file)")
+    add(
+        "--seed",
+        type=whole_number(seed_range),
+        metavar="N",
+        help="decides between equal scores (default: the seed of the scores file)",
+    )
 
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")
@@ -140,7 +162,8 @@ def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mo
             raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
         for text in peft_notes(lora):
             note(text)
-        values = peft_config(lora, task_type(scores.task), scores.load or None)
+        scored = [item.element.module for item in of_kind(scores.scored, "lora")]
+        values = peft_config(lora, task_type(scores.task), scores.load or None, modules=scored)
         outputs[args.output] = json.dumps(values, indent=2) + "\n"
     if args.shortcut_output:
         outputs[args.shortcut_output] = comment + ElementConfig.of(on, "shortcut", scores.renormalize).to_toml()
@@ -160,16 +183,10 @@ def _is_ours(path: Path, text: str) -> bool:
 
 def check_model(scores: Scores, source: str) -> None:
     """Raises UserError unless the model `source` has every scored module with its widths. Reads no weights."""
-    from transformers import AutoConfig
-
+    from model.base_config import read_config
     from model.skeleton import skeleton
 
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError):
-        expected = "expected a hub name or a folder with a config.json"
-        raise UserError(f"--load '{source}' is no model", expected) from None
-    modules = dict(skeleton(config, scores.task).named_modules())
+    modules = dict(skeleton(read_config(source), scores.task).named_modules())
     for element in (item.element for item in scores.scored):
         module = modules.get(element.module)
         found = (getattr(module, "in_features", None), getattr(module, "out_features", None))

@@ -35,6 +35,7 @@ class Heuristic:
         needs_base_weights: whether it reads the weights of the base, which a quantised base does not provide.
         is_baseline: whether equal scores are intended, so that they need no warning.
         hint: an additional cure if all scores are 0.
+        ignores: what its scores do not depend on: `batches` (the scoring batches), `metric`, or both.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Heuristic:
     needs_base_weights: bool = False
     is_baseline: bool = False
     hint: str = ""
+    ignores: tuple[str, ...] = ()
 
 
 _registered: dict[str, Heuristic] = {}

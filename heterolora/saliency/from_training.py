@@ -64,18 +64,22 @@ class TrainingGradients:
             low_rank.probe = None
 
     @torch.no_grad()
-    def collect(self, loss_scale: float | None = None) -> None:
+    def collect(self, loss_scale: float | None = None, share: Tensor | float | None = None) -> None:
         """Add the gradients of the window that has just ended. Every process must call it.
 
-        The `.grad` of elements that are on must be final: averaged over processes and without a loss scale. The
-        gradients of elements that are off are averaged and unscaled here. `loss_scale` is the factor by which a
-        gradient scaler (float16) has multiplied the loss. Then a window with gradients that are not finite is skipped.
+        The `.grad` of elements that are on must be final: of all processes and without a loss scale. The gradients of
+        elements that are off are summed over processes and unscaled here.
+
+        Args:
+            loss_scale: the factor by which a gradient scaler (float16) has multiplied the loss. Then a window with
+                gradients that are not finite is skipped.
+            share: the factor of this process's gradients in the sum; by default 1 / number of processes, the average.
         """
         if self._window is None:
             raise RuntimeError("`collect` needs a call of `start` before")
-        gradients = sum_over_ranks(self._window)
-        if world_size() > 1 or loss_scale is not None:
-            gradients = gradients / (world_size() * (loss_scale or 1.0))
+        gradients = sum_over_ranks(self._window * (1 / world_size() if share is None else share))
+        if loss_scale is not None:
+            gradients = gradients / loss_scale
         for low_rank, of_A, of_Bt in self._each(gradients):
             if low_rank.enabled and low_rank.A.grad is not None and low_rank.B.grad is not None:
                 of_A.copy_(low_rank.A.grad)

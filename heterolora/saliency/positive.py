@@ -133,7 +133,7 @@ class PositiveNetwork:
         if not weight.is_floating_point() or weight.shape != (base.out_features, base.in_features):
             raise UserError(
                 "synflow needs the weights of the base, which a quantised base does not provide",
-                "leave out --quantize, or use another --importance-test-name",
+                "use the unquantised base, or another heuristic",
             )
         return self._positive(weight) @ x
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from heterolora.errors import UserError
+from heterolora.errors import NotFiniteError
 from heterolora.saliency import get
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Problem
@@ -30,7 +30,7 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
     for key, value in scores.items():
         if not math.isfinite(value):
             found = f"the {name} score of {key} is {value}"
-            raise UserError(found, "expected a finite score; check the loss and --precision")
+            raise NotFiniteError(found, "expected a finite score; check the loss and the precision")
     return scores
 
 
@@ -44,9 +44,6 @@ def why_all_equal(name: str, scores: Mapping[str, float]) -> str | None:
         hint = f", or {heuristic.hint}" if heuristic.hint else ""
         return (
             f"all {name} scores are 0, so the choice is random: while B = 0 an element has no effect; train the "
-            f"elements first with --imp-warmup-batches (more batches, or a higher --imp-warmup-lr){hint}"
+            f"elements first, on more warm-up batches or at a higher warm-up learning rate{hint}"
         )
-    return (
-        f"all {name} scores are {value:g}, so the choice is random; "
-        "use more --imp-limit-test-batches, or another --importance-test-name"
-    )
+    return f"all {name} scores are {value:g}, so the choice is random; use more scoring batches, or another heuristic"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from heterolora.distributed import sum_numbers_over_ranks
-from heterolora.errors import UserError
+from heterolora.errors import NotFiniteError
 from heterolora.saliency.problem import Batch, Loss, Metric
 
 Evaluated = tuple[Batch, Loss]
@@ -39,9 +39,9 @@ class Judge(ABC):
             self.add(evaluated)
         value = self.value()
         if not math.isfinite(value):
-            raise UserError(
+            raise NotFiniteError(
                 f"{self.metric.name} is {value} over the scoring batches",
-                "use more --imp-limit-test-batches, or check the loss and --precision",
+                "use more scoring batches, or check the loss and the precision",
             )
         slack = self.metric.tolerance * abs(value)
         self.limit = value - slack if self.higher_is_better else value + slack

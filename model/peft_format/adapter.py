@@ -17,6 +17,7 @@ from heterolora.adapt import in_head
 from heterolora.config import ElementConfig, load
 from heterolora.element import Settings
 from heterolora.errors import UserError
+from heterolora.outside import reading
 from model.checkpoint import KEY, BaseSource, Record, read_state_dict
 from model.peft_format import CONFIG, FILES, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings
@@ -153,9 +154,6 @@ def _read_record(path: Path) -> Record | None:
     """Returns the record that this program wrote into the header of the file."""
     if path.suffix != ".safetensors":
         return None
-    with safe_open(path, "pt") as file:
+    with reading("the header of", path, "give a complete adapter"), safe_open(path, "pt") as file:
         record = (file.metadata() or {}).get(KEY)
-    try:
-        return None if record is None else Record.from_dict(json.loads(record))
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} has a header that can't be read", "give an adapter of this version") from None
+        return None if record is None else Record.from_dict(json.loads(record), path)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, Field, whole_number
+from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, whole_number
 from heterolora.element import Settings
-from heterolora.errors import UserError
+from heterolora.errors import UserError, shown
+from heterolora.outside import read_json
+from heterolora.patterns import match, valid
 
 # The variant of LoRA that a key turns on.
 _VARIANTS: Mapping[str, str] = {
@@ -40,25 +40,22 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_pattern(text: Any) -> bool:
-    try:
-        re.compile(text)
-    except (re.error, TypeError):
-        return False
-    return True
-
-
 def _by_pattern(values: Field) -> Field:
-    def valid(patterns: Any) -> bool:
-        return isinstance(patterns, dict) and all(
-            _is_pattern(pattern) and values.valid(value) for pattern, value in patterns.items()
-        )
+    def fits(patterns: Any) -> bool:
+        return isinstance(patterns, dict) and all(valid(key) and values.valid(value) for key, value in patterns.items())
 
-    return Field(valid, f"regular expressions, each with {values.expected}")
+    return Field(fits, f"regular expressions, each with {values.expected}")
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 _RANK = whole_number(1)
-_PATTERNS = Field(lambda value: all(map(_is_pattern, _listed(value))), "a regular expression or a list of them")
+_MODULES = Field(lambda value: _is_names(value) or valid(value), "a regular expression or a list of names")
+_PATTERNS = Field(lambda value: all(map(valid, _listed(value))), "a regular expression or a list of them")
+_INDEX = whole_number(0)
+_LARGEST = 4 * 2**20  # bytes of the file
 _DEFAULTS = {"r": 8, "lora_alpha": 8}  # a key without a default may also be null
 _FIELDS: Mapping[str, Field] = {
     "task_type": Field(lambda value: value in ("SEQ_CLS", "CAUSAL_LM"), "SEQ_CLS or CAUSAL_LM"),
@@ -67,18 +64,20 @@ _FIELDS: Mapping[str, Field] = {
     "lora_dropout": PROBABILITY,
     "rank_pattern": _by_pattern(_RANK),
     "alpha_pattern": _by_pattern(ABOVE_0),
-    "target_modules": _PATTERNS,
-    "exclude_modules": _PATTERNS,
+    "target_modules": _MODULES,
+    "exclude_modules": _MODULES,
     "layers_pattern": _PATTERNS,
-    "modules_to_save": _PATTERNS,
-    "layers_to_transform": Field(lambda value: all(isinstance(i, int) for i in _listed(value)), "block numbers"),
+    "modules_to_save": Field(lambda value: _is_names(value) and all(map(valid, value)), "a list of names"),
+    "layers_to_transform": Field(lambda value: all(map(_INDEX.valid, _listed(value))), "block numbers"),
     "base_model_name_or_path": TEXT,
+    "revision": TEXT,
+    "use_rslora": TRUTH,
 }
 # Notes, settings of features that are off or only used before training, and keys that are checked by other means.
 _OTHERS = (
     "auto_mapping", "peft_version", "inference_mode", "runtime_config", "megatron_core", "qalora_group_size",
     "eva_config", "corda_config", "loftq_config", "lora_ga_config", "ensure_weight_tying",
-    "peft_type", "revision", "use_rslora", "bias", "init_lora_weights",
+    "peft_type", "bias", "init_lora_weights",
 )  # fmt: skip
 
 
@@ -115,7 +114,7 @@ class PeftSettings:
         def value(patterns: str, default: str) -> Any:
             """The value of the first pattern that matches the path or its ending."""
             found = (self.values.get(patterns) or {}).items()
-            return next((v for key, v in found if re.match(rf"(.*\.)?({key})$", module)), self.values[default])
+            return next((v for key, v in found if match(rf"(.*\.)?({key})$", module)), self.values[default])
 
         return Settings(
             rank=value("rank_pattern", "r"),
@@ -132,24 +131,27 @@ class PeftSettings:
         excluded = self.values.get("exclude_modules")
         if excluded and _matches(excluded, module):
             return False
-        if any(re.match(rf"(.*\.)?{saved}(\..*)?$", module) for saved in self.values.get("modules_to_save") or ()):
+        if any(match(rf"(^|.*\.){saved}($|\..*)", module) for saved in self.values.get("modules_to_save") or ()):
             return False
-        return _matches(wanted, module) and (isinstance(wanted, str) or self._in_layers(module))
+        whole = isinstance(wanted, str) or module in wanted
+        return _matches(wanted, module) and (whole or self._in_layers(module))
 
     def _in_layers(self, module: str) -> bool:
         layers = self.values.get("layers_to_transform")
         if layers is None or layers == []:
             return True
-        for pattern in _listed(self.values.get("layers_pattern") or r"[^.]*"):
-            if found := re.match(rf"(?:.*?\.)?{pattern}\.(\d+)\.", module):
-                return int(found[1]) in _listed(layers)
+        given = self.values.get("layers_pattern")
+        patterns = [rf"(?:^|.*?\.){pattern}" for pattern in _listed(given)] if given else [r".*?\.[^.]*"]
+        for pattern in patterns:
+            if found := match(rf"{pattern}\.(?P<idx>\d+)\.", module):
+                return int(found["idx"]) in _listed(layers)
         return False
 
 
 def _matches(wanted: str | Sequence[str], module: str) -> bool:
     """Matches a path against a pattern for the whole path, or a list of paths or path endings."""
     if isinstance(wanted, str):
-        return re.fullmatch(wanted, module) is not None
+        return match(wanted, module, whole=True) is not None
     return any(module == name or module.endswith(f".{name}") for name in wanted)
 
 
@@ -159,16 +161,12 @@ def read_settings(path: Path) -> PeftSettings:
     Raises UserError if it is missing, is not JSON, is not of LoRA or of a variant of it, or has a wrong value.
     """
     expected = "give the folder of a PEFT LoRA adapter"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}' ({error.strerror})", expected) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})", expected) from None
-    if not isinstance(values, dict) or "peft_type" not in values:
+    values = read_json(path, "the PEFT configuration", expected, _LARGEST)
+    if "peft_type" not in values:
         raise UserError(f"{path} has no peft_type", expected)
     if values["peft_type"] != "LORA":
-        raise UserError(f"{path} is a PEFT adapter of type {values['peft_type']}", "only LORA can be loaded")
+        kind = shown(values["peft_type"]).strip("'")
+        raise UserError(f"{path} is a PEFT adapter of type {kind}", "only LORA can be loaded")
     _refuse_variants(path, values)
     values = {**_DEFAULTS, **values}
     for key, field in _FIELDS.items():
@@ -183,16 +181,16 @@ def _refuse_variants(path: Path, values: Mapping[str, Any]) -> None:
         if values.get(key):
             raise UserError(f"{path}: {key} makes this {name}", plain)
     if values.get("bias", "none") != "none":
-        raise UserError(f"{path}: bias = {values['bias']!r}: biases were trained too", plain)
+        raise UserError(f"{path}: bias = {shown(values['bias'])}: biases were trained too", plain)
     start = values.get("init_lora_weights")
     if start not in _STARTS:
         for prefix, name in _CHANGE_THE_BASE.items():
             if str(start).startswith(prefix):
                 raise UserError(
-                    f"{path}: init_lora_weights = {start!r}: {name} changes the base's own weights",
+                    f"{path}: init_lora_weights = {shown(start)}: {name} changes the base's own weights",
                     "convert it to plain LoRA first: save_pretrained(path_initial_model_for_weight_conversion=...)",
                 )
-        raise UserError(f"{path}: init_lora_weights = {start!r} is a variant of LoRA", plain)
+        raise UserError(f"{path}: init_lora_weights = {shown(start)} is a variant of LoRA", plain)
     for key, value in values.items():
         if value and key not in (*_FIELDS, *_OTHERS, *_VARIANTS):
-            raise UserError(f"{path}: {key} = {value!r} is not known to this program", plain)
+            raise UserError(f"{path}: {key} = {shown(value)} is not known to this program", plain)

@@ -6,18 +6,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from heterolora.adapt import HEADS, in_head
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.family import Task
-from heterolora.files import whole, write_text
+from heterolora.files import write_text
 from heterolora.peft_config import peft_config, task_type
 from heterolora.search_space import SearchSpace
 from model.checkpoint import KEY, Record
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
+from model.tensor_file import write_safetensors
 
 
 def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> ElementConfig:
@@ -51,22 +51,18 @@ def write_adapter(
     lora = space.on("lora")
     trained_whole = [name for name, _ in network.named_children() if name in HEADS]
     elements = [low_rank.element for low_rank in lora]
-    config = peft_config(elements, task_type(task), base_location(record.base.name), trained_whole)
+    modules = [path for path, _ in network.named_modules()]
+    config = peft_config(elements, task_type(task), base_location(record.base.name), trained_whole, modules)
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
     tensors = {
         **{f"{PREFIX}{each.element.module}.lora_A.weight": each.A for each in lora},
         **{f"{PREFIX}{each.element.module}.lora_B.weight": each.B for each in lora},
         **{f"{PREFIX}{name}": parameter for name, parameter in network.named_parameters() if in_head(name)},
     }
-    _save(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})
+    write_safetensors(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})
     if shortcut is not None:
         write_text(folder / SHORTCUT_CONFIG, shortcut.to_toml())
         shortcuts = {each.element.key: each for each in space.on("shortcut")}
         weights = {f"{key}.A": each.A for key, each in shortcuts.items()}
-        _save(folder / SHORTCUTS, weights | {f"{key}.B": each.B for key, each in shortcuts.items()})
-
-
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(path) as unfinished:
-        unfinished.write_bytes(save(plain, {"format": "pt", **(metadata or {})}))
+        weights |= {f"{key}.B": each.B for key, each in shortcuts.items()}
+        write_safetensors(folder / SHORTCUTS, weights, {})

@@ -14,7 +14,7 @@ import torch
 from heterolora import allocation
 from heterolora.allocation import Scored
 from heterolora.element import Place
-from heterolora.errors import UserError
+from heterolora.errors import DivergenceError, NotFiniteError, UserError
 from heterolora.history import Decision, History
 from heterolora.search_space import SearchSpace
 from model.reallocation.options import ReallocationOptions
@@ -35,7 +35,7 @@ class ScoreSource:
     def batch_starts(self, trainer: pl.Trainer, batch: int, until_due: int) -> None:
         """Runs before batch `batch` of the epoch. The next reallocation is `until_due` batches later."""
 
-    def window_ends(self, trainer: pl.Trainer) -> None:
+    def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
         """Runs when the gradients of an accumulation window are complete: of the global batch, before clipping."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Reallocate(pl.Callback):
         self.source.batch_starts(trainer, batch_idx, until_due)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
-        self.source.window_ends(trainer)
+        self.source.window_ends(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()
@@ -112,20 +112,14 @@ class Reallocate(pl.Callback):
 
     def _reallocate(self, trainer: pl.Trainer, task: FineTuning, step: int) -> None:
         space, epoch, index = task.space, trainer.current_epoch, len(self.history.decisions)
-        start = time.perf_counter()
-        if self.schedule.warming_up(epoch):
-            scored = allocation.by_least_often_on(space.elements, self.history.times_on())
-        else:
-            try:
-                scores = self.source.scores(trainer, task)
-            except UserError as mistake:
-                found = f"at step {trainer.global_step} (epoch {epoch}), {mistake.found}"
-                raise UserError(found, mistake.expected) from None
-            scored = [Scored(element, scores[element.key]) for element in space.elements]
-        self.seconds += time.perf_counter() - start
-
         ties, options = allocation.tie_generator(self.seed, index), self.options
-        chosen = allocation.allocate(scored, options.turn_on_percentile, options.dyrealloc_ags_mode, ties)
+        try:
+            scored = self._scored(trainer, task)
+            chosen = allocation.allocate(scored, options.turn_on_percentile, options.dyrealloc_ags_mode, ties)
+        except UserError as reason:
+            found = f"at step {trainer.global_step} (epoch {epoch}), {reason.found}"
+            diverged = isinstance(reason, NotFiniteError) and trainer.global_step > 0
+            raise (DivergenceError if diverged else UserError)(found, reason.expected) from None
         on = tuple(element.key in chosen for element in space.elements)
         _check_agreement(trainer, space.elements, on, index)
         space.switch(chosen)
@@ -134,6 +128,16 @@ class Reallocate(pl.Callback):
         if trainer.is_global_zero:
             self.history.append(self.folder)
         self._log(trainer, space)
+
+    def _scored(self, trainer: pl.Trainer, task: FineTuning) -> Sequence[Scored]:
+        start, elements = time.perf_counter(), task.space.elements
+        if self.schedule.warming_up(trainer.current_epoch):
+            scored = allocation.by_least_often_on(elements, self.history.times_on())
+        else:
+            scores = self.source.scores(trainer, task)
+            scored = [Scored(element, scores[element.key]) for element in elements]
+        self.seconds += time.perf_counter() - start
+        return scored
 
     def _log(self, trainer: pl.Trainer, space: SearchSpace) -> None:
         figures = {

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from dataset.option import above, at_least, count_or_share, option, share
+from dataset.option import Idle, above, at_least, count_or_share, option, share
 from heterolora import saliency
 from heterolora.allocation import Mode
 
 _IMP_TEST, _DYREALLOC = ("imp-test",), ("train-dyrealloc",)
+
+
+def _ignored(what: str) -> Idle:
+    """The option has no effect on the scores of a heuristic that ignores `what`."""
+
+    def idle(run: Mapping[str, Any]) -> str | None:
+        name = run["importance_test_name"]
+        return f"with --importance-test-name {name}" if what in saliency.get(name).ignores else None
+
+    return idle
+
+
+def _without_warm_up(run: Mapping[str, Any]) -> str | None:
+    if run["imp_warmup_batches"] is not None:
+        return None if run["imp_warmup_batches"] else "with --imp-warmup-batches 0"
+    name = run["importance_test_name"]
+    return None if saliency.get(name).warmup_batches else f"with {name}, which has no warm-up by default"
 
 
 @dataclass(frozen=True)
@@ -19,15 +37,17 @@ class ScoringOptions:
     # fmt: off
     importance_test_name: str = option("grad_norm", "heuristic that scores the elements", choices=saliency.names())
     imp_limit_test_batches: int | float = option(32,
-        "scoring batches over all processes, or share of the training set", count_or_share)
+        "scoring batches over all processes, or share of the training set", count_or_share, idle=_ignored("batches"))
     imp_source: Literal["dedicated", "training"] = option("dedicated",
         "scores from separate batches, or from gradients of training batches (no extra passes)", actions=_DYREALLOC)
     imp_warmup_batches: int | None = option(None, "train all elements on N batches before scoring, and undo it "
         "afterwards; by default what the heuristic needs", at_least(0), actions=_IMP_TEST,
         aliases=("--alpha-limit-zptrain-batches",), old_keys=("alpha_limit_zptrain_batches",))
-    imp_warmup_lr: float = option(5e-4, "learning rate of this warm-up", above(0), actions=_IMP_TEST)
+    imp_warmup_lr: float = option(5e-4, "learning rate of this warm-up", above(0), actions=_IMP_TEST,
+        idle=_without_warm_up)
     metric_red_tolerance: float = option(0.01,
-        "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0))
+        "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0),
+        idle=_ignored("metric"))
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,10 @@ class TrainingScores(ScoreSource):
         if recorded(batch, until_due, limit, trainer.accumulate_grad_batches):
             self.gradients.start()
 
-    def window_ends(self, trainer: pl.Trainer) -> None:
+    def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
         if self.gradients.recording:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self.gradients.collect(None if scaler is None else scaler.get_scale())
+            self.gradients.collect(None if scaler is None else scaler.get_scale(), task.window.share)
 
     def state_dict(self) -> dict[str, Any]:
         return self.gradients.state_dict()

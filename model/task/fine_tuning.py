@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,17 +11,19 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
-from heterolora.distributed import gather_lists, sum_over_ranks, world_size
+from heterolora.distributed import gather_lists
 from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
-from model.task.optimization import Optimization, build_optimizer, build_scheduler
+from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run
 from model.task.rows import RowLosses, RowResult
+from model.task.window import Window
 from model.trained import take, trained_names
 
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -61,7 +62,8 @@ class FineTuning(pl.LightningModule, ABC):
         self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels) for split in splits})
         self.trained = trained_names(network, space)
         self.official: dict[str, dict[str, float]] = {}
-        self.global_loss = torch.zeros(())
+        self.window = Window()
+        self.global_loss = torch.zeros(())  # of the last optimizer step: the mean over its window on all processes
         self.keeps_rows = False  # whether evaluation fills `rows`
         self.rows: list[RowResult] = []  # of this process
         self._predictions: list[tuple[str, int, Any, Any]] = []
@@ -99,15 +101,22 @@ class FineTuning(pl.LightningModule, ABC):
         return self.network(**{name: batch[name] for name in _NETWORK_INPUTS if name in batch}).logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the loss whose gradient, averaged over processes, is that of the mean over the global batch.
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning clears the gradients now
+            self.window.start()
+        return self.window.add(self.loss(batch), averaged=self._averages_gradients())
 
-        It is `world · the sum of this process / the global count`. Rows or target tokens are counted.
-        """
-        loss = self.loss(batch)
-        total, count = sum_over_ranks(torch.stack([loss.total.detach(), loss.count.to(loss.total.dtype)]))
-        self.global_loss = total / count
+    def on_after_backward(self) -> None:
+        """At the end of an accumulation window, makes the gradients those of its mean loss on all processes."""
+        if self.trainer.fit_loop._should_accumulate():
+            return
+        # Lightning divides each loss by the number of batches of a full window.
+        divided_by, averaged = self.trainer.accumulate_grad_batches, self._averages_gradients()
+        self.global_loss = self.window.finish(self.trainer.optimizers[0], divided_by, averaged)
         self.log("train/loss", self.global_loss, prog_bar=True, logger=False)
-        return loss.total * (world_size() / count)
+
+    def _averages_gradients(self) -> bool:
+        """Returns whether the backward pass averages gradients over processes."""
+        return isinstance(self.trainer.strategy.model, DistributedDataParallel)
 
     def configure_optimizers(self) -> dict[str, Any]:
         by_name = dict(self.network.named_parameters(remove_duplicate=False))
@@ -126,10 +135,8 @@ class FineTuning(pl.LightningModule, ABC):
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.
         """
-        trainer = self.trainer
-        steps_per_epoch = math.ceil(self.train_batches() / trainer.accumulate_grad_batches)
-        by_epochs = math.inf if trainer.max_epochs == -1 else steps_per_epoch * trainer.max_epochs
-        return by_epochs if self.optimization.max_steps == -1 else min(by_epochs, self.optimization.max_steps)
+        trainer, batches = self.trainer, self.train_batches()
+        return steps_of_run(batches, trainer.accumulate_grad_batches, trainer.max_epochs, self.optimization.max_steps)
 
     # ---- evaluation
 

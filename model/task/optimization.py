@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dataset.option import above, at_least, option, positive_or_unlimited
+from dataset.option import above, at_least, idle_without, option, positive_or_unlimited
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,8 @@ class Optimization:
     lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("none",
         "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min")
     warmup_steps: int = option(0, "optimizer steps of linear warm-up from 0", at_least(0))
-    eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0))
+    eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0),
+        idle=idle_without("lr_scheduler", "cosine_annealing"))
     max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited, resume="free")
 
 
@@ -55,6 +56,12 @@ def build_optimizer(
     ]
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     return kinds[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
+
+
+def steps_of_run(batches: int, accumulate: int, max_epochs: int, max_steps: int) -> float:
+    """Returns the optimizer steps of a run with `batches` training batches an epoch on each process. -1: no limit."""
+    by_epochs = math.inf if max_epochs == -1 else -(-batches // accumulate) * max_epochs
+    return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
 
 
 def rate_factor(step: int, total: float, settings: Optimization) -> float:

@@ -12,11 +12,14 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
+from tools.cli import whole_number
+
 import torch
 from rich.table import Table
 from torch.nn import functional as F
 
 from actions.console import say
+from dataset.option import at_least
 from heterolora.errors import UserError
 from heterolora.low_rank import LowRank
 from heterolora.saliency.heuristics.alpha_test import STEPS, alpha_test
@@ -29,7 +32,9 @@ CASES = {"most elements dispensable": 0.0, "about a quarter not, in the lowest b
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(rounds=3, hidden_size=64, layers=12, rows=8, tokens=8, rank=4)
-    parser.add_argument("--batches", type=int, default=3, metavar="N", help="scoring batches (default: 3)")
+    parser.add_argument(
+        "--batches", type=whole_number(at_least(1)), default=3, metavar="N", help="scoring batches (default: 3)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

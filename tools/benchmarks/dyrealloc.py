@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tools.cli import real, whole_number
+
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from actions.callbacks import SeedEachBatch
 from actions.console import note, say, set_log_level
+from dataset.option import at_least, share
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.saliency.from_training import TrainingGradients
@@ -42,9 +45,21 @@ PLAIN, TRAINING, DEDICATED = "plain, all on", "training", "dedicated"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(hidden_size=256, layers=12)
     add = parser.add_argument
-    add("--interval", type=int, default=62, metavar="N", help="batches of an interval (default: 62)")
-    add("--scoring", type=int, default=32, metavar="N", help="batches that score (default: 32)")
-    add("--turn-on-percentile", type=float, default=0.25, metavar="P", help="share of the elements (default: 0.25)")
+    add(
+        "--interval",
+        type=whole_number(at_least(1)),
+        default=62,
+        metavar="N",
+        help="batches of an interval (default: 62)",
+    )
+    add("--scoring", type=whole_number(at_least(1)), default=32, metavar="N", help="batches that score (default: 32)")
+    add(
+        "--turn-on-percentile",
+        type=real(share),
+        default=0.25,
+        metavar="P",
+        help="share of the elements (default: 0.25)",
+    )
     add("--heuristic", default="grad_norm", choices=HEURISTICS, help="(default: grad_norm)")
     add("--projections", nargs="+", default=subjects.ALL, metavar="NAME", help="projections with LoRA (default: all)")
 

@@ -122,7 +122,7 @@ def peak_memory(step: Step, device: torch.device) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
     return max(itertools.accumulate((change for _, change in changes), initial=0))
 
@@ -138,7 +138,9 @@ def device(name: str | None) -> torch.device:
 def heading(args: argparse.Namespace, what: str) -> str:
     """The first lines of a report: what was measured, the command, and the machine."""
     cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*:\s*(.*\S)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    named = re.search(
+        r"^model name\s*:\s*(.*\S)", cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else "", re.MULTILINE
+    )
     processor = named[1] if named else platform.processor() or platform.machine()
     runs_on = "1 thread" if args.device.type == "cpu" else torch.cuda.get_device_name(args.device)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"

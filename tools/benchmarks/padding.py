@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from tools.cli import whole_number
+
 import numpy as np
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -24,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from actions.console import say, set_log_level
 from dataset import registry
 from dataset.module import TextDataModule
+from dataset.option import at_least
 from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
@@ -39,7 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default="rte", help="a classification data set (default: rte)")
     parser.add_argument("--dataset-saved-path", type=Path, metavar="DIR", help="as in python -m main train")
     parser.add_argument("--tokenizer", metavar="NAME", help="hub name or folder (default: BPE, trained on the data)")
-    parser.add_argument("--batches", type=int, default=8, metavar="N", help="timed in each round (default: 8)")
+    parser.add_argument(
+        "--batches", type=whole_number(at_least(1)), default=8, metavar="N", help="timed in each round (default: 8)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -76,7 +81,8 @@ def read_epoch(spec: DatasetSpec, args: argparse.Namespace, grouped: bool) -> li
     options = DataOptions(args.rows, args.tokens, group_by_length=grouped, dataset_saved_path=saved)
     data = TextDataModule(spec, options)
     texts = (row[column] for row in data.splits.train for column in spec.columns)
-    data.attach(AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts))
+    given = args.tokenizer and AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
+    data.attach(given or make_tokenizer(texts))
     names = ("input_ids", "attention_mask", "labels")
     return [{name: batch[name].to(args.device) for name in names} for batch in data.train_dataloader()]
 

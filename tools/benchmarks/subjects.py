@@ -38,7 +38,7 @@ def base(args: argparse.Namespace, vocabulary: int = 1000) -> PreTrainedModel:
         dropout=0.0,
     )
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config).to(args.device)
+    return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).to(args.device)
 
 
 def batch(args: argparse.Namespace) -> Batch:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from heterolora.errors import UserError
+from heterolora.outside import reading
 
 Point = tuple[int, float]
 
@@ -34,8 +34,7 @@ def read_curves(logs: Path, logger: str) -> Curves:
     if (logs / "metrics.csv").is_file():
         found = _from_csv(logs / "metrics.csv")
     elif any(logs.glob("events.out.tfevents.*")):
-        events = EventAccumulator(str(logs), size_guidance={"scalars": 0, "images": 1, "tensors": 1}).Reload()
-        found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        found = _from_events(logs)
     kept = {name: _by_step(points) for name, points in sorted(found.items()) if not name.startswith(_NO_CURVES)}
     reasons = {
         "none": "The run used --logger none: it kept no curves.",
@@ -46,15 +45,25 @@ def read_curves(logs: Path, logger: str) -> Curves:
 
 def _from_csv(path: Path) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name != "step":
-                        found.setdefault(name, []).append((int(row["step"]), float(value)))
-    except (ValueError, KeyError, TypeError, csv.Error) as reason:
-        raise UserError(f"{path} can't be read ({reason})", "expected the file of a CSV logger") from None
+    wrong = "expected the file of a CSV logger"
+    with reading("the curves", path, wrong), path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name != "step":
+                    found.setdefault(name, []).append((_step(row["step"]), float(value)))
     return found
+
+
+def _from_events(logs: Path) -> dict[str, list[Point]]:
+    with reading("the curves", logs, "expected the files of a TensorBoard logger"):
+        events = EventAccumulator(str(logs), size_guidance={"scalars": 0, "images": 1, "tensors": 1}).Reload()
+        return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def _step(text: str) -> int:
+    if not 0 <= (step := int(text)) < 2**53:
+        raise ValueError(f"step is {step}")
+    return step
 
 
 def _by_step(points: Iterable[Point]) -> tuple[Point, ...]:

@@ -119,7 +119,7 @@ def _cards(run: Run) -> tuple[Card, ...]:
     if run.figures:
         split, row = next(iter(run.figures.items()))
         name = next((name for name in row if name != "loss"), "loss")
-        value = "–" if row[name] is None else f"{row[name]:.4f}"
+        value = "–" if row.get(name) is None else f"{row[name]:.4f}"
         cards.append(Card(value, name, f"on {split}, of the best checkpoint"))
     if run.parameters:
         of_all = f"{percent(share(run))} of {run.parameters['total']:,}"

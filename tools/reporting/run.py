@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import itertools
-import json
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from actions.export import LORA, SHORTCUT
 from actions.imp_test import SCORES
-from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults, flag_of
-from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, METRICS, PARAMETERS
+from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
+from actions.results import read_metrics
+from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, PARAMETERS
+from dataset.option import flag_of
 from heterolora import history as history_file
 from heterolora import scores as scores_file
+from heterolora.checks import TEXT, Field, check_keys, check_known, whole_number
 from heterolora.config import load
 from heterolora.element import Kind, Place
 from heterolora.errors import UserError
 from heterolora.history import History
+from heterolora.outside import read_json, read_toml
 from heterolora.scores import Scores
 from tools.reporting.curves import Curves, read_curves
 
 _OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config")  # where a run reads and writes
 _WRITTEN_BY_A_RUN = "expected the file that the run wrote"
+_COUNT, _LIST = whole_number(0), Field(lambda value: isinstance(value, list), "a list")
+_RANKS = Field(lambda value: _LIST.valid(value) and all(map(_COUNT.valid, value)), "a list of ranks")
+_PARAMETERS = {"trainable": _COUNT, "total": whole_number(1), "rows": _LIST}
+_ROW = {
+    **{"kind": TEXT, "name": TEXT, "ranks": _RANKS},
+    **dict.fromkeys(("trainable", "total", "on", "off"), _COUNT),
+}
 
 
 class Setting(NamedTuple):
@@ -116,17 +125,17 @@ def _read(folder: Path, name: str) -> Run:
             f"{folder} is no run: it has no {CONFIG}" if folder.is_dir() else f"{folder} is not there",
             "give folders that train, train-dyrealloc or imp-test made, such as runs/NAME",
         )
-    options = _document(folder / CONFIG, "TOML", tomllib.loads)
-    results, parameters = (_document(folder / name, "JSON", json.loads) for name in (METRICS, PARAMETERS))
+    action, options = _options(folder)
+    figures, versions = read_metrics(folder)
     return Run(
         name=name,
         folder=folder,
-        action=options.pop("action", None) or _action(folder),
+        action=action,
         options=options,
         curves=read_curves(folder / LOGS, options.get("logger", defaults()["logger"])),
-        figures=results.get("metrics", {}),
-        versions=results.get("versions", {}),
-        parameters=parameters,
+        figures=figures,
+        versions=versions,
+        parameters=_parameters(folder / PARAMETERS),
         scores=scores_file.read(folder / SCORES) if (folder / SCORES).is_file() else None,
         history=history_file.read(folder) if (folder / history_file.HISTORY).is_file() else None,
         ranks=_ranks(folder),
@@ -139,17 +148,29 @@ def _action(folder: Path) -> str:
     return next((action for file, action in signs.items() if (folder / file).exists()), TEST)
 
 
-def _document(path: Path, language: str, loads: Callable[[str], Any]) -> dict[str, Any]:
-    """The values of a file, which may be missing. Raises UserError if it cannot be read as a table."""
+def _options(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The action of a run, and the options that are still known."""
+    path = folder / CONFIG
+    values = read_toml(path, "the options of the run", _WRITTEN_BY_A_RUN)
+    action = values.pop("action", None) or _action(folder)
+    check_known(f"{path}: action", TEXT.check(str(path), "action", action), ACTIONS)
+    known = declared()
+    try:
+        return action, {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
+    except UserError as error:
+        raise UserError(f"{path}: {error.found}", error.expected) from error
+
+
+def _parameters(path: Path) -> dict[str, Any]:
+    """The parameter table; empty if the file is missing."""
     if not path.is_file():
         return {}
-    try:
-        values = loads(path.read_text(encoding="utf-8"))
-    except ValueError as reason:
-        raise UserError(f"{path} is not {language}: {reason}", _WRITTEN_BY_A_RUN) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no table", _WRITTEN_BY_A_RUN)
-    return values
+    table = check_keys(
+        str(path), _PARAMETERS, read_json(path, "the parameter table", _WRITTEN_BY_A_RUN), _WRITTEN_BY_A_RUN
+    )
+    for row in table["rows"]:
+        check_keys(f"{path}: a row", _ROW, row, _WRITTEN_BY_A_RUN)
+    return dict(table)
 
 
 def _ranks(folder: Path) -> dict[Place, int]:

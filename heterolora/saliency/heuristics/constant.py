@@ -6,6 +6,6 @@ from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
 
 
-@register("constant", is_baseline=True)
+@register("constant", is_baseline=True, ignores=("batches", "metric"))
 def constant(problem: Problem) -> list[float]:
     return [1.0] * len(problem.space)

@@ -11,7 +11,7 @@ from heterolora.saliency import register
 from heterolora.saliency.gradients import GradientHeuristic
 
 
-@register("fisher")
+@register("fisher", ignores=("metric",))
 class Fisher(GradientHeuristic):
     def of_batch(self, gradient: Tensor) -> Tensor:
         return gradient.square()

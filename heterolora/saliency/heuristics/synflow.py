@@ -16,6 +16,7 @@ from heterolora.saliency.problem import Problem
     "synflow",
     warmup_batches=32,
     needs_base_weights=True,
+    ignores=("batches", "metric"),
     remark="synflow scores q_proj and k_proj 0, because no path of its linear network leads through them",
 )
 def synflow(problem: Problem) -> list[float]:

@@ -1,0 +1,98 @@
+"""The configuration of a base model: it is read and checked before anything is built from it. No code of its own runs.
+
+A configuration can describe a network of any size. So its counts are checked before transformers reads them, and its
+number of weights before memory is allocated for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from heterolora.adapt import in_head
+from heterolora.checks import Field, whole_number
+from heterolora.errors import UserError
+from heterolora.outside import read_json, reading
+
+_LAYERS = whole_number(0, most=2_000)
+_COUNT = whole_number(0, most=1_000_000)
+_SHARE = Field(lambda value: 0 <= value <= 1, "a number from 0 to 1")
+_CODE = Field(lambda value: "/" not in str(value), "a name without /: code from the hub never runs here")
+
+
+def where_from(source: str) -> str:
+    """The advice of a message about a base model that cannot be loaded."""
+    return (
+        "give a folder that save_pretrained wrote"
+        if Path(source).is_dir()
+        else ("give a hub name or a folder that save_pretrained wrote")
+    )
+
+
+def read_config(source: str, **more: Any) -> PretrainedConfig:
+    """Returns the configuration of a hub name or a folder, with the values of `more`.
+
+    Raises UserError if it cannot be read, a value has the wrong type, or a count is out of proportion.
+    """
+    expected = where_from(source)
+    if Path(source).is_dir():
+        values = read_json(Path(source) / "config.json", "the model's configuration", expected)
+    else:
+        with reading("the configuration of the model", source, expected):
+            values, _ = PretrainedConfig.get_config_dict(source)
+    with reading("the configuration of the model", source, expected):
+        for key, value in _numbers_and_names(values):
+            field = _field_of(key, value)
+            if field is not None:
+                field.check(f"the configuration of '{source}'", key, value)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **more)
+
+
+def _numbers_and_names(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Key and value, also of inner configurations such as `text_config`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers_and_names(value)
+        elif isinstance(value, int | float | str) and not isinstance(value, bool):
+            yield key, value
+
+
+def _field_of(key: str, value: int | float | str) -> Field | None:
+    """The check of a value, by the words in its key: architectures have many keys of the same kind."""
+    if isinstance(value, str):
+        return _CODE if key.endswith("_implementation") else None
+    if "drop" in key:
+        return _SHARE
+    if isinstance(value, float):
+        return None
+    return _LAYERS if "layer" in key else _COUNT if key.startswith("num_") else None
+
+
+def check_size(network: PreTrainedModel, source: str, from_files: bool) -> None:
+    """Raises UserError if a network has more weights than its files can hold, or than fit into memory.
+
+    Args:
+        network: its tensors may be on the meta device.
+        source: hub name or folder of the network.
+        from_files: whether the weights are read, not drawn. The size of files on the hub is not known.
+    """
+    weights = sum(parameter.numel() for name, parameter in network.named_parameters() if not in_head(name))
+    if not from_files:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if 4 * weights > memory:
+            raise UserError(
+                f"the configuration of '{source}' has {weights:,} weights, which need {4 * weights:,} bytes",
+                f"this machine has {memory:,} bytes of memory: give a smaller model",
+            )
+    elif Path(source).is_dir():
+        files = (path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin"))
+        stored = sum(path.stat().st_size for path in files)
+        if weights > stored > 0:  # a weight takes at least a byte
+            raise UserError(
+                f"the configuration of '{source}' has {weights:,} weights, but its files have {stored:,} bytes",
+                "give a folder whose files belong together",
+            )

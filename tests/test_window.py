@@ -1,0 +1,167 @@
+"""An accumulation window is one batch: its gradient is compared to plain autograd, and its run to that of one batch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor
+from torch.nn import functional as F
+
+from actions.experiment import build
+from actions.parse import parse
+from actions.resolve import resolve
+from heterolora import history
+from main import main
+from model.task.fine_tuning import FineTuning
+from tests.world import World, command, instruction_folder, run, summary_folder, weights, write_lora
+
+ROWS = 22  # of the instructions: windows of 8 rows, and a last one of 6
+
+
+@pytest.fixture(scope="module")
+def tasks(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, ...]]:
+    """Task -> the options of its data."""
+    folder = tmp_path_factory.mktemp("data")
+    lengths = ("--max-token-len", 60, "--max-target-len", 4)
+    return {
+        "classification": ("sst2", "--dataset-saved-path", world.sst2),
+        "instructions": ("alpaca", "--dataset-saved-path", instruction_folder(folder / "alpaca", ROWS), *lengths),
+        "summarization": ("xsum", "--dataset-saved-path", summary_folder(folder / "xsum"), *lengths),
+    }
+
+
+@pytest.fixture(scope="module")
+def steady(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lora(tmp_path_factory.mktemp("configs") / "lora.toml", "q_proj", "v_proj", "w1")
+
+
+def training(world: World, lora: Path | None, data: tuple[object, ...], *more: object) -> tuple[object, ...]:
+    """A command that trains an adapted model, or a plain one if `lora` is None."""
+    model = (world.opt,) if lora is None else ("opt_lora",)
+    base = () if lora is None else ("--load", world.opt, "--lora-config", lora)
+    options = ("--pretrained", "--optimizer", "sgd", "--learning-rate", 0.05, "--max-epochs", 2)
+    return ("train", *model, *data, *base, *options, *more)
+
+
+class ByHand(pl.Callback):
+    """At each step compares the gradients to those of all rows of the window in one loss."""
+
+    def __init__(self) -> None:
+        self.window: list[Mapping[str, Any]] = []
+        self.sizes: list[int] = []
+        self.errors: list[float] = []
+        self.losses: list[tuple[float, float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FineTuning, batch: Any, batch_idx: int) -> None:
+        self.window.append(batch)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        loss = mean_loss(pl_module.network, self.window)
+        expected = torch.cat([each.flatten() for each in torch.autograd.grad(loss, parameters)])
+        found = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        self.errors.append(float((found - expected).norm() / expected.norm()))
+        self.losses.append((float(pl_module.global_loss), float(loss.detach())))
+        self.sizes.append(len(self.window))
+        self.window = []
+
+
+def mean_loss(network: torch.nn.Module, batches: list[Mapping[str, Any]]) -> Tensor:
+    logits, labels = [], []
+    for batch in batches:
+        of_rows = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        causal = batch["labels"].ndim == 2
+        logits.append(of_rows[:, :-1].flatten(0, 1) if causal else of_rows)
+        labels.append(batch["labels"][:, 1:].flatten() if causal else batch["labels"])
+    return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels), ignore_index=-100)
+
+
+def compared(arguments: tuple[object, ...], **trainer: Any) -> ByHand:
+    request = resolve(parse(command(*arguments)))
+    experiment, by_hand = build(request), ByHand()
+    pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        accumulate_grad_batches=request.options.loop.accumulate_grad_batches,
+        gradient_clip_val=0.01,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[by_hand],
+        **trainer,
+    ).fit(experiment.task, datamodule=experiment.data)
+    return by_hand
+
+
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapted", "plain"])
+@pytest.mark.parametrize("task", ["classification", "instructions", "summarization"])
+def test_the_gradient_of_a_window_is_that_of_its_rows(world, steady, tasks, task, adapted) -> None:
+    arguments = training(world, steady if adapted else None, tasks[task], "--batch-size", 2)
+    found = compared((*arguments, "--accumulate-grad-batches", 4))
+    assert found.sizes[0] == 4
+    assert 1 <= found.sizes[-1] < 4 or task == "summarization"  # the last, partial window of the epoch
+    assert max(found.errors) < 1e-6
+    for logged, expected in found.losses:
+        assert logged == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["16-mixed", "bf16-mixed"])
+def test_mixed_precision(world, steady, tasks, kind) -> None:
+    """A gradient scaler multiplies all gradients of a window alike, and what callbacks see is unscaled."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if kind == "16-mixed" else None
+    arguments = training(world, steady, tasks["instructions"], "--batch-size", 2, "--accumulate-grad-batches", 4)
+    found = compared(arguments, plugins=[MixedPrecision(kind, "cpu", scaler)])
+    assert max(found.errors) < {"16-mixed": 0.01, "bf16-mixed": 0.05}[kind]
+
+
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapted", "plain"])
+@pytest.mark.parametrize("task", ["classification", "instructions", "summarization"])
+def test_windows_train_as_batches(world, steady, tasks, tmp_path, task, adapted) -> None:
+    arguments = training(world, steady if adapted else None, tasks[task], "--project-dir", tmp_path)
+    arguments += ("--gradient-clip-val", 0.5)
+    assert run(*arguments, "--batch-size", 8, "--project", "batches") == 0
+    for size, window in ((4, 2), (1, 8)):
+        windows = ("--batch-size", size, "--accumulate-grad-batches", window, "--project", f"windows-{window}")
+        assert run(*arguments, *windows) == 0
+        one, other = (weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("batches", windows[-1]))
+        for name in one:
+            assert torch.allclose(one[name], other[name], atol=1e-6, rtol=1e-5), (name, window)
+
+
+def test_the_curve_has_the_mean_loss_of_each_window(world, steady, tasks, tmp_path) -> None:
+    arguments = (*training(world, steady, tasks["instructions"]), "--project-dir", tmp_path, "--max-epochs", 1)
+    more = ("--accelerator", "cpu", "--logger", "csv", "--log-every-n-steps", 1)
+    curves = []
+    for size, window in ((8, 1), (2, 4)):
+        sizes = ("--batch-size", size, "--accumulate-grad-batches", window, "--project", f"windows-{window}")
+        assert main([str(each) for each in (*arguments, *more, *sizes)]) == 0
+        with (tmp_path / f"windows-{window}" / "logs" / "metrics.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+        curves.append([float(row["train/loss"]) for row in rows])
+    assert len(curves[0]) == -(-ROWS // 8)
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_scores_from_training_see_the_gradient_of_the_window(world, steady, tasks, tmp_path) -> None:
+    _, *rest = training(world, steady, tasks["instructions"], "--project-dir", tmp_path)
+    arguments = ("train-dyrealloc", *rest, "--imp-source", "training", "--turn-on-percentile", 0.5)
+    arguments += ("--realloc-warmup-epochs", 1, "--max-epochs", 3)  # the first epoch switches without scores
+    for size, window in ((8, 1), (2, 4)):
+        sizes = ("--batch-size", size, "--accumulate-grad-batches", window, "--realloc-N", 2 * window)
+        limit = ("--imp-limit-test-batches", window)
+        assert run(*arguments, *sizes, *limit, "--project", f"windows-{window}") == 0
+    ours, theirs = (history.read(tmp_path / f"windows-{window}") for window in (1, 4))
+    assert len(ours.decisions) == 6
+    for one, other in zip(ours.decisions, theirs.decisions, strict=True):
+        assert other.scores == pytest.approx(one.scores, rel=1e-4)
