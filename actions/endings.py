@@ -25,8 +25,8 @@ _launched: list[subprocess.Popen[bytes]] = []  # to kill
 def ended(command: Callable[[], None]) -> int:
     """Run a command and return its exit code.
 
-    A mistake of the user, a disk that cannot be written and a diverged training give one line on stderr. Ctrl-C, SIGTERM
-    and a closed pipe end quietly: temporary files are removed, and nothing is printed. Any other exception is raised.
+    A mistake of the user, a disk that cannot be written and a diverged run give one line on stderr. Ctrl-C, SIGTERM and
+    a closed pipe end quietly: temporary files are removed, and nothing is printed. Any other exception is raised.
     """
     with _handlers():
         code = 0
