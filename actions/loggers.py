@@ -76,15 +76,16 @@ class ContinuedCSVLogger(CSVLogger):
             experiment.save()
         return super().experiment
 
-    def _earlier_rows(self) -> list[dict[str, float]]:
+    def _earlier_rows(self) -> list[dict[str, Any]]:
         path = Path(self.log_dir, "metrics.csv")
         if not self.done or not path.is_file():
             return []
         with reading("the curves", path, "delete the file, or restore the one that the run wrote"):
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-            numbers = [{name: float(value) for name, value in row.items()} for row in rows]
-            return [row for row in numbers if row["step"] < self.done]
+            for value in (value for row in rows for value in row.values()):
+                float(value)  # raises for a damaged file; the text is kept, so that it is written as it was
+            return [row for row in rows if float(row["step"]) < self.done]
 
 
 def _wandb(folder: Path) -> WandbLogger:

@@ -60,10 +60,15 @@ def test_the_package_of_a_file_is_that_of_the_repository(tmp_path: Path) -> None
     (tmp_path / "tools").mkdir()
     for name in ("tools.py", "cli.py"):
         (tmp_path / "tools" / name).write_text((ROOT / "tools" / name).read_text(encoding="utf-8"), encoding="utf-8")
-    (tmp_path / "actions").mkdir()
-    (tmp_path / "actions" / "endings.py").write_text("ended = 'found'\n")
-    (tmp_path / "heterolora").mkdir()
-    (tmp_path / "heterolora" / "errors.py").write_text("class UserError(Exception): ...\n")
+    modules = {
+        "actions/console.py": "print_any_text = print",
+        "actions/endings.py": "ended = 'found'",
+        "dataset/option.py": "Check = OptionInfo = None",
+        "heterolora/errors.py": "class UserError(Exception): ...",
+    }
+    for module, text in modules.items():
+        (tmp_path / module).parent.mkdir(exist_ok=True)
+        (tmp_path / module).write_text(text + "\n")
     (tmp_path / "tools" / "tool.py").write_text(
         "import sys\nfrom tools import cli\nassert cli.ended == 'found'\n"
         "assert 'cli' not in sys.modules\nassert not any(path.endswith('/tools') for path in sys.path), sys.path\n"
