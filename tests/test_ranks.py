@@ -52,6 +52,14 @@ def test_topk_by_parameters_goes_on_with_what_still_fits() -> None:
     assert (assignment.spending[0].budget, assignment.spending[0].spent) == (50, 48)
 
 
+def test_topk_to_the_last_spends_the_rest_on_lower_ranks() -> None:
+    # The 2 left of the case above buy one rank of the narrowest element.
+    sites = _sites([9, 1, 5, 3], widths=[10, 1, 5, 2])
+    assignment = _assign(sites, TopK(2, to_the_last=True), Limit("parameters", 50))
+    assert _by_block(assignment, 4) == [2, 1, 0, 2]
+    assert assignment.spending[0].spent == 50
+
+
 @pytest.mark.parametrize(
     ("scores", "lowest", "highest", "total", "ranks"),
     [

@@ -169,6 +169,16 @@ def test_a_run_that_was_killed_continues_from_its_checkpoint(
     assert (folder / "runs" / name / "rows.csv").read_text() == complete
 
 
+@pytest.mark.slow
+def test_submitit_runs_the_same_study(tmp_path: Path, world: World) -> None:
+    """The local executor of submitit starts real processes, as a job array does."""
+    one_rate = MINIMAL.replace("seeds = [0, 1]", "seeds = [0]").replace("[1e-3, 1e-2]", "[1e-2]")
+    study(write(tmp_path, world, one_rate), tmp_path / "out", "--executor", "local")
+    found = rows(tmp_path / "out")
+    assert {row["arm"] for row in found} == {"uniform", "grad_norm"}
+    assert all(float(row["seconds"]) > 0 for row in found)
+
+
 @pytest.mark.parametrize("method", peft_run.PEFT_METHODS)
 def test_pefts_own_methods_run_in_the_same_loop(
     tmp_path: Path, world: World, start: InThisProcess, method: str

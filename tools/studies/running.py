@@ -21,6 +21,7 @@ from tools.studies.jobs import Job
 
 Start = Callable[[Sequence[str], Path], int]
 
+_LONGEST_JOB = 24 * 60  # minutes; submitit's own default is 5
 ROOT = TOY_BASE.parents[1]  # of the program
 
 
@@ -102,10 +103,11 @@ def run_submitted(
     except ImportError:
         raise UserError(f"--executor {cluster} needs the package submitit", "pip install submitit") from None
     executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster)
-    executor.update_parameters(name="heterolora-study", **options)
+    executor.update_parameters(name="heterolora-study", **{"timeout_min": _LONGEST_JOB, **options})
     if cluster == "slurm":
         executor.update_parameters(slurm_array_parallelism=workers)
     with executor.batch():
-        submitted = [executor.submit(run_job, job, folder) for job in jobs]
-    for job in submitit.helpers.as_completed(submitted):
-        yield job.result()
+        submitted = {executor.submit(run_job, job, folder): job.name for job in jobs}
+    for job in submitit.helpers.as_completed(list(submitted)):
+        failure = job.exception()  # of the job itself, such as a limit of the cluster; not of the command in it
+        yield job.result() if failure is None else Record(submitted[job], 1, 0.0, str(failure).splitlines()[0])
