@@ -1,0 +1,76 @@
+"""Faults of the machine, put into the process that they are to befall."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+CALLS = ("fsync", "replace")  # before a file is renamed, and to rename it
+What = Literal["ENOSPC", "EIO", "SIGKILL", "SIGINT", "SIGTERM", "none"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        call: one of `CALLS`, functions of `os` that this program calls for each file that it writes.
+        at: the number of the call, from 1.
+        what: the error that the call ends with, or the signal that arrives right before it.
+        largest_file: limit on the size of a file in bytes, as `ulimit -f` sets it.
+        clock: seconds by which the clock is wrong.
+        counted: a folder, in which the number of calls of each function is written to a file with its name.
+    """
+
+    call: Literal["fsync", "replace"] = "replace"
+    at: int = 0
+    what: What = "none"
+    largest_file: int | None = None
+    clock: float = 0.0
+    counted: str | None = None
+
+
+def inject(fault: Fault) -> None:
+    """Puts a fault into this process, which is to end soon."""
+    if fault.largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does; the write fails with EFBIG
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, fault.largest_file))
+    if fault.clock:
+        _set_clock(fault.clock)
+    for name in CALLS if fault.counted else (fault.call,) if fault.at else ():
+        setattr(os, name, _faulty(name, fault))
+
+
+def _faulty(name: str, fault: Fault) -> Callable[..., Any]:
+    call, count = getattr(os, name), 0
+
+    def faulty(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if fault.counted is not None:
+            (Path(fault.counted) / name).write_text(str(count))
+        if count == fault.at:
+            if fault.what.startswith("SIG"):
+                os.kill(os.getpid(), getattr(signal, fault.what))
+            else:
+                number = getattr(errno, fault.what)
+                raise OSError(number, os.strerror(number))
+        return call(*arguments, **options)
+
+    return faulty
+
+
+def _set_clock(seconds: float) -> None:
+    """The wall clock only: no program can set the monotonic one back."""
+    now, now_ns, local, text = time.time, time.time_ns, time.localtime, time.strftime
+    time.time = lambda: now() + seconds
+    time.time_ns = lambda: now_ns() + int(seconds * 10**9)
+    time.localtime = lambda at=None: local(now() + seconds if at is None else at)
+    time.strftime = lambda form, at=None: text(form, time.localtime() if at is None else at)

@@ -1,0 +1,75 @@
+"""A process that has imported everything, and forks a child for each command that it is asked to run.
+
+Importing the libraries takes longer than a whole run on a tiny model. So a test of many faults asks this process:
+
+  python -m tests.faults.server   reads a JSON object a line, and answers with one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.faults.inject import Fault, inject
+from tests.forked import Outcome, import_everything, run_forked, run_program
+from tests.world import ROOT, command
+
+
+class Server:
+    """The process, as a test uses it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.server"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: object, fault: Fault | None = None) -> Outcome:
+        """Runs `python -m main` with small options, and with a fault."""
+        return self.run_entry("main", *command(*arguments), fault=fault)
+
+    def run_entry(self, entry: str, *arguments: object, fault: Fault | None = None) -> Outcome:
+        """Runs `main`, or a tool of this name."""
+        ask = {"entry": entry, "arguments": list(map(str, arguments)), "fault": fault and asdict(fault)}
+        self._process.stdin.write(json.dumps(ask) + "\n")
+        self._process.stdin.flush()
+        return Outcome(**json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def _answer(entry: str, arguments: Sequence[str], fault: dict[str, Any] | None) -> Outcome:
+    def run() -> object:
+        if fault is not None:
+            inject(Fault(**fault))
+        return run_program(entry, arguments)
+
+    folder = Path(tempfile.mkdtemp())  # the first child that ends would delete a TemporaryDirectory
+    try:
+        return run_forked(run, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def main() -> None:
+    import_everything()
+    for line in sys.stdin:
+        print(json.dumps(asdict(_answer(**json.loads(line)))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

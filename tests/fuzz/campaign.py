@@ -1,0 +1,154 @@
+"""Runs many cases, counts how they ended, and keeps the smallest case of every failure as a regression.
+
+python -m tests.fuzz                       5,000 cases; failures become files of tests/fuzz/regressions/
+python -m tests.fuzz --cases 300 --stable  the same cases every time; nothing is kept
+python -m tests.fuzz --regressions         the kept cases only
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.forked import Outcome, run_forked, run_program
+from tests.fuzz.case import Case
+from tests.fuzz.kinds import cases, weights
+from tests.fuzz.world import make_sound_world
+
+REGRESSIONS = Path(__file__).parent / "regressions"
+
+
+@dataclass
+class Tally:
+    """How the cases of a kind ended."""
+
+    cases: int = 0
+    codes: Counter[int | None] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    memory: int = 0  # MiB, the most that a case took
+    seconds: float = 0.0  # of processor time
+
+    def add(self, outcome: Outcome) -> None:
+        self.cases += 1
+        self.codes[outcome.code] += 1
+        if outcome.problem is not None:
+            self.problems[outcome.problem] += 1
+        self.memory = max(self.memory, outcome.memory)
+        self.seconds += outcome.seconds
+
+    def merge(self, other: Tally) -> None:
+        self.cases += other.cases
+        self.codes += other.codes
+        self.problems += other.problems
+        self.memory = max(self.memory, other.memory)
+        self.seconds += other.seconds
+
+    def row(self) -> tuple[int, ...]:
+        """cases, passed, user errors, tracebacks, wrong ends, hangs, MiB, seconds."""
+        tracebacks = sum(count for what, count in self.problems.items() if what.startswith("traceback"))
+        hangs = self.problems["hang"]
+        others = sum(self.problems.values()) - tracebacks - hangs
+        return (self.cases, self.codes[0], self.codes[2], tracebacks, others, hangs, self.memory, round(self.seconds))
+
+
+class ProblemError(AssertionError):
+    """A case with a problem. Each problem has a subclass, so that hypothesis shrinks each without taking another."""
+
+
+class Campaign:
+    """Runs cases on the sound files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._world, self._numbers = folder / "world", itertools.count()
+        self._world.mkdir()
+        made = run_forked(lambda: make_sound_world(self._world), folder)
+        if made.code != 0:
+            raise RuntimeError(f"the sound files could not be made:\n{made.out}\n{made.err}")
+        gc.disable()  # a collection in a child would copy all memory of the parent
+        self._folder = folder
+
+    def run(self, case: Case) -> Outcome:
+        """Runs a case in a folder of its own, with an empty data cache."""
+        folder = self._folder / f"case-{next(self._numbers)}"
+
+        def command() -> object:
+            case.prepare(self._world, folder)
+            os.chdir(folder)
+            datasets.config.HF_DATASETS_CACHE = folder / "cache"
+            return run_program(case.entry, case.command(self._world, folder))
+
+        try:
+            return run_forked(command, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def run_kind(
+        self, name: str, count: int, start: int, shrink: bool
+    ) -> tuple[Tally, dict[str, tuple[Case, Outcome]]]:
+        """Runs `count` cases of a kind. Returns the tally, and a case for each problem: the smallest if asked for."""
+        tally, found = Tally(), {}
+        for turn in itertools.count():
+            before = tally.cases
+            self._turn(name, count - tally.cases, start + turn, shrink, tally, found)
+            if tally.cases >= count or tally.cases == before:
+                return tally, found
+        raise AssertionError
+
+    def _turn(self, name: str, count: int, number: int, shrink: bool, tally: Tally, found: dict) -> None:
+        """Runs cases up to the first new problem, and shrinks its case."""
+        known, new = set(found), {}
+
+        @seed(number)
+        @settings(
+            max_examples=count, database=None, deadline=None, phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=False,
+        )  # fmt: skip
+        @given(cases(name, self._world))
+        def check(case: Case) -> None:
+            outcome = self.run(case)
+            if not new:  # later ones only shrink it
+                tally.add(outcome)
+            problem = outcome.problem
+            if problem is None or problem in known:
+                return
+            found[problem] = case, outcome
+            if shrink:
+                new.setdefault(problem, type(problem, (ProblemError,), {}))
+                raise new[problem](problem)
+
+        try:
+            check()
+        except ProblemError:
+            pass
+        except hypothesis.errors.Flaky as flaky:
+            print(f"flaky: {flaky}")
+
+
+def shares(count: int) -> dict[str, int]:
+    """How many of `count` cases each kind gets."""
+    total = sum(weights().values())
+    return {name: max(1, round(count * weight / total)) for name, weight in weights().items()}
+
+
+def keep(case: Case, problem: str) -> Path:
+    """Writes a case to the regressions."""
+    name = f"{case.kind.replace(' ', '-')}-{hashlib.sha256(problem.encode()).hexdigest()[:8]}.json"
+    REGRESSIONS.mkdir(exist_ok=True)
+    (REGRESSIONS / name).write_text(case.to_json(), encoding="utf-8")
+    return REGRESSIONS / name
+
+
+def kept() -> Iterator[tuple[str, Case]]:
+    for path in sorted(REGRESSIONS.glob("*.json")):
+        yield path.stem, Case.from_json(path.read_text(encoding="utf-8"))
