@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("report", "plot_realloc", "realloc_lora_rank", "inspect_model", "export", "compare_scores")
 
-SECONDS = 60.0  # until a command counts as hanging; most take 0.1 s, and machines may be busy
+SECONDS = 30.0  # until a command counts as hanging; most take 0.1 s, and machines may be busy
 MEMORY = 1024  # MiB that a command on these tiny files may take
 _ADDRESSES = 4096 * 2**20  # bytes of address space; more memory is refused, for the sake of the machine
+
+STDOUT, STDERR = "stdout", "stderr"
 
 _FRAME = re.compile(r'File "([^"]+)", line \d+, in (\S+)')
 
@@ -99,46 +102,53 @@ def run_program(entry: str, arguments: Sequence[str]) -> object:
     return importlib.import_module("tools.cli").run(importlib.import_module(f"tools.{entry}").main)
 
 
-def run_forked(command: Callable[[], object], folder: Path, seconds: float = SECONDS) -> Outcome:
-    """Runs the function in a child, whose exit code it returns or raises as `SystemExit`.
+class Forked:
+    """A child that runs a function, whose exit code it returns or raises as `SystemExit`.
 
-    The output, and temporary files in `tmp`, go to the folder.
+    Its output, and its temporary files in `tmp`, go to the folder.
     """
-    (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    files = folder / "stdout", folder / "stderr"
-    before = _resident()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        _run_and_exit(command, folder / "tmp", *files)
-    watched = os.pidfd_open(child)
-    ended = bool(select.select([watched], [], [], seconds)[0])
-    if not ended:
-        os.killpg(child, signal.SIGKILL)
-    _, status, usage = os.wait4(child, 0)
-    os.close(watched)
-    out, err = (file.read_text(errors="replace") if file.is_file() else "" for file in files)
-    return Outcome(
-        code=os.waitstatus_to_exitcode(status) if ended else None,
-        out=out,
-        err=err,
-        memory=max(0, usage.ru_maxrss // 1024 - before),
-        seconds=usage.ru_utime + usage.ru_stime,
-        left=_left_behind(folder),
-    )
+
+    def __init__(self, command: Callable[[], object], folder: Path) -> None:
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        self._folder, self._before = folder, _resident()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._child = os.fork()
+        if self._child == 0:
+            _run_and_exit(command, folder)
+        self._watched = os.pidfd_open(self._child)
+
+    def wait(self, seconds: float = SECONDS) -> Outcome:
+        """Waits until the child ends, and kills it if it does not end in time."""
+        ended = bool(select.select([self._watched], [], [], seconds)[0])
+        if not ended:
+            os.killpg(self._child, signal.SIGKILL)
+        _, status, usage = os.wait4(self._child, 0)
+        os.close(self._watched)
+        files = self._folder / STDOUT, self._folder / STDERR
+        out, err = (file.read_text(errors="replace") if file.is_file() else "" for file in files)
+        return Outcome(
+            code=os.waitstatus_to_exitcode(status) if ended else None,
+            out=out,
+            err=err,
+            memory=max(0, usage.ru_maxrss // 1024 - self._before),
+            seconds=usage.ru_utime + usage.ru_stime,
+            left=_left_behind(self._folder),
+        )
 
 
-def _run_and_exit(command: Callable[[], object], scratch: Path, stdout: Path, stderr: Path) -> None:
+def _run_and_exit(command: Callable[[], object], folder: Path) -> None:
     """The child: ends as `sys.exit(command())` would end the program."""
     code: object = 70
     try:
         os.setsid()
-        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-        for number, path in ((1, stdout), (2, stderr)):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        _forget_exit_functions()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+        for number, name in ((1, STDOUT), (2, STDERR)):
+            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, number)
             os.close(file)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w", errors="backslashreplace", buffering=1)  # noqa: SIM115
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -151,11 +161,18 @@ def _run_and_exit(command: Callable[[], object], scratch: Path, stdout: Path, st
         except BaseException:
             traceback.print_exc()
             code = 1
-        atexit._run_exitfuncs()  # they delete temporary folders
+        atexit._run_exitfuncs()  # such as those that delete temporary folders
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _forget_exit_functions() -> None:
+    """Those of the parent would delete its temporary folders."""
+    weakref.finalize._registry.clear()
+    weakref.finalize._registered_with_atexit = False
+    atexit._clear()
 
 
 def _resident() -> int:

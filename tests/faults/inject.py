@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Fault:
         what: the error that the call ends with, or the signal that arrives right before it.
         largest_file: limit on the size of a file in bytes, as `ulimit -f` sets it.
         clock: seconds by which the clock is wrong.
+        stopped_at: the time that the clock shows always, in seconds since 1970.
         counted: a folder, in which the number of calls of each function is written to a file with its name.
     """
 
@@ -34,6 +36,7 @@ class Fault:
     what: What = "none"
     largest_file: int | None = None
     clock: float = 0.0
+    stopped_at: float | None = None
     counted: str | None = None
 
 
@@ -42,8 +45,8 @@ def inject(fault: Fault) -> None:
     if fault.largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does; the write fails with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, fault.largest_file))
-    if fault.clock:
-        _set_clock(fault.clock)
+    if fault.clock or fault.stopped_at:
+        _set_clock(fault)
     for name in CALLS if fault.counted else (fault.call,) if fault.at else ():
         setattr(os, name, _faulty(name, fault))
 
@@ -53,6 +56,8 @@ def _faulty(name: str, fault: Fault) -> Callable[..., Any]:
 
     def faulty(*arguments: Any, **options: Any) -> Any:
         nonlocal count
+        if name == "fsync" and not stat.S_ISREG(os.fstat(arguments[0]).st_mode):
+            return call(*arguments)  # of a folder, which some file systems refuse
         count += 1
         if fault.counted is not None:
             (Path(fault.counted) / name).write_text(str(count))
@@ -67,10 +72,14 @@ def _faulty(name: str, fault: Fault) -> Callable[..., Any]:
     return faulty
 
 
-def _set_clock(seconds: float) -> None:
+def _set_clock(fault: Fault) -> None:
     """The wall clock only: no program can set the monotonic one back."""
-    now, now_ns, local, text = time.time, time.time_ns, time.localtime, time.strftime
-    time.time = lambda: now() + seconds
-    time.time_ns = lambda: now_ns() + int(seconds * 10**9)
-    time.localtime = lambda at=None: local(now() + seconds if at is None else at)
-    time.strftime = lambda form, at=None: text(form, time.localtime() if at is None else at)
+    right, local, text = time.time, time.localtime, time.strftime
+
+    def wrong() -> float:
+        return right() + fault.clock if fault.stopped_at is None else fault.stopped_at
+
+    time.time = wrong
+    time.time_ns = lambda: int(wrong() * 10**9)
+    time.localtime = lambda at=None: local(wrong() if at is None else at)
+    time.strftime = lambda form, at=None: text(form, local(wrong()) if at is None else at)

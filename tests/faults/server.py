@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.faults.inject import Fault, inject
-from tests.forked import Outcome, import_everything, run_forked, run_program
+from tests.forked import Forked, Outcome, import_everything, run_program
 from tests.world import ROOT, command
 
 
@@ -38,37 +38,38 @@ class Server:
 
     def run(self, *arguments: object, fault: Fault | None = None) -> Outcome:
         """Runs `python -m main` with small options, and with a fault."""
-        return self.run_entry("main", *command(*arguments), fault=fault)
+        (outcome,) = self.run_at_once(arguments, fault=fault)
+        return outcome
 
-    def run_entry(self, entry: str, *arguments: object, fault: Fault | None = None) -> Outcome:
-        """Runs `main`, or a tool of this name."""
-        ask = {"entry": entry, "arguments": list(map(str, arguments)), "fault": fault and asdict(fault)}
+    def run_at_once(self, *commands: Sequence[object], fault: Fault | None = None) -> list[Outcome]:
+        """Runs several of them at the same time, each with the fault."""
+        ask = {"commands": [command(*arguments) for arguments in commands], "fault": fault and asdict(fault)}
         self._process.stdin.write(json.dumps(ask) + "\n")
         self._process.stdin.flush()
-        return Outcome(**json.loads(self._process.stdout.readline()))
+        return [Outcome(**values) for values in json.loads(self._process.stdout.readline())]
 
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(timeout=60)
 
 
-def _answer(entry: str, arguments: Sequence[str], fault: dict[str, Any] | None) -> Outcome:
-    def run() -> object:
+def _answer(commands: Sequence[Sequence[str]], fault: dict[str, Any] | None) -> list[Outcome]:
+    def run(arguments: Sequence[str]) -> object:
         if fault is not None:
             inject(Fault(**fault))
-        return run_program(entry, arguments)
+        return run_program("main", arguments)
 
-    folder = Path(tempfile.mkdtemp())  # the first child that ends would delete a TemporaryDirectory
-    try:
-        return run_forked(run, folder)
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        started = [
+            Forked(partial(run, arguments), Path(folder) / str(number)) for number, arguments in enumerate(commands)
+        ]
+        return [child.wait() for child in started]
 
 
 def main() -> None:
     import_everything()
     for line in sys.stdin:
-        print(json.dumps(asdict(_answer(**json.loads(line)))), flush=True)
+        print(json.dumps([asdict(outcome) for outcome in _answer(**json.loads(line))]), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import argparse
 import os
 import platform
 import secrets
-import shutil
 import sys
 import tempfile
 import time
@@ -31,18 +30,13 @@ def main() -> int:
     parser.add_argument("--regressions", action="store_true", help="run the kept cases only")
     args = parser.parse_args()
     import_everything()
-    folder = Path(
-        tempfile.mkdtemp(prefix="fuzz-")
-    )  # a TemporaryDirectory would be deleted by the first child that ends
-    try:
-        runs = Campaign(folder)
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        runs = Campaign(Path(folder))
         failures = _regressions(runs)
         if not args.regressions:
             start = 0 if args.stable else secrets.randbelow(2**32) if args.seed is None else args.seed
             failures += _cases(runs, args, start)
-        return int(bool(failures))
-    finally:
-        shutil.rmtree(folder)
+    return int(bool(failures))
 
 
 def _regressions(runs: Campaign) -> int:

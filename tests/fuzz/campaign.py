@@ -21,7 +21,7 @@ import datasets
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.forked import Outcome, run_forked, run_program
+from tests.forked import Forked, Outcome, run_program
 from tests.fuzz.case import Case
 from tests.fuzz.kinds import cases, weights
 from tests.fuzz.world import make_sound_world
@@ -72,7 +72,7 @@ class Campaign:
     def __init__(self, folder: Path) -> None:
         self._world, self._numbers = folder / "world", itertools.count()
         self._world.mkdir()
-        made = run_forked(lambda: make_sound_world(self._world), folder)
+        made = Forked(lambda: make_sound_world(self._world), folder).wait(600.0)
         if made.code != 0:
             raise RuntimeError(f"the sound files could not be made:\n{made.out}\n{made.err}")
         gc.disable()  # a collection in a child would copy all memory of the parent
@@ -89,7 +89,7 @@ class Campaign:
             return run_program(case.entry, case.command(self._world, folder))
 
         try:
-            return run_forked(command, folder)
+            return Forked(command, folder).wait()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
