@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("report", "plot_realloc", "realloc_lora_rank", "inspect_model", "export", "compare_scores")
 
-SECONDS = 30.0  # until a command counts as hanging; most take 0.1 s, and machines may be busy
+SECONDS = 30.0  # until a command counts as hanging; most take 0.1 s
 MEMORY = 1024  # MiB that a command on these tiny files may take
 _ADDRESSES = 4096 * 2**20  # bytes of address space; more memory is refused, for the sake of the machine
 
@@ -34,7 +34,7 @@ class Outcome:
     """How a command ended.
 
     Attributes:
-        code: the exit code; negative: the signal that ended it; None: it did not end in time.
+        code: the exit code; negative: the signal that ended it; None: it hung.
         memory: MiB of resident memory more than the parent had.
         seconds: of processor time.
         left: temporary files that it left.
@@ -61,6 +61,8 @@ class Outcome:
             return f"code {self.code} with {len(errors)} lines 'error: …'"
         if errors and not re.fullmatch(r"error: .*\S; ?\S.*", errors[0]):
             return "a message without '; what would be right'"
+        if errors and not errors[0].isprintable():
+            return "a message with control characters"
         if errors and self.err.rstrip("\n").splitlines()[-1] != errors[0]:
             return "a message of more than one line"
         if self.memory > MEMORY:
@@ -119,10 +121,17 @@ class Forked:
         self._watched = os.pidfd_open(self._child)
 
     def wait(self, seconds: float = SECONDS) -> Outcome:
-        """Waits until the child ends, and kills it if it does not end in time."""
-        ended = bool(select.select([self._watched], [], [], seconds)[0])
-        if not ended:
-            os.killpg(self._child, signal.SIGKILL)
+        """Waits until the child ends. Kills it if it hangs.
+
+        It hangs if it has computed for this time, or not at all for this time. So a machine that is busy with other
+        things makes no difference.
+        """
+        computed = 0.0
+        while not (ended := bool(select.select([self._watched], [], [], seconds)[0])):
+            before, computed = computed, self._computed()
+            if computed > seconds or computed - before < 0.001 * seconds:
+                os.killpg(self._child, signal.SIGKILL)
+                break
         _, status, usage = os.wait4(self._child, 0)
         os.close(self._watched)
         files = self._folder / STDOUT, self._folder / STDERR
@@ -135,6 +144,11 @@ class Forked:
             seconds=usage.ru_utime + usage.ru_stime,
             left=_left_behind(self._folder),
         )
+
+    def _computed(self) -> float:
+        """Seconds of processor time."""
+        fields = Path(f"/proc/{self._child}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _run_and_exit(command: Callable[[], object], folder: Path) -> None:

@@ -13,18 +13,21 @@ import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import hypothesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
 
 from tests.forked import Forked, Outcome, run_program
 from tests.fuzz.case import Case
 from tests.fuzz.kinds import cases, weights
 from tests.fuzz.world import make_sound_world
+
+_TURN = 3  # cases that hypothesis draws with one seed
 
 REGRESSIONS = Path(__file__).parent / "regressions"
 
@@ -67,7 +70,7 @@ class ProblemError(AssertionError):
 
 
 class Campaign:
-    """Runs cases on the sound files of a folder."""
+    """Sound files, and cases that damage them."""
 
     def __init__(self, folder: Path) -> None:
         self._world, self._numbers = folder / "world", itertools.count()
@@ -97,42 +100,57 @@ class Campaign:
         self, name: str, count: int, start: int, shrink: bool
     ) -> tuple[Tally, dict[str, tuple[Case, Outcome]]]:
         """Runs `count` cases of a kind. Returns the tally, and a case for each problem: the smallest if asked for."""
-        tally, found = Tally(), {}
-        for turn in itertools.count():
-            before = tally.cases
-            self._turn(name, count - tally.cases, start + turn, shrink, tally, found)
-            if tally.cases >= count or tally.cases == before:
-                return tally, found
+        tally, known = Tally(), {}
+        search = _Search(self.run, cases(name, self._world), shrink)
+        for number in itertools.count(start):
+            search.turn(number, tally, known, count)
+            if tally.cases >= count:
+                return tally, known
         raise AssertionError
 
-    def _turn(self, name: str, count: int, number: int, shrink: bool, tally: Tally, found: dict) -> None:
-        """Runs cases up to the first new problem, and shrinks its case."""
+
+class _Search:
+    """Draws cases of a strategy. Each turn has a seed of its own, because hypothesis mostly varies what it drew before.
+
+    Every turn begins with the same simplest case, so a case that was run before is not run again.
+    """
+
+    def __init__(self, run: Callable[[Case], Outcome], strategy: SearchStrategy[Case], shrink: bool) -> None:
+        self._run, self._strategy, self._shrink = run, strategy, shrink
+        self._outcomes: dict[Case, Outcome] = {}
+
+    def turn(self, number: int, tally: Tally, found: dict[str, tuple[Case, Outcome]], count: int) -> None:
+        """Runs a few cases, up to the first new problem, whose case is shrunk."""
         known, new = set(found), {}
 
         @seed(number)
         @settings(
-            max_examples=count, database=None, deadline=None, phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=False,
-        )  # fmt: skip
-        @given(cases(name, self._world))
+            max_examples=_TURN,
+            database=None,
+            deadline=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+            print_blob=False,
+            report_multiple_bugs=False,
+        )
+        @given(self._strategy)
         def check(case: Case) -> None:
-            outcome = self.run(case)
-            if not new:  # later ones only shrink it
+            is_new = case not in self._outcomes
+            if is_new and not new and tally.cases >= count:
+                return
+            outcome = self._outcomes[case] = self._outcomes.get(case) or self._run(case)
+            if is_new and not new:  # the others only shrink a case
                 tally.add(outcome)
             problem = outcome.problem
             if problem is None or problem in known:
                 return
             found[problem] = case, outcome
-            if shrink:
-                new.setdefault(problem, type(problem, (ProblemError,), {}))
+            if self._shrink:
+                new.setdefault(problem, type("Problem", (ProblemError,), {}))
                 raise new[problem](problem)
 
-        try:
+        with suppress(ProblemError):
             check()
-        except ProblemError:
-            pass
-        except hypothesis.errors.Flaky as flaky:
-            print(f"flaky: {flaky}")
 
 
 def shares(count: int) -> dict[str, int]:

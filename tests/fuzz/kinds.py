@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from actions.options import ACTIONS, declared
 from dataset.option import OptionInfo
 from tests.fuzz.case import Case, Change
-from tests.fuzz.strategies import FLOATS, INTEGERS, TEXTS, damage, replaced, wrong_document, wrong_record
+from tests.fuzz.strategies import FLOATS, INTEGERS, TEXTS, choice, damage, replaced, wrong_document, wrong_record
 from tests.fuzz.world import SKELETON, TEST
 
 Command = tuple[str, ...]  # an entry, and its arguments
@@ -138,7 +138,7 @@ def changes(world: Path, file: str, others: list[str]) -> st.SearchStrategy[tupl
         ways += [wrong_document(file, _READERS[suffix](world / file), suffix[1:])] * 4
     elif suffix == ".ckpt":
         ways += [wrong_record(file, json.loads((world / SKELETON).read_text()))] * 3
-    return st.one_of(ways)
+    return choice(*ways)
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
@@ -163,7 +163,7 @@ _IN_ORDER = ("--max-steps", "1", "--limit-val-batches", "1", "--num-devices", "1
 
 def command_lines() -> st.SearchStrategy[Case]:
     """Options with odd values. Most name a model that is not there, so that nothing is trained."""
-    return st.one_of(_early(), _early(), _early(), _whole())
+    return choice(_early(), _early(), _early(), _whole())
 
 
 def _early() -> st.SearchStrategy[Case]:
@@ -197,7 +197,7 @@ def _options(without: set[str] = frozenset()) -> st.SearchStrategy[list[str]]:
 
 def _option(info: OptionInfo) -> st.SearchStrategy[list[str]]:
     flags = st.sampled_from([info.flag, *info.aliases])
-    values = st.one_of(*_values_of(info))
+    values = choice(*_values_of(info))
     if info.name in ("project", "project_dir"):  # whoever runs the tests may be allowed to write anywhere
         values = values.map(lambda text: text if text.startswith("/dev/") else text.lstrip("/"))
     return st.builds(

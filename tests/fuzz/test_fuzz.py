@@ -67,6 +67,7 @@ def leaves_a_file() -> None:
         (ends_with(2, "error: no advice\n"), "a message without '; what would be right'"),
         (ends_with(2, "error: a\n b; c\n"), "a message without '; what would be right'"),
         (ends_with(2, "error: a; b\n and more\n"), "a message of more than one line"),
+        (ends_with(2, "error: \x1b[2J; b\n"), "a message with control characters"),
         (ends_with(3), "code 3"),
         (raises, "traceback: KeyError in tests/fuzz/test_fuzz.py:raises"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "code -9"),
