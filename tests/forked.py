@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("report", "plot_realloc", "realloc_lora_rank", "inspect_model", "export", "compare_scores")
+TOOLS = ("report", "plot_realloc", "realloc_lora_rank", "inspect_model", "export", "compare_scores", "study")
 
 SECONDS = 30.0  # until a command counts as hanging; most take 0.1 s
 MEMORY = 1024  # MiB that a command on these tiny files may take

@@ -70,6 +70,7 @@ KINDS: Mapping[str, Kind] = {
         ("compare_scores", "{file}", "{world}/scored/scores.toml"))),
     "history": Kind(5, ("dynamic",), ("dynamic/reallocation_history.toml",), (
         ("plot_realloc", "{case}/dynamic", "{world}/dynamic", "--output", "{case}"),)),
+    "study": Kind(5, (), ("study.toml",), (("study", "{file}", "--report-only", "--output", "{case}/study"),)),
     "run folder": Kind(9, ("trained", "dynamic", "scored"), (
         "trained/*.json", "trained/*.toml", "dynamic/*.json", "dynamic/*.toml", "*/logs/*.csv", "scored/*.toml"), (
         ("report", "{run}", "--output", "{case}/report.html"),)),

@@ -102,7 +102,9 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value) if isinstance(value, float) else json.dumps(value)
+    if value is None:
+        return "{}"  # TOML has no null
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,6 +17,22 @@ from tests.world import model_folder, sentences, sst2_folder, write_lora, write_
 
 SKELETON = "checkpoint.json"  # the structure of the checkpoint, without tensors
 
+STUDY = """
+parameters = [600]
+seeds = [0, 1]
+learning_rates = [1e-3, 1e-2]
+measure = "accuracy"
+[options]
+max_epochs = 1
+[tasks.toy]
+dataset = "toy_nli"
+[arms.uniform]
+method = "uniform"
+[arms.grad_norm]
+method = "grad_norm"
+rank = 4
+"""
+
 #: Measures an adapted model on one batch. Later options take precedence over these.
 TEST = ("test", "--model", "opt_lora", "--dataset", "sst2", "--load", "{world}/model", "--pretrained")
 TEST += ("--lora-config", "{world}/lora.toml", "--dataset-saved-path", "{world}/data", "--batch-size", "4")
@@ -32,6 +48,7 @@ def make_sound_world(folder: Path) -> int:
     sst2_folder(folder / "data", train=12, validation=6)
     write_lora(folder / "lora.toml")
     write_shortcuts(folder / "shortcut.toml")
+    (folder / "study.toml").write_text(STUDY)
     _write_data(folder)
     trained = [part.replace("{world}", str(folder)).replace("{case}/runs", str(folder)) for part in TEST[1:]]
     trained += [
