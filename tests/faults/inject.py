@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 CALLS = ("fsync", "replace")  # before a file is renamed, and to rename it
-What = Literal["ENOSPC", "EIO", "SIGKILL", "SIGINT", "SIGTERM", "none"]
+What = Literal["ENOSPC", "EIO", "EFBIG", "SIGKILL", "SIGINT", "SIGTERM", "none"]
+
+LARGEST_FILE = 6_000  # bytes; more than the output of a run, and less than a checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Fault:
     Attributes:
         call: one of `CALLS`, functions of `os` that this program calls for each file that it writes.
         at: the number of the call, from 1.
-        what: the error that the call ends with, or the signal that arrives right before it.
-        largest_file: limit on the size of a file in bytes, as `ulimit -f` sets it.
+        what: the error that the call ends with, or the signal that arrives right before it. EFBIG: from this call on,
+            the system refuses files larger than `LARGEST_FILE`, as with `ulimit -f`.
         clock: seconds by which the clock is wrong.
         stopped_at: the time that the clock shows always, in seconds since 1970.
         counted: a folder, in which the number of calls of each function is written to a file with its name.
@@ -34,7 +36,6 @@ class Fault:
     call: Literal["fsync", "replace"] = "replace"
     at: int = 0
     what: What = "none"
-    largest_file: int | None = None
     clock: float = 0.0
     stopped_at: float | None = None
     counted: str | None = None
@@ -42,9 +43,6 @@ class Fault:
 
 def inject(fault: Fault) -> None:
     """Puts a fault into this process, which is to end soon."""
-    if fault.largest_file is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does; the write fails with EFBIG
-        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, fault.largest_file))
     if fault.clock or fault.stopped_at:
         _set_clock(fault)
     for name in CALLS if fault.counted else (fault.call,) if fault.at else ():
@@ -62,14 +60,20 @@ def _faulty(name: str, fault: Fault) -> Callable[..., Any]:
         if fault.counted is not None:
             (Path(fault.counted) / name).write_text(str(count))
         if count == fault.at:
-            if fault.what.startswith("SIG"):
-                os.kill(os.getpid(), getattr(signal, fault.what))
-            else:
-                number = getattr(errno, fault.what)
-                raise OSError(number, os.strerror(number))
+            _happen(fault.what)
         return call(*arguments, **options)
 
     return faulty
+
+
+def _happen(what: What) -> None:
+    if what == "EFBIG":  # Python ignores SIGXFSZ, so writing fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    elif what.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, what))
+    else:
+        number = getattr(errno, what)
+        raise OSError(number, os.strerror(number))
 
 
 def _set_clock(fault: Fault) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,6 +148,6 @@ OPERATIONS: Mapping[str, Callable[..., None]] = {
     "copy": _instead(lambda path, source: shutil.copyfile(source, path)),
     "folder": _instead(lambda path: path.mkdir()),
     "gone": _instead(lambda path: None),
-    "pipe": _instead(os.mkfifo),
+    "socket": _instead(lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)),
     "link": _instead(lambda path, target: path.symlink_to(target)),
 }

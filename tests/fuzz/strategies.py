@@ -144,10 +144,10 @@ def damage(path: str) -> st.SearchStrategy[tuple[Change, ...]]:
 
 
 def replaced(path: str, others: Sequence[str]) -> st.SearchStrategy[tuple[Change, ...]]:
-    """Something else in the place of a file: another file, any bytes or text, a folder, a pipe, a device, nothing."""
+    """Something else in the place of a file: another file, any bytes or text, a folder, a socket, a device, nothing."""
     return choice(
         st.sampled_from(others).map(lambda other: (path, "copy", f"{{world}}/{other}")),
-        st.sampled_from([(path, "folder"), (path, "gone"), (path, "pipe"), (path, "cut", 0)]),
+        st.sampled_from([(path, "folder"), (path, "gone"), (path, "socket"), (path, "cut", 0)]),
         st.sampled_from(["/dev/zero", "/dev/null", "/proc/self/mem", path.split("/")[-1]]).map(
             lambda target: (path, "link", target)
         ),
