@@ -117,7 +117,7 @@ class _Search:
 
     def __init__(self, run: Callable[[Case], Outcome], strategy: SearchStrategy[Case], shrink: bool) -> None:
         self._run, self._strategy, self._shrink = run, strategy, shrink
-        self._outcomes: dict[Case, Outcome] = {}
+        self._outcomes: dict[str, Outcome] = {}  # by the case as JSON
 
     def turn(self, number: int, tally: Tally, found: dict[str, tuple[Case, Outcome]], count: int) -> None:
         """Runs a few cases, up to the first new problem, whose case is shrunk."""
@@ -135,10 +135,11 @@ class _Search:
         )
         @given(self._strategy)
         def check(case: Case) -> None:
-            is_new = case not in self._outcomes
+            key = case.to_json()
+            is_new = key not in self._outcomes
             if is_new and not new and tally.cases >= count:
                 return
-            outcome = self._outcomes[case] = self._outcomes.get(case) or self._run(case)
+            outcome = self._outcomes[key] = self._outcomes.get(key) or self._run(case)
             if is_new and not new:  # the others only shrink a case
                 tally.add(outcome)
             problem = outcome.problem
