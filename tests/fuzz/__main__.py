@@ -28,15 +28,25 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of all cases (default: a new one)")
     parser.add_argument("--stable", action="store_true", help="seed 0, and failures are printed as they are")
     parser.add_argument("--regressions", action="store_true", help="run the kept cases only")
+    parser.add_argument("--sound", action="store_true", help="run the commands on files that are not damaged")
     args = parser.parse_args()
     import_everything()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         runs = Campaign(Path(folder))
+        if args.sound:
+            return _sound(runs)
         failures = _regressions(runs)
         if not args.regressions:
             start = 0 if args.stable else secrets.randbelow(2**32) if args.seed is None else args.seed
             failures += _cases(runs, args, start)
     return int(bool(failures))
+
+
+def _sound(runs: Campaign) -> int:
+    failed = runs.unsound()
+    for case, outcome in failed:
+        print(f"{case.kind}: code {outcome.code} of {case.entry} {' '.join(case.arguments)}\n{outcome.err}")
+    return int(bool(failed))
 
 
 def _regressions(runs: Campaign) -> int:

@@ -24,7 +24,7 @@ from hypothesis.strategies import SearchStrategy
 
 from tests.forked import Forked, Outcome, run_program
 from tests.fuzz.case import Case
-from tests.fuzz.kinds import cases, weights
+from tests.fuzz.kinds import cases, sound, weights
 from tests.fuzz.world import make_sound_world
 
 _TURN = 3  # cases that hypothesis draws with one seed
@@ -95,6 +95,11 @@ class Campaign:
             return Forked(command, folder).wait()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def unsound(self) -> list[tuple[Case, Outcome]]:
+        """The commands that fail on sound files. Those of options files name a model that is not there."""
+        outcomes = [(case, self.run(case)) for case in sound(self._world) if case.kind != "options file"]
+        return [(case, outcome) for case, outcome in outcomes if outcome.code != 0 or outcome.problem]
 
     def run_kind(
         self, name: str, count: int, start: int, shrink: bool

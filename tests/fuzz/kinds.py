@@ -66,7 +66,7 @@ KINDS: Mapping[str, Kind] = {
         (*_INSPECT, "{world}/model", "--model", "opt_lora_ags", "--shortcut-config", "{file}"),)),
     "scores": Kind(8, ("scored",), ("scored/scores.toml",), (
         ("realloc_lora_rank", "{file}", *_BUDGET),
-        ("realloc_lora_rank", "{file}", *_BUDGET, "--policy", "proportional", "--load", "{world}/model"),
+        ("realloc_lora_rank", "{file}", *_BUDGET, "--policy", "proportional", "--mode", "separated"),
         ("compare_scores", "{file}", "{world}/scored/scores.toml"))),
     "history": Kind(5, ("dynamic",), ("dynamic/reallocation_history.toml",), (
         ("plot_realloc", "{case}/dynamic", "{world}/dynamic", "--output", "{case}"),)),
@@ -90,7 +90,7 @@ KINDS: Mapping[str, Kind] = {
         _test("--dataset-saved-path", "{run}"),)),
     "saved data set": Kind(4, ("saved",), ("saved/*.json", "saved/*/*"), (
         _test("--dataset-saved-path", "{run}"),)),
-    "data cache": Kind(3, ("cache",), ("cache/heterolora/*", "cache/json/*/*/*/*"), (_test(),)),
+    "data cache": Kind(3, ("cache",), ("cache/heterolora/*/*",), (_test(),)),
 }  # fmt: skip
 COMMAND_LINE, COMMAND_LINE_WEIGHT = "command line", 12
 
@@ -108,25 +108,34 @@ def cases(name: str, world: Path) -> st.SearchStrategy[Case]:
 # ---- files
 
 
+def _files(kind: Kind, world: Path) -> list[Path]:
+    """Relative to the world."""
+    found = [path for pattern in kind.files for path in sorted(world.glob(pattern)) if path.is_file()]
+    return [path.relative_to(world) for path in found]
+
+
+def _case(name: str, kind: Kind, command: Command, file: Path, changes: tuple[Change, ...] = ()) -> Case:
+    subjects = kind.subjects if file.parts[0] in kind.subjects else (*kind.subjects, file.parts[0])
+    here = {"{file}": f"{{case}}/{file}", "{run}": f"{{case}}/{file.parts[0]}"}
+    entry, *arguments = (here.get(part, part) for part in command)
+    return Case(name, entry, tuple(arguments), subjects, changes)
+
+
+def sound(world: Path) -> Iterator[Case]:
+    """Each command of each kind, on files that are not damaged."""
+    for name, kind in KINDS.items():
+        for file in {path.parts[0]: path for path in _files(kind, world)}.values():
+            yield from (_case(name, kind, command, file) for command in kind.commands)
+
+
 def _damaged(name: str, kind: Kind, world: Path) -> st.SearchStrategy[Case]:
-    files = [
-        path.relative_to(world) for pattern in kind.files for path in sorted(world.glob(pattern)) if path.is_file()
-    ]
-    others = [str(path) for path in files] + [
-        "model/config.json",
-        "lora.toml",
-        "data/train.jsonl",
-        "trained/checkpoints/best.ckpt",
-    ]
+    files = _files(kind, world)
+    others = [*map(str, files), "model/config.json", "lora.toml", "data/train.jsonl", "trained/checkpoints/best.ckpt"]
 
     @st.composite
     def case(draw: st.DrawFn) -> Case:
-        file = draw(st.sampled_from(files))
-        subjects = kind.subjects if file.parts[0] in kind.subjects else (*kind.subjects, file.parts[0])
-        entry, *arguments = draw(st.sampled_from(kind.commands))
-        here = {"{file}": f"{{case}}/{file}", "{run}": f"{{case}}/{file.parts[0]}"}
-        placed = tuple(here.get(part, part) for part in arguments)
-        return Case(name, entry, placed, subjects, draw(changes(world, str(file), others)))
+        file, command = draw(st.sampled_from(files)), draw(st.sampled_from(kind.commands))
+        return _case(name, kind, command, file, draw(changes(world, str(file), others)))
 
     return case()
 

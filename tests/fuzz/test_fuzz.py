@@ -21,10 +21,20 @@ from tests.world import ROOT
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness waits for children as Linux offers it")
 
 
-def test_malformed_inputs() -> None:
+def campaign(*options: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: a child may be forked only from a process without threads."""
-    command = [sys.executable, "-m", "tests.fuzz", "--stable", "--cases", "300"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "tests.fuzz", *options], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_malformed_inputs() -> None:
+    done = campaign("--stable", "--cases", "300")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_succeed_on_sound_files() -> None:
+    """Otherwise they would stop before they read what is damaged."""
+    done = campaign("--sound")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
