@@ -89,7 +89,7 @@ def check_size(network: PreTrainedModel, source: str, from_files: bool) -> None:
                 f"this machine has {memory:,} bytes of memory: give a smaller model",
             )
     elif Path(source).is_dir():
-        files = (path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin"))
+        files = (path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin") and path.is_file())
         stored = sum(path.stat().st_size for path in files)
         if weights > stored > 0:  # a weight takes at least a byte
             raise UserError(

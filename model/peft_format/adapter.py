@@ -105,6 +105,8 @@ def read_adapter(folder: Path) -> Adapter:
     if not lora and record is None:
         raise UserError(f"{path} holds no LoRA", "give the folder of a PEFT LoRA adapter")
     if not (folder / SHORTCUTS).is_file():
+        if record is not None and str(record.options.get("model")).endswith("_ags"):
+            raise UserError(f"'{folder}' has no {SHORTCUTS}, and its model has shortcuts", "give the complete folder")
         return Adapter(folder, settings, lora, head, record)
     shortcut = load(folder / SHORTCUT_CONFIG, "shortcut")
     return Adapter(folder, settings, lora, head, record, shortcut, read_state_dict(folder / SHORTCUTS))

@@ -57,42 +57,42 @@ _RESUME = (
 _EXPORT = ("export", "--output", "{case}/exported", "--format")
 
 KINDS: Mapping[str, Kind] = {
-    "options file": Kind(9, (), ("trained/config.toml", "dynamic/config.toml", "scored/config.toml"), tuple(
+    "options file": Kind(11, (), ("trained/config.toml", "dynamic/config.toml", "scored/config.toml"), tuple(
         ("main", action, "--config", "{file}", "--load", "{case}/none", "--project-dir", "{case}/runs")
         for action in ACTIONS)),
-    "LoRA configuration": Kind(8, (), ("lora.toml", "dynamic/lora.toml"), (
+    "LoRA configuration": Kind(10, (), ("lora.toml", "dynamic/lora.toml"), (
         (*_INSPECT, "{world}/model", "--lora-config", "{file}"),)),
-    "shortcut configuration": Kind(6, (), ("shortcut.toml", "dynamic/shortcut.toml"), (
+    "shortcut configuration": Kind(8, (), ("shortcut.toml", "dynamic/shortcut.toml"), (
         (*_INSPECT, "{world}/model", "--model", "opt_lora_ags", "--shortcut-config", "{file}"),)),
-    "scores": Kind(8, ("scored",), ("scored/scores.toml",), (
+    "scores": Kind(9, ("scored",), ("scored/scores.toml",), (
         ("realloc_lora_rank", "{file}", *_BUDGET),
         ("realloc_lora_rank", "{file}", *_BUDGET, "--policy", "proportional", "--mode", "separated"),
         ("compare_scores", "{file}", "{world}/scored/scores.toml"))),
-    "history": Kind(5, ("dynamic",), ("dynamic/reallocation_history.toml",), (
+    "history": Kind(6, ("dynamic",), ("dynamic/reallocation_history.toml",), (
         ("plot_realloc", "{case}/dynamic", "{world}/dynamic", "--output", "{case}"),)),
-    "study": Kind(5, (), ("study.toml",), (("study", "{file}", "--report-only", "--output", "{case}/study"),)),
+    "study": Kind(6, (), ("study.toml",), (("study", "{file}", "--report-only", "--output", "{case}/study"),)),
     "run folder": Kind(9, ("trained", "dynamic", "scored"), (
         "trained/*.json", "trained/*.toml", "dynamic/*.json", "dynamic/*.toml", "*/logs/*.csv", "scored/*.toml"), (
         ("report", "{run}", "--output", "{case}/report.html"),)),
     "adapter": Kind(8, ("trained",), tuple(f"trained/adapter/*.{form}" for form in ("json", "safetensors", "toml")), (
-        (*_INSPECT, "{case}/trained/adapter"),
+        *[(*_INSPECT, "{case}/trained/adapter")] * 3,
         ("export", "{case}/trained/adapter", *_EXPORT[1:], "merged", "--dataset", "sst2", "--drop-shortcuts"),
         _test("--load", "{case}/trained/adapter", "--model", "opt_lora_ags"))),
-    "model configuration": Kind(7, ("model",), ("model/config.json", "model/generation_config.json"), (
-        (*_INSPECT, "{case}/model"), _LOAD_MODEL)),
-    "model weights": Kind(4, ("model",), ("model/model.safetensors",), (_LOAD_MODEL,)),
-    "state dict": Kind(4, ("model",), ("state.pt", "model/model.safetensors"), (
+    "model configuration": Kind(6, ("model",), ("model/config.json", "model/generation_config.json"), (
+        *[(*_INSPECT, "{case}/model")] * 3, _LOAD_MODEL)),
+    "model weights": Kind(3, ("model",), ("model/model.safetensors",), (_LOAD_MODEL,)),
+    "state dict": Kind(3, ("model",), ("state.pt", "model/model.safetensors"), (
         _test("--load", "{file}", "--load-type", "pt", "--backbone-model", "{world}/model"),)),
-    "tokenizer": Kind(6, ("model",), ("model/tokenizer*.json",), (_LOAD_MODEL,)),
-    "checkpoint": Kind(9, ("trained",), ("trained/checkpoints/last.ckpt",), (
-        (*_INSPECT, "{file}"), _RESUME, _test("--load", "{file}", "--model", "opt_lora_ags"))),
-    "rows": Kind(8, (), ("data/*.jsonl", "csv/*.csv", "json/*.json", "parquet/*.parquet"), (
+    "tokenizer": Kind(4, ("model",), ("model/tokenizer*.json",), (_LOAD_MODEL,)),
+    "checkpoint": Kind(7, ("trained",), ("trained/checkpoints/last.ckpt",), (
+        *[(*_INSPECT, "{file}")] * 2, _RESUME, _test("--load", "{file}", "--model", "opt_lora_ags"))),
+    "rows": Kind(6, (), ("data/*.jsonl", "csv/*.csv", "json/*.json", "parquet/*.parquet"), (
         _test("--dataset-saved-path", "{run}"),)),
-    "saved data set": Kind(4, ("saved",), ("saved/*.json", "saved/*/*"), (
+    "saved data set": Kind(3, ("saved",), ("saved/*.json", "saved/*/*"), (
         _test("--dataset-saved-path", "{run}"),)),
-    "data cache": Kind(3, ("cache",), ("cache/heterolora/*/*",), (_test(),)),
+    "data cache": Kind(2, ("cache",), ("cache/heterolora/*/*",), (_test(),)),
 }  # fmt: skip
-COMMAND_LINE, COMMAND_LINE_WEIGHT = "command line", 12
+COMMAND_LINE, COMMAND_LINE_WEIGHT = "command line", 14
 
 
 def weights() -> dict[str, int]:
