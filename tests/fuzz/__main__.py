@@ -62,22 +62,22 @@ def _regressions(runs: Campaign) -> int:
 
 def _cases(runs: Campaign, args: argparse.Namespace, start: int) -> int:
     print(f"seed {start}, Python {platform.python_version()}")
-    shares, whole = campaign.shares(args.cases), Tally()
+    shares, whole, failures = campaign.shares(args.cases), Tally(), 0
     _print_row(HEAD)
-    began, failures = time.monotonic(), {}
+    began = time.monotonic()
     for number, (name, count) in enumerate(shares.items()):
         if args.kind in (None, name):
             tally, found = runs.run_kind(name, count, start + 1000 * number, shrink=not args.stable)
             _print_row((name, *tally.row()))
             whole.merge(tally)
-            failures |= found
+            failures += len(found)
+            for problem, (case, outcome) in found.items():
+                where = case.to_json() if args.stable else campaign.keep(case, problem)
+                said = (outcome.err or outcome.out).strip().splitlines()[-1:] or [""]
+                print(f"  {problem} ({tally.problems[problem]} cases)\n    {said[0][:200]}\n    {where}", flush=True)
     _print_row(("all", *whole.row()))
     print(f"{time.monotonic() - began:.0f} s")
-    for problem, (case, outcome) in failures.items():
-        where = case.to_json() if args.stable else campaign.keep(case, problem)
-        said = (outcome.err or outcome.out).strip().splitlines()[-1:] or [""]
-        print(f"\n{case.kind}: {problem} ({whole.problems[problem]} cases)\n  {said[0][:200]}\n  {where}")
-    return len(failures)
+    return failures
 
 
 def _print_row(cells: tuple[object, ...]) -> None:
