@@ -31,6 +31,10 @@ test: $(VENV)/.installed-tests  ## run the tests (all but the slow ones)
 test-slow: $(VENV)/.installed-tests  ## run the slow tests
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m slow
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-tests  ## run 5,000 malformed inputs, and show how they ended; failures are kept as regressions
+	$(TEST_ENV) $(RUN) -m tests.fuzz
+
 .PHONY: lint
 lint: $(VENV)/.installed-tests  ## check style and formatting
 	$(RUN) -m ruff check .

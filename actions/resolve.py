@@ -157,7 +157,7 @@ def _filled_in(command: Command, origin: Origin) -> Options:
 
 def _check_model_name(name: str) -> None:
     """Raise UserError for a name that is similar to an adapted model's. Other names may exist on the hub."""
-    if families.parse_model_name(name) is not None or Path(name).is_dir():
+    if families.parse_model_name(name) is not None or os.path.isdir(name):
         return
     close = difflib.get_close_matches(name, families.model_names(), n=1, cutoff=0.75)
     if close or name.endswith(("_lora", "_ags")):

@@ -34,6 +34,11 @@ class Resources(Timer):
             self._steps.append(self._window)
             self._window = 0.0
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises TypeError or ValueError if the seconds in the state are not a number."""
+        super().load_state_dict(state_dict)
+        float(self.time_elapsed("train"))
+
     def as_dict(self) -> dict[str, float | int | None]:
         """`train_seconds` with validations, the median `step_seconds`, and `peak_memory_bytes`: of the GPU, or the
         resident set of the process.

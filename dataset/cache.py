@@ -63,9 +63,12 @@ def file_digest(path: Path) -> str:
 def _opened(entry: Path) -> Dataset | None:
     """Returns the table of an entry, or None if it is missing or damaged."""
     try:
-        if (entry / DIGEST).read_bytes() != file_digest(entry / ROWS).encode():
+        rows, digest = entry / ROWS, entry / DIGEST
+        if not (rows.is_file() and digest.is_file()):  # a device has no end
             return None
-        return Dataset.from_file(str(entry / ROWS))
+        if digest.read_bytes() != file_digest(rows).encode():
+            return None
+        return Dataset.from_file(str(rows))
     except Exception:  # `datasets` and Arrow raise errors of many types for a file that they cannot read
         return None
 

@@ -5,6 +5,7 @@ No code of the folder runs: its data files are read by their suffix, and a Pytho
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -39,8 +40,8 @@ def saved_splits(place: str | Path, spec: DatasetSpec, cache: bool) -> Readers:
     """
     with reading("--dataset-saved-path", place, _LAYOUT):
         folder = Path(place).expanduser()
-        if not folder.is_dir():
-            found = "a file" if folder.exists() else "not there"
+        if not os.path.isdir(folder):
+            found = "a file" if os.path.exists(folder) else "not there"
             raise UserError(f"--dataset-saved-path {folder} is {found}", _LAYOUT)
         names = sorted(path.name for path in folder.iterdir())
     if "dataset_dict.json" in names:

@@ -28,7 +28,7 @@ def where_from(source: str) -> str:
     """The advice of a message about a base model that cannot be loaded."""
     return (
         "give a folder that save_pretrained wrote"
-        if Path(source).is_dir()
+        if os.path.isdir(source)
         else ("give a hub name or a folder that save_pretrained wrote")
     )
 
@@ -39,7 +39,7 @@ def read_config(source: str, **more: Any) -> PretrainedConfig:
     Raises UserError if it cannot be read, a value has the wrong type, or a count is out of proportion.
     """
     expected = where_from(source)
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         values = read_json(Path(source) / "config.json", "the model's configuration", expected)
     else:
         with reading("the configuration of the model", source, expected):
@@ -88,8 +88,8 @@ def check_size(network: PreTrainedModel, source: str, from_files: bool) -> None:
                 f"the configuration of '{source}' has {weights:,} weights, which need {4 * weights:,} bytes",
                 f"this machine has {memory:,} bytes of memory: give a smaller model",
             )
-    elif Path(source).is_dir():
-        files = (path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin"))
+    elif os.path.isdir(source):
+        files = (path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin") and path.is_file())
         stored = sum(path.stat().st_size for path in files)
         if weights > stored > 0:  # a weight takes at least a byte
             raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_tensors(path: Path) -> Any:
 
     Raises UserError if the file is missing, damaged or of another kind, or would run code.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} is not there", "give the path of a file")
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -22,4 +23,4 @@ PREFIX = "base_model.model."  # PEFT adds it to every name of the base
 
 def is_adapter(folder: str | Path) -> bool:
     """Returns whether a folder holds an adapter."""
-    return (Path(folder) / CONFIG).is_file()
+    return os.path.isfile(Path(folder) / CONFIG)  # False for a name that is too long, too

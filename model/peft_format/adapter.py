@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class Adapter:
 
 def find_adapter(name: str) -> Path:
     """Returns the folder of an adapter. A name `owner/name` that is not a folder is downloaded from the hub."""
-    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+    if os.path.exists(name) or name.count("/") != 1 or name.startswith((".", "/")):
         return Path(name)
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))
@@ -93,7 +94,7 @@ def read_adapter(folder: Path) -> Adapter:
 
     Raises UserError if a file is missing, truncated or of another kind, or if the files do not agree.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"'{folder}' is not a folder", f"give the folder of a PEFT adapter, with {CONFIG}")
     settings = read_settings(folder / CONFIG)
     path = folder / WEIGHTS
@@ -105,6 +106,8 @@ def read_adapter(folder: Path) -> Adapter:
     if not lora and record is None:
         raise UserError(f"{path} holds no LoRA", "give the folder of a PEFT LoRA adapter")
     if not (folder / SHORTCUTS).is_file():
+        if record is not None and str(record.options.get("model")).endswith("_ags"):
+            raise UserError(f"'{folder}' has no {SHORTCUTS}, and its model has shortcuts", "give the complete folder")
         return Adapter(folder, settings, lora, head, record)
     shortcut = load(folder / SHORTCUT_CONFIG, "shortcut")
     return Adapter(folder, settings, lora, head, record, shortcut, read_state_dict(folder / SHORTCUTS))

@@ -1,0 +1,94 @@
+"""The sound files that cases damage: a model, data in every form, and the folder of a run of each action."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
+
+from main import main
+from tests.run_folders import dynamic_run, scored_run
+from tests.world import model_folder, sentences, sst2_folder, write_lora, write_shortcuts
+
+SKELETON = "checkpoint.json"  # the structure of the checkpoint, without tensors
+
+STUDY = """
+parameters = [600]
+seeds = [0, 1]
+learning_rates = [1e-3, 1e-2]
+measure = "accuracy"
+[options]
+max_epochs = 1
+[tasks.toy]
+dataset = "toy_nli"
+[arms.uniform]
+method = "uniform"
+[arms.grad_norm]
+method = "grad_norm"
+rank = 4
+"""
+
+#: Measures an adapted model on one batch. Later options take precedence over these.
+TEST = ("test", "--model", "opt_lora", "--dataset", "sst2", "--load", "{world}/model", "--pretrained")
+TEST += ("--lora-config", "{world}/lora.toml", "--dataset-saved-path", "{world}/data", "--batch-size", "4")
+TEST += ("--limit-test-batches", "1")
+TEST += ("--accelerator", "cpu", "--logger", "none", "--project-dir", "{case}/runs")
+
+
+def make_sound_world(folder: Path) -> int:
+    """Makes everything; returns an exit code."""
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    model_folder(folder / "model")
+    sst2_folder(folder / "data", train=12, validation=6)
+    write_lora(folder / "lora.toml")
+    write_shortcuts(folder / "shortcut.toml")
+    (folder / "study.toml").write_text(STUDY)
+    _write_data(folder)
+    trained = [part.replace("{world}", str(folder)).replace("{case}/runs", str(folder)) for part in TEST[1:]]
+    trained += [
+        "--model",
+        "opt_lora_ags",
+        "--max-steps",
+        "2",
+        "--limit-val-batches",
+        "1",
+        "--logger",
+        "csv",
+        "--project",
+        "trained",
+    ]
+    code = main(["train", *trained])
+    contents = torch.load(folder / "trained" / "checkpoints" / "last.ckpt", weights_only=True)
+    (folder / SKELETON).write_text(json.dumps(_plain(contents)))
+    torch.save(load_file(folder / "model" / "model.safetensors"), folder / "state.pt")
+    dynamic_run(folder / "dynamic", layers=2, epochs=(0, 1), logger="csv")
+    scored_run(folder / "scored", layers=2)
+    return code
+
+
+def _write_data(folder: Path) -> None:
+    rows = {split: sentences(count, seed) for split, count, seed in (("train", 12, 1), ("validation", 6, 2))}
+    DatasetDict({split: Dataset.from_list(found) for split, found in rows.items()}).save_to_disk(folder / "saved")
+    for name in ("csv", "json", "parquet"):
+        (folder / name).mkdir()
+        for split, found in rows.items():
+            data, file = Dataset.from_list(found), folder / name / f"{split}.{name}"
+            if name == "json":
+                file.write_text(json.dumps(found))
+            else:
+                (data.to_csv if name == "csv" else data.to_parquet)(file)
+
+
+def _plain(value: Any) -> Any:
+    """The structure of a value of a checkpoint."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool) else None
