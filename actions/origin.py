@@ -83,6 +83,8 @@ def _checkpoint(command: Command) -> Origin:
         raise UserError("--load-type pl has no checkpoint", "give --load RUN/checkpoints/best.ckpt")
     checkpoint = read_checkpoint(Path(options.load))
     record = checkpoint.record
+    if "model" not in record.options:
+        raise UserError(f"{options.load} does not record its model", "give a checkpoint that a run wrote")
     if families.parse_model_name(record.options["model"]) is not None and "lora" not in record.configs:
         raise UserError(f"{options.load} has no LoRA configuration", "give a checkpoint that is not damaged")
     if options.resume_training and record.action != command.action:

@@ -34,7 +34,6 @@ def _plain_options(value: Any) -> bool:
         isinstance(value, Mapping)
         and all(isinstance(key, str) and isinstance(each, str | int | float) for key, each in value.items())
         and all(isinstance(value.get(key, ""), str) for key in _TEXT_OPTIONS)
-        and "model" in value
     )
 
 
