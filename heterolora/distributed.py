@@ -13,6 +13,10 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def this_rank() -> int:
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The sum of `values` over all processes; `values` itself if there is one process."""
     if world_size() == 1:

@@ -24,8 +24,8 @@ class LowRank(nn.Module):
     the dtype of the base. `importance` is 1, except while `alpha_test` measures the network without the element.
 
     An element that is off must not be called: its owner returns exactly what it returns without the element. A and B
-    then require no gradient, so that no optimizer changes them. While a `probe` observes an element that is off, the
-    owner does call it: `probe(x, onto)` returns `onto` unchanged.
+    then require no gradient, so that no optimizer changes them. A `probe(x, y)` observes an element, on or off, and
+    returns y, the output, unchanged. While it observes an element that is off, the owner does call the element.
     """
 
     def __init__(self, element: Element) -> None:
@@ -58,8 +58,10 @@ class LowRank(nn.Module):
         With `onto`, as many rows of width `out`: a tensor like `onto` that holds `onto + delta(x)`. The sum avoids a
         separate delta(x) if the dtypes allow it.
         """
-        if not self.enabled and self.probe is not None:
-            return self.probe(x, onto)
+        y = self._add(x, onto) if self.enabled else onto
+        return y if self.probe is None else self.probe(x, y)
+
+    def _add(self, x: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
         if self.training and self.element.settings.dropout > 0:
             x = F.dropout(x, self.element.settings.dropout)
         dtype = _autocast_dtype(x.device.type) or self.A.dtype

@@ -25,7 +25,9 @@ from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
 from tests.scoring import labelled, loss_and_logits, problem, q_and_v
 from tests.tiny import tiny_batch
 
-NAMES = ("alpha_test", "constant", "fisher", "grad_norm", "snip", "synflow")
+NAMES = ("activation", "alpha_test", "constant", "fisher", "grad_norm", "snip", "synflow", "weight_grad_norm")
+NAMES += ("weight_gradient",)
+ONE_PASS = ("activation", "fisher", "grad_norm", "snip", "weight_grad_norm", "weight_gradient")
 
 
 def made(variant: str = "opt-pre", task: str = "classification", std: float = 0.3, **overrides: object) -> Adapted:
@@ -92,7 +94,7 @@ def test_constant() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["grad_norm", "snip", "fisher"])
+@pytest.mark.parametrize("name", ONE_PASS)
 def test_one_pass_for_all(name: str) -> None:
     trained = made()
     batches, runs = batches_of(trained), []
@@ -125,12 +127,12 @@ def test_dropout_is_off_also_under_checkpointing(name: str) -> None:
     recomputed = []
     plain.space.blocks[0].fc1.register_forward_hook(lambda *_: recomputed.append(1))
     assert score(name, asked) == expected
-    if name in ("grad_norm", "snip", "fisher"):
+    if name in ONE_PASS and name != "activation":  # which has no backward pass
         assert len(recomputed) == 2 * len(asked.batches)
     assert all(module.training for module in plain.network.modules())
 
 
-def test_a_seventh_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_one_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rank.py").write_text(
         "from heterolora.saliency import register\n"
         '@register("rank", warmup_batches=3)\n'
@@ -200,7 +202,7 @@ class TestNoTrace:
         score(name, asked, WarmUp(asked.batches[:2], 1e-2))
         self.assert_same(before, self.everything(trained))
 
-    @pytest.mark.parametrize("name", NAMES[:1] + NAMES[3:])
+    @pytest.mark.parametrize("name", [name for name in NAMES if name != "constant"])
     @pytest.mark.parametrize("calls", [1, 3, 5])
     def test_also_when_interrupted(self, name: str, calls: int) -> None:
         """Ctrl-C in the warm-up, in the first batch and in a later one."""
@@ -319,6 +321,9 @@ SHARED = [
     ("fisher", 0.3, 3, "loss"),
     ("snip", 0.0, 3, "loss"),
     ("synflow", 0.0, 1, "loss"),
+    ("weight_grad_norm", 0.3, 3, "loss"),
+    ("weight_gradient", 0.3, 1, "loss"),
+    ("activation", 0.0, 3, "loss"),
     ("alpha_test", 1.0, 3, "accuracy"),
     ("alpha_test", 1.0, 3, "loss"),
     ("alpha_test", 1.0, 1, "matthews"),

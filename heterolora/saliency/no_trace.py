@@ -35,7 +35,7 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
             restore(parameter, "grad", "requires_grad")
             parameter.grad = None  # not copied: an accumulation window may be open
         for low_rank in space:
-            restore(low_rank, "enabled", "importance")
+            restore(low_rank, "enabled", "importance", "probe")
         restore(space.carry, "held")
         space.carry.held = Held()
         for module in network.modules():
@@ -50,6 +50,7 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
         for low_rank in space:
             low_rank.switch(True)
             low_rank.importance = 1.0
+            low_rank.probe = None
         yield
 
 

@@ -1,7 +1,8 @@
-"""A probe of an element that is off: it computes the gradients that the element would have."""
+"""Watches see the input of an element and the gradient of its output. A probe is one for an element that is off."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,26 @@ from torch import Tensor
 from heterolora.low_rank import LowRank
 
 
-class Probe:
+class Watch(ABC):
+    """Sees x, the input of an element, and G, the gradient of its output, in every backward pass. It changes neither.
+
+    Attributes:
+        anchor: any tensor that requires a gradient (it gets none). It makes autograd run the backward pass also below
+            the lowest element that is on.
+    """
+
+    anchor: Tensor
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., in), y (..., out) with as many rows -> y."""
+        return _Watched.apply(y, x.detach(), self.anchor, self) if torch.is_grad_enabled() else y
+
+    @abstractmethod
+    def add(self, x: Tensor, G: Tensor) -> None:
+        """One backward pass: x (tokens, in), the gradient G (tokens, out), of any floating dtype."""
+
+
+class Probe(Watch):
     """Replaces an element that is off, and sums the gradients that it would have if it were on.
 
     With y the tensor that delta(x) would be added to and G = ∂ℓ/∂y, summed over tokens::
@@ -24,8 +44,7 @@ class Probe:
         low_rank: the element.
         of_A: the tensor that ∂ℓ/∂A (r, in) is added to in every backward pass, float32.
         of_Bt: the same for (∂ℓ/∂B)ᵀ (r, out).
-        anchor: any tensor that requires a gradient (it gets none). It makes autograd run the backward pass also below
-            the lowest element that is on.
+        anchor: see `Watch`.
         trained: whether B ≠ 0. While B = 0, ∂ℓ/∂A is zero and is not computed.
     """
 
@@ -35,12 +54,7 @@ class Probe:
         # All tensors are r × wide. Products in the other layout take three times as long.
         self.Bt = low_rank.B.detach().t().contiguous() if trained else None  # (r, out)
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (..., in), y (..., out) with as many rows -> y."""
-        return _Watched.apply(y, x.detach(), self.anchor, self) if torch.is_grad_enabled() else y
-
     def add(self, x: Tensor, G: Tensor) -> None:
-        """Add one backward pass: x (tokens, in), G (tokens, out), of any floating dtype."""
         x, G = x.to(self.A.dtype), G.to(self.A.dtype)
         self.of_Bt.add_(self.A @ x.t() @ G, alpha=self.scaling)
         if self.Bt is not None:
@@ -48,20 +62,20 @@ class Probe:
 
 
 class _Watched(torch.autograd.Function):
-    """The identity on y; its backward pass gives x and the gradient of y to a probe.
+    """The identity on y; its backward pass gives x and the gradient of y to a watch.
 
     x is saved with `save_for_backward`, so that activation checkpointing drops and recomputes it.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, probe: Probe) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, watch: Watch) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.probe = probe
+        ctx.watch = watch
         return y.view_as(y)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        ctx.probe.add(x.flatten(0, -2), G.flatten(0, -2))
+        ctx.watch.add(x.flatten(0, -2), G.flatten(0, -2))
         return G, None, None, None

@@ -1,0 +1,67 @@
+"""Share of the input's variance in its r leading principal directions (EVA: Paischer et al. 2024, arXiv:2410.07170).
+
+With x (tokens, in) the inputs of a place and μ their mean, the directions are the eigenvectors of the covariance
+C = Σ (x - μ)ᵀ (x - μ) of shape (in, in), and the share of direction k is λ_k / trace C. Padding, where a batch's
+`attention_mask` is 0, does not count. The loss has no influence, so no backward pass is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from heterolora.distributed import sum_over_ranks
+from heterolora.saliency import register
+from heterolora.saliency.problem import Problem
+from heterolora.saliency.weight_gradients import Place, ProductSum, leading_directions, observe, product_sums
+
+
+class Inputs(Place):
+    """The moments of one place's inputs: Σ xᵀ x (in, in), Σ x (in,), Σ ‖x‖² and the number of tokens."""
+
+    def __init__(self, products: ProductSum, rank: int, sums: Tensor) -> None:
+        self.products, self.rank, self.sums = products, rank, sums  # sums (in + 2,): Σ x, Σ ‖x‖², tokens
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        mask = self.batch.get("attention_mask") if isinstance(self.batch, Mapping) else None
+        tokens = x.detach().flatten(0, -2)
+        self.add(tokens[mask.flatten() > 0] if mask is not None and mask.numel() == len(tokens) else tokens)
+        return y
+
+    def add(self, x: Tensor, G: Tensor | None = None) -> None:
+        x = x.float()
+        self.products.add(x, x)
+        self.sums += torch.cat([x.sum(0), x.square().sum().view(1), x.new_full((1,), len(x))])
+
+    def reduce(self) -> None:
+        self.products.reduce()
+        self.sums = sum_over_ranks(self.sums)
+
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """The `rank` leading principal directions (in, k) and their shares of the variance (k,)."""
+        total, squares, tokens = self.sums[:-2], self.sums[-2], self.sums[-1].clamp(min=1)
+        covariance = self.products.matrix() - total.outer(total) / tokens
+        variance = squares - total.square().sum() / tokens
+        _, values, directions = leading_directions(covariance, self.rank)
+        return directions, values / variance.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def inputs(problem: Problem) -> list[Inputs]:
+    """The inputs of each element's place, over the batches of all processes. `no_trace` must be active."""
+    elements = problem.space.elements
+    products = product_sums(problem, [(element.in_features,) * 2 for element in elements])
+    places = [
+        Inputs(each, element.rank, each.sums[0].new_zeros(element.in_features + 2))
+        for (each,), element in zip(products, elements, strict=True)
+    ]
+    observe(problem, places, backward=False)
+    for place in places:
+        place.reduce()
+    return places
+
+
+@register("activation")
+def activation(problem: Problem) -> list[float]:
+    return [float(place.directions()[1].sum()) for place in inputs(problem)]

@@ -1,0 +1,137 @@
+"""The gradient of the weight at every place, summed over batches, from one forward and backward pass per batch.
+
+With x (tokens, in) the input of a place and δ (tokens, out) the gradient of its output, G = ∂L/∂W = Σ δᵀ x, of shape
+(out, in). Only x and δ are needed and not W, so the base may be quantised. G does not depend on how A was drawn. A
+shortcut has a G too: that of a matrix from its source to its target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from heterolora.distributed import sum_over_ranks, this_rank, world_size
+from heterolora.saliency.probe import Watch
+from heterolora.saliency.problem import Batch, Problem
+
+WHOLE = 2**27  # the matrices of all places are kept whole up to this number of entries (0.5 GB)
+WIDTH = 64  # k, the number of random directions onto which larger ones are projected
+EXACT = 256  # a matrix with a side of at most this length is decomposed exactly
+
+
+class ProductSum:
+    """M = Σ leftᵀ right, of shape (rows, columns), kept whole or as two random projections, which need little memory.
+
+    The projections are M Ω (rows, k) and Ψᵀ M (2k + 1, columns), with Gaussian Ω and Ψ. They give Q X ≈ M, whose
+    expected squared error is at most 4 times that of the best approximation of rank k / 2 - 1 (Tropp et al. 2017,
+    arXiv:1609.00048, algorithm 4 and theorem 4.3).
+    """
+
+    def __init__(self, rows: int, columns: int, whole: bool, seed: int, device: torch.device) -> None:
+        self.whole = whole or min(rows, columns) <= 3 * WIDTH
+        shapes = [(rows, columns)] if self.whole else [(rows, WIDTH), (2 * WIDTH + 1, columns)]
+        self.sums = [torch.zeros(shape, device=device) for shape in shapes]
+        if not self.whole:
+            self.omega = gaussian(columns, WIDTH, 2 * seed, device)
+            self.psi = gaussian(rows, 2 * WIDTH + 1, 2 * seed + 1, device)
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """left (tokens, rows), right (tokens, columns), of any floating dtype."""
+        left, right = left.float(), right.float()
+        if self.whole:
+            self.sums[0].addmm_(left.t(), right)
+        else:
+            self.sums[0].addmm_(left.t(), right @ self.omega)
+            self.sums[1].addmm_((left @ self.psi).t(), right)
+
+    def reduce(self) -> None:
+        """Sum over all processes, in place."""
+        self.sums = [sum_over_ranks(each) for each in self.sums]
+
+    def norm(self) -> float:
+        """‖M‖₂ over all entries; for projections an estimate, because E ‖Ψᵀ M‖² = (2k + 1) ‖M‖²."""
+        return float(self.sums[0].norm() if self.whole else self.sums[1].norm() / len(self.sums[1]) ** 0.5)
+
+    def matrix(self) -> Tensor:
+        """M (rows, columns); for projections its approximation Q X."""
+        if self.whole:
+            return self.sums[0]
+        Q = torch.linalg.qr(self.sums[0]).Q
+        return Q @ torch.linalg.lstsq(self.psi.t() @ Q, self.sums[1]).solution
+
+
+def product_sums(problem: Problem, sizes: Sequence[tuple[int, int]], parts: int = 1) -> list[tuple[ProductSum, ...]]:
+    """`parts` empty sums for each element of the problem, of the given (rows, columns)."""
+    whole = parts * sum(rows * columns for rows, columns in sizes) <= WHOLE
+    places = enumerate(zip(problem.space, sizes, strict=True))
+    return [
+        tuple(ProductSum(*size, whole, seed, low_rank.A.device) for _ in range(parts))
+        for seed, (low_rank, size) in places
+    ]
+
+
+class Place(Watch):
+    """Watches the place of one element. `number` is that of the current batch, among the batches of all processes."""
+
+    number: int
+    batch: Batch
+
+
+def observe(problem: Problem, places: Sequence[Place], backward: bool = True) -> None:
+    """Run every batch, observed by one place for each element. `no_trace` must be active."""
+    anchor = torch.zeros(0, device=problem.space.device, requires_grad=True)
+    for low_rank, place in zip(problem.space, places, strict=True):
+        low_rank.probe, place.anchor = place, anchor
+    for index, batch in enumerate(problem.track(problem.batches, "scoring batches")):
+        for place in places:
+            place.number, place.batch = index * world_size() + this_rank(), batch
+        with torch.set_grad_enabled(backward):
+            loss = problem.evaluate(batch).mean
+        if backward:
+            torch.autograd.grad(loss, anchor, allow_unused=True)
+
+
+class _Gradient(Place):
+    def __init__(self, sums: Sequence[ProductSum]) -> None:
+        self.sums = sums
+
+    def add(self, x: Tensor, G: Tensor) -> None:
+        self.sums[self.number % len(self.sums)].add(G, x)
+
+
+def weight_gradients(problem: Problem, parts: int = 1) -> list[tuple[ProductSum, ...]]:
+    """G of each element's place, in `parts` sums; batch i of all processes belongs to the sum i mod `parts`.
+
+    All processes get the same sums. `no_trace` must be active.
+    """
+    sizes = [(element.out_features, element.in_features) for element in problem.space.elements]
+    sums = product_sums(problem, sizes, parts)
+    observe(problem, [_Gradient(of_place) for of_place in sums])
+    for of_place in sums:
+        for each in of_place:
+            each.reduce()
+    return sums
+
+
+def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `rank` leading singular triplets of M (rows, columns), fewer if it is smaller: U (rows, k), S (k,), V
+    (columns, k). A large matrix is decomposed by randomised subspace iteration (Halko et al. 2011, arXiv:0909.4061).
+    """
+    rank = min(rank, *matrix.shape)
+    if min(matrix.shape) <= EXACT:
+        U, S, Vt = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        Q = matrix @ gaussian(matrix.shape[1], rank + 16, 0, matrix.device)
+        for _ in range(4):
+            Q = matrix @ (matrix.t() @ torch.linalg.qr(Q).Q)
+        Q = torch.linalg.qr(Q).Q
+        U, S, Vt = torch.linalg.svd(Q.t() @ matrix, full_matrices=False)
+        U = Q @ U
+    return U[:, :rank], S[:rank], Vt[:rank].t()
+
+
+def gaussian(rows: int, columns: int, seed: int, device: torch.device) -> Tensor:
+    """Normal random numbers (rows, columns) that depend on the seed alone, on every process and device."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(device)
