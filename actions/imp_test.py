@@ -27,7 +27,7 @@ from heterolora import saliency, scores
 from heterolora.allocation import Mode, Scored, allocate, check_mode, default_mode, of_kind, tie_generator
 from heterolora.errors import UserError
 from heterolora.saliency.problem import Batch
-from heterolora.saliency.score import score, why_all_equal
+from heterolora.saliency.score import scored, why_all_equal
 from heterolora.saliency.warm_up import WarmUp, is_fresh
 from heterolora.scores import Scores
 from model.task.scoring import batch_count, scoring_problem
@@ -97,10 +97,10 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     if heuristic.remark:
         note(heuristic.remark)
     start = time.perf_counter()
-    values = score(heuristic.name, problem, warm_up)
+    items = scored(heuristic.name, problem, warm_up)
     seconds = time.perf_counter() - start
     found = Scores(
-        scored=tuple(Scored(element, values[element.key]) for element in task.space.elements),
+        scored=items,
         importance_test_name=heuristic.name,
         task=task.spec.task,
         dataset=experiment.options.dataset,

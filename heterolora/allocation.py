@@ -18,10 +18,16 @@ MODES: tuple[Mode, ...] = ("off", "separated", "combined")
 
 @dataclass(frozen=True)
 class Scored:
-    """An element and its score; a higher score is more important."""
+    """An element and its score; a higher score is more important.
+
+    Attributes:
+        by_rank: the scores of its first rank, its second, …, which never rise; empty if the heuristic does not give
+            any. Their sum is the score.
+    """
 
     element: Element
     score: float
+    by_rank: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

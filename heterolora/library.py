@@ -19,10 +19,10 @@ from heterolora.element import Element, Settings
 from heterolora.errors import UserError
 from heterolora.family import Family
 from heterolora.peft_config import peft_config
-from heterolora.ranks import Limit, Policy, Proportional, TopK, assign
+from heterolora.ranks import Greedy, Limit, Policy, Proportional, TopK, assign
 from heterolora.saliency.no_trace import random_state
 from heterolora.saliency.problem import Loss, Metric, Problem, Track, untracked
-from heterolora.saliency.score import score as score_problem
+from heterolora.saliency.score import scored as score_problem
 from heterolora.saliency.warm_up import WarmUp
 from heterolora.scores import Scores
 from heterolora.search_space import SearchSpace
@@ -101,8 +101,7 @@ def score(
 
     with random_state(model, seed), _wrapped(model, elements, family) as space:
         problem = Problem(model, space, evaluated, kept, Metric(nonnegative=False), track)
-        values = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
-    scored = tuple(Scored(element, values[element.key]) for element in elements)
+        scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
     return Scores(scored, heuristic, batches=len(kept), seed=seed)
 
 
@@ -125,7 +124,8 @@ def lora_config(
         parameters: the budget in trainable parameters of the elements, r · (in + out).
         total_rank: the budget as the sum of all ranks.
         share: the budget as a share in (0, 1] of the whole search space.
-        policy: `proportional` (ranks in proportion to the scores) or `topk` (the best elements, all at one rank).
+        policy: `proportional` (ranks in proportion to the scores), `topk` (the best elements, all at one rank) or
+            `greedy` (rank by rank, for heuristics that score every rank, such as `spectral`).
         rank: for `topk` only: the rank of each element; by default the rank at which it was scored.
         max_rank: for `proportional` only: the highest rank; by default the highest rank in the scores.
         task_type: PEFT's name of the task, e.g. `CAUSAL_LM`.
@@ -159,7 +159,9 @@ def _policy(name: str, rank: int | None, max_rank: int | None, lora: Sequence[Sc
     if name == "proportional" and rank is None:
         highest = max((item.element.rank for item in lora), default=1)
         return Proportional(0, highest if max_rank is None else max_rank)
-    check_known("policy", name, ("proportional", "topk"))
+    if name == "greedy" and rank is None and max_rank is None:
+        return Greedy()
+    check_known("policy", name, ("proportional", "topk", "greedy"))
     raise UserError(f"policy '{name}' does not use the given limit", "rank is for 'topk', max_rank for 'proportional'")
 
 

@@ -155,7 +155,32 @@ class Proportional:
         return quotas(low + (high - low) * (budget - total(low)) / (total(high) - total(low)))
 
 
-Policy = TopK | Proportional
+@dataclass(frozen=True)
+class Greedy:
+    """Rank by rank: the ranks of all elements are in one list, ordered by the score of the rank (`Scored.by_rank`)."""
+
+    share_of = "rank"
+
+    def bounds(self, item: Scored) -> tuple[int, int]:
+        if not item.by_rank:
+            advice = "use the scores of spectral or activation, or another policy"
+            raise UserError(
+                f"the scores of {item.element.key} do not tell its ranks apart", f"expected by_rank; {advice}"
+            )
+        return 1, len(item.by_rank)
+
+    def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
+        """Ranks within `budget`. A rank that does not fit is skipped, and so are the further ranks of its element."""
+        ranks = dict.fromkeys((item.element.key for item in order), 0)
+        additions = [(score, item) for item in order for score in item.by_rank]
+        for _, item in sorted(additions, key=lambda addition: -addition[0]):  # stable: ties keep their random order
+            if (price := cost(item, 1)) <= budget:
+                ranks[item.element.key] += 1
+                budget -= price
+        return ranks
+
+
+Policy = TopK | Proportional | Greedy
 
 
 def _fill(order: Sequence[Scored], ranks: Mapping[str, int], left: int, cost: Cost, bounds: Bounds) -> dict[str, int]:

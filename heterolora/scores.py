@@ -21,7 +21,8 @@
     alpha = 16.0
     dropout = 0.0
 
-`use_rslora` of an element and `renormalize` at the top are written only if they are true.
+`use_rslora` of an element and `renormalize` at the top are written only if they are true. An element has `by_rank`, the
+list of the scores of its ranks, if the heuristic gives them.
 """
 
 from __future__ import annotations
@@ -77,6 +78,12 @@ class Scores:
 
 
 _OPTIONAL = replace(TRUTH, required=False)
+_SCORE = number(lambda value: value >= 0, "a finite number, 0 or more")
+_BY_RANK = Field(
+    lambda given: isinstance(given, list) and all(map(_SCORE.valid, given)) and given == sorted(given, reverse=True),
+    "a list of finite numbers, 0 or more, each at most as large as the one before",
+    required=False,
+)
 _TOP: Mapping[str, Field] = {
     **dict.fromkeys(("task", "dataset", "model", "load", "importance_test_name"), TEXT),
     "batches": whole_number(0),
@@ -85,7 +92,7 @@ _TOP: Mapping[str, Field] = {
     "renormalize": _OPTIONAL,
 }
 _ELEMENT: Mapping[str, Field] = {
-    "score": number(lambda value: value >= 0, "a finite number, 0 or more"),
+    "score": _SCORE,
     "kind": Field(lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
     "module": TEXT,
     "in": whole_number(1),
@@ -94,6 +101,7 @@ _ELEMENT: Mapping[str, Field] = {
     "alpha": ABOVE_0,
     "dropout": PROBABILITY,
     "use_rslora": _OPTIONAL,
+    "by_rank": _BY_RANK,
 }
 _TABLES = "a table [layer_<i>.<name>]"
 _EXPECTED = "expected a scores file, as imp-test writes it"
@@ -134,6 +142,7 @@ def write(path: str | Path, scores: Scores) -> None:
             "dropout": settings.dropout,
         }
         values |= {"use_rslora": True} if settings.use_rslora else {}
+        values |= {"by_rank": list(item.by_rank)} if item.by_rank else {}
         document.setdefault(f"layer_{element.layer}", {})[element.name] = values
     write_text(path, to_toml(document))
 
@@ -149,7 +158,7 @@ def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Score
         raise UserError(f"{where} has no previous block", "shortcut2 starts in the previous block; block 0 has none")
     settings = Settings(found["r"], float(found["alpha"]), float(found["dropout"]), found.get("use_rslora", False))
     element = Element(layer, name, kind, found["module"], found["in"], found["out"], settings)
-    return Scored(element, float(found["score"]))
+    return Scored(element, float(found["score"]), tuple(map(float, found.get("by_rank", ()))))
 
 
 def _table(where: str, values: Any) -> Mapping[str, Any]:

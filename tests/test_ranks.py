@@ -7,7 +7,7 @@ import pytest
 
 from heterolora.allocation import Mode, Scored, tie_generator
 from heterolora.errors import UserError
-from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
+from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
 from tests.scoring import scored
 
 
@@ -58,6 +58,34 @@ def test_topk_to_the_last_spends_the_rest_on_lower_ranks() -> None:
     assignment = _assign(sites, TopK(2, to_the_last=True), Limit("parameters", 50))
     assert _by_block(assignment, 4) == [2, 1, 0, 2]
     assert assignment.spending[0].spent == 50
+
+
+class TestGreedy:
+    """Every rank has its own score; q and w1 have widths for which a rank costs 20 and 2 parameters."""
+
+    SITES = (
+        Scored(scored(0, "q_proj", 0, widths=(10, 10)).element, 9.0, (5.0, 3.0, 1.0)),
+        Scored(scored(0, "w1", 0, widths=(1, 1)).element, 6.0, (4.0, 2.0)),
+    )
+
+    @pytest.mark.parametrize(
+        ("limit", "ranks"),
+        [
+            (Limit("rank", 1), {"layer_0.q_proj": 1}),
+            (Limit("rank", 3), {"layer_0.q_proj": 2, "layer_0.w1": 1}),
+            (Limit("rank", 4), {"layer_0.q_proj": 2, "layer_0.w1": 2}),
+            (Limit("share", 1), {"layer_0.q_proj": 3, "layer_0.w1": 2}),
+            (Limit("parameters", 22), {"layer_0.q_proj": 1, "layer_0.w1": 1}),
+            (Limit("parameters", 41), {"layer_0.q_proj": 1, "layer_0.w1": 2}),  # no room for a second rank of q
+            (Limit("parameters", 3), {"layer_0.w1": 1}),
+        ],
+    )
+    def test_ranks_in_the_order_of_their_scores(self, limit: Limit, ranks: dict[str, int]) -> None:
+        assert _assign([*self.SITES], Greedy(), limit).ranks == ranks
+
+    def test_scores_without_ranks(self) -> None:
+        with pytest.raises(UserError, match=r"layer_0\.q_proj do not tell its ranks apart; expected by_rank"):
+            _assign(_sites([1.0]), Greedy(), Limit("rank", 1))
 
 
 @pytest.mark.parametrize(

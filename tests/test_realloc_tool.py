@@ -106,6 +106,28 @@ def test_proportional_configurations_spend_the_parameters(files, tmp_path: Path,
     assert f"{spent:,}" in shown
 
 
+def test_greedy_configurations_follow_the_scores_of_ranks(files, tmp_path: Path) -> None:
+    """A rank of w2 costs 96 parameters, one of q 64."""
+    content = _scores("opt", shortcuts=False)
+    by_rank = {"layer_0.q_proj": (0.9, 0.2, 0.0), "layer_1.w2": (0.8, 0.7, 0.6)}
+    every = tuple(
+        dataclasses.replace(item, by_rank=by_rank.get(item.element.key, (0.1, 0.0, 0.0))) for item in content.scored
+    )
+    arguments = files(dataclasses.replace(content, scored=every))
+    tool.main([*arguments, "--policy", "greedy", "--parameters", str(64 + 3 * 96 + 64)])
+    lora = config.load(tmp_path / "lora.toml", "lora")
+    ranks = {key: element.rank for key, element in _of_lora(lora).items()}
+    assert ranks == {"layer_0.q_proj": 2, "layer_1.w2": 3}
+    with pytest.raises(UserError, match="have no effect on greedy"):
+        tool.main([*arguments, "--policy", "greedy", "--parameters", "500", "--max-rank", "4"])
+    with pytest.raises(UserError, match="do not tell its ranks apart"):
+        tool.main([*files(content), "--policy", "greedy", "--parameters", "500"])
+
+
+def _of_lora(lora: config.ElementConfig) -> dict[str, Element]:
+    return {element.key: element for element in put_into(tiny_network("opt"), family.get("opt"), lora).elements}
+
+
 def test_rank_defaults_to_the_scored_one_and_seed_to_that_of_the_scores(files, tmp_path: Path) -> None:
     content = _scores("opt", shortcuts=False)
     even = dataclasses.replace(content, scored=tuple(dataclasses.replace(item, score=1.0) for item in content.scored))

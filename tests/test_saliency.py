@@ -25,9 +25,8 @@ from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
 from tests.scoring import labelled, loss_and_logits, problem, q_and_v
 from tests.tiny import tiny_batch
 
-NAMES = ("activation", "alpha_test", "constant", "fisher", "grad_norm", "snip", "synflow", "weight_grad_norm")
-NAMES += ("weight_gradient",)
-ONE_PASS = ("activation", "fisher", "grad_norm", "snip", "weight_grad_norm", "weight_gradient")
+ONE_PASS = ("activation", "fisher", "grad_norm", "snip", "spectral", "weight_grad_norm", "weight_gradient")
+NAMES = tuple(sorted((*ONE_PASS, "alpha_test", "constant", "synflow")))
 
 
 def made(variant: str = "opt-pre", task: str = "classification", std: float = 0.3, **overrides: object) -> Adapted:
@@ -323,6 +322,7 @@ SHARED = [
     ("synflow", 0.0, 1, "loss"),
     ("weight_grad_norm", 0.3, 3, "loss"),
     ("weight_gradient", 0.3, 1, "loss"),
+    ("spectral", 0.3, 3, "loss"),
     ("activation", 0.0, 3, "loss"),
     ("alpha_test", 1.0, 3, "accuracy"),
     ("alpha_test", 1.0, 3, "loss"),

@@ -49,6 +49,21 @@ def test_what_is_written_comes_back(path: Path, renormalize: bool) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_the_scores_of_ranks_come_back(path: Path) -> None:
+    written = dataclasses.replace(SCORES, scored=(dataclasses.replace(SCORED[0], by_rank=(0.75, 0.1, 0.0)), SCORED[1]))
+    scores.write(path, written)
+    assert scores.read(path) == written
+    assert path.read_text().count("by_rank") == 1
+
+
+@pytest.mark.parametrize("wrong", ["0.5", "[0.5, 0.6]", "[0.5, -0.1]", '["a"]'])
+def test_wrong_scores_of_ranks(path: Path, wrong: str) -> None:
+    scores.write(path, SCORES)
+    path.write_text(path.read_text().replace("score = 0.1\n", f"score = 0.1\nby_rank = {wrong}\n"))
+    with pytest.raises(UserError, match=r"by_rank is .*; expected a list of finite numbers, 0 or more"):
+        scores.read(path)
+
+
 def test_floats_come_back_bit_for_bit(path: Path) -> None:
     generator = random.Random(0)
     values = [struct.unpack("<d", generator.randbytes(8))[0] for _ in range(2000)]

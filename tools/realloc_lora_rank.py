@@ -2,9 +2,10 @@
 
   --policy topk          the best elements on, each at --rank
   --policy proportional  ranks in proportion to the scores, from --min-rank to --max-rank
+  --policy greedy        rank by rank in order of the ranks' own scores, which spectral and activation give
 
-Give one budget: a share of the search space (topk: of its elements; proportional: of its total rank with every element
-at --max-rank), a total rank, or a number of trainable parameters. It is spent in order of score, then on the addition
+Give one budget: a share of the search space (topk: of its elements; else: of its total rank with every element at its
+highest rank), a total rank, or a number of trainable parameters. It is spent in order of score, then on the addition
 with the best score that still fits, and never exceeded. --seed decides between equal scores.
 alpha is adapted to the rank so that the scaling (alpha / r) is the same as when the elements were scored.
 
@@ -37,7 +38,7 @@ from heterolora.element import Element, Kind, check_ranks
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.peft_config import peft_config, peft_notes, task_type
-from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
+from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
 from heterolora.scores import Scores
 
 _MARK = "(tools/realloc_lora_rank.py from "  # in the first line of its TOML files
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("scores", type=Path, metavar="SCORES.toml", help="a scores file of imp-test")
-    parser.add_argument("--policy", choices=("topk", "proportional"), default="topk", help="default: topk")
+    parser.add_argument("--policy", choices=("topk", "proportional", "greedy"), default="topk", help="default: topk")
 
     add = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group(required=True).add_argument
     add(
@@ -126,6 +127,11 @@ def _parser() -> Parser:
 
 
 def _policy(args: argparse.Namespace, elements: Sequence[Element]) -> Policy:
+    if args.policy == "greedy":
+        if {args.rank, args.min_rank, args.max_rank} != {None}:
+            expected = "leave them out: the highest rank is that at which an element was scored"
+            raise UserError("--rank, --min-rank and --max-rank have no effect on greedy", expected)
+        return Greedy()
     if args.policy == "topk":
         if args.min_rank is not None or args.max_rank is not None:
             raise UserError("--min-rank and --max-rank have no effect on topk", "use --rank, or --policy proportional")

@@ -19,7 +19,7 @@ from heterolora.saliency import heuristics
 if TYPE_CHECKING:
     from heterolora.saliency.problem import Problem
 
-Scorer = Callable[["Problem"], Sequence[float]]
+Scorer = Callable[["Problem"], Sequence[float] | Sequence[Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Heuristic:
 
     Attributes:
         name: the value of `--importance-test-name`.
-        score: problem -> one score per element of its search space, in order; the same on every process.
+        score: problem -> one score per element of its search space, in order; the same on every process. It may give
+            a sequence per element: the scores of its first rank, its second, ….
         warmup_batches: the default number of batches on which the elements are trained before scoring; above 0 for a
             heuristic that scores every element 0 while B = 0.
         remark: a note for the user about every result.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from heterolora.allocation import Scored
+from heterolora.element import Element
 from heterolora.errors import NotFiniteError
 from heterolora.saliency import get
 from heterolora.saliency.no_trace import no_trace
@@ -12,13 +14,13 @@ from heterolora.saliency.problem import Problem
 from heterolora.saliency.warm_up import WarmUp, warmed_up
 
 
-def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[str, float]:
+def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[Scored, ...]:
     """Score every element of `problem.space` by the heuristic `name`. The network is unchanged afterwards.
 
     Every process must call it with its own share of the batches. All processes get the same scores.
 
     Returns:
-        key of an element (`layer_<i>.<name>`) -> score, in the order of the search space.
+        the elements with their scores, in the order of the search space.
 
     Raises:
         UserError: the name is not known, or a score is NaN or infinite.
@@ -26,12 +28,22 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
     heuristic = get(name)
     with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
         values = heuristic.score(problem)
-    scores = {element.key: value for element, value in zip(problem.space.elements, values, strict=True)}
-    for key, value in scores.items():
-        if not math.isfinite(value):
-            found = f"the {name} score of {key} is {value}"
+    items = tuple(_scored(*each) for each in zip(problem.space.elements, values, strict=True))
+    for item in items:
+        if not math.isfinite(item.score):
+            found = f"the {name} score of {item.element.key} is {item.score}"
             raise NotFiniteError(found, "expected a finite score; check the loss and the precision")
-    return scores
+    return items
+
+
+def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[str, float]:
+    """`scored` as a dictionary: key of an element (`layer_<i>.<name>`) -> score, in the order of the search space."""
+    return {item.element.key: item.score for item in scored(name, problem, warm_up)}
+
+
+def _scored(element: Element, value: float | Sequence[float]) -> Scored:
+    by_rank = tuple(sorted(value, reverse=True)) if isinstance(value, Sequence) else ()
+    return Scored(element, sum(by_rank), by_rank) if by_rank else Scored(element, value)
 
 
 def why_all_equal(name: str, scores: Mapping[str, float]) -> str | None:

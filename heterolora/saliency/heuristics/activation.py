@@ -3,6 +3,7 @@
 With x (tokens, in) the inputs of a place and μ their mean, the directions are the eigenvectors of the covariance
 C = Σ (x - μ)ᵀ (x - μ) of shape (in, in), and the share of direction k is λ_k / trace C. Padding, where a batch's
 `attention_mask` is 0, does not count. The loss has no influence, so no backward pass is needed.
+The share of direction k is also the score of the element's k-th rank.
 """
 
 from __future__ import annotations
@@ -63,5 +64,5 @@ def inputs(problem: Problem) -> list[Inputs]:
 
 
 @register("activation")
-def activation(problem: Problem) -> list[float]:
-    return [float(place.directions()[1].sum()) for place in inputs(problem)]
+def activation(problem: Problem) -> list[list[float]]:
+    return [place.directions()[1].clamp(min=0).tolist() for place in inputs(problem)]

@@ -1,0 +1,31 @@
+"""Σ_k σ_k(G₁) · max(u_kᵀ G₂ v_k, 0) / (in + out) over the ranks k = 1 … r of an element.
+
+G₁ and G₂ (out, in) are the gradients of the weight at its place over the even and the odd batches. σ_k, u_k (out,) and
+v_k (in,) are the leading singular triplets of G₁. Rank k can move the weight along u_k v_kᵀ. σ_k is the slope of the
+loss in this direction on the batches that it was chosen by, where noise also has a slope. u_kᵀ G₂ v_k is the slope on
+the other batches, where the slope of noise is 0 on average. The term of rank k is the score of that rank.
+"""
+
+from __future__ import annotations
+
+from heterolora.distributed import sum_numbers_over_ranks
+from heterolora.element import Element
+from heterolora.errors import UserError
+from heterolora.saliency import register
+from heterolora.saliency.problem import Problem
+from heterolora.saliency.weight_gradients import ProductSum, leading_directions, weight_gradients
+
+
+@register("spectral")
+def spectral(problem: Problem) -> list[list[float]]:
+    (batches,) = sum_numbers_over_ranks((len(problem.batches),), problem.space.device)
+    if batches < 2:
+        raise UserError(f"spectral compares two halves of the batches and has {batches:g}", "give 2 batches or more")
+    halves = weight_gradients(problem, parts=2)
+    return [_by_rank(element, *each) for element, each in zip(problem.space.elements, halves, strict=True)]
+
+
+def _by_rank(element: Element, first: ProductSum, second: ProductSum) -> list[float]:
+    U, S, V = leading_directions(first.matrix(), element.rank)
+    along = ((U.t() @ second.matrix()) * V.t()).sum(1)  # u_kᵀ G₂ v_k
+    return (S * along.clamp(min=0) / (element.in_features + element.out_features)).tolist()
