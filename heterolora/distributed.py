@@ -26,6 +26,15 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def sum_each_over_ranks(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The sum of each tensor over all processes, in one collective; the tensors themselves if there is one process."""
+    if world_size() == 1:
+        return list(tensors)
+    flat = sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
 def sum_numbers_over_ranks(numbers: Sequence[float], device: torch.device) -> list[float]:
     """The sum of each number over all processes, in float64; `device` is the device of the collective."""
     if world_size() == 1:

@@ -15,6 +15,7 @@ import torch
 from actions.checkpoints import SafeCheckpointIO
 from heterolora import history, saliency
 from main import main
+from model.reallocation import sources
 from tests.test_bad_input import complaint
 from tests.world import World, command, metrics_of, run, same_weights, weights, write_lora, write_shortcuts
 
@@ -91,6 +92,22 @@ def test_the_first_scores_are_those_of_imp_test(searching, tmp_path) -> None:
     past = history.read(tmp_path / "search")
     for place_, score in zip(past.places, past.decisions[0].scores, strict=True):
         assert scores[f"layer_{place_.layer}"][place_.name]["score"] == score
+
+
+def test_heuristics_know_how_far_the_optimizer_will_go(searching, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 batches an epoch, in windows of 2. The reallocations, at batches 0 and 8, come before 4 and 2 steps."""
+    seen = []
+    monkeypatch.setattr(sources, "score", lambda _, problem: seen.append(problem.step) or scores_of(problem))
+
+    def scores_of(problem):
+        return {element.key: 1.0 for element in problem.space.elements}
+
+    place = ("--project-dir", tmp_path, "--project")
+    arguments = ("--realloc-N", 8, "--accumulate-grad-batches", 2, "--max-epochs", 1, "--learning-rate", 1e-2)
+    assert run(*searching(*arguments, *place, "adamw", "--loraplus-ratio", 4)) == 0
+    assert run(*searching(*arguments, *place, "sgd", "--optimizer", "sgd")) == 0
+    assert [step.adaptive for step in seen] == [True, True, False, False]
+    assert [step.length for step in seen] == pytest.approx([0.16, 0.08, 0.04, 0.02])
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.adapted import CASES, Adapted, adapted, lora_config, shortcut_config
 from tests.scoring import labelled, loss_and_logits, problem, q_and_v
 from tests.tiny import tiny_batch
 
-ONE_PASS = ("activation", "fisher", "grad_norm", "snip", "spectral", "weight_grad_norm", "weight_gradient")
+ONE_PASS = ("activation", "fisher", "gain", "grad_norm", "snip", "spectral", "weight_grad_norm", "weight_gradient")
 NAMES = tuple(sorted((*ONE_PASS, "alpha_test", "constant", "synflow")))
 
 
@@ -323,6 +323,7 @@ SHARED = [
     ("weight_grad_norm", 0.3, 3, "loss"),
     ("weight_gradient", 0.3, 1, "loss"),
     ("spectral", 0.3, 3, "loss"),
+    ("gain", 0.1, 3, "loss"),
     ("activation", 0.0, 3, "loss"),
     ("alpha_test", 1.0, 3, "accuracy"),
     ("alpha_test", 1.0, 3, "loss"),

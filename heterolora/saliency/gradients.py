@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heterolora.distributed import sum_over_ranks, world_size
+from heterolora.distributed import sum_each_over_ranks
 from heterolora.saliency.problem import Problem
 
 
@@ -33,7 +33,7 @@ class GradientHeuristic(ABC):
             gradients = torch.autograd.grad(problem.evaluate(batch).mean, parameters, materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += self.of_batch(gradient)
-        return self.scores(parameters, _sum_each_over_ranks(totals))
+        return self.scores(parameters, sum_each_over_ranks(totals))
 
     @torch.no_grad()
     def scores(self, parameters: Sequence[Tensor], totals: Sequence[Tensor]) -> list[float]:
@@ -43,12 +43,3 @@ class GradientHeuristic(ABC):
         parts = [self.measure(weight, total) for weight, total in zip(parameters, totals, strict=True)]
         parts = [part.to(parts[0].device) for part in parts]  # a model may be on several devices
         return torch.stack(parts).view(-1, 2).sum(1).tolist()
-
-
-def _sum_each_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Sums over all processes, in one collective."""
-    if world_size() == 1:
-        return list(tensors)
-    flat = sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]))
-    pieces = flat.split([tensor.numel() for tensor in tensors])
-    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]

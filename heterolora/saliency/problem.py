@@ -60,6 +60,19 @@ class Metric:
     nonnegative: bool = True
 
 
+@dataclass(frozen=True)
+class Step:
+    """How far the optimizer will move the elements that are chosen, until the next choice.
+
+    Attributes:
+        length: the sum of the learning rates of its steps.
+        adaptive: whether it divides the gradient of an entry by the root of its mean square, as Adam does.
+    """
+
+    length: float = 0.01
+    adaptive: bool = True
+
+
 def untracked(items: Sequence[Any], what: str) -> Iterable[Any]:
     """The default `Problem.track`: it shows no progress."""
     return items
@@ -73,6 +86,7 @@ class Problem:
         space: its elements; while a heuristic runs, all are on, dropout is off, and only elements require gradients.
         batches: this process's share of the scoring batches: batch i belongs to process i mod world.
         track: (items, description) -> the same items, while progress is shown.
+        step: what the optimizer will do with the elements that are chosen.
     """
 
     network: nn.Module
@@ -81,3 +95,4 @@ class Problem:
     batches: Sequence[Batch]
     metric: Metric = field(default_factory=Metric)
     track: Track = untracked
+    step: Step = Step()

@@ -25,8 +25,11 @@ from model.task.fine_tuning import FineTuning
 class ScoreSource:
     """Computes the scores. Only `scores` must be overridden."""
 
-    def scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
-        """Returns key -> score of every element, the same on every process."""
+    def scores(self, trainer: pl.Trainer, task: FineTuning, until_due: int) -> Mapping[str, float]:
+        """Returns key -> score of every element, the same on every process.
+
+        The elements that are chosen will be trained on `until_due` batches before the next reallocation.
+        """
         raise NotImplementedError
 
     def switched(self) -> None:
@@ -114,7 +117,7 @@ class Reallocate(pl.Callback):
         space, epoch, index = task.space, trainer.current_epoch, len(self.history.decisions)
         ties, options = allocation.tie_generator(self.seed, index), self.options
         try:
-            scored = self._scored(trainer, task)
+            scored = self._scored(trainer, task, step)
             chosen = allocation.allocate(scored, options.turn_on_percentile, options.dyrealloc_ags_mode, ties)
         except UserError as reason:
             found = f"at step {trainer.global_step} (epoch {epoch}), {reason.found}"
@@ -129,12 +132,13 @@ class Reallocate(pl.Callback):
             self.history.append(self.folder)
         self._log(trainer, space)
 
-    def _scored(self, trainer: pl.Trainer, task: FineTuning) -> Sequence[Scored]:
+    def _scored(self, trainer: pl.Trainer, task: FineTuning, step: int) -> Sequence[Scored]:
         start, elements = time.perf_counter(), task.space.elements
         if self.schedule.warming_up(trainer.current_epoch):
             scored = allocation.by_least_often_on(elements, self.history.times_on())
         else:
-            scores = self.source.scores(trainer, task)
+            until_due = self.schedule.batches_until_due(step, trainer.num_training_batches)
+            scores = self.source.scores(trainer, task, until_due)
             scored = [Scored(element, scores[element.key]) for element in elements]
         self.seconds += time.perf_counter() - start
         return scored

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 
 from heterolora.saliency.from_training import TrainingGradients, recorded
-from heterolora.saliency.problem import Batch, Track, untracked
+from heterolora.saliency.problem import Batch, Step, Track, untracked
 from heterolora.saliency.score import score
 from model.reallocation.callback import ScoreSource
 from model.reallocation.options import ScoringOptions
@@ -30,12 +31,13 @@ class DedicatedScores(ScoreSource):
         self.options, self.batches, self.track = options, batches, track
         self._on_device: list[Batch] | None = None
 
-    def scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
+    def scores(self, trainer: pl.Trainer, task: FineTuning, until_due: int) -> Mapping[str, float]:
         if self._on_device is None:
             share = self.batches(trainer.global_rank, trainer.world_size)
             self._on_device = [trainer.strategy.batch_to_device(batch) for batch in share]
         tolerance, precision = self.options.metric_red_tolerance, trainer.precision_plugin.forward_context
-        problem = scoring_problem(task, self._on_device, tolerance, self.track, precision)
+        step = _step(trainer, task, until_due)
+        problem = scoring_problem(task, self._on_device, tolerance, self.track, precision, step)
         return score(self.options.importance_test_name, problem)
 
 
@@ -50,8 +52,8 @@ class TrainingScores(ScoreSource):
     def __init__(self, gradients: TrainingGradients, limit: int | float, first: DedicatedScores) -> None:
         self.gradients, self.limit, self.first = gradients, limit, first
 
-    def scores(self, trainer: pl.Trainer, task: FineTuning) -> Mapping[str, float]:
-        return self.gradients.scores() if self.gradients.windows else self.first.scores(trainer, task)
+    def scores(self, trainer: pl.Trainer, task: FineTuning, until_due: int) -> Mapping[str, float]:
+        return self.gradients.scores() if self.gradients.windows else self.first.scores(trainer, task, until_due)
 
     def switched(self) -> None:
         self.gradients.stop()
@@ -72,3 +74,10 @@ class TrainingScores(ScoreSource):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.gradients.load_state_dict(state)
+
+
+def _step(trainer: pl.Trainer, task: FineTuning, batches: int) -> Step:
+    """Returns what the optimizer does to every B in the next batches, at the current learning rate."""
+    rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    return Step(rates.get("B", rates["matrices"]) * steps, adaptive=task.optimization.optimizer != "sgd")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from typing import Any
 
-from heterolora.saliency.problem import Batch, Loss, Problem, Track, untracked
+from heterolora.saliency.problem import Batch, Loss, Problem, Step, Track, untracked
 from model import metrics
 from model.task.fine_tuning import FineTuning
 
@@ -19,6 +19,7 @@ def scoring_problem(
     tolerance: float,
     track: Track = untracked,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    step: Step | None = None,
 ) -> Problem:
     """Returns the problem of scoring the elements of `task`, an adapted network and its loss.
 
@@ -26,6 +27,7 @@ def scoring_problem(
         batches: this process's share of the scoring batches, on the device of the task.
         tolerance: `--metric-red-tolerance`.
         precision: the context of a forward pass, such as a trainer's `precision_plugin.forward_context`.
+        step: what the optimizer will do with the elements that are chosen.
     """
     if task.space is None:
         raise ValueError("a plain model has no elements to score")
@@ -36,7 +38,7 @@ def scoring_problem(
 
     name = task.spec.metrics[0] if task.spec.task == "classification" else "loss"
     metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
-    return Problem(task.network, task.space, evaluate, batches, metric, track)
+    return Problem(task.network, task.space, evaluate, batches, metric, track, step or Step())
 
 
 def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:

@@ -1,0 +1,74 @@
+"""Predicted decrease of the loss by an element until the next choice, per parameter: one unit for elements on and off.
+
+An element adds D x with D = s B A (out, in), A (r, in) and B (out, r). ℓ_b is the mean loss of batch b over its m
+examples, g_b = ∂ℓ_b/∂B (out, r), and a bar is the mean over the n batches. The score is (keep + grow) / r (in + out).
+
+keep, the increase of the loss if D were taken away, to second order. Since ∂ℓ_b/∂B = s (∂ℓ_b/∂W) Aᵀ, the slope of ℓ_b
+along D follows from the gradient of B::
+
+    d_b = ⟨∂ℓ_b/∂W, D⟩ = ⟨g_b, B⟩
+    L(without D) - L(with D) ≈ -d̄ + h / 2        with the curvature h of the loss along D
+
+For a loss that is a negative log-likelihood, h is the Fisher information: the mean square of the slopes of single
+examples. It follows from the batches, because the variance of a mean over m examples is a m-th of theirs::
+
+    h ≈ d̄² + m · var_b(d_b)
+
+grow, the decrease of the loss while the optimizer moves B, to first order. λ is the sum of the learning rates of its
+steps. Adam moves an entry by λ ḡ / √(mean g²), SGD by λ ḡ::
+
+    grow = λ Σ γ² / √(mean g²)        or        λ Σ γ²
+
+γ is the part of ḡ that is orthogonal to B, as a move along B only scales D, which keep covers. The variance of ḡ is
+subtracted from γ², so that noise adds nothing on average. A has no part in grow: its gradient s Bᵀ ∂ℓ/∂W grows with B,
+and so elements would be chosen because they had been on. For a new element, B = 0, keep is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from heterolora.distributed import sum_each_over_ranks, sum_numbers_over_ranks
+from heterolora.saliency import register
+from heterolora.saliency.problem import Problem, Step
+
+
+@register("gain")
+def gain(problem: Problem) -> list[float]:
+    every_B = [low_rank.B for low_rank in problem.space]
+    moments = [B.new_zeros(2, *B.shape) for B in every_B]  # Σ g and Σ g²
+    slopes = [B.new_zeros(2) for B in every_B]  # Σ d and Σ d²
+    examples = 0.0
+    for batch in problem.track(problem.batches, "scoring batches"):
+        loss = problem.evaluate(batch)
+        gradients = torch.autograd.grad(loss.mean, every_B, materialize_grads=True)
+        for B, g, moment, slope in zip(every_B, gradients, moments, slopes, strict=True):
+            d = (g * B.detach()).sum()
+            moment += torch.stack([g, g.square()])
+            slope += torch.stack([d, d.square()])
+        examples += float(loss.count)
+    n, examples = sum_numbers_over_ranks((len(problem.batches), examples), problem.space.device)
+    moments, slopes = sum_each_over_ranks(moments), sum_each_over_ranks(slopes)
+    found = []
+    for low_rank, moment, slope in zip(problem.space, moments, slopes, strict=True):
+        grown = grow(low_rank.B.detach(), *(moment / n), n, problem.step)
+        total = keep(*(slope / n).tolist(), n, examples / n) + grown
+        found.append(max(total, 0.0) / low_rank.element.parameters)
+    return found
+
+
+def keep(d: float, square: float, n: float, m: float) -> float:
+    """The increase of the loss without D, from the means of d_b and d_b² over n batches of m examples."""
+    variance = max(square - d**2, 0.0) * n / max(n - 1, 1)
+    return -d + (d**2 + m * variance) / 2
+
+
+def grow(B: Tensor, g: Tensor, square: Tensor, n: float, step: Step) -> float:
+    """The decrease of the loss while B (out, r) moves, from the means of g_b and g_b² over n batches."""
+    tiny = torch.finfo(B.dtype).tiny
+    across = g - B * ((g * B).sum() / B.square().sum().clamp(min=tiny))
+    decrease = across.square() - (square - g.square()) / max(n - 1, 1)
+    if step.adaptive:
+        decrease = decrease / square.sqrt().clamp(min=tiny)
+    return step.length * max(float(decrease.sum()), 0.0)
