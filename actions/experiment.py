@@ -9,12 +9,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from actions.console import note
 from actions.limits import check_batches, check_generation, measures_validation
-from actions.options import TEST, TRAIN, Options, as_plain
+from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
 from dataset.module import TextDataModule
 from heterolora.adapt import Plan, adapt, plan
+from heterolora.allocation import Scored, default_mode, tie_generator
 from heterolora.element import check_ranks
 from heterolora.errors import UserError
+from heterolora.ranks import choose
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
 from model.load import enable_gradient_checkpointing, length_limit, load_base, load_config, load_tokenizer
@@ -104,7 +106,8 @@ def put_weights(request: Request, own: Record, network: PreTrainedModel, space: 
 def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     """The elements of an adapted model on a base with this configuration, before any weight is read.
 
-    Returns None for a plain model. Raises UserError if configurations, adapter and architecture do not fit together.
+    Returns None for a plain model. Raises UserError if configurations, adapter and architecture do not fit together, or
+    the budget of a search does not fit the elements.
     """
     if request.adapted is None:
         return None
@@ -120,6 +123,10 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     head_alone = request.spec.task == "classification" and request.action in (TRAIN, TEST)
     if not planned.elements and (not head_alone or any(one.sites for one in configs.values())):
         raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
+    if request.action in (IMP_TEST, DYREALLOC):
+        options = request.options.reallocation
+        mode = options.dyrealloc_ags_mode or default_mode(request.adapted.shortcuts)
+        choose([Scored(element, 0.0) for element in planned.elements], options.budget, mode, tie_generator(0, 0))
     if request.must_agree:
         given = {**configs, **request.must_agree}
         other = plan(network, family, given["lora"], given.get("shortcut"))

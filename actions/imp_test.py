@@ -24,8 +24,9 @@ from actions.run_folder import CONFIG, open_run, write_config
 from actions.trainer import check_devices
 from dataset.module import TextDataModule
 from heterolora import saliency, scores
-from heterolora.allocation import Mode, Scored, allocate, check_mode, default_mode, of_kind, tie_generator
+from heterolora.allocation import Mode, Scored, check_mode, default_mode, of_kind, tie_generator
 from heterolora.errors import UserError
+from heterolora.ranks import Limit, choose
 from heterolora.saliency.problem import Batch
 from heterolora.saliency.score import scored, why_all_equal
 from heterolora.saliency.warm_up import WarmUp, is_fresh
@@ -123,8 +124,7 @@ def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
 
 def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> None:
     options, scored, test = experiment.options, found.scored, found.importance_test_name
-    percentile = options.reallocation.turn_on_percentile
-    on = allocate(scored, percentile, mode, tie_generator(options.seed, 0))
+    on = choose(scored, options.reallocation.budget, mode, tie_generator(options.seed, 0))
     write_config(folder, experiment.task.record.action, options)
     scores.write(folder / SCORES, found)
     heat_map(
@@ -133,12 +133,12 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
         title=f"{test}: {options.model} on {options.dataset}",
         marked=on,
         label=test,
-        mark=f"on at --turn-on-percentile {percentile:g}",
+        mark=f"on at {' '.join(options.reallocation.budget_flags)}",
     )
     log_pictures(build_loggers(options, folder), [folder / PICTURE])
     say(_table(scored, on))
     values = {item.element.key: item.score for item in scored}
-    why = why_all_equal(test, values) or _ties(scored, on, mode)
+    why = why_all_equal(test, values) or _ties(scored, on, mode, options.reallocation.budget)
     if why is not None:
         note(why)
 
@@ -156,14 +156,16 @@ def _table(scored: Sequence[Scored], on: frozenset[str]) -> Table:
     return table
 
 
-def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode) -> str | None:
+def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Limit) -> str | None:
     """A note if the budget ends among equal scores, so that ties were broken at random; None otherwise."""
     lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
     rankings = {"off": [lora], "separated": [lora, shortcuts], "combined": [scored]}
     for ranking in rankings[mode]:
         lowest = min((item.score for item in ranking if item.element.key in on), default=None)
-        tied = [item.element.key for item in ranking if item.score == lowest]
-        chosen = [key for key in tied if key in on]
+        tied = [item.element for item in ranking if item.score == lowest]
+        chosen = [element for element in tied if element.key in on]
+        sizes = {element.parameters for element in chosen}
+        tied = [element for element in tied if budget.unit == "share" or element.parameters in sizes]
         if len(chosen) < len(tied):
             return f"{len(chosen)} elements that are on were chosen at random from {len(tied)} with score {lowest:g}"
     return None
@@ -172,14 +174,14 @@ def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode) -> str | Non
 def _next(options: Options, shortcuts: bool, folder: Path) -> str:
     """The commands that make a configuration from the scores, and train it."""
     lora, shortcut = folder / "lora.toml", folder / "shortcut.toml"
-    choose = ["python", "tools/realloc_lora_rank.py", folder / SCORES]
-    choose += ["--turn-on-percentile", f"{options.reallocation.turn_on_percentile:g}", "--output", lora]
+    reallocate = ["python", "tools/realloc_lora_rank.py", folder / SCORES]
+    reallocate += [*options.reallocation.budget_flags, "--output", lora]
     train = ["python", "-m", "main", "train", "--config", folder / CONFIG, "--lora-config", lora]
     if shortcuts:
-        choose += ["--shortcut-output", shortcut]
+        reallocate += ["--shortcut-output", shortcut]
         train += ["--shortcut-config", shortcut]
     if options.reallocation.dyrealloc_ags_mode is not None:
-        choose += ["--mode", options.reallocation.dyrealloc_ags_mode]
+        reallocate += ["--mode", options.reallocation.dyrealloc_ags_mode]
     has_configuration = options.load_type in ("pl", "peft")
-    commands = [choose] if has_configuration else [choose, train]
+    commands = [reallocate] if has_configuration else [reallocate, train]
     return "\n".join(["next:", *(f"  {shlex.join(map(str, command))}" for command in commands)])

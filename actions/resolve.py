@@ -79,7 +79,7 @@ def resolve(command: Command) -> Request:
     }
     given = {kind: load(path, kind) for kind, path in paths.items() if path is not None}
     origin = origin_of(command)
-    options = _filled_in(command, origin)
+    options = _with_one_budget(_filled_in(command, origin), command.given)
     adapted = families.parse_model_name(options.model)
     own = origin.configs(options.model)
     spec = registry.get(options.dataset)
@@ -150,6 +150,18 @@ def _filled_in(command: Command, origin: Origin) -> Options:
         and (options.resume_training or known[name].from_checkpoint)
     }
     return replace(changed(options, values), load_type=load_type_of(options))
+
+
+def _with_one_budget(options: Options, given: Collection[str]) -> Options:
+    """The options with either a share or a number of parameters. One that is given replaces a recorded one."""
+    budget, names = options.reallocation, ("turn_on_percentile", "budget_parameters")
+    if budget.budget_parameters is None:
+        return changed(options, {"turn_on_percentile": budget.budget.amount})
+    if budget.turn_on_percentile is None:
+        return options
+    if all(name in given for name in names):
+        raise UserError("--turn-on-percentile and --budget-parameters are both given", "give one of them")
+    return changed(options, {name: None for name in names if name not in given})
 
 
 # ---- options

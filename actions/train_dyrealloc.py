@@ -17,8 +17,10 @@ from actions.resolve import Request
 from actions.run_folder import open_run
 from actions.trainer import check_devices
 from heterolora import allocation, saliency
+from heterolora.allocation import Scored
 from heterolora.errors import UserError
 from heterolora.history import FREQUENCY, HISTORY, History
+from heterolora.ranks import TopK, assign
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.gradients import GradientHeuristic
 from heterolora.search_space import SearchSpace
@@ -64,9 +66,15 @@ def draw(history: History, folder: Path) -> None:
 
 
 def _budget(space: SearchSpace, options: ReallocationOptions) -> str:
-    """A line that says how many elements will be on."""
+    """A line that says how many elements, or parameters, will be on."""
+    if options.budget_parameters is not None:
+        unscored = [Scored(element, 0.0) for element in space.elements]
+        ties = allocation.tie_generator(0, 0)
+        parts = assign(unscored, TopK(), options.budget, options.dyrealloc_ags_mode, ties).spending
+        texts = (f"{part.budget:,} of {part.whole:,} parameters of {part.title}" for part in parts)
+        return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on at a time"
     mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))
-    share = allocation.share(options.turn_on_percentile, lora, 0 if mode == "off" else shortcuts)
+    share = allocation.share(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
     if mode == "combined":
         text = f"{share.lora + share.shortcut} of {lora + shortcuts} elements"
     else:

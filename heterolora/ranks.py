@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
-from heterolora.allocation import Mode, Scored, check_mode, of_kind, ranked, share
+from heterolora.allocation import Mode, Scored, allocate, check_mode, of_kind, ranked, share
 from heterolora.errors import UserError
 
 Unit = Literal["share", "rank", "parameters"]
@@ -236,6 +236,17 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, g
         ranks |= given
         spending.append(Spending(title, unit, size, budget, sum(cost(item, given[item.element.key]) for item in pool)))
     return Assignment({key: rank for key, rank in ranks.items() if rank > 0}, tuple(spending))
+
+
+def choose(scored: Sequence[Scored], limit: Limit, mode: Mode, generator: random.Random) -> frozenset[str]:
+    """The keys of the elements that are on, each at the rank at which it was scored.
+
+    A share counts elements, see `allocate`. Another limit is spent in order of score; what does not fit is skipped, see
+    `assign` and `TopK`.
+    """
+    if limit.unit == "share":
+        return allocate(scored, limit.amount, mode, generator)
+    return frozenset(assign(scored, TopK(), limit, mode, generator).ranks)
 
 
 def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:

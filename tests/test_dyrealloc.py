@@ -65,6 +65,25 @@ class TestBudget:
         assert run(*searching(*arguments, *place, shortcut=shortcut)) == 0
         assert on_by_kind(tmp_path / "run") == [expected] * 2
 
+    def test_in_parameters(self, searching, tmp_path, capsys) -> None:
+        """q and v cost 4 · 64 each, w1 and w2 4 · 96: at most 700 parameters are on, and nothing more would fit."""
+        arguments = ("--budget-parameters", 700, "--max-epochs", 1, "--realloc-N", 0.5)
+        assert run(*searching(*arguments, "--project-dir", tmp_path, "--project", "run", shortcut=False)) == 0
+        past = history.read(tmp_path / "run")
+        for decision in past.decisions:
+            on = [place.name for place, state in zip(past.places, decision.on, strict=True) if state]
+            spent = sum(256 if name in ("q_proj", "v_proj") else 384 for name in on)
+            assert 700 - 256 < spent <= 700
+        assert "budget (mode off): 700 of 2,560 parameters of LoRA on at a time" in capsys.readouterr().out
+        options = toml.load(tmp_path / "run" / "config.toml")
+        assert options["budget_parameters"] == 700
+        assert "turn_on_percentile" not in options
+        assert "at most 700" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        assert run("train-dyrealloc", "--resume-training", "--load", last, "--max-epochs", 2) == 0
+        assert run("train-dyrealloc", "--config", tmp_path / "run" / "config.toml", "--max-steps", 1) == 0
+        assert [d.on for d in history.read(tmp_path / "run-2").decisions] == [past.decisions[0].on]
+
     def test_ties_are_drawn_anew_and_the_same_in_every_run_of_a_seed(self, searching, tmp_path) -> None:
         for project, seed in (("one", 0), ("same", 0), ("other", 1)):
             arguments = ("--importance-test-name", "constant", "--realloc-N", 3, "--max-epochs", 1, "--seed", seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from actions import imp_test, train
 from actions.parse import parse
 from actions.resolve import resolve
 from actions.run_folder import open_run
-from heterolora import saliency, scores
+from heterolora import config, saliency, scores
 from heterolora.element import Settings
 from heterolora.saliency.score import score
 from heterolora.saliency.warm_up import WarmUp
@@ -182,6 +183,21 @@ class TestDraws:
         assert "at random" not in capsys.readouterr().out
 
 
+def test_a_budget_in_parameters(world: World, tmp_path: Path, capsys) -> None:
+    """The elements that the table shows as on are those that the next command turns on."""
+    scored(world, "parameters", "--budget-parameters", 1500, "--imp-limit-test-batches", 2)
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if "realloc_lora_rank.py" in line)
+    assert "--budget-parameters 1500" in line
+    words = shlex.split(line)[2:]
+    realloc_lora_rank.main([*words[:-1], str(tmp_path / "lora.toml")])
+    sites = config.load(tmp_path / "lora.toml", "lora").sites
+    rows = [line.split() for line in said.splitlines() if re.search(r"layer_\d\.\w+", line)]
+    shown = {next(word for word in row if word.startswith("layer_")) for row in rows if "on" in row}
+    assert len(shown) == 2  # one of 512 and one of 768 parameters, or two of 512
+    assert {f"layer_{layer}.{name}" for layer, name in sites} == shown
+
+
 class TestModels:
     def test_a_checkpoint(self, world: World, capsys) -> None:
         """Its elements are trained, so there is no warm-up, and its own configuration holds."""
@@ -264,6 +280,10 @@ class TestStopping:
         ("--turn-on-percentile 0", "0", "(0, 1]"),
         ("--turn-on-percentile 1.01", "1.01", "(0, 1]"),
         ("--turn-on-percentile nan", "nan", "a finite number"),
+        ("--budget-parameters 0", "0", "at least 1"),
+        ("--budget-parameters 9 --turn-on-percentile 0.5", "are both given", "give one of them"),
+        ("--budget-parameters 9", "a budget of 9 (parameters) pays for no element", "at least"),
+        ("--budget-parameters 1000000000", "is above the whole space", "at most"),
         ("--metric-red-tolerance -0.1", "-0.1", "at least 0"),
         ("--importance-test-name grad-norm", "grad-norm", "did you mean 'grad_norm'"),
         ("--dyrealloc-ags-mode combined", "needs shortcuts", "a model with shortcuts"),

@@ -7,7 +7,7 @@ import pytest
 
 from heterolora.allocation import Mode, Scored, tie_generator
 from heterolora.errors import UserError
-from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign, choose
 from tests.scoring import scored
 
 
@@ -243,3 +243,55 @@ def test_a_split_that_buys_nothing_says_so() -> None:
 def test_ranks_that_make_no_sense(make) -> None:
     with pytest.raises(UserError, match="expected"):
         make()
+
+
+class TestChoose:
+    """Which elements are on, at the ranks at which they were scored."""
+
+    SITES = _sites([9, 1, 5, 3], widths=[10, 1, 5, 2], rank=2)  # they cost 40, 4, 20 and 8 parameters
+
+    @pytest.mark.parametrize(
+        ("limit", "on"),
+        [
+            (Limit("share", 0.5), {0, 2}),
+            (Limit("parameters", 72), {0, 1, 2, 3}),
+            (Limit("parameters", 60), {0, 2}),
+            (Limit("parameters", 59), {0, 1, 3}),  # 40 fits; 20 does not fit into the 19 left, 8 and 4 do
+            (Limit("parameters", 39), {1, 2, 3}),
+            (Limit("parameters", 4), {1}),
+        ],
+    )
+    def test_the_best_that_fit(self, limit: Limit, on: set[int]) -> None:
+        assert choose(self.SITES, limit, "off", tie_generator(0, 0)) == {f"layer_{layer}.q_proj" for layer in on}
+
+    @pytest.mark.parametrize(
+        ("mode", "on"),
+        [
+            ("off", {"layer_0.q_proj", "layer_1.q_proj", "layer_0.shortcut1", "layer_1.shortcut1"}),
+            ("separated", {"layer_0.q_proj", "layer_1.shortcut1"}),
+            ("combined", {"layer_0.shortcut1", "layer_1.shortcut1"}),
+        ],
+    )
+    def test_modes(self, mode: Mode, on: set[str]) -> None:
+        """Each costs 8 parameters. With mode `off`, the shortcuts cost nothing of the budget."""
+        sites = [*_sites([2, 1]), *_sites([3, 4], kind="shortcut")]
+        assert choose(sites, Limit("parameters", 16), mode, tie_generator(0, 0)) == on
+
+    def test_never_more_than_the_budget(self) -> None:
+        draw = random.Random(0)
+        for seed in range(200):
+            count = draw.randint(1, 12)
+            sites = _sites([draw.random() for _ in range(count)], [draw.randint(1, 9) for _ in range(count)])
+            costs = {item.element.key: item.element.parameters for item in sites}
+            budget = draw.randint(min(costs.values()), sum(costs.values()))
+            on = choose(sites, Limit("parameters", budget), "off", tie_generator(seed, 0))
+            left = budget - sum(costs[key] for key in on)
+            assert left >= 0
+            assert all(cost > left for key, cost in costs.items() if key not in on)
+
+    @pytest.mark.parametrize(
+        ("parameters", "complaint"), [(3, "pays for no element; expected at least 4"), (73, "expected at most 72")]
+    )
+    def test_a_budget_that_does_not_fit(self, parameters: int, complaint: str) -> None:
+        with pytest.raises(UserError, match=complaint):
+            choose(self.SITES, Limit("parameters", parameters), "off", tie_generator(0, 0))

@@ -242,7 +242,7 @@ class TestWarmUp:
         asked = problem(fresh, batches_of(fresh))
         scores = score(name, asked)
         assert set(scores.values()) == {0.0}
-        assert "--imp-warmup-batches" in why_all_equal(name, scores)
+        assert "on more warm-up batches" in why_all_equal(name, scores)
         warm = score(name, asked, WarmUp(asked.batches))
         assert len(set(warm.values())) > 10
         assert why_all_equal(name, warm) is None
@@ -286,10 +286,10 @@ def test_a_score_that_is_no_number_stops_with_the_element() -> None:
 class TestAllEqual:
     def test_a_draw_is_said(self) -> None:
         assert "all fisher scores are 2" in why_all_equal("fisher", {"a": 2.0, "b": 2.0})
-        assert "--imp-limit-test-batches" in why_all_equal("fisher", {"a": 2.0, "b": 2.0})
+        assert "use more scoring batches" in why_all_equal("fisher", {"a": 2.0, "b": 2.0})
 
     def test_alpha_test_may_find_all_dispensable(self) -> None:
-        assert "--metric-red-tolerance" in why_all_equal("alpha_test", {"a": 0.0, "b": 0.0})
+        assert "a lower tolerance of the metric" in why_all_equal("alpha_test", {"a": 0.0, "b": 0.0})
 
     @pytest.mark.parametrize("scores", [{"a": 1.0, "b": 2.0}, {"a": 0.0}])
     def test_else_nothing_is(self, scores: dict[str, float]) -> None:

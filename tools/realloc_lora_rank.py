@@ -90,6 +90,7 @@ def _parser() -> Parser:
     add("--total-rank", type=whole_number(at_least(1)), metavar="N", help="the sum of all ranks")
     add(
         "--parameters",
+        "--budget-parameters",
         type=whole_number(at_least(1)),
         metavar="N",
         help="the elements' trainable parameters, r · (in + out)",

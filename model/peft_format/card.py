@@ -112,7 +112,10 @@ def _facts(result: CardContents) -> str:
             rows.append((f"budget, {title}", f"{text} ({100 * parameters / total:.2g}% of the model's)"))
     if record.action == "train-dyrealloc":
         rows.append(("heuristic", f"{options.get('importance_test_name')}, repeatedly during training"))
-        rows.append(("share turned on", f"{options.get('turn_on_percentile')}"))
+        if (parameters := options.get("budget_parameters")) is not None:
+            rows.append(("parameters turned on", f"at most {parameters:,}"))
+        else:
+            rows.append(("share turned on", f"{options.get('turn_on_percentile')}"))
     return _table(("", ""), rows)
 
 

@@ -16,6 +16,7 @@ from heterolora.allocation import Scored
 from heterolora.element import Place
 from heterolora.errors import DivergenceError, NotFiniteError, UserError
 from heterolora.history import Decision, History
+from heterolora.ranks import choose
 from heterolora.search_space import SearchSpace
 from model.reallocation.options import ReallocationOptions
 from model.reallocation.schedule import Schedule, interval
@@ -118,7 +119,7 @@ class Reallocate(pl.Callback):
         ties, options = allocation.tie_generator(self.seed, index), self.options
         try:
             scored = self._scored(trainer, task, step)
-            chosen = allocation.allocate(scored, options.turn_on_percentile, options.dyrealloc_ags_mode, ties)
+            chosen = choose(scored, options.budget, options.dyrealloc_ags_mode, ties)
         except UserError as reason:
             found = f"at step {trainer.global_step} (epoch {epoch}), {reason.found}"
             diverged = isinstance(reason, NotFiniteError) and trainer.global_step > 0

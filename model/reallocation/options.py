@@ -9,6 +9,9 @@ from typing import Any, Literal
 from dataset.option import Idle, above, at_least, count_or_share, option, share
 from heterolora import saliency
 from heterolora.allocation import Mode
+from heterolora.ranks import Limit
+
+DEFAULT_SHARE = 0.25  # of --turn-on-percentile
 
 _IMP_TEST, _DYREALLOC = ("imp-test",), ("train-dyrealloc",)
 
@@ -55,7 +58,10 @@ class ReallocationOptions:
     """Which elements are turned on, and when."""
 
     # fmt: off
-    turn_on_percentile: float = option(0.25, "share of the elements to turn on, in (0, 1]", share)
+    turn_on_percentile: float | None = option(None,
+        "share of the elements to turn on, in (0, 1]; by default 0.25, unless --budget-parameters is given", share)
+    budget_parameters: int | None = option(None, "trainable parameters of the elements to turn on, instead of a share: "
+        "the best elements that fit", at_least(1))
     dyrealloc_ags_mode: Mode | None = option(None,
         "off: choose among LoRA elements only, shortcuts stay on; separated: one budget for each kind; "
         "combined: one budget for all; by default combined with shortcuts, off without")
@@ -64,3 +70,18 @@ class ReallocationOptions:
         "every epoch", count_or_share, actions=_DYREALLOC)
     realloc_warmup_epochs: int | None = option(None, "epochs in which the elements that were on least often are turned "
         "on; by default what the heuristic needs", at_least(0), actions=_DYREALLOC)
+    # fmt: on
+
+    @property
+    def budget(self) -> Limit:
+        """What may be on: a number of parameters, or else a share of the elements."""
+        if self.budget_parameters is not None:
+            return Limit("parameters", self.budget_parameters)
+        return Limit("share", DEFAULT_SHARE if self.turn_on_percentile is None else self.turn_on_percentile)
+
+    @property
+    def budget_flags(self) -> tuple[str, str]:
+        """The flag of the budget and its value, as on a command line."""
+        if self.budget_parameters is not None:
+            return "--budget-parameters", f"{self.budget_parameters}"
+        return "--turn-on-percentile", f"{self.budget.amount:g}"

@@ -11,8 +11,10 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from heterolora.allocation import allocate, default_mode, tie_generator
+from heterolora.allocation import default_mode, tie_generator
 from heterolora.element import Place
+from heterolora.ranks import choose
+from model.reallocation.options import ReallocationOptions
 from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
 from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, timeline
 from tools.reporting.run import Run
@@ -148,16 +150,19 @@ def _parts(run: Run, colour: str) -> tuple[Part, ...]:
 
 
 def _scores(run: Run) -> Part:
-    scores, percentile = run.scores, run.option("turn_on_percentile")
+    scores = run.scores
+    names = ("turn_on_percentile", "budget_parameters")
+    options = ReallocationOptions(**{name: run.option(name) for name in names})
     mode = run.option("dyrealloc_ags_mode") or default_mode(scores.has_shortcuts)
-    chosen = allocate(scores.scored, percentile, mode, tie_generator(run.option("seed"), 0))
+    chosen = choose(scores.scored, options.budget, mode, tie_generator(run.option("seed"), 0))
     by_place = {Place(item.element.layer, item.element.name): item.score for item in scores.scored}
     chart = heat_map(by_place, chosen, _short, f"{scores.importance_test_name} score")
     total = sum(by_place.values()) or 1.0
     best = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]
+    unit = "" if options.budget.unit == "share" else "parameters "
     text = (
         f"The {scores.importance_test_name} score of every element, from {scores.batches} batches of "
-        f"{scores.batch_size} rows. The budget of {percentile} turns the framed {len(chosen)} on."
+        f"{scores.batch_size} rows. The budget of {options.budget.amount:,} {unit}turns the framed {len(chosen)} on."
     )
     rows = tuple(
         Row.of(place.key, number(score), f"{score / total:.1%}", "on" if place.key in chosen else "")
