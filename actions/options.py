@@ -162,6 +162,9 @@ class Options:
     lora_config: Path | None = option(None, "LoRA configuration (TOML); see configs/lora/", resume="free")
     shortcut_config: Path | None = option(None, "shortcut configuration (TOML); see configs/shortcut/",
         resume="free")
+    lora_init: Literal["kaiming", "gradient", "activation", "orthogonal"] = option("kaiming",
+        "start of A, while B is 0: random (kaiming, orthogonal), or the leading directions of the weight's gradient "
+        "(gradient) or of the inputs (activation), from --imp-limit-test-batches batches", actions=_TRAINING)
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time",
         actions=_TRAINING, resume="free")
     max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",

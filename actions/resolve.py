@@ -196,6 +196,8 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
             unusable.append(f"--quantize {options.quantize} is given")
         if (ratio := options.optimization.loraplus_ratio) != 1:
             unusable.append(f"--loraplus-ratio is {ratio:g}")
+        if options.lora_init != "kaiming":
+            unusable.append(f"--lora-init is {options.lora_init}")
         if unusable:
             raise UserError(
                 f"{unusable[0]}, but '{options.model}' is a plain model without LoRA",

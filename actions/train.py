@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LambdaCallback
 
 from actions.checkpoints import RunCheckpoints
-from actions.console import is_first_process, say
+from actions.console import is_first_process, note, say
 from actions.experiment import Experiment, build
 from actions.export import ADAPTER, export_run
+from actions.imp_test import scoring_batches
 from actions.loggers import log_pictures
 from actions.resolve import Request
 from actions.results import measure, show_parameters
@@ -19,6 +21,7 @@ from actions.run_folder import Run, open_run, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
 from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
+from model.task.start import StartElements
 
 
 def run(request: Request) -> None:
@@ -45,7 +48,8 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
     started: list[bool] = []
     watch = LambdaCallback(on_train_start=lambda *_: started.append(True))
-    trainer = build_trainer(experiment, folder, training_callbacks(experiment.options, checkpoints, (watch, *more)))
+    callbacks = training_callbacks(experiment.options, checkpoints, (watch, *_starting(experiment), *more))
+    trainer = build_trainer(experiment, folder, callbacks)
     resume_from = resumed.path if resumed else None
     try:
         trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
@@ -58,6 +62,15 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
     measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)
     measure(experiment, trainer, folder, measured.path)
+
+
+def _starting(experiment: Experiment) -> tuple[pl.Callback, ...]:
+    """The callback of `--lora-init`, for a new run. A resumed run has A from its checkpoint."""
+    options = experiment.options
+    if options.lora_init == "kaiming" or experiment.resumed is not None:
+        return ()
+    batches = functools.partial(scoring_batches, experiment.data, options.scoring.imp_limit_test_batches)
+    return (StartElements(options.lora_init, options.seed, batches, note),)
 
 
 def finish(experiment: Experiment, folder: Path) -> None:

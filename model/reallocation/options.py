@@ -26,6 +26,13 @@ def _ignored(what: str) -> Idle:
     return idle
 
 
+def _reads_no_batches(run: Mapping[str, Any]) -> str | None:
+    start, trains = run["lora_init"], run["action"] != "imp-test"
+    if trains and start in ("gradient", "activation"):
+        return None
+    return f"with --lora-init {start}" if run["action"] == "train" else _ignored("batches")(run)
+
+
 def _without_warm_up(run: Mapping[str, Any]) -> str | None:
     if run["imp_warmup_batches"] is not None:
         return None if run["imp_warmup_batches"] else "with --imp-warmup-batches 0"
@@ -40,7 +47,8 @@ class ScoringOptions:
     # fmt: off
     importance_test_name: str = option("grad_norm", "heuristic that scores the elements", choices=saliency.names())
     imp_limit_test_batches: int | float = option(32,
-        "scoring batches over all processes, or share of the training set", count_or_share, idle=_ignored("batches"))
+        "scoring batches over all processes, or share of the training set", count_or_share,
+        actions=("train", *_IMP_TEST, *_DYREALLOC), idle=_reads_no_batches)
     imp_source: Literal["dedicated", "training"] = option("dedicated",
         "scores from separate batches, or from gradients of training batches (no extra passes)", actions=_DYREALLOC)
     imp_warmup_batches: int | None = option(None, "train all elements on N batches before scoring, and undo it "

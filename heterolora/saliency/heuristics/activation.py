@@ -63,6 +63,6 @@ def inputs(problem: Problem) -> list[Inputs]:
     return places
 
 
-@register("activation")
+@register("activation", ignores=("metric",))
 def activation(problem: Problem) -> list[list[float]]:
     return [place.directions()[1].clamp(min=0).tolist() for place in inputs(problem)]

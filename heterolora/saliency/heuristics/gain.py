@@ -34,7 +34,7 @@ from heterolora.saliency import register
 from heterolora.saliency.problem import Problem, Step
 
 
-@register("gain")
+@register("gain", ignores=("metric",))
 def gain(problem: Problem) -> list[float]:
     every_B = [low_rank.B for low_rank in problem.space]
     moments = [B.new_zeros(2, *B.shape) for B in every_B]  # Σ g and Σ g²
