@@ -283,6 +283,15 @@ def test_a_score_that_is_no_number_stops_with_the_element() -> None:
         score("snip", asked)
 
 
+@pytest.mark.parametrize("name", ["spectral", "activation", "gain", "weight_grad_norm", "weight_gradient"])
+def test_new_scores_that_are_no_number(name: str) -> None:
+    trained = made()
+    with torch.no_grad():
+        trained.space.blocks[0].fc1.base.weight[0, 0] = math.nan
+    with pytest.raises(UserError, match=rf"the {name} score of layer_\d\.\w+ is nan; expected a finite score"):
+        score(name, problem(trained, [tiny_batch(seed=seed) | {"labels": torch.tensor([0, 1, 2])} for seed in (0, 1)]))
+
+
 class TestAllEqual:
     def test_a_draw_is_said(self) -> None:
         assert "all fisher scores are 2" in why_all_equal("fisher", {"a": 2.0, "b": 2.0})

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from heterolora.errors import UserError
 from heterolora.saliency.heuristics.activation import inputs
 from heterolora.saliency.no_trace import no_trace
-from heterolora.saliency.start import start
 from heterolora.saliency.weight_gradients import weight_gradients
+from model.task.start import start
 from tests.adapted import adapted, lora_config, shortcut_config
 from tests.scoring import labelled, problem
 from tests.test_bad_input import complaint
@@ -85,6 +86,14 @@ def test_a_rank_above_the_width_keeps_the_other_rows() -> None:
     for low_rank, A in zip(made.space, drawn, strict=True):
         assert not torch.equal(low_rank.A[:32], A[:32])
         assert torch.equal(low_rank.A[32:], A[32:])
+
+
+def test_a_gradient_that_is_not_finite_stops_with_the_element() -> None:
+    made = adapted("opt-pre", lora=lora_config())
+    with torch.no_grad():
+        made.network.score.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"the gradient at layer_0\.q_proj is not finite"):
+        start(problem(made, labelled(made, 2)), "gradient")
 
 
 class TestRuns:

@@ -120,6 +120,10 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
     (columns, k). A large matrix is decomposed by randomised subspace iteration (Halko et al. 2011, arXiv:0909.4061).
     """
     rank = min(rank, *matrix.shape)
+    if not bool(matrix.isfinite().all()):  # torch.linalg raises an error of its own
+        return tuple(
+            matrix.new_full(shape, torch.nan) for shape in ((len(matrix), rank), (rank,), (matrix.shape[1], rank))
+        )
     if min(matrix.shape) <= EXACT:
         U, S, Vt = torch.linalg.svd(matrix, full_matrices=False)
     else:

@@ -1,16 +1,32 @@
-"""The Lightning callback that sets where A starts, see `heterolora.saliency.start`."""
+"""Where A starts: along directions that matter, instead of at random. B stays 0, so the network computes the same.
+
+`gradient`: the leading right singular vectors of the gradient G of the weight at the place. With B = 0, the first step
+of B moves the weight by -s² G Aᵀ A, so these rows of A keep the largest part of G that rank r allows.
+`activation`: the leading principal directions of the inputs (EVA: Paischer et al. 2024, arXiv:2410.07170).
+`orthogonal`: random orthonormal directions.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor, distributed
 
-from heterolora.saliency.problem import Batch
-from heterolora.saliency.start import Start, start
+from heterolora.distributed import world_size
+from heterolora.errors import UserError
+from heterolora.saliency.heuristics.activation import inputs
+from heterolora.saliency.no_trace import no_trace
+from heterolora.saliency.problem import Batch, Problem
 from heterolora.saliency.warm_up import is_fresh
+from heterolora.saliency.weight_gradients import gaussian, leading_directions, weight_gradients
 from model.task.fine_tuning import FineTuning
 from model.task.scoring import scoring_problem
+
+Start = Literal["gradient", "activation", "orthogonal"]
 
 
 class StartElements(pl.Callback):
@@ -37,3 +53,36 @@ class StartElements(pl.Callback):
             start(problem, self.kind, self.seed)
         else:
             self.note(f"--lora-init {self.kind} has no effect: the elements are trained already (B is not 0)")
+
+
+def start(problem: Problem, kind: Start, seed: int = 0) -> None:
+    """Sets A of every element, the same on every process.
+
+    The rows are orthogonal, of length 1 / √3, as Kaiming's are on average. Rows beyond the width of the place keep
+    their values. `orthogonal` needs no batches. Raises UserError if a direction is not finite.
+    """
+    with no_trace(problem.network, problem.space):
+        found = _directions(problem, kind, seed)
+    for low_rank, directions in zip(problem.space, found, strict=True):
+        if not bool(directions.isfinite().all()):
+            at = f"--lora-init {kind}: the {kind} at {low_rank.element.key} is not finite"
+            raise UserError(at, "expected a finite loss; check the model and --precision")
+        with torch.no_grad():
+            low_rank.A[: directions.shape[1]] = directions.t() / math.sqrt(3)
+            if world_size() > 1:  # machines of different kinds may round differently
+                distributed.broadcast(low_rank.A, src=0)
+
+
+def _directions(problem: Problem, kind: Start, seed: int) -> list[Tensor]:
+    """Returns orthonormal columns (in, k) for each element."""
+    if kind == "activation":
+        return [place.directions()[0] for place in inputs(problem)]
+    elements = problem.space.elements
+    if kind == "gradient":
+        gradients = zip(elements, weight_gradients(problem), strict=True)
+        return [leading_directions(G.matrix(), element.rank)[2] for element, (G,) in gradients]
+    draws = [
+        gaussian(element.in_features, element.rank, seed * len(elements) + index, problem.space.device)
+        for index, element in enumerate(elements)
+    ]
+    return [torch.linalg.qr(draw).Q for draw in draws]

@@ -18,7 +18,7 @@ from heterolora.allocation import Scored, tie_generator
 from heterolora.config import ElementConfig
 from heterolora.errors import UserError
 from heterolora.files import write_text, write_toml
-from heterolora.ranks import Assignment, Limit, Policy, Proportional, TopK, assign
+from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
 from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning
@@ -179,6 +179,8 @@ def assignment(case: Case, elements: Sequence[Scored]) -> Assignment:
         policy, seed = Proportional(0, _LARGEST_RANK), 0
     elif arm.policy == "proportional":
         policy, seed = Proportional(0, arm.rank), case.seed
+    elif arm.policy == "greedy":
+        policy, seed = Greedy(), case.seed
     else:
         policy, seed = TopK(arm.rank, to_the_last=True), case.seed
     draw = 1 if arm.method == DRAWN else 0

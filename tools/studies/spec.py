@@ -65,7 +65,7 @@ class Arm:
     places: tuple[str, ...] = ()
     rank: int = 8
     use_rslora: bool = False
-    policy: Literal["topk", "proportional"] = "topk"
+    policy: Literal["topk", "proportional", "greedy"] = "topk"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -129,7 +129,7 @@ _ARM: Mapping[str, Field] = {
     "places": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of names such as q_proj"),
     "rank": whole_number(1),
     "use_rslora": TRUTH,
-    "policy": Field(lambda value: value in ("topk", "proportional"), '"topk" or "proportional"'),
+    "policy": Field(lambda value: value in ("topk", "proportional", "greedy"), '"topk", "proportional" or "greedy"'),
     "options": Field(lambda value: isinstance(value, dict), "a table of options"),
 }
 
