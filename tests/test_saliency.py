@@ -297,6 +297,9 @@ class TestAllEqual:
         assert "all fisher scores are 2" in why_all_equal("fisher", {"a": 2.0, "b": 2.0})
         assert "use more scoring batches" in why_all_equal("fisher", {"a": 2.0, "b": 2.0})
 
+    def test_a_warm_up_is_no_cure_where_none_is_needed(self) -> None:
+        assert "more scoring batches" in why_all_equal("gain", {"a": 0.0, "b": 0.0})
+
     def test_alpha_test_may_find_all_dispensable(self) -> None:
         assert "a lower tolerance of the metric" in why_all_equal("alpha_test", {"a": 0.0, "b": 0.0})
 

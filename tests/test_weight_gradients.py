@@ -203,6 +203,18 @@ class TestProjections:
     def test_a_small_matrix_is_kept_whole(self) -> None:
         assert ProductSum(32, 5000, whole=False, seed=0, device=torch.device("cpu")).whole
 
+    @pytest.mark.parametrize("name", ["weight_grad_norm", "activation"])
+    def test_under_autocast(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The sums are float32, as they are without autocast."""
+        made, batches = trained_with("opt-pre", "causal_language_modeling")
+        monkeypatch.setattr(module, "WHOLE", 0)
+        monkeypatch.setattr(module, "WIDTH", 10)
+        expected = score(name, problem(made, batches))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = score(name, problem(made, batches))
+        assert found != expected
+        assert found == pytest.approx(expected, rel=0.1)
+
     @pytest.mark.parametrize("name", ["weight_grad_norm", "weight_gradient", "activation", "spectral"])
     def test_scores_are_close_to_those_of_whole_matrices(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         made, batches = trained_with("opt-pre", "causal_language_modeling")

@@ -52,7 +52,7 @@ def why_all_equal(name: str, scores: Mapping[str, float]) -> str | None:
     if heuristic.is_baseline or len(scores) < 2 or len(set(scores.values())) > 1:
         return None
     value = next(iter(scores.values()))
-    if value == 0:
+    if value == 0 and heuristic.warmup_batches > 0:
         hint = f", or {heuristic.hint}" if heuristic.hint else ""
         return (
             f"all {name} scores are 0, so the choice is random: while B = 0 an element has no effect; train the "

@@ -40,11 +40,12 @@ class ProductSum:
     def add(self, left: Tensor, right: Tensor) -> None:
         """left (tokens, rows), right (tokens, columns), of any floating dtype."""
         left, right = left.float(), right.float()
-        if self.whole:
-            self.sums[0].addmm_(left.t(), right)
-        else:
-            self.sums[0].addmm_(left.t(), right @ self.omega)
-            self.sums[1].addmm_((left @ self.psi).t(), right)
+        with torch.autocast(left.device.type, enabled=False):
+            if self.whole:
+                self.sums[0].addmm_(left.t(), right)
+            else:
+                self.sums[0].addmm_(left.t(), right @ self.omega)
+                self.sums[1].addmm_((left @ self.psi).t(), right)
 
     def reduce(self) -> None:
         """Sum over all processes, in place."""

@@ -28,7 +28,9 @@ class Inputs(Place):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         mask = self.batch.get("attention_mask") if isinstance(self.batch, Mapping) else None
         tokens = x.detach().flatten(0, -2)
-        self.add(tokens[mask.flatten() > 0] if mask is not None and mask.numel() == len(tokens) else tokens)
+        if mask is not None and mask.numel() == len(tokens):
+            tokens = tokens[mask.to(x.device).flatten() > 0]
+        self.add(tokens)
         return y
 
     def add(self, x: Tensor, G: Tensor | None = None) -> None:
