@@ -45,6 +45,7 @@ CHANGED = {  # option -> another value, for the command line
     "log_every_n_steps": "1", "accelerator": "auto", "num_devices": "2", "num_nodes": "2", "strategy": "ddp",
     "precision": "bf16-mixed", "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
+    "lora_init": "orthogonal", "budget_parameters": "800",
 }  # fmt: skip
 FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config")  # their values are paths
 
@@ -131,6 +132,8 @@ CASES = [
      (TRAIN, "--lr-scheduler", "cosine_annealing")),
     (TRAIN, ("--log-every-n-steps", 2), "--log-every-n-steps has no effect with --logger none",
      (TRAIN, "--logger", "csv")),
+    (TRAIN, ("--imp-limit-test-batches", 2), "--imp-limit-test-batches has no effect with --lora-init kaiming",
+     (TRAIN, "--lora-init", "gradient")),
     (TRAIN, ("--backbone-model", "some/base"), "--backbone-model has no effect with --load-type hf", None),
     (TRAIN, ("--strategy", "ddp"), "--strategy has no effect with one device", None),
     (TRAIN, ("--strategy", "ddp", "--num-devices", 2),

@@ -149,7 +149,7 @@ class TestWarmUp:
         assert set(values(found).values()) == {0.0}
         said = capsys.readouterr().out
         assert "all snip scores are 0, so the choice is random" in said
-        assert "--imp-warmup-batches" in said
+        assert "on more warm-up batches" in said
 
     def test_its_older_name(self, world: World) -> None:
         older = scored(world, "older", "--importance-test-name", "snip", "--alpha-limit-zptrain-batches", 2)

@@ -102,7 +102,12 @@ def interval(task: Classification, name: str, args: argparse.Namespace) -> float
     callbacks: list[pl.Callback] = [SeedEachBatch(0), clock]
     with tempfile.TemporaryDirectory() as folder:
         if (source := source_of(name, task.space, args)) is not None:
-            options = ReallocationOptions(args.turn_on_percentile, "combined", args.interval, realloc_warmup_epochs=0)
+            options = ReallocationOptions(
+                turn_on_percentile=args.turn_on_percentile,
+                dyrealloc_ags_mode="combined",
+                realloc_N=args.interval,
+                realloc_warmup_epochs=0,
+            )
             callbacks.insert(1, Reallocate(options, 0, source, Path(folder), note))
         trainer = pl.Trainer(
             accelerator="gpu" if args.device.type == "cuda" else "cpu",
