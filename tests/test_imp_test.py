@@ -250,7 +250,7 @@ class TestStopping:
         def interrupted(*_: object) -> None:
             raise stop
 
-        monkeypatch.setattr(imp_test, "score", interrupted)
+        monkeypatch.setattr(imp_test, "scored", interrupted)
         if stop is KeyboardInterrupt:
             assert run(*scoring(world, "--project", "stopped")) == 130
         else:
