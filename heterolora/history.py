@@ -121,9 +121,11 @@ def read(folder: Path) -> History:
     document = read_toml(path, "the reallocation history", expected)
     if not document:
         raise UserError(f"{path} holds no reallocation yet", "wait for the first reallocation")
+    if document.keys() != {f"dyrealloc_{index}" for index in range(len(document))}:
+        raise UserError(f"{path} is not a reallocation history", expected)
     decisions, places = [], []
     for index in range(len(document)):
-        table = check_keys(f"{path}: [dyrealloc_{index}]", _DECISION, document.get(f"dyrealloc_{index}"), expected)
+        table = check_keys(f"{path}: [dyrealloc_{index}]", _DECISION, document[f"dyrealloc_{index}"], expected)
         where = f"{path}: an element of [dyrealloc_{index}]"
         rows = [check_keys(where, _ELEMENT, row, expected) for row in table["elements"]]
         places.append(tuple(Place(row["layer"], row["name"]) for row in rows))

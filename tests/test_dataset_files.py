@@ -290,7 +290,7 @@ STATE, INFO, SPLITS = "train/state.json", "train/dataset_info.json", "dataset_di
         (put(SPLITS, b'{"splits": ["../train"]}'), f"'{{}}/{SPLITS}' lists no splits"),
         (put(SPLITS, b'{"splits": []}'), f"'{{}}/{SPLITS}' lists no splits"),
         (put(SPLITS, b'{"splits": ["train", "test"]}'), "no split 'validation'"),
-        (put(STATE, b"\xff"), f"'{{}}/{STATE}' is damaged"),
+        (put(STATE, b"\xff"), f"'{{}}/{STATE}' is not UTF-8 text"),
         (put(STATE, b"null"), f"'{{}}/{STATE}' holds a NoneType"),
         (put(STATE, DEEP.encode()), f"'{{}}/{STATE}' is not valid JSON"),
         (change(STATE, lambda state: state.pop("_data_files")), f"'{{}}/{STATE}' lists no data files"),

@@ -150,6 +150,7 @@ class TestProcesses:
         assert children
         wait_for_end(children)
 
+    @pytest.mark.slow
     def test_sigterm_while_two_processes_test(self, world: World, tmp_path: Path) -> None:
         """Only the first process gets the signal. The other one waits for it in a collective, and ends with it."""
         program = tmp_path / "slow.py"
@@ -165,6 +166,7 @@ class TestProcesses:
         assert (started.returncode, errors) == (143, "")
         wait_for_end(children)
 
+    @pytest.mark.slow
     def test_a_closed_pipe_ends_both(self, world: World, tmp_path: Path) -> None:
         started = start(*world.training("--project-dir", tmp_path, "--project", "run", "--max-epochs", 500, *TWO))
         while "epoch 1," not in started.stdout.readline():
@@ -173,6 +175,7 @@ class TestProcesses:
         errors = started.stderr.read()
         assert (started.wait(timeout=120), errors) == (141, "")
 
+    @pytest.mark.slow
     def test_a_full_disk_ends_both_in_one_line(self, world: World, tmp_path: Path) -> None:
         """Only the first process writes."""
         program = tmp_path / "full.py"

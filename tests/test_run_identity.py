@@ -139,7 +139,7 @@ class TestLock:
         (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
         for name in ("file", "dangling"):
             line = complaint(capfd, *command(*world.training("--project-dir", tmp_path / name)))
-            assert "cannot be made" in line
+            assert "cannot write into" in line
 
 
 class TestRequeue:

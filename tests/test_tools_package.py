@@ -26,7 +26,10 @@ def test_these_are_all() -> None:
     assert {path.stem for path in (ROOT / "tools").glob("*.py")} - set(TOOLS) == {"__init__", "cli", "tools"}
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+FEW = ("report", "benchmark")  # each start of a process costs seconds, so the others are slow tests
+
+
+@pytest.mark.parametrize("tool", [*FEW, *(pytest.param(t, marks=pytest.mark.slow) for t in TOOLS if t not in FEW)])
 @pytest.mark.parametrize("form", ["file", pytest.param("module", marks=pytest.mark.slow)])
 def test_help(tool: str, form: str, tmp_path: Path) -> None:
     if form == "file":
