@@ -95,7 +95,7 @@ class RunCheckpoints(CheckpointCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
-        if resumed is not None and not trainer.strategy.broadcast(self._has_best_before(resumed, trainer.global_step)):
+        if resumed is not None and not trainer.strategy.broadcast(self._has_best_before(trainer.global_step)):
             self.best_score = None
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler stops without saving. Lightning restores the original handler after the run.
@@ -156,15 +156,12 @@ class RunCheckpoints(CheckpointCallback):
         if isinstance(exception, SIGTERMException) and self.requeue and job and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", job], check=True)
 
-    def _has_best_before(self, resumed: Path, step: int) -> bool:
-        """Whether the folder has the best checkpoint up to the checkpoint `resumed`, which was saved at `step`.
+    def _has_best_before(self, step: int) -> bool:
+        """Whether the folder has the best checkpoint of the run up to the resumed one, which was saved at `step`.
 
         It has not if the run continues in a new folder, or from an older checkpoint than its best one.
         """
-        if not self.best.is_file():
-            return False
-        newer = self.best.stat().st_mtime_ns > resumed.stat().st_mtime_ns
-        return not newer or read_checkpoint(self.best).step <= step
+        return self.best.is_file() and read_checkpoint(self.best).step <= step
 
     def _save_due(self, trainer: pl.Trainer) -> None:
         if self._due:
