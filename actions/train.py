@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LambdaCallback
 
 from actions.checkpoints import RunCheckpoints
@@ -46,14 +47,14 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
     """Train, with `more` callbacks, and measure the best weights."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
-    started: list[bool] = []
-    watch = LambdaCallback(on_train_start=lambda *_: started.append(True))
+    started: list[bool] = []  # not empty once a batch is trained
+    watch = LambdaCallback(on_train_batch_end=lambda *_: started.append(True))
     callbacks = training_callbacks(experiment.options, checkpoints, (watch, *_starting(experiment), *more))
     trainer = build_trainer(experiment, folder, callbacks)
     resume_from = resumed.path if resumed else None
     try:
         trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, MisconfigurationException) as error:
         if resumed is None or started:
             raise
         found = f"{resumed.path} cannot be resumed: its training state is damaged ({type(error).__name__}: {error})"

@@ -61,6 +61,9 @@ def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizer
         size = 1 + max(*trial, *tokenizer.get_vocab().values(), len(tokenizer) - 1)
         if tokenizer.model_max_length < 1:
             raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
+        if tokenizer.pad_token is not None:  # as batches are padded
+            rows = [{"input_ids": trial}, {"input_ids": [*trial, *trial]}]
+            tokenizer.pad(rows, padding_side="right", return_attention_mask=True, return_tensors="pt")
     if tokenizer.pad_token is None:
         raise UserError(
             f"the tokenizer of '{source}' has no token to pad with", "give one with a pad, eos or unk token"

@@ -211,6 +211,7 @@ def test_slow_tokenizers(tmp_path: Path) -> None:
     assert tokenizer_digest(ByT5Tokenizer(extra_ids=1)) != tokenizer_digest(ByT5Tokenizer(extra_ids=2))
 
 
+@pytest.mark.slow
 def test_the_key_is_the_same_in_another_process() -> None:
     program = "from tests.test_dataset_cache import key; print(key())"
     for seed in ("1", "2"):

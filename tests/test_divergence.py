@@ -107,6 +107,7 @@ def test_a_validation_loss(world: World, tmp_path: Path, capfd, monkeypatch) -> 
     assert step_of(tmp_path / "run" / "checkpoints" / "best.ckpt") == STEPS
 
 
+@pytest.mark.slow
 def test_two_processes_end_together(world: World, tmp_path: Path) -> None:
     arguments = ("--learning-rate", 1e38, "--optimizer", "sgd", "--batch-size", 2, "--num-devices", 2)
     ended = run_apart(*world.training(*arguments, "--project-dir", tmp_path, "--project", "run"))

@@ -276,6 +276,7 @@ def test_every_tool_is_there(tool: str) -> None:
 # ---- examples
 
 
+@pytest.mark.slow
 class TestExamples:
     @pytest.fixture
     def written(self, stage: Stage):

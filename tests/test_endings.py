@@ -111,7 +111,7 @@ class TestActions:
             ("train", results, "version"),
             ("test", results, "version"),
             ("imp-test", imp_test, "build"),
-            ("imp-test", imp_test, "score"),
+            ("imp-test", imp_test, "scored"),
         ],
     )
     def test_outside_training(self, world: World, monkeypatch, capfd, action, owner, name, stop, code: int) -> None:

@@ -302,6 +302,7 @@ class TestTool:
         with pytest.raises(UserError, match="plain model"):
             export.main([str(tmp_path / "whole"), "--format", "peft", "--output", str(tmp_path / "adapter")])
 
+    @pytest.mark.slow
     def test_as_a_script(self, plain: Path, tmp_path: Path) -> None:
         script = [sys.executable, str(ROOT / "tools" / "export.py"), str(plain), "--format", "peft", "--output"]
         wrong = subprocess.run([*script, str(plain)], cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -134,6 +134,7 @@ def test_mistakes(world: World, arguments: str, message: str) -> None:
     assert message in str(mistake.value)
 
 
+@pytest.mark.slow
 def test_as_a_script(world: World, tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "tools" / "inspect_model.py")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

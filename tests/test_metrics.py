@@ -82,6 +82,7 @@ def _process(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_with_different_numbers_of_rows(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     results = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}

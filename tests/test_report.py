@@ -563,6 +563,7 @@ class TestMistakes:
 
 
 @pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
+@pytest.mark.slow
 def test_in_a_browser(tmp_path: Path) -> None:
     several = [dynamic_run(tmp_path / "a-dynamic-run-with-a-long-name", epochs=[e // 4 for e in range(16)])]
     several += [trained_run(tmp_path / f"run{i}", seed=i, logger="csv") for i in range(1, 4)]

@@ -98,6 +98,7 @@ def test_a_resumed_run_ends_as_the_one_that_was_never_cut(world, tmp_path, renor
     assert record["shortcut"]["renormalize"] is (renormalize == "true")
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_test_as_one(world, tmp_path) -> None:
     """45 rows in global batches of 4: one process has no row of the last batch. Nothing is dropped out."""
     lora, file = write_lora(tmp_path / "lora.toml"), write_shortcuts(tmp_path / "shortcut.toml")

@@ -50,6 +50,7 @@ def test_the_repository_is_found_before_it_is_needed(tool: str) -> None:
     assert others[0] == "tools.cli"
 
 
+@pytest.mark.slow
 def test_a_user_error_is_one_line_in_both_forms(tmp_path: Path) -> None:
     for arguments, folder in (((ROOT / "tools/report.py",), tmp_path), (("-m", "tools.report"), ROOT)):
         done = start(*arguments, tmp_path / "nowhere", folder=folder)

@@ -52,10 +52,11 @@ def why_all_equal(name: str, scores: Mapping[str, float]) -> str | None:
     if heuristic.is_baseline or len(scores) < 2 or len(set(scores.values())) > 1:
         return None
     value = next(iter(scores.values()))
+    hint = f", or {heuristic.hint}" if value == 0 and heuristic.hint else ""
     if value == 0 and heuristic.warmup_batches > 0:
-        hint = f", or {heuristic.hint}" if heuristic.hint else ""
         return (
             f"all {name} scores are 0, so the choice is random: while B = 0 an element has no effect; train the "
             f"elements first, on more warm-up batches or at a higher warm-up learning rate{hint}"
         )
-    return f"all {name} scores are {value:g}, so the choice is random; use more scoring batches, or another heuristic"
+    cure = f"use more scoring batches, or another heuristic{hint}"
+    return f"all {name} scores are {value:g}, so the choice is random; {cure}"

@@ -95,7 +95,7 @@ class TestEveryMoment:
             assert_continues(server, arguments, folder, whole)
 
     @pytest.mark.parametrize("sample", [2, pytest.param(1000, marks=pytest.mark.slow)])
-    @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+    @pytest.mark.parametrize("error", ["ENOSPC", pytest.param("EIO", marks=pytest.mark.slow)])
     def test_the_disk_fails(self, server, arguments, whole, calls, tmp_path, error: str, sample: int) -> None:
         for at in moments(calls["fsync"], random.Random(error), sample):
             folder = tmp_path / str(at)
@@ -106,7 +106,7 @@ class TestEveryMoment:
             assert_continues(server, arguments, folder, whole)
 
     @pytest.mark.parametrize("sample", [1, pytest.param(1000, marks=pytest.mark.slow)])
-    @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+    @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)])
     def test_stopped(self, server, arguments, whole, calls, tmp_path, sent: str, code: int, sample: int) -> None:
         for at in moments(calls["fsync"], random.Random(sent), sample):
             folder = tmp_path / str(at)

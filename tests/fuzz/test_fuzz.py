@@ -59,7 +59,7 @@ def raises() -> None:
 
 
 def takes_memory() -> int:
-    return len(bytearray(b"x") * (1200 * 2**20)) * 0
+    return len(bytearray(b"x") * (1800 * 2**20)) * 0
 
 
 def leaves_a_file() -> None:
