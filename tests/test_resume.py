@@ -158,4 +158,5 @@ def test_the_checkpoint_is_read_once(world: World, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(torch, "load", counted)
     assert run("train", "--resume-training", "--load", last, "--max-steps", 2) == 0
-    assert reads == [last, last.with_name("best.ckpt")]
+    best = last.with_name("best.ckpt")
+    assert reads == [last, best, best]  # the best one for its step at the start, and for its weights at the end
