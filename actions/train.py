@@ -47,8 +47,8 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
     """Train, with `more` callbacks, and measure the best weights."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
-    started: list[bool] = []  # not empty once a batch is trained
-    watch = LambdaCallback(on_train_batch_end=lambda *_: started.append(True))
+    started: set[bool] = set()  # not empty once a batch is trained
+    watch = LambdaCallback(on_train_batch_end=lambda *_: started.add(True))
     callbacks = training_callbacks(experiment.options, checkpoints, (watch, *_starting(experiment), *more))
     trainer = build_trainer(experiment, folder, callbacks)
     resume_from = resumed.path if resumed else None

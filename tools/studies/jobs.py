@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from dataset.option import flag_of
 from heterolora import scores as scores_file
 from heterolora.allocation import Scored, tie_generator
 from heterolora.config import ElementConfig
+from heterolora.element import Element
 from heterolora.errors import UserError
 from heterolora.files import write_text, write_toml
 from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
 from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning
-_LARGEST_RANK = 1 << 16  # of `uniform`, which has no bound of its own
+EVEN = Proportional(0, 1 << 16)  # ranks as equal as the budget allows: `uniform` has no highest rank of its own
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ class Commands:
             ranks = {item.element.key: item.element.rank for item in elements}
         else:
             ranks = assignment(case, elements).ranks
-        on = [item.element for item in elements if item.element.key in ranks]
-        chosen = [type(e)(**(vars(e) | {"settings": e.settings.at(ranks[e.key])})) for e in on]
+        chosen = at_ranks([item.element for item in elements], ranks)
         configuration = self.folder / "configs" / f"{case.name}.toml"
         write_text(configuration, ElementConfig.of(chosen, "lora").to_toml())
         more: dict[str, Any] = {"lora_config": str(configuration)}
@@ -159,6 +159,11 @@ def _training(case: Case) -> dict[str, Any]:
     return {"learning_rate": case.learning_rate, "seed": case.seed, "measured": "last", "row_results": True}
 
 
+def at_ranks(elements: Iterable[Element], ranks: Mapping[str, int]) -> list[Element]:
+    """The elements that have a rank in `ranks` (key -> rank), at that rank."""
+    return [replace(one, settings=one.settings.at(ranks[one.key])) for one in elements if one.key in ranks]
+
+
 def _flags(options: Mapping[str, Any], action: str) -> Sequence[str]:
     used = {name: value for name, value in options.items() if declared()[name].used_by(action)}
     return [text for name, value in used.items() for text in (flag_of(name), _text(value))]
@@ -176,7 +181,7 @@ def assignment(case: Case, elements: Sequence[Scored]) -> Assignment:
     arm = case.arm
     policy: Policy
     if arm.method == UNIFORM:
-        policy, seed = Proportional(0, _LARGEST_RANK), 0
+        policy, seed = EVEN, 0
     elif arm.policy == "proportional":
         policy, seed = Proportional(0, arm.rank), case.seed
     elif arm.policy == "greedy":

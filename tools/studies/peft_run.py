@@ -34,12 +34,12 @@ from heterolora.element import Element
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.peft_config import peft_config, task_type
-from heterolora.ranks import Limit, Proportional, assign
+from heterolora.ranks import Limit, assign
 from model.task.scoring import batch_count
 from model.trained import trained_names
+from tools.studies.jobs import EVEN, at_ranks
 
 PEFT_METHODS = ("lora", "rslora", "pissa", "eva")
-_LARGEST_RANK = 1 << 16
 _EVA_BATCHES = 32
 
 
@@ -77,10 +77,8 @@ def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[El
 def uniform_ranks(places: Sequence[Element], budget: int) -> list[Element]:
     """The places with an element, at ranks as equal as the budget allows."""
     scored = [scores_file.Scored(element, 1.0) for element in places]
-    found = assign(scored, Proportional(0, _LARGEST_RANK), Limit("parameters", budget), "off", random.Random(0)).ranks
-    return [
-        replace(element, settings=element.settings.at(found[element.key])) for element in places if element.key in found
-    ]
+    found = assign(scored, EVEN, Limit("parameters", budget), "off", random.Random(0)).ranks
+    return at_ranks(places, found)
 
 
 def _settings(element: Element, method: str) -> Any:
