@@ -25,6 +25,7 @@ from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
 from model.task.fine_tuning import FineTuning
+from model.task.frozen_prefix import check_fixed_blocks
 from model.task.summarization import Summarization
 from model.trained import take
 
@@ -51,6 +52,8 @@ def build(request: Request) -> Experiment:
     options, spec, base_source = request.options, request.spec, request.base
     config = load_config(base_source.name, spec)
     planned = plan_elements(request, config)
+    if options.cache_frozen_prefix and planned is not None and request.action in (TRAIN, DYREALLOC):
+        check_fixed_blocks(config)
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
     tokenizer = load_tokenizer(base_source.name, config)

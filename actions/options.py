@@ -12,6 +12,7 @@ from typing import Any, Literal
 from dataset.option import (
     OptionInfo,
     at_least,
+    byte_size,
     count_or_share,
     group,
     idle_with,
@@ -56,6 +57,14 @@ def _no_random_numbers(run: Mapping[str, Any]) -> str | None:
         return None
     complete = run["load_type"] == "pl" or (run["pretrained"] and run["task"] != "classification")
     return "on test: no weight is random" if complete else None
+
+
+def _trained_completely(run: Mapping[str, Any]) -> str | None:
+    return None if run["adapted"] else f"with --model {run['model']}, which is trained completely"
+
+
+def _without_cache(run: Mapping[str, Any]) -> str | None:
+    return _trained_completely(run) if run["cache_frozen_prefix"] else "without --cache-frozen-prefix"
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,13 @@ class Options:
         "(gradient) or of the inputs (activation), from --imp-limit-test-batches batches", actions=_TRAINING)
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time",
         actions=_TRAINING, resume="free")
+    cache_frozen_prefix: bool = option(False, "compute the output of the blocks below the lowest element that is on "
+        "once for each training row and reuse it in later epochs; turns dropout off in these blocks",
+        actions=_TRAINING, idle=_trained_completely)
+    cache_limit: str = option("4GiB", "largest size of this cache on each machine", byte_size, actions=_TRAINING,
+        resume="free", idle=_without_cache)
+    cache_folder: Path | None = option(None, "keep this cache in a memory-mapped file in this folder; by default in "
+        "memory", actions=_TRAINING, resume="free", idle=_without_cache)
     max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",
         at_least(1), from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
     num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),

@@ -190,6 +190,9 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
         )
     if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
+    folder = options.cache_folder if options.cache_frozen_prefix else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
     if adapted is None:
         unusable = [f"--{kind}-config is given" for kind in given]
         if options.quantize is not None:

@@ -20,8 +20,11 @@ from actions.resolve import Request
 from actions.results import measure, show_parameters
 from actions.run_folder import Run, open_run, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
+from dataset.option import bytes_of
 from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
+from model.task.frozen_prefix import FrozenPrefix
+from model.task.row_cache import RowCache
 from model.task.start import StartElements
 
 
@@ -46,6 +49,7 @@ def start(request: Request, folder: Path) -> Experiment:
 def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> None:
     """Train, with `more` callbacks, and measure the best weights."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
+    task.frozen_prefix = _frozen_prefix(experiment)
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
     started: set[bool] = set()  # not empty once a batch is trained
     watch = LambdaCallback(on_train_batch_end=lambda *_: started.add(True))
@@ -72,6 +76,19 @@ def _starting(experiment: Experiment) -> tuple[pl.Callback, ...]:
         return ()
     batches = functools.partial(scoring_batches, experiment.data, options.scoring.imp_limit_test_batches)
     return (StartElements(options.lora_init, options.seed, batches, note),)
+
+
+def _frozen_prefix(experiment: Experiment) -> FrozenPrefix | None:
+    """The cache of --cache-frozen-prefix. The processes of a machine share its limit equally."""
+    options, task = experiment.options, experiment.task
+    if not options.cache_frozen_prefix or task.space is None:
+        return None
+
+    def when_full(rows: int) -> None:
+        note(f"--cache-limit {options.cache_limit} is full with {rows:,} rows: others are computed in every epoch")
+
+    limit = bytes_of(options.cache_limit) // options.devices.num_devices
+    return FrozenPrefix(task.network, task.space, RowCache(limit, options.cache_folder, when_full), note)
 
 
 def finish(experiment: Experiment, folder: Path) -> None:

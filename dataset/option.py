@@ -6,9 +6,11 @@ import functools
 import math
 import operator
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -220,3 +222,28 @@ def count_or_share(value: int | float) -> str | None:
     """int: at least 1; float: in (0, 1]."""
     fits = 0.0 < value <= 1.0 if isinstance(value, float) else value >= 1
     return None if fits else "a count of at least 1, or a share in (0, 1] written with a point, such as 0.5 or 1.0"
+
+
+_BYTES = {"": 1, "B": 1, **{f"{unit}B": 1000**n for n, unit in enumerate("KMGT", 1)}}
+_BYTES |= {f"{unit}iB": 1024**n for n, unit in enumerate("KMGT", 1)}
+
+
+def bytes_of(text: str) -> int:
+    """The bytes of a size such as 4GiB, 1.5 GB or 2000. Raises ValueError if it is none, or less than a byte."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip(), re.ASCII)
+    units = {unit.lower(): count for unit, count in _BYTES.items()}
+    if found is None or found[2].lower() not in units:
+        raise ValueError(text)
+    size = int(Decimal(found[1]) * units[found[2].lower()])
+    if not 1 <= size < 2**63:
+        raise ValueError(text)
+    return size
+
+
+def byte_size(text: str) -> str | None:
+    """The check of an option whose value is a size."""
+    try:
+        bytes_of(text)
+    except ValueError:
+        return "a size such as 4GiB, 500MB or 1000000"
+    return None

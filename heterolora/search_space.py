@@ -58,6 +58,18 @@ class SearchSpace:
         """The elements (of one kind) that are on."""
         return tuple(low_rank for low_rank in self if low_rank.enabled and kind in (None, low_rank.element.kind))
 
+    def frozen_blocks(self, probed: bool = False) -> int:
+        """The number of blocks, from the first, that compute what they do without elements, and are not looked into.
+
+        `shortcut2` looks into the block before. `probed`: elements that a probe observes count as elements that are on.
+        """
+        looks_into = (
+            low_rank.element.layer - (low_rank.element.name == "shortcut2")
+            for low_rank in self
+            if (low_rank.present if probed else low_rank.enabled)
+        )
+        return min(looks_into, default=len(self.blocks))
+
     def switch(self, keys: frozenset[str] | set[str]) -> None:
         """Turn on the elements with these keys and turn off all others."""
         for low_rank in self:

@@ -72,6 +72,13 @@ def test_a_report_says_what_was_measured_and_where(capsys, name, variants):
         assert variant in said
 
 
+def test_a_frozen_prefix_is_compared(capsys):
+    said = report(capsys, "frozen-prefix", *TINY, "--rounds", "1", "--batches", "2")
+    assert "an epoch of 2 training steps" in said
+    for variant in ("all blocks", "upper half", "upper half, cached"):
+        assert variant in said
+
+
 def test_padding_is_counted(capsys, tmp_path):
     """Rows of 1 to 6 times the same sentence pair, in batches of two."""
     lines = "".join(

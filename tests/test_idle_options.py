@@ -45,9 +45,16 @@ CHANGED = {  # option -> another value, for the command line
     "log_every_n_steps": "1", "accelerator": "auto", "num_devices": "2", "num_nodes": "2", "strategy": "ddp",
     "precision": "bf16-mixed", "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
-    "lora_init": "orthogonal", "budget_parameters": "800",
+    "lora_init": "orthogonal", "budget_parameters": "800", "cache_frozen_prefix": "true", "cache_limit": "1GB",
 }  # fmt: skip
-FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config")  # their values are paths
+FILES = (
+    "load",
+    "lora_config",
+    "shortcut_config",
+    "dataset_saved_path",
+    "config",
+    "cache_folder",
+)  # their values are paths
 
 
 def base(world: World, action: str, *more: object) -> list[str]:
@@ -98,7 +105,7 @@ def test_an_effect_or_a_note(world: World, reads: dict[str, set[str]], tmp_path:
     (tmp_path / "options.toml").write_text("batch_size = 2\n", encoding="utf-8")
     paths = {
         "load": world.opt, "lora_config": world.lora, "shortcut_config": write_shortcuts(tmp_path / "shortcut.toml"),
-        "dataset_saved_path": world.sst2, "config": tmp_path / "options.toml",
+        "dataset_saved_path": world.sst2, "config": tmp_path / "options.toml", "cache_folder": tmp_path,
     }  # fmt: skip
     silent = []
     for name, info in declared().items():
@@ -134,6 +141,8 @@ CASES = [
      (TRAIN, "--logger", "csv")),
     (TRAIN, ("--imp-limit-test-batches", 2), "--imp-limit-test-batches has no effect with --lora-init kaiming",
      (TRAIN, "--lora-init", "gradient")),
+    (TRAIN, ("--cache-limit", "1GB"), "--cache-limit has no effect without --cache-frozen-prefix",
+     (TRAIN, "--cache-frozen-prefix")),
     (TRAIN, ("--backbone-model", "some/base"), "--backbone-model has no effect with --load-type hf", None),
     (TRAIN, ("--strategy", "ddp"), "--strategy has no effect with one device", None),
     (TRAIN, ("--strategy", "ddp", "--num-devices", 2),
@@ -159,6 +168,12 @@ def test_read_without_effect(world: World, action: str, arguments: tuple, expect
         flag = expected.split()[0]
         said = notes([*command(*base(world, action, *arguments)), *map(str, more)])
         assert not [note for note in said if note.startswith(flag)]
+
+
+def test_a_plain_model_has_no_frozen_prefix(world: World) -> None:
+    said = notes(["train", str(world.opt), "--cache-frozen-prefix", "--cache-limit", "1GB"])
+    why = f"has no effect with --model {world.opt}, which is trained completely"
+    assert {f"--cache-frozen-prefix {why}", f"--cache-limit {why}"} <= set(said)
 
 
 def test_without_load() -> None:

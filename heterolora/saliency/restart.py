@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from heterolora.blocks import replaced
 from heterolora.saliency.problem import Loss, Problem
 from heterolora.shortcut import Carry
 
@@ -48,26 +47,13 @@ class Restarts:
             raise ValueError(f"batch {batch} can't go back from block {state.layer} to block {layer}")
         hook = self.blocks[layer].register_forward_pre_hook(partial(self._keep, batch, layer))
         try:
-            with self._from(self.blocks, state):
+            with replaced(self.blocks, range(state.layer), _StandIn(state, self.problem.space.carry)):
                 return self.problem.evaluate(self.problem.batches[batch])
         finally:
             hook.remove()
 
     def _keep(self, batch: int, layer: int, _block: nn.Module, args: tuple[Any, ...]) -> None:
         self.states[batch] = State(layer, args[0], self.problem.space.carry.held.before)
-
-    @contextmanager
-    def _from(self, blocks: nn.ModuleList, state: State) -> Iterator[None]:
-        """One module replaces all blocks before the state's block."""
-        skipped = list(blocks[: state.layer])
-        stand_in = _StandIn(state, self.problem.space.carry)
-        try:
-            for layer in range(state.layer):
-                blocks[layer] = stand_in
-            yield
-        finally:
-            for layer, block in enumerate(skipped):
-                blocks[layer] = block
 
 
 class _StandIn(nn.Module):

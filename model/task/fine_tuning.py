@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
+from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run
 from model.task.rows import RowLosses, RowResult
 from model.task.window import Window
@@ -63,6 +65,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.trained = trained_names(network, space)
         self.official: dict[str, dict[str, float]] = {}
         self.window = Window()
+        self.frozen_prefix: FrozenPrefix | None = None  # set for --cache-frozen-prefix
         self.global_loss = torch.zeros(())  # of the last optimizer step: the mean over its window on all processes
         self.keeps_rows = False  # whether evaluation fills `rows`
         self.rows: list[RowResult] = []  # of this process
@@ -98,12 +101,18 @@ class FineTuning(pl.LightningModule, ABC):
     # ---- training
 
     def logits(self, batch: Batch) -> Tensor:
-        return self.network(**{name: batch[name] for name in _NETWORK_INPUTS if name in batch}).logits
+        return self.network(**_network_inputs(batch)).logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning clears the gradients now
             self.window.start()
-        return self.window.add(self.loss(batch), averaged=self._averages_gradients())
+        with self._prefix_reused(batch):
+            loss = self.loss(batch)
+        return self.window.add(loss, averaged=self._averages_gradients())
+
+    def _prefix_reused(self, batch: Batch) -> AbstractContextManager[None]:
+        prefix = self.frozen_prefix
+        return nullcontext() if prefix is None else prefix.reused(batch["index"], _network_inputs(batch))
 
     def on_after_backward(self) -> None:
         """At the end of an accumulation window, makes the gradients those of its mean loss on all processes."""
@@ -206,3 +215,7 @@ class FineTuning(pl.LightningModule, ABC):
     def current_record(self) -> Record:
         on = () if self.space is None else tuple(low_rank.element.key for low_rank in self.space.on())
         return replace(self.record, on=on)
+
+
+def _network_inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: batch[name] for name in _NETWORK_INPUTS if name in batch}
