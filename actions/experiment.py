@@ -16,7 +16,7 @@ from heterolora.adapt import Plan, adapt, plan
 from heterolora.allocation import Scored, default_mode, tie_generator
 from heterolora.element import check_ranks
 from heterolora.errors import UserError
-from heterolora.ranks import choose
+from heterolora.ranks import check_time, choose
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
 from model.load import enable_gradient_checkpointing, length_limit, load_base, load_config, load_tokenizer
@@ -129,7 +129,10 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     if request.action in (IMP_TEST, DYREALLOC):
         options = request.options.reallocation
         mode = options.dyrealloc_ags_mode or default_mode(request.adapted.shortcuts)
-        choose([Scored(element, 0.0) for element in planned.elements], options.budget, mode, tie_generator(0, 0))
+        if options.budget.unit == "time":  # which is measured on the loaded model
+            check_time(mode)
+        else:
+            choose([Scored(element, 0.0) for element in planned.elements], options.budget, mode, tie_generator(0, 0))
     if request.must_agree:
         given = {**configs, **request.must_agree}
         other = plan(network, family, given["lora"], given.get("shortcut"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from heterolora.saliency.score import scored, why_all_equal
 from heterolora.saliency.warm_up import WarmUp, is_fresh
 from heterolora.scores import Scores
 from model.task.scoring import batch_count, scoring_problem
+from model.task.timing import measured
 
 SCORES, PICTURE = "scores.toml", "scores.png"
 SHOWN = 10  # elements in the table
@@ -100,6 +102,8 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     start = time.perf_counter()
     items = scored(heuristic.name, problem, warm_up)
     seconds = time.perf_counter() - start
+    (first,) = data.scoring_batches(1)
+    step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))
     found = Scores(
         scored=items,
         importance_test_name=heuristic.name,
@@ -111,6 +115,7 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
         batch_size=experiment.options.data.batch_size,
         seed=experiment.options.seed,
         renormalize=task.record.renormalizes,
+        step_time=step_time,
     )
     return found, seconds
 
@@ -124,7 +129,8 @@ def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
 
 def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> None:
     options, scored, test = experiment.options, found.scored, found.importance_test_name
-    on = choose(scored, options.reallocation.budget, mode, tie_generator(options.seed, 0))
+    limit = replace(options.reallocation.budget, step_time=found.step_time)
+    on = choose(scored, limit, mode, tie_generator(options.seed, 0))
     write_config(folder, experiment.task.record.action, options)
     scores.write(folder / SCORES, found)
     heat_map(
@@ -158,6 +164,8 @@ def _table(scored: Sequence[Scored], on: frozenset[str]) -> Table:
 
 def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Limit) -> str | None:
     """A note if the budget ends among equal scores, so that ties were broken at random; None otherwise."""
+    if budget.unit == "time":  # not spent in the order of the scores
+        return None
     lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
     rankings = {"off": [lora], "separated": [lora, shortcuts], "combined": [scored]}
     for ranking in rankings[mode]:

@@ -25,6 +25,7 @@ from heterolora.config import ElementConfig, load
 from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
+from model.reallocation.options import BUDGETS
 
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource, Checkpoint, Record
@@ -153,15 +154,16 @@ def _filled_in(command: Command, origin: Origin) -> Options:
 
 
 def _with_one_budget(options: Options, given: Collection[str]) -> Options:
-    """The options with either a share or a number of parameters. One that is given replaces a recorded one."""
-    budget, names = options.reallocation, ("turn_on_percentile", "budget_parameters")
-    if budget.budget_parameters is None:
-        return changed(options, {"turn_on_percentile": budget.budget.amount})
-    if budget.turn_on_percentile is None:
+    """The options with one budget, by default a share of the elements. One that is given replaces a recorded one."""
+    stated = [name for name in BUDGETS if getattr(options.reallocation, name) is not None]
+    if not stated:
+        return changed(options, {"turn_on_percentile": options.reallocation.budget.amount})
+    if len(stated) == 1:
         return options
-    if all(name in given for name in names):
-        raise UserError("--turn-on-percentile and --budget-parameters are both given", "give one of them")
-    return changed(options, {name: None for name in names if name not in given})
+    both = [flag_of(name) for name in stated if name in given]
+    if len(both) > 1:
+        raise UserError(f"{both[0]} and {both[1]} are both given", "give one of them")
+    return changed(options, {name: None for name in BUDGETS if name not in given})
 
 
 # ---- options

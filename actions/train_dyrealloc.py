@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytorch_lightning as pl
 
 from actions import train
 from actions.console import is_first_process, note, say
@@ -24,9 +26,13 @@ from heterolora.ranks import TopK, assign
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.gradients import GradientHeuristic
 from heterolora.search_space import SearchSpace
+from heterolora.step_time import StepTime
 from model.reallocation.callback import Reallocate, ScoreSource
 from model.reallocation.options import ReallocationOptions, ScoringOptions
 from model.reallocation.sources import DedicatedScores, TrainingScores
+from model.task.fine_tuning import FineTuning
+from model.task.scoring import scoring_problem
+from model.task.timing import measured
 
 FREQUENCY_PICTURE, TIMELINE_PICTURE = "reallocation_frequency.png", "reallocation_timeline.png"
 
@@ -43,7 +49,8 @@ def run(request: Request) -> None:
     with open_run(request) as opened:
         experiment, folder = train.start(request, opened.folder), opened.folder
         say(_budget(experiment.task.space, options))
-        reallocate = Reallocate(options, request.options.seed, _source(experiment), folder, note)
+        source, step_time = _source(experiment), _step_time(experiment)
+        reallocate = Reallocate(options, request.options.seed, source, folder, note, step_time)
         train.fit(experiment, opened, (reallocate,))
         if is_first_process():
             draw(reallocate.history, folder)
@@ -67,6 +74,9 @@ def draw(history: History, folder: Path) -> None:
 
 def _budget(space: SearchSpace, options: ReallocationOptions) -> str:
     """A line that says how many elements, or parameters, will be on."""
+    if options.budget_time is not None:
+        part = f"{options.budget_time:g} of the time of a step with all elements on"
+        return f"budget (mode {options.dyrealloc_ags_mode}): {part}"
     if options.budget_parameters is not None:
         unscored = [Scored(element, 0.0) for element in space.elements]
         ties = allocation.tie_generator(0, 0)
@@ -92,6 +102,17 @@ def _check_source(options: ScoringOptions) -> None:
             f"--imp-source training cannot be used with {test}, which is not computed from gradients alone",
             f"use --imp-source dedicated, or --importance-test-name {', '.join(formulas)}",
         )
+
+
+def _step_time(experiment: Experiment) -> Callable[[pl.Trainer, FineTuning], StepTime]:
+    """Measures a step on the first scoring batch."""
+
+    def step_time(trainer: pl.Trainer, task: FineTuning) -> StepTime:
+        (first,) = experiment.data.scoring_batches(1)
+        batch = trainer.strategy.batch_to_device(first)
+        return measured(scoring_problem(task, [], 0.0, precision=trainer.precision_plugin.forward_context), batch)
+
+    return step_time
 
 
 def _source(experiment: Experiment) -> ScoreSource:

@@ -13,16 +13,20 @@ from typing import Literal
 
 from heterolora.allocation import Mode, Scored, allocate, check_mode, of_kind, ranked, share
 from heterolora.errors import UserError
+from heterolora.step_time import StepTime, best_within
 
-Unit = Literal["share", "rank", "parameters"]
+Unit = Literal["share", "rank", "parameters", "time"]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The budget: a `share` in (0, 1] of the whole space, a total `rank`, or trainable `parameters` of the elements."""
+    """The budget: a `share` in (0, 1] of the whole space, a total `rank`, trainable `parameters` of the elements, or a
+    share of the `time` of a training step with all elements on, by `step_time`.
+    """
 
     unit: Unit
     amount: float | Decimal | int
+    step_time: StepTime | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,8 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, g
     """
     lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
+    if limit.unit == "time":
+        return _within_time(scored, policy, limit, mode, generator)
     unit = {"share": policy.share_of, "rank": "total rank", "parameters": "parameters"}[limit.unit]
     cost = _COSTS[unit]
     pools = [("LoRA", lora)] if mode == "off" else [("LoRA", lora), ("shortcuts", shortcuts)]
@@ -247,6 +253,36 @@ def choose(scored: Sequence[Scored], limit: Limit, mode: Mode, generator: random
     if limit.unit == "share":
         return allocate(scored, limit.amount, mode, generator)
     return frozenset(assign(scored, TopK(), limit, mode, generator).ranks)
+
+
+def check_time(mode: Mode) -> None:
+    """Raise UserError if a time cannot be spent in this mode: the lowest block counts for both kinds together."""
+    if mode == "separated":
+        raise UserError("--budget-time cannot be divided between LoRA and shortcuts", "use mode 'combined' or 'off'")
+
+
+def _within_time(
+    scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, generator: random.Random
+) -> Assignment:
+    """The elements with the largest sum of scores within the time, see `best_within`, at the ranks of `policy`."""
+    check_time(mode)
+    if not isinstance(policy, TopK):
+        raise UserError("--budget-time chooses elements, not ranks", "use --policy topk, or another budget")
+    time, everything = limit.step_time, [item.element for item in scored]
+    always = [element for element in everything if mode == "off" and element.kind == "shortcut"]
+    pool = of_kind(scored, "lora") if mode == "off" else list(scored)
+    whole = time.of(everything)
+    chosen = best_within(ranked(pool, generator), always, time, float(limit.amount) * whole)
+    if not chosen:
+        least = min(time.of([*always, item.element]) for item in pool) / whole
+        found = f"a budget of {limit.amount:g} of the step time pays for no element"
+        raise UserError(found, f"expected at least {math.ceil(1000 * least) / 1000:g}")
+    on = [*always, *(item.element for item in pool if item.element.key in chosen)]
+    micros = (round(1e6 * seconds) for seconds in (whole, float(limit.amount) * whole, time.of(on)))
+    ranks = {item.element.key: policy.bounds(item)[1] for item in pool if item.element.key in chosen}
+    ranks |= {element.key: element.rank for element in always}
+    title = "LoRA" if mode == "off" else "LoRA and shortcuts"
+    return Assignment(ranks, (Spending(title, "µs of a step", *micros),))
 
 
 def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:

@@ -21,6 +21,7 @@
     alpha = 16.0
     dropout = 0.0
 
+The table `[step_time]` has the constants of `heterolora.step_time.StepTime`; older files have none.
 `use_rslora` of an element and `renormalize` at the top are written only if they are true. An element has `by_rank`, the
 list of the scores of its ranks, if the heuristic gives them.
 """
@@ -29,8 +30,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from heterolora.element import NAMES, SHORTCUTS, Element, Settings
 from heterolora.errors import UserError, shown
 from heterolora.files import to_toml, write_text
 from heterolora.outside import read_toml
+from heterolora.step_time import StepTime
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Scores:
         batches: number of scoring batches, over all processes.
         batch_size: rows of a scoring batch.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
+        step_time: what a training step takes, as it was measured. Scores that differ only in it are equal.
     """
 
     scored: tuple[Scored, ...]
@@ -66,6 +69,7 @@ class Scores:
     batch_size: int = 1
     seed: int = 0
     renormalize: bool = False
+    step_time: StepTime | None = field(default=None, compare=False)
 
     @property
     def has_shortcuts(self) -> bool:
@@ -91,6 +95,11 @@ _TOP: Mapping[str, Field] = {
     "seed": whole_number(0),
     "renormalize": _OPTIONAL,
 }
+_SECONDS = number(lambda value: value >= 0, "seconds, 0 or more")
+_STEP_TIME: Mapping[str, Field] = {
+    "blocks": whole_number(1, 10**6),
+    **dict.fromkeys(("forward", "block", "width"), _SECONDS),
+}
 _ELEMENT: Mapping[str, Field] = {
     "score": _SCORE,
     "kind": Field(lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
@@ -111,7 +120,7 @@ def read(path: str | Path) -> Scores:
     """Read a scores file. Raises UserError if it cannot be read, a key is unknown or missing, or a value is wrong."""
     document = read_toml(path, "the scores file", _EXPECTED)
     tables = {key: value for key, value in document.items() if re.fullmatch(r"layer_(0|[1-9][0-9]{0,8})", key)}
-    top = {key: value for key, value in document.items() if key not in tables}
+    top = {key: value for key, value in document.items() if key not in (*tables, "step_time")}
     scored = [
         _read_element(path, int(table.removeprefix("layer_")), name, values)
         for table, names in tables.items()
@@ -121,12 +130,14 @@ def read(path: str | Path) -> Scores:
     if not scored:
         raise UserError(f"{path}: no element is scored", f"expected {_TABLES} for each element")
     scored.sort(key=lambda item: item.element.layer)  # stable: the file's order within a block
-    return Scores(scored=tuple(scored), **top)
+    return Scores(scored=tuple(scored), step_time=_read_step_time(path, document, scored), **top)
 
 
 def write(path: str | Path, scores: Scores) -> None:
     """Write a scores file; `read` returns equal scores. Raises UserError if a score is not finite, or writing fails."""
     document = {key: getattr(scores, key) for key in _TOP if key != "renormalize" or scores.renormalize}
+    if scores.step_time is not None:
+        document["step_time"] = asdict(scores.step_time)
     for item in scores.scored:
         element, settings = item.element, item.element.settings
         if not math.isfinite(item.score):
@@ -145,6 +156,16 @@ def write(path: str | Path, scores: Scores) -> None:
         values |= {"by_rank": list(item.by_rank)} if item.by_rank else {}
         document.setdefault(f"layer_{element.layer}", {})[element.name] = values
     write_text(path, to_toml(document))
+
+
+def _read_step_time(path: str | Path, document: Mapping[str, Any], scored: Sequence[Scored]) -> StepTime | None:
+    if "step_time" not in document:
+        return None
+    where = f"{path}: [step_time]"
+    found = StepTime(**check_keys(where, _STEP_TIME, document["step_time"], _EXPECTED))
+    if scored[-1].element.layer >= found.blocks:
+        raise UserError(f"{where}: blocks is {found.blocks}", f"expected more than {scored[-1].element.layer}")
+    return found
 
 
 def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Scored:

@@ -46,6 +46,7 @@ CHANGED = {  # option -> another value, for the command line
     "precision": "bf16-mixed", "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
     "lora_init": "orthogonal", "budget_parameters": "800", "cache_frozen_prefix": "true", "cache_limit": "1GB",
+    "budget_time": "0.9",
 }  # fmt: skip
 FILES = (
     "load",

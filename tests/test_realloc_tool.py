@@ -200,7 +200,7 @@ def test_peft_with_rslora_scales_alike(files, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--turn-on-percentile --total-rank --parameters/--budget-parameters is required"),
+        ((), "--turn-on-percentile --total-rank --parameters/--budget-parameters --budget-time is required"),
         (("--turn-on-percentile", "0.5", "--total-rank", "8"), "not allowed with argument"),
         (("--turn-on-percentile", "0"), "0.0 is out of range; give a share in (0, 1]"),
         (("--turn-on-percentile", "1.01"), "1.01 is out of range; give a share in (0, 1]"),

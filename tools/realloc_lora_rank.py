@@ -6,7 +6,9 @@
 
 Give one budget: a share of the search space (topk: of its elements; else: of its total rank with every element at its
 highest rank), a total rank, or a number of trainable parameters. It is spent in order of score, then on the addition
-with the best score that still fits, and never exceeded. --seed decides between equal scores.
+with the best score that still fits, and never exceeded. --budget-time, a share of the time of a training step, turns
+on the elements with the largest sum of scores within it; imp-test has measured the step.
+--seed decides between equal scores.
 alpha is adapted to the rank so that the scaling (alpha / r) is the same as when the elements were scored.
 
 examples:
@@ -55,8 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_model(scores, args.load)
     mode = args.mode or default_mode(scores.has_shortcuts)
     seed = scores.seed if args.seed is None else args.seed
-    amounts = {"share": args.turn_on_percentile, "rank": args.total_rank, "parameters": args.parameters}
-    (limit,) = (Limit(unit, amount) for unit, amount in amounts.items() if amount is not None)
+    amounts = {
+        "share": args.turn_on_percentile,
+        "rank": args.total_rank,
+        "parameters": args.parameters,
+        "time": args.budget_time,
+    }
+    (limit,) = (Limit(unit, amount, scores.step_time) for unit, amount in amounts.items() if amount is not None)
+    if limit.unit == "time" and scores.step_time is None:
+        raise UserError(f"{args.scores} has no [step_time]", "score again with this version's imp-test")
     assignment = assign(scores.scored, _policy(args, elements), limit, mode, tie_generator(seed, 0))
     ranks = ((element, assignment.ranks.get(element.key)) for element in elements)
     on = [replace(element, settings=element.settings.at(rank)) for element, rank in ranks if rank]
@@ -94,6 +103,13 @@ def _parser() -> Parser:
         type=whole_number(at_least(1)),
         metavar="N",
         help="the elements' trainable parameters, r · (in + out)",
+    )
+
+    add(
+        "--budget-time",
+        type=real(share),
+        metavar="P",
+        help="a share in (0, 1] of the time of a training step with all elements on (topk only)",
     )
 
     add = parser.add_argument_group("ranks").add_argument

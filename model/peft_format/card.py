@@ -114,6 +114,8 @@ def _facts(result: CardContents) -> str:
         rows.append(("heuristic", f"{options.get('importance_test_name')}, repeatedly during training"))
         if (parameters := options.get("budget_parameters")) is not None:
             rows.append(("parameters turned on", f"at most {parameters:,}"))
+        elif (time := options.get("budget_time")) is not None:
+            rows.append(("step time", f"at most {time} of that with all elements on"))
         else:
             rows.append(("share turned on", f"{options.get('turn_on_percentile')}"))
     return _table(("", ""), rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from heterolora.errors import DivergenceError, NotFiniteError, UserError
 from heterolora.history import Decision, History
 from heterolora.ranks import choose
 from heterolora.search_space import SearchSpace
+from heterolora.step_time import StepTime
 from model.reallocation.options import ReallocationOptions
 from model.reallocation.schedule import Schedule, interval
 from model.task.fine_tuning import FineTuning
@@ -60,12 +62,20 @@ class Reallocate(pl.Callback):
         source: computes the scores.
         folder: the run folder, for the history files.
         note: prints a line for the user.
+        step_time: measures a training step, for a budget of time. It is called once in a run.
     """
 
     def __init__(
-        self, options: ReallocationOptions, seed: int, source: ScoreSource, folder: Path, note: Callable[[str], None]
+        self,
+        options: ReallocationOptions,
+        seed: int,
+        source: ScoreSource,
+        folder: Path,
+        note: Callable[[str], None],
+        step_time: Callable[[pl.Trainer, FineTuning], StepTime] | None = None,
     ) -> None:
         self.options, self.seed, self.source, self.folder, self.note = options, seed, source, folder, note
+        self.step_time, self.limit = step_time, options.budget
         self.schedule, self.history = Schedule(1), History(())  # of the run, once it has started
         self.seconds = 0.0  # spent on scoring since this process started
         self._started = self._ended = 0.0
@@ -78,11 +88,14 @@ class Reallocate(pl.Callback):
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history.state_dict(), "source": self.source.state_dict()}
+        step_time = None if self.limit.step_time is None else asdict(self.limit.step_time)
+        return {"history": self.history.state_dict(), "source": self.source.state_dict(), "step_time": step_time}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
         self.source.load_state_dict(state["source"])
+        if (step_time := state.get("step_time")) is not None:
+            self.limit = replace(self.limit, step_time=StepTime(**step_time))
 
     # ---- when
 
@@ -118,8 +131,10 @@ class Reallocate(pl.Callback):
         space, epoch, index = task.space, trainer.current_epoch, len(self.history.decisions)
         ties, options = allocation.tie_generator(self.seed, index), self.options
         try:
+            if self.limit.unit == "time" and self.limit.step_time is None:
+                self.limit = replace(self.limit, step_time=trainer.strategy.broadcast(self.step_time(trainer, task)))
             scored = self._scored(trainer, task, step)
-            chosen = choose(scored, options.budget, options.dyrealloc_ags_mode, ties)
+            chosen = choose(scored, self.limit, options.dyrealloc_ags_mode, ties)
         except UserError as reason:
             found = f"at step {trainer.global_step} (epoch {epoch}), {reason.found}"
             diverged = isinstance(reason, NotFiniteError) and trainer.global_step > 0

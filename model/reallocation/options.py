@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dataset.option import Idle, above, at_least, count_or_share, option, share
+from dataset.option import Idle, above, at_least, count_or_share, flag_of, option, share
 from heterolora import saliency
 from heterolora.allocation import Mode
 from heterolora.ranks import Limit
 
+BUDGETS = ("turn_on_percentile", "budget_parameters", "budget_time")  # one of them is given
 DEFAULT_SHARE = 0.25  # of --turn-on-percentile
 
 _IMP_TEST, _DYREALLOC = ("imp-test",), ("train-dyrealloc",)
@@ -67,9 +68,11 @@ class ReallocationOptions:
 
     # fmt: off
     turn_on_percentile: float | None = option(None,
-        "share of the elements to turn on, in (0, 1]; by default 0.25, unless --budget-parameters is given", share)
+        "share of the elements to turn on, in (0, 1]; by default 0.25, unless another budget is given", share)
     budget_parameters: int | None = option(None, "trainable parameters of the elements to turn on, instead of a share: "
         "the best elements that fit", at_least(1))
+    budget_time: float | None = option(None, "share of the time of a training step with all elements on, in (0, 1], "
+        "instead of a share of the elements: the best elements within it", share)
     dyrealloc_ags_mode: Mode | None = option(None,
         "off: choose among LoRA elements only, shortcuts stay on; separated: one budget for each kind; "
         "combined: one budget for all; by default combined with shortcuts, off without")
@@ -82,14 +85,16 @@ class ReallocationOptions:
 
     @property
     def budget(self) -> Limit:
-        """What may be on: a number of parameters, or else a share of the elements."""
+        """What may be on: a number of parameters, a share of the step time (not measured yet), or of the elements."""
         if self.budget_parameters is not None:
             return Limit("parameters", self.budget_parameters)
+        if self.budget_time is not None:
+            return Limit("time", self.budget_time)
         return Limit("share", DEFAULT_SHARE if self.turn_on_percentile is None else self.turn_on_percentile)
 
     @property
     def budget_flags(self) -> tuple[str, str]:
         """The flag of the budget and its value, as on a command line."""
-        if self.budget_parameters is not None:
-            return "--budget-parameters", f"{self.budget_parameters}"
-        return "--turn-on-percentile", f"{self.budget.amount:g}"
+        names = {"parameters": "budget_parameters", "time": "budget_time", "share": "turn_on_percentile"}
+        budget = self.budget
+        return flag_of(names[budget.unit]), f"{budget.amount}" if budget.unit == "parameters" else f"{budget.amount:g}"

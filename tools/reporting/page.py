@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from heterolora.allocation import default_mode, tie_generator
 from heterolora.element import Place
 from heterolora.ranks import choose
-from model.reallocation.options import ReallocationOptions
+from model.reallocation.options import BUDGETS, ReallocationOptions
 from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
 from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, timeline
 from tools.reporting.run import Run
@@ -151,10 +151,10 @@ def _parts(run: Run, colour: str) -> tuple[Part, ...]:
 
 def _scores(run: Run) -> Part:
     scores = run.scores
-    names = ("turn_on_percentile", "budget_parameters")
-    options = ReallocationOptions(**{name: run.option(name) for name in names})
+    options = ReallocationOptions(**{name: run.option(name) for name in BUDGETS})
+    limit = replace(options.budget, step_time=scores.step_time)
     mode = run.option("dyrealloc_ags_mode") or default_mode(scores.has_shortcuts)
-    chosen = choose(scores.scored, options.budget, mode, tie_generator(run.option("seed"), 0))
+    chosen = choose(scores.scored, limit, mode, tie_generator(run.option("seed"), 0))
     by_place = {Place(item.element.layer, item.element.name): item.score for item in scores.scored}
     chart = heat_map(by_place, chosen, _short, f"{scores.importance_test_name} score")
     total = sum(by_place.values()) or 1.0

@@ -40,7 +40,7 @@ UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"
 PEFT_METHODS = ("lora", "rslora", "pissa", "eva")
 _SET_BY_THE_STUDY = (
     "seed", "learning_rate", "lora_config", "project", "project_dir", "row_results", "config", "resume_training",
-    "log_level", "budget_parameters", "turn_on_percentile",
+    "log_level", "budget_parameters", "budget_time", "turn_on_percentile",
 )  # fmt: skip
 
 Measure = Literal["loss", "accuracy"]
