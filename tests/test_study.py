@@ -16,7 +16,7 @@ from tests.world import World
 from tools import study as tool
 from tools.studies import execution, peft_run
 from tools.studies.figures import pareto
-from tools.studies.spec import read_study
+from tools.studies.spec import PEFT_METHODS, read_study
 
 MINIMAL = """
 parameters = [600]
@@ -179,7 +179,7 @@ def test_submitit_runs_the_same_study(tmp_path: Path, world: World) -> None:
     assert all(float(row["seconds"]) > 0 for row in found)
 
 
-@pytest.mark.parametrize("method", peft_run.PEFT_METHODS)
+@pytest.mark.parametrize("method", PEFT_METHODS)
 def test_pefts_own_methods_run_in_the_same_loop(
     tmp_path: Path, world: World, start: InThisProcess, method: str
 ) -> None:

@@ -21,7 +21,7 @@ from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
-from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run
+from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run, within
 from model.task.rows import RowLosses, RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
@@ -127,8 +127,7 @@ class FineTuning(pl.LightningModule, ABC):
 
     def train_batches(self) -> int:
         """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
-        batches, limit = self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return within(self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches)
 
     def _total_steps(self) -> float:
         """Returns the number of optimizer steps of the whole run.

@@ -37,7 +37,7 @@ from heterolora.outside import read_toml
 
 EXPECTED = "see `python tools/study.py --help` for an example"
 UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"
-PEFT_METHODS = ("lora", "rslora", "pissa", "eva")
+PEFT_METHODS = ("lora", "rslora", "pissa", "eva", "adalora")
 _SET_BY_THE_STUDY = (
     "seed", "learning_rate", "lora_config", "project", "project_dir", "row_results", "config", "resume_training",
     "log_level", "budget_parameters", "turn_on_percentile",
