@@ -51,9 +51,7 @@ class Experiment:
         """The number of optimizer steps of the whole run."""
         loop, devices = self.options.loop, self.options.devices
         batches = within(self.task.batches_per_epoch(devices.num_devices * devices.num_nodes), loop.limit_train_batches)
-        return steps_of_run(
-            batches, loop.accumulate_grad_batches, loop.max_epochs, self.options.optimization.max_steps
-        )
+        return steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, self.options.optimization.max_steps)
 
 
 def build(request: Request) -> Experiment:

@@ -122,14 +122,14 @@ class FineTuning(pl.LightningModule, ABC):
         by_name = dict(self.network.named_parameters(remove_duplicate=False))
         parameters = dict.fromkeys(by_name[name] for name in self.trained)  # tied weights once
         optimizer = build_optimizer(parameters, self.optimization, self.space)
-        schedule = build_scheduler(optimizer, self._total_steps(), self.optimization)
+        schedule = build_scheduler(optimizer, self.total_steps(), self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def train_batches(self) -> int:
         """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
         return within(self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches)
 
-    def _total_steps(self) -> float:
+    def total_steps(self) -> float:
         """Returns the number of optimizer steps of the whole run.
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.

@@ -93,7 +93,9 @@ def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[El
 def _fixed(experiment: Experiment, uniform: Sequence[Element], method: str) -> Adapted:
     more: dict[str, Any] = {"pissa": {"init_lora_weights": "pissa"}}.get(method, {})
     on = [replace(element, settings=_settings(element, method)) for element in uniform]
-    return Adapted(get_peft_model(experiment.task.network, _config(experiment, on, **more)), functools.partial(list, on))
+    return Adapted(
+        get_peft_model(experiment.task.network, _config(experiment, on, **more)), functools.partial(list, on)
+    )
 
 
 def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> Adapted:
