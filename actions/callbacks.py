@@ -99,19 +99,27 @@ class EarlyStopping(callbacks.EarlyStopping):
 
 
 class StopAfter(pl.Callback):
-    """Ends training after `steps` optimizer steps, with a validation.
+    """Ends training at the end of the run, or after `early` steps or share of it, with a validation.
 
     Lightning's `max_steps` ends without a validation, and resumes incorrectly from the end of an epoch.
     """
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, early: int | float | None) -> None:
+        self.early, self.steps = early, math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        self.steps = pl_module.total_steps()
+        if self.early is not None:
+            early = max(1, round(self.early * self.steps)) if isinstance(self.early, float) else self.early
+            self.steps = min(self.steps, early)
+        self._stop_if_due(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._stop_if_due(trainer)
+
+    def _stop_if_due(self, trainer: pl.Trainer) -> None:
         if trainer.global_step >= self.steps:
             trainer.should_stop = True
-
-    on_train_batch_end = on_train_start
 
 
 class EndTogether(pl.Callback):

@@ -26,6 +26,7 @@ from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
 from model.task.fine_tuning import FineTuning
 from model.task.frozen_prefix import check_fixed_blocks
+from model.task.optimization import steps_of_run, within
 from model.task.summarization import Summarization
 from model.trained import take
 
@@ -45,6 +46,13 @@ class Experiment:
     task: FineTuning
     untrained_head: bool  # whether the classification head is newly initialised
     resumed: Checkpoint | None  # the checkpoint that a resumed run continues from
+
+    @property
+    def steps(self) -> float:
+        """The number of optimizer steps of the whole run."""
+        loop, devices = self.options.loop, self.options.devices
+        batches = within(self.task.batches_per_epoch(devices.num_devices * devices.num_nodes), loop.limit_train_batches)
+        return steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, self.options.optimization.max_steps)
 
 
 def build(request: Request) -> Experiment:

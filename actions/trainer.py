@@ -92,8 +92,8 @@ def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequ
     """The callbacks of training, with `more`. The one that saves is the last."""
     callbacks = [Resources(), CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
     callbacks += [ValidateAfterWindows(), EarlyStopping(checkpoints.monitor, checkpoints.mode, options.run.patience)]
-    if options.optimization.max_steps != -1:
-        callbacks.append(StopAfter(options.optimization.max_steps))
+    if options.optimization.max_steps != -1 or options.run.stop_after is not None:
+        callbacks.append(StopAfter(options.run.stop_after))
     if options.run.logger != "none":
         callbacks += [LearningRateMonitor("step"), LogLoss()]
     return [*callbacks, checkpoints]

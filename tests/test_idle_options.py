@@ -46,16 +46,10 @@ CHANGED = {  # option -> another value, for the command line
     "precision": "bf16-mixed", "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
     "lora_init": "orthogonal", "budget_parameters": "800", "cache_frozen_prefix": "true", "cache_limit": "1GB",
-    "budget_time": "0.9",
+    "budget_time": "0.9", "stop_after": "1",
 }  # fmt: skip
-FILES = (
-    "load",
-    "lora_config",
-    "shortcut_config",
-    "dataset_saved_path",
-    "config",
-    "cache_folder",
-)  # their values are paths
+# Their values are paths.
+FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config", "cache_folder")
 
 
 def base(world: World, action: str, *more: object) -> list[str]:

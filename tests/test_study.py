@@ -9,14 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from peft import AdaLoraConfig, get_peft_model
 
+from heterolora import scores
 from heterolora.errors import UserError
 from main import main as program
-from tests.world import World
+from tests.tiny import tiny_network
+from tests.world import World, weights
 from tools import study as tool
-from tools.studies import execution, peft_run
+from tools.studies import adalora, execution, peft_run
 from tools.studies.figures import pareto
-from tools.studies.spec import read_study
+from tools.studies.spec import PEFT_METHODS, read_study
 
 MINIMAL = """
 parameters = [600]
@@ -169,6 +173,35 @@ def test_a_run_that_was_killed_continues_from_its_checkpoint(
     assert (folder / "runs" / name / "rows.csv").read_text() == complete
 
 
+def test_halving_stops_the_worse_rates_early(tmp_path: Path, world: World, start: InThisProcess) -> None:
+    """The better half of the rates continues, and ends with the result of a run that was never stopped."""
+    text = peft_arms("adalora").replace("max_epochs = 1", 'max_epochs = 2\nlr_scheduler = "linear"')
+    path = write(tmp_path, world, text.replace("[options]", 'tuning = "halving"\n[options]'))
+    study(path, tmp_path / "out")
+    training = [command for command in start.commands if "imp-test" not in command]
+    assert [command[command.index("--stop-after") + 1] for command in training] == ["0.5"] * 4 + ["none"] * 2
+    found = [row for row in rows(tmp_path / "out") if row["rows"] == "measuring"]
+    assert [row["share"] for row in found] == ["0.5"] * 4 + ["1.0"] * 2
+    best = next(row["learning_rate"] for row in found if row["share"] == "1.0" and row["arm"] == "adalora")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"| {float(best):g} |" in next(line for line in report.splitlines() if line.startswith("| adalora | 50.0%"))
+    assert "2 runs and 2 that were stopped early" in report
+
+    name = f"reviews.3000.adalora.lr{float(best):g}.seed0"
+    whole = next(command for command in training if "--stop-after" in command and name in command)
+    whole = whole[: whole.index("--stop-after")]
+    whole[whole.index(name)] = "whole"
+    assert start(whole, tmp_path / "whole.log") == 0
+    runs = tmp_path / "out" / "runs"
+    for file in ("rows.csv", "lora.toml"):
+        assert (runs / name / file).read_text() == (runs / "whole" / file).read_text()
+
+    start.commands.clear()
+    study(path, tmp_path / "out")
+    assert start.commands == []
+    assert (tmp_path / "out" / "report.md").read_text() == report
+
+
 @pytest.mark.slow
 def test_submitit_runs_the_same_study(tmp_path: Path, world: World) -> None:
     """The local executor of submitit starts real processes, as a job array does."""
@@ -179,15 +212,45 @@ def test_submitit_runs_the_same_study(tmp_path: Path, world: World) -> None:
     assert all(float(row["seconds"]) > 0 for row in found)
 
 
-@pytest.mark.parametrize("method", peft_run.PEFT_METHODS)
-def test_pefts_own_methods_run_in_the_same_loop(
-    tmp_path: Path, world: World, start: InThisProcess, method: str
-) -> None:
-    text = MINIMAL.replace('[arms.grad_norm]\nmethod = "grad_norm"\nrank = 4', f'[arms.peft]\nmethod = "peft:{method}"')
-    study(write(tmp_path, world, text.replace("[600]", "[3000]")), tmp_path / "out")
-    found = [row for row in rows(tmp_path / "out") if row["arm"] == "peft"]
-    assert found
-    assert all(0 < int(row["parameters"]) <= 3000 for row in found)
+def peft_arms(*methods: str) -> str:
+    """The study with one seed and PEFT's methods beside `uniform`."""
+    arms = "".join(f'[arms.{method}]\nmethod = "peft:{method}"\n' for method in methods)
+    return MINIMAL[: MINIMAL.index("[arms.grad_norm]")].replace("[0, 1]", "[0]").replace("[600]", "[3000]") + arms
+
+
+def test_pefts_own_methods_run_in_the_same_loop(tmp_path: Path, world: World, start: InThisProcess) -> None:
+    study(write(tmp_path, world, peft_arms(*PEFT_METHODS).replace("1e-3, 1e-2", "1e-2")), tmp_path / "out")
+    found = {row["arm"]: int(row["parameters"]) for row in rows(tmp_path / "out")}
+    assert set(found) == {"uniform", *PEFT_METHODS}
+    assert all(0 < parameters <= 3000 for parameters in found.values())
+
+    # AdaLoRA spends the budget with its final ranks, and the weights that are measured have no others.
+    run = tmp_path / "out" / "runs" / "reviews.3000.adalora.lr0.01.seed0"
+    runs = tmp_path / "out" / "runs"
+    places = [item.element for item in scores.read(next(runs.glob("*constant*")) / "scores.toml").scored]
+    values = weights(runs / "reviews.3000.adalora.lr0.01.seed0" / "checkpoints" / "last.ckpt")
+    left = {  # singular values that are not masked
+        place: int(value.count_nonzero())
+        for place in places
+        for name, value in values.items()
+        if f"{place.module}.lora_E." in name
+    }
+    costs = {place: place.in_features + place.out_features for place in places}
+    assert sum(costs[place] * rank for place, rank in left.items()) == found["adalora"]
+    assert 3000 - found["adalora"] < max(costs.values())  # not one more rank fits, in AdaLoRA's order
+    assert len(set(left.values())) > 1
+
+
+def test_adalora_is_regularised_as_by_peft() -> None:
+    """PEFT adds the regulariser to a loss that the network computes."""
+    network = tiny_network("opt", "classification")
+    config = AdaLoraConfig(target_modules=["q_proj", "fc1"], init_r=3, target_r=2, total_step=10, task_type="SEQ_CLS")
+    adapted = get_peft_model(network, config)
+    tokens = torch.arange(4, 12).reshape(2, 4)
+    output = adapted(input_ids=tokens, labels=torch.tensor([0, 1]))
+    own = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1]))
+    expected = config.orth_reg_weight * adalora.orthogonality(adapted.base_model.model)
+    assert float(output.loss - own) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InThisProcess) -> None:
@@ -213,6 +276,7 @@ def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InT
     [
         ("seeds = [0, 1]", "sedes = [0, 1]", "'sedes' is not known; did you mean 'seeds'?"),
         ("seeds = [0, 1]", "seeds = []", "seeds is empty"),
+        ("seeds = [0, 1]", "seeds = [0]\ntuning = 'half'", 'tuning is \'half\'; expected "grid" or "halving"'),
         ("seeds = [0, 1]", "seeds = [0, 0]", "holds a value twice"),
         ('method = "grad_norm"', 'method = "gradnorm"', "did you mean 'grad_norm'?"),
         ("rank = 4", "rank = 0", "rank is 0; expected a whole number, 1 or more"),

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparisons = execution.comparisons(run_jobs=not args.report_only, track=_progress)
     for failed in execution.failures:
         note(f"{failed.name} failed with code {failed.code}: {failed.error}")
-    write_text(folder / "results.csv", table(execution.measured.values(), study))
+    write_text(folder / "results.csv", table([*execution.parts.values(), *execution.measured.values()], study))
     write_text(folder / "report.md", markdown(study, comparisons, execution))
     write_text(folder / "report.html", render(study, comparisons, execution))
     for comparison in comparisons:

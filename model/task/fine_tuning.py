@@ -23,7 +23,7 @@ from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
 from model.task.frozen_prefix import FrozenPrefix
-from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run
+from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run, within
 from model.task.rows import RowLosses, RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
@@ -131,15 +131,14 @@ class FineTuning(pl.LightningModule, ABC):
         by_name = dict(self.network.named_parameters(remove_duplicate=False))
         parameters = dict.fromkeys(by_name[name] for name in self.trained)  # tied weights once
         optimizer = build_optimizer(parameters, self.optimization, self.space)
-        schedule = build_scheduler(optimizer, self._total_steps(), self.optimization)
+        schedule = build_scheduler(optimizer, self.total_steps(), self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def train_batches(self) -> int:
         """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
-        batches, limit = self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return within(self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches)
 
-    def _total_steps(self) -> float:
+    def total_steps(self) -> float:
         """Returns the number of optimizer steps of the whole run.
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.

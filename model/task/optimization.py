@@ -58,6 +58,11 @@ def build_optimizer(
     return kinds[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
 
 
+def within(batches: int, limit: int | float) -> int:
+    """Returns the number of training batches of an epoch of `batches`, within `--limit-train-batches`."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
 def steps_of_run(batches: int, accumulate: int, max_epochs: int, max_steps: int) -> float:
     """Returns the optimizer steps of a run with `batches` training batches an epoch on each process. -1: no limit."""
     by_epochs = math.inf if max_epochs == -1 else -(-batches // accumulate) * max_epochs

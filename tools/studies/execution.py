@@ -1,17 +1,18 @@
-"""Carries a study out: what is finished is read, the rest is run, in three waves."""
+"""Carries a study out: what is finished is read, the rest is run, in waves: scores, tuning, measuring."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from actions.halving import shares
 from heterolora.errors import UserError
-from tools.studies.jobs import Case, Commands, Job, measuring_cases, tuning_cases
-from tools.studies.results import Measured, best_rates, mean, read_measured
+from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, tuning_cases
+from tools.studies.results import Measured, Rung, read_measured, rung_of
 from tools.studies.running import Record, Start, record_of, run_here, run_submitted, start_process
 from tools.studies.spec import Study
 from tools.studies.summary import Comparison, compare
@@ -23,7 +24,8 @@ class Execution:
     """The state of a study in `folder`.
 
     Attributes:
-        measured: name of a run -> its result, for all finished runs.
+        measured: name of a run -> its result, for all finished runs; `parts`: for all finished parts of runs.
+        rungs: the comparisons of the learning rates of each arm.
         failures: the jobs that failed in this start of the study.
         reasons: name of a run -> why it has no result.
     """
@@ -41,9 +43,10 @@ class Execution:
         self.executor, self.parameters, self.start = executor, dict(parameters), start
         self.commands = Commands(study, folder)
         self.measured: dict[str, Measured] = {}
+        self.parts: dict[str, Measured] = {}
+        self.rungs: dict[Key, list[Rung]] = {}
         self.failures: list[Record] = []
         self.reasons: dict[str, str] = {}
-        self.rates: dict[tuple[str, int, str], float] = {}
 
     @property
     def jobs_folder(self) -> Path:
@@ -55,16 +58,32 @@ class Execution:
         measuring = (replace(case, seed=seed) for case, seed in itertools.product(tuning, self.study.seeds))
         scoring = {job.name: job for case in (*tuning, *measuring) for job in [self.commands.scoring(case)]}
         scored = self._run(scoring, run_jobs, track, "scores")
-        self._train(tuning, scored, run_jobs, track, "tuning")
-        self.rates = best_rates(self.study, self.measured.values())
-        cases = list(measuring_cases(self.study, self.rates))
-        self._train(cases, scored, run_jobs, track, "measuring")
+        rates = self._tune(tuning, scored, run_jobs, track)
+        cases = list(measuring_cases(self.study, rates))
+        self.measured |= self._train(cases, scored, run_jobs, track, "measuring")
         pairs = itertools.product(self.study.tasks, self.study.parameters)
         return [self._comparison(task, budget, cases) for task, budget in pairs]
 
+    def _tune(
+        self, cases: Sequence[Case], scored: Mapping[str, Record], run_jobs: bool, track: Track
+    ) -> dict[Key, float]:
+        """The best learning rate of every arm that has one."""
+        left: dict[Key, Sequence[float]] = {case.key: self.study.learning_rates for case in cases}
+        halving = self.study.tuning == "halving"
+        for share in shares(len(self.study.learning_rates))[:-1] if halving else [1.0]:
+            waiting = [replace(case, share=share) for case in cases if case.learning_rate in left[case.key]]
+            found = self._train(waiting, scored, run_jobs, track, f"tuning to {share:.0%}" if halving else "tuning")
+            (self.parts if halving else self.measured).update(found)
+            for key in left:
+                rung = rung_of(self.study, share, [run for run in found.values() if run.case.key == key])
+                self.rungs.setdefault(key, []).append(rung)
+                left[key] = rung.best
+        return {key: rates[0] for key, rates in left.items() if rates}
+
     def _train(
         self, cases: Iterable[Case], scored: Mapping[str, Record], run_jobs: bool, track: Track, what: str
-    ) -> None:
+    ) -> dict[str, Measured]:
+        """The results of the runs that ended well."""
         jobs, scores = {}, {}
         for case in cases:
             scores[case.name] = scored.get(self.commands.scoring(case).name)
@@ -76,12 +95,18 @@ class Execution:
             except UserError as mistake:
                 self.reasons[case.name] = str(mistake)
         records = self._run({name: job for name, (_, job) in jobs.items()}, run_jobs, track, what)
+        found = {}
         for name, (case, job) in jobs.items():
             if name in records:
                 elements = [item.element for item in self.commands.elements(case)]
-                seconds = records[name].seconds + (0.0 if case.arm.heuristic == "constant" else scores[name].seconds)
-                run = read_measured(case, job.result.parent, self.study.measure, elements, seconds)
-                self.measured[name] = run
+                seconds = records[name].seconds + self._seconds_before(case, scores[name])
+                found[name] = read_measured(case, job.results, self.study.measure, elements, seconds)
+        return found
+
+    def _seconds_before(self, case: Case, scores: Record) -> float:
+        """The time that the run took before this part of it, with the scoring."""
+        earlier = [part.seconds for part in self.parts.values() if part.case.run == case.run]
+        return max(earlier, default=0.0 if case.arm.heuristic == "constant" else scores.seconds)
 
     def _run(self, jobs: Mapping[str, Job], run_jobs: bool, track: Track, what: str) -> dict[str, Record]:
         """The records of all jobs that ended well; runs those that have none."""
@@ -107,31 +132,15 @@ class Execution:
         runs: dict[str, list[Measured]] = {}
         missing: dict[str, str] = {}
         for name in self.study.arms:
-            own = [case for case in cases if (case.task, case.parameters, case.arm.name) == (task, budget, name)]
+            own = [case for case in cases if case.key == (task, budget, name)]
             lost = [case for case in own if case.name not in self.measured]
             if not own or lost:
-                missing[name] = self._why(task, budget, name, lost)
+                missing[name] = self._why((task, budget, name), lost)
             else:
                 runs[name] = [self.measured[case.name] for case in own]
         return compare(self.study, task, budget, runs, missing)
 
-    def _why(self, task: str, budget: int, arm: str, lost: list[Case]) -> str:
-        names = [case.name for case in lost] or [
-            case.name
-            for case in tuning_cases(self.study)
-            if (case.task, case.parameters, case.arm.name) == (task, budget, arm)
-        ]
+    def _why(self, key: Key, lost: list[Case]) -> str:
+        names = [case.name for case in lost]
+        names += [name for name in self.reasons if not lost and name.startswith(".".join(map(str, key)) + ".lr")]
         return next((self.reasons[name] for name in names if name in self.reasons), "it is not finished")
-
-    def tuned(self, task: str, budget: int, arm: str) -> dict[float, float]:
-        """Learning rate -> the mean measure on the tuning rows, over the tuning seeds that are finished."""
-        found: dict[float, list[float]] = {}
-        for run in self.measured.values():
-            case = run.case
-            if (case.task, case.parameters, case.arm.name) == (
-                task,
-                budget,
-                arm,
-            ) and case.seed in self.study.tuning_seeds:
-                found.setdefault(case.learning_rate, []).append(mean(run.on(self.study, tuning=True)))
-        return {rate: sum(values) / len(values) for rate, values in sorted(found.items())}

@@ -11,7 +11,7 @@ from actions.run_folder import LOGS
 from heterolora.element import Place
 from tools.reporting.curves import read_curves
 from tools.reporting.figures import COLOURS, Chart, heat_map, new_figure
-from tools.studies.results import Measured
+from tools.studies.results import Measured, Rung
 from tools.studies.spec import Study
 from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
@@ -107,14 +107,18 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool) -> lis
     return front
 
 
-def tuning(study: Study, tuned: Mapping[str, Mapping[float, float]]) -> Chart:
-    """The measure on the tuning rows at each learning rate. `tuned`: arm -> learning rate -> value."""
+def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart:
+    """The measure on the tuning rows at each learning rate, a line for each rung. `rungs`: arm -> its comparisons."""
     figure = new_figure(300, xaxis={"title": {"text": "learning rate"}, "type": "log"}, showlegend=True)
-    for position, (name, values) in enumerate(tuned.items()):
-        figure.add_scatter(
-            x=list(values), y=list(values.values()), mode="lines+markers", name=name, line={"color": colour(position)}
-        )
-    return Chart(f"Tuning: {study.measure} on the tuning rows", figure)
+    for position, (arm, found) in enumerate(rungs.items()):
+        for rung in found:
+            part = "" if rung.share == 1 else f" after {rung.share:.0%}"
+            line = {"color": colour(position), "dash": "solid" if rung is found[-1] else "dot"}
+            figure.add_scatter(
+                x=list(rung.values), y=list(rung.values.values()), mode="lines+markers", name=f"{arm}{part}", line=line
+            )
+    note = "Dotted: after a share of the run. The better half goes on." if study.tuning == "halving" else ""
+    return Chart(f"Tuning: {study.measure} on the tuning rows", figure, note=note)
 
 
 def curves(study: Study, comparison: Comparison) -> list[Chart]:

@@ -23,6 +23,7 @@ from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, To
 from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning
+Key = tuple[str, int, str]  # task, parameters, arm
 EVEN = Proportional(0, 1 << 16)  # ranks as equal as the budget allows: `uniform` has no highest rank of its own
 
 
@@ -31,31 +32,56 @@ class Job:
     """One command and the file that it ends with.
 
     Attributes:
-        name: unique in a study; also the name of its run folder.
-        arguments: what follows `python`.
-        result: the last file that the command writes.
-        resumable: whether a killed run continues from its last checkpoint.
+        name: unique in a study.
+        command: what follows `python`, and `options`: of a new run. A run that was killed continues without them.
+        folder: of the run.
+        result: the name of the last file that the command writes.
+        share: of the run, after which it stops.
     """
 
     name: str
-    arguments: tuple[str, ...]
-    result: Path
-    resumable: bool = True
+    command: tuple[str, ...]
+    options: tuple[str, ...]
+    folder: Path
+    result: str = METRICS
+    share: float = 1.0
+
+    @property
+    def results(self) -> Path:
+        """The folder of its results. Those of a part of a run are kept apart, because the run goes on."""
+        return self.folder if self.share == 1 else self.folder / "parts" / f"{self.share:g}"
+
+    def arguments(self, last: Path | None) -> tuple[str, ...]:
+        """What follows `python`: of a new run, or to continue the run of the checkpoint `last`."""
+        if last is None:
+            stop = () if self.share == 1 else ("--stop-after", str(self.share))
+            return (*self.command, *self.options, *stop)
+        stop = "none" if self.share == 1 else str(self.share)
+        return (*self.command, "--resume-training", "--load", str(last), "--stop-after", stop)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training run: what is trained, how, and with which seed."""
+    """One training run: what is trained, how, and with which seed. `share` is the part of it that is run."""
 
     task: str
     parameters: int
     arm: Arm
     learning_rate: float
     seed: int
+    share: float = 1.0
+
+    @property
+    def run(self) -> str:
+        return f"{self.task}.{self.parameters}.{self.arm.name}.lr{self.learning_rate:g}.seed{self.seed}"
 
     @property
     def name(self) -> str:
-        return f"{self.task}.{self.parameters}.{self.arm.name}.lr{self.learning_rate:g}.seed{self.seed}"
+        return self.run if self.share == 1 else f"{self.run}.to{self.share:g}"
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.parameters, self.arm.name
 
 
 def tuning_cases(study: Study) -> Iterator[Case]:
@@ -65,8 +91,8 @@ def tuning_cases(study: Study) -> Iterator[Case]:
         yield Case(task, parameters, arm, rate, seed)
 
 
-def measuring_cases(study: Study, rates: Mapping[tuple[str, int, str], float]) -> Iterator[Case]:
-    """The runs of every arm that has a learning rate; `rates`: (task, parameters, arm) -> learning rate."""
+def measuring_cases(study: Study, rates: Mapping[Key, float]) -> Iterator[Case]:
+    """The runs of every arm that has a learning rate."""
     for (task, parameters, arm), rate in rates.items():
         for seed in study.seeds:
             yield Case(task, parameters, study.arms[arm], rate, seed)
@@ -94,7 +120,8 @@ class Commands:
             {"granularity": "network", "default": settings | ({"use_rslora": True} if arm.use_rslora else {})},
         )
         chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
-        return Job(name, self._main(IMP_TEST, name, case, chosen), self.runs / name / SCORES)
+        options = self._options(IMP_TEST, name, case, chosen)
+        return Job(name, ("-m", "main", IMP_TEST), options, self.runs / name, SCORES)
 
     def _seed(self, case: Case) -> int:
         return 0 if case.arm.heuristic == "constant" else case.seed
@@ -129,27 +156,29 @@ class Commands:
         else:
             ranks = assignment(case, elements).ranks
         chosen = at_ranks([item.element for item in elements], ranks)
-        configuration = self.folder / "configs" / f"{case.name}.toml"
+        configuration = self.folder / "configs" / f"{case.run}.toml"
         write_text(configuration, ElementConfig.of(chosen, "lora").to_toml())
         more: dict[str, Any] = {"lora_config": str(configuration)}
         if dynamic:
             more["budget_parameters"] = case.parameters
-        arguments = self._main(DYREALLOC if dynamic else TRAIN, case.name, case, _training(case) | more)
-        return Job(case.name, arguments, self.runs / case.name / METRICS)
+        action = DYREALLOC if dynamic else TRAIN
+        options = self._options(action, case.run, case, _training(case) | more)
+        return Job(case.name, ("-m", "main", action), options, self.runs / case.run, share=case.share)
 
     def _peft(self, case: Case) -> Job:
         """A run of PEFT's own layers, on the plain model."""
-        options = self.study.tasks[case.task]
-        base = options.get("load") or str(TOY_BASE)
-        _, _, _, *flags = self._main(TRAIN, case.name, case, _training(case) | {"model": base, "load": base})
+        base = self.study.tasks[case.task].get("load") or str(TOY_BASE)
+        options = self._options(TRAIN, case.run, case, _training(case) | {"model": base, "load": base})
         scores = str(self.runs / self._scores_name(case) / SCORES)
-        run = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
-        return Job(case.name, (*run, *flags), self.runs / case.name / METRICS, resumable=False)
+        command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
+        return Job(case.name, command, options, self.runs / case.run, share=case.share)
 
-    def _main(self, action: str, name: str, case: Case, chosen: Mapping[str, Any]) -> tuple[str, ...]:
+    def _options(self, action: str, name: str, case: Case, chosen: Mapping[str, Any]) -> tuple[str, ...]:
+        """The options of a new run in the folder `name`, for the command line."""
         options = {**self.study.tasks[case.task], **case.arm.options, **chosen}
         options |= {"project_dir": str(self.runs), "project": name}
-        return ("-m", "main", action, *_flags(options, action))
+        used = {name: value for name, value in options.items() if declared()[name].used_by(action)}
+        return tuple(text for name, value in used.items() for text in (flag_of(name), _text(value)))
 
 
 def _training(case: Case) -> dict[str, Any]:
@@ -162,11 +191,6 @@ def _training(case: Case) -> dict[str, Any]:
 def at_ranks(elements: Iterable[Element], ranks: Mapping[str, int]) -> list[Element]:
     """The elements that have a rank in `ranks` (key -> rank), at that rank."""
     return [replace(one, settings=one.settings.at(ranks[one.key])) for one in elements if one.key in ranks]
-
-
-def _flags(options: Mapping[str, Any], action: str) -> Sequence[str]:
-    used = {name: value for name, value in options.items() if declared()[name].used_by(action)}
-    return [text for name, value in used.items() for text in (flag_of(name), _text(value))]
 
 
 def _text(value: Any) -> str:

@@ -9,9 +9,12 @@ from tools.reporting.figures import Chart, number
 from tools.reporting.page import page_of
 from tools.studies import figures
 from tools.studies.execution import Execution
+from tools.studies.results import Rung
 from tools.studies.spec import Study
 from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
+
+TUNING_HEAD = ("arm", "share of the run", "learning rate: value on the tuning rows", "went on")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,29 @@ class View:
     sentence: str
     rows: tuple[tuple[str, tuple[str, ...]], ...]  # (colour, cells)
     missing: dict[str, str]
+    tuning: tuple[tuple[str, ...], ...]  # rows of cells; empty without halving
     charts: tuple[Chart, ...]
+
+
+def rungs_of(comparison: Comparison, execution: Execution) -> dict[str, list[Rung]]:
+    """Arm -> the comparisons of its learning rates."""
+    rungs = {arm: execution.rungs.get((comparison.task, comparison.budget, arm), []) for arm in execution.study.arms}
+    return {arm: found for arm, found in rungs.items() if found}
+
+
+def tuning_rows(study: Study, comparison: Comparison, execution: Execution) -> tuple[tuple[str, ...], ...]:
+    """The rungs of successive halving: a row for each arm and rung."""
+    if study.tuning != "halving":
+        return ()
+    return tuple(
+        (arm, f"{rung.share:.1%}", _listed(rung), ", ".join(f"{rate:g}" for rate in rung.best) or "none")
+        for arm, rungs in rungs_of(comparison, execution).items()
+        for rung in rungs
+    )
+
+
+def _listed(rung: Rung) -> str:
+    return ", ".join(f"{rate:g}: {value:.4f}" for rate, value in rung.values.items())
 
 
 def head(study: Study) -> tuple[str, ...]:
@@ -60,6 +85,7 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
     tuning = f"seeds {', '.join(map(str, study.tuning_seeds))}"
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     runs = list(execution.measured.values())
+    halved = " by successive halving" if study.tuning == "halving" else ""
     divided = (study.tuning_split or study.measuring_split) == "" or study.tuning_split == study.measuring_split
     rows = (
         f"A share of {study.tuning_share:g} of the rows of the first validation split tunes; the others measure."
@@ -67,15 +93,17 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
         else f"The split {study.tuning_split or '(first)'} tunes; {study.measuring_split or '(first)'} measures."
     )
     few = " Few seeds make intervals unreliable: use five or more." if len(study.seeds) < 5 else ""
-    minutes = sum(run.seconds for run in runs) / 60
+    stopped = {part.case.run: part for part in execution.parts.values() if part.case.run not in execution.measured}
+    minutes = sum(run.seconds for run in (*runs, *stopped.values())) / 60  # the last part of a run counts those before
     return (
         "Every arm has the same budget of trainable LoRA parameters and was tuned in the same way: it got the best of "
-        f"the learning rates {rates}, with {tuning}. Then it was measured with {several}. The weights at the end of "
-        f"training are measured, not the best ones. {rows}",
+        f"the learning rates {rates}{halved}, with {tuning}. Then it was measured with {several}. The weights at the "
+        f"end of training are measured, not the best ones. {rows}",
         "Runs of one seed see the same rows in the same order and start from the same new head. Differences are "
         "paired: the intervals are percentiles of a bootstrap over seeds and rows. P values are corrected for "
         f"{max(1, len(study.arms) - 1)} arms by Holm's method.{few}",
-        f"{len(runs)} runs took {minutes:.1f} minutes, with the start of each process and the scoring before it.",
+        f"{len(runs)} runs and {len(stopped)} that were stopped early took {minutes:.1f} minutes, with the start of "
+        "each process and the scoring before it.",
     )
 
 
@@ -83,7 +111,7 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
     found = []
     for comparison in comparisons:
         colours = {name: figures.colour(position) for position, name in enumerate(study.arms)}
-        tuned = {name: execution.tuned(comparison.task, comparison.budget, name) for name in study.arms}
+        tuned = rungs_of(comparison, execution)
         charts = [figures.forest(study, comparison), *figures.costs(study, comparison), figures.tuning(study, tuned)]
         charts += [*figures.curves(study, comparison), *figures.rank_maps(comparison)]
         found.append(
@@ -92,6 +120,7 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
                 comparison.sentence,
                 tuple((colours[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
                 dict(comparison.missing),
+                tuning_rows(study, comparison, execution),
                 tuple(chart for chart in charts if chart is not None),
             )
         )
@@ -105,6 +134,7 @@ def render(study: Study, comparisons: Sequence[Comparison], execution: Execution
         title=execution.folder.name,
         several=True,
         head=head(study),
+        tuning_head=TUNING_HEAD,
         views=views(study, comparisons, execution),
         budgets=figures.budgets(study, comparisons),
         method=method(study, execution),
@@ -117,7 +147,13 @@ def markdown(study: Study, comparisons: Sequence[Comparison], execution: Executi
     for comparison in comparisons:
         lines += [f"## {comparison.task}, {comparison.budget:,} parameters", "", comparison.sentence, ""]
         table = [head(study), *(cells(study, comparison, arm) for arm in comparison.arms)]
-        lines += ["| " + " | ".join(row) + " |" for row in table]
-        lines.insert(len(lines) - len(table) + 1, "|" + " --- |" * len(head(study)))
-        lines += ["", *(f"{name} has no result: {reason}" for name, reason in comparison.missing.items()), ""]
+        lines += [*_markdown_table(table), ""]
+        if rows := tuning_rows(study, comparison, execution):
+            lines += [*_markdown_table([TUNING_HEAD, *rows]), ""]
+        lines += [*(f"{name} has no result: {reason}" for name, reason in comparison.missing.items()), ""]
     return "\n".join([*lines, *method(study, execution)]) + "\n"
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return [head, "|" + " --- |" * len(rows[0]), *body]

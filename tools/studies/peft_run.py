@@ -2,20 +2,22 @@
 
 `python -m tools.studies.peft_run METHOD PARAMETERS SCORES.toml` and then the options of `train`. The model is plain;
 PEFT adds its own layers. SCORES.toml lists the places and their widths. The run folder is that of any run, except that
-it has no adapter and can't be resumed.
+it has no adapter. `--resume-training --load RUN/checkpoints/last.ckpt` continues it.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tools.cli import run
 
+import pytorch_lightning as pl
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 
@@ -37,10 +39,24 @@ from heterolora.peft_config import peft_config, task_type
 from heterolora.ranks import Limit, assign
 from model.task.scoring import batch_count
 from model.trained import trained_names
+from tools.studies.adalora import Allocate, adalora_config
 from tools.studies.jobs import EVEN, at_ranks
 
-PEFT_METHODS = ("lora", "rslora", "pissa", "eva")
 _EVA_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A network with PEFT's layers.
+
+    Attributes:
+        elements: returns the places with their ranks, when training is over.
+        callbacks: what the method does during training.
+    """
+
+    network: PeftModel
+    elements: Callable[[], list[Element]]
+    callbacks: tuple[pl.Callback, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,27 +67,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_devices(request.options)
     places = [item.element for item in scores_file.read(Path(scores)).scored]
     with open_run(request) as opened:
-        experiment, folder = build(request), opened.folder
-        on = _adapt(experiment, method, int(parameters), places)
+        # The weights of a checkpoint fit only once PEFT's layers are there. Lightning loads them when training starts.
+        plain, folder = build(replace(request, checkpoint=None, resumes=False)), opened.folder
+        adapted = _adapt(plain, method, int(parameters), places)
+        experiment = replace(plain, resumed=request.resumed)
         say(f"run folder: {folder}")
         show_parameters(experiment, folder)
         write_config(folder, request.action, experiment.options)
-        fit(experiment, opened)
-        write_text(folder / LORA, ElementConfig.of(on, "lora").to_toml())
+        fit(experiment, opened, adapted.callbacks)
+        write_text(folder / LORA, ElementConfig.of(adapted.elements(), "lora").to_toml())
 
 
-def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[Element]) -> list[Element]:
-    """Put PEFT's layers into the network, within the budget. Returns the places with their ranks."""
-    uniform = uniform_ranks(places, budget)
-    if method == "eva":
-        network, on = _eva(experiment, uniform, budget)
+def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[Element]) -> Adapted:
+    """Put PEFT's layers into the network, within the budget."""
+    if method == "adalora":
+        adapted = _adalora(experiment, places, budget)
     else:
-        more: dict[str, Any] = {"pissa": {"init_lora_weights": "pissa"}}.get(method, {})
-        on = [replace(element, settings=_settings(element, method)) for element in uniform]
-        network = get_peft_model(experiment.task.network, _config(experiment, on, **more))
-    experiment.task.network = network
-    experiment.task.trained = trained_names(network, None)
-    return on
+        uniform = uniform_ranks(places, budget)
+        adapted = _eva(experiment, uniform, budget) if method == "eva" else _fixed(experiment, uniform, method)
+    experiment.task.network = adapted.network
+    experiment.task.trained = trained_names(adapted.network, None)
+    return adapted
+
+
+def _fixed(experiment: Experiment, uniform: Sequence[Element], method: str) -> Adapted:
+    more: dict[str, Any] = {"pissa": {"init_lora_weights": "pissa"}}.get(method, {})
+    on = [replace(element, settings=_settings(element, method)) for element in uniform]
+    return Adapted(
+        get_peft_model(experiment.task.network, _config(experiment, on, **more)), functools.partial(list, on)
+    )
+
+
+def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> Adapted:
+    if experiment.options.run.patience is not None:
+        raise UserError("peft:adalora cannot end early: its ranks follow from the length of the run", "no --patience")
+    values = peft_config(places, task_type(experiment.task.spec.task))
+    shared = {name: values[name] for name in ("task_type", "lora_dropout", "target_modules")}
+    config = adalora_config(places, budget, int(experiment.steps), **shared)
+    network = get_peft_model(experiment.task.network, config)
+    allocate = Allocate(network, places, budget)
+    return Adapted(network, allocate.final_elements, (allocate,))
 
 
 def uniform_ranks(places: Sequence[Element], budget: int) -> list[Element]:
@@ -96,7 +131,7 @@ def _config(experiment: Experiment, on: Sequence[Element], **more: Any) -> LoraC
     return LoraConfig(**(values | more))
 
 
-def _eva(experiment: Experiment, uniform: Sequence[Element], budget: int) -> tuple[PeftModel, list[Element]]:
+def _eva(experiment: Experiment, uniform: Sequence[Element], budget: int) -> Adapted:
     """EVA redistributes the ranks of a uniform adapter by explained variance. Its ranks cost more where it prefers wide
     places, so it starts from the highest uniform rank whose redistribution stays within the budget.
     """
@@ -115,7 +150,7 @@ def _eva(experiment: Experiment, uniform: Sequence[Element], budget: int) -> tup
         )
         on = _redistributed(network, start)
         if sum(element.parameters for element in on) <= budget:
-            return network, on
+            return Adapted(network, functools.partial(list, on))
         experiment.task.network = network.unload()
     raise UserError(
         f"a budget of {budget} is below rank 1 in every place", "EVA starts from a uniform rank: leave it out"

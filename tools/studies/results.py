@@ -11,6 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from actions.export import LORA
+from actions.halving import promoted
 from actions.run_folder import METRICS
 from heterolora.config import load
 from heterolora.element import Element, Place
@@ -96,28 +97,31 @@ def mean(rows: Mapping[int, tuple[float, float]]) -> float:
     return sum(total for total, _ in rows.values()) / sum(count for _, count in rows.values())
 
 
-def best_rates(study: Study, measured: Iterable[Measured]) -> dict[tuple[str, int, str], float]:
-    """(task, parameters, arm) -> the learning rate with the best mean over the tuning seeds, on the tuning rows.
+@dataclass(frozen=True)
+class Rung:
+    """A comparison of learning rates, after a share of their runs.
 
-    A rate with a failed or diverged run is left out, and an arm without any rate too.
+    Attributes:
+        values: rate -> the mean measure on the tuning rows, over the tuning seeds. NaN if a run diverged.
+        best: the rates that go on, or for the whole run the best one; best first.
     """
-    found: dict[tuple[str, int, str], dict[float, list[float]]] = {}
+
+    share: float
+    values: Mapping[float, float]
+    best: tuple[float, ...]
+
+
+def rung_of(study: Study, share: float, measured: Iterable[Measured]) -> Rung:
+    """Compare the tuning runs of one arm. A rate with a failed or diverged run is left out."""
+    by_rate: dict[float, list[float]] = {}
     for run in measured:
-        if run.case.seed in study.tuning_seeds:
-            key = (run.case.task, run.case.parameters, run.case.arm.name)
-            value = mean(run.on(study, tuning=True))
-            found.setdefault(key, {}).setdefault(run.case.learning_rate, []).append(value)
-    best = max if study.measure == "accuracy" else min
-    rates = {}
-    for key, by_rate in found.items():
-        means = {
-            rate: fmean(values)
-            for rate, values in by_rate.items()
-            if len(values) == len(study.tuning_seeds) and np.isfinite(values).all()
-        }
-        if means:
-            rates[key] = best(means, key=means.__getitem__)
-    return rates
+        by_rate.setdefault(run.case.learning_rate, []).append(mean(run.on(study, tuning=True)))
+    values = {rate: fmean(found) for rate, found in sorted(by_rate.items()) if len(found) == len(study.tuning_seeds)}
+    higher = study.measure == "accuracy"
+    if share < 1:
+        return Rung(share, values, promoted(values, higher))
+    finite = {rate: value if higher else -value for rate, value in values.items() if np.isfinite(value)}
+    return Rung(share, values, (max(finite, key=finite.__getitem__),) if finite else ())
 
 
 def rows_of(study: Study, runs: Iterable[Measured]) -> Rows:

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from actions.export import LORA
 from actions.origin import TOY_BASE
+from actions.run_folder import CHECKPOINTS
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.outside import read_json
+from model.task.rows import ROWS
 from tools.studies.jobs import Job
 
 Start = Callable[[Sequence[str], Path], int]
@@ -42,7 +45,7 @@ class Record:
 def record_of(job: Job, folder: Path) -> Record | None:
     """The record of a job that has ended well, or None."""
     path = folder / f"{job.name}.json"
-    if not (path.is_file() and job.result.is_file()):
+    if not (path.is_file() and (job.results / job.result).is_file()):
         return None
     values = read_json(path, "the record", "delete it to run the job again")
     record = Record(**values)
@@ -59,18 +62,19 @@ def start_process(arguments: Sequence[str], log: Path) -> int:
 
 
 def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
-    """Run a job, and write its output and its record into `folder`. A run that was killed is continued."""
-    run_folder = job.result.parent
-    last = run_folder / "checkpoints" / "last.ckpt"
-    arguments: Sequence[str] = job.arguments
-    if not (job.resumable and last.is_file()):
-        shutil.rmtree(run_folder, ignore_errors=True)  # of a killed job; the run would get another name beside it
-    else:
-        arguments = (*job.arguments[:3], "--resume-training", "--load", str(last))
+    """Run a job, and write its output and its record into `folder`. A run that was killed, or that stopped after a
+    part of it, is continued.
+    """
+    last = job.folder / CHECKPOINTS / "last.ckpt"
+    if not last.is_file():
+        shutil.rmtree(job.folder, ignore_errors=True)  # of a killed job; the run would get another name beside it
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    code = start(arguments, folder / f"{job.name}.log")
+    code = start(job.arguments(last if last.is_file() else None), folder / f"{job.name}.log")
     seconds = time.perf_counter() - began
+    if code == 0 and job.results != job.folder:
+        for name in (ROWS, LORA, job.result):
+            write_text(job.results / name, (job.folder / name).read_text(encoding="utf-8"))
     error = "" if code == 0 else _last_line(folder / f"{job.name}.log")
     record = Record(job.name, code, seconds, error)
     write_text(folder / f"{job.name}.json", json.dumps(asdict(record), indent=2) + "\n")

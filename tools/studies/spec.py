@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from actions.halving import check_optuna
 from actions.options import declared
 from heterolora import saliency
 from heterolora.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
@@ -37,10 +38,10 @@ from heterolora.outside import read_toml
 
 EXPECTED = "see `python tools/study.py --help` for an example"
 UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"
-PEFT_METHODS = ("lora", "rslora", "pissa", "eva")
+PEFT_METHODS = ("lora", "rslora", "pissa", "eva", "adalora")
 _SET_BY_THE_STUDY = (
     "seed", "learning_rate", "lora_config", "project", "project_dir", "row_results", "config", "resume_training",
-    "log_level", "budget_parameters", "budget_time", "turn_on_percentile",
+    "log_level", "budget_parameters", "budget_time", "turn_on_percentile", "stop_after",
 )  # fmt: skip
 
 Measure = Literal["loss", "accuracy"]
@@ -85,6 +86,8 @@ class Study:
     Attributes:
         tasks: name -> options of its runs, with the options of all runs.
         tuning_seeds: the seeds of the runs that choose each arm's learning rate.
+        tuning: how the learning rates are compared: `grid` trains each one completely, and `halving` stops the worse
+            half of them early, again and again.
         tuning_split, measuring_split: evaluated splits; empty: the first validation split. If they are the same,
             `tuning_share` of its rows tune, and the others measure.
         resolve: the difference between two arms that matters.
@@ -99,6 +102,7 @@ class Study:
     arms: Mapping[str, Arm]
     baseline: str
     measure: Measure
+    tuning: Literal["grid", "halving"] = "grid"
     tuning_split: str = ""
     measuring_split: str = ""
     tuning_share: float = 0.25
@@ -117,6 +121,7 @@ _LISTS: Mapping[str, Field] = {
 _VALUES: Mapping[str, Field] = {
     "baseline": TEXT,
     "measure": Field(lambda value: value in ("loss", "accuracy"), '"loss" or "accuracy"'),
+    "tuning": Field(lambda value: value in ("grid", "halving"), '"grid" or "halving"'),
     "tuning_split": TEXT,
     "measuring_split": TEXT,
     "tuning_share": _SHARE,
@@ -155,6 +160,8 @@ def read_study(path: Path) -> Study:
     if len(arms) < 2:
         raise UserError(f"{path} has one arm", "a comparison needs two: add a table [arms.NAME]")
     lists.setdefault("tuning_seeds", lists["seeds"][:1])
+    if values.get("tuning") == "halving":
+        check_optuna(f'{path}: tuning = "halving"')
     return Study(tasks=tasks, arms=arms, baseline=baseline, measure=values.pop("measure", "loss"), **lists, **values)
 
 

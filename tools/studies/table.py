@@ -10,13 +10,13 @@ from tools.studies.results import Measured, mean
 from tools.studies.spec import Study
 
 COLUMNS = (
-    "task", "budget", "arm", "method", "learning_rate", "seed", "parameters", "rows", "measure", "value",
+    "task", "budget", "arm", "method", "learning_rate", "seed", "share", "parameters", "rows", "measure", "value",
     "step_seconds", "peak_memory_bytes", "seconds",
 )  # fmt: skip
 
 
 def table(runs: Iterable[Measured], study: Study) -> str:
-    """Returns the text of the file. `rows` is `tuning` or `measuring`."""
+    """Returns the text of the file. `rows` is `tuning` or `measuring`, and `share` the part of the run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -29,6 +29,7 @@ def table(runs: Iterable[Measured], study: Study) -> str:
             case.arm.method,
             case.learning_rate,
             case.seed,
+            case.share,
             run.parameters,
         )
         cost = (run.step_seconds, run.peak_memory_bytes, round(run.seconds, 2))
