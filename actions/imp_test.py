@@ -69,11 +69,14 @@ def check_scoring(request: Request) -> Mode:
 
 
 def scoring_batches(data: TextDataModule, limit: int | float, rank: int, world: int) -> Iterable[Batch]:
-    """The scoring batches of process `rank` of `world`. Prints a note if `limit` exceeds the training set."""
+    """The scoring batches of process `rank` of `world`, as many on each process with fillers.
+
+    Prints a note if `limit` exceeds the training set.
+    """
     count, remark = batch_count(limit, data.scoring_batch_count)
     if remark is not None:
         note(remark)
-    return data.scoring_batches(count, rank, world)
+    return data.scoring_batches(count, rank, world, filled=True)
 
 
 def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
@@ -82,6 +85,7 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     heuristic = saliency.get(options.importance_test_name)
     with fabric.rank_zero_first(local=True):  # the other processes read the cache
         data.encoded(data.splits.train)
+    task.shard(fabric.device)
     task.to(fabric.device)
     limit = options.imp_limit_test_batches
     share = list(scoring_batches(data, limit, fabric.global_rank, fabric.world_size))

@@ -76,6 +76,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         use_distributed_sampler=False,  # the data module divides the rows itself
         enable_checkpointing=bool(callbacks),
         enable_model_summary=False,
+        inference_mode=experiment.task.sharding is None,  # weights that FSDP2 gathers in it could not be trained with
         default_root_dir=folder,
         logger=build_loggers(options, folder, resumed.step if resumed else 0) if callbacks else False,
         callbacks=[

@@ -43,7 +43,8 @@ CHANGED = {  # option -> another value, for the command line
     "realloc_warmup_epochs": "1", "max_epochs": "2", "limit_train_batches": "2", "limit_val_batches": "1",
     "limit_test_batches": "1", "val_check_interval": "2", "accumulate_grad_batches": "2", "gradient_clip_val": "1",
     "log_every_n_steps": "1", "accelerator": "auto", "num_devices": "2", "num_nodes": "2", "strategy": "ddp",
-    "precision": "bf16-mixed", "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
+    "shard_size": "2", "precision": "bf16-mixed",
+    "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
     "lora_init": "orthogonal", "budget_parameters": "800",
 }  # fmt: skip
@@ -137,7 +138,12 @@ CASES = [
     (TRAIN, ("--backbone-model", "some/base"), "--backbone-model has no effect with --load-type hf", None),
     (TRAIN, ("--strategy", "ddp"), "--strategy has no effect with one device", None),
     (TRAIN, ("--strategy", "ddp", "--num-devices", 2),
-     "--strategy has no effect with --model opt_lora, which has one strategy", None),
+     "--strategy has no effect with --model opt_lora, which is trained in the same way by all but fsdp",
+     (TRAIN, "--strategy", "fsdp")),
+    (IMP_TEST, ("--strategy", "ddp", "--num-devices", 2), "--strategy has no effect on imp-test",
+     (TEST, "--strategy", "fsdp")),
+    (TRAIN, ("--shard-size", 2, "--num-devices", 2), "--shard-size has no effect with --strategy auto",
+     (TRAIN, "--strategy", "fsdp")),
     (TRAIN, ("--auto-requeue",), "--auto-requeue has no effect outside a SLURM job", None),
     (IMP_TEST, ("--metric-red-tolerance", 0.5), "--metric-red-tolerance has no effect with --importance-test-name "
      "grad_norm", (IMP_TEST, "--importance-test-name", "alpha_test")),
