@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from actions.agreement import check_agreement
 from actions.console import is_first_process, note, say
 from actions.endings import end_with_this_process
 from actions.experiment import Experiment, build
@@ -45,6 +46,7 @@ def run(request: Request) -> None:
         fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
         try:
             fabric.launch()
+            check_agreement(experiment)
             say(f"run folder: {folder}")
             found, seconds = _score(experiment, fabric)
             if is_first_process():

@@ -13,6 +13,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.strategies import DDPStrategy
 
+from actions.agreement import Agree
 from actions.callbacks import (
     CountOptimizerSteps,
     EarlyStopping,
@@ -82,6 +83,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         callbacks=[
             Progress(),
             EndTogether(),
+            Agree(experiment),
             CheckBatches(experiment.task.record.action, options, experiment.data),
             *callbacks,
         ],

@@ -56,6 +56,11 @@ class TextDataModule(pl.LightningDataModule):
         self._tokenizer, self._tokenizer_digest = tokenizer, tokenizer_digest(tokenizer)
         self._encoded.clear()
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """One of the rows of each split: of all texts and labels."""
+        return tuple(self._digests.values())
+
     def prepare_data(self) -> None:
         """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
         if self._cache:
