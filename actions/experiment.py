@@ -19,8 +19,16 @@ from heterolora.errors import UserError
 from heterolora.ranks import check_time, choose
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
-from model.load import enable_gradient_checkpointing, length_limit, load_base, load_config, load_tokenizer
+from model.load import (
+    base_dtype,
+    enable_gradient_checkpointing,
+    length_limit,
+    load_base,
+    load_config,
+    load_tokenizer,
+)
 from model.peft_format.fit import check_modules, check_weights, put_into
+from model.sharding import Sharding
 from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
@@ -75,7 +83,10 @@ def build(request: Request) -> Experiment:
     for text in dict.fromkeys((*notes, *data.splits.notes)):
         note(text)
 
-    base = load_base(base_source, config, tokenizer, spec.task, options.devices.precision, options.quantize)
+    precision, sharding = options.devices.precision, _sharding(request)
+    base = load_base(
+        base_source, config, tokenizer, spec.task, precision, options.quantize, sharded=sharding is not None
+    )
     pl.seed_everything(options.seed, workers=True, verbose=False)
     space = None if planned is None else adapt(base.network, planned)
     if options.gradient_checkpointing:
@@ -95,9 +106,18 @@ def build(request: Request) -> Experiment:
         optimization=options.optimization,
         record=record,
         batches_per_epoch=data.train_batches_per_epoch,
+        sharding=sharding,
         **more,
     )
     return Experiment(options, data, task, base.untrained_head and not has_head, request.resumed)
+
+
+def _sharding(request: Request) -> Sharding | None:
+    """How the frozen base is divided over processes. None if it is not, or all of it is trained."""
+    shards, precision = request.options.devices.shards, request.options.devices.precision
+    if shards is None or request.adapted is None:
+        return None
+    return Sharding(shards, None if request.options.quantize else base_dtype(precision))
 
 
 def put_weights(request: Request, own: Record, network: PreTrainedModel, space: SearchSpace | None) -> bool:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from actions.agreement import check_agreement
 from actions.console import is_first_process, note, say
 from actions.endings import end_with_this_process
 from actions.experiment import Experiment, build
@@ -47,6 +48,7 @@ def run(request: Request) -> None:
         fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
         try:
             fabric.launch()
+            check_agreement(experiment)
             say(f"run folder: {folder}")
             found, seconds = _score(experiment, fabric)
             if is_first_process():
@@ -71,11 +73,14 @@ def check_scoring(request: Request) -> Mode:
 
 
 def scoring_batches(data: TextDataModule, limit: int | float, rank: int, world: int) -> Iterable[Batch]:
-    """The scoring batches of process `rank` of `world`. Prints a note if `limit` exceeds the training set."""
+    """The scoring batches of process `rank` of `world`, as many on each process with fillers.
+
+    Prints a note if `limit` exceeds the training set.
+    """
     count, remark = batch_count(limit, data.scoring_batch_count)
     if remark is not None:
         note(remark)
-    return data.scoring_batches(count, rank, world)
+    return data.scoring_batches(count, rank, world, filled=True)
 
 
 def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
@@ -84,6 +89,7 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     heuristic = saliency.get(options.importance_test_name)
     with fabric.rank_zero_first(local=True):  # the other processes read the cache
         data.encoded(data.splits.train)
+    task.shard(fabric.device)
     task.to(fabric.device)
     limit = options.imp_limit_test_batches
     share = list(scoring_batches(data, limit, fabric.global_rank, fabric.world_size))

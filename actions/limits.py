@@ -21,7 +21,7 @@ def check_batches(action: str, options: Options, data: TextDataModule) -> None:
     Packed text is checked once it is encoded, because only then the number of its rows is known.
     """
     loop, splits = options.loop, data.splits
-    world = options.devices.num_devices * options.devices.num_nodes
+    world = options.devices.world
 
     def selected(flag: str, limit: int | float, what: str, rows: Dataset) -> int | None:
         available = data.batches(rows, world)

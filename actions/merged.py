@@ -13,9 +13,11 @@ from actions.experiment import plan_elements, put_weights
 from actions.resolve import Request
 from heterolora.adapt import adapt
 from heterolora.files import whole_folder
+from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
 from model.load import load_base, load_config, load_tokenizer
-from model.merge import fold, in_numbers, logits, probe
+from model.merge import fold, in_numbers, logits, probe, unwrap
+from model.tensor_file import MappedTensors
 
 
 @dataclass(frozen=True)
@@ -31,40 +33,44 @@ class Merged:
 def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
     """Write weights, configuration and tokenizer into `output`, completely or not at all.
 
-    The request names a checkpoint or an adapter, whose model has no shortcuts. One model is in memory at a time: LoRA
-    is folded in place, and the model is deleted before the files are read again. A quantised base is dequantised. A
-    weight file is at most `max_shard_size` large, such as `5GB`.
+    The request names a checkpoint or an adapter, whose model has no shortcuts. A base that is not quantised may be
+    larger than the memory: its tensors stay mapped from its files, are written one after the other, and LoRA is folded
+    into the written files, one matrix at a time. A quantised base is dequantised in memory. A weight file is at most
+    `max_shard_size` large, such as `5GB`.
     """
     config = load_config(request.base.name, request.spec)
-    use_cache = config.use_cache
+    use_cache, dtype = config.use_cache, config.dtype  # loading the base changes the configuration
     tokenizer = load_tokenizer(request.base.name, config)
-    network, batch, expected = _merged(request, config, tokenizer)
+    network, space = _trained(request, config, tokenizer)
+    batch = probe(network)
+    expected = logits(network, batch)
+    network = in_numbers(network, dtype)
     network.config.use_cache = use_cache  # training turned it off
+    if space is not None:
+        unwrap(network, space)
     kind, dtype = type(network), network.dtype
     with whole_folder(output) as folder:
-        network.save_pretrained(folder, max_shard_size=max_shard_size)
+        # The names of the modules, so that LoRA finds its places.
+        network.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=False)
         tokenizer.save_pretrained(folder)
         del network
         gc.collect()
+        if space is not None:
+            fold(space, MappedTensors(folder).tensor)
         found = logits(kind.from_pretrained(folder, dtype="auto", trust_remote_code=False), batch)
         files = len(list(folder.glob("*.safetensors")))
     return Merged(dtype, files, float((found - expected).abs().max()), float(expected.abs().max()))
 
 
-def _merged(
+def _trained(
     request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, dict[str, torch.Tensor], torch.Tensor]:
-    """(the plain network, a batch, the logits of the model before)."""
-    options, dtype = request.options, config.dtype  # loading the base changes the configuration
+) -> tuple[PreTrainedModel, SearchSpace | None]:
+    """The model that the request names, and its elements."""
+    options = request.options
     planned = plan_elements(request, config)
     # The base has the dtype of its files, or is quantised as in training.
     precision = None if options.quantize is None else options.devices.precision
     base = load_base(request.base, config, tokenizer, request.spec.task, precision, options.quantize)
     space = None if planned is None else adapt(base.network, planned)
     put_weights(request, Record(request.action, {}, request.base, base.sha256), base.network, space)
-    batch = probe(base.network)
-    expected = logits(base.network, batch)
-    network = in_numbers(base.network, dtype)
-    if space is not None:
-        fold(network, space)
-    return network, batch, expected
+    return base.network, space

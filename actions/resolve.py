@@ -97,6 +97,8 @@ def resolve(command: Command) -> Request:
         notes = (*notes, *more)
     if options.quantize is not None:
         _check_quantizable(command.action, options, base)
+    if options.devices.shards is not None:
+        _check_sharding(options, adapted, base)
     resumes = options.resume_training
     if resumes:
         options, more = _of_resumed_run(options, origin.checkpoint, command.on_command_line)
@@ -226,6 +228,29 @@ def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
         raise UserError(
             f"{test} cannot be used with --quantize: it needs the weights of the base",
             "use another --importance-test-name, such as grad_norm",
+        )
+
+
+def _check_sharding(options: Options, adapted: AdaptedName | None, base: BaseSource) -> None:
+    devices, sharded = options.devices, "--strategy fsdp"
+    if devices.shards == 1:
+        raise UserError(
+            f"{sharded} shards within a node, and --num-devices is 1",
+            f"give --shard-size {devices.world} to shard over the nodes, or more devices",
+        )
+    if devices.world % devices.shards:
+        sizes = [str(size) for size in range(2, devices.world + 1) if devices.world % size == 0]
+        raise UserError(
+            f"--shard-size {devices.shards} does not divide the {devices.world} devices", f"give {' or '.join(sizes)}"
+        )
+    if options.quantize == "int8":
+        raise UserError(
+            f"{sharded} cannot be used with --quantize int8, whose scales are no parameters", "use --quantize nf4"
+        )
+    if adapted is not None and (not base.pretrained or base.state_file is not None):
+        raise UserError(
+            f"{sharded} needs pretrained weights in the library's own files, of which each process reads its share",
+            "give --load with a hub name or folder, and --pretrained",
         )
 
 

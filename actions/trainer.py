@@ -13,6 +13,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.strategies import DDPStrategy
 
+from actions.agreement import Agree
 from actions.callbacks import (
     CountOptimizerSteps,
     EarlyStopping,
@@ -76,11 +77,13 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         use_distributed_sampler=False,  # the data module divides the rows itself
         enable_checkpointing=bool(callbacks),
         enable_model_summary=False,
+        inference_mode=experiment.task.sharding is None,  # weights that FSDP2 gathers in it could not be trained with
         default_root_dir=folder,
         logger=build_loggers(options, folder, resumed.step if resumed else 0) if callbacks else False,
         callbacks=[
             Progress(),
             EndTogether(),
+            Agree(experiment),
             CheckBatches(experiment.task.record.action, options, experiment.data),
             *callbacks,
         ],

@@ -56,6 +56,11 @@ class TextDataModule(pl.LightningDataModule):
         self._tokenizer, self._tokenizer_digest = tokenizer, tokenizer_digest(tokenizer)
         self._encoded.clear()
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """One of the rows of each split: of all texts and labels."""
+        return tuple(self._digests.values())
+
     def prepare_data(self) -> None:
         """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
         if self._cache:
@@ -108,16 +113,20 @@ class TextDataModule(pl.LightningDataModule):
         """Scoring batches in the whole training set; the last one may be short."""
         return self.train_batches_per_epoch(world=1)
 
-    def scoring_batches(self, count: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def scoring_batches(self, count: int, rank: int = 0, world: int = 1, filled: bool = False) -> Iterator[Batch]:
         """This process's share of the first `count` scoring batches: batch i belongs to rank i mod `world`.
 
         A scoring batch has `batch_size` rows of the training set in file order, for any number of processes. No random
-        numbers are drawn.
+        numbers are drawn. With `filled`, a process that would have a batch less than another gets one more, of one
+        filler row.
         """
         encoded = self.encoded(self.splits.train)
         rows, collate, size = Rows(encoded), Collator(self._tokenizer), self.options.batch_size
-        for batch in range(rank, min(count, self.scoring_batch_count), world):
+        count = min(count, self.scoring_batch_count)
+        for batch in range(rank, count, world):
             yield collate(rows.__getitems__(list(range(batch * size, min((batch + 1) * size, len(encoded))))))
+        if filled and rank >= count % world > 0:
+            yield collate(rows.__getitems__([~0]))
 
     def _place(self) -> tuple[int, int]:
         """(rank, world) of this process."""

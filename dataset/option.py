@@ -55,6 +55,7 @@ class OptionInfo:
     check: Check | None = None
     choices: tuple[str, ...] = ()  # the valid values, if they can be listed
     spellings: Mapping[str, str] = field(default_factory=dict)  # other spellings of choices, such as Lightning's
+    refused: Mapping[str, str] = field(default_factory=dict)  # values that users may expect -> why they are no choices
     aliases: tuple[str, ...] = ()  # other flags, such as `--gpu`
     old_keys: tuple[str, ...] = ()  # older TOML keys that are still read
     actions: tuple[str, ...] = ()  # the actions that use the option; empty: all
@@ -110,6 +111,8 @@ class OptionInfo:
         if (expected := _storable(value)) is not None:
             raise UserError(f"{name} {_shown(value)!r} is out of range", f"give {expected}")
         value = self.spellings.get(value, value) if self.choices else value
+        if value in self.refused:
+            raise UserError(f"{name} {value!r} is not supported: {self.refused[value]}", nearest(value, self.choices))
         if self.choices and value not in self.choices:
             raise UserError(f"{name} {value!r} is not known", nearest(str(value), self.choices))
         value = self.type(value) if self.type in (float, Path) else value

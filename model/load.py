@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 
 import model.family as families
 from dataset.spec import DatasetSpec, Task
-from heterolora.adapt import in_head
+from heterolora.adapt import heads, in_head
 from heterolora.errors import UserError
 from heterolora.outside import reading
 from heterolora.search_space import SearchSpace
@@ -102,8 +102,11 @@ def load_base(
     task: Task,
     precision: str | None,
     quantize: str | None = None,
+    sharded: bool = False,
 ) -> Base:
     """Loads a base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
+
+    If it will be sharded, its tensors stay mapped from the files, in their dtype, except the head.
 
     Args:
         source: its origin. A base to quantise needs files.
@@ -131,7 +134,8 @@ def load_base(
         untrained_head = _load_state(network, Path(source.state_file))
     sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
     if precision is not None:
-        network = network.to(base_dtype(precision))
+        for module in heads(network) if sharded else (network,):
+            module.to(base_dtype(precision))
     return Base(network, untrained_head, sha256)
 
 

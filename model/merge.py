@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,28 +23,40 @@ def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTraine
     return network.dequantize(dtype=dtype).to(dtype)
 
 
-@torch.no_grad()
-def fold(network: PreTrainedModel, space: SearchSpace) -> None:
-    """Turns an adapted network into a plain one, in place. At most one matrix is copied at a time.
+def unwrap(network: PreTrainedModel, space: SearchSpace) -> None:
+    """Takes all elements out of an adapted network, in place. A classification head gets the dtype of the base.
 
-    The network must not be quantised, and no shortcut may be on. The sum is computed in float32 (float64 for a float64
-    base) and rounded once to the dtype of the base. A classification head gets the same dtype.
+    No shortcut may be on, because no base can hold it.
     """
     if space.on("shortcut"):
         raise ValueError("shortcuts can't be folded into a base")
     for low_rank in space.of_kind("lora"):
         path = low_rank.element.module
-        layer = network.get_submodule(path).base
-        if low_rank.enabled:
-            exact = torch.promote_types(layer.weight.dtype, torch.float32)
-            delta = low_rank.B.to(exact) @ low_rank.A.to(exact)  # (out, in)
-            layer.weight.copy_(delta.mul_(low_rank.scaling).add_(layer.weight))
-        network.set_submodule(path, layer)
+        network.set_submodule(path, network.get_submodule(path).base)
     for block in space.blocks:
         if hasattr(block, "shortcuts"):
             del block.shortcuts
     for head in heads(network):
         head.to(network.dtype)
+
+
+@torch.no_grad()
+def fold(space: SearchSpace, weight_of: Callable[[str], Tensor]) -> None:
+    """Adds every LoRA element that is on to the weight of its place, in place.
+
+    The sum is computed in float32 (float64 for a float64 base) and rounded once to the dtype of the base. At most one
+    matrix is copied at a time. The weights must not be quantised.
+
+    Args:
+        space: the elements.
+        weight_of: name of a parameter, such as `model.layers.0.self_attn.q_proj.weight` -> its tensor (out, in). It may
+            be mapped from a file, which then gets the sum.
+    """
+    for low_rank in space.on("lora"):
+        weight = weight_of(f"{low_rank.element.module}.weight")
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        delta = low_rank.B.to(exact) @ low_rank.A.to(exact)  # (out, in)
+        weight.copy_(delta.mul_(low_rank.scaling).add_(weight))
 
 
 def probe(network: PreTrainedModel) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -24,6 +25,7 @@ from heterolora.files import whole
 from heterolora.outside import reading
 
 DIGEST = "heterolora_sha256"  # key of the metadata of a safetensors file
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _EXPECTED = "give a complete file; a file that would run code is never loaded"
 
 
@@ -60,6 +62,30 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if digest is not None and digest != _digest(tensors, metadata):
             raise UserError(f"the file of tensors '{path}' is damaged: it differs from its digest", _EXPECTED)
         return tensors, metadata
+
+
+class MappedTensors:
+    """The tensors of the safetensors files of a folder, for changes in place: a tensor is mapped from its file.
+
+    A file is the length of its header (8 bytes, little-endian), the header (JSON: name -> dtype, shape and place) and
+    the bytes of the tensors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._places: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        for path in folder.glob("*.safetensors"):
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            self._places |= {name: (path, 8 + size, about) for name, about in header.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name; what is written to it is written to its file."""
+        path, start, about = self._places[name]
+        first, end = about["data_offsets"]
+        data = np.memmap(path, mode="r+", offset=start + first, shape=end - first)
+        return torch.from_numpy(data).view(_DTYPES[about["dtype"]]).view(about["shape"])
 
 
 def read_tensors(path: Path) -> Any:

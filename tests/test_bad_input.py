@@ -67,7 +67,7 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train --val-check-interval 2.0", "2.0", "share in (0, 1]"),
         ("train --optimizer adamww", "adamww", "did you mean 'adamw'"),
         ("train --precision 8", "8", "bf16-mixed"),
-        ("train --strategy fsdp", "fsdp", "ddp"),
+        ("train --strategy horovod", "horovod", "ddp"),
         ("train --pretrained perhaps", "perhaps", "true or false"),
         ("train opt_lora rte more", "more", "at most a model and a data set"),
         ("train opt_lora --model roberta_lora", "given twice", "once"),

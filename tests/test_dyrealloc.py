@@ -293,7 +293,6 @@ def test_curves_of_the_search(searching, tmp_path) -> None:
         ("--imp-limit-test-batches 0", "--imp-limit-test-batches 0", "at least 1"),
         ("--importance-test-name grad_nrm", "grad_nrm", "did you mean 'grad_norm'"),
         ("--model some/model", "plain model", "_lora"),
-        ("--strategy fsdp", "fsdp", "ddp"),
         ("--strategy deepspeed", "deepspeed", "ddp"),
     ],
 )

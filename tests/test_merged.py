@@ -21,8 +21,10 @@ from actions.experiment import build
 from actions.parse import parse
 from actions.resolve import resolve
 from heterolora.errors import UserError
+from heterolora.search_space import SearchSpace
 from model import family
-from model.merge import fold, in_numbers
+from model.merge import fold as fold_into
+from model.merge import in_numbers, unwrap
 from tests.adapted import CASES, Adapted, adapted, lora_config, put_into, shortcut_config
 from tests.test_peft_in import trained_by_peft
 from tests.tiny import tiny_batch
@@ -35,6 +37,12 @@ AUTO = {"classification": AutoModelForSequenceClassification, "causal_language_m
 def logits(network: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return network.eval()(**tiny_batch(padding=None)).logits
+
+
+def fold(network: PreTrainedModel, space: SearchSpace) -> None:
+    """The plain network, in place."""
+    unwrap(network, space)
+    fold_into(space, network.get_parameter)
 
 
 def some_off(made: Adapted) -> Adapted:

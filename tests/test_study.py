@@ -225,7 +225,6 @@ def test_pefts_own_methods_run_in_the_same_loop(tmp_path: Path, world: World, st
     assert all(0 < parameters <= 3000 for parameters in found.values())
 
     # AdaLoRA spends the budget with its final ranks, and the weights that are measured have no others.
-    run = tmp_path / "out" / "runs" / "reviews.3000.adalora.lr0.01.seed0"
     runs = tmp_path / "out" / "runs"
     places = [item.element for item in scores.read(next(runs.glob("*constant*")) / "scores.toml").scored]
     values = weights(runs / "reviews.3000.adalora.lr0.01.seed0" / "checkpoints" / "last.ckpt")

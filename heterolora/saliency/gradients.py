@@ -29,9 +29,9 @@ class GradientHeuristic(ABC):
     def __call__(self, problem: Problem) -> list[float]:
         parameters = problem.space.parameters
         totals = [torch.zeros_like(parameter) for parameter in parameters]
-        for batch in problem.track(problem.batches, "scoring batches"):
+        for batch, counts in problem.passes("scoring batches"):
             gradients = torch.autograd.grad(problem.evaluate(batch).mean, parameters, materialize_grads=True)
-            for total, gradient in zip(totals, gradients, strict=True):
+            for total, gradient in zip(totals, gradients, strict=True) if counts else ():
                 total += self.of_batch(gradient)
         return self.scores(parameters, sum_each_over_ranks(totals))
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from heterolora.distributed import whole
 from heterolora.errors import UserError
 from heterolora.low_rank import LoraLinear
 from heterolora.search_space import SearchSpace
@@ -141,7 +142,7 @@ class PositiveNetwork:
         return x if module.weight is None else self._positive(self.family.norm_offset + module.weight) * x
 
     def _positive(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self.device, torch.float64).abs()
+        return whole(weight.detach()).to(self.device, torch.float64).abs()
 
 
 def _base(module: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -87,6 +87,8 @@ class Problem:
         batches: this process's share of the scoring batches: batch i belongs to process i mod world.
         track: (items, description) -> the same items, while progress is shown.
         step: what the optimizer will do with the elements that are chosen.
+        fillers: batches without effect on the scores, of a process that has fewer batches than another. A sharded base
+            needs as many passes on every process, because each pass gathers weights.
     """
 
     network: nn.Module
@@ -96,3 +98,9 @@ class Problem:
     metric: Metric = field(default_factory=Metric)
     track: Track = untracked
     step: Step = Step()
+    fillers: Sequence[Batch] = ()
+
+    def passes(self, what: str) -> Iterator[tuple[Batch, bool]]:
+        """The batches and the fillers, each with whether it counts; `what` describes the progress."""
+        yield from ((batch, True) for batch in self.track(self.batches, what))
+        yield from ((batch, False) for batch in self.fillers)

@@ -33,22 +33,25 @@ class Restarts:
     def __init__(self, problem: Problem) -> None:
         self.problem, family = problem, problem.space.family
         self.blocks = None if family is None else problem.network.base_model.get_submodule(family.blocks)
-        self.states = [State() for _ in problem.batches]
+        self.batches = (*problem.batches, *problem.fillers)
+        self.states = [State() for _ in self.batches]
 
     def evaluate(self, batch: int, layer: int) -> Loss:
         """The loss of batch number `batch`, where `layer` is the first block that differs from its first evaluation.
 
+        The fillers of the problem have the numbers after its batches.
+
         Raises ValueError if the batch already has the state of a later block.
         """
         if self.blocks is None:
-            return self.problem.evaluate(self.problem.batches[batch])
+            return self.problem.evaluate(self.batches[batch])
         state = self.states[batch]
         if layer < state.layer:
             raise ValueError(f"batch {batch} can't go back from block {state.layer} to block {layer}")
         hook = self.blocks[layer].register_forward_pre_hook(partial(self._keep, batch, layer))
         try:
             with replaced(self.blocks, range(state.layer), _StandIn(state, self.problem.space.carry)):
-                return self.problem.evaluate(self.problem.batches[batch])
+                return self.problem.evaluate(self.batches[batch])
         finally:
             hook.remove()
 

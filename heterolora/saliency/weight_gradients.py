@@ -83,15 +83,23 @@ class Place(Watch):
 def observe(problem: Problem, places: Sequence[Place], backward: bool = True) -> None:
     """Run every batch, observed by one place for each element. `no_trace` must be active."""
     anchor = torch.zeros(0, device=problem.space.device, requires_grad=True)
-    for low_rank, place in zip(problem.space, places, strict=True):
-        low_rank.probe, place.anchor = place, anchor
-    for index, batch in enumerate(problem.track(problem.batches, "scoring batches")):
-        for place in places:
+    unobserved = _Unobserved()
+    for place in (*places, unobserved):
+        place.anchor = anchor
+    for index, (batch, counts) in enumerate(problem.passes("scoring batches")):
+        for low_rank, place in zip(problem.space, places, strict=True):
+            low_rank.probe = place if counts else unobserved
             place.number, place.batch = index * world_size() + this_rank(), batch
         with torch.set_grad_enabled(backward):
             loss = problem.evaluate(batch).mean
         if backward:
             torch.autograd.grad(loss, anchor, allow_unused=True)
+
+
+class _Unobserved(Place):
+    """The place of every element during a filler, so that its backward pass is that of a batch."""
+
+    def add(self, x: Tensor, G: Tensor) -> None: ...
 
 
 class _Gradient(Place):

@@ -22,6 +22,7 @@ from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
+from model.sharding import Sharding, shard_base, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run, within
 from model.task.rows import RowLosses, RowResult
@@ -40,6 +41,7 @@ class FineTuning(pl.LightningModule, ABC):
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
         record: the identity of the model, for checkpoints.
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
+        sharding: how the base is divided over processes. None: every process holds all of it.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class FineTuning(pl.LightningModule, ABC):
         optimization: Optimization,
         record: Record,
         batches_per_epoch: Callable[[int], int],
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints lack the base; `take` checks them
         self.network = network.train()
         self.space, self.spec, self.optimization, self.record = space, spec, optimization, record
         self.validation_names, self.test_names = tuple(validation_names), tuple(test_names)
-        self.batches_per_epoch = batches_per_epoch
+        self.batches_per_epoch, self.sharding = batches_per_epoch, sharding
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
         self.mean_loss = nn.ModuleDict({split: metrics.WeightedMean() for split in splits})
         self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels) for split in splits})
@@ -97,6 +100,18 @@ class FineTuning(pl.LightningModule, ABC):
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
         """Converts the result of `predictions` to predictions and references for the benchmark's own metric."""
         return first, second
+
+    # ---- several processes
+
+    def configure_model(self) -> None:
+        """Before Lightning moves the network to its device, at every `fit`, `validate` and `test`."""
+        self.shard(self.trainer.strategy.root_device)
+
+    def shard(self, device: torch.device) -> None:
+        """Shards the base if it is to be sharded. Needs the process group."""
+        if self.sharding is not None and self.space is not None:
+            shard_base(self.network, self.space, self.sharding, device)
+            self._ddp_params_and_buffers_to_ignore = sharded_names(self)  # Lightning would broadcast them
 
     # ---- training
 

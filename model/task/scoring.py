@@ -10,6 +10,7 @@ from typing import Any
 
 from heterolora.saliency.problem import Batch, Loss, Problem, Step, Track, untracked
 from model import metrics
+from model.sharding import is_sharded
 from model.task.fine_tuning import FineTuning
 
 
@@ -24,7 +25,7 @@ def scoring_problem(
     """Returns the problem of scoring the elements of `task`, an adapted network and its loss.
 
     Args:
-        batches: this process's share of the scoring batches, on the device of the task.
+        batches: this process's share of the scoring batches, on the device of the task. Fillers may follow.
         tolerance: `--metric-red-tolerance`.
         precision: the context of a forward pass, such as a trainer's `precision_plugin.forward_context`.
         step: what the optimizer will do with the elements that are chosen.
@@ -38,7 +39,9 @@ def scoring_problem(
 
     name = task.spec.metrics[0] if task.spec.task == "classification" else "loss"
     metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
-    return Problem(task.network, task.space, evaluate, batches, metric, track, step or Step())
+    real = [batch for batch in batches if bool(batch["weight"].any())]
+    fillers = batches[len(real) :] if is_sharded(task.network) else ()
+    return Problem(task.network, task.space, evaluate, real, metric, track, step or Step(), fillers)
 
 
 def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from heterolora.saliency.problem import Batch, Loss
+from model.sharding import is_sharded
 from model.task.causal_language_modeling import next_token_loss, next_token_row_losses
 from model.task.fine_tuning import FineTuning
 from model.task.rows import RowLosses
@@ -59,6 +60,7 @@ class Summarization(FineTuning):
             input_ids=prompts,
             attention_mask=batch["prompt_mask"],
             generation_config=self.generation,
+            synced_gpus=is_sharded(self.network),  # every token needs a pass of every process
         )
         texts = self.tokenizer.batch_decode(generated[:, prompts.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]

@@ -70,7 +70,10 @@ class Walk:
     def _rounds(self, layer: int) -> Iterator[Evaluated | None]:
         for batch in self.order:
             yield self.problem.batches[batch], self.restarts.evaluate(batch, layer)
-        yield from [None] * (self.rounds - len(self.order))
+        for filler in range(len(self.order), self.rounds):
+            if self.problem.fillers:
+                self.restarts.evaluate(filler, layer)
+            yield None
 
     def _first_rounds(self, doubts: list[float]) -> Iterator[Evaluated | None]:
         for evaluated in self._rounds(layer=0):

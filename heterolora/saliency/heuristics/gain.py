@@ -40,9 +40,11 @@ def gain(problem: Problem) -> list[float]:
     moments = [B.new_zeros(2, *B.shape) for B in every_B]  # Σ g and Σ g²
     slopes = [B.new_zeros(2) for B in every_B]  # Σ d and Σ d²
     examples = 0.0
-    for batch in problem.track(problem.batches, "scoring batches"):
+    for batch, counts in problem.passes("scoring batches"):
         loss = problem.evaluate(batch)
         gradients = torch.autograd.grad(loss.mean, every_B, materialize_grads=True)
+        if not counts:
+            continue
         for B, g, moment, slope in zip(every_B, gradients, moments, slopes, strict=True):
             d = (g * B.detach()).sum()
             moment += torch.stack([g, g.square()])

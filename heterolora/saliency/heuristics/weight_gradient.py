@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from heterolora.distributed import whole
 from heterolora.element import Element
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
@@ -28,5 +29,7 @@ def _score(network: nn.Module, element: Element, gradient: tuple[ProductSum]) ->
     if element.kind == "shortcut":
         return 0.0
     base = network.get_submodule(element.module).base
-    W = base.weight if isinstance(base, nn.Linear) else base.weight.t()  # Transformers' Conv1D has (in, out)
-    return float((W.detach().float() * gradient[0].matrix()).abs().mean())
+    W = whole(base.weight.detach())
+    if not isinstance(base, nn.Linear):  # Transformers' Conv1D has (in, out)
+        W = W.t()
+    return float((W.float() * gradient[0].matrix()).abs().mean())
