@@ -14,6 +14,7 @@ from actions.experiment import Experiment
 from actions.options import declared
 from actions.pictures import heat_map
 from actions.results import read_metrics
+from actions.run_folder import ADAPTER, LORA, SHORTCUT
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
 from heterolora.files import whole_folder, write_text
@@ -27,7 +28,6 @@ from model.peft_format.card import CardContents, card
 from model.peft_format.vllm import max_lora_rank, uniform
 from model.peft_format.writing import result_config, write_adapter
 
-ADAPTER, LORA, SHORTCUT = "adapter", "lora.toml", "shortcut.toml"
 ALLOCATION = "allocation.png"
 
 

@@ -84,9 +84,7 @@ class TestTool:
         patterns = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 7}, "use_rslora": True}
         theirs = trained_by_peft(world.opt, tmp_path / "adapter", "CAUSAL_LM", **patterns)
         output = tmp_path / "served"
-        export.main(
-            [str(tmp_path / "adapter"), "--format", "vllm", "--output", str(output), "--dataset", "wikitext2"]
-        )
+        export.main([str(tmp_path / "adapter"), "--format", "vllm", "--output", str(output), "--dataset", "wikitext2"])
         assert "--enable-lora --max-lora-rank 8" in capsys.readouterr().out
         base = AutoModelForCausalLM.from_pretrained(world.opt, dtype=torch.float32)
         torch.testing.assert_close(logits(as_vllm_reads(base, output, 8)), logits(theirs), atol=1e-5, rtol=0)
