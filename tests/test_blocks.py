@@ -1,4 +1,4 @@
-"""`tools/realloc_lora_rank.py --format axolotl, llamafactory, trl`: the block, passed to PEFT as each trainer does it."""
+"""`realloc_lora_rank.py --format axolotl`, `llamafactory` and `trl`: the block, passed to PEFT as each trainer does it."""
 
 from __future__ import annotations
 

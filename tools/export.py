@@ -10,6 +10,7 @@ RESULT is a run's folder (its best checkpoint), a checkpoint, or the folder of a
 examples:
   python tools/export.py runs/NAME --format merged --output merged
   python tools/export.py runs/NAME/checkpoints/last.ckpt --format peft --output adapter --drop-shortcuts
+  python tools/export.py runs/NAME --format vllm --output served --push-to-hub OWNER/NAME
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from actions.run_folder import CHECKPOINTS, check_writable
 from actions.trainer import check_devices
 from heterolora.errors import UserError
 from heterolora.peft_config import peft_notes, task_type
+from model.hub import check_publishing, publish
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
 from model.peft_format.vllm import max_lora_rank
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, others = _parser().parse_known_args(arguments)
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise UserError(f"--output {args.output} is there already", "give a folder that is empty or not there")
+    if args.push_to_hub is not None:
+        check_publishing(args.push_to_hub)
     check_writable(args.output, "free space, or give --output on another disk")
     command = parse(["test", "--load", str(_find(args.result)), *others])
     request = resolve(command)
@@ -60,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"the largest is {merged.largest:.2g} ({str(merged.dtype).removeprefix('torch.')}, {merged.files} files)"
         )
     say(f"wrote {args.output}")
+    if args.push_to_hub is not None:
+        say(f"published as {publish(args.output, args.push_to_hub)}")
 
 
 def _parser() -> Parser:
@@ -72,6 +78,7 @@ def _parser() -> Parser:
     add("--drop-shortcuts", action="store_true", help=dropped)
     add("--dequantize", action="store_true", help="merged: dequantise a quantised base")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="merged: size of the largest file (default: 5GB)")
+    add("--push-to-hub", metavar="NAME", help="also upload the folder to the Hugging Face hub, as this model")
     return parser
 
 
@@ -100,6 +107,11 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
         raise UserError(f"{args.result} is a PEFT adapter already", "use it as it is, or --format merged")
     if args.format == "vllm" and spec.task == "classification":
         raise UserError(f"{args.result} has a trained head, and vLLM's adapters hold LoRA alone", "use --format merged")
+    if args.push_to_hub is not None and args.format != "merged" and Path(request.base.name).is_dir():
+        raise UserError(
+            f"the base of {args.result} is the folder {request.base.name}, which other people do not have",
+            "give its hub name as --backbone-model, or use --format merged",
+        )
     if has_shortcuts(request) and not args.drop_shortcuts:
         raise UserError(
             f"{args.result} has shortcuts that are on, and --format {args.format} cannot hold them",
