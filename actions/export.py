@@ -7,13 +7,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
 from actions.options import declared
 from actions.pictures import heat_map
 from actions.results import read_metrics
+from actions.run_folder import ADAPTER, LORA, SHORTCUT
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
 from heterolora.files import whole_folder, write_text
@@ -21,11 +22,12 @@ from heterolora.outside import read_text
 from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
+from model.load import load_tokenizer
 from model.peft_format import CARD
 from model.peft_format.card import CardContents, card
+from model.peft_format.vllm import max_lora_rank, uniform
 from model.peft_format.writing import result_config, write_adapter
 
-ADAPTER, LORA, SHORTCUT = "adapter", "lora.toml", "shortcut.toml"
 ALLOCATION = "allocation.png"
 
 
@@ -42,7 +44,8 @@ def export_run(experiment: Experiment, folder: Path) -> None:
     write_text(folder / LORA, head + result_config(task.space, "lora").to_toml())
     if "shortcut" in record.configs:
         write_text(folder / SHORTCUT, head + result_config(task.space, "shortcut", record.renormalizes).to_toml())
-    write_adapter_folder(folder / ADAPTER, task.network, task.space, task.spec, record, folder)
+    tokenizer = load_tokenizer(record.base.name, task.network.config)
+    write_adapter_folder(folder / ADAPTER, task.network, task.space, task.spec, tokenizer, record, folder)
     for text in peft_notes([low_rank.element for low_rank in task.space.on("lora")]):
         note(text)
     if record.renormalizes or task.space.on("shortcut"):
@@ -55,19 +58,32 @@ def write_adapter_folder(
     network: PreTrainedModel,
     space: SearchSpace,
     spec: DatasetSpec,
+    tokenizer: PreTrainedTokenizerBase,
     record: Record,
     run_folder: Path | None,
+    for_vllm: bool = False,
 ) -> None:
-    """Write an adapter folder with its card, completely or not at all. An existing folder is replaced.
+    """Write an adapter folder with its tokenizer and card, completely or not at all. An existing folder is replaced.
 
     The trained weights of the network must be in memory; its base may be on the meta device. The card shows the metrics
-    and the pictures in `run_folder`.
+    and the pictures in `run_folder`. With `for_vllm`, LoRA is written as vLLM reads it.
     """
     metrics = {} if run_folder is None else read_metrics(run_folder)[0]
-    result = CardContents(network, space, spec, record, metrics or None, _configurations(record))
+    on = space.on("lora")
+    result = CardContents(
+        network,
+        space,
+        spec,
+        record,
+        metrics or None,
+        _configurations(record),
+        max_lora_rank=max_lora_rank(on) if for_vllm else None,
+    )
     shortcut = result_config(space, "shortcut", record.renormalizes) if result.beyond_peft else None
+    remembered = _to_remember(record, shortcut is not None)
     with whole_folder(target) as unfinished:
-        write_adapter(unfinished, network, space, spec.task, _to_remember(record, shortcut is not None), shortcut)
+        write_adapter(unfinished, network, space, spec.task, remembered, shortcut, uniform(on) if for_vllm else on)
+        tokenizer.save_pretrained(unfinished)
         pictures = _draw(space, unfinished)
         for picture in sorted(run_folder.glob("*.png")) if run_folder is not None else ():
             shutil.copyfile(picture, unfinished / picture.name)

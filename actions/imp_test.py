@@ -22,7 +22,7 @@ from actions.loggers import build_loggers, log_pictures
 from actions.options import Options
 from actions.pictures import heat_map
 from actions.resolve import Request
-from actions.run_folder import CONFIG, open_run, write_config
+from actions.run_folder import CONFIG, SCORES, open_run, write_config
 from actions.trainer import check_devices
 from dataset.module import TextDataModule
 from heterolora import saliency, scores
@@ -36,7 +36,7 @@ from heterolora.scores import Scores
 from model.task.scoring import batch_count, scoring_problem
 from model.task.timing import measured
 
-SCORES, PICTURE = "scores.toml", "scores.png"
+PICTURE = "scores.png"
 SHOWN = 10  # elements in the table
 
 

@@ -247,6 +247,8 @@ def _check_sharding(options: Options, adapted: AdaptedName | None, base: BaseSou
         raise UserError(
             f"{sharded} cannot be used with --quantize int8, whose scales are no parameters", "use --quantize nf4"
         )
+    if options.cache_frozen_prefix:  # a row may be in the cache of one process only, and all gather the blocks together
+        raise UserError(f"{sharded} cannot be used with --cache-frozen-prefix", "leave one of them out")
     if adapted is not None and (not base.pretrained or base.state_file is not None):
         raise UserError(
             f"{sharded} needs pretrained weights in the library's own files, of which each process reads its share",

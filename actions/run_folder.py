@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _PROBE = 2**16  # bytes that a run folder must have room for
 
 CHECKPOINTS, CONFIG, METRICS, PARAMETERS, LOGS = "checkpoints", "config.toml", "metrics.json", "parameters.json", "logs"
-RUN = "run.json"
+RUN, SCORES, ADAPTER, LORA, SHORTCUT = "run.json", "scores.toml", "adapter", "lora.toml", "shortcut.toml"
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from pytorch_lightning.callbacks import LambdaCallback
 from actions.checkpoints import RunCheckpoints
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment, build
-from actions.export import ADAPTER, export_run
+from actions.export import export_run
 from actions.imp_test import scoring_batches
 from actions.loggers import log_pictures
 from actions.resolve import Request
 from actions.results import measure, show_parameters
-from actions.run_folder import Run, open_run, write_config
+from actions.run_folder import ADAPTER, Run, open_run, write_config
 from actions.trainer import build_trainer, check_devices, training_callbacks
 from dataset.option import bytes_of
 from heterolora.errors import UserError

@@ -12,7 +12,7 @@ import peft
 import pytest
 import toml
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from actions.experiment import Experiment, build
 from actions.parse import parse
@@ -166,12 +166,14 @@ class TestRuns:
         torch.testing.assert_close(logits(names["model"]), logits(ours.task.network), atol=1e-5, rtol=0)
         assert names["model"].config.id2label == {0: "negative", 1: "positive"}
 
-    def test_the_card_says_what_it_is(self, plain: Path, dynamic: Path) -> None:
+    def test_the_card_says_what_it_is(self, world: World, plain: Path, dynamic: Path) -> None:
         text = (plain / "adapter" / "README.md").read_text()
         accuracy = f"{metrics_of(plain)['validation']['accuracy']:.4f}"
         for words in ("sst2", "`lora.toml`", "4 of 4 elements on", "rank 16 in all", "1,024 parameters", accuracy):
             assert words in text
         assert "shortcut" not in text
+        assert f'base_model: "{world.opt}"' in text.split("---")[1]
+        assert AutoTokenizer.from_pretrained(plain / "adapter").get_vocab()
         text = (dynamic / "adapter" / "README.md").read_text()
         for words in ("3 of 6 elements on", "4 of 7 elements on", "grad_norm", "has shortcuts that are on", "0.5"):
             assert words in text

@@ -1,6 +1,7 @@
-"""Export a result for other tools: as a PEFT adapter, or merged into its base.
+"""Export a result for other tools: as an adapter for PEFT or vLLM, or merged into its base.
 
   --format peft    adapter_config.json and adapter_model.safetensors, for peft.PeftModel.from_pretrained
+  --format vllm    the same files with one rank and one scaling, for vllm serve --enable-lora
   --format merged  a plain Hugging Face folder with tokenizer, for AutoModel….from_pretrained
 
 RESULT is a run's folder (its best checkpoint), a checkpoint, or the folder of a PEFT adapter. Options of
@@ -9,12 +10,14 @@ RESULT is a run's folder (its best checkpoint), a checkpoint, or the folder of a
 examples:
   python tools/export.py runs/NAME --format merged --output merged
   python tools/export.py runs/NAME/checkpoints/last.ckpt --format peft --output adapter --drop-shortcuts
+  python tools/export.py runs/NAME --format vllm --output served --push-to-hub OWNER/NAME
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tools.cli import Parser, run
@@ -29,8 +32,10 @@ from actions.run_folder import CHECKPOINTS, check_writable
 from actions.trainer import check_devices
 from heterolora.errors import UserError
 from heterolora.peft_config import peft_notes, task_type
+from model.hub import check_publishing, publish
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
+from model.peft_format.vllm import max_lora_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, others = _parser().parse_known_args(arguments)
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise UserError(f"--output {args.output} is there already", "give a folder that is empty or not there")
+    if args.push_to_hub is not None:
+        check_publishing(args.push_to_hub)
     check_writable(args.output, "free space, or give --output on another disk")
     command = parse(["test", "--load", str(_find(args.result)), *others])
     request = resolve(command)
@@ -48,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if has_shortcuts(request):
         say(cost_of_dropping(request, args.output.parent))
         request = without_shortcuts(request)
-    if args.format == "peft":
-        _write_peft(args, request)
+    if args.format != "merged":
+        _write_adapter(args, request)
     else:
         merged = write_merged(request, args.output, args.max_shard_size)
         say(
@@ -57,18 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"the largest is {merged.largest:.2g} ({str(merged.dtype).removeprefix('torch.')}, {merged.files} files)"
         )
     say(f"wrote {args.output}")
+    if args.push_to_hub is not None:
+        say(f"published as {publish(args.output, args.push_to_hub)}")
 
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("result", type=Path, metavar="RESULT", help="folder of a run or an adapter, or a checkpoint")
-    add("--format", choices=("peft", "merged"), required=True)
+    add("--format", choices=("peft", "vllm", "merged"), required=True)
     add("--output", type=Path, required=True, metavar="DIR", help="an empty or new folder")
-    dropped = "leave out shortcuts, which neither format supports, and print what that costs on validation data"
+    dropped = "leave out shortcuts, which no format supports, and print what that costs on validation data"
     add("--drop-shortcuts", action="store_true", help=dropped)
     add("--dequantize", action="store_true", help="merged: dequantise a quantised base")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="merged: size of the largest file (default: 5GB)")
+    add("--push-to-hub", metavar="NAME", help="also upload the folder to the Hugging Face hub, as this model")
     return parser
 
 
@@ -91,10 +101,17 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
     adapter, spec = request.adapter, request.spec
     if request.checkpoint is None and adapter is None:
         raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
-    if args.format == "peft" and request.adapted is None:
+    if args.format != "merged" and request.adapted is None:
         raise UserError(f"{args.result} is a plain model, without LoRA", "use --format merged")
     if args.format == "peft" and adapter is not None and not has_shortcuts(request):
         raise UserError(f"{args.result} is a PEFT adapter already", "use it as it is, or --format merged")
+    if args.format == "vllm" and spec.task == "classification":
+        raise UserError(f"{args.result} has a trained head, and vLLM's adapters hold LoRA alone", "use --format merged")
+    if args.push_to_hub is not None and args.format != "merged" and Path(request.base.name).is_dir():
+        raise UserError(
+            f"the base of {args.result} is the folder {request.base.name}, which other people do not have",
+            "give its hub name as --backbone-model, or use --format merged",
+        )
     if has_shortcuts(request) and not args.drop_shortcuts:
         raise UserError(
             f"{args.result} has shortcuts that are on, and --format {args.format} cannot hold them",
@@ -115,16 +132,22 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
         )
 
 
-def _write_peft(args: argparse.Namespace, request: Request) -> None:
+def _write_adapter(args: argparse.Namespace, request: Request) -> None:
     restored = restore_trained(request)
-    network, space = restored.network, restored.space
-    if not space.on("lora"):
-        raise UserError(f"{args.result} has no LoRA element that is on", "PEFT takes no empty adapter")
-    for text in peft_notes([low_rank.element for low_rank in space.on("lora")]):
+    network, on, for_vllm = restored.network, restored.space.on("lora"), args.format == "vllm"
+    if not on:
+        raise UserError(f"{args.result} has no LoRA element that is on", "PEFT and vLLM take no empty adapter")
+    if for_vllm:
+        say(f"start vLLM with --enable-lora --max-lora-rank {max_lora_rank(on)}")
+    for text in () if for_vllm else peft_notes([low_rank.element for low_rank in on]):
         note(text)
-    network.config.pad_token_id = load_tokenizer(request.base.name, network.config).pad_token_id
+    tokenizer = load_tokenizer(request.base.name, network.config)
+    network.config.pad_token_id = tokenizer.pad_token_id
+    record = replace(restored.record, base=request.base)
     run_folder = args.result if (args.result / CHECKPOINTS).is_dir() else None
-    write_adapter_folder(args.output, network, space, request.spec, restored.record, run_folder)
+    write_adapter_folder(
+        args.output, network, restored.space, request.spec, tokenizer, record, run_folder, for_vllm=for_vllm
+    )
 
 
 if __name__ == "__main__":

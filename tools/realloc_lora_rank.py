@@ -11,12 +11,20 @@ on the elements with the largest sum of scores within it; imp-test has measured 
 --seed decides between equal scores.
 alpha is adapted to the rank so that the scaling (alpha / r) is the same as when the elements were scored.
 
+  --format toml          a configuration for --lora-config
+  --format peft          the arguments of peft.LoraConfig as JSON
+  --format axolotl, llamafactory, trl
+                         the keys of that trainer's YAML file; a note says what it cannot express
+
+Instead of scores, give the folder of a finished run to write what that run chose. It needs no budget.
+
 examples:
   python tools/realloc_lora_rank.py scores.toml --turn-on-percentile 0.25 --rank 8 --output lora.toml
   python tools/realloc_lora_rank.py scores.toml --policy proportional --parameters 300000 --max-rank 32 \\
       --output lora.toml --shortcut-output shortcut.toml
   python tools/realloc_lora_rank.py scores.toml --total-rank 256 --mode off --format peft --output lora.json
       then, anywhere: peft.LoraConfig(**json.load(open("lora.json")))
+  python tools/realloc_lora_rank.py runs/NAME --format axolotl --output lora.yaml
 """
 
 from __future__ import annotations
@@ -32,9 +40,10 @@ from tools.cli import Parser, check_output, real, run, whole_number
 from rich.table import Table
 
 from actions.console import note, say
-from dataset.option import at_least, seed_range, share
+from actions.run_folder import ADAPTER, LORA, SCORES
+from dataset.option import at_least, flag_of, seed_range, share
 from heterolora import scores as scores_file
-from heterolora.allocation import MODES, Mode, default_mode, of_kind, tie_generator
+from heterolora.allocation import MODES, default_mode, tie_generator
 from heterolora.config import ElementConfig
 from heterolora.element import Element, Kind, check_ranks
 from heterolora.errors import UserError
@@ -42,54 +51,101 @@ from heterolora.files import write_text
 from heterolora.peft_config import peft_config, peft_notes, task_type
 from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
 from heterolora.scores import Scores
+from tools.reallocation.blocks import BLOCKS
+from tools.reallocation.choice import Choice, choice_of_run
 
 _MARK = "(tools/realloc_lora_rank.py from "  # in the first line of its TOML files
 
+# Arguments that spend a budget on scores.
+_OF_SCORES = (
+    *("policy", "turn_on_percentile", "total_rank", "parameters", "rank", "min_rank", "max_rank", "mode", "seed"),
+    *("budget_time", "shortcut_output", "load"),
+)
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the scores, spend the budget, write the files. Raises UserError before it writes anything."""
     args = _parser().parse_args(arguments)
-    scores = scores_file.read(args.scores)
-    elements = [item.element for item in scores.scored]
-    if args.load:
-        check_model(scores, args.load)
-    mode = args.mode or default_mode(scores.has_shortcuts)
-    seed = scores.seed if args.seed is None else args.seed
-    amounts = {
-        "share": args.turn_on_percentile,
-        "rank": args.total_rank,
-        "parameters": args.parameters,
-        "time": args.budget_time,
-    }
-    (limit,) = (Limit(unit, amount, scores.step_time) for unit, amount in amounts.items() if amount is not None)
-    if limit.unit == "time" and scores.step_time is None:
-        raise UserError(f"{args.scores} has no [step_time]", "score again with this version's imp-test")
-    assignment = assign(scores.scored, _policy(args, elements), limit, mode, tie_generator(seed, 0))
-    ranks = ((element, assignment.ranks.get(element.key)) for element in elements)
-    on = [replace(element, settings=element.settings.at(rank)) for element, rank in ranks if rank]
-    check_ranks(on)
-
-    outputs = _outputs(args, scores, on, mode)
+    is_run = args.source.is_dir() and not (args.source / SCORES).is_file()
+    choice, tables = _of_run(args) if is_run else _of_scores(args)
+    outputs = _outputs(args, choice)
     for path, text in outputs.items():
-        check_output(path, [args.scores])
+        check_output(path, [args.source])
         if path.is_file() and not _is_ours(path, text):
             raise UserError(f"{path} exists, and this tool did not write it", "give another name")
-    say(f"{scores.importance_test_name} of {scores.model}: policy {args.policy}, mode {mode}, seed {seed}")
-    for table in (budget_table(assignment), result_table(elements, on), rank_table(elements, on)):
+    say(choice.origin)
+    for table in (*tables, result_table(choice.elements, choice.on), rank_table(choice.elements, choice.on)):
         say(table)
     for path, text in outputs.items():
         write_text(path, text)
         say(f"wrote {path}")
 
 
+def _of_scores(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
+    """Spends the budget on the scores."""
+    path = args.source / SCORES if args.source.is_dir() else args.source
+    scores = scores_file.read(path)
+    elements = [item.element for item in scores.scored]
+    if args.load:
+        check_model(scores, args.load)
+    mode = args.mode or default_mode(scores.has_shortcuts)
+    seed = scores.seed if args.seed is None else args.seed
+    assignment = assign(scores.scored, _policy(args, elements), _limit(args, scores), mode, tie_generator(seed, 0))
+    ranks = ((element, assignment.ranks.get(element.key)) for element in elements)
+    on = [replace(element, settings=element.settings.at(rank)) for element, rank in ranks if rank]
+    check_ranks(on)
+    if args.shortcut_output and not scores.has_shortcuts:
+        raise UserError(f"{path} scores no shortcuts", "leave out --shortcut-output")
+    origin = f"{args.policy or 'topk'} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
+    choice = Choice(elements, on, scores.task, origin, scores.load or None, scores.renormalize)
+    if choice.of_kind("shortcut") and not args.shortcut_output:
+        if mode != "off":
+            raise UserError(
+                "shortcuts are on and would be written nowhere",
+                "give --shortcut-output FILE, or --mode off to spend the budget on LoRA alone",
+            )
+        note("the shortcuts stay as they were scored; --shortcut-output FILE writes their configuration")
+    return choice, (budget_table(assignment),)
+
+
+def _limit(args: argparse.Namespace, scores: Scores) -> Limit:
+    amounts = {
+        "share": args.turn_on_percentile,
+        "rank": args.total_rank,
+        "parameters": args.parameters,
+        "time": args.budget_time,
+    }
+    given = [Limit(unit, amount, scores.step_time) for unit, amount in amounts.items() if amount is not None]
+    if not given:
+        raise UserError(
+            "one of the arguments --turn-on-percentile --total-rank --parameters/--budget-parameters --budget-time is "
+            "required",
+            "give a budget, or the folder of a finished run",
+        )
+    if given[0].unit == "time" and scores.step_time is None:
+        raise UserError(f"{args.source} has no [step_time]", "score again with this version's imp-test")
+    return given[0]
+
+
+def _of_run(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
+    """What a run chose. Its configurations are in its folder already."""
+    for name in _OF_SCORES:
+        if getattr(args, name) is not None:
+            raise UserError(f"{flag_of(name)} has no effect on a run, which has chosen", "leave it out")
+    if args.format == "toml":
+        raise UserError(f"{args.source} is a run", f"use its {args.source / LORA}, or give another --format")
+    if not (args.source / ADAPTER).is_dir():
+        raise UserError(f"{args.source} has no {SCORES} and no {ADAPTER}/", "give a scores file, or a finished run")
+    return choice_of_run(args.source), ()
+
+
 def _parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("scores", type=Path, metavar="SCORES.toml", help="a scores file of imp-test")
-    parser.add_argument("--policy", choices=("topk", "proportional", "greedy"), default="topk", help="default: topk")
+    parser.add_argument("source", type=Path, metavar="SCORES", help="a scores file of imp-test, or a run's folder")
+    parser.add_argument("--policy", choices=("topk", "proportional", "greedy"), help="default: topk")
 
-    add = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group(required=True).add_argument
+    add = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group().add_argument
     add(
         "--turn-on-percentile",
         type=real(share),
@@ -138,7 +194,7 @@ def _parser() -> Parser:
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")
     add("--shortcut-output", type=Path, metavar="FILE", help="the shortcut configuration, if any is on")
-    add("--format", choices=("toml", "peft"), default="toml", help="of --output (default: toml)")
+    add("--format", choices=("toml", "peft", *BLOCKS), default="toml", help="of --output (default: toml)")
     add("--load", metavar="MODEL", help="hub name or folder: check that the scores are of this model")
     return parser
 
@@ -149,7 +205,7 @@ def _policy(args: argparse.Namespace, elements: Sequence[Element]) -> Policy:
             expected = "leave them out: the highest rank is that at which an element was scored"
             raise UserError("--rank, --min-rank and --max-rank have no effect on greedy", expected)
         return Greedy()
-    if args.policy == "topk":
+    if args.policy in (None, "topk"):
         if args.min_rank is not None or args.max_rank is not None:
             raise UserError("--min-rank and --max-rank have no effect on topk", "use --rank, or --policy proportional")
         return TopK(args.rank)
@@ -159,37 +215,31 @@ def _policy(args: argparse.Namespace, elements: Sequence[Element]) -> Policy:
     return Proportional(args.min_rank or 0, highest)
 
 
-def _outputs(args: argparse.Namespace, scores: Scores, on: Sequence[Element], mode: Mode) -> dict[Path, str]:
+def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
     """Path → text of the files to write. Prints what they leave out, and raises UserError if that is a mistake."""
-    lora = [element for element in on if element.kind == "lora"]
-    shortcuts_on = len(on) > len(lora)
-    if args.shortcut_output and not scores.has_shortcuts:
-        raise UserError(f"{args.scores} scores no shortcuts", "leave out --shortcut-output")
     if args.shortcut_output and args.output.resolve() == args.shortcut_output.resolve():
         raise UserError("--output and --shortcut-output name the same file", "expected two")
-    if shortcuts_on and not args.shortcut_output:
-        if mode != "off":
-            raise UserError(
-                "shortcuts are on and would be written nowhere",
-                "give --shortcut-output FILE, or --mode off to spend the budget on LoRA alone",
-            )
-        note("the shortcuts stay as they were scored; --shortcut-output FILE writes their configuration")
-
-    origin = f"{args.policy} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
-    comment = f"# {origin} {_MARK}{args.scores.name})\n"  # the model card quotes it
-    outputs = {args.output: comment + ElementConfig.of(on, "lora").to_toml()}
-    if args.format == "peft":
-        if shortcuts_on:
-            note("PEFT has no shortcuts: its file leaves them out")
+    comment = f"# {choice.origin} {_MARK}{args.source.name})\n"  # the model card quotes it
+    outputs = {args.output: comment + ElementConfig.of(choice.on, "lora").to_toml()}
+    if args.format != "toml":
+        if choice.of_kind("shortcut"):
+            note("PEFT has no shortcuts: the file leaves them out")
+        lora = choice.of_kind("lora")
         if not lora:
             raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
-        for text in peft_notes(lora):
+        modules = [element.module for element in choice.elements if element.kind == "lora"]
+        if args.format == "peft":
+            notes = peft_notes(lora)
+            values = peft_config(lora, task_type(choice.task), choice.base, modules=modules)
+            outputs[args.output] = json.dumps(values, indent=2) + "\n"
+        else:
+            block = BLOCKS[args.format](lora, task_type(choice.task), choice.base, modules)
+            notes = block.notes
+            outputs[args.output] = comment + block.to_yaml()
+        for text in notes:
             note(text)
-        scored = [item.element.module for item in of_kind(scores.scored, "lora")]
-        values = peft_config(lora, task_type(scores.task), scores.load or None, modules=scored)
-        outputs[args.output] = json.dumps(values, indent=2) + "\n"
     if args.shortcut_output:
-        outputs[args.shortcut_output] = comment + ElementConfig.of(on, "shortcut", scores.renormalize).to_toml()
+        outputs[args.shortcut_output] = comment + ElementConfig.of(choice.on, "shortcut", choice.renormalize).to_toml()
     return outputs
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ class CardContents:
         metrics: values by split and metric, if they are known.
         configurations: the configuration files with their descriptions.
         pictures: image files of the folder.
+        max_lora_rank: vLLM's option of that name. None for an adapter that is not in vLLM's form.
     """
 
     network: PreTrainedModel
@@ -40,6 +43,7 @@ class CardContents:
     metrics: Mapping[str, Mapping[str, float | None]] | None = None
     configurations: Sequence[str] = ()
     pictures: Sequence[str] = ()
+    max_lora_rank: int | None = None
 
     @property
     def beyond_peft(self) -> bool:
@@ -59,6 +63,7 @@ def card(result: CardContents) -> str:
         *_allocation(result),
         *_metrics(result),
         "## How to load it",
+        *_in_vllm(result, base),
         *_in_peft(result, base),
         "### With the program that made it\n\nRun this in its folder. Other options are as for any checkpoint:",
         "```bash\npython -m main test --load path/to/this/folder\n```",
@@ -72,11 +77,9 @@ def card(result: CardContents) -> str:
 
 def _front_matter(result: CardContents) -> str:
     pipeline = _PIPELINES.get(result.spec.task, "text-generation")
-    base = result.record.base.name
-    lines = ["---", "library_name: peft", f"pipeline_tag: {pipeline}", "tags:", "- lora", "- heterolora"]
-    if not Path(base).is_dir():  # a hub name
-        lines.append(f"base_model: {base}")
-    return "\n".join([*lines, "---"])
+    lines = ["library_name: peft", f"pipeline_tag: {pipeline}", "tags:", "- lora", "- heterolora"]
+    base = json.dumps(base_location(result.record.base.name))  # a JSON text is a YAML text
+    return "\n".join(["---", *lines, f"base_model: {base}", "---"])
 
 
 def _warnings(result: CardContents) -> list[str]:
@@ -145,6 +148,14 @@ def _metrics(result: CardContents) -> list[str]:
         for name, value in values.items()
     ]
     return ["## Metrics", _table(("split", "metric", "value"), rows)] if result.metrics else []
+
+
+def _in_vllm(result: CardContents, base: str) -> list[str]:
+    if result.max_lora_rank is None:
+        return []
+    serve = f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {result.max_lora_rank}"
+    text = "The scaling of each element is folded into its B, and lower ranks are padded with zeros."
+    return [f"### In vLLM\n\n{text}", f"```bash\n{serve} --lora-modules NAME=path/to/this/folder\n```"]
 
 
 def _in_peft(result: CardContents, base: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.family import Task
 from heterolora.files import write_text
+from heterolora.low_rank import LowRank
 from heterolora.peft_config import peft_config, task_type
 from heterolora.search_space import SearchSpace
 from model.checkpoint import KEY, Record
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
+from model.peft_format.vllm import Pair
 from model.tensor_file import write_safetensors
 
 
@@ -41,14 +44,15 @@ def write_adapter(
     task: Task,
     record: Record,
     shortcut: ElementConfig | None = None,
+    lora: Sequence[LowRank | Pair] | None = None,
 ) -> None:
     """Writes PEFT's files, and the files of the shortcuts if there are any, into an empty folder.
 
     Elements that are off are not written. If no LoRA element is on, the configuration names no module. This program
     can read it, PEFT cannot. `shortcut` is the configuration of the shortcuts, if the result has any or normalises
-    once more after them.
+    once more after them. `lora` is written instead of the LoRA elements that are on.
     """
-    lora = space.on("lora")
+    lora = space.on("lora") if lora is None else lora
     trained_whole = [name for name, _ in network.named_children() if name in HEADS]
     elements = [low_rank.element for low_rank in lora]
     modules = [path for path, _ in network.named_modules()]

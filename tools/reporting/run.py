@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from actions.export import LORA, SHORTCUT
-from actions.imp_test import SCORES
 from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
 from actions.results import read_metrics
-from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, PARAMETERS
+from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset.option import flag_of
 from heterolora import history as history_file
 from heterolora import scores as scores_file

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actions.imp_test import SCORES
 from actions.options import DYREALLOC, IMP_TEST, TRAIN, declared
 from actions.origin import TOY_BASE
-from actions.run_folder import METRICS
+from actions.run_folder import METRICS, SCORES
 from dataset.option import flag_of
 from heterolora import scores as scores_file
 from heterolora.allocation import Scored, tie_generator

@@ -1,0 +1,153 @@
+"""`realloc_lora_rank.py --format axolotl`, `llamafactory` and `trl`: the block, passed to PEFT as each trainer does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import yaml
+
+from heterolora import scores
+from heterolora.errors import UserError
+from heterolora.scores import Scores
+from tests.test_realloc_tool import _scores
+from tests.tiny import tiny_network
+from tests.world import World, run, write_lora
+from tools import realloc_lora_rank as tool
+
+
+def in_axolotl(block: Mapping[str, Any]) -> peft.LoraConfig:
+    """As `_build_peft_lora_config` in axolotl/loaders/adapter.py."""
+    assert block["adapter"] == "lora"
+    return peft.LoraConfig(
+        r=block["lora_r"],
+        lora_alpha=block["lora_alpha"],
+        target_modules=block["lora_target_modules"],
+        lora_dropout=block["lora_dropout"],
+        rank_pattern=block.get("lora_rank_pattern", {}),
+        alpha_pattern=block.get("lora_alpha_pattern", {}),
+        use_rslora=block.get("peft_use_rslora", False),
+        task_type="CAUSAL_LM",
+    )
+
+
+def in_llamafactory(block: Mapping[str, Any]) -> peft.LoraConfig:
+    """As `_setup_lora_tuning` in llamafactory/model/adapter.py."""
+    assert block["finetuning_type"] == "lora"
+    return peft.LoraConfig(
+        r=block["lora_rank"],
+        lora_alpha=block["lora_alpha"],
+        target_modules=[name.strip() for name in block["lora_target"].split(",")],
+        lora_dropout=block["lora_dropout"],
+        use_rslora=block.get("use_rslora", False),
+        task_type="CAUSAL_LM",
+    )
+
+
+def in_trl(block: Mapping[str, Any]) -> peft.LoraConfig:
+    """As `get_peft_config` in trl/trainer/utils.py."""
+    assert block["use_peft"] is True
+    return peft.LoraConfig(
+        task_type=block["lora_task_type"],
+        r=block["lora_r"],
+        target_modules=block["lora_target_modules"],
+        lora_alpha=block["lora_alpha"],
+        lora_dropout=block["lora_dropout"],
+        use_rslora=block.get("use_rslora", False),
+    )
+
+
+READERS = {"axolotl": in_axolotl, "llamafactory": in_llamafactory, "trl": in_trl}
+
+
+def language_model_scores(path: Path) -> Scores:
+    content = dataclasses.replace(_scores("gemma", shortcuts=False), task="causal_language_modeling", load="some/gemma")
+    scores.write(path, content)
+    return content
+
+
+def in_peft(settings: peft.LoraConfig) -> dict[str, tuple[int, float]]:
+    """Path of each adapted module -> its rank and scaling."""
+    model = peft.get_peft_model(tiny_network("gemma", "causal_language_modeling"), settings)
+    return {
+        path.removeprefix("base_model.model."): (module.r["default"], round(module.scaling["default"], 9))
+        for path, module in model.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_one_rank_for_all(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is lost: the modules, ranks and scalings are those of `--format peft`."""
+    language_model_scores(tmp_path / "scores.toml")
+    budget = [str(tmp_path), "--turn-on-percentile", "0.25", "--rank", "6"]
+    tool.main([*budget, "--format", "peft", "--output", str(tmp_path / "lora.json")])
+    tool.main([*budget, "--format", form, "--output", str(tmp_path / "lora.yaml")])
+    assert "note:" not in capsys.readouterr().out
+    block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
+    assert "some/gemma" in (block.get("base_model"), block.get("model_name_or_path"))
+    expected = in_peft(peft.LoraConfig(**json.loads((tmp_path / "lora.json").read_text())))
+    assert set(expected.values()) == {(6, 2.0)}
+    assert in_peft(READERS[form](block)) == expected
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_ranks_that_differ(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    language_model_scores(tmp_path / "scores.toml")
+    budget = [str(tmp_path), "--policy", "proportional", "--parameters", "2000", "--max-rank", "8"]
+    tool.main([*budget, "--format", "peft", "--output", str(tmp_path / "lora.json")])
+    capsys.readouterr()
+    tool.main([*budget, "--format", form, "--output", str(tmp_path / "lora.yaml")])
+    notes = " ".join(capsys.readouterr().out.split())
+    expected = in_peft(peft.LoraConfig(**json.loads((tmp_path / "lora.json").read_text())))
+    got = in_peft(READERS[form](yaml.safe_load((tmp_path / "lora.yaml").read_text())))
+    assert len(set(expected.values())) > 1
+    if form == "axolotl":
+        assert got == expected
+        assert "without lora_rank_pattern ignores it" in notes
+    else:
+        assert got.keys() == expected.keys()
+        assert len(set(got.values())) == 1
+        assert {scaling for _, scaling in got.values()} == {2.0}
+        assert "one rank for all modules" in notes
+        widths = {
+            m: sum(tiny_network("gemma", "causal_language_modeling").get_parameter(f"{m}.weight").shape) for m in got
+        }
+        spent = sum(widths[module] * rank for module, (rank, _) in got.items())
+        assert spent <= 2000 < spent + sum(widths.values())
+        assert f"({spent:,} parameters instead of" in notes
+
+
+def test_a_run_as_a_block(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = write_lora(tmp_path / "given.toml", "q_proj", "w1", r=3)
+    assert (
+        run(*world.training("--lora-config", lora, "--max-steps", 1, "--project-dir", tmp_path, "--project", "run"))
+        == 0
+    )
+    folder = tmp_path / "run"
+    tool.main([str(folder), "--format", "trl", "--output", str(tmp_path / "lora.yaml")])
+    tool.main([str(folder), "--format", "peft", "--output", str(tmp_path / "lora.json")])
+    block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
+    adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert (block["model_name_or_path"], block["lora_r"], block["lora_task_type"]) == (str(world.opt), 3, "SEQ_CLS")
+    assert set(block["lora_target_modules"]) == set(adapter["target_modules"])
+    written = json.loads((tmp_path / "lora.json").read_text())
+    assert {key: written[key] for key in ("r", "lora_alpha", "target_modules")} == {
+        key: adapter[key] for key in ("r", "lora_alpha", "target_modules")
+    }
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(UserError) as error:
+            tool.main([*arguments, "--output", str(tmp_path / "other")])
+        assert not (tmp_path / "other").exists()
+        return str(error.value)
+
+    assert "lora.toml, or give another --format" in refused(str(folder))
+    assert "--rank has no effect on a run" in refused(str(folder), "--format", "trl", "--rank", "4")
+    assert "has no scores.toml and no adapter/" in refused(str(tmp_path), "--format", "trl")
+    assert "trains language models only" in refused(str(folder), "--format", "llamafactory")
