@@ -133,17 +133,25 @@ class RunCheckpoints(CheckpointCallback):
             self._due.add("last")
             self._window_is_over(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._is_signalled(trainer):  # during the last save
+            raise SIGTERMException
+
     def _is_better(self, score: float) -> bool:
         best = self.best_score
         return best is None or (score > best if self.mode == "max" else score < best)
 
     def _window_is_over(self, trainer: pl.Trainer) -> None:
-        stopping = trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
+        stopping = self._is_signalled(trainer)
         if stopping:
             self._due.add("last")
         self._save_due(trainer)
         if stopping:
             raise SIGTERMException
+
+    def _is_signalled(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has received a signal."""
+        return trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
 
     def _on_signal(self, *_: Any) -> None:
         self._signalled = True

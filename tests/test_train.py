@@ -37,6 +37,7 @@ class TestRunFolder:
         expected = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.toml", "metrics.json", "parameters.json"}
         expected |= {"run.json", ".lock"}
         adapter = {"adapter_config.json", "adapter_model.safetensors", "README.md", "allocation.png"}
+        adapter |= {"tokenizer.json", "tokenizer_config.json"}
         assert names == expected | {"lora.toml"} | {f"adapter/{name}" for name in adapter}
 
     def test_a_checkpoint_holds_what_was_trained_and_nothing_else(self, trained: Path) -> None:

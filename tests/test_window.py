@@ -18,8 +18,10 @@ from actions.experiment import build
 from actions.parse import parse
 from actions.resolve import resolve
 from heterolora import history
+from heterolora.saliency.problem import Loss
 from main import main
 from model.task.fine_tuning import FineTuning
+from model.task.window import Window
 from tests.world import World, command, instruction_folder, run, summary_folder, weights, write_lora
 
 ROWS = 22  # of the instructions: windows of 8 rows, and a last one of 6
@@ -114,6 +116,18 @@ def test_the_gradient_of_a_window_is_that_of_its_rows(world, steady, tasks, task
     assert max(found.errors) < 1e-6
     for logged, expected in found.losses:
         assert logged == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_window_without_targets_moves_nothing() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    window = Window()
+    window.start()
+    for _ in range(2):
+        window.add(Loss((0 * weight).sum(), torch.tensor(0))).backward()
+    assert window.finish(optimizer) == 0
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(3))
 
 
 @pytest.mark.parametrize("kind", ["16-mixed", "bf16-mixed"])

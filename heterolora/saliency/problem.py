@@ -18,17 +18,19 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 @dataclass(frozen=True)
 class Loss:
     """The loss of one process's share of a batch: the sum over what the task counts (rows or target tokens), a scalar,
-    and their number. `logits` is the output of the network, if the metric needs it.
+    and their number. `logits` is the output of the network, if the metric needs it. `each` (rows,) is the sum of each
+    row, without a gradient.
     """
 
     total: Tensor
     count: Tensor
     logits: Tensor | None = None
+    each: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
-        """The loss of the batch as training minimises it."""
-        return self.total / self.count
+        """The loss of the batch as training minimises it; 0 for a batch without any target."""
+        return self.total / self.count.clamp(min=1)
 
 
 class RunningMetric(Protocol):

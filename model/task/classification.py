@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heterolora.saliency.problem import Batch, Loss
-from model.task.fine_tuning import FineTuning
+from model.task.fine_tuning import FineTuning, network_inputs
 from model.task.rows import RowLosses
 
 
@@ -17,20 +17,16 @@ class Classification(FineTuning):
     """Cross-entropy over label ids (squared error for regression), weighted by rows."""
 
     def loss(self, batch: Batch) -> Loss:
-        logits = self.logits(batch).float()  # (rows, labels)
-        each = self._each(logits, batch)
-        return Loss((each * batch["weight"]).sum(), batch["weight"].sum(), logits)
-
-    def _each(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of each row (rows,)."""
+        logits = self.network(**network_inputs(batch)).logits.float()  # (rows, labels)
         if self.spec.regression:
-            return F.mse_loss(logits.squeeze(-1), batch["labels"].float(), reduction="none")
-        return F.cross_entropy(logits, batch["labels"], reduction="none")
+            each = F.mse_loss(logits.squeeze(-1), batch["labels"].float(), reduction="none")
+        else:
+            each = F.cross_entropy(logits, batch["labels"], reduction="none")
+        return Loss((each * batch["weight"]).sum(), batch["weight"].sum(), logits, each.detach())
 
     def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
         correct = None if self.spec.regression else loss.logits.argmax(-1) == batch["labels"]
-        each = self._each(loss.logits, batch)
-        return RowLosses(each, torch.ones_like(each), correct)
+        return RowLosses(loss.each, torch.ones_like(loss.each), correct)
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0

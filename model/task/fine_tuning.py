@@ -115,9 +115,6 @@ class FineTuning(pl.LightningModule, ABC):
 
     # ---- training
 
-    def logits(self, batch: Batch) -> Tensor:
-        return self.network(**_network_inputs(batch)).logits
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning clears the gradients now
             self.window.start()
@@ -127,7 +124,7 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _prefix_reused(self, batch: Batch) -> AbstractContextManager[None]:
         prefix = self.frozen_prefix
-        return nullcontext() if prefix is None else prefix.reused(batch["index"], _network_inputs(batch))
+        return nullcontext() if prefix is None else prefix.reused(batch["index"], network_inputs(batch))
 
     def on_after_backward(self) -> None:
         """At the end of an accumulation window, makes the gradients those of its mean loss on all processes."""
@@ -231,5 +228,5 @@ class FineTuning(pl.LightningModule, ABC):
         return replace(self.record, on=on)
 
 
-def _network_inputs(batch: Batch) -> dict[str, Tensor]:
+def network_inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in _NETWORK_INPUTS if name in batch}

@@ -78,7 +78,7 @@ class Window:
         ]
         parameters = [optimizer.param_groups[g]["params"][i] for g, i in places]
         if world == 1 or averaged:
-            total, count = sum_over_ranks(self._sums)
+            total, count = _total_and_count(sum_over_ranks(self._sums))
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_mul_(gradients, world * weight / count)
         else:
@@ -109,8 +109,14 @@ def _sum_gradients(parameters: Sequence[nn.Parameter], weight: Tensor, sums: Ten
     flat = torch.cat([parameter.grad.reshape(-1).float() for parameter in parameters])
     flat = torch.cat([flat.mul_(weight), sums.float()])
     distributed.all_reduce(flat)
-    gradients, (total, count) = flat[:-2], flat[-2:].clone()  # not a view, which would keep all gradients
+    gradients, (total, count) = flat[:-2], _total_and_count(flat[-2:].clone())  # not a view, which would keep all
     gradients.div_(count)
     for parameter, gradient in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
         parameter.grad.copy_(gradient.view_as(parameter))
     return total, count
+
+
+def _total_and_count(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss and the count. A window without any target, such as one of truncated rows, has gradient 0."""
+    total, count = sums
+    return total, count.clamp(min=1)

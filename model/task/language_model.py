@@ -1,0 +1,40 @@
+"""The loss of language models: cross-entropy of each target token given the tokens before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from heterolora.saliency.problem import Batch, Loss
+from model.task.fine_tuning import FineTuning, network_inputs
+from model.task.rows import RowLosses
+from model.task.token_losses import Head
+
+IGNORED = -100  # the label of tokens without loss
+
+
+class LanguageModel(FineTuning):
+    """A task that predicts tokens. Batches have `labels` (rows, tokens), `IGNORED` where there is no target."""
+
+    def __init__(self, **others: Any) -> None:
+        super().__init__(**others)
+        self.head = Head(self.network)
+
+    def loss(self, batch: Batch) -> Loss:
+        targets, kept = _next_tokens(batch)
+        total, each = self.head.losses(network_inputs(batch), targets, kept)
+        by_position = each.new_zeros(kept.shape).masked_scatter(kept, each)  # (rows, tokens)
+        return Loss(total, kept.sum(), each=by_position.sum(-1))
+
+    def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
+        _, kept = _next_tokens(batch)
+        return RowLosses(loss.each, kept.sum(-1))
+
+
+def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The token that follows each position (rows, tokens), and whether it is a target. Rows of weight 0 have none."""
+    labels = batch["labels"].masked_fill(batch["weight"].unsqueeze(-1) == 0, IGNORED)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return targets, targets != IGNORED
