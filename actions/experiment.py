@@ -97,7 +97,8 @@ def preview_of(data: TextDataModule, action: str) -> str:
     """What was understood of own data. Encodes all rows of the action, so that a mistake in one is found now."""
     if action == TEST:
         data.setup("test")
-        return preview(data, next(iter(data.splits.test.values())), "test")
+        name, rows = next(iter(data.splits.test.items()))
+        return preview(data, rows, name)
     if action != IMP_TEST:
         data.setup()
     return preview(data, data.splits.train, "training")

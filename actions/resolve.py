@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import model.family as families
+from actions.console import set_log_level
 from actions.idle import idle_notes
 from actions.options import DYREALLOC, TEST, TRAIN, Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
@@ -193,6 +194,7 @@ def _with_data(options: Options) -> tuple[Options, DatasetSpec]:
             raise UserError(f"data set '{spec.name}' is not for --task {options.task}", f"it is for {spec.task}")
         return replace(options, task=spec.task, dataset=spec.name, own=OwnDataOptions()), spec
     data = options.data
+    set_log_level(options.run.log_level)  # `datasets` reads the data now
     spec, described = own.describe(options.dataset, options.own, options.task, not data.disable_dataset_cache)
     if data.validation_seed is None:
         data = replace(data, validation_seed=options.seed)

@@ -23,6 +23,8 @@ from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
 from heterolora.outside import read_json, reading
 
+VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
+_SPLITS = ("train", *VALIDATION, "test")
 WHOLE = ""  # the split name of a file, or of a saved Dataset without splits
 
 
@@ -89,7 +91,7 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path") -> Split
     if "state.json" in names:
         return {WHOLE: Stored.made_by(partial(_from_disk, folder))}
     files: dict[str, list[Path]] = {}
-    for path in (folder / name for name in names if Path(name).suffix in READERS):
+    for path in (folder / name for name in names if _holds_rows(Path(name))):
         files.setdefault(_SHARD.sub("", path.stem), []).append(path)
     if not files:
         raise UserError(f"{flag} {folder} holds no data", _LAYOUT)
@@ -98,6 +100,11 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path") -> Split
             found = ", ".join(path.name for path in paths)
             raise UserError(f"{folder} has split '{split}' more than once ({found})", "keep one of them")
     return {split: _of_files(paths) for split, paths in files.items()}
+
+
+def _holds_rows(name: Path) -> bool:
+    """Whether a file of a folder is data. Other text files, such as a readme, are not."""
+    return name.suffix in READERS and (name.suffix != ".txt" or _SHARD.sub("", name.stem) in _SPLITS)
 
 
 def empty(found: object) -> UserError:

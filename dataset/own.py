@@ -113,4 +113,4 @@ def _is_path(dataset: str) -> bool:
 
 
 def _is_txt(place: Path) -> bool:
-    return place.suffix == ".txt" or any(place.expanduser().glob("*.txt"))
+    return place.suffix == ".txt" or any(place.expanduser().glob("train*.txt"))

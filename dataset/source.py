@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, Value
 
 from dataset.chat import conversations
-from dataset.folder import WHOLE, Stored, empty, file_or_folder, saved_splits
+from dataset.folder import VALIDATION, WHOLE, Stored, empty, file_or_folder, saved_splits
 from dataset.folder import Splits as StoredSplits
 from dataset.labels import label_ids
 from dataset.settings import HELD_OUT
@@ -22,7 +22,6 @@ from heterolora.outside import reading
 
 # The data of an entry do not depend on `--seed`: a `test` with another seed would score rows of the training split.
 DATA_SEED = 0
-_VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names, for own data
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _evaluated(
     `whole` says that there is one split, and `from_folder` that the splits are in the folder `--dataset-saved-path`.
     """
     if spec.own:
-        validation = [name for name in _VALIDATION if name in available]
+        validation = [name for name in VALIDATION if name in available]
         return tuple(validation[:1]), "test" if "test" in available else None
     names = () if whole else spec.validation
     if from_folder and not names and "validation" in available:
