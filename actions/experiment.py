@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 from transformers import PretrainedConfig, PreTrainedModel
 
-from actions.console import note
+from actions.console import is_first_process, note, say
 from actions.limits import check_batches, check_generation, measures_validation
 from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
 from dataset.module import TextDataModule
+from dataset.preview import preview
 from heterolora.adapt import Plan, adapt, plan
 from heterolora.allocation import Scored, default_mode, tie_generator
 from heterolora.element import check_ranks
@@ -75,6 +76,7 @@ def build(request: Request) -> Experiment:
     tokenizer = load_tokenizer(base_source.name, config)
     positions = length_limit(config, tokenizer)
     data.attach(tokenizer, positions)
+    shown = preview_of(data, request.action) if spec.own and is_first_process() else None
     check_batches(request.action, options, data)
     check_generation(options, data.limits, positions)
     limited = str(options.loop.limit_val_batches) != "1.0"  # 1 is one batch
@@ -82,6 +84,8 @@ def build(request: Request) -> Experiment:
         notes.append("--limit-val-batches has no effect on test of this data set: it measures no validation split")
     for text in dict.fromkeys((*notes, *data.splits.notes)):
         note(text)
+    if shown is not None:
+        say(shown)
 
     precision, sharding = options.devices.precision, _sharding(request)
     base = load_base(
@@ -118,6 +122,17 @@ def _sharding(request: Request) -> Sharding | None:
     if shards is None or request.adapted is None:
         return None
     return Sharding(shards, None if request.options.quantize else base_dtype(precision))
+
+
+def preview_of(data: TextDataModule, action: str) -> str:
+    """What was understood of own data. Encodes all rows of the action, so that a mistake in one is found now."""
+    if action == TEST:
+        data.setup("test")
+        name, rows = next(iter(data.splits.test.items()))
+        return preview(data, rows, name)
+    if action != IMP_TEST:
+        data.setup()
+    return preview(data, data.splits.train, "training")
 
 
 def put_weights(request: Request, own: Record, network: PreTrainedModel, space: SearchSpace | None) -> bool:

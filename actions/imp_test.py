@@ -142,7 +142,7 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
     heat_map(
         folder / PICTURE,
         {item.element: item.score for item in scored},
-        title=f"{test}: {options.model} on {options.dataset}",
+        title=f"{test}: {options.model} on {experiment.data.spec.name}",
         marked=on,
         label=test,
         mark=f"on at {' '.join(options.reallocation.budget_flags)}",

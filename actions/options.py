@@ -22,7 +22,7 @@ from dataset.option import (
     positive_or_unlimited,
     seed_range,
 )
-from dataset.settings import DataOptions
+from dataset.settings import DataOptions, OwnDataOptions
 from dataset.spec import Task
 from model.reallocation.options import ReallocationOptions, ScoringOptions
 from model.task.optimization import Optimization
@@ -186,7 +186,8 @@ class Options:
     # fmt: off
     model: str = option("opt_lora", "<family>_lora for LoRA, <family>_lora_ags for LoRA and shortcuts, or a plain "
         "Hugging Face name or folder", from_checkpoint=True)
-    dataset: str = option("toy_nli", "name of the data set; see the documentation for all", from_checkpoint=True)
+    dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
+        "name", from_checkpoint=True)
     task: Task | None = option(None, "what to learn; by default the data set's task", from_checkpoint=True)
     load: str | None = option(None, "weights to start from: hub name, folder, checkpoint or state dict",
         old_keys=("load_name",), resume="start")
@@ -224,6 +225,7 @@ class Options:
     resume_training: bool = option(False,
         "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=_TRAINING,
         resume="start")
+    own: OwnDataOptions = group(OwnDataOptions, "own data")
     data: DataOptions = group(DataOptions, "data")
     optimization: Optimization = group(Optimization, "optimisation", _TRAINING)
     scoring: ScoringOptions = group(ScoringOptions, "importance test", (IMP_TEST, DYREALLOC))

@@ -6,12 +6,14 @@ import argparse
 import difflib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from actions.options import ACTIONS, Options, changed, declared
 from dataset.option import flag_of
+from dataset.roles import joined_names
+from dataset.settings import OwnDataOptions
 from heterolora.errors import UserError, nearest
 from heterolora.outside import read_toml
 
@@ -135,7 +137,7 @@ def _file_values(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     document = read_toml(path, "the options file", "give --config a TOML file of lines such as learning_rate = 1e-4")
     document.pop("action", None)  # written for the reader: another action may run with the same options
-    for key, value in document.items():
+    for key, value in _with_flat_data_set(document, path).items():
         name = old.get(key, key.replace("-", "_"))
         if name not in known or name == "config":
             raise UserError(f"key '{key}' in {path} is not an option", nearest(key, known))
@@ -143,3 +145,24 @@ def _file_values(path: Path) -> dict[str, Any]:
             raise UserError(f"key '{key}' in {path} sets {name} a second time", "give it once")
         values[name] = known[name].from_toml(key, value)
     return values
+
+
+def _with_flat_data_set(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The document with the keys of a table `[dataset]` at its top. Its `path` is `--dataset`. Lists are allowed."""
+    table = document.get("dataset")
+    if not isinstance(table, dict):
+        return document
+    keys = ("path", *(found.name for found in fields(OwnDataOptions)), "validation_share", "validation_seed")
+    flat = {key: value for key, value in document.items() if key != "dataset"}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in keys:
+            raise UserError(f"key '{key}' in [dataset] of {path} is not known", nearest(key, keys))
+        if name in flat:
+            raise UserError(f"key '{key}' in [dataset] of {path} sets {name} a second time", "give it once")
+        is_list = isinstance(value, list) and all(isinstance(each, str | int) for each in value)
+        names = tuple(str(each).lower() if isinstance(each, bool) else str(each) for each in value) if is_list else ()
+        flat["dataset" if name == "path" else name] = joined_names(names) if is_list else value
+    if "dataset" not in flat:
+        raise UserError(f"[dataset] of {path} has no key 'path'", "give the file, folder or name of the data set")
+    return flat

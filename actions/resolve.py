@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import model.family as families
+from actions.console import set_log_level
 from actions.halving import check_optuna
 from actions.idle import idle_notes
-from actions.options import DYREALLOC, TRAIN, Options, changed, declared
+from actions.options import DYREALLOC, TEST, TRAIN, Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
 from actions.run_folder import folder_of, unfinished_run
-from dataset import registry
+from dataset import own, registry
 from dataset.option import flag_of
+from dataset.settings import OwnDataOptions
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.config import ElementConfig, load
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 Configs = dict[Kind, ElementConfig]
 
+_OF_ONE_DATA_SET = ("dataset_saved_path", "validation_share", "validation_seed")
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _DEFAULT_CONFIGS: dict[Kind, Path] = {
     "lora": _CONFIGS / "lora" / "lora_networkwise.toml",
@@ -77,7 +80,7 @@ def resolve(command: Command) -> Request:
         command = replace(command, given=command.given - {"learning_rate"})  # its run has chosen it
     _check_model_name(command.options.model)
     if "dataset" in command.given:
-        registry.get(command.options.dataset)
+        own.check_name(command.options.dataset)
     paths: dict[Kind, Path | None] = {
         "lora": command.options.lora_config,
         "shortcut": command.options.shortcut_config,
@@ -86,17 +89,15 @@ def resolve(command: Command) -> Request:
     origin = origin_of(command)
     options = _with_one_budget(_filled_in(command, origin), command.given)
     adapted = families.parse_model_name(options.model)
-    own = origin.configs(options.model)
-    spec = registry.get(options.dataset)
-    _check_options(options, spec, adapted, given)
+    configs = origin.configs(options.model)
+    options, spec = _with_data(options)
+    _check_options(command.action, options, spec, adapted, given)
     if options.optimization.learning_rate == AUTO:
         _check_auto(command.action, options)
-    options = replace(options, task=spec.task, dataset=spec.name)
     notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded), *origin.notes)
-    if origin.checkpoint is not None or adapted is None:
-        configs = own
-    else:
-        options, configs = _with_defaults(options, adapted, {**own, **given})
+    must_agree = given if origin.checkpoint is not None else configs
+    if origin.checkpoint is None and adapted is not None:
+        options, configs = _with_defaults(options, adapted, {**configs, **given})
     base = origin.base
     if base is None:
         options, base, more = with_base(options, adapted)
@@ -115,7 +116,7 @@ def resolve(command: Command) -> Request:
         spec=spec,
         adapted=adapted,
         configs=configs,
-        must_agree=given if origin.checkpoint is not None else own,
+        must_agree=must_agree,
         base=base,
         checkpoint=origin.checkpoint,
         adapter=origin.adapter,
@@ -158,7 +159,25 @@ def _filled_in(command: Command, origin: Origin) -> Options:
         and known[name].resume != "start"
         and (options.resume_training or known[name].from_checkpoint)
     }
+    if not (options.resume_training or _is_recorded(command, origin)):  # place and split are those of other data
+        values = {name: value for name, value in values.items() if name not in _OF_ONE_DATA_SET}
+        if (
+            command.action == TEST
+            and not registry.is_known(options.dataset)
+            and "validation_share" not in command.given
+        ):
+            values["validation_share"] = 0.0  # no row was trained on
     return replace(changed(options, values), load_type=load_type_of(options))
+
+
+def _is_recorded(command: Command, origin: Origin) -> bool:
+    """Whether the data set is that of the checkpoint or adapter, also by another path."""
+    recorded = origin.recorded.get("dataset")
+    if recorded is None or "dataset" not in command.given:
+        return recorded is not None
+    places = (recorded, command.options.dataset)
+    names = (registry.get(place).name if registry.is_known(place) else os.path.abspath(place) for place in places)
+    return len(set(names)) == 1
 
 
 def _with_one_budget(options: Options, given: Collection[str]) -> Options:
@@ -174,6 +193,24 @@ def _with_one_budget(options: Options, given: Collection[str]) -> Options:
     return changed(options, {name: None for name in BUDGETS if name not in given})
 
 
+# ---- data
+
+
+def _with_data(options: Options) -> tuple[Options, DatasetSpec]:
+    """The entry of the data set, and the options with its task and what was found out about own data."""
+    if registry.is_known(options.dataset):
+        spec = registry.get(options.dataset)
+        if options.task not in (None, spec.task):
+            raise UserError(f"data set '{spec.name}' is not for --task {options.task}", f"it is for {spec.task}")
+        return replace(options, task=spec.task, dataset=spec.name, own=OwnDataOptions()), spec
+    data = options.data
+    set_log_level(options.run.log_level)  # `datasets` reads the data now
+    spec, described = own.describe(options.dataset, options.own, options.task, not data.disable_dataset_cache)
+    if data.validation_seed is None:
+        data = replace(data, validation_seed=options.seed)
+    return replace(options, task=spec.task, own=described, data=data), spec
+
+
 # ---- options
 
 
@@ -186,11 +223,13 @@ def _check_model_name(name: str) -> None:
         raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
 
 
-def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | None, given: Configs) -> None:
-    if options.task is not None and options.task != spec.task:
-        raise UserError(f"data set '{spec.name}' is not for --task {options.task}", f"it is for {spec.task}")
+def _check_options(
+    action: str, options: Options, spec: DatasetSpec, adapted: AdaptedName | None, given: Configs
+) -> None:
     if adapted is not None:
         adapted.family.check_task(spec.task)
+    if action in (TRAIN, DYREALLOC) and options.data.validation_share == 0:
+        raise UserError("--validation-share 0 leaves no rows to choose the best checkpoint by", "give a share above 0")
     if options.loop.max_epochs == -1 and options.optimization.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
     update = options.optimization

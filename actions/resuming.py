@@ -36,6 +36,8 @@ def check_resumable(command: Command, checkpoint: Checkpoint) -> tuple[str, ...]
     for name, now in given.items():
         info, was = declared()[name], own[name]
         same = now == was and type(now) is type(was)  # 1 is a batch, and 1.0 is an epoch
+        if name == "dataset" and not (registry.is_known(now) or registry.is_known(was)):
+            continue  # own data that moved: the loader compares the rows
         if same or not info.used_by(command.action):
             continue
         found = f"{info.flag} is {_shown(now)}, but the run to resume has {_shown(was)}"
@@ -91,7 +93,7 @@ def _recorded(record: Record) -> dict[str, Any]:
 
 def _given(command: Command) -> dict[str, Any]:
     values = {name: value for name, value in flat(command.options).items() if name in command.given}
-    if "dataset" in values:
+    if "dataset" in values and registry.is_known(values["dataset"]):
         values["dataset"] = registry.get(values["dataset"]).name
     return values
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from actions.console import is_first_process
 from actions.in_use import LOCK, in_use
 from actions.options import Options, as_plain
-from dataset import registry
+from dataset import own
 from heterolora.errors import UserError
 from heterolora.files import remove_leftovers, write_text, write_toml
 from heterolora.outside import read_json
@@ -142,8 +142,8 @@ def check_writable(folder: Path, remedy: str = "free space, or give --project-di
 def named_folder(options: Options) -> Path:
     """`--project`, or <model>_<task>_<dataset>_<time>. Under SLURM the time is the job id."""
     when = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
-    model, task = options.model.strip("/"), options.task or registry.get(options.dataset).task
-    name = "_".join((model, task, options.dataset, when)).replace("/", "-")
+    parts = (options.model.strip("/"), str(options.task), own.name_of(options.dataset), when)
+    name = "_".join(parts).replace("/", "-")
     return options.run.project_dir / (options.run.project or name)
 
 

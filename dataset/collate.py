@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class Collator:
     | --- | --- |
     | `input_ids`, `attention_mask` | (R, T) int64, padded on the right |
     | `token_type_ids` | (R, T) int64, if the tokenizer has them |
-    | `labels` | (R,) int64 classes or float32 values; causal: (R, T) int64, -100 on padding and prompts |
+    | `labels` | (R,) int64 classes or float32 values; causal: (R, T) int64, -100 where there is no loss |
     | `index` | (R,) int64, row of the split |
     | `weight` | (R,) float32, 1, or 0 for a filler row |
     | `prompt_ids`, `prompt_mask` | with `generate`: (R, P) int64, the prompts alone, padded on the left |
@@ -40,8 +41,8 @@ class Collator:
         batch = dict(
             self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
         )
-        if "context" in rows[0]:
-            batch["labels"] = _causal_labels(batch, [row["context"] for row in rows])
+        if "labels" not in rows[0]:
+            batch["labels"] = _causal_labels(batch, [learned_spans(row) for row in rows])
         else:
             kind = torch.float32 if isinstance(rows[0]["labels"], float) else torch.int64
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
@@ -57,8 +58,17 @@ class Collator:
         return self.tokenizer.pad(rows, padding_side=side, return_attention_mask=True, return_tensors="pt")
 
 
-def _causal_labels(batch: Batch, contexts: list[int]) -> Tensor:
-    """Returns the ids (R, T), with -100 on padding and on the first `context` tokens of each row."""
-    position = torch.arange(batch["input_ids"].shape[1])
-    ignored = (position < torch.tensor(contexts)[:, None]) | (batch["attention_mask"] == 0)
-    return batch["input_ids"].masked_fill(ignored, IGNORE)
+def learned_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Returns the (start, end) of the tokens of a causal model's row that the loss is taken on."""
+    if "spans" not in row:
+        return [(row["context"], row["length"])]
+    return list(zip(row["spans"][::2], row["spans"][1::2], strict=True))
+
+
+def _causal_labels(batch: Batch, spans: list[list[tuple[int, int]]]) -> Tensor:
+    """Returns the ids (R, T), with -100 outside the spans of each row."""
+    labels = torch.full_like(batch["input_ids"], IGNORE)
+    for row, of_row in enumerate(spans):
+        for start, end in of_row:
+            labels[row, start:end] = batch["input_ids"][row, start:end]
+    return labels

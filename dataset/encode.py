@@ -5,9 +5,11 @@ Every encoded row has `input_ids` and `length`, and further columns by kind of d
 - classification: `labels`, and `token_type_ids` if the tokenizer has them;
 - packed text: `context`, which is 0;
 - prompt → response: `context`, the number of leading tokens that the loss skips, and for summaries `target`, the
-  reference text.
+  reference text;
+- conversations: `spans`, the starts and ends of the tokens that the loss is taken on.
 
-The labels of causal models are the ids after the first `context` tokens. `dataset.collate` makes them.
+The labels of causal models are the ids after the first `context` tokens, or inside the spans. `dataset.collate` makes
+them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from dataset.cache import cached
+from dataset.chat import check_template, encode_chat
 from dataset.identity import digest
 from dataset.render import render
 from dataset.settings import DataOptions
@@ -33,6 +36,7 @@ from heterolora.errors import UserError
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
 _VERSION = 1  # raise it when the same rows and settings are encoded as other ids or columns
+_NO_LIMIT = 10**9  # tokens
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
 
 Columns = dict[str, list[Any]]
@@ -68,6 +72,8 @@ def lengths(
     total = min(limit, DEFAULT_LENGTH) if max_token_len is None else max_token_len
     if total > limit:
         raise UserError(f"--max-token-len {total} is more than the model takes", f"at most {limit}")
+    if spec.chat:
+        check_template(tokenizer)
     target, content = 0, "text" if spec.prompt is None else "prompt"
     if spec.task == "classification":
         pair = len(spec.columns) == 2 or spec.texts is not None
@@ -99,8 +105,14 @@ def encode(
 
 def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits: Lengths) -> str:
     """Returns a digest of everything that the encoded rows depend on."""
-    kind = [spec.task, spec.prompt is not None, spec.cue, spec.running_text]
+    kind = [spec.task, spec.prompt is not None, spec.cue, spec.running_text, *(["chat"] if spec.chat else [])]
     return digest([_VERSION, rows_digest, tokenizer_digest, *kind, limits.max_token_len, limits.max_target_len])
+
+
+def truncated(rows: Dataset, kept: np.ndarray, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many rows lost tokens. `kept` (rows,) are the numbers of tokens that they have."""
+    whole = encode(rows, spec, tokenizer, Lengths(2 * _NO_LIMIT, _NO_LIMIT if spec.task == "summarization" else 0))
+    return int((whole.with_format("numpy")["length"][:] > kept).sum())
 
 
 def _encoded(
@@ -111,6 +123,8 @@ def _encoded(
         return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), path)
     if spec.prompt is not None:
         return _map(rows, partial(_prompt_response, spec, tokenizer, limits), path)
+    if spec.chat:
+        return _map(rows, partial(_chats, spec, tokenizer, limits.max_token_len), path)
     scratch = path and path.with_suffix(".tokens")
     tokens = _map(rows, partial(_document, spec, tokenizer), scratch, features=_TOKENS)
     pack = partial(_pack, _start(tokenizer), _end(tokenizer) if spec.running_text else [], limits.max_token_len)
@@ -181,6 +195,13 @@ def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
         encoded["context"].append(len(context))
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     return encoded | ({"target": references} if spec.task == "summarization" else {})
+
+
+def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
+    """Encodes conversations; see `dataset.chat`."""
+    pairs = [encode_chat(tokenizer, limit, text) for text in render(spec, rows)["text"].to_pylist()]
+    ids, spans = map(list, zip(*pairs, strict=True))
+    return {"input_ids": ids, "spans": spans, "length": [*map(len, ids)]}
 
 
 def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, rows: pa.Table) -> Columns:

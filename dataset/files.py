@@ -1,4 +1,4 @@
-"""Reads the entry's columns from one jsonl, json, csv or parquet file. Every mistake in a file names its place.
+"""Reads the entry's columns from one file of rows. Every mistake in a file names its place.
 
 JSON is parsed here and not by Arrow's reader, which ends the whole process for some files, such as one whose first line
 is `null`, and does not say in which line a value has another type.
@@ -7,14 +7,17 @@ is `null`, and does not say in which line a value has another type.
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pyarrow import csv, parquet
@@ -27,14 +30,37 @@ VERSION = 1  # raise it when the same file gives other rows
 _LARGEST_LINE = 64 * 2**20  # bytes of a line of jsonl
 _LARGEST_FILE = 2**30  # bytes of a csv file or JSON array, which are read at once
 _BATCH = 10_000
+_FIRST = 1000  # rows that are enough to see which columns a file has
 _SMALLER = "divide it into train-00000-of-00002 and so on, or write it as jsonl or parquet"
 
 _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a value of another type
 
+TEXT = "text"  # the column of a txt file
 Place = str  # such as "line 3"
+Kind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
+_KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Kind]] = (
+    (lambda type: pa.types.is_string(type) or pa.types.is_large_string(type), "text"),
+    (pa.types.is_integer, "whole numbers"),
+    (pa.types.is_floating, "real numbers"),
+    (pa.types.is_boolean, "truth values"),
+    (lambda type: pa.types.is_list(type) or pa.types.is_large_list(type), "lists"),
+)
 
 
-def read_table(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read. With `chat`, the text column of a JSON file holds lists, which are read as JSON text."""
+
+    texts: Sequence[str]
+    label: str | None = None
+    chat: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.texts, *([self.label] if self.label else [])]
+
+
+def read_table(path: Path, columns: Columns) -> pa.Table:
     """Returns the text columns and the label column of a file.
 
     A text or label is null where the row has none. Raises UserError if the file is damaged, if a column is missing or
@@ -42,8 +68,8 @@ def read_table(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
     """
     with reading_file(path):
         if path.stat().st_size == 0:
-            return _no_rows([*texts, *([label] if label else [])])
-        table = READERS[path.suffix](path, texts, label)
+            return _no_rows(columns.names)
+        table = READERS[path.suffix](path, columns)
         table.validate(full=True)  # damaged offsets would end the whole process when a text is read
         return table
 
@@ -58,16 +84,21 @@ def reading_file(path: Path) -> Iterator[None]:
         yield
 
 
-def _jsonl(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
-    return _table(path, _lines(path), texts, label)
+def _jsonl(path: Path, columns: Columns) -> pa.Table:
+    return _table(path, _lines(path), columns)
 
 
-def _json(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
-    """Reads an array of objects. A `.json` file may also hold one object per line."""
+def _json(path: Path, columns: Columns) -> pa.Table:
+    return _table(path, _objects(path), columns)
+
+
+def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yields the objects of an array. A `.json` file may also hold one object per line."""
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     if start != b"[":
-        return _jsonl(path, texts, label)
+        yield from _lines(path)
+        return
     try:
         rows = _parsed(_utf8(path))
     except (ValueError, RecursionError) as error:
@@ -75,10 +106,10 @@ def _json(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError(f"row {index} of '{path}' is {_shown(row)}", "each row is an object")
-    return _table(path, ((f"row {index}", row) for index, row in enumerate(rows)), texts, label)
+        yield f"row {index}", row
 
 
-def _csv(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+def _csv(path: Path, columns: Columns, delimiter: str = ",") -> pa.Table:
     """Reads a csv file with a header. Text columns are text whatever they look like, and an empty cell is no null."""
     content = _utf8(path).encode()
     if (nul := content.find(b"\0")) >= 0:
@@ -87,29 +118,71 @@ def _csv(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
         pa.BufferReader(content),
         # One block, so that the type of a column does not depend on its first rows alone.
         csv.ReadOptions(use_threads=False, block_size=len(content) + 1),
-        csv.ParseOptions(newlines_in_values=True),
-        csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False),
+        csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        csv.ConvertOptions(column_types=dict.fromkeys(columns.texts, pa.string()), strings_can_be_null=False),
     )
-    return table.select(_wanted(path, table.column_names, texts, label))
+    return table.select(_wanted(path, table.column_names, columns))
 
 
-def _parquet(path: Path, texts: Sequence[str], label: str | None) -> pa.Table:
+def _parquet(path: Path, columns: Columns) -> pa.Table:
     with path.open("rb") as file, parquet.ParquetFile(file, page_checksum_verification=True) as rows:
-        return rows.read(columns=_wanted(path, rows.schema_arrow.names, texts, label))
+        return rows.read(columns=_wanted(path, rows.schema_arrow.names, columns))
 
 
-# Arguments: path, text columns, label column.
-READERS: Mapping[str, Callable[[Path, Sequence[str], str | None], pa.Table]] = {
+def _txt(path: Path, columns: Columns) -> pa.Table:
+    """Reads the lines of a text, with their line ends, as the column `text`."""
+    lines = pa.table({TEXT: pa.array(io.StringIO(_utf8(path), newline=None), pa.string())})
+    return lines.select(_wanted(path, lines.column_names, columns))
+
+
+READERS: Mapping[str, Callable[[Path, Columns], pa.Table]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet,
+    ".txt": _txt,
 }
 
 
-def _wanted(path: Path, present: Sequence[str], texts: Sequence[str], label: str | None) -> list[str]:
+def columns_of(path: Path) -> dict[str, Kind]:
+    """Returns the columns of a file, from its first rows if it is long. Raises UserError if the file is damaged."""
+    with reading_file(path):
+        if path.suffix == ".txt":
+            return {TEXT: "text"}
+        if path.suffix == ".parquet":
+            return kinds(parquet.read_schema(path))
+        if path.suffix in (".csv", ".tsv"):
+            start = csv.open_csv(
+                path,
+                csv.ReadOptions(use_threads=False),
+                csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
+                csv.ConvertOptions(strings_can_be_null=False),
+            )
+            return kinds(start.schema)
+        rows = _objects(path) if path.suffix == ".json" else _lines(path)
+        found: dict[str, Kind] = {}
+        for _, row in islice(rows, _FIRST):
+            found |= {name: _kind_of(value) for name, value in row.items() if value is not None or name not in found}
+        return found
+
+
+def kinds(schema: pa.Schema) -> dict[str, Kind]:
+    """Returns what each column holds."""
+    return {
+        name: next((kind for fits, kind in _KINDS if fits(type)), "other")
+        for name, type in zip(schema.names, schema.types, strict=True)
+    }
+
+
+def _kind_of(value: Any) -> Kind:
+    names: dict[type, Kind] = {str: "text", bool: "truth values", int: "whole numbers", float: "real numbers"}
+    return "lists" if isinstance(value, list) else names.get(type(value), "other")
+
+
+def _wanted(path: Path, present: Sequence[str], columns: Columns) -> list[str]:
     """Returns the names of the columns to read."""
-    wanted, counts = [*texts, *([label] if label else [])], Counter(present)
+    wanted, counts = columns.names, Counter(present)
     for column in wanted:
         if column not in counts:
             raise UserError(f"'{path}' has no column '{column}'", nearest(column, filter(str.isprintable, counts)))
@@ -180,19 +253,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _table(
-    path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], texts: Sequence[str], label: str | None
-) -> pa.Table:
+def _table(path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], columns: Columns) -> pa.Table:
     """Returns the columns of JSON rows. A key that a row lacks is null."""
-    names, present, batches = [*texts, *([label] if label else [])], set(), []
+    names, present, batches = columns.names, set(), []
     while part := list(islice(rows, _BATCH)):
         present.update(*(row.keys() for _, row in part))
-        columns = {name: [(place, row.get(name)) for place, row in part] for name in names}
-        batches.append(pa.table({name: _array(path, name, columns[name], name in texts) for name in names}))
+        placed = {name: [(place, row.get(name)) for place, row in part] for name in names}
+        if columns.chat:
+            placed = {name: [(place, _as_text(value)) for place, value in column] for name, column in placed.items()}
+        batches.append(pa.table({name: _array(path, name, placed[name], name in columns.texts) for name in names}))
     if not batches:
         return _no_rows(names)
-    _wanted(path, sorted(present), texts, label)
+    _wanted(path, sorted(present), columns)
     return joined(batches)
+
+
+def _as_text(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def _no_rows(names: Sequence[str]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The splits of a folder from outside: what `save_to_disk` wrote, or one file or several for each split.
+"""The splits of a file or folder from outside: what `save_to_disk` wrote, or one file or several for each split.
 
 No code of the folder runs: its data files are read by their suffix, and a Python file in it is ignored.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,51 +17,94 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.cache import cached, file_digest
-from dataset.files import READERS, VERSION, joined, read_table, reading_file
+from dataset.files import READERS, VERSION, Columns, Kind, columns_of, joined, kinds, read_table, reading_file
 from dataset.identity import digest
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.errors import UserError, nearest
 from heterolora.outside import read_json, reading
 
-WHOLE = ""  # the split name of a saved Dataset without splits
+VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
+_SPLITS = ("train", *VALIDATION, "test")
+WHOLE = ""  # the split name of a file, or of a saved Dataset without splits
 
-Readers = Mapping[str, Callable[[], Dataset]]
+
+@dataclass(frozen=True)
+class Stored:
+    """A split that is stored somewhere.
+
+    Attributes:
+        read: returns at least the entry's columns. If its second argument is true, rows from files are kept for later.
+        columns: returns what each column holds.
+    """
+
+    read: Callable[[DatasetSpec, bool], Dataset]
+    columns: Callable[[], Mapping[str, Kind]]
+
+    @classmethod
+    def made_by(cls, make: Callable[[], Dataset]) -> Stored:
+        """The split that `make` returns, with all its columns."""
+        return cls(lambda spec, cache: make(), lambda: kinds(make().data.schema))
+
+
+Splits = Mapping[str, Stored]
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-_LAYOUT = "give a folder made by save_to_disk, or one of train, validation and test files (jsonl, json, csv, parquet)"
+_SUFFIXES = ", ".join(suffix[1:] for suffix in READERS)
+_LAYOUT = f"give a folder made by save_to_disk, or one of train, validation and test files ({_SUFFIXES})"
+_FILE = f"give a file of one of the kinds {_SUFFIXES}, or a folder"
 _SAVE_AGAIN = "write the folder again with save_to_disk"
 _WRITTEN_ROWS = 1000  # rows of a batch in a cache file, as `datasets` writes them
 
 
-def saved_splits(place: str | Path, spec: DatasetSpec, cache: bool) -> Readers:
-    """Returns a function for each split of a folder that reads it. With `cache`, rows from files are kept for later.
+def file_or_folder(place: Path) -> Splits:
+    """Returns the splits of own data. A file is one split without a name. Raises UserError as `saved_splits` does."""
+    with reading("--dataset", place, _FILE):
+        path = place.expanduser()
+        if os.path.isdir(path):
+            return saved_splits(path, "--dataset")
+        if not os.path.exists(path):
+            beside = os.listdir(path.parent) if os.path.isdir(path.parent) else ()
+            near = nearest(path.name, [name for name in beside if Path(name).suffix in READERS])
+            raise UserError(f"--dataset {place} is not there", near if beside else _FILE)
+        if path.suffix not in READERS:
+            raise UserError(f"--dataset {place} is a file of another kind", _FILE)
+        return {WHOLE: _of_files([path])}
 
-    Raises UserError if the folder is not there or has another layout. The functions raise UserError if a file is
-    damaged or lacks a column.
+
+def saved_splits(place: str | Path, flag: str = "--dataset-saved-path") -> Splits:
+    """Returns the splits of a folder, which the option `flag` names.
+
+    Raises UserError if the folder is not there or has another layout. The functions of a split raise UserError if a
+    file is damaged or lacks a column.
     """
-    with reading("--dataset-saved-path", place, _LAYOUT):
+    with reading(flag, place, _LAYOUT):
         folder = Path(place).expanduser()
         if not os.path.isdir(folder):
             found = "a file" if os.path.exists(folder) else "not there"
-            raise UserError(f"--dataset-saved-path {folder} is {found}", _LAYOUT)
+            raise UserError(f"{flag} {folder} is {found}", _LAYOUT)
         names = sorted(path.name for path in folder.iterdir())
     if "dataset_dict.json" in names:
         splits = read_json(folder / "dataset_dict.json", "the list of splits", _SAVE_AGAIN).get("splits")
         if not splits or not _is_names(splits):
             raise UserError(f"'{folder / 'dataset_dict.json'}' lists no splits", _SAVE_AGAIN)
-        return {split: partial(_from_disk, folder / split) for split in splits}
+        return {split: Stored.made_by(partial(_from_disk, folder / split)) for split in splits}
     if "state.json" in names:
-        return {WHOLE: partial(_from_disk, folder)}
+        return {WHOLE: Stored.made_by(partial(_from_disk, folder))}
     files: dict[str, list[Path]] = {}
-    for path in (folder / name for name in names if Path(name).suffix in READERS):
+    for path in (folder / name for name in names if _holds_rows(Path(name))):
         files.setdefault(_SHARD.sub("", path.stem), []).append(path)
     if not files:
-        raise UserError(f"--dataset-saved-path {folder} holds no data", _LAYOUT)
+        raise UserError(f"{flag} {folder} holds no data", _LAYOUT)
     for split, paths in files.items():
         if len({path.suffix for path in paths}) > 1:
             found = ", ".join(path.name for path in paths)
             raise UserError(f"{folder} has split '{split}' more than once ({found})", "keep one of them")
-    return {split: partial(_from_files, paths, spec, cache) for split, paths in files.items()}
+    return {split: _of_files(paths) for split, paths in files.items()}
+
+
+def _holds_rows(name: Path) -> bool:
+    """Whether a file of a folder is data. Other text files, such as a readme, are not."""
+    return name.suffix in READERS and (name.suffix != ".txt" or _SHARD.sub("", name.stem) in _SPLITS)
 
 
 def empty(found: object) -> UserError:
@@ -87,6 +131,10 @@ def _from_disk(folder: Path) -> Dataset:
         return rows
 
 
+def _of_files(paths: list[Path]) -> Stored:
+    return Stored(partial(_from_files, paths), partial(columns_of, paths[0]))
+
+
 def _from_files(paths: list[Path], spec: DatasetSpec, cache: bool) -> Dataset:
     """Reads the files of a split. The rows are kept under a digest of the files' bytes."""
     if not cache:
@@ -95,12 +143,13 @@ def _from_files(paths: list[Path], spec: DatasetSpec, cache: bool) -> Dataset:
     for path in paths:
         with reading_file(path):
             contents.append([path.suffix, file_digest(path)])
-    key = digest([VERSION, contents, spec.columns, spec.label_column])
+    key = digest([VERSION, contents, spec.columns, spec.label_column, *(["chat"] if spec.chat else [])])
     return cached(key, lambda place: _write(_rows(paths, spec), place))
 
 
 def _rows(paths: list[Path], spec: DatasetSpec) -> Dataset:
-    tables = [read_table(path, spec.columns, spec.label_column) for path in paths]
+    columns = Columns(spec.columns, spec.label_column, spec.chat)
+    tables = [read_table(path, columns) for path in paths]
     filled = [table for table in tables if table.num_rows]
     if not filled:
         raise empty(paths[0])

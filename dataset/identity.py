@@ -34,8 +34,8 @@ def rows_digest(rows: Dataset, spec: DatasetSpec) -> str:
     return digest([[name, *column.digests()] for name, column in columns.items()])
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a digest of everything in a tokenizer that changes its token ids."""
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> str:
+    """Returns a digest of everything in a tokenizer that changes its token ids, with its template for `chat`."""
     about = [
         type(tokenizer).__qualname__,
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
@@ -44,6 +44,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer.truncation_side,
         bool(getattr(tokenizer, "split_special_tokens", False)),
         [transformers.__version__, tokenizers.__version__],
+        *([tokenizer.chat_template] if chat else []),
     ]
     if not tokenizer.is_fast:
         options = {name: str(value) for name, value in tokenizer.init_kwargs.items() if not name.endswith(_PATHS)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pytorch_lightning as pl
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dataset.collate import Collator
-from dataset.encode import Lengths, cache_key, encode, lengths
+from dataset.encode import Lengths, cache_key, encode, lengths, truncated
 from dataset.identity import rows_digest, tokenizer_digest
 from dataset.loader import ResumableLoader, Rows
 from dataset.sampler import GlobalBatchSampler
@@ -35,12 +36,18 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         self.spec, self.options, self.seed = spec, options, seed
         self._cache = not options.disable_dataset_cache
-        self.splits = read_splits(spec, options.dataset_saved_path, self._cache)
+        self.splits = read_splits(
+            spec,
+            None if spec.own else options.dataset_saved_path,
+            self._cache,
+            options.validation_share,
+            options.validation_seed if spec.own else None,
+        )
         self.validation_names, self.test_names = tuple(self.splits.validation), tuple(self.splits.test)
         splits = [self.splits.train, *self.splits.validation.values(), *self.splits.test.values()]
         distinct = {id(rows): rows for rows in splits}  # one split may serve as validation and test
         self._digests = {name: rows_digest(rows, spec) for name, rows in distinct.items()}
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_digest = ""
         self._encoded: dict[int, Dataset] = {}  # by id of the raw split
 
@@ -53,7 +60,7 @@ class TextDataModule(pl.LightningDataModule):
             raise ValueError("the tokenizer has no pad token")
         options = self.options
         self.limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit)
-        self._tokenizer, self._tokenizer_digest = tokenizer, tokenizer_digest(tokenizer)
+        self.tokenizer, self._tokenizer_digest = tokenizer, tokenizer_digest(tokenizer, self.spec.chat)
         self._encoded.clear()
 
     @property
@@ -78,8 +85,17 @@ class TextDataModule(pl.LightningDataModule):
         if id(rows) not in self._encoded:
             key = cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
             cached = key if self._cache else None
-            self._encoded[id(rows)] = encode(rows, self.spec, self._tokenizer, self.limits, cached)
+            self._encoded[id(rows)] = encode(rows, self.spec, self.tokenizer, self.limits, cached)
         return self._encoded[id(rows)]
+
+    def truncated(self, rows: Dataset) -> int:
+        """The number of rows of one of `splits` that were too long. 0 for packed text, of which nothing is lost."""
+        lengths = self.encoded(rows).with_format("numpy")["length"][:]
+        if self.spec.packed:
+            return 0
+        limit = self.limits.max_token_len if self.spec.task != "summarization" else 1  # a summary is cut before
+        longest = rows.select(np.flatnonzero(lengths >= limit))
+        return truncated(longest, lengths[lengths >= limit], self.spec, self.tokenizer) if len(longest) else 0
 
     def train_dataloader(self) -> ResumableLoader:
         encoded = self.encoded(self.splits.train)
@@ -104,8 +120,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def batches(self, rows: Dataset, world: int) -> int | None:
         """Batches of one of `splits` on each of `world` processes. None if its rows are packed and not encoded yet."""
-        packed = self.spec.task == "causal_language_modeling" and self.spec.prompt is None
-        known = self._encoded.get(id(rows), None if packed else rows)
+        known = self._encoded.get(id(rows), None if self.spec.packed else rows)
         return None if known is None else -(-len(known) // (self.options.batch_size * world))
 
     @property
@@ -121,7 +136,7 @@ class TextDataModule(pl.LightningDataModule):
         filler row.
         """
         encoded = self.encoded(self.splits.train)
-        rows, collate, size = Rows(encoded), Collator(self._tokenizer), self.options.batch_size
+        rows, collate, size = Rows(encoded), Collator(self.tokenizer), self.options.batch_size
         count = min(count, self.scoring_batch_count)
         for batch in range(rank, count, world):
             yield collate(rows.__getitems__(list(range(batch * size, min((batch + 1) * size, len(encoded))))))
@@ -145,5 +160,5 @@ class TextDataModule(pl.LightningDataModule):
         identity: Mapping[str, str] | None = None,
     ) -> ResumableLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        collate = Collator(self._tokenizer, generate)
+        collate = Collator(self.tokenizer, generate)
         return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)

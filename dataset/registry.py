@@ -10,6 +10,12 @@ from dataset import entries
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
 
+OWN_DATA = (
+    "or give own data: a file (csv, tsv, jsonl, json, parquet, txt), a folder with one file per split, or a hub name "
+    "such as owner/name, with --text-columns and --label-column, --prompt-column and --response-column, a column "
+    "'messages', or --text-columns alone for language modelling"
+)
+
 
 @cache
 def specs() -> dict[str, DatasetSpec]:
@@ -40,9 +46,14 @@ def names() -> tuple[str, ...]:
     return tuple(specs())
 
 
+def is_known(name: str) -> bool:
+    """Whether an entry has that name or alias. Any other `--dataset` is own data."""
+    return any(name in (spec.name, *spec.aliases) for spec in specs().values())
+
+
 def get(name: str) -> DatasetSpec:
     """Returns the entry with that name or alias. Raises UserError if there is none."""
     for spec in specs().values():
         if name in (spec.name, *spec.aliases):
             return spec
-    raise UserError(f"--dataset '{name}' is not known", nearest(name, names()))
+    raise UserError(f"--dataset '{name}' is not known", f"{nearest(name, names())}; {OWN_DATA}")

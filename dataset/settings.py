@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dataset.option import at_least, idle_without, option
+from dataset.option import at_least, idle_without, option, seed_range
+
+HELD_OUT = 0.05  # default of `--validation-share`
 
 _TRAINING = ("train", "train-dyrealloc")
 _LOADING = ("test", *_TRAINING)  # imp-test makes its batches itself
+
+
+def _described_by_entry(run: Mapping[str, Any]) -> str | None:
+    from dataset import registry
+
+    return f"with --dataset {run['dataset']}, which is not own data" if registry.is_known(run["dataset"]) else None
+
+
+def _below_one(value: float) -> str | None:
+    return None if 0.0 <= value < 1.0 else "a share in [0, 1)"
+
+
+def _own_place(run: Mapping[str, Any]) -> str | None:
+    return None if _described_by_entry(run) else f"with --dataset {run['dataset']}, which names the place itself"
+
+
+@dataclass(frozen=True)
+class OwnDataOptions:
+    """What the columns of own data hold. `None`: not given, and derived from the data where there is one choice."""
+
+    # fmt: off
+    text_columns: str | None = option(None, "column of the texts, or two for pairs, separated by a comma",
+        from_checkpoint=True, idle=_described_by_entry)
+    label_column: str | None = option(None, "column of the labels; real numbers are a regression",
+        from_checkpoint=True, idle=_described_by_entry)
+    labels: str | None = option(None, "the labels in the order of their ids, separated by commas; by default the "
+        "values found, sorted", from_checkpoint=True, idle=_described_by_entry)
+    regression: bool | None = option(None, "predict the numbers of the label column, also whole ones; by default if "
+        "they are real numbers", from_checkpoint=True, idle=_described_by_entry)
+    prompt_column: str | None = option(None, "column of the prompts, without loss", from_checkpoint=True,
+        idle=_described_by_entry)
+    response_column: str | None = option(None, "column of the responses to the prompts, with loss",
+        from_checkpoint=True, idle=_described_by_entry)
+    messages_column: str | None = option(None, "column of conversations, with loss on the assistant's turns",
+        from_checkpoint=True, idle=_described_by_entry)
+    # fmt: on
 
 
 @dataclass(frozen=True)
@@ -27,5 +67,9 @@ class DataOptions:
         resume="free")
     dataset_saved_path: Path | None = option(None,
         "read the data set from a save_to_disk folder or a folder of jsonl, csv or parquet files", from_checkpoint=True,
-        resume="free")
+        resume="free", idle=_own_place)
+    validation_share: float = option(HELD_OUT, "share of the training rows to hold out if there is no validation "
+        "split; 0 (test only): measure all rows", _below_one, from_checkpoint=True)
+    validation_seed: int | None = option(None, "seed of the rows of own data to hold out; by default --seed",
+        seed_range, from_checkpoint=True, idle=_described_by_entry)
     disable_dataset_cache: bool = option(False, "tokenise again instead of reading the cache", resume="free")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +9,18 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset, Value
 
-from dataset.folder import WHOLE, Readers, empty, saved_splits
+from dataset.chat import conversations
+from dataset.folder import VALIDATION, WHOLE, Stored, empty, file_or_folder, saved_splits
+from dataset.folder import Splits as StoredSplits
+from dataset.labels import label_ids
+from dataset.settings import HELD_OUT
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
 from heterolora.outside import reading
 
-HELD_OUT = 0.05
-# The data do not depend on `--seed`. Otherwise a `test` with another seed would score rows of the training split.
+# The data of an entry do not depend on `--seed`: a `test` with another seed would score rows of the training split.
 DATA_SEED = 0
 
 
@@ -32,65 +34,105 @@ class Splits:
     notes: tuple[str, ...]  # decisions that the user should know, one sentence each
 
 
-def read_splits(spec: DatasetSpec, saved_path: str | Path | None = None, cache: bool = True) -> Splits:
-    """Reads and checks the splits of `spec`, from `saved_path` if given, else from its generator or the hub.
+def read_splits(
+    spec: DatasetSpec,
+    saved_path: str | Path | None = None,
+    cache: bool = True,
+    share: float = HELD_OUT,
+    seed: int | None = None,
+) -> Splits:
+    """Reads and checks the splits of `spec`, from `saved_path` if given, else from its place, generator or the hub.
 
-    `saved_path` is a `save_to_disk` folder, or a folder of `train`, `validation` and `test` files. With `cache`,
-    converted files are kept for the next run. Raises UserError if a folder, split or column is missing, if a split is
-    empty, if labels do not match the entry, or if the hub cannot be reached.
+    Raises UserError if a folder, split or column is missing, if a split is empty, if labels do not match the entry, or
+    if the hub cannot be reached.
+
+    Args:
+        spec: the data set.
+        saved_path: a `save_to_disk` folder, or a folder of `train`, `validation` and `test` files.
+        cache: keep converted files for the next run.
+        share: of the training rows, to hold out where there is no validation split. 0: nothing is held out, and the
+            test split, or all rows if there is one split only, is the only measured one.
+        seed: of the rows to hold out. None: the same rows in every run.
     """
     notes: list[str] = []
-    available, validation_names = _available(spec, saved_path, cache), spec.validation
-    if tuple(available) == (WHOLE,):
-        available, validation_names = {spec.train: available[WHOLE]}, ()
-    elif saved_path is not None and not validation_names and "validation" in available:
-        validation_names = ("validation",)
+    available = stored_splits(spec, saved_path)
+    if whole := len(available) == 1 and (spec.own or WHOLE in available):
+        available = {spec.train: next(iter(available.values()))}
+    validation_names, test = _evaluated(spec, available, whole, from_folder=saved_path is not None)
 
     def read(split: str) -> Dataset:
         if split not in available:
             raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, available))
         where = f"split '{split}' of data set '{spec.name}'" + (f" in '{saved_path}'" if saved_path else "")
-        return _checked(spec, where, available[split](), notes)
+        return _checked(spec, where, available[split].read(spec, cache), notes)
 
     train = read(spec.train)
     validation = {split: read(split) for split in validation_names}
+    tested = {} if test is None else {test: read(test)}
+    if not validation and share == 0:
+        tested = tested or {"test": train}
+        return Splits(train, tested, tested, tuple(notes))
     if not validation:
-        train, held_out = _hold_out(train)
+        train, held_out = _hold_out(train, share, seed, spec.running_text)
         validation = {"validation": held_out}
-        notes.append(
-            f"no validation split: {len(held_out)} of {len(train) + len(held_out)} training rows ({HELD_OUT:.0%}, the "
-            f"same for every seed) are held out"
-        )
-    if spec.test is not None and (spec.test in available or saved_path is None):
-        return Splits(train, validation, {spec.test: read(spec.test)}, tuple(notes))
-    why = "there is no test split"
-    if spec.test is None and spec.validation:
-        why = f"the test labels of {spec.name} are hidden"
-        if saved_path is not None and "test" in available:
-            why += ", and the folder's test split is not read"
-    notes.append(f"{why}: test uses {' and '.join(validation)}")
+        how = "the same for every seed" if seed is None else f"drawn by seed {seed}"
+        found = f"{len(held_out)} of {len(train) + len(held_out)} training rows ({100 * share:.3g}%, {how})"
+        notes.append(f"no validation split: {found} are held out; --validation-share sets the share")
+    elif share not in (0, HELD_OUT):
+        notes.append(f"--validation-share has no effect: there is a split '{validation_names[0]}'")
+    if tested:
+        return Splits(train, validation, tested, tuple(notes))
+    if spec.hidden_test:
+        left = ", and the folder's test split is not read" if saved_path is not None and "test" in available else ""
+        notes.append(f"the test labels of {spec.name} are hidden{left}: test uses {' and '.join(validation)}")
+    else:
+        notes.append(f"there is no test split: test uses {' and '.join(validation)}")
     return Splits(train, validation, validation, tuple(notes))
 
 
-def _available(spec: DatasetSpec, saved_path: str | Path | None, cache: bool) -> Readers:
-    """Returns a function for each split that reads it."""
+def _evaluated(
+    spec: DatasetSpec, available: StoredSplits, whole: bool, from_folder: bool
+) -> tuple[tuple[str, ...], str | None]:
+    """Returns the names of the validation splits, and that of the test split or None.
+
+    `whole` says that there is one split, and `from_folder` that the splits are in the folder `--dataset-saved-path`.
+    """
+    if spec.own:
+        validation = [name for name in VALIDATION if name in available]
+        return tuple(validation[:1]), "test" if "test" in available else None
+    names = () if whole else spec.validation
+    if from_folder and not names and "validation" in available:
+        names = ("validation",)
+    return names, spec.test if spec.test in available or not from_folder else None
+
+
+def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> StoredSplits:
+    """Returns the splits of `spec` by name, before they are read. Raises UserError if there are none."""
     if saved_path is not None:
-        return saved_splits(saved_path, spec, cache)
+        return saved_splits(saved_path)
+    if spec.place is not None:
+        return file_or_folder(spec.place)
     if spec.generate is not None:
         splits = (spec.train, *spec.validation, *((spec.test,) if spec.test else ()))
-        return {split: lambda split=split: Dataset.from_list(spec.generate(split, DATA_SEED)) for split in splits}
+        return {split: Stored.made_by(partial(_generated, spec, split)) for split in splits}
     if spec.path is None:
         raise UserError(f"data set '{spec.name}' has no hub repository", "give --dataset-saved-path")
     try:
         on_hub = datasets.load_dataset(spec.path, spec.config)
     except Exception as error:  # the HTTP library of the hub's client raises its own errors
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"data set '{spec.name}' could not be fetched from the hub ({reason})",
-            f"connect to it, correct path and config of the entry, or give --dataset-saved-path a folder that holds "
-            f"'{spec.path}'",
-        ) from error
-    return {split: partial(_intact, spec, rows) for split, rows in on_hub.items()}
+        expected = "give --dataset a file, a folder, or a hub name such as owner/name or owner/name:configuration"
+        if not spec.own:
+            expected = (
+                "connect to it, correct path and config of the entry, or give --dataset-saved-path a folder that holds "
+                f"'{spec.path}'"
+            )
+        raise UserError(f"data set '{spec.name}' could not be fetched from the hub ({reason})", expected) from error
+    return {split: Stored.made_by(partial(_intact, spec, rows)) for split, rows in on_hub.items()}
+
+
+def _generated(spec: DatasetSpec, split: str) -> Dataset:
+    return Dataset.from_list(spec.generate(split, DATA_SEED))
 
 
 def _intact(spec: DatasetSpec, rows: Dataset) -> Dataset:
@@ -99,12 +141,19 @@ def _intact(spec: DatasetSpec, rows: Dataset) -> Dataset:
     return rows
 
 
-def _hold_out(rows: Dataset) -> tuple[Dataset, Dataset]:
-    """Returns the remaining rows, and 5% that are drawn with a fixed seed. Both are in file order."""
+def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool) -> tuple[Dataset, Dataset]:
+    """Returns the remaining rows, and the share that `seed` draws. Both are in file order.
+
+    The lines of one text are held out in one piece, so that both parts remain texts.
+    """
     if len(rows) < 2:
         raise UserError(f"split 'train' has {len(rows)} row, and part of it must be held out", "give at least 2 rows")
-    order = np.random.default_rng(DATA_SEED).permutation(len(rows))
-    count = max(1, round(HELD_OUT * len(rows)))
+    draw = np.random.default_rng(DATA_SEED if seed is None else seed)
+    count = min(max(1, round(share * len(rows))), len(rows) - 1)
+    if running_text:
+        order = np.roll(np.arange(len(rows)), -int(draw.integers(len(rows) - count + 1)))
+    else:
+        order = draw.permutation(len(rows))
     return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
 
 
@@ -117,6 +166,8 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
         if column not in rows.column_names:
             raise UserError(f"{where} has no column '{column}'", nearest(column, rows.column_names))
     rows = rows.with_format(None).select_columns(wanted)
+    if spec.chat:
+        return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:])})
     for column in spec.columns:
         feature = rows.features[column]
         kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
@@ -130,34 +181,5 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
             )
     if spec.task != "classification":
         return rows
-    labels = np.asarray(_labels(spec, where, rows))
+    labels = np.asarray(label_ids(spec, where, rows))
     return rows.remove_columns(spec.label).add_column(spec.label, labels)
-
-
-def _labels(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[float]:
-    """Returns the ids of the labels, or finite numbers for regression."""
-    classes, feature = len(spec.labels), rows.features[spec.label]
-    expected = "labels are real numbers"
-    if classes:
-        listing = ", ".join(f"{index} {name}" for index, name in enumerate(spec.labels))
-        expected = f"labels are 0 to {classes - 1}: {listing}"
-    values = rows.with_format("arrow")[:][spec.label].to_pylist()
-    if missing := values.count(None):
-        raise UserError(f"{where} has {missing} rows without a label", expected)
-
-    if classes and isinstance(feature, ClassLabel):
-        if feature.num_classes != classes:
-            raise UserError(f"{where} has the labels {', '.join(feature.names)}", expected)
-        if set(feature.names) == set(spec.labels):  # the order of the names may differ
-            values = [spec.labels.index(feature.names[value]) if value >= 0 else value for value in values]
-    elif isinstance(values[0], str):
-        ids = {name: index for index, name in enumerate(spec.labels)}
-        values = [ids.get(value, value) for value in values]
-
-    for index, value in enumerate(values):
-        if classes and value == -1:
-            raise UserError(f"the labels of {where} are hidden (-1 in row {index})", expected)
-        valid = isinstance(value, int | float) and (value in range(classes) if classes else math.isfinite(value))
-        if not valid:
-            raise UserError(f"row {index} of {where} has label {value!r}", expected)
-    return [float(value) if spec.regression else int(value) for value in values]

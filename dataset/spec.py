@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from heterolora.errors import UserError, nearest
@@ -36,15 +37,20 @@ class DatasetSpec:
         labels: names of the classes in the order of their ids. Empty for regression.
         train: name of the training split.
         validation: names of the validation splits. Empty: a fixed 5% of the training split is held out.
-        test: name of the test split. `None` if its labels are hidden: the validation splits replace it.
+        test: name of the test split. `None` if there is none with labels: the validation splits replace it.
+        hidden_test: the benchmark does not publish the labels of its test split.
         official: name of the official metric in `dataset/official.py`, e.g. `glue/rte`.
         prompt: function of a row that returns the prompt, for instructions and summaries.
         cue: text between prompt and response. It is never truncated.
         response: function of a row that returns the text that the loss is taken on.
         running_text: (packed language modelling) the rows are lines of one text and keep their line ends, so no
             end-of-sequence token separates them. Otherwise every row is a document.
+        chat: (language modelling) the only column holds conversations; see `dataset.chat`.
         generate: function of split and seed that returns the rows, for built-in data.
         aliases: old names that `--dataset` still accepts.
+        own: the entry describes own data, see `dataset.own`. The label column holds the names of classes, also if they
+            are numbers, and validation and test splits are found by their usual names.
+        place: file or folder of own data.
         summary: one line for `--help` and the README.
     """
 
@@ -60,13 +66,17 @@ class DatasetSpec:
     train: str = "train"
     validation: tuple[str, ...] = ("validation",)
     test: str | None = "test"
+    hidden_test: bool = False
     official: str | None = None
     prompt: Callable[[Row], str] | None = None
     cue: str = ""
     response: Callable[[Row], str] | None = None
     running_text: bool = False
+    chat: bool = False
     generate: Callable[[str, int], list[dict[str, Any]]] | None = None
     aliases: tuple[str, ...] = ()
+    own: bool = False
+    place: Path | None = None
     summary: str = ""
 
     def __post_init__(self) -> None:
@@ -89,6 +99,8 @@ class DatasetSpec:
         most, columns = 2 if classifies else 1, len(self.columns)
         few = bool(self.texts) or prompted or columns <= most
         require(few, f"has {columns} text columns", f"give at most {most}, or a function")
+        models = self.task == "causal_language_modeling"
+        require(not self.chat or (models and not prompted), "has conversations for another task", "leave chat out")
 
     @property
     def num_labels(self) -> int:
@@ -98,6 +110,11 @@ class DatasetSpec:
     @property
     def regression(self) -> bool:
         return self.task == "classification" and not self.labels
+
+    @property
+    def packed(self) -> bool:
+        """Whether the texts are packed into full blocks, so that rows and encoded rows differ in number."""
+        return self.task == "causal_language_modeling" and self.prompt is None and not self.chat
 
     @property
     def label_column(self) -> str | None:

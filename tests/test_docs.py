@@ -200,6 +200,13 @@ class Stage:
         ]
         for split in ("train", "validation"):
             write_jsonl(folder / "rte" / f"{split}.jsonl", rows)
+        reviews = [f"{row['sentence1']},{5 * row['label']}" for row in rows]
+        (folder / "reviews.csv").write_text("\n".join(["review,stars", *reviews]))
+        (folder / "book.txt").write_text("".join(f"{row['sentence1']}\n" for row in rows))
+        turns = [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "good"}]
+        write_jsonl(folder / "chat.jsonl", [{"messages": turns}] * 20)
+        template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+        (folder / "facebook" / "opt-350m" / "chat_template.jinja").write_text(template)
 
     def run(self, line: str) -> str:
         words = shlex.split(line)

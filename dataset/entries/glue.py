@@ -12,7 +12,13 @@ def benchmark_task(
     path: str, name: str, columns: tuple[str, ...], labels: tuple[str, ...], summary: str, **options: Any
 ) -> DatasetSpec:
     """Returns the entry of a task of GLUE or SuperGLUE. `options` are further fields of the entry."""
-    rest = {"metrics": ("accuracy",), "test": None, "official": f"{path.split('/')[1]}/{name}", **options}
+    rest = {
+        "metrics": ("accuracy",),
+        "test": None,
+        "hidden_test": True,
+        "official": f"{path.split('/')[1]}/{name}",
+        **options,
+    }
     return DatasetSpec(name, "classification", columns, path=path, config=name, labels=labels, summary=summary, **rest)
 
 

@@ -1,0 +1,128 @@
+"""Conversations, as the chat template of a tokenizer writes them, with loss on the assistant's turns.
+
+A conversation is a list of `{"role": …, "content": …}`. Between reading and encoding it is kept as JSON text, so that
+it is compared and cached as any text is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from heterolora.errors import UserError, shown
+
+ASSISTANT = "assistant"
+_FORM = 'a conversation is a list of {"role": "user" or "assistant" or "system", "content": text}'
+
+Message = dict[str, Any]
+Span = tuple[int, int]  # start, end
+
+
+def conversations(where: str, values: Sequence[Any]) -> list[str]:
+    """Returns each conversation of a split as JSON text. Raises UserError for the first one of another form."""
+    return [_as_json(f"row {index} of {where}", value) for index, value in enumerate(values)]
+
+
+def _as_json(where: str, value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} has messages that are not JSON", _FORM) from error
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where} has {shown(value)[:60]} for messages", _FORM)
+    messages = []
+    for turn, message in enumerate(value, 1):
+        fits = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        if not fits:
+            raise UserError(f"turn {turn} in {where} is {shown(message)[:60]}", _FORM)
+        messages.append({key: each for key, each in message.items() if each is not None})  # Arrow adds missing keys
+    if not any(message["role"] == ASSISTANT and message["content"] for message in messages):
+        raise UserError(f"{where} has no turn of the role '{ASSISTANT}'", "the loss is taken on its turns")
+    return json.dumps(messages)
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError if the tokenizer cannot encode conversations."""
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "the tokenizer of the model has no chat template for a column of messages",
+            "use a model that was tuned for conversations, or give --prompt-column and --response-column",
+        )
+    if not tokenizer.is_fast:
+        raise UserError(
+            "the tokenizer of the model does not say where its tokens are in the text, which conversations need",
+            "use a model with a tokenizer.json",
+        )
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: str) -> tuple[list[int], list[int]]:
+    """Returns the token ids of a conversation, at most `limit`, and the spans of tokens that the loss is taken on.
+
+    The spans are one list: start, end, start, end, and so on. A conversation that is too long loses its end. If its
+    first answer begins so late that nothing of it would remain, it also loses its beginning.
+    """
+    messages = json.loads(conversation)
+    try:
+        if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
+            ids, learned = _marked_by_template(tokenizer, messages)
+        else:
+            ids, learned = _marked_by_turns(tokenizer, messages)
+    except UserError:
+        raise
+    except Exception as error:  # a template is a program and raises errors of its own
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"the chat template fails for the conversation {conversation[:80]} ({reason})", "correct it or leave it out"
+        ) from error
+    spans = _runs(learned)
+    if not spans:
+        raise UserError(f"no token is left of the answers in the conversation {conversation[:80]}", _FORM)
+    first, answer = spans[0][0], spans[0][1] - spans[0][0]
+    # Three quarters of the row are enough for an answer; the rest is for what comes before it.
+    dropped = max(0, first - (limit - min(answer, limit - max(1, limit // 4)))) if len(ids) > limit else 0
+    kept = [(max(0, start - dropped), min(end - dropped, limit)) for start, end in spans]
+    return ids[dropped : dropped + limit], [edge for start, end in kept if start < end for edge in (start, end)]
+
+
+def _marked_by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
+    """The ids, and 1 for each token inside the template's own marks `{% generation %}`."""
+    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    return list(encoded["input_ids"]), list(encoded["assistant_masks"])
+
+
+def _marked_by_turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
+    """The ids, and 1 for each token that the template adds after the prompt of an assistant's turn."""
+
+    def text_of(count: int, prompt: bool = False) -> str:
+        return tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt)
+
+    whole, turns = text_of(len(messages)), []
+    for index, message in enumerate(messages):
+        if message["role"] == ASSISTANT:
+            before, after = text_of(index, prompt=True), text_of(index + 1)
+            if not (whole.startswith(before) and whole.startswith(after)):
+                raise UserError(
+                    "the chat template writes a turn in another way once others follow it, so that the assistant's "
+                    "turns cannot be found",
+                    "give the tokenizer a chat template that marks them with {% generation %}",
+                )
+            turns.append((len(before), len(after)))
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    inside = [int(any(start <= a < b <= end for start, end in turns)) for a, b in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), inside
+
+
+def _runs(marks: Sequence[int]) -> list[Span]:
+    """The spans of ones."""
+    spans, position = [], 0
+    for mark, group in groupby(marks):
+        size = len(list(group))
+        if mark:
+            spans.append((position, position + size))
+        position += size
+    return spans

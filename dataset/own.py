@@ -1,0 +1,116 @@
+"""Own data: from a file, a folder or a hub name, and options about its columns, to an entry as in the registry.
+
+The options that are not given are filled in. They are recorded with the run, so that later commands get the same entry
+from the record, without a look at the data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+
+from dataset import registry
+from dataset.roles import Roles, check_columns, given_roles, joined_names, roles_of, split_names
+from dataset.settings import OwnDataOptions
+from dataset.spec import METRICS, DatasetSpec, Task
+
+CUE = "\n"  # between prompt and response
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+def name_of(dataset: str) -> str:
+    """Returns the name of a data set: of its entry, or of its file, folder or repository."""
+    if registry.is_known(dataset):
+        return registry.get(dataset).name
+    return Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset)).stem
+
+
+def check_name(dataset: str) -> None:
+    """Raises UserError if `--dataset` is neither the name of an entry, nor a path, nor a name as on the hub."""
+    if not (_is_path(dataset) or _on_hub(dataset)):
+        registry.get(dataset)
+
+
+def describe(dataset: str, own: OwnDataOptions, task: Task | None, cache: bool) -> tuple[DatasetSpec, OwnDataOptions]:
+    """Returns the entry of own data, and the options with the values that were found.
+
+    The data are read only for options that are not given. Raises UserError if they cannot be read, if a column is not
+    there, or if there is more than one choice.
+    """
+    roles, labels = given_roles(own, task), split_names(own.labels)
+    needs_labels = not labels and not own.regression
+    if roles is not None and not (roles.label and needs_labels):
+        return _described(dataset, own, roles, labels)
+    from dataset.labels import found_labels  # the library `datasets` takes seconds to import
+    from dataset.source import stored_splits
+
+    name, of_any_roles = name_of(dataset), roles or Roles("causal_language_modeling", ("text",))
+    stored = stored_splits(_spec(dataset, of_any_roles, ()))
+    train = stored["train"] if "train" in stored else next(iter(stored.values()))
+    columns = train.columns()
+    roles = roles or roles_of(columns, own, task, name)
+    check_columns(roles, columns, name)
+    if roles.label and needs_labels:
+        rows = train.read(_spec(dataset, roles, ()), cache)
+        labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
+    return _described(dataset, own, roles, labels)
+
+
+def _described(
+    dataset: str, own: OwnDataOptions, roles: Roles, labels: tuple[str, ...]
+) -> tuple[DatasetSpec, OwnDataOptions]:
+    filled = replace(
+        own,
+        text_columns=own.text_columns or (joined_names(roles.texts) if roles.texts else None),
+        label_column=roles.label,
+        labels=own.labels or (joined_names(labels) if labels else None),
+        regression=not labels if roles.label else None,
+        prompt_column=roles.prompt,
+        response_column=roles.response,
+        messages_column=roles.messages,
+    )
+    return _spec(dataset, roles, labels), filled
+
+
+def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
+    path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
+    place = None if path else Path(dataset)
+    metrics = METRICS[roles.task]
+    if roles.task == "classification":
+        metrics = ("accuracy", "f1") if labels else ("pearson", "spearman")
+    prompted = roles.prompt is not None and roles.response is not None
+    return DatasetSpec(
+        name=name_of(dataset),
+        task=roles.task,
+        columns=roles.columns,
+        metrics=metrics,
+        path=path,
+        config=config or None,
+        label=roles.label or "label",
+        labels=labels,
+        validation=(),
+        prompt=itemgetter(roles.prompt) if prompted else None,
+        cue=CUE if prompted else "",
+        response=itemgetter(roles.response) if prompted else None,
+        running_text=place is not None and _is_txt(place),
+        chat=roles.messages is not None,
+        own=True,
+        place=place,
+    )
+
+
+def _on_hub(dataset: str) -> bool:
+    return not _is_path(dataset) and _HUB.fullmatch(dataset) is not None
+
+
+def _is_path(dataset: str) -> bool:
+    from dataset.files import READERS  # pyarrow is not needed for an entry of the registry
+
+    return dataset[:1] in "./~" or os.path.exists(dataset) or Path(dataset).suffix in READERS
+
+
+def _is_txt(place: Path) -> bool:
+    return place.suffix == ".txt" or any(place.expanduser().glob("train*.txt"))

@@ -1,0 +1,151 @@
+"""What the columns of own data are for, from their names, what they hold, and the options."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dataset.option import flag_of
+from dataset.settings import OwnDataOptions
+from dataset.spec import Task
+from heterolora.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from dataset.files import Kind
+
+TEXT, LABEL, PROMPT, RESPONSE, MESSAGES = "text", "label", "prompt", "response", "messages"
+_GROUPS: Mapping[str, tuple[str, ...]] = {  # a kind of data -> the options that describe it
+    "texts": ("text_columns", "label_column", "labels", "regression"),
+    "prompts with responses": ("prompt_column", "response_column"),
+    "conversations": ("messages_column",),
+}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns of own data. `texts` are the texts; with a prompt and a response, or conversations, it is empty."""
+
+    task: Task
+    texts: tuple[str, ...] = ()
+    label: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.texts or ((self.messages,) if self.messages else (self.prompt, self.response))
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """Returns names that commas separate. A name with a comma is in quotation marks, as in a csv file."""
+    return () if text is None else tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), ()))
+
+
+def joined_names(names: tuple[str, ...]) -> str:
+    """Returns the text that `split_names` reads."""
+    return ",".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in names)
+
+
+def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
+    """Returns the roles if the options state all of them, without a look at the data. Otherwise None.
+
+    Raises UserError if options contradict each other or the task.
+    """
+    described = [kind for kind, names in _GROUPS.items() if any(getattr(own, name) is not None for name in names)]
+    if len(described) > 1:
+        first, second = (
+            next(flag_of(name) for name in _GROUPS[kind] if getattr(own, name) is not None) for kind in described[:2]
+        )
+        raise UserError(f"{first} and {second} are both given", f"give the columns of {' or of '.join(described[:2])}")
+    if len(texts := split_names(own.text_columns)) > 2 or not all(texts):
+        raise UserError(f"--text-columns {own.text_columns} names {len(texts)} columns", "name one, or two for pairs")
+    if own.labels is not None and (len(set(names := split_names(own.labels))) < max(2, len(names)) or own.regression):
+        raise UserError(
+            f"--labels {own.labels} does not name classes", "give at least two different labels, without --regression"
+        )
+    if own.messages_column is not None:
+        return _fits(Roles("causal_language_modeling", messages=own.messages_column), task)
+    if own.prompt_column is not None and own.response_column is not None:
+        return _fits(_answers(own.prompt_column, own.response_column, task), task)
+    if texts and own.label_column is not None:
+        return _fits(Roles("classification", texts, own.label_column), task)
+    if texts and task == "causal_language_modeling" and own.labels is None and own.regression is None:
+        return _fits(Roles("causal_language_modeling", texts), task)
+    return None
+
+
+def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None, name: str) -> Roles:
+    """Returns the roles of the columns of the data set `name`: as given, and as the only choice where they are not.
+
+    Raises UserError if there are several choices, or none.
+    """
+    if (given := given_roles(own, task)) is not None:
+        return given
+    answering = own.prompt_column or own.response_column
+    described = answering or any(getattr(own, option) is not None for option in _GROUPS["texts"])
+    if not described and task in (None, "causal_language_modeling") and MESSAGES in columns:
+        return Roles("causal_language_modeling", messages=MESSAGES)
+    response = own.response_column or next((each for each in (RESPONSE, "completion") if each in columns), None)
+    prompt = own.prompt_column or (PROMPT if PROMPT in columns else None)
+    if answering or (not described and task != "classification" and prompt and response):
+        if prompt is None or response is None:
+            missing = "--prompt-column" if prompt is None else "--response-column"
+            raise UserError(f"{missing} is missing", _candidates(columns))
+        return _fits(_answers(prompt, response, task), task)
+    label = own.label_column or (LABEL if LABEL in columns and task != "causal_language_modeling" else None)
+    texts = split_names(own.text_columns) or _texts(columns, label)
+    if label is not None and texts:
+        return _fits(Roles("classification", texts, label), task)
+    labelled = own.labels is not None or own.regression is not None
+    alone = len(columns) == 1 or own.text_columns is None or task == "causal_language_modeling"
+    if len(texts) == 1 and alone and not labelled and task in (None, "causal_language_modeling"):
+        return Roles("causal_language_modeling", texts)
+    what = "no column is named 'label'" if texts else "several columns may hold the text"
+    raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
+
+
+def _texts(columns: Mapping[str, Kind], label: str | None) -> tuple[str, ...]:
+    """Returns the text columns if there is one choice: `text`, or all columns of text if they are one or two.
+
+    Without labels, texts are modelled, and only `text` or a single column is an obvious choice.
+    """
+    if columns.get(TEXT) == "text":
+        return (TEXT,)
+    texts = tuple(name for name, kind in columns.items() if kind == "text" and name != label)
+    most = 1 if label is None else 2
+    return texts if len(texts) <= most and (label is not None or len(columns) == 1) else ()
+
+
+def _answers(prompt: str, response: str, task: Task | None) -> Roles:
+    if prompt == response:
+        raise UserError(f"--prompt-column and --response-column are both {prompt}", "give two columns")
+    summary = "summarization" if task == "summarization" else "causal_language_modeling"
+    return Roles(summary, prompt=prompt, response=response)
+
+
+def _fits(roles: Roles, task: Task | None) -> Roles:
+    if task not in (None, roles.task):
+        raise UserError(
+            f"--task {task} does not fit the columns {', '.join(roles.columns)}", f"they are for {roles.task}"
+        )
+    return roles
+
+
+def _candidates(columns: Mapping[str, Kind]) -> str:
+    listing = ", ".join(f"{name} ({kind})" for name, kind in columns.items() if name.isprintable())
+    return (
+        "give --text-columns and --label-column, --prompt-column and --response-column, --messages-column, or "
+        f"--text-columns and --task causal_language_modeling; the columns are {listing}"
+    )
+
+
+def check_columns(roles: Roles, columns: Mapping[str, Kind], name: str) -> None:
+    """Raises UserError if a column is not there."""
+    for column in (*roles.columns, *((roles.label,) if roles.label else ())):
+        if column not in columns:
+            raise UserError(
+                f"data set '{name}' has no column '{column}'", nearest(column, filter(str.isprintable, columns))
+            )

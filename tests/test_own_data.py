@@ -1,0 +1,390 @@
+"""Own data without an entry: what columns are for, labels, splits, conversations, and commands from start to end."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from actions.parse import parse
+from actions.resolve import resolve
+from dataset.chat import encode_chat
+from dataset.collate import Collator
+from dataset.module import TextDataModule
+from dataset.own import describe, name_of
+from dataset.preview import preview
+from dataset.roles import Roles, roles_of
+from dataset.settings import DataOptions, OwnDataOptions
+from dataset.source import read_splits
+from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
+from tests.test_bad_input import complaint
+from tests.tiny import word_tokenizer
+from tests.world import World, metrics_of, run, sentences, write_jsonl
+
+TEXT, WHOLE, REAL, LISTS = "text", "whole numbers", "real numbers", "lists"
+LM = "causal_language_modeling"
+
+
+# ---- the columns
+
+CHOICES = [
+    ({"text": TEXT, "label": WHOLE}, {}, None, Roles("classification", ("text",), "label")),
+    ({"id": WHOLE, "text": TEXT, "extra": TEXT, "label": TEXT}, {}, None, Roles("classification", ("text",), "label")),
+    ({"claim": TEXT, "answer": TEXT, "label": WHOLE}, {}, None, Roles("classification", ("claim", "answer"), "label")),
+    ({"review": TEXT, "stars": WHOLE}, {"label_column": "stars"}, None, Roles("classification", ("review",), "stars")),
+    ({"a": TEXT, "b": TEXT, "label": WHOLE}, {"text_columns": "b"}, None, Roles("classification", ("b",), "label")),
+    ({"a, b": TEXT, "c": WHOLE}, {"text_columns": '"a, b"', "label_column": "c"}, None,
+     Roles("classification", ("a, b",), "c")),
+    ({"text": TEXT}, {}, None, Roles(LM, ("text",))),
+    ({"story": TEXT}, {}, None, Roles(LM, ("story",))),
+    ({"id": WHOLE, "text": TEXT}, {}, None, Roles(LM, ("text",))),
+    ({"text": TEXT, "label": WHOLE}, {}, LM, Roles(LM, ("text",))),
+    ({"prompt": TEXT, "completion": TEXT}, {}, None, Roles(LM, prompt="prompt", response="completion")),
+    ({"q": TEXT, "response": TEXT}, {"prompt_column": "q"}, None, Roles(LM, prompt="q", response="response")),
+    ({"prompt": TEXT, "response": TEXT}, {}, "summarization",
+     Roles("summarization", prompt="prompt", response="response")),
+    ({"messages": LISTS, "text": TEXT}, {}, None, Roles(LM, messages="messages")),
+    ({"talk": LISTS}, {"messages_column": "talk"}, None, Roles(LM, messages="talk")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "given", "task", "expected"), CHOICES)
+def test_the_one_obvious_choice_is_taken(columns, given, task, expected) -> None:
+    assert roles_of(columns, OwnDataOptions(**given), task, "mine") == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "task", "found", "advice"),
+    [
+        ({"review": TEXT, "stars": WHOLE}, {}, None, "no obvious meaning", "are review (text), stars (whole"),
+        ({"review": TEXT, "stars": WHOLE}, {"text_columns": "review"}, None, "no column is named 'label'", "--label"),
+        ({"a": TEXT, "b": TEXT, "c": TEXT, "label": WHOLE}, {}, None, "several columns", "--text-columns"),
+        ({"prompt": TEXT, "x": TEXT}, {"prompt_column": "prompt"}, None, "--response-column is missing", "x (text)"),
+        ({"text": TEXT}, {"text_columns": "text", "prompt_column": "text"}, None, "both given", "of texts or of"),
+        ({"text": TEXT}, {"text_columns": "a,b,c"}, None, "names 3 columns", "two for pairs"),
+        ({"text": TEXT, "label": WHOLE}, {"labels": "a"}, None, "--labels a", "at least two"),
+        ({"text": TEXT, "label": WHOLE}, {}, "summarization", "--task summarization", "for classification"),
+        ({"text": TEXT}, {"prompt_column": "text", "response_column": "text"}, None, "both text", "two columns"),
+    ],
+)  # fmt: skip
+def test_more_than_one_choice_or_none(columns, given, task, found: str, advice: str) -> None:
+    with pytest.raises(UserError) as caught:
+        roles_of(columns, OwnDataOptions(**given), task, "mine")
+    assert found in caught.value.found
+    assert advice in caught.value.expected
+
+
+# ---- files, labels and splits
+
+
+def described(path: Path, task: str | None = None, **own: object) -> tuple[DatasetSpec, OwnDataOptions]:
+    return describe(str(path), OwnDataOptions(**own), task, cache=False)
+
+
+ROWS = [{"text": f"row {index}", "label": (5, 1, 2)[index % 3]} for index in range(30)]
+
+
+def write(folder: Path, name: str, rows: list[dict[str, object]] = ROWS) -> Path:
+    path, names = folder / name, list(rows[0])
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix in (".csv", ".tsv"):
+        between = "," if path.suffix == ".csv" else "\t"
+        lines = [names, *([str(row[name]) for name in names] for row in rows)]
+        path.write_text("".join(between.join(line) + "\n" for line in lines))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        write_jsonl(path, rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    """Labels are the values found, in order; whole numbers are classes."""
+    spec, own = described(write(tmp_path, f"mine.{suffix}"))
+    assert (spec.name, spec.labels, spec.metrics) == ("mine", ("1", "2", "5"), ("accuracy", "f1"))
+    assert (own.text_columns, own.label_column, own.labels, own.regression) == ("text", "label", "1,2,5", False)
+    splits = read_splits(spec, cache=False, share=0.1, seed=3)
+    assert (len(splits.train), len(splits.validation["validation"])) == (27, 3)
+    assert splits.test is splits.validation
+    of_text = {row["text"]: ("1", "2", "5").index(str(row["label"])) for row in ROWS}
+    assert all(of_text[row["text"]] == row["label"] for row in splits.train)
+
+
+def test_the_record_describes_data_that_are_gone(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.csv")
+    spec, own = described(path)
+    path.unlink()
+    again, same = describe(str(path), own, "classification", cache=False)
+    assert (again.labels, again.columns, again.label, same) == (spec.labels, spec.columns, spec.label, own)
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "expected"),
+    [
+        (["good", "bad", "good"], {}, ("bad", "good")),
+        (["good", "bad", "good"], {"labels": "good, bad"}, ("good", "bad")),
+        ([True, False, True], {}, ("false", "true")),
+        ([1.5, 2.0, 1.0], {}, ()),
+        ([1, 2, 1], {"regression": True}, ()),
+        ([1.0, 2.0, 1.0], {"regression": False}, ("1", "2")),
+    ],
+)
+def test_labels(tmp_path: Path, labels, own, expected) -> None:
+    rows = [{"text": "a", "label": label} for label in labels]
+    spec, _ = described(write(tmp_path, "mine.jsonl", rows), **own)
+    assert spec.labels == expected
+    assert spec.regression == (not expected)
+    splits = read_splits(spec, cache=False, share=0.0)
+    assert list(splits.test) == ["test"]
+    names = [str(label).lower() if isinstance(label, bool) else str(label) for label in labels]
+    ids = [
+        float(label) if not expected else expected.index(name.removesuffix(".0"))
+        for name, label in zip(names, labels, strict=True)
+    ]
+    assert splits.test["test"]["label"][:] == ids
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "found", "advice"),
+    [
+        (["a"] * 3, {}, "the same label in every row", "at least two"),
+        ([*range(50)], {}, "50 different labels in 50 rows", "--regression"),
+        (["a", "b", "c"], {"labels": "a,b"}, "row 2 of split 'train' of data set 'mine' has label 'c'", "--labels"),
+        (["a", None, "b"], {}, "1 rows without a label", "the labels are a, b"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_labels(tmp_path: Path, labels, own, found: str, advice: str) -> None:
+    path = write(tmp_path, "mine.jsonl", [{"text": "a", "label": label} for label in labels])
+    with pytest.raises(UserError) as caught:
+        read_splits(described(path, **own)[0], cache=False)
+    assert found in caught.value.found
+    assert advice in caught.value.expected
+
+
+def test_a_folder_with_one_file_per_split(tmp_path: Path) -> None:
+    for name in ("train.csv", "dev.csv", "test.csv"):
+        write(tmp_path, name)
+    (tmp_path / "readme.txt").write_text("not data")
+    splits = read_splits(described(tmp_path)[0], cache=False)
+    assert [list(splits.validation), list(splits.test), splits.notes] == [["dev"], ["test"], ()]
+
+
+def test_rows_are_held_out_by_seed(tmp_path: Path) -> None:
+    spec, _ = described(write(tmp_path, "mine.csv"))
+    drawn = [
+        read_splits(spec, cache=False, share=0.2, seed=seed).validation["validation"]["text"][:] for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_lines_of_a_text_are_held_out_in_one_piece(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"".join(b"line %d\r\n" % index for index in range(100)))
+    spec, own = described(path)
+    assert (spec.task, spec.running_text, own.text_columns) == (LM, True, "text")
+    splits = read_splits(spec, cache=False, share=0.1, seed=4)
+    lines = splits.validation["validation"]["text"][:]
+    first = int(lines[0].split()[1])
+    assert lines == [f"line {index}\n" for index in range(first, first + 10)]
+    assert len(splits.train) == 90
+
+
+def test_no_word_of_hidden_labels(tmp_path: Path) -> None:
+    """They are those of a benchmark. An entry without a test split has just none."""
+    write(tmp_path, "train.jsonl"), write(tmp_path, "validation.jsonl")
+    spec = DatasetSpec(
+        "x", "classification", ("text",), ("accuracy",), labels=("1", "2", "3", "4", "5", "6"), test=None
+    )
+    assert read_splits(spec, tmp_path, cache=False).notes == ("there is no test split: test uses validation",)
+
+
+# ---- conversations
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' </s> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' }}{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] + ' </s> ' }}{% endgeneration %}{% else %}{{ m['content'] + ' </s> ' }}{% endif %}{% endfor %}"
+)
+TALK = [
+    {"role": "user", "content": "a b c"},
+    {"role": "assistant", "content": "d e"},
+    {"role": "user", "content": "f"},
+    {"role": "assistant", "content": "g"},
+]
+
+
+def chat_tokenizer(template: str = TEMPLATE):
+    made = word_tokenizer(["a b c d e f g <user> <assistant>"], "plain")
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, MARKED])
+def test_the_loss_is_on_the_turns_of_the_assistant(template: str) -> None:
+    tokenizer = chat_tokenizer(template)
+    ids, spans = encode_chat(tokenizer, 64, json.dumps(TALK))
+    row = {"input_ids": ids, "spans": spans, "length": len(ids), "index": 0, "weight": 1.0}
+    labels = Collator(tokenizer)([row])["labels"][0]
+    assert tokenizer.decode(ids) == "<user> a b c </s> <assistant> d e </s> <user> f </s> <assistant> g </s>"
+    assert tokenizer.decode(labels[labels >= 0]) == "d e </s> g </s>"
+
+
+@pytest.mark.parametrize(
+    ("limit", "text", "learned"),
+    [(9, "<user> a b c </s> <assistant> d e </s>", "d e </s>"), (7, "b c </s> <assistant> d e </s>", None),
+     (4, "<assistant> d e </s>", "d e </s>")],
+)  # fmt: skip
+def test_long_conversations_keep_an_answer(limit: int, text: str, learned: str | None) -> None:
+    tokenizer = chat_tokenizer()
+    ids, spans = encode_chat(tokenizer, limit, json.dumps(TALK))
+    assert tokenizer.decode(ids).endswith(text)
+    assert len(ids) == limit
+    assert tokenizer.decode(ids[spans[0] : spans[1]]) == "d e </s>" or learned is None
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    tokenizer = chat_tokenizer("{% for m in messages %}{{ loop.length ~ ' ' + m['content'] + ' ' }}{% endfor %}")
+    with pytest.raises(UserError, match="marks them with"):
+        encode_chat(tokenizer, 64, json.dumps(TALK))
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"),
+    [
+        ([{"from": "human", "value": "a"}], "turn 1 in row 1 of split 'train'"),
+        ([{"role": "user", "content": "a"}], "row 1 of split 'train' of data set 'talks' has no turn of the role"),
+        ([], "row 1 of split 'train' of data set 'talks' has [] for messages"),
+        ("a b", "has messages that are not JSON"),
+    ],
+)
+def test_mistakes_in_conversations(tmp_path: Path, messages, found: str) -> None:
+    path = write(tmp_path, "talks.jsonl", [{"messages": TALK}, {"messages": messages}])
+    with pytest.raises(UserError) as caught:
+        read_splits(described(path)[0], cache=False)
+    assert found in caught.value.found
+
+
+def data_of(path: Path, tokenizer, limit: int, **own: object) -> TextDataModule:
+    spec, _ = described(path, **own)
+    data = TextDataModule(spec, DataOptions(2, max_token_len=limit, validation_share=0.5, validation_seed=0))
+    data.attach(tokenizer, 64)
+    return data
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_the_cache_knows_the_chat_template(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path, f"talks.{suffix}", [{"messages": TALK}] * 2)
+    first, second = (
+        data_of(path, chat_tokenizer(template), 64) for template in (TEMPLATE, TEMPLATE.replace("' </s> '", "' f '"))
+    )
+    rows = [data.encoded(data.splits.train)[0]["input_ids"] for data in (first, second)]
+    assert rows[0] != rows[1]
+    assert "  <user> a b c </s> <assistant> [[d e </s>]] <user>" in preview(
+        first, first.splits.train, "training"
+    ).replace("</s> ]]", "</s>]]").replace("<assistant>[[", "<assistant> [[").replace("]]<user>", "]] <user>")
+
+
+def test_truncated_rows_are_counted(tmp_path: Path) -> None:
+    rows = [{"text": "a b c d", "label": "x"}, {"text": "a b", "label": "y"}] * 2
+    data = data_of(write(tmp_path, "mine.jsonl", rows), word_tokenizer(["a b c d"], "plain"), 2)
+    assert data.truncated(data.splits.train) == sum(text == "a b c d" for text in data.splits.train["text"])
+    answers = [{"prompt": "a b c d", "response": "d"}] * 2
+    data = data_of(write(tmp_path, "answers.jsonl", answers), word_tokenizer(["a b c d"], "plain"), 5)
+    assert data.truncated(data.splits.train) == 1
+    assert "[[d</s>]]" in preview(data, data.splits.train, "training").replace(" ", "")
+
+
+# ---- commands
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"review": row["sentence"], "stars": (1, 5)[row["label"]]} for row in sentences(40, seed=1)]
+    return write(tmp_path_factory.mktemp("own"), "reviews.csv", rows)
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, reviews: Path) -> Path:
+    """The folder of a run on own data that a `[dataset]` table describes."""
+    config = reviews.with_name("options.toml")
+    config.write_text(f'[dataset]\npath = "{reviews}"\ntext-columns = ["review"]\nlabel_column = "stars"\n')
+    base = ("--load", world.opt, "--pretrained", "--lora-config", world.lora, "--batch-size", 4, "--max-steps", 2)
+    more = ("--project-dir", reviews.parent, "--project", "run", "--validation-share", 0.2, "--seed", 3)
+    assert run("train", "opt_lora", "--config", config, *base, *more) == 0
+    return reviews.parent / "run"
+
+
+def test_a_run_records_what_it_understood(trained: Path, reviews: Path) -> None:
+    options = tomllib.loads((trained / "config.toml").read_text())
+    recorded = {"dataset": str(reviews), "text_columns": "review", "label_column": "stars", "labels": "1,5",
+                "regression": False, "validation_share": 0.2, "validation_seed": 3}  # fmt: skip
+    assert recorded.items() <= options.items()
+
+
+def test_later_commands_need_no_flags(capfd, trained: Path, reviews: Path, tmp_path: Path) -> None:
+    """`test` with another seed measures the same rows; data that moved may be named; other data are measured whole."""
+    checkpoint = ("--load", trained / "checkpoints" / "best.ckpt", "--project-dir", tmp_path, "--batch-size", 4)
+    assert run("test", *checkpoint, "--project", "same", "--seed", 8) == 0
+    assert metrics_of(tmp_path / "same") == metrics_of(trained)
+    assert "classification of the text in 'review' by 'stars', 2 labels: 1, 5" in capfd.readouterr().out
+    moved = tmp_path / "moved.csv"
+    moved.write_bytes(reviews.read_bytes())
+    assert run("test", *checkpoint, "--dataset", moved, "--project", "other") == 0
+    assert "rows: 40 test; no test row is truncated" in capfd.readouterr().out
+    last = ("train", "--resume-training", "--load", trained / "checkpoints" / "last.ckpt", "--max-steps", 3)
+    assert run(*last, "--dataset", moved) == 0
+    moved.write_text(moved.read_text().replace("film", "play"))
+    assert "digest of the rows" in complaint(
+        capfd, *map(str, last[:-1]), "4", "--dataset", moved, "--accelerator", "cpu"
+    )
+    request = resolve(parse(["test", *map(str, checkpoint), "--dataset", "sst2"]))
+    assert request.options.own == OwnDataOptions(), "the entry describes sst2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found", "expected"),
+    [
+        (("--text-columns", "reviw", "--label-column", "stars"), "no column 'reviw'", "did you mean 'review'?"),
+        ((), "no obvious meaning", "--text-columns"),
+        (("--validation-share", "0", "--text-columns", "review", "--label-column", "stars"), "share 0", "above 0"),
+        (("--validation-share", "1"), "--validation-share 1", "[0, 1)"),
+        (("--dataset", "revews"), "'revews' is not known", "a file (csv, tsv, jsonl, json, parquet, txt), a folder"),
+        (("--dataset", "{}/revews.csv"), "revews.csv is not there", "did you mean 'reviews.csv'?"),
+        (("--dataset", "{}/options.toml"), "another kind", "csv"),
+    ],
+)
+def test_mistakes_end_before_the_model_loads(
+    capfd, monkeypatch: pytest.MonkeyPatch, reviews: Path, trained: Path, arguments, found: str, expected: str
+) -> None:
+    monkeypatch.setattr("actions.experiment.load_base", None)
+    given = (argument.format(reviews.parent) for argument in arguments)
+    head, _, advice = complaint(capfd, "train", "opt_lora", "--dataset", reviews, *given).partition(";")
+    assert found in head
+    assert expected in advice
+
+
+def test_mistakes_in_the_table(capfd, tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    for text, found in {
+        '[dataset]\npath = "a"\nlabel_colum = "b"': "did you mean 'label_column'?",
+        '[dataset]\nlabel_column = "b"': "has no key 'path'",
+        'labels = "a,b"\n[dataset]\npath = "a"\nlabels = "b,a"': "a second time",
+    }.items():
+        path.write_text(text)
+        assert found in complaint(capfd, "train", "--config", path)
+
+
+def test_names() -> None:
+    assert [name_of(name) for name in ("wikitext-2-v1", "some/reviews.csv", "owner/set:part", "./folder/")] == [
+        "wikitext2", "reviews", "set", "folder"
+    ]  # fmt: skip
