@@ -67,7 +67,7 @@ class Experiment:
 def build(request: Request) -> Experiment:
     """Read configuration, data and weights, in this order, so that most mistakes are found before weights are read."""
     options, spec, base_source = request.options, request.spec, request.base
-    config = load_config(base_source.name, spec)
+    config = load_config(base_source.name, spec, options.attention)
     planned = plan_elements(request, config)
     if options.cache_frozen_prefix and planned is not None and request.action in (TRAIN, DYREALLOC):
         check_fixed_blocks(config)

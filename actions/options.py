@@ -217,6 +217,8 @@ class Options:
         resume="free", idle=_without_cache)
     cache_folder: Path | None = option(None, "keep this cache in a memory-mapped file in this folder; by default in "
         "memory", actions=_TRAINING, resume="free", idle=_without_cache)
+    attention: Literal["sdpa", "flash_attention_2", "eager"] | None = option(None, "implementation of attention in "
+        "transformers; by default the fastest that the model supports without other packages", resume="free")
     max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",
         at_least(1), from_checkpoint=True, actions=_MEASURING, idle=idle_without("task", "summarization"))
     num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),

@@ -241,6 +241,12 @@ def _check_options(
             f"--eta-min {update.eta_min:g} is above --learning-rate {lowest:g}",
             f"give at most {lowest:g}, the rate that cosine_annealing starts from",
         )
+    if options.data.packing and options.attention not in (None, "sdpa"):
+        raise UserError(f"--packing does not work with --attention {options.attention}", "use --attention sdpa")
+    if options.data.packing and options.cache_frozen_prefix:
+        raise UserError("--packing cannot be used with --cache-frozen-prefix", "leave one of them out")
+    if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError("--attention flash_attention_2 needs flash-attn", "pip install flash-attn, or use sdpa")
     if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
     folder = options.cache_folder if options.cache_frozen_prefix else None

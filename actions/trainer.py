@@ -55,6 +55,10 @@ def check_devices(options: Options) -> None:
         raise UserError(f"--num-workers {workers} is more than this machine has CPU cores", f"give at most {cores}")
     if devices.precision == "16-mixed" and not on_gpu:
         raise UserError("--precision 16-mixed needs a GPU", "use bf16-mixed or 32 here")
+    if options.attention == "flash_attention_2" and not (on_gpu and "16" in devices.precision):
+        raise UserError(
+            "--attention flash_attention_2 needs a GPU and a --precision of 16 bits", "use sdpa, or bf16-mixed on a GPU"
+        )
     if options.quantize is not None:
         check_quantize(options.quantize, devices.precision, on_gpu)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from dataset.packing import pack
+from dataset.targets import IGNORE, learned_spans
 from heterolora.saliency.problem import Batch
-
-IGNORE = -100  # the label of tokens that the loss skips
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,17 @@ class Collator:
     Attributes:
         tokenizer: pads the rows. It must have a pad token.
         generate: whether to add the keys that the generation of summaries needs.
+        pack_to: (causal models) the tokens of a pack. If given, the rows are joined; see `dataset.packing`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     generate: bool = False
+    pack_to: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        if self.pack_to is not None:
+            index = torch.tensor([row["index"] for row in rows], dtype=torch.int64)
+            return {**pack(rows, self.pack_to, self.tokenizer.pad_token_id), "index": index}
         batch = dict(
             self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
         )
@@ -56,13 +60,6 @@ class Collator:
 
     def _pad(self, rows: list[dict[str, list[int]]], side: str = "right") -> BatchEncoding:
         return self.tokenizer.pad(rows, padding_side=side, return_attention_mask=True, return_tensors="pt")
-
-
-def learned_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Returns the (start, end) of the tokens of a causal model's row that the loss is taken on."""
-    if "spans" not in row:
-        return [(row["context"], row["length"])]
-    return list(zip(row["spans"][::2], row["spans"][1::2], strict=True))
 
 
 def _causal_labels(batch: Batch, spans: list[list[tuple[int, int]]]) -> Tensor:

@@ -68,6 +68,11 @@ class TextDataModule(pl.LightningDataModule):
         """One of the rows of each split: of all texts and labels."""
         return tuple(self._digests.values())
 
+    @property
+    def packs(self) -> bool:
+        """Whether the training rows are joined. Text for language modelling is in blocks already."""
+        return self.options.packing and self.spec.task != "classification" and not self.spec.packed
+
     def prepare_data(self) -> None:
         """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
         if self._cache:
@@ -104,7 +109,8 @@ class TextDataModule(pl.LightningDataModule):
             len(encoded), self.options.batch_size, self.seed, *self._place(), shuffle=True, lengths=grouping
         )
         identity = {"digest of the rows": self._digests[id(self.splits.train)]}
-        return self._loader(encoded, sampler, generate=False, identity=identity)
+        pack_to = self.limits.max_token_len if self.packs else None
+        return self._loader(encoded, sampler, Collator(self.tokenizer, pack_to=pack_to), identity)
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """One for each of `validation_names`."""
@@ -150,15 +156,14 @@ class TextDataModule(pl.LightningDataModule):
     def _evaluation_loader(self, rows: Dataset) -> ResumableLoader:
         encoded = self.encoded(rows)
         sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place())
-        return self._loader(encoded, sampler, generate=self.spec.task == "summarization")
+        return self._loader(encoded, sampler, Collator(self.tokenizer, generate=self.spec.task == "summarization"))
 
     def _loader(
         self,
         encoded: Dataset,
         sampler: GlobalBatchSampler,
-        generate: bool,
+        collate: Collator,
         identity: Mapping[str, str] | None = None,
     ) -> ResumableLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        collate = Collator(self.tokenizer, generate)
         return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 
-from dataset.collate import learned_spans
 from dataset.module import TextDataModule
 from dataset.spec import DatasetSpec
+from dataset.targets import learned_spans
 
 OPEN, CLOSE = "[[", "]]"  # around the part that the loss is taken on
 _LONGEST = 700  # characters of a part

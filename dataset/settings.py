@@ -29,6 +29,18 @@ def _own_place(run: Mapping[str, Any]) -> str | None:
     return None if _described_by_entry(run) else f"with --dataset {run['dataset']}, which names the place itself"
 
 
+def _nothing_to_pack(run: Mapping[str, Any]) -> str | None:
+    if run["task"] == "classification":
+        return "on classification"
+    from dataset import registry
+
+    if registry.is_known(run["dataset"]):
+        is_packed = registry.get(run["dataset"]).packed
+    else:
+        is_packed = run["prompt_column"] is None and run["messages_column"] is None
+    return f"with --dataset {run['dataset']}, whose text is in full blocks already" if is_packed else None
+
+
 @dataclass(frozen=True)
 class OwnDataOptions:
     """What the columns of own data hold. `None`: not given, and derived from the data where there is one choice."""
@@ -63,6 +75,8 @@ class DataOptions:
         idle=idle_without("task", "summarization"))
     group_by_length: bool = option(False, "batch rows of similar length together, which needs less padding",
         actions=_TRAINING, resume="epoch_end")
+    packing: bool = option(False, "join several training rows in one sequence of --max-token-len tokens, in which they "
+        "do not see each other: no padding", actions=_TRAINING, resume="free", idle=_nothing_to_pack)
     num_workers: int = option(0, "data loading processes", at_least(0), aliases=("--cpu",), actions=_LOADING,
         resume="free")
     dataset_saved_path: Path | None = option(None,

@@ -39,13 +39,16 @@ class Base:
     sha256: str
 
 
-def load_config(source: str, spec: DatasetSpec) -> PretrainedConfig:
-    """Returns the configuration of `source`, with the data set's labels for classification."""
+def load_config(source: str, spec: DatasetSpec, attention: str | None = None) -> PretrainedConfig:
+    """Returns the configuration of `source`, with the data set's labels for classification.
+
+    `attention` is `--attention`; by default transformers chooses.
+    """
     labels: dict[str, Any] = {"num_labels": spec.num_labels} if spec.task == "classification" else {}
     if labels and spec.labels:
         labels["id2label"] = dict(enumerate(spec.labels))
         labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
-    config = read_config(source, **labels)
+    config = read_config(source, **labels, attn_implementation=attention)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"'{source}' is quantised already", "give the unquantised model, and --quantize")
     return config

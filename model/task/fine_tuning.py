@@ -29,7 +29,7 @@ from model.task.rows import RowLosses, RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
 
-_NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class FineTuning(pl.LightningModule, ABC):

@@ -1,0 +1,15 @@
+"""Which tokens of an encoded row the loss is taken on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+IGNORE = -100  # the label of tokens that the loss skips
+
+
+def learned_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Returns the (start, end) of the tokens of a causal model's row that the loss is taken on."""
+    if "spans" not in row:
+        return [(row["context"], row["length"])]
+    return list(zip(row["spans"][::2], row["spans"][1::2], strict=True))

@@ -1,0 +1,95 @@
+"""Rows that share a sequence: loss and gradients are those of the rows apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dataset.packing import first_fit, pack
+from tests.tiny import PAD, VOCABULARY, tiny_network
+from tests.world import World, instruction_folder, run, weights, write_lora
+
+LENGTHS, CONTEXTS, SIZE = (9, 4, 6, 12, 3), (3, 0, 1, 5, 2), 16
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, object]]:
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
+    return [
+        {"input_ids": own, "context": context, "length": len(own), "weight": 1.0}
+        for own, context in zip(ids, CONTEXTS, strict=True)
+    ]
+
+
+def test_first_fit() -> None:
+    packs = first_fit(LENGTHS, SIZE)
+    assert sorted(row for members in packs for row in members) == list(range(len(LENGTHS)))
+    assert packs == [[3, 1], [0, 2], [4]]  # 12 + 4 = 16, 9 + 6 = 15, 3
+    assert first_fit([20, 2], SIZE) == [[0], [1]]
+
+
+@pytest.mark.parametrize("family", ["opt", "gemma", "llama", "qwen2"])
+def test_loss_and_gradients(rows, family: str) -> None:
+    network = tiny_network(family, "causal").requires_grad_(True)
+    apart = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        first = max(row["context"], 1)
+        logits = network(input_ids=ids).logits[0, first - 1 : -1]
+        apart = apart + F.cross_entropy(logits, ids[0, first:], reduction="sum")
+    expected = torch.autograd.grad(apart, list(network.parameters()))
+    batch = pack(rows, SIZE, PAD)
+    assert batch["input_ids"].shape == (3, 16)
+    names = ("input_ids", "position_ids", "attention_mask")
+    logits = network(**{name: batch[name] for name in names}).logits
+    together = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=0)
+    for found, wanted in zip(torch.autograd.grad(together, list(network.parameters())), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max() + 1))
+
+
+def test_a_filler_row_has_no_target(rows) -> None:
+    fillers = [{**row, "weight": 0.0} for row in rows]
+    assert (pack(fillers, SIZE, PAD)["labels"] == -100).all()
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return instruction_folder(tmp_path_factory.mktemp("data") / "alpaca", 22)
+
+
+def trained(world: World, folder: Path, data: Path, name: str, *more: object) -> dict[str, torch.Tensor]:
+    arguments = ("opt_lora", "alpaca", "--dataset-saved-path", data, "--load", world.opt, "--pretrained")
+    lora = write_lora(folder / "lora.toml", "q_proj", "v_proj", "w1")  # without dropout
+    arguments += ("--lora-config", lora, "--max-token-len", 60, "--batch-size", 4, "--max-epochs", 1)
+    arguments += ("--optimizer", "sgd", "--learning-rate", 0.05, "--project-dir", folder, "--project", name)
+    assert run("train", *arguments, *more) == 0
+    return weights(folder / name / "checkpoints" / "last.ckpt")
+
+
+def test_a_run_with_packing_or_another_attention_gives_the_same_weights(world, instructions, tmp_path, capfd) -> None:
+    plain = trained(world, tmp_path, instructions, "plain")
+    for name, more in {"packed": ("--packing",), "eager": ("--attention", "eager")}.items():
+        found = trained(world, tmp_path, instructions, name, *more)
+        assert found.keys() == plain.keys()
+        for key in plain:
+            torch.testing.assert_close(found[key], plain[key], rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(found[key], plain[key]) for key in plain)  # another kernel did the work
+    capfd.readouterr()
+    arguments = ("opt_lora", "alpaca", "--dataset-saved-path", instructions, "--load", world.opt)
+    for more, words in {
+        ("--packing", "--attention", "eager"): "--packing does not work with --attention eager",
+        ("--attention", "flash_attention_2"): "flash_attention_2 needs",
+        ("--attention", "sdp"): "did you mean 'sdpa'",
+    }.items():
+        assert run("train", *arguments, *more) == 2
+        assert words in capfd.readouterr().err
+
+
+def test_packing_without_effect(world, tmp_path, capfd) -> None:
+    assert run(*world.training("--packing", "--max-steps", 1, "--project-dir", tmp_path)) == 0
+    assert "--packing has no effect on classification" in capfd.readouterr().out
