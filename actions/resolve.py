@@ -188,8 +188,14 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
             f"--eta-min {update.eta_min:g} is above --learning-rate {update.learning_rate:g}",
             f"give at most {update.learning_rate:g}, the rate that cosine_annealing starts from",
         )
-    if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
+    if (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
+        _check_installed(f"--logger {logger}", logger, "use tensorboard or csv")
+    if options.run.lm_eval is not None:
+        if spec.task == "classification":
+            raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")
+        if options.devices.num_devices * options.devices.num_nodes > 1:
+            raise UserError("--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")
+        _check_installed("--lm-eval", "lm_eval", "leave it out")
     if adapted is None:
         unusable = [f"--{kind}-config is given" for kind in given]
         if options.quantize is not None:
@@ -208,6 +214,11 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
             f"--shortcut-config is given, but '{options.model}' has no shortcuts",
             f"leave it out, or use a model such as {options.model}_ags",
         )
+
+
+def _check_installed(option: str, package: str, otherwise: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{option} needs {package}", f"pip install {package}, or {otherwise}")
 
 
 def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
