@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
-import re
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from actions.console import is_first_process
 from actions.options import Options, as_plain
 from actions.run_folder import LOGS
-from heterolora.errors import UserError
-from heterolora.files import write_text
-from heterolora.outside import read_text, reading
-
-_ID = "delete the file to start a new W&B run"
-WANDB_PROJECT = "heterolora"  # unless the environment has WANDB_PROJECT
+from actions.trackers import TRACKERS, TrackioLogger
+from heterolora.outside import reading
 
 
 def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]:
     """The logger of `--logger`, which writes into the run folder. The options are logged.
 
-    A resumed run has done `done` optimizer steps; points of later steps are removed. Raises UserError if Weights &
-    Biases can't be reached.
+    A resumed run has done `done` optimizer steps. Points of later steps are removed from files of TensorBoard and CSV; a
+    tracker keeps them. Raises UserError if a tracker can't be reached.
     """
-    if options.run.logger == "none":
+    name = options.run.logger
+    if name == "none":
         return []
-    if options.run.logger == "tensorboard":  # a resumed run adds an event file, which purges the points of later steps
+    if name == "tensorboard":  # a resumed run adds an event file, which purges the points of later steps
         logger = TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
-    elif options.run.logger == "csv":
+    elif name == "csv":
         logger = ContinuedCSVLogger(folder, done)
     else:
-        logger = _wandb(folder)
+        logger = TRACKERS[name](folder, done > 0)
     logger.log_hyperparams(as_plain(options))
     return [logger]
 
@@ -56,6 +49,10 @@ def log_pictures(loggers: Iterable[Logger], pictures: Iterable[Path]) -> None:
             logger.experiment.flush()
         elif isinstance(logger, WandbLogger):
             logger.log_image(picture.stem, [str(picture)])
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(picture))
+        elif isinstance(logger, TrackioLogger):
+            logger.log_picture(picture)
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -86,32 +83,3 @@ class ContinuedCSVLogger(CSVLogger):
             for value in (value for row in rows for value in row.values()):
                 float(value)  # raises for a damaged file; the text is kept, so that it is written as it was
             return [row for row in rows if float(row["step"]) < self.done]
-
-
-def _wandb(folder: Path) -> WandbLogger:
-    """The id is kept in the run folder, so that a resumed run continues the same W&B run."""
-    import wandb
-
-    logs = folder / LOGS
-    run_id = None
-    if is_first_process():
-        id_file = logs / "wandb_id"
-        if not id_file.is_file():
-            write_text(id_file, secrets.token_hex(4))
-        run_id = read_text(id_file, "the id of the W&B run", _ID)
-        if not re.fullmatch(r"[\w-]{1,128}", run_id):
-            raise UserError(f"'{id_file}' holds no id of a W&B run", _ID)
-    logger = WandbLogger(
-        name=folder.name,
-        save_dir=logs,
-        id=run_id,
-        project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
-    )
-    try:
-        _ = logger.experiment
-    except wandb.errors.Error as reason:
-        first_line = str(reason).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"--logger wandb: {first_line}", "run wandb login, set WANDB_MODE=offline, or use another --logger"
-        ) from None
-    return logger

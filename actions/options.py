@@ -162,8 +162,10 @@ class RunOptions:
         "checkpoint that is measured and exported at the end of training", actions=_TRAINING, resume="free")
     row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",
         actions=(*_TRAINING, TEST), resume="free")
-    logger: Literal["tensorboard", "csv", "wandb", "none"] = option("tensorboard", "where curves are logged",
-        actions=(*_TRAINING, IMP_TEST), resume="free")
+    lm_eval: str | None = option(None, "also measure a language model on these tasks of lm-evaluation-harness: names "
+        "or YAML files, separated by commas", actions=(TEST,), resume="start")
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow", "trackio", "none"] = option("tensorboard",
+        "where curves are logged", actions=(*_TRAINING, IMP_TEST), resume="free")
     log_level: Literal["debug", "info", "warning", "error"] = option("warning",
         "how much is printed; debug also shows tracebacks", resume="free")
     checkpoint_every_n_steps: int | None = option(None,

@@ -247,11 +247,17 @@ def _check_options(
         raise UserError("--packing cannot be used with --cache-frozen-prefix", "leave one of them out")
     if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("--attention flash_attention_2 needs flash-attn", "pip install flash-attn, or use sdpa")
-    if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
+    if (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
+        _check_installed(f"--logger {logger}", logger, "use tensorboard or csv")
     folder = options.cache_folder if options.cache_frozen_prefix else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
+    if options.run.lm_eval is not None:
+        if spec.task == "classification":
+            raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")
+        if options.devices.num_devices * options.devices.num_nodes > 1:
+            raise UserError("--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")
+        _check_installed("--lm-eval", "lm_eval", "leave it out")
     if adapted is None:
         unusable = [f"--{kind}-config is given" for kind in given]
         if options.quantize is not None:
@@ -281,6 +287,11 @@ def _check_auto(action: str, options: Options) -> None:
         if options.optimization.optimizer == "sgd":
             raise UserError("--learning-rate auto tries rates for adam and adamw, not for sgd", "give a number")
         check_optuna("--learning-rate auto")
+
+
+def _check_installed(option: str, package: str, otherwise: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{option} needs {package}", f"pip install {package}, or {otherwise}")
 
 
 def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:

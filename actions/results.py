@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,17 @@ def show_parameters(experiment: Experiment, folder: Path) -> None:
         write_json(folder / PARAMETERS, parameters.as_dict())
 
 
-def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
+def measure(
+    experiment: Experiment,
+    trainer: pl.Trainer,
+    folder: Path,
+    checkpoint: Path | None,
+    more: Sequence[Callable[[], Metrics]] = (),
+) -> None:
     """Measure the current weights on all splits, print the metrics and write `metrics.json`.
 
     The metrics are logged as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
-    `checkpoint` is the file of the weights.
+    `checkpoint` is the file of the weights. `more` are further measurements, which print their own tables.
     """
     task = experiment.task
     loggers, trainer.loggers = trainer.loggers, []
@@ -77,12 +83,14 @@ def measure(experiment: Experiment, trainer: pl.Trainer, folder: Path, checkpoin
     metrics |= _by_split(trainer, task.test_names)
     for split, official in task.official.items():
         metrics[split] |= {f"official/{name}": value for name, value in official.items()}
+    say(_table(metrics))
+    for further in more:
+        metrics |= further()
     trainer.loggers = loggers
     for logger in loggers:
         final = {f"final/{split}/{name}": value for split, row in metrics.items() for name, value in row.items()}
         logger.log_metrics(final, step=trainer.global_step)
         logger.save()
-    say(_table(metrics))
     rows = gather_lists(task.rows)
     if is_first_process():
         if task.keeps_rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from actions.console import note
 from actions.resolve import Request
 from actions.results import measure
@@ -12,9 +14,17 @@ from actions.trainer import build_trainer, check_devices
 
 def run(request: Request) -> None:
     check_devices(request.options)
+    harness = None
+    if request.options.run.lm_eval is not None:
+        from actions.harness import evaluate, read_tasks
+
+        harness = read_tasks(request.options.run.lm_eval)
     with open_run(request) as opened:
         experiment = start(request, opened.folder)
         if experiment.untrained_head:
             note("the classification head is untrained: these metrics are at chance level")
         checkpoint = None if request.checkpoint is None else request.checkpoint.path
-        measure(experiment, build_trainer(experiment, opened.folder), opened.folder, checkpoint)
+        trainer = build_trainer(experiment, opened.folder)
+        device = trainer.strategy.root_device
+        more = () if harness is None else (functools.partial(evaluate, harness, experiment, device),)
+        measure(experiment, trainer, opened.folder, checkpoint, more)

@@ -1,4 +1,4 @@
-"""`realloc_lora_rank.py --format axolotl`, `llamafactory` and `trl`: the block, passed to PEFT as each trainer does."""
+"""The formats `axolotl`, `llamafactory` and `trl`: each block is passed to PEFT as that trainer does it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three loggers show the same; a run that goes on shows what one that never stopped would."""
+"""The loggers show the same; a run that goes on shows what one that never stopped would."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ from tests.world import World, main, run
 
 Series = dict[str, list[tuple[int, float]]]
 
-needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
+
+
+needs_wandb = needs("wandb")
 LOGGERS = ("tensorboard", "csv", pytest.param("wandb", marks=needs_wandb))
+TRACKERS = [pytest.param(name, marks=needs(name)) for name in ("mlflow", "trackio")]
 
 
 def read_csv(run_folder: Path) -> Series:
@@ -88,11 +94,48 @@ def read_wandb(run_folder: Path) -> Series:
     return series
 
 
+def mlflow_run(run_folder: Path) -> tuple[object, object]:
+    """The client of the database, and the run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run_folder.parent / 'mlflow.db'}")
+    return client, client.get_run((run_folder / "logs" / "mlflow_id").read_text())
+
+
+def read_mlflow(run_folder: Path) -> Series:
+    client, found = mlflow_run(run_folder)
+    history = {name: client.get_metric_history(found.info.run_id, name) for name in found.data.metrics}
+    return {name: sorted((metric.step, metric.value) for metric in points) for name, points in history.items()}
+
+
+def read_trackio(run_folder: Path) -> Series:
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+
+    trackio.finish()
+    series: Series = {}
+    for row in SQLiteStorage.get_logs("heterolora", run_folder.name):
+        for name, value in row.items():
+            if name not in ("step", "timestamp") and isinstance(value, int | float):
+                series.setdefault(name, []).append((row["step"], float(value)))
+    return series
+
+
 READERS: dict[str, Callable[[Path], Series]] = {
     "csv": read_csv,
     "tensorboard": read_tensorboard,
     "wandb": read_wandb,
+    "mlflow": read_mlflow,
+    "trackio": read_trackio,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trackio reads the name of its folder when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(folder := tmp_path_factory.mktemp("trackio")))
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -149,8 +192,8 @@ def uneven_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_show_the_same_series(train: Callable[..., Path], uneven_lora: Path) -> None:
     options = ("--max-epochs", 1, "--lr-scheduler", "linear", "--loraplus-ratio", 4, "--lora-config", uneven_lora)
     shown = {}
-    for logger, read in READERS.items():
-        folder = train(logger, logger, *options)
+    for logger in ("csv", "tensorboard", "wandb"):
+        read, folder = READERS[logger], train(logger, logger, *options)
         shown[logger] = read(folder)
     steps = [step for step, _ in shown["csv"]["train/loss"]]
     assert steps == list(range(12))
@@ -159,6 +202,32 @@ def test_all_show_the_same_series(train: Callable[..., Path], uneven_lora: Path)
     assert shown["csv"].keys() == expected | {"final/validation/official/accuracy"}
     close(shown["tensorboard"], shown["csv"])
     close(shown["wandb"], shown["csv"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", TRACKERS)
+def test_a_tracker_shows_the_same(
+    train: Callable[..., Path], uneven_lora: Path, trackio_folder: Path, logger: str
+) -> None:
+    """Series, options and pictures; a resumed run continues the same run of the tracker."""
+    options = ("--max-steps", 3, "--lora-config", uneven_lora)
+    expected = read_csv(train("csv", "as-csv", *options))
+    folder = train(logger, "tracked", *options)
+    close(READERS[logger](folder), expected)
+    picture = (folder / "adapter" / "allocation.png").read_bytes()
+    if logger == "mlflow":
+        client, found = mlflow_run(folder)
+        assert (found.info.run_name, found.data.params["optimizer"]) == ("tracked", "adamw")
+        assert Path(client.download_artifacts(found.info.run_id, "allocation.png")).read_bytes() == picture
+    else:
+        from trackio.sqlite_storage import SQLiteStorage
+
+        assert SQLiteStorage.get_run_config("heterolora", "tracked")["optimizer"] == "adamw"
+        assert [
+            file for file in trackio_folder.rglob("*.png") if Image.open(file).size == Image.open(BytesIO(picture)).size
+        ]
+    resume(folder, "--max-steps", 5)
+    assert [step for step, _ in READERS[logger](folder)["train/loss"]] == [0, 1, 2, 3, 4]
 
 
 def test_the_rates_are_those_of_the_schedule(train: Callable[..., Path]) -> None:
@@ -280,12 +349,15 @@ def test_a_new_run_starts_afresh(train: Callable[..., Path], logger: str, world:
 
 
 class TestMistakes:
-    def test_wandb_is_missing(self, capsys, monkeypatch: pytest.MonkeyPatch, world: World, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("logger", ["wandb", "mlflow", "trackio"])
+    def test_a_package_is_missing(
+        self, capsys, monkeypatch: pytest.MonkeyPatch, world: World, tmp_path: Path, logger: str
+    ) -> None:
         there = importlib.util.find_spec
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else there(name))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == logger else there(name))
         arguments = world.training("--project-dir", tmp_path)
-        assert main([*arguments, "--logger", "wandb"]) == 2
-        expected = "error: --logger wandb needs wandb; pip install wandb, or use tensorboard or csv\n"
+        assert main([*arguments, "--logger", logger]) == 2
+        expected = f"error: --logger {logger} needs {logger}; pip install {logger}, or use tensorboard or csv\n"
         assert capsys.readouterr().err == expected
         assert not list(tmp_path.iterdir())
 
