@@ -117,9 +117,9 @@ def build(request: Request) -> Experiment:
 
 
 def _sharding(request: Request) -> Sharding | None:
-    """How the frozen base is divided over processes. None if it is not, or all of it is trained."""
+    """How the frozen base, or a plain model, is divided over processes. None if it is not."""
     shards, precision = request.options.devices.shards, request.options.devices.precision
-    if shards is None or request.adapted is None:
+    if shards is None:
         return None
     return Sharding(shards, None if request.options.quantize else base_dtype(precision))
 

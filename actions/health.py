@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from heterolora.distributed import whole
 from heterolora.errors import DivergenceError
 from model.task.fine_tuning import FineTuning
 
@@ -46,7 +47,7 @@ def check_weights(trainer: pl.Trainer) -> None:
 
 def _finite_weights(trainer: pl.Trainer) -> Tensor:
     weights = [weight.detach() for group in trainer.optimizers[0].param_groups for weight in group["params"]]
-    return get_total_norm(weights, math.inf).isfinite()  # the largest absolute value, which NaN makes NaN
+    return whole(get_total_norm(weights, math.inf)).isfinite()  # the largest absolute value, which NaN makes NaN
 
 
 def _diverged(trainer: pl.Trainer, what: str) -> DivergenceError:

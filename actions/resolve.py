@@ -320,6 +320,11 @@ def _check_sharding(options: Options, adapted: AdaptedName | None, base: BaseSou
         raise UserError(
             f"--shard-size {devices.shards} does not divide the {devices.world} devices", f"give {' or '.join(sizes)}"
         )
+    if adapted is None and options.devices.precision in ("64", "16-mixed"):
+        raise UserError(
+            f"{sharded} cannot train a plain model with --precision {options.devices.precision}",
+            "use 32, bf16-mixed, or a -true kind",
+        )
     if options.quantize == "int8":
         raise UserError(
             f"{sharded} cannot be used with --quantize int8, whose scales are no parameters", "use --quantize nf4"

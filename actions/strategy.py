@@ -1,4 +1,4 @@
-"""DDP for adapted models, without PyTorch's wrapper.
+"""DDP for adapted models, without PyTorch's wrapper, and FSDP for plain ones.
 
 PyTorch's DistributedDataParallel decides once, when it wraps a model, which gradients it synchronises. It would not
 synchronise elements that are turned on later. LoRA's gradients take a few megabytes, so that one all-reduce of a flat
@@ -7,8 +7,11 @@ tensor after the backward pass costs less than the wrapper.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from pytorch_lightning.overrides.distributed import _sync_module_states
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 
 
 class FlatDDPStrategy(DDPStrategy):
@@ -21,3 +24,20 @@ class FlatDDPStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         _sync_module_states(self.model)  # the same initial weights everywhere, as the wrapper does
+
+
+class PlainFSDPStrategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2. The task shards its network in `configure_model`.
+
+    A checkpoint is one file, as from any strategy. An optimizer without state (SGD, or before the first step) has
+    nothing to load, which Lightning does not expect. The task loads the weights itself in `on_load_checkpoint`.
+    """
+
+    def __init__(self, world: int) -> None:
+        super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        contents = self.checkpoint_io.load_checkpoint(checkpoint_path)
+        if any(optimizer["state"] for optimizer in contents["optimizer_states"]):
+            super().load_checkpoint(checkpoint_path, weights_only)
+        return contents

@@ -32,7 +32,7 @@ from actions.limits import CheckBatches
 from actions.loggers import build_loggers
 from actions.options import Options
 from actions.resources import Resources
-from actions.strategy import FlatDDPStrategy
+from actions.strategy import FlatDDPStrategy, PlainFSDPStrategy
 from heterolora.errors import UserError
 from model.quantize import check_quantize
 
@@ -68,6 +68,8 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
     options, resumed = experiment.options, experiment.resumed
     if experiment.task.space is not None:
         strategy = FlatDDPStrategy()  # correct for any set of elements that are on
+    elif experiment.task.sharding is not None:
+        strategy = PlainFSDPStrategy(options.devices.world)
     else:
         strategy = DDPStrategy(find_unused_parameters=options.devices.strategy.endswith("_true"))
     plugins: list[Any] = [SafeCheckpointIO(resumed)]

@@ -47,6 +47,11 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
+def own_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded tensor that this process holds; the tensor itself if it is not sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def gather_lists(mine: list[Any]) -> list[Any]:
     """Returns the elements of the lists of all processes, in the order of the processes."""
     if world_size() == 1:

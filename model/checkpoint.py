@@ -205,10 +205,11 @@ def _is_plain(tensor: Tensor) -> bool:
 def keep_trained(contents: dict[str, Any], trained: Iterable[str], record: Record) -> None:
     """Reduces the contents of a checkpoint that Lightning is about to save to the trained weights, and adds the record.
 
-    `trained` are the names of the trained parameters of the network.
+    `trained` are the names of the trained parameters of the network. Of a plain model that is sharded, only the first
+    process has them, and saves them.
     """
     state = contents["state_dict"]
-    contents["state_dict"] = {f"{_NETWORK}{name}": state[f"{_NETWORK}{name}"] for name in trained}
+    contents["state_dict"] = {f"{_NETWORK}{name}": state[f"{_NETWORK}{name}"] for name in trained if state}
     contents[KEY] = record.as_dict()
 
 

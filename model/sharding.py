@@ -9,14 +9,14 @@ Every pass gathers weights. So every process must run the same passes, with the 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from heterolora.search_space import SearchSpace
 
@@ -34,25 +34,35 @@ class Sharding:
     dtype: torch.dtype | None
 
 
-def shard_base(network: nn.Module, space: SearchSpace, sharding: Sharding, device: torch.device) -> None:
-    """Shards everything that is not trained, in place. Has no effect on a network that is sharded already.
+def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, device: torch.device) -> None:
+    """Shards all parameters but those that are trained, in place. Has no effect on a network that is sharded already.
 
     The network may be mapped from its files: then a process copies only its own rows, one block at a time. A block is
     cast, and moved to the device, just before it is sharded. So no process ever holds the whole base.
 
     Args:
-        network: the adapted network, on the CPU.
+        network: the network, on the CPU.
+        space: its search space. None for a plain model, whose parameters are trained, and all sharded.
         device: that of this process.
     """
     if is_sharded(network):
         return
-    mesh = _mesh(device, sharding.size)
-    trained = {p for p in network.parameters() if p.requires_grad}
-    trained |= {p for low_rank in space for p in low_rank.parameters()}  # also of elements that are off
-    for module in (*space.blocks, network):  # the network gets what is outside the blocks, tied weights included
+    mesh, kept = _mesh(device, sharding.size), set()
+    if space is not None:
+        kept = {p for p in network.parameters() if p.requires_grad}
+        kept |= {p for low_rank in space for p in low_rank.parameters()}  # also of elements that are off
+    for module in (*_blocks(network, space), network):  # what is outside the blocks, tied weights included, comes last
         if sharding.dtype is not None:
-            _cast(module, sharding.dtype, trained)
-        fully_shard(module, mesh=mesh, ignored_params=trained)
+            _cast(module, sharding.dtype, kept)
+        fully_shard(module, mesh=mesh, ignored_params=kept)
+
+
+def _blocks(network: nn.Module, space: SearchSpace | None) -> Iterable[nn.Module]:
+    """The Transformer blocks. A plain model may be of any family; transformers knows the classes of its blocks."""
+    if space is not None:
+        return space.blocks
+    names = set(getattr(network, "_no_split_modules", None) or ())
+    return [module for module in network.modules() if type(module).__name__ in names]
 
 
 def is_sharded(network: nn.Module) -> bool:
@@ -64,6 +74,16 @@ def sharded_names(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters(remove_duplicate=False) if isinstance(p, DTensor)]
 
 
+@torch.no_grad()
+def put(parameter: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into a parameter, which may be sharded; then each process copies its rows."""
+    if isinstance(parameter, DTensor):
+        value = distribute_tensor(
+            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    parameter.copy_(value)
+
+
 def _mesh(device: torch.device, size: int) -> DeviceMesh:
     """Processes of consecutive ranks share a copy of the base; each of these groups has a copy of its own."""
     world = distributed.get_world_size()
@@ -72,8 +92,8 @@ def _mesh(device: torch.device, size: int) -> DeviceMesh:
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
 
 
-def _cast(module: nn.Module, dtype: torch.dtype, trained: Collection[nn.Parameter]) -> None:
-    """Casts what is neither trained nor sharded. `nn.Module.to` would cast the elements too."""
+def _cast(module: nn.Module, dtype: torch.dtype, kept: Collection[nn.Parameter]) -> None:
+    """Casts what is neither to be kept nor sharded. `nn.Module.to` would cast the elements too."""
     for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point() and tensor not in trained and not isinstance(tensor, DTensor):
+        if tensor.is_floating_point() and tensor not in kept and not isinstance(tensor, DTensor):
             tensor.data = tensor.data.to(dtype)

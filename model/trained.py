@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from heterolora.errors import UserError
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record, check_fit
+from model.sharding import put
 
 
 def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:
@@ -35,8 +35,7 @@ def take(network: nn.Module, space: SearchSpace | None, own: Record, checkpoint:
     trained = {name: parameters[name] for name in trained_names(network, space)}
     advice = "give the model and configuration that it was trained with"
     check_fit(state, trained, "the checkpoint does not fit this model", advice)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            trained[name].copy_(tensor)
+    for name, tensor in state.items():
+        put(trained[name], tensor)
     if space is not None:
         space.switch(set(record.on))

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from heterolora import history, saliency
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score
-from model.sharding import Sharding, is_sharded, shard_base, sharded_names
+from model.sharding import Sharding, is_sharded, shard, sharded_names
 from tests.adapted import adapted, lora_config, shortcut_config
 from tests.scoring import labelled, problem
 from tests.tiny import tiny_batch
@@ -29,6 +29,7 @@ from tests.world import (
     same_weights,
     summary_folder,
     text_folder,
+    weights,
     write_lora,
     write_shortcuts,
 )
@@ -61,7 +62,7 @@ def scores_of(sharded: bool) -> dict[str, dict[str, float]]:
     batches = labelled(made, 3)
     made.network.requires_grad_(False)
     if sharded:
-        shard_base(made.network, made.space, Sharding(world, torch.float32), CPU)
+        shard(made.network, made.space, Sharding(world, torch.float32), CPU)
     mine = problem(made, batches[rank::world])
     fillers = [] if len(mine.batches) == 2 or not sharded else [tiny_batch(1, 3) | {"labels": torch.tensor([0])}]
     mine = Problem(**{**vars(mine), "fillers": fillers})
@@ -73,7 +74,7 @@ def generated(sharded: bool) -> list[list[int]]:
     made = adapted("gemma", "causal_language_modeling", lora_config()).train_b()
     made.network.requires_grad_(False)
     if sharded:
-        shard_base(made.network, made.space, Sharding(2, torch.float32), CPU)
+        shard(made.network, made.space, Sharding(2, torch.float32), CPU)
     config = GenerationConfig(
         max_new_tokens=3 + 6 * distributed.get_rank(), do_sample=False, pad_token_id=1, eos_token_id=63
     )
@@ -97,7 +98,7 @@ def work(commands: list[list[object]]) -> dict[str, Any]:
     found["generated"] = [generated(sharded) for sharded in (False, True)]
     made = adapted("gemma", "causal_language_modeling", lora_config())
     made.network.requires_grad_(False)
-    shard_base(made.network, made.space, Sharding(2, torch.float64), CPU)
+    shard(made.network, made.space, Sharding(2, torch.float64), CPU)
     names = sharded_names(made.network)
     state = made.network.state_dict()
     found["shapes"] = {name: (state[name].shape, state[name].to_local().shape, state[name].dtype) for name in names}
@@ -264,3 +265,29 @@ def test_two_levels_of_four_processes(world: World, lora: Path, tmp_path: Path) 
     shared = world.training("--lora-config", lora, "--batch-size", 1, "--project-dir", tmp_path, "--max-epochs", 1)
     together(4, run_commands, both(*shared, "--num-nodes", 2), nodes=2)
     assert_same(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_plain_model_is_trained_whole_in_shards(world: World, tmp_path: Path) -> None:
+    """As with ddp, to rounding; a resumed run ends as an uninterrupted one, and one process measures the same."""
+    _, _, *rest = world.training("--batch-size", 2, "--project-dir", tmp_path, "--max-epochs", 1)
+    at = rest.index("--lora-config")
+    shared = ("train", world.opt, "sst2", *rest[3:at], *rest[at + 2 :], "--optimizer", "sgd")
+    shared += ("--gradient-clip-val", 0.5, "--accumulate-grad-batches", 2)
+    ddp, fsdp = both(*shared)
+    commands = [ddp, fsdp]
+    for optimizer in ("sgd", "adamw"):
+        last = tmp_path / f"part-{optimizer}" / "checkpoints" / "last.ckpt"
+        commands += [[*fsdp, "--optimizer", optimizer, "--project", optimizer]]
+        commands += [[*fsdp, "--optimizer", optimizer, "--project", f"part-{optimizer}", "--max-steps", 3]]
+        commands += [["train", "--resume-training", "--load", last, "--max-steps", 6]]
+    together(2, run_commands, commands)
+    names = ("ddp", "fsdp", "sgd", "part-sgd", "adamw", "part-adamw")
+    one, other, *resumed = (weights(tmp_path / name / "checkpoints/last.ckpt") for name in names)
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    for whole, part in (resumed[:2], resumed[2:]):
+        assert all(torch.equal(whole[name], part[name]) for name in one)
+    assert run("test", "--load", last, "--project-dir", tmp_path, "--project", "alone") == 0
+    assert metrics_of(tmp_path / "alone") == {
+        split: pytest.approx(figures, abs=1e-5) for split, figures in metrics_of(tmp_path / "part-adamw").items()
+    }

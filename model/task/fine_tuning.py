@@ -22,7 +22,7 @@ from heterolora.saliency.problem import Batch, Loss
 from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
-from model.sharding import Sharding, shard_base, sharded_names
+from model.sharding import Sharding, is_sharded, shard, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run, within
 from model.task.rows import RowLosses, RowResult
@@ -41,7 +41,7 @@ class FineTuning(pl.LightningModule, ABC):
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
         record: the identity of the model, for checkpoints.
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
-        sharding: how the base is divided over processes. None: every process holds all of it.
+        sharding: how the base, or a plain model, is divided over processes. None: every process holds all of it.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class FineTuning(pl.LightningModule, ABC):
         self.shard(self.trainer.strategy.root_device)
 
     def shard(self, device: torch.device) -> None:
-        """Shards the base if it is to be sharded. Needs the process group."""
-        if self.sharding is not None and self.space is not None:
-            shard_base(self.network, self.space, self.sharding, device)
+        """Shards the base, or a plain model, if it is to be sharded. Needs the process group."""
+        if self.sharding is not None:
+            shard(self.network, self.space, self.sharding, device)
             self._ddp_params_and_buffers_to_ignore = sharded_names(self)  # Lightning would broadcast them
 
     # ---- training
@@ -137,7 +137,8 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _averages_gradients(self) -> bool:
         """Returns whether the backward pass averages gradients over processes."""
-        return isinstance(self.trainer.strategy.model, DistributedDataParallel)
+        sharded = self.space is None and is_sharded(self.network)
+        return sharded or isinstance(self.trainer.strategy.model, DistributedDataParallel)
 
     def configure_optimizers(self) -> dict[str, Any]:
         by_name = dict(self.network.named_parameters(remove_duplicate=False))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from heterolora.distributed import sum_over_ranks, world_size
+from heterolora.distributed import own_rows, sum_over_ranks, world_size
 from heterolora.saliency.problem import Loss
 
 
@@ -80,7 +80,7 @@ class Window:
         if world == 1 or averaged:
             total, count = _total_and_count(sum_over_ranks(self._sums))
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            torch._foreach_mul_(gradients, world * weight / count)
+            torch._foreach_mul_([own_rows(gradient) for gradient in gradients], world * weight / count)
         else:
             self._check_agreement(tuple(places))
             total, count = _sum_gradients(parameters, weight, self._sums)

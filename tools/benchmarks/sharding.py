@@ -2,8 +2,9 @@
 
 The files of the base are in bfloat16, and it is trained with in float32. Each case runs in new processes. The memory is
 the peak of what a process has for itself, from before the base is loaded: mapped files do not count. On a CPU it is
-sampled every 2 ms; the activations are small, because the blocks are checkpointed. The step includes the reduction of
-gradients and the optimizer. With `--processes 1 2 4` the sharded base is measured on 2 and 4 processes.
+sampled every 2 ms, and the blocks are checkpointed, so that activations are small. The step includes the reduction of
+gradients and the optimizer. A sharded base needs two processes or more. `plan` is the share of the process, what is
+outside the blocks, three blocks, and what a process with a replicated base needs besides its base.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import platform
 import re
 import tempfile
 import threading
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -28,7 +29,7 @@ from rich.table import Table
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
-from actions.console import say
+from actions.console import say, set_log_level
 from dataset.option import at_least
 from dataset.spec import DatasetSpec
 from heterolora.adapt import adapt, plan
@@ -38,7 +39,7 @@ from heterolora.search_space import SearchSpace
 from model import family
 from model.checkpoint import BaseSource
 from model.load import enable_gradient_checkpointing, load_base, load_config
-from model.sharding import Sharding, shard_base
+from model.sharding import Sharding, shard
 from model.task.window import Window
 from tools.benchmarks import measure, subjects
 
@@ -55,7 +56,7 @@ class Sizes:
     outside: int
 
     def plan(self, processes: int) -> int:
-        """Of a process with a sharded base: its share, what is outside the blocks, and three blocks."""
+        """Of the base on a process, if it is sharded: its share, what is outside the blocks, and three blocks."""
         return self.base // processes + self.outside + 3 * self.block
 
 
@@ -79,37 +80,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    set_log_level("warning")
     say(measure.heading(args, "memory of a process and time of a training step"))
-    table = Table("base", "processes", "share, MiB", "peak: loading", "peak: training", "plan", "seconds of a step")
-    equal = 0
+    table = Table("base", "processes", "its share", "peak: loading", "peak: training", "plan", "seconds of a step")
+    equal = compared = 0
     with tempfile.TemporaryDirectory() as folder:
         subjects.base(argparse.Namespace(**{**vars(args), "device": "cpu"})).bfloat16().save_pretrained(folder)
         for processes in args.processes:
-            results = {}
-            for name in ("replicated", "sharded")[: 1 + (processes > 1)]:
-                found = results[name] = _measured(name == "sharded", processes, folder, args)
-                sizes, share = found[0].sizes, processes if name == "sharded" else 1
-                table.add_row(
-                    name,
-                    str(processes),
-                    *(
-                        f"{bytes_ / MEBI:.0f}"
-                        for bytes_ in (
-                            sizes.base / share,
-                            max(each.loading for each in found),
-                            max(each.training for each in found),
-                            sizes.plan(share) if share > 1 else sizes.base,
-                        )
-                    ),
-                    str(measure.Spread.of(found[0].seconds)),
-                )
-            first, *others = [each.trained for found in results.values() for each in found]
-            if not all(torch.equal(first, other) for other in others):
-                raise UserError("the trained weights differ", "expected the same on every process: this is a bug")
-            equal += len(results) - 1
-    say(f"base {sizes.base / MEBI:.0f} MiB, a block {sizes.block / MEBI:.0f}, outside {sizes.outside / MEBI:.0f}")
+            replicated = _measured(False, processes, folder, args)
+            sharded = _measured(True, processes, folder, args) if processes > 1 else []
+            sizes, rest = replicated[0].sizes, _peak(replicated) - replicated[0].sizes.base
+            _add_row(table, "replicated", replicated, sizes.base, None)
+            if sharded:
+                _add_row(table, "sharded", sharded, sizes.base // processes, sizes.plan(processes) + rest)
+                compared += processes
+                pairs = zip(sharded, replicated, strict=True)
+                equal += sum(torch.equal(one.trained, other.trained) for one, other in pairs)
+    say(f"base {_mebi(sizes.base)}, of it a block {_mebi(sizes.block)}, outside the blocks {_mebi(sizes.outside)}")
     say(table)
-    say(f"trained weights bit for bit equal in {equal} of {equal} comparisons of sharded and replicated")
+    say(f"trained weights of a process, sharded and replicated: bit for bit equal in {equal} of {compared} cases")
+
+
+def _peak(results: Sequence[Measured]) -> int:
+    return max(each.training for each in results)
+
+
+def _add_row(table: Table, name: str, results: Sequence[Measured], share: int, plan: int | None) -> None:
+    loading = max(each.loading for each in results)
+    memory = (_mebi(share), _mebi(loading), _mebi(_peak(results)), "" if plan is None else _mebi(plan))
+    table.add_row(name, str(len(results)), *memory, str(measure.Spread.of(results[0].seconds)))
+
+
+def _mebi(size: int) -> str:
+    return f"{size / MEBI:.0f} MiB"
 
 
 def _measured(sharded: bool, processes: int, folder: str, args: argparse.Namespace) -> list[Measured]:
@@ -121,6 +124,7 @@ def _measured(sharded: bool, processes: int, folder: str, args: argparse.Namespa
 
 
 def _process(rank: int, processes: int, sharded: bool, folder: str, meeting: str, args: argparse.Namespace) -> None:
+    set_log_level("warning")
     torch.set_num_threads(1)
     on_gpu = args.device.type == "cuda"
     if on_gpu:
@@ -155,17 +159,18 @@ def _load(folder: str, shards: int | None, device: torch.device) -> tuple[nn.Mod
     enable_gradient_checkpointing(network, space)
     sizes = [4 * sum(p.numel() for p in module.parameters()) for module in (network, *space.blocks)]
     if shards is not None:
-        shard_base(network, space, Sharding(shards, torch.float32), device)
+        shard(network, space, Sharding(shards, torch.float32), device)
     return network.to(device).train(), space, Sizes(sizes[0], sizes[1], sizes[0] - sum(sizes[1:]))
 
 
 def _step(
     network: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace, device: torch.device
 ) -> float:
-    """Trains on a batch, and returns the seconds of the step on the clock of the wall."""
+    """Trains on a batch, and returns the seconds of the step: on a CPU, the CPU time of the process."""
     batch = subjects.batch(argparse.Namespace(**{**vars(args), "device": device}))
     distributed.barrier()
-    start, window = time.perf_counter(), Window()
+    now, window = measure.clock(device), Window()
+    start = now()
     logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     window.start()
     total = F.cross_entropy(logits, batch["labels"], reduction="sum")
@@ -173,7 +178,7 @@ def _step(
     float(window.finish(optimizer))  # waits for the device
     optimizer.step()
     optimizer.zero_grad()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def _warm_up(device: torch.device) -> None:
