@@ -72,15 +72,19 @@ def check_scoring(request: Request) -> Mode:
     return mode
 
 
-def scoring_batches(data: TextDataModule, limit: int | float, rank: int, world: int) -> Iterable[Batch]:
+def scoring_batches(
+    data: TextDataModule, limit: int | float, rank: int, world: int, heuristic: str | None = None
+) -> Iterable[Batch]:
     """The scoring batches of process `rank` of `world`, as many on each process with fillers.
 
-    Prints a note if `limit` exceeds the training set.
+    For a heuristic whose scores do not depend on how rows are cut into batches, they are cut by length. Prints a note
+    if `limit` exceeds the training set.
     """
     count, remark = batch_count(limit, data.scoring_batch_count)
     if remark is not None:
         note(remark)
-    return data.scoring_batches(count, rank, world, filled=True)
+    by_length = heuristic is not None and "cut" in saliency.get(heuristic).ignores
+    return data.scoring_batches(count, rank, world, filled=True, by_length=by_length)
 
 
 def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
@@ -92,7 +96,7 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     task.shard(fabric.device)
     task.to(fabric.device)
     limit = options.imp_limit_test_batches
-    share = list(scoring_batches(data, limit, fabric.global_rank, fabric.world_size))
+    share = list(scoring_batches(data, limit, fabric.global_rank, fabric.world_size, heuristic.name))
     problem = scoring_problem(
         task, fabric.to_device(share), options.metric_red_tolerance, _tracked, precision=fabric.autocast
     )

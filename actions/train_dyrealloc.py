@@ -121,7 +121,8 @@ def _source(experiment: Experiment) -> ScoreSource:
     def track(items: Sequence[Any], what: str) -> Iterable[Any]:
         return task.trainer.progress_bar_callback.track(items, what)
 
-    batches = functools.partial(scoring_batches, experiment.data, options.imp_limit_test_batches)
+    limit, test = options.imp_limit_test_batches, options.importance_test_name
+    batches = functools.partial(scoring_batches, experiment.data, limit, heuristic=test)
     dedicated = DedicatedScores(options, batches, track)
     if options.imp_source == "dedicated":
         return dedicated

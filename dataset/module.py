@@ -13,7 +13,7 @@ from dataset.collate import Collator
 from dataset.encode import Lengths, cache_key, encode, lengths, truncated
 from dataset.identity import rows_digest, tokenizer_digest
 from dataset.loader import ResumableLoader, Rows
-from dataset.sampler import GlobalBatchSampler
+from dataset.sampler import GlobalBatchSampler, epoch_order
 from dataset.settings import DataOptions
 from dataset.source import read_splits
 from dataset.spec import DatasetSpec
@@ -104,7 +104,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         encoded = self.encoded(self.splits.train)
-        grouping = encoded.with_format("numpy")["length"][:] if self.options.group_by_length else None
+        grouping = _lengths(encoded) if self.options.group_by_length and not self.spec.packed else None
         sampler = GlobalBatchSampler(
             len(encoded), self.options.batch_size, self.seed, *self._place(), shuffle=True, lengths=grouping
         )
@@ -114,11 +114,13 @@ class TextDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """One for each of `validation_names`."""
-        return [self._evaluation_loader(rows) for rows in self.splits.validation.values()]
+        whole = self.trainer is None or str(self.trainer.limit_val_batches) == "1.0"
+        return [self._evaluation_loader(rows, whole) for rows in self.splits.validation.values()]
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """One for each of `test_names`."""
-        return [self._evaluation_loader(rows) for rows in self.splits.test.values()]
+        whole = self.trainer is None or str(self.trainer.limit_test_batches) == "1.0"
+        return [self._evaluation_loader(rows, whole) for rows in self.splits.test.values()]
 
     def train_batches_per_epoch(self, world: int) -> int:
         """Batches of an epoch on each of `world` processes."""
@@ -134,18 +136,28 @@ class TextDataModule(pl.LightningDataModule):
         """Scoring batches in the whole training set; the last one may be short."""
         return self.train_batches_per_epoch(world=1)
 
-    def scoring_batches(self, count: int, rank: int = 0, world: int = 1, filled: bool = False) -> Iterator[Batch]:
+    def scoring_batches(
+        self, count: int, rank: int = 0, world: int = 1, filled: bool = False, by_length: bool = False
+    ) -> Iterator[Batch]:
         """This process's share of the first `count` scoring batches: batch i belongs to rank i mod `world`.
 
         A scoring batch has `batch_size` rows of the training set in file order, for any number of processes. No random
-        numbers are drawn. With `filled`, a process that would have a batch less than another gets one more, of one
-        filler row.
+        numbers are drawn.
+
+        Args:
+            filled: whether a process that would have a batch less than another gets one more, of one filler row.
+            by_length: whether rows of similar length share a batch if each row counts alike in the loss, so for
+                classification. The rows are the same, and so are those of a short last batch.
         """
         encoded = self.encoded(self.splits.train)
         rows, collate, size = Rows(encoded), Collator(self.tokenizer), self.options.batch_size
         count = min(count, self.scoring_batch_count)
+        order = np.arange(min(count * size, len(encoded)))
+        if by_length and self.spec.task == "classification":
+            full = len(order) // size * size
+            order[:full] = epoch_order(full, 0, 0, shuffle=False, lengths=_lengths(encoded)[:full])
         for batch in range(rank, count, world):
-            yield collate(rows.__getitems__(list(range(batch * size, min((batch + 1) * size, len(encoded))))))
+            yield collate(rows.__getitems__(order[batch * size : (batch + 1) * size].tolist()))
         if filled and rank >= count % world > 0:
             yield collate(rows.__getitems__([~0]))
 
@@ -153,9 +165,11 @@ class TextDataModule(pl.LightningDataModule):
         """(rank, world) of this process."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _evaluation_loader(self, rows: Dataset) -> ResumableLoader:
+    def _evaluation_loader(self, rows: Dataset, whole: bool) -> ResumableLoader:
+        """If the whole split is evaluated, rows of similar length share a batch: metrics do not depend on batches."""
         encoded = self.encoded(rows)
-        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place())
+        lengths = _lengths(encoded) if whole else None
+        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place(), lengths=lengths)
         return self._loader(encoded, sampler, Collator(self.tokenizer, generate=self.spec.task == "summarization"))
 
     def _loader(
@@ -167,3 +181,8 @@ class TextDataModule(pl.LightningDataModule):
     ) -> ResumableLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)
+
+
+def _lengths(encoded: Dataset) -> np.ndarray:
+    """Tokens of each row."""
+    return encoded.with_format("numpy")["length"][:]

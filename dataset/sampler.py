@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch.utils.data import Sampler
 
-# Rows are sorted by length within groups of up to this many global batches, so that the batches still differ from epoch
-# to epoch. LengthGroupedSampler of transformers uses the same proportions.
-_MEGA_BATCH = 50
+# Rows are sorted by length within windows of up to this many global batches, and at most a quarter of the rows, so that
+# the batches still differ from epoch to epoch.
+_WINDOW = 256
 
 
 def epoch_order(
@@ -22,22 +22,23 @@ def epoch_order(
         n: number of rows.
         seed: seed of the run.
         epoch: number of the epoch, from 0.
-        shuffle: whether to shuffle. Otherwise the rows stay in file order.
+        shuffle: whether to shuffle. Otherwise the rows stay in file order, unless there are `lengths`.
         global_batch: rows of a global batch. Only used with `lengths`.
         lengths: tokens of each row. If given, rows of similar length share a batch: the rows are shuffled, sorted
-            within mega-batches, and the full batches are shuffled. A short last batch stays last.
+            within windows, and the full batches are shuffled. A short last batch stays last. Without `shuffle` all rows
+            are sorted, the longest first. Equal lengths change nothing.
     """
+    lengths = None if lengths is None or n == 0 or np.ptp(lengths) == 0 else np.asarray(lengths)
     if not shuffle:
-        return np.arange(n)
+        return np.arange(n) if lengths is None else np.argsort(-lengths, kind="stable")
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(n)
     if lengths is None:
         return order
-    lengths = np.asarray(lengths)
-    mega = global_batch * max(1, min(n // (4 * global_batch), _MEGA_BATCH))
-    for start in range(0, n, mega):
-        part = order[start : start + mega]
-        order[start : start + mega] = part[np.argsort(-lengths[part], kind="stable")]
+    window = global_batch * max(1, min(n // (4 * global_batch), _WINDOW))
+    for start in range(0, n, window):
+        part = order[start : start + window]
+        order[start : start + window] = part[np.argsort(-lengths[part], kind="stable")]
     full = n // global_batch
     batches = order[: full * global_batch].reshape(full, global_batch)
     return np.concatenate([batches[rng.permutation(full)].reshape(-1), order[full * global_batch :]])

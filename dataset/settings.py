@@ -73,7 +73,7 @@ class DataOptions:
         "default the model's limit, at most 512", at_least(2), from_checkpoint=True)
     max_target_len: int = option(64, "longest summary in tokens", at_least(1), from_checkpoint=True,
         idle=idle_without("task", "summarization"))
-    group_by_length: bool = option(False, "batch rows of similar length together, which needs less padding",
+    group_by_length: bool = option(True, "train on batches of rows of similar length, which need less padding",
         actions=_TRAINING, resume="epoch_end")
     packing: bool = option(False, "join several training rows in one sequence of --max-token-len tokens, in which they "
         "do not see each other: no padding", actions=_TRAINING, resume="free", idle=_nothing_to_pack)

@@ -46,6 +46,16 @@ def test_without_shuffling_file_order():
     assert list(GlobalBatchSampler(5, 1, rank=1, world=2)) == [[1], [3], [~4]]
 
 
+def test_without_shuffling_by_length():
+    lengths = [3, 9, 1, 9, 4]
+    assert list(GlobalBatchSampler(5, 2, lengths=lengths)) == [[1, 3], [4, 0], [2]]
+    assert list(GlobalBatchSampler(5, 2, lengths=[7] * 5)) == [[0, 1], [2, 3], [4]]
+
+
+def test_equal_lengths_change_nothing():
+    assert (epoch_order(50, 1, 2, True, 4, [8] * 50) == epoch_order(50, 1, 2)).all()
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     order = epoch_order(50, seed=1, epoch=2)
     torch.manual_seed(5)

@@ -35,7 +35,7 @@ CHANGED = {  # option -> another value, for the command line
     "backbone_model": "some/base", "quantize": "nf4", "gradient_checkpointing": "true", "max_new_tokens": "3",
     "num_beams": "2",
     "seed": "7", "resume_training": "true", "batch_size": "3", "max_token_len": "9", "max_target_len": "5",
-    "group_by_length": "true", "num_workers": "1", "disable_dataset_cache": "true", "optimizer": "sgd",
+    "group_by_length": "false", "num_workers": "1", "disable_dataset_cache": "true", "optimizer": "sgd",
     "learning_rate": "0.5", "loraplus_ratio": "4", "weight_decay": "0.5", "lr_scheduler": "linear",
     "warmup_steps": "1", "eta_min": "1e-9", "max_steps": "2", "importance_test_name": "fisher",
     "imp_limit_test_batches": "2", "imp_source": "training", "imp_warmup_batches": "1", "imp_warmup_lr": "0.5",

@@ -36,7 +36,8 @@ class Heuristic:
         needs_base_weights: whether it reads the weights of the base, which a quantised base does not provide.
         is_baseline: whether equal scores are intended, so that they need no warning.
         hint: an additional cure if all scores are 0.
-        ignores: what its scores do not depend on: `batches` (the scoring batches), `metric`, or both.
+        ignores: what its scores do not depend on: `batches` (the scoring batches), `metric`, `cut` (how the rows are
+            cut into batches, if each batch is the mean over as many rows).
     """
 
     name: str

@@ -65,6 +65,6 @@ def inputs(problem: Problem) -> list[Inputs]:
     return places
 
 
-@register("activation", ignores=("metric",))
+@register("activation", ignores=("metric", "cut"))
 def activation(problem: Problem) -> list[list[float]]:
     return [place.directions()[1].clamp(min=0).tolist() for place in inputs(problem)]

@@ -23,7 +23,7 @@ from heterolora.saliency.verdict import Evaluated, judge
 STEPS = 10  # between α = 0 and α = 1
 
 
-@register("alpha_test", warmup_batches=32, hint="use a lower tolerance of the metric")
+@register("alpha_test", warmup_batches=32, hint="use a lower tolerance of the metric", ignores=("cut",))
 @torch.no_grad()
 def alpha_test(problem: Problem) -> list[float]:
     walk = Walk(problem)

@@ -8,7 +8,7 @@ from heterolora.saliency import register
 from heterolora.saliency.gradients import GradientHeuristic
 
 
-@register("grad_norm", ignores=("metric",))
+@register("grad_norm", ignores=("metric", "cut"))
 class GradNorm(GradientHeuristic):
     def measure(self, weight: Tensor, total: Tensor) -> Tensor:
         return total.norm()

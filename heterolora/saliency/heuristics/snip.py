@@ -11,7 +11,7 @@ from heterolora.saliency import register
 from heterolora.saliency.gradients import GradientHeuristic
 
 
-@register("snip", warmup_batches=32, ignores=("metric",))
+@register("snip", warmup_batches=32, ignores=("metric", "cut"))
 class Snip(GradientHeuristic):
     def measure(self, weight: Tensor, total: Tensor) -> Tensor:
         return (weight * total).abs().sum()

@@ -17,7 +17,7 @@ from heterolora.saliency.weight_gradients import ProductSum, weight_gradients
 @register(
     "weight_gradient",
     needs_base_weights=True,
-    ignores=("metric",),
+    ignores=("metric", "cut"),
     remark="weight_gradient scores shortcuts 0, because they have no pretrained weight",
 )
 def weight_gradient(problem: Problem) -> list[float]:
