@@ -54,13 +54,15 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
     UserError if the values cannot be classes: fewer than two, or nearly as many as rows.
     """
-    feature, values = rows.features[column], [value for value in _values(rows, column) if value is not None]
+    feature, values = rows.features[column], [value for value in _values(rows, column) if not _is_missing(value)]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
     if may_be_numbers and any(isinstance(value, float) for value in values):
         return ()
-    found = sorted(set(values))
-    names = [*dict.fromkeys(map(_name, found))]
+    ordered = sorted({value.strip() if isinstance(value, str) else value for value in values})
+    names = [*dict.fromkeys(map(_name, ordered))]
+    if odd := next((name for name in names if not name.isprintable()), None):
+        raise UserError(f"column '{column}' of {where} has the label {odd!r}", "give labels without control characters")
     if len(names) < 2:
         raise UserError(
             f"column '{column}' of {where} has the same label in every row" if names else f"{where} has no labels",
@@ -78,9 +80,9 @@ def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
     feature, ids = rows.features[spec.label], {name: index for index, name in enumerate(spec.labels)}
     values = _values(rows, spec.label)
     if isinstance(feature, ClassLabel):
-        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]  # -1: hidden
     listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
-    if missing := values.count(None):
+    if missing := sum(map(_is_missing, values)):
         raise UserError(f"{where} has {missing} rows without a label", f"the labels are {listing}")
     names = list(map(_name, values))
     for index, name in enumerate(names):
@@ -95,8 +97,12 @@ def _values(rows: Dataset, column: str) -> list[Any]:
     return rows.with_format("arrow")[:][column].to_pylist()
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _name(value: Any) -> str:
     """The name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

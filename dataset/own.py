@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from dataset import registry
-from dataset.roles import Roles, check_columns, given_roles, joined_names, roles_of, split_names
+from dataset.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
 from dataset.settings import OwnDataOptions
 from dataset.spec import METRICS, DatasetSpec, Task
 
@@ -40,7 +40,7 @@ def describe(dataset: str, own: OwnDataOptions, task: Task | None, cache: bool) 
     The data are read only for options that are not given. Raises UserError if they cannot be read, if a column is not
     there, or if there is more than one choice.
     """
-    roles, labels = given_roles(own, task), split_names(own.labels)
+    roles, labels = given_roles(own, task), label_names(own)
     needs_labels = not labels and not own.regression
     if roles is not None and not (roles.label and needs_labels):
         return _described(dataset, own, roles, labels)
@@ -109,8 +109,10 @@ def _on_hub(dataset: str) -> bool:
 def _is_path(dataset: str) -> bool:
     from dataset.files import READERS  # pyarrow is not needed for an entry of the registry
 
-    return dataset[:1] in "./~" or os.path.exists(dataset) or Path(dataset).suffix in READERS
+    return dataset.startswith((".", "/", "~")) or os.path.exists(dataset) or Path(dataset).suffix in READERS
 
 
 def _is_txt(place: Path) -> bool:
-    return place.suffix == ".txt" or any(place.expanduser().glob("train*.txt"))
+    folder = os.path.expanduser(place)
+    files = os.listdir(folder) if os.path.isdir(folder) else ()
+    return place.suffix == ".txt" or any(name.startswith("train") and name.endswith(".txt") for name in files)

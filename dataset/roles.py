@@ -41,12 +41,22 @@ class Roles:
 
 def split_names(text: str | None) -> tuple[str, ...]:
     """Returns names that commas separate. A name with a comma is in quotation marks, as in a csv file."""
-    return () if text is None else tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), ()))
+    try:
+        return () if text is None else tuple(next(csv.reader([text], skipinitialspace=True), ()))
+    except csv.Error as error:
+        raise UserError(f"'{text[:60]}' cannot be read as names ({error})", "separate names by commas") from error
 
 
 def joined_names(names: tuple[str, ...]) -> str:
     """Returns the text that `split_names` reads."""
-    return ",".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in names)
+    return ",".join(
+        '"' + name.replace('"', '""') + '"' if name != name.strip() or set(name) & set(',"') else name for name in names
+    )
+
+
+def label_names(own: OwnDataOptions) -> tuple[str, ...]:
+    """Returns the names of `--labels`."""
+    return tuple(name.strip() for name in split_names(own.labels))
 
 
 def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
@@ -62,7 +72,7 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
         raise UserError(f"{first} and {second} are both given", f"give the columns of {' or of '.join(described[:2])}")
     if len(texts := split_names(own.text_columns)) > 2 or not all(texts):
         raise UserError(f"--text-columns {own.text_columns} names {len(texts)} columns", "name one, or two for pairs")
-    if own.labels is not None and (len(set(names := split_names(own.labels))) < max(2, len(names)) or own.regression):
+    if own.labels is not None and (len(set(names := label_names(own))) < max(2, len(names)) or own.regression):
         raise UserError(
             f"--labels {own.labels} does not name classes", "give at least two different labels, without --regression"
         )

@@ -6,8 +6,10 @@ import json
 import tomllib
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from pyarrow import parquet
 
 from actions.parse import parse
@@ -130,6 +132,7 @@ def test_the_record_describes_data_that_are_gone(tmp_path: Path) -> None:
     [
         (["good", "bad", "good"], {}, ("bad", "good")),
         (["good", "bad", "good"], {"labels": "good, bad"}, ("good", "bad")),
+        ([" b", "a, x", "b"], {}, ("a, x", "b")),
         ([True, False, True], {}, ("false", "true")),
         ([1.5, 2.0, 1.0], {}, ()),
         ([1, 2, 1], {"regression": True}, ()),
@@ -138,12 +141,14 @@ def test_the_record_describes_data_that_are_gone(tmp_path: Path) -> None:
 )
 def test_labels(tmp_path: Path, labels, own, expected) -> None:
     rows = [{"text": "a", "label": label} for label in labels]
-    spec, _ = described(write(tmp_path, "mine.jsonl", rows), **own)
+    path = write(tmp_path, "mine.jsonl", rows)
+    spec, recorded = described(path, **own)
     assert spec.labels == expected
+    assert describe(str(path), recorded, spec.task, cache=False)[0].labels == expected, "as a checkpoint records it"
     assert spec.regression == (not expected)
     splits = read_splits(spec, cache=False, share=0.0)
     assert list(splits.test) == ["test"]
-    names = [str(label).lower() if isinstance(label, bool) else str(label) for label in labels]
+    names = [str(label).lower() if isinstance(label, bool) else str(label).strip() for label in labels]
     ids = [
         float(label) if not expected else expected.index(name.removesuffix(".0"))
         for name, label in zip(names, labels, strict=True)
@@ -157,7 +162,8 @@ def test_labels(tmp_path: Path, labels, own, expected) -> None:
         (["a"] * 3, {}, "the same label in every row", "at least two"),
         ([*range(50)], {}, "50 different labels in 50 rows", "--regression"),
         (["a", "b", "c"], {"labels": "a,b"}, "row 2 of split 'train' of data set 'mine' has label 'c'", "--labels"),
-        (["a", None, "b"], {}, "1 rows without a label", "the labels are a, b"),
+        (["a", None, "b", " "], {}, "2 rows without a label", "the labels are a, b"),
+        (["a", "b\n1", "b"], {}, "the label 'b\\n1'", "control characters"),
     ],
 )  # fmt: skip
 def test_mistakes_in_labels(tmp_path: Path, labels, own, found: str, advice: str) -> None:
@@ -166,6 +172,21 @@ def test_mistakes_in_labels(tmp_path: Path, labels, own, found: str, advice: str
         read_splits(described(path, **own)[0], cache=False)
     assert found in caught.value.found
     assert advice in caught.value.expected
+
+
+def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its split `unsupervised` has no labels and is not read."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    splits = {"train": [1, 0] * 10, "test": [0, 1], "unsupervised": [-1]}
+    rows = {name: {"text": ["a"] * len(ids), "label": ids} for name, ids in splits.items()}
+    made = DatasetDict({name: Dataset.from_dict(columns, features) for name, columns in rows.items()})
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *name: asked.append(name) or made)
+    spec, _ = describe("owner/set:part", OwnDataOptions(), None, cache=False)
+    read = read_splits(spec)
+    assert {*asked} == {("owner/set", "part")}
+    assert (spec.name, spec.labels, read.test["test"]["label"][:]) == ("set", ("neg", "pos"), [0, 1])
+    assert (len(read.train), list(read.validation)) == (19, ["validation"])
 
 
 def test_a_folder_with_one_file_per_split(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ KINDS: Mapping[str, Kind] = {
         *[(*_INSPECT, "{file}")] * 2, _RESUME, _test("--load", "{file}", "--model", "opt_lora_ags"))),
     "rows": Kind(6, (), ("data/*.jsonl", "csv/*.csv", "json/*.json", "parquet/*.parquet"), (
         _test("--dataset-saved-path", "{run}"),)),
+    "own data": Kind(4, (), ("csv/*.csv", "json/*.json", "parquet/*.parquet", "talks/*.jsonl"), (
+        _test("--dataset", "{file}"), _test("--dataset", "{run}"))),
     "saved data set": Kind(3, ("saved",), ("saved/*.json", "saved/*/*"), (
         _test("--dataset-saved-path", "{run}"),)),
     "data cache": Kind(2, ("cache",), ("cache/heterolora/*/*",), (_test(),)),

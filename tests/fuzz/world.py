@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from main import main
 from tests.run_folders import dynamic_run, scored_run
-from tests.world import model_folder, sentences, sst2_folder, write_lora, write_shortcuts
+from tests.world import model_folder, sentences, sst2_folder, write_jsonl, write_lora, write_shortcuts
 
 SKELETON = "checkpoint.json"  # the structure of the checkpoint, without tensors
 
@@ -45,6 +45,8 @@ def make_sound_world(folder: Path) -> int:
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     model_folder(folder / "model")
+    template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
+    (folder / "model" / "chat_template.jinja").write_text(template)
     sst2_folder(folder / "data", train=12, validation=6)
     write_lora(folder / "lora.toml")
     write_shortcuts(folder / "shortcut.toml")
@@ -75,6 +77,9 @@ def make_sound_world(folder: Path) -> int:
 def _write_data(folder: Path) -> None:
     rows = {split: sentences(count, seed) for split, count, seed in (("train", 12, 1), ("validation", 6, 2))}
     DatasetDict({split: Dataset.from_list(found) for split, found in rows.items()}).save_to_disk(folder / "saved")
+    turns = [("user", "a film"), ("assistant", "good")]
+    talk = [{"role": role, "content": text} for role, text in turns]
+    write_jsonl(folder / "talks" / "train.jsonl", [{"messages": talk}] * 6)
     for name in ("csv", "json", "parquet"):
         (folder / name).mkdir()
         for split, found in rows.items():
