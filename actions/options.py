@@ -173,7 +173,7 @@ class RunOptions:
         at_least(1), actions=_TRAINING, resume="free")
     stop_after: int | float | None = option(None,
         "stop after N optimizer steps, or share of the run, with the learning rates of the whole run, which a resumed "
-        "run continues", count_or_share, actions=_TRAINING, resume="free")
+        "run continues", count_or_share, actions=_TRAINING, resume="start")
     auto_requeue: bool = option(False, "requeue the job when SLURM preempts it", old_keys=("is_to_auto_requeue",),
         actions=_TRAINING, resume="free",
         idle=lambda run: None if "SLURM_JOB_ID" in os.environ else "outside a SLURM job")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import model.family as families
+from actions.halving import check_optuna
 from actions.idle import idle_notes
-from actions.options import Options, changed, declared
+from actions.options import DYREALLOC, TRAIN, Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
@@ -26,6 +27,7 @@ from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 from model.reallocation.options import BUDGETS
+from model.task.optimization import AUTO, RATES, RATES_OF_PLAIN
 
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource, Checkpoint, Record
@@ -71,6 +73,8 @@ class Request:
 
 def resolve(command: Command) -> Request:
     """Check everything that needs neither model nor data. Raises UserError for a mistake."""
+    if command.options.resume_training and command.options.optimization.learning_rate == AUTO:
+        command = replace(command, given=command.given - {"learning_rate"})  # its run has chosen it
     _check_model_name(command.options.model)
     if "dataset" in command.given:
         registry.get(command.options.dataset)
@@ -85,6 +89,8 @@ def resolve(command: Command) -> Request:
     own = origin.configs(options.model)
     spec = registry.get(options.dataset)
     _check_options(options, spec, adapted, given)
+    if options.optimization.learning_rate == AUTO:
+        _check_auto(command.action, options)
     options = replace(options, task=spec.task, dataset=spec.name)
     notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded), *origin.notes)
     if origin.checkpoint is not None or adapted is None:
@@ -187,10 +193,14 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
         adapted.family.check_task(spec.task)
     if options.loop.max_epochs == -1 and options.optimization.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
-    if (update := options.optimization).lr_scheduler == "cosine_annealing" and update.eta_min > update.learning_rate:
+    update = options.optimization
+    lowest = update.learning_rate
+    if lowest == AUTO:
+        lowest = min(RATES_OF_PLAIN if adapted is None else RATES)
+    if update.lr_scheduler == "cosine_annealing" and update.eta_min > lowest:
         raise UserError(
-            f"--eta-min {update.eta_min:g} is above --learning-rate {update.learning_rate:g}",
-            f"give at most {update.learning_rate:g}, the rate that cosine_annealing starts from",
+            f"--eta-min {update.eta_min:g} is above --learning-rate {lowest:g}",
+            f"give at most {lowest:g}, the rate that cosine_annealing starts from",
         )
     if options.run.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--logger wandb needs wandb", "pip install wandb, or use tensorboard or csv")
@@ -215,6 +225,17 @@ def _check_options(options: Options, spec: DatasetSpec, adapted: AdaptedName | N
             f"--shortcut-config is given, but '{options.model}' has no shortcuts",
             f"leave it out, or use a model such as {options.model}_ags",
         )
+
+
+def _check_auto(action: str, options: Options) -> None:
+    """Raise UserError if trials cannot choose the learning rate."""
+    if action == DYREALLOC:
+        found = "--learning-rate auto cannot be used with train-dyrealloc: its trials would not reallocate"
+        raise UserError(found, "give a number, such as the one that auto finds with train")
+    if action == TRAIN:
+        if options.optimization.optimizer == "sgd":
+            raise UserError("--learning-rate auto tries rates for adam and adamw, not for sgd", "give a number")
+        check_optuna("--learning-rate auto")
 
 
 def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:

@@ -17,6 +17,7 @@ from heterolora.errors import UserError
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint, Record
 
+_OF_THIS_START = ("config", "stop_after")  # options that a resumed run does not take over, nor record
 _ANEW = "leave it out, or start a new run from the checkpoint without --resume-training"
 
 
@@ -61,7 +62,7 @@ def options_of_run(options: Options, record: Record, same_folder: bool) -> Optio
     own, known = _recorded(record), declared()
     if own["resume_training"]:  # an older version recorded the options of its last start
         own |= {"load": record.base.name, "load_type": None, "resume_training": False}
-    names = [name for name, info in known.items() if info.resume == "start" and name != "config"]
+    names = [name for name, info in known.items() if info.resume == "start" and name not in _OF_THIS_START]
     kept = [name for name in names if same_folder or name not in ("project", "project_dir")]
     return changed(options, {name: own[name] for name in kept})
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,6 +53,7 @@ class _Identity:
     job: str | None = None  # the SLURM job that started the run
     command: str | None = None  # fingerprint of the command that started it
     finished: bool = False
+    trials: Sequence[Mapping[str, Any]] = ()  # of learning rates
 
     @classmethod
     def read(cls, folder: Path) -> _Identity | None:
@@ -63,7 +64,8 @@ class _Identity:
         values = read_json(path, "the identity of the run", expected)
         if not isinstance(values.get("id"), str):
             raise UserError(f"{path} holds no id", expected)
-        return cls(values["id"], values.get("job"), values.get("command"), values.get("finished") is True)
+        finished, trials = values.get("finished") is True, values.get("trials", ())
+        return cls(values["id"], values.get("job"), values.get("command"), finished, trials)
 
     def write(self, folder: Path) -> None:
         write_json(folder / RUN, asdict(self))
@@ -171,6 +173,11 @@ def _mark(folder: Path, finished: bool) -> _Identity | None:
         identity = replace(identity, finished=finished)
         identity.write(folder)
     return identity
+
+
+def record_trials(folder: Path, trials: Sequence[Mapping[str, Any]]) -> None:
+    """Add the trials of learning rates to `run.json`."""
+    replace(_Identity.read(folder), trials=trials).write(folder)
 
 
 def _delete_if_unused(folder: Path) -> None:

@@ -15,6 +15,7 @@ from actions.console import is_first_process, note, say
 from actions.experiment import Experiment, build
 from actions.export import export_run
 from actions.imp_test import scoring_batches
+from actions.learning_rate import with_best_rate
 from actions.loggers import log_pictures
 from actions.resolve import Request
 from actions.results import measure, show_parameters
@@ -24,6 +25,7 @@ from dataset.option import bytes_of
 from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
 from model.task.frozen_prefix import FrozenPrefix
+from model.task.optimization import AUTO
 from model.task.row_cache import RowCache
 from model.task.start import StartElements
 
@@ -41,6 +43,8 @@ def start(request: Request, folder: Path) -> Experiment:
     experiment = build(request)
     say(f"run folder: {folder}")
     show_parameters(experiment, folder)
+    if experiment.options.optimization.learning_rate == AUTO:
+        experiment = with_best_rate(experiment, folder, _starting(experiment))
     if is_first_process():
         write_config(folder, request.action, experiment.options)
     return experiment

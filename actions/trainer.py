@@ -75,7 +75,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         max_steps=-1,  # StopAfter counts them
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module divides the rows itself
-        enable_checkpointing=bool(callbacks),
+        enable_checkpointing=any(isinstance(callback, RunCheckpoints) for callback in callbacks),
         enable_model_summary=False,
         inference_mode=experiment.task.sharding is None,  # weights that FSDP2 gathers in it could not be trained with
         default_root_dir=folder,

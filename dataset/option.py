@@ -54,6 +54,7 @@ class OptionInfo:
     help: str  # one line
     check: Check | None = None
     choices: tuple[str, ...] = ()  # the valid values, if they can be listed
+    words: tuple[str, ...] = ()  # valid values besides those of the type
     spellings: Mapping[str, str] = field(default_factory=dict)  # other spellings of choices, such as Lightning's
     refused: Mapping[str, str] = field(default_factory=dict)  # values that users may expect -> why they are no choices
     aliases: tuple[str, ...] = ()  # other flags, such as `--gpu`
@@ -69,7 +70,11 @@ class OptionInfo:
 
     @property
     def metavar(self) -> str:
-        return "{" + ",".join(self.choices) + "}" if self.choices else _TYPES[self.type][2]
+        return "{" + ",".join(self.choices) + "}" if self.choices else "|".join((_TYPES[self.type][2], *self.words))
+
+    @property
+    def expected(self) -> str:
+        return " or ".join((_TYPES[self.type][1], *self.words))
 
     def used_by(self, action: str) -> bool:
         return not self.actions or action in self.actions
@@ -80,21 +85,25 @@ class OptionInfo:
 
     def value_of(self, text: str) -> Any:
         """The value of a command-line argument that cannot be left open. Raises UserError as `from_text` does."""
+        if text in self.words:
+            return text
         try:
             value = self._parse(text)
         except (ValueError, KeyError):
-            raise UserError(f"{self.flag} {_shown(text)!r} can't be read", f"give {_TYPES[self.type][1]}") from None
+            raise UserError(f"{self.flag} {_shown(text)!r} can't be read", f"give {self.expected}") from None
         return self._checked(self.flag, value)
 
     def from_toml(self, key: str, value: Any) -> Any:
         """The value of a TOML key. Raises UserError if it has the wrong type or is out of range."""
         if isinstance(value, str) and self._is_none(value):
             return None
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.choices and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # precision = 32
-        accepted, wanted, _ = _TYPES[self.type]
+        accepted = _TYPES[self.type][0]
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
-            raise UserError(f"key '{key}' is {value!r}", f"give {wanted}")
+            raise UserError(f"key '{key}' is {value!r}", f"give {self.expected}")
         return self._checked(f"key '{key}':", value)
 
     def _parse(self, text: str) -> Any:
@@ -166,18 +175,17 @@ def options_of(options: type, heading: str, actions: tuple[str, ...] = ()) -> It
         if "group" in about:
             yield from options_of(about["group"], about["heading"], about["actions"])
         else:
-            kind, choices = _type(hints[declared.name])
-            more = {"actions": actions, "choices": choices, **about}
+            kind, choices, words = _type(hints[declared.name])
+            more = {"actions": actions, "choices": choices, "words": words, **about}
             yield OptionInfo(declared.name, kind, declared.default, heading, **more)
 
 
-def _type(hint: Any) -> tuple[Any, tuple[str, ...]]:
-    """(`OptionInfo.type`, the choices of a Literal) of a type hint."""
+def _type(hint: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """(`OptionInfo.type`, `choices`, `words`): a Literal alone gives choices, and one beside a type gives words."""
     alternatives = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
-    kinds = [kind for kind in alternatives if kind is not NoneType]
-    if get_origin(kinds[0]) is Literal:
-        return str, get_args(kinds[0])
-    return functools.reduce(operator.or_, kinds), ()
+    words = tuple(word for each in alternatives if get_origin(each) is Literal for word in get_args(each))
+    kinds = [kind for kind in alternatives if kind is not NoneType and get_origin(kind) is not Literal]
+    return (functools.reduce(operator.or_, kinds), (), words) if kinds else (str, words, ())
 
 
 def idle_with(name: str, *values: Any) -> Idle:

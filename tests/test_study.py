@@ -179,7 +179,9 @@ def test_halving_stops_the_worse_rates_early(tmp_path: Path, world: World, start
     path = write(tmp_path, world, text.replace("[options]", 'tuning = "halving"\n[options]'))
     study(path, tmp_path / "out")
     training = [command for command in start.commands if "imp-test" not in command]
-    assert [command[command.index("--stop-after") + 1] for command in training] == ["0.5"] * 4 + ["none"] * 2
+    assert [command[-2:] for command in training[:4]] == [["--stop-after", "0.5"]] * 4
+    assert len(training) == 6
+    assert all("--resume-training" in command and "--stop-after" not in command for command in training[4:])
     found = [row for row in rows(tmp_path / "out") if row["rows"] == "measuring"]
     assert [row["share"] for row in found] == ["0.5"] * 4 + ["1.0"] * 2
     best = next(row["learning_rate"] for row in found if row["share"] == "1.0" and row["arm"] == "adalora")

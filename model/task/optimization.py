@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from heterolora.search_space import SearchSpace
 
 
+AUTO = "auto"
+#: What `--learning-rate auto` tries: for adapters and a head, and for all weights of a plain model.
+RATES, RATES_OF_PLAIN = ((5e-5, 2e-4, 8e-4, 3.2e-3, 1.28e-2), (3e-6, 1.2e-5, 4.8e-5, 1.9e-4, 7.7e-4))
+
+
 @dataclass(frozen=True)
 class Optimization:
     """How the trained parameters are updated."""
 
     # fmt: off
     optimizer: Literal["adam", "adamw", "sgd"] = option("adamw", "optimizer", old_keys=("training_optimizer",))
-    learning_rate: float = option(5e-5, "peak learning rate", above(0))
+    learning_rate: float | Literal["auto"] = option(5e-5, "peak learning rate; auto: short trials choose it",
+        above(0))
     loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", above(0))
     weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", at_least(0))
     lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("none",

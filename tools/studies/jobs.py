@@ -52,11 +52,8 @@ class Job:
 
     def arguments(self, last: Path | None) -> tuple[str, ...]:
         """What follows `python`: of a new run, or to continue the run of the checkpoint `last`."""
-        if last is None:
-            stop = () if self.share == 1 else ("--stop-after", str(self.share))
-            return (*self.command, *self.options, *stop)
-        stop = "none" if self.share == 1 else str(self.share)
-        return (*self.command, "--resume-training", "--load", str(last), "--stop-after", stop)
+        start = self.options if last is None else ("--resume-training", "--load", str(last))
+        return (*self.command, *start, *(() if self.share == 1 else ("--stop-after", str(self.share))))
 
 
 @dataclass(frozen=True)
