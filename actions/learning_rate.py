@@ -43,8 +43,7 @@ def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callbac
     """
     task, whole = experiment.task, experiment.steps
     rates = RATES_OF_PLAIN if task.space is None else RATES
-    weights = dict(task.network.named_parameters(remove_duplicate=False))
-    before = {name: weights[name].detach().cpu().clone() for name in task.trained}
+    before = {name: value.detach().cpu().clone() for name, value in _trained(task).items()}
     longest = min(whole, max(_SHARE * whole, _FEWEST))
     trials: list[Trial] = []
     for share in shares(len(rates))[:-1]:
@@ -53,8 +52,8 @@ def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callbac
             options = _of_trial(experiment.options, rate, max(1, round(share * longest)), whole)
             losses[rate] = _trial(replace(experiment, options=options), folder, start)
             with torch.no_grad():
-                for name, value in before.items():
-                    weights[name].copy_(value)
+                for name, parameter in _trained(task).items():
+                    parameter.copy_(before[name])
             loss = losses[rate] if math.isfinite(losses[rate]) else None
             trials.append(Trial(rate, options.optimization.max_steps, loss))
             say(f"trial of learning rate {rate:g}, {trials[-1].steps} steps: validation loss {losses[rate]:.4f}")
@@ -65,6 +64,11 @@ def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callbac
         record_trials(folder, [asdict(trial) for trial in trials])
     say(f"learning rate: {rates[0]:g}")
     return _prepared(experiment, changed(experiment.options, {"learning_rate": rates[0]}))
+
+
+def _trained(task: FineTuning) -> dict[str, torch.Tensor]:
+    weights = dict(task.network.named_parameters(remove_duplicate=False))
+    return {name: weights[name] for name in task.trained}
 
 
 def _of_trial(options: Options, rate: float, steps: int, whole: float) -> Options:

@@ -5,6 +5,7 @@ STUDY.toml names the arms, the tasks, the budgets, the learning rates and the se
   parameters = [9216]                  # LoRA parameters of every arm
   seeds = [0, 1, 2, 3, 4]
   learning_rates = [1e-3, 2e-3, 4e-3]  # each arm gets the best of them, by rows that the measurement leaves out
+  tuning = "halving"                   # stop the worse rates early; by default "grid": train all of them completely
   measure = "accuracy"                 # or "loss"
   [options]                            # of every run, as in a --config file
   max_epochs = 4
