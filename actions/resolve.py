@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import model.family as families
+from actions.compatible import check_base, check_options
 from actions.console import set_log_level
-from actions.halving import check_optuna
 from actions.idle import idle_notes
-from actions.options import DYREALLOC, TEST, TRAIN, Options, changed, declared
+from actions.options import TEST, Options, changed, declared
 from actions.origin import Origin, load_type_of, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
@@ -23,13 +22,12 @@ from dataset import own, registry
 from dataset.option import flag_of
 from dataset.settings import OwnDataOptions
 from dataset.spec import DatasetSpec
-from heterolora import saliency
 from heterolora.config import ElementConfig, load
 from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 from model.reallocation.options import BUDGETS
-from model.task.optimization import AUTO, RATES, RATES_OF_PLAIN
+from model.task.optimization import AUTO
 
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource, Checkpoint, Record
@@ -91,9 +89,7 @@ def resolve(command: Command) -> Request:
     adapted = families.parse_model_name(options.model)
     configs = origin.configs(options.model)
     options, spec = _with_data(options)
-    _check_options(command.action, options, spec, adapted, given)
-    if options.optimization.learning_rate == AUTO:
-        _check_auto(command.action, options)
+    check_options(command.action, options, spec, adapted, given)
     notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded), *origin.notes)
     must_agree = given if origin.checkpoint is not None else configs
     if origin.checkpoint is None and adapted is not None:
@@ -102,10 +98,7 @@ def resolve(command: Command) -> Request:
     if base is None:
         options, base, more = with_base(options, adapted)
         notes = (*notes, *more)
-    if options.quantize is not None:
-        _check_quantizable(command.action, options, base)
-    if options.devices.shards is not None:
-        _check_sharding(options, adapted, base)
+    check_base(command.action, options, adapted, base)
     resumes = options.resume_training
     if resumes:
         options, more = _of_resumed_run(options, origin.checkpoint, command.on_command_line)
@@ -221,121 +214,6 @@ def _check_model_name(name: str) -> None:
     close = difflib.get_close_matches(name, families.model_names(), n=1, cutoff=0.75)
     if close or name.endswith(("_lora", "_ags")):
         raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
-
-
-def _check_options(
-    action: str, options: Options, spec: DatasetSpec, adapted: AdaptedName | None, given: Configs
-) -> None:
-    if adapted is not None:
-        adapted.family.check_task(spec.task)
-    if action in (TRAIN, DYREALLOC) and options.data.validation_share == 0:
-        raise UserError("--validation-share 0 leaves no rows to choose the best checkpoint by", "give a share above 0")
-    if options.loop.max_epochs == -1 and options.optimization.max_steps == -1:
-        raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
-    update = options.optimization
-    lowest = update.learning_rate
-    if lowest == AUTO:
-        lowest = min(RATES_OF_PLAIN if adapted is None else RATES)
-    if update.lr_scheduler == "cosine_annealing" and update.eta_min > lowest:
-        raise UserError(
-            f"--eta-min {update.eta_min:g} is above --learning-rate {lowest:g}",
-            f"give at most {lowest:g}, the rate that cosine_annealing starts from",
-        )
-    if options.data.packing and options.attention not in (None, "sdpa"):
-        raise UserError(f"--packing does not work with --attention {options.attention}", "use --attention sdpa")
-    if options.data.packing and options.cache_frozen_prefix:
-        raise UserError("--packing cannot be used with --cache-frozen-prefix", "leave one of them out")
-    if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise UserError("--attention flash_attention_2 needs flash-attn", "pip install flash-attn, or use sdpa")
-    if (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
-        _check_installed(f"--logger {logger}", logger, "use tensorboard or csv")
-    folder = options.cache_folder if options.cache_frozen_prefix else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
-    if options.run.lm_eval is not None:
-        if spec.task == "classification":
-            raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")
-        if options.devices.num_devices * options.devices.num_nodes > 1:
-            raise UserError("--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")
-        _check_installed("--lm-eval", "lm_eval", "leave it out")
-    if adapted is None:
-        unusable = [f"--{kind}-config is given" for kind in given]
-        if options.quantize is not None:
-            unusable.append(f"--quantize {options.quantize} is given")
-        if (ratio := options.optimization.loraplus_ratio) != 1:
-            unusable.append(f"--loraplus-ratio is {ratio:g}")
-        if options.lora_init != "kaiming":
-            unusable.append(f"--lora-init is {options.lora_init}")
-        if unusable:
-            raise UserError(
-                f"{unusable[0]}, but '{options.model}' is a plain model without LoRA",
-                "leave it out, or use a model such as opt_lora",
-            )
-    elif "shortcut" in given and not adapted.shortcuts:
-        raise UserError(
-            f"--shortcut-config is given, but '{options.model}' has no shortcuts",
-            f"leave it out, or use a model such as {options.model}_ags",
-        )
-
-
-def _check_auto(action: str, options: Options) -> None:
-    """Raise UserError if trials cannot choose the learning rate."""
-    if action == DYREALLOC:
-        found = "--learning-rate auto cannot be used with train-dyrealloc: its trials would not reallocate"
-        raise UserError(found, "give a number, such as the one that auto finds with train")
-    if action == TRAIN:
-        if options.optimization.optimizer == "sgd":
-            raise UserError("--learning-rate auto tries rates for adam and adamw, not for sgd", "give a number")
-        check_optuna("--learning-rate auto")
-
-
-def _check_installed(option: str, package: str, otherwise: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"{option} needs {package}", f"pip install {package}, or {otherwise}")
-
-
-def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
-    if not base.pretrained or base.state_file is not None:
-        raise UserError(
-            f"--quantize {options.quantize} needs pretrained weights in the library's own files",
-            "give --load with a hub name or folder, and --pretrained",
-        )
-    test = options.scoring.importance_test_name
-    if declared()["importance_test_name"].used_by(action) and saliency.get(test).needs_base_weights:
-        raise UserError(
-            f"{test} cannot be used with --quantize: it needs the weights of the base",
-            "use another --importance-test-name, such as grad_norm",
-        )
-
-
-def _check_sharding(options: Options, adapted: AdaptedName | None, base: BaseSource) -> None:
-    devices, sharded = options.devices, "--strategy fsdp"
-    if devices.shards == 1:
-        raise UserError(
-            f"{sharded} shards within a node, and --num-devices is 1",
-            f"give --shard-size {devices.world} to shard over the nodes, or more devices",
-        )
-    if devices.world % devices.shards:
-        sizes = [str(size) for size in range(2, devices.world + 1) if devices.world % size == 0]
-        raise UserError(
-            f"--shard-size {devices.shards} does not divide the {devices.world} devices", f"give {' or '.join(sizes)}"
-        )
-    if adapted is None and options.devices.precision in ("64", "16-mixed"):
-        raise UserError(
-            f"{sharded} cannot train a plain model with --precision {options.devices.precision}",
-            "use 32, bf16-mixed, or a -true kind",
-        )
-    if options.quantize == "int8":
-        raise UserError(
-            f"{sharded} cannot be used with --quantize int8, whose scales are no parameters", "use --quantize nf4"
-        )
-    if options.cache_frozen_prefix:  # a row may be in the cache of one process only, and all gather the blocks together
-        raise UserError(f"{sharded} cannot be used with --cache-frozen-prefix", "leave one of them out")
-    if adapted is not None and (not base.pretrained or base.state_file is not None):
-        raise UserError(
-            f"{sharded} needs pretrained weights in the library's own files, of which each process reads its share",
-            "give --load with a hub name or folder, and --pretrained",
-        )
 
 
 # ---- configurations
