@@ -328,5 +328,5 @@ def test_one_cache_for_all_runs_of_a_real_data_set():
     encoded = data.encoded(data.splits.train)
     other = replace(data.options, batch_size=2)
     again = TextDataModule(data.spec, other, seed=9)
-    again.attach(data._tokenizer, 512)
+    again.attach(data.tokenizer, 512)
     assert again.encoded(again.splits.train).cache_files == encoded.cache_files != []
