@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from actions.halving import check_optuna
-from actions.options import DYREALLOC, TRAIN, Options, declared
+from actions.options import DYREALLOC, FSDP, TRAIN, Options, declared
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.element import Kind
@@ -59,7 +59,7 @@ def check_options(
             raise UserError("--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")
         _check_installed("--lm-eval", "lm_eval", "leave it out")
     if update.learning_rate == AUTO:
-        _check_auto(action, options)
+        _check_auto(action, options, plain=adapted is None)
     if adapted is None:
         unusable = [f"--{kind}-config is given" for kind in given]
         if options.quantize is not None:
@@ -80,7 +80,7 @@ def check_options(
         )
 
 
-def _check_auto(action: str, options: Options) -> None:
+def _check_auto(action: str, options: Options, plain: bool) -> None:
     """Raise UserError if trials cannot choose the learning rate."""
     if action == DYREALLOC:
         found = "--learning-rate auto cannot be used with train-dyrealloc: its trials would not reallocate"
@@ -88,6 +88,10 @@ def _check_auto(action: str, options: Options) -> None:
     if action == TRAIN:
         if options.optimization.optimizer == "sgd":
             raise UserError("--learning-rate auto tries rates for adam and adamw, not for sgd", "give a number")
+        if plain and options.devices.strategy == FSDP:  # after a trial the weights are put back, which are parts then
+            raise UserError(
+                "--learning-rate auto cannot be used with --strategy fsdp of a plain model", "give a number"
+            )
         check_optuna("--learning-rate auto")
 
 
