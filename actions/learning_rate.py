@@ -19,6 +19,7 @@ from actions.run_folder import record_trials
 from actions.trainer import build_trainer
 from heterolora.distributed import sum_over_ranks
 from heterolora.errors import UserError
+from model.sharding import put
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import RATES, RATES_OF_PLAIN
 
@@ -51,9 +52,8 @@ def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callbac
         for rate in rates:
             options = _of_trial(experiment.options, rate, max(1, round(share * longest)), whole)
             losses[rate] = _trial(replace(experiment, options=options), folder, start)
-            with torch.no_grad():
-                for name, parameter in _trained(task).items():
-                    parameter.copy_(before[name])
+            for name, parameter in _trained(task).items():
+                put(parameter, before[name])
             loss = losses[rate] if math.isfinite(losses[rate]) else None
             trials.append(Trial(rate, options.optimization.max_steps, loss))
             say(f"trial of learning rate {rate:g}, {trials[-1].steps} steps: validation loss {losses[rate]:.4f}")
@@ -115,11 +115,10 @@ class _Judge(pl.Callback):
         pl_module.eval()
         for batch in itertools.islice(trainer.datamodule.val_dataloader()[0], _BATCHES):
             on_device = trainer.strategy.batch_to_device(batch)
-            if not bool((on_device["weight"] > 0).any()):  # a process without rows of the last batch has a filler row
-                continue
             with trainer.precision_plugin.forward_context():
-                found = pl_module.loss(on_device)
-            sums += torch.stack([found.total.double(), found.count.double()])
+                found = pl_module.loss(on_device)  # also of a filler: a sharded base needs a pass of every process
+            if bool((on_device["weight"] > 0).any()):  # a process without rows of the last batch has a filler row
+                sums += torch.stack([found.total.double(), found.count.double()])
         pl_module.train()
         total, count = sum_over_ranks(sums).tolist()
         self.loss = total / count

@@ -54,7 +54,8 @@ def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, dev
     for module in (*_blocks(network, space), network):  # what is outside the blocks, tied weights included, comes last
         if sharding.dtype is not None:
             _cast(module, sharding.dtype, kept)
-        fully_shard(module, mesh=mesh, ignored_params=kept)
+        # What is outside the blocks stays gathered after a pass: losses are computed with the head's weight then.
+        fully_shard(module, mesh=mesh, ignored_params=kept, reshard_after_forward=module is not network)
 
 
 def _blocks(network: nn.Module, space: SearchSpace | None) -> Iterable[nn.Module]:
