@@ -36,7 +36,10 @@ class SeedEachBatch(pl.Callback):
     ) -> None:
         sequence = np.random.SeedSequence([self.seed, trainer.global_rank, trainer.current_epoch, batch_idx])
         for_torch, for_python, for_numpy = (int(state) for state in sequence.generate_state(3))
-        torch.manual_seed(for_torch)
+        # `torch.manual_seed` looks for every kind of device, which takes longer than a small layer.
+        torch.default_generator.manual_seed(for_torch)
+        if (device := trainer.strategy.root_device).type != "cpu":
+            torch.get_device_module(device).manual_seed(for_torch)
         random.seed(for_python)
         np.random.seed(for_numpy)
 
@@ -139,10 +142,16 @@ class EndTogether(pl.Callback):
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar without the logger's version, and with a line for scoring."""
+    """Lightning's progress bar without the logger's version, with the training loss, and with a line for scoring.
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+    The loss is read here, because `log` would take milliseconds in every step.
+    """
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: FineTuning) -> dict[str, Any]:
+        figures = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if trainer.state.fn == "fit" and trainer.global_step > 0:
+            figures = {"train/loss": float(pl_module.global_loss), **figures}
+        return figures
 
     def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:
         """Yields the items, and counts them on a separate line below the training progress."""

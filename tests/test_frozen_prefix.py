@@ -15,7 +15,7 @@ from model.task.frozen_prefix import FrozenPrefix
 from model.task.row_cache import RowCache
 from tests.adapted import VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
 from tests.tiny import tiny_batch
-from tests.world import World, model_folder, run, weights
+from tests.world import World, model_folder, run, run_apart, weights
 
 LAYERS = 4
 ROOM = 10**8
@@ -129,12 +129,16 @@ class Deep:
     world: World
     folder: Path
 
-    def trained(self, action: str, project: str, *more: object) -> dict[str, torch.Tensor]:
-        """The weights at the end of a run of two epochs."""
+    def command(self, action: str, project: str, *more: object) -> tuple[object, ...]:
+        """A run of two epochs."""
         model = (action, "roberta_lora", *self.world.training()[2:], "--load", self.folder / "base")
         place = ("--lora-config", self.folder / "upper.toml", "--project-dir", self.folder, "--project", project)
         options = ("--max-epochs", 2, "--optimizer", "sgd", "--learning-rate", 0.05)
-        assert run(*model, *place, *options, *more) == 0
+        return (*model, *place, *options, *more)
+
+    def trained(self, action: str, project: str, *more: object) -> dict[str, torch.Tensor]:
+        """The weights at the end of the run."""
+        assert run(*self.command(action, project, *more)) == 0
         return weights(self.checkpoint(project))
 
     def checkpoint(self, project: str) -> Path:
@@ -152,6 +156,7 @@ def deep(world: World, tmp_path_factory: pytest.TempPathFactory) -> Deep:
         off = layer < 2 or name not in ("v_proj", "w1")
         lines += [f"[model_layer_{layer}.{name}]", f"disable_adapter = {str(off).lower()}"]
     (folder / "upper.toml").write_text("\n".join(lines) + "\n")
+    (folder / "no-dropout.toml").write_text("\n".join(lines).replace("0.1", "0.0") + "\n")
     return Deep(world, folder)
 
 
@@ -173,6 +178,15 @@ def test_what_is_kept_changes_no_weight(deep: Deep, tmp_path: Path, capsys) -> N
     assert "--cache-limit 2KiB is full with" in capsys.readouterr().out
     assert run("train", "--load", deep.checkpoint("partly"), "--resume-training", "--max-epochs", 2) == 0
     torch.testing.assert_close(weights(deep.checkpoint("partly")), in_file, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_keeps_the_rows_that_it_sees(deep: Deep) -> None:
+    lora = ("--lora-config", deep.folder / "no-dropout.toml")
+    one = deep.trained("train", "one", CACHE, *lora)
+    finished = run_apart(*deep.command("train", "two", CACHE, *lora, "--batch-size", 2, "--num-devices", 2))
+    assert finished.returncode == 0, finished.stderr
+    torch.testing.assert_close(weights(deep.checkpoint("two")), one, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

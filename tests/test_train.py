@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import toml
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from actions.callbacks import Progress, SeedEachBatch
+from actions.experiment import build
+from actions.parse import parse
+from actions.resolve import resolve
 from tests.world import (
     World,
+    command,
     main,
     metrics_of,
     model_folder,
@@ -227,3 +235,32 @@ def test_csv_curves(world: World, tmp_path: Path) -> None:
     rows = (tmp_path / "curves" / "logs" / "metrics.csv").read_text().splitlines()
     assert {"train/loss", "validation/accuracy", "validation/loss"} <= set(rows[0].split(","))
     assert len(rows) > 10
+
+
+def test_the_progress_bar_shows_the_loss_without_logging_it(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning's `log` takes milliseconds in every step."""
+    logged: set[str] = set()
+
+    class Logged(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            logged.update(trainer.callback_metrics)
+            shown.update(trainer.progress_bar_callback.get_metrics(trainer, pl_module))
+
+    shown: dict[str, float] = {}
+    experiment = build(resolve(parse(command(*world.training("--max-steps", 2)))))
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, callbacks=[Progress(), Logged()],
+        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(experiment.task, datamodule=experiment.data)
+    assert "train/loss" not in logged
+    assert shown["train/loss"] == float(experiment.task.global_loss) > 0
+
+
+def test_a_batch_has_the_random_numbers_of_its_seed() -> None:
+    trainer = SimpleNamespace(global_rank=0, current_epoch=1, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    with torch.random.fork_rng():
+        SeedEachBatch(3).on_train_batch_start(trainer, None, None, 2)
+        drawn = torch.rand(4)
+        torch.manual_seed(int(np.random.SeedSequence([3, 0, 1, 2]).generate_state(3)[0]))
+        assert torch.equal(drawn, torch.rand(4))

@@ -133,7 +133,6 @@ class FineTuning(pl.LightningModule, ABC):
         # Lightning divides each loss by the number of batches of a full window.
         divided_by, averaged = self.trainer.accumulate_grad_batches, self._averages_gradients()
         self.global_loss = self.window.finish(self.trainer.optimizers[0], divided_by, averaged)
-        self.log("train/loss", self.global_loss, prog_bar=True, logger=False)
 
     def _averages_gradients(self) -> bool:
         """Returns whether the backward pass averages gradients over processes."""
