@@ -79,6 +79,14 @@ def test_a_frozen_prefix_is_compared(capsys):
         assert variant in said
 
 
+@pytest.mark.slow
+def test_memory_and_time_of_a_sharded_base(capsys):
+    said = report(capsys, "sharding", *TINY, "--rounds", "2", "--processes", "2")
+    assert "replicated" in said
+    assert "sharded" in said
+    assert "bit for bit equal in 2 of 2 cases" in said
+
+
 def test_padding_is_counted(capsys, tmp_path):
     """Rows of 1 to 6 times the same sentence pair, in batches of two."""
     lines = "".join(

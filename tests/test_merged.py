@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +30,10 @@ from model.merge import in_numbers, unwrap
 from tests.adapted import CASES, Adapted, adapted, lora_config, put_into, shortcut_config
 from tests.test_peft_in import trained_by_peft
 from tests.tiny import tiny_batch
+from tests.together import together
 from tests.world import World, command, model_folder, run, text_folder, write_lora
 from tools import export
+from tools.benchmarks.sharding import Peak
 
 AUTO = {"classification": AutoModelForSequenceClassification, "causal_language_modeling": AutoModelForCausalLM}
 
@@ -137,6 +141,13 @@ def exported(result: Path, output: Path, *more: str) -> None:
     export.main([str(result), "--format", "merged", "--output", str(output), *more])
 
 
+def own_memory_of(function: Callable[..., None], *arguments: Any) -> int:
+    """The peak of the bytes that this process has for itself, beyond those before; mapped files do not count."""
+    with Peak(torch.device("cpu")) as peak:
+        function(*arguments)
+        return peak.take()
+
+
 def trained(result: Path, *more: object) -> PreTrainedModel:
     """The model of a checkpoint, as the program runs it."""
     return build(resolve(parse(command("test", "--load", result, *more)))).task.network
@@ -183,6 +194,17 @@ class TestTool:
         network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
         ours = trained(lora_run / "checkpoints" / "best.ckpt")
         torch.testing.assert_close(logits(network), logits(ours), atol=1e-4, rtol=0)
+
+    @pytest.mark.slow
+    def test_the_memory_does_not_grow_with_the_base(self, world: World, tmp_path: Path) -> None:
+        """A base of 100 MB, of which the largest matrix has 4 MB."""
+        wide = {"hidden_size": 512, "ffn_dim": 2048, "word_embed_proj_dim": 512, "num_hidden_layers": 8}
+        base = model_folder(tmp_path / "base", **wide)
+        place = ("--project-dir", tmp_path, "--project", "run", "--limit-test-batches", 1, "--limit-val-batches", 1)
+        assert run(*world.training("--load", base, "--max-steps", 1, *place)) == 0
+        (peak,) = together(1, own_memory_of, exported, tmp_path / "run", tmp_path / "merged")
+        assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 95e6
+        assert peak < 60e6
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_a_16_bit_base_stays_one(

@@ -165,6 +165,7 @@ class TestTwoProcesses:
 SHORT = ("--max-token-len", 8)
 FAMILIES = {
     "roberta-ags": ("roberta", "sst2", ("--gradient-clip-val", 0.5)),
+    "roberta-auto": ("roberta", "sst2", ("--learning-rate", "auto", "--limit-train-batches", 4)),
     "gemma-bf16": (
         "gemma",
         "wikitext2",
