@@ -23,8 +23,8 @@ from heterolora.outside import reading
 def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]:
     """The logger of `--logger`, which writes into the run folder. The options are logged.
 
-    A resumed run has done `done` optimizer steps. Points of later steps are removed from files of TensorBoard and CSV; a
-    tracker keeps them. Raises UserError if a tracker can't be reached.
+    A resumed run has done `done` optimizer steps. Points of later steps are removed from the files of TensorBoard and
+    CSV; a tracker keeps them. Raises UserError if a tracker can't be reached.
     """
     name = options.run.logger
     if name == "none":

@@ -22,7 +22,8 @@
     dropout = 0.0
 
 `use_rslora` of an element and `renormalize` at the top are written only if they are true. An element has `by_rank`, the
-list of the scores of its ranks, if the heuristic gives them.
+list of the scores of its ranks, if the heuristic gives them. `halves` of an element is the list of its scores from each
+half of the batches, and `stability` at the top is their rank correlation.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Scores:
         batches: number of scoring batches, over all processes.
         batch_size: rows of a scoring batch.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
+        stability: Spearman's rank correlation of the scores from two halves of the batches, if it is known.
     """
 
     scored: tuple[Scored, ...]
@@ -66,6 +68,7 @@ class Scores:
     batch_size: int = 1
     seed: int = 0
     renormalize: bool = False
+    stability: float | None = None
 
     @property
     def has_shortcuts(self) -> bool:
@@ -84,12 +87,18 @@ _BY_RANK = Field(
     "a list of finite numbers, 0 or more, each at most as large as the one before",
     required=False,
 )
+_HALVES = Field(
+    lambda given: isinstance(given, list) and len(given) == 2 and all(map(_SCORE.valid, given)),
+    "a list of two finite numbers, 0 or more",
+    required=False,
+)
 _TOP: Mapping[str, Field] = {
     **dict.fromkeys(("task", "dataset", "model", "load", "importance_test_name"), TEXT),
     "batches": whole_number(0),
     "batch_size": whole_number(1),
     "seed": whole_number(0),
     "renormalize": _OPTIONAL,
+    "stability": replace(number(lambda value: -1 <= value <= 1, "a number from -1 to 1"), required=False),
 }
 _ELEMENT: Mapping[str, Field] = {
     "score": _SCORE,
@@ -102,6 +111,7 @@ _ELEMENT: Mapping[str, Field] = {
     "dropout": PROBABILITY,
     "use_rslora": _OPTIONAL,
     "by_rank": _BY_RANK,
+    "halves": _HALVES,
 }
 _TABLES = "a table [layer_<i>.<name>]"
 _EXPECTED = "expected a scores file, as imp-test writes it"
@@ -126,7 +136,8 @@ def read(path: str | Path) -> Scores:
 
 def write(path: str | Path, scores: Scores) -> None:
     """Write a scores file; `read` returns equal scores. Raises UserError if a score is not finite, or writing fails."""
-    document = {key: getattr(scores, key) for key in _TOP if key != "renormalize" or scores.renormalize}
+    top = {key: getattr(scores, key) for key in _TOP}
+    document: dict[str, Any] = {key: value for key, value in top.items() if value is not None and value is not False}
     for item in scores.scored:
         element, settings = item.element, item.element.settings
         if not math.isfinite(item.score):
@@ -142,7 +153,7 @@ def write(path: str | Path, scores: Scores) -> None:
             "dropout": settings.dropout,
         }
         values |= {"use_rslora": True} if settings.use_rslora else {}
-        values |= {"by_rank": list(item.by_rank)} if item.by_rank else {}
+        values |= {key: list(found) for key in ("by_rank", "halves") if (found := getattr(item, key))}
         document.setdefault(f"layer_{element.layer}", {})[element.name] = values
     write_text(path, to_toml(document))
 
@@ -158,7 +169,8 @@ def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Score
         raise UserError(f"{where} has no previous block", "shortcut2 starts in the previous block; block 0 has none")
     settings = Settings(found["r"], float(found["alpha"]), float(found["dropout"]), found.get("use_rslora", False))
     element = Element(layer, name, kind, found["module"], found["in"], found["out"], settings)
-    return Scored(element, float(found["score"]), tuple(map(float, found.get("by_rank", ()))))
+    lists = (tuple(map(float, found.get(key, ()))) for key in ("by_rank", "halves"))
+    return Scored(element, float(found["score"]), *lists)
 
 
 def _table(where: str, values: Any) -> Mapping[str, Any]:

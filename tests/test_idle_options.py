@@ -45,7 +45,7 @@ CHANGED = {  # option -> another value, for the command line
     "log_every_n_steps": "1", "accelerator": "auto", "num_devices": "2", "num_nodes": "2", "strategy": "ddp",
     "precision": "bf16-mixed", "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
-    "lm_eval": "hellaswag", "lora_init": "orthogonal", "budget_parameters": "800",
+    "lm_eval": "hellaswag", "imp_halves": "false", "lora_init": "orthogonal", "budget_parameters": "800",
 }  # fmt: skip
 FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config")  # their values are paths
 

@@ -93,6 +93,7 @@ class Commands:
             {"granularity": "network", "default": settings | ({"use_rslora": True} if arm.use_rslora else {})},
         )
         chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
+        chosen["imp_halves"] = False  # the study compares results over seeds
         return Job(name, self._main(IMP_TEST, name, case, chosen), self.runs / name / SCORES)
 
     def _seed(self, case: Case) -> int:
