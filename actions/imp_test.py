@@ -15,14 +15,16 @@ from rich.progress import track
 from rich.table import Table
 
 from actions.agreement import check_agreement
+from actions.choice import degenerate, with_cost
 from actions.console import is_first_process, note, say
 from actions.endings import end_with_this_process
 from actions.experiment import Experiment, build
 from actions.loggers import build_loggers, log_pictures
 from actions.options import Options
-from actions.pictures import heat_map
+from actions.pictures import heat_map, scatter
 from actions.resolve import Request
 from actions.run_folder import CONFIG, SCORES, open_run, write_config
+from actions.stability import in_words, rank_correlation, with_halves
 from actions.trainer import check_devices
 from dataset.module import TextDataModule
 from heterolora import saliency, scores
@@ -36,7 +38,7 @@ from heterolora.scores import Scores
 from model.task.scoring import batch_count, scoring_problem
 from model.task.timing import measured
 
-PICTURE = "scores.png"
+PICTURE, STABILITY_PICTURE = "scores.png", "stability.png"
 SHOWN = 10  # elements in the table
 
 
@@ -112,6 +114,9 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     start = time.perf_counter()
     items = scored(heuristic.name, problem, warm_up)
     seconds = time.perf_counter() - start
+    count = batch_count(limit, data.scoring_batch_count)[0]
+    if options.imp_halves and "batches" not in heuristic.ignores and count >= 2 * fabric.world_size:
+        items = with_halves(heuristic.name, items, problem, warm_up)
     (first,) = data.scoring_batches(1)
     step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))
     found = Scores(
@@ -121,11 +126,12 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
         dataset=experiment.options.dataset,
         model=experiment.options.model,
         load=task.record.base.name,
-        batches=batch_count(limit, data.scoring_batch_count)[0],
+        batches=count,
         batch_size=experiment.options.data.batch_size,
         seed=experiment.options.seed,
         renormalize=task.record.renormalizes,
         step_time=step_time,
+        stability=rank_correlation(items),
     )
     return found, seconds
 
@@ -151,12 +157,24 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
         label=test,
         mark=f"on at {' '.join(options.reallocation.budget_flags)}",
     )
-    log_pictures(build_loggers(options, folder), [folder / PICTURE])
+    pictures = [folder / PICTURE]
+    if found.stability is not None:
+        points = {item.element: item.halves for item in scored}
+        title = f"{test}: two halves of the batches, rank correlation {found.stability:.2f}"
+        scatter(folder / STABILITY_PICTURE, points, title, on)
+        pictures.append(folder / STABILITY_PICTURE)
+    log_pictures(build_loggers(options, folder), pictures)
     say(_table(scored, on))
     values = {item.element.key: item.score for item in scored}
     why = why_all_equal(test, values) or _ties(scored, on, mode, options.reallocation.budget)
     if why is not None:
         note(why)
+    if found.stability is not None:
+        say(in_words(found.stability))
+    elements = [item.element for item in scored]
+    say(f"at this budget: {with_cost(elements, [element for element in elements if element.key in on])}")
+    if (warning := degenerate(elements, on)) is not None:
+        note(warning)
 
 
 def _table(scored: Sequence[Scored], on: frozenset[str]) -> Table:

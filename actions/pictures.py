@@ -81,6 +81,27 @@ def heat_map(
         figure.savefig(unfinished, dpi=130)
 
 
+def scatter(path: Path, points: Mapping[Place, tuple[float, ...]], title: str, marked: Collection[str]) -> None:
+    """Draw two values of every place against each other; `marked` are the keys of the places that are on."""
+    values = [value for point in points.values() for value in point]
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    axes = figure.subplots()
+    for label, colour in (("off", "#8a8f98"), ("on", MARK)):
+        pairs = [point for place, point in points.items() if (place.key in marked) == (label == "on")]
+        if pairs:
+            axes.scatter(*zip(*pairs, strict=True), s=22, color=colour, label=label)
+    if min(values) > 0 and max(values) / min(values) > WIDE_SPAN:
+        axes.set(xscale="log", yscale="log")
+    axes.plot((min(values), max(values)), (min(values), max(values)), color=OFF, zorder=0)  # equal scores
+    axes.set_xlabel("score from every second batch")
+    axes.set_ylabel("score from the other batches")
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=130)
+
+
 def _norm(grid: np.ndarray) -> Normalize:
     """Linear from 0, or logarithmic if small values would have the same colour."""
     positive = grid[grid > 0]  # NaN is not

@@ -37,6 +37,8 @@ _FINITE = number(lambda value: abs(value) < 1e300, "a number")
 _METRICS = Field(
     _table_of(_table_of(lambda value: value is None or _FINITE.valid(value))), "for each split a number for each metric"
 )
+_RESOURCES = Field(_table_of(lambda value: value is None or _FINITE.valid(value)), "a number for each resource")
+_WRITTEN = "expected the file that the run wrote"
 _VERSIONS = Field(_table_of(TEXT.valid), "a version for each package")
 
 
@@ -48,9 +50,17 @@ def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict
     path = folder / METRICS
     if not path.is_file():
         return {}, {}
-    values = read_json(path, "the metrics file", "expected the file that the run wrote")
+    values = read_json(path, "the metrics file", _WRITTEN)
     metrics = _METRICS.check(str(path), "metrics", values.get("metrics", {}))
     return metrics, _VERSIONS.check(str(path), "versions", values.get("versions", {}))
+
+
+def read_resources(folder: Path) -> dict[str, float]:
+    """What training took, as `metrics.json` has it: seconds and bytes. Empty if it is not known."""
+    path = folder / METRICS
+    values = read_json(path, "the metrics file", _WRITTEN).get("resources", {}) if path.is_file() else {}
+    found = _RESOURCES.check(str(path), "resources", values)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def show_parameters(experiment: Experiment, folder: Path) -> None:

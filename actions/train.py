@@ -19,11 +19,12 @@ from actions.learning_rate import with_best_rate
 from actions.loggers import log_pictures
 from actions.resolve import Request
 from actions.results import measure, show_parameters
-from actions.run_folder import ADAPTER, Run, open_run, write_config
+from actions.run_folder import ADAPTER, PARAMETERS, Run, open_run, write_config, write_json
 from actions.trainer import build_trainer, check_devices, training_callbacks
 from dataset.option import bytes_of
 from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
+from model.parameters import count
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import AUTO
 from model.task.row_cache import RowCache
@@ -96,6 +97,8 @@ def _frozen_prefix(experiment: Experiment) -> FrozenPrefix | None:
 
 
 def finish(experiment: Experiment, folder: Path) -> None:
-    """Export the result, and log its pictures."""
+    """Export the result, write how many parameters it trains, and log its pictures."""
+    if is_first_process():  # a search began with other elements on
+        write_json(folder / PARAMETERS, count(experiment.task.network, experiment.task.space).as_dict())
     export_run(experiment, folder)
     log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))

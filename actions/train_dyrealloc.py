@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from actions import train
+from actions.choice import degenerate, never_changed, with_cost
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
 from actions.imp_test import check_scoring, scoring_batches
@@ -57,6 +58,12 @@ def run(request: Request) -> None:
         train.finish(experiment, folder)
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
+    on = [low_rank.element for low_rank in experiment.task.space.on()]
+    keys, elements = {element.key for element in on}, experiment.task.space.elements
+    say(f"the result: {with_cost(elements, on)}")
+    for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
+        if warning is not None:
+            note(warning)
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
 
 

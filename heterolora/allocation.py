@@ -23,11 +23,13 @@ class Scored:
     Attributes:
         by_rank: the scores of its first rank, its second, …, which never rise; empty if the heuristic does not give
             any. Their sum is the score.
+        halves: the scores from each half of the scoring batches; empty if they were not computed.
     """
 
     element: Element
     score: float
     by_rank: tuple[float, ...] = ()
+    halves: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@
 
 The table `[step_time]` has the constants of `heterolora.step_time.StepTime`; older files have none.
 `use_rslora` of an element and `renormalize` at the top are written only if they are true. An element has `by_rank`, the
-list of the scores of its ranks, if the heuristic gives them.
+list of the scores of its ranks, if the heuristic gives them. `halves` of an element is the list of its scores from each
+half of the batches, and `stability` at the top is their rank correlation.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Scores:
         batch_size: rows of a scoring batch.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
         step_time: what a training step takes, as it was measured. Scores that differ only in it are equal.
+        stability: Spearman's rank correlation of the scores from two halves of the batches, if it is known.
     """
 
     scored: tuple[Scored, ...]
@@ -70,6 +72,7 @@ class Scores:
     seed: int = 0
     renormalize: bool = False
     step_time: StepTime | None = field(default=None, compare=False)
+    stability: float | None = None
 
     @property
     def has_shortcuts(self) -> bool:
@@ -88,12 +91,18 @@ _BY_RANK = Field(
     "a list of finite numbers, 0 or more, each at most as large as the one before",
     required=False,
 )
+_HALVES = Field(
+    lambda given: isinstance(given, list) and len(given) == 2 and all(map(_SCORE.valid, given)),
+    "a list of two finite numbers, 0 or more",
+    required=False,
+)
 _TOP: Mapping[str, Field] = {
     **dict.fromkeys(("task", "dataset", "model", "load", "importance_test_name"), TEXT),
     "batches": whole_number(0),
     "batch_size": whole_number(1),
     "seed": whole_number(0),
     "renormalize": _OPTIONAL,
+    "stability": replace(number(lambda value: -1 <= value <= 1, "a number from -1 to 1"), required=False),
 }
 _SECONDS = number(lambda value: value >= 0, "seconds, 0 or more")
 _STEP_TIME: Mapping[str, Field] = {
@@ -111,6 +120,7 @@ _ELEMENT: Mapping[str, Field] = {
     "dropout": PROBABILITY,
     "use_rslora": _OPTIONAL,
     "by_rank": _BY_RANK,
+    "halves": _HALVES,
 }
 _TABLES = "a table [layer_<i>.<name>]"
 _EXPECTED = "expected a scores file, as imp-test writes it"
@@ -135,7 +145,8 @@ def read(path: str | Path) -> Scores:
 
 def write(path: str | Path, scores: Scores) -> None:
     """Write a scores file; `read` returns equal scores. Raises UserError if a score is not finite, or writing fails."""
-    document = {key: getattr(scores, key) for key in _TOP if key != "renormalize" or scores.renormalize}
+    top = {key: getattr(scores, key) for key in _TOP}
+    document: dict[str, Any] = {key: value for key, value in top.items() if value is not None and value is not False}
     if scores.step_time is not None:
         document["step_time"] = asdict(scores.step_time)
     for item in scores.scored:
@@ -153,7 +164,7 @@ def write(path: str | Path, scores: Scores) -> None:
             "dropout": settings.dropout,
         }
         values |= {"use_rslora": True} if settings.use_rslora else {}
-        values |= {"by_rank": list(item.by_rank)} if item.by_rank else {}
+        values |= {key: list(found) for key in ("by_rank", "halves") if (found := getattr(item, key))}
         document.setdefault(f"layer_{element.layer}", {})[element.name] = values
     write_text(path, to_toml(document))
 
@@ -179,7 +190,8 @@ def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Score
         raise UserError(f"{where} has no previous block", "shortcut2 starts in the previous block; block 0 has none")
     settings = Settings(found["r"], float(found["alpha"]), float(found["dropout"]), found.get("use_rslora", False))
     element = Element(layer, name, kind, found["module"], found["in"], found["out"], settings)
-    return Scored(element, float(found["score"]), tuple(map(float, found.get("by_rank", ()))))
+    lists = (tuple(map(float, found.get(key, ()))) for key in ("by_rank", "halves"))
+    return Scored(element, float(found["score"]), *lists)
 
 
 def _table(where: str, values: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback
+from scipy.stats import spearmanr
 
 from actions import imp_test, train
 from actions.parse import parse
@@ -61,7 +62,7 @@ def ags(world: World) -> Scores:
 
 class TestFiles:
     def test_the_run_folder(self, world: World, ags: Scores) -> None:
-        expected = {"config.toml", "scores.toml", "scores.png", *OF_EACH_RUN}
+        expected = {"config.toml", "scores.toml", "scores.png", "stability.png", *OF_EACH_RUN}
         assert {path.name for path in (world.runs / "ags").iterdir()} == expected
         assert (world.runs / "ags" / "scores.png").read_bytes().startswith(b"\x89PNG")
 
@@ -77,6 +78,23 @@ class TestFiles:
         last = elements[-1]
         assert (last.key, last.kind, last.module) == ("layer_1.shortcut2", "shortcut", "model.decoder.layers.1")
         assert all(math.isfinite(value) and value > 0 for value in values(ags).values())
+
+    def test_two_halves(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+        """Each half has the scores of its batches alone, and the correlation is printed, stored and drawn."""
+        found = scored(world, "halves", "--imp-limit-test-batches", 2)
+        said = capsys.readouterr().out
+        expected = spearmanr(*zip(*(item.halves for item in found.scored), strict=True)).statistic
+        assert found.stability == pytest.approx(expected)
+        words = f"the scores of two halves of the batches have rank correlation {found.stability:.2f}"
+        assert words in " ".join(said.split())
+        assert (world.runs / "halves" / "stability.png").read_bytes().startswith(b"\x89PNG")
+        assert "at this budget: " in said
+        first = scored(world, "first", "--imp-limit-test-batches", 1)
+        assert {item.element.key: item.halves[0] for item in found.scored} == pytest.approx(values(first))
+        assert (first.stability, {item.halves for item in first.scored}) == (None, {()}), "one batch has no halves"
+        whole = scored(world, "whole", "--imp-limit-test-batches", 2, "--imp-halves", "false")
+        assert values(whole) == values(found)
+        assert (whole.stability, {item.halves for item in whole.scored}) == (None, {()})
 
     def test_the_configuration_repeats_the_run(self, world: World, ags: Scores) -> None:
         assert run("imp-test", "--config", world.runs / "ags" / "config.toml") == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
+from actions.run_folder import METRICS, write_json
 from heterolora.element import Place
 from heterolora.errors import UserError
 from tests import chromium
@@ -23,6 +24,7 @@ from tests.run_folders import (
     write_csv,
     write_history,
     write_metrics,
+    write_result,
     write_tensorboard,
 )
 from tests.world import ROOT, World
@@ -143,6 +145,17 @@ class TestOneRun:
         assert not page.all("td", class_="best"), "there is nothing to compare"
         assert [card.all("b")[0].text for card in page.all("div", class_="card")] == ["0.8200", "12,288"]
 
+    def test_the_headline_is_the_metric_that_selected(self, tmp_path: Path) -> None:
+        """CoLA is selected by Matthews' correlation, although accuracy is measured first."""
+        folder = trained_run(tmp_path / "first", dataset="cola", logger="none")
+        write_metrics(folder, validation={"loss": 0.6, "accuracy": 0.69, "matthews": 0.0})
+        card = report(tmp_path, folder).all("div", class_="card")[0]
+        assert card.text == "0.0000matthewson validation, of the best checkpoint"
+
+    def test_a_constant_curve_has_one_tick(self) -> None:
+        axis = line_chart([Line("run", "#000000", [(0, 0.5), (1, 0.5)])], "step").to_dict()["layout"]["yaxis"]
+        assert (axis["tickvals"], axis["ticktext"]) == ([0.5], ["0.5"])
+
     def test_its_curves(self, tmp_path: Path) -> None:
         page = report(tmp_path, trained_run(tmp_path / "first", logger="csv"))
         names = [figure.all("figcaption")[0].text for figure in page.all("figure")]
@@ -234,6 +247,48 @@ class TestSideBySide:
         (row,) = comparison(read_runs(three))["validation"]
         assert not any(cell.best for cell in row.cells)
 
+    def test_the_best_is_marked_among_runs_of_one_task(self, three: list[Path]) -> None:
+        (three[1] / "config.toml").unlink()
+        trained_run(three[1], dataset="cola", logger="none")
+        for folder, accuracy in zip(three, (0.6, 0.9, 0.5), strict=True):
+            write_metrics(folder, validation={"accuracy": accuracy})
+        figures = comparison(read_runs(three))
+        assert [cell.best for cell in figures["validation"][0].cells] == [True, False, False]
+
+    def test_time_and_memory(self, three: list[Path]) -> None:
+        for folder, seconds in zip(three[:2], (45.25, 725.0), strict=True):
+            resources = {"train_seconds": seconds, "step_seconds": 0.5, "peak_memory_bytes": 3 * 2**29}
+            write_json(folder / METRICS, {"metrics": {}, "resources": resources})
+        rows = {row.label: [cell.text for cell in row.cells] for row in comparison(read_runs(three))["training"]}
+        assert rows == {
+            "training time": ["45.2 s", "12 min 5 s", "–"],
+            "median step": ["0.5 s", "0.5 s", "–"],
+            "peak memory": ["1.5 GiB", "1.5 GiB", "–"],
+        }
+
+    def test_options_of_other_actions_are_left_out(self, tmp_path: Path) -> None:
+        folders = [trained_run(tmp_path / name, logger="none") for name in ("a", "b")]
+        folders.append(trained_run(tmp_path / "c", "train-dyrealloc", logger="none", realloc_N=3))
+        trained_run(folders[1], logger="none", realloc_N=5, turn_on_percentile=0.5)
+        assert not [
+            row.label for row in facts(read_runs(folders)) if row.label in ("--realloc-N", "--turn-on-percentile")
+        ]
+
+    def test_maps_of_several_runs_can_be_compared(self, tmp_path: Path) -> None:
+        """The same columns, and the same colour for the same value."""
+        folders = [dynamic_run(tmp_path / name, layers=3, logger="none") for name in ("one", "two")]
+        result = [Place(layer, name) for layer in range(3) for name in ("q_proj", "w1")]
+        write_result(folders[1], result, frozenset({"layer_0.q_proj", "layer_0.w1"}))
+        config = (folders[1] / "lora.toml").read_text()
+        (folders[1] / "lora.toml").write_text(config.replace("r = 8", "r = 4"))
+        first, _, second, _ = heat_maps(page := report(tmp_path, *folders))
+        assert first["layout"]["xaxis"]["ticktext"] == second["layout"]["xaxis"]["ticktext"]
+        assert max(z for row in first["data"][0]["z"] for z in row if z is not None) == 1.0
+        assert {z for row in second["data"][0]["z"] for z in row if z} == {0.5}
+        (warning,) = page.all("p", class_="warning")
+        assert warning.text.startswith("Block 0 holds everything that is on")
+        assert "2 of 6, all in block 0" in page.text
+
     def test_options_that_differ_are_listed(self, tmp_path: Path) -> None:
         runs = read_runs(
             [trained_run(tmp_path / "a", logger="none"), trained_run(tmp_path / "b", logger="none", max_steps=9)]
@@ -279,7 +334,9 @@ class TestSideBySide:
         """`--realloc-N 1` and `1.0`, and learning rates that differ in the sixth digit, are different options."""
         for name, values in (("realloc_N", (1, 1.0)), ("learning_rate", (1e-4, 1.00001e-4))):
             folders = [
-                trained_run(tmp_path / f"{name}-{value}-{seed}", seed=seed, logger="none", **{name: value})
+                trained_run(
+                    tmp_path / f"{name}-{value}-{seed}", "train-dyrealloc", seed=seed, logger="none", **{name: value}
+                )
                 for value in values
                 for seed in range(2)
             ]

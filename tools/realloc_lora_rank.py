@@ -39,6 +39,7 @@ from tools.cli import Parser, check_output, real, run, whole_number
 
 from rich.table import Table
 
+from actions.choice import degenerate, with_cost
 from actions.console import note, say
 from actions.run_folder import ADAPTER, LORA, SCORES
 from dataset.option import at_least, flag_of, seed_range, share
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(choice.origin)
     for table in (*tables, result_table(choice.elements, choice.on), rank_table(choice.elements, choice.on)):
         say(table)
+    say(with_cost(choice.elements, choice.on))
+    if (warning := degenerate(choice.elements, {element.key for element in choice.on})) is not None:
+        note(warning)
     for path, text in outputs.items():
         write_text(path, text)
         say(f"wrote {path}")

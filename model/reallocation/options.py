@@ -57,6 +57,8 @@ class ScoringOptions:
         aliases=("--alpha-limit-zptrain-batches",), old_keys=("alpha_limit_zptrain_batches",))
     imp_warmup_lr: float = option(5e-4, "learning rate of this warm-up", above(0), actions=_IMP_TEST,
         idle=_without_warm_up)
+    imp_halves: bool = option(True, "also score two halves of the batches and print how well they agree; this takes as "
+        "much time again", actions=_IMP_TEST, idle=_ignored("batches"))
     metric_red_tolerance: float = option(0.01,
         "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0),
         idle=_ignored("metric"))

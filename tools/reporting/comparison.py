@@ -35,11 +35,25 @@ class Row:
         return cls(label, "", tuple(map(Cell, texts)))
 
     @classmethod
-    def compared(cls, label: str, values: Sequence[float | None], texts: Sequence[str], direction: str | None) -> Row:
-        """A row with its best values marked. Equal values can all be best, but not if all values are equal."""
-        known = {value for value in values if value is not None}
-        best = {"min": min, "max": max}[direction](known) if direction is not None and len(known) > 1 else None
-        marks = (value is not None and value == best for value in values)
+    def compared(
+        cls,
+        label: str,
+        values: Sequence[float | None],
+        texts: Sequence[str],
+        direction: str | None,
+        subjects: Sequence[object],
+    ) -> Row:
+        """A row with the best value of each subject marked; `subjects` has one for each column.
+
+        Equal values can all be best, but not if all values of the subject are equal.
+        """
+        known: dict[object, set[float]] = {}
+        for subject, value in zip(subjects, values, strict=True):
+            known.setdefault(subject, set()).update(() if value is None else (value,))
+        pick = {"min": min, "max": max}.get(direction)
+        best = {subject: pick(found) for subject, found in known.items() if pick is not None and len(found) > 1}
+        pairs = zip(subjects, values, strict=True)
+        marks = [value is not None and value == best.get(subject) for subject, value in pairs]
         return cls(label, ARROWS[direction], tuple(map(Cell, texts, marks)))
 
 
@@ -49,8 +63,8 @@ def facts(runs: Sequence[Run]) -> list[Row]:
     rows = [Row.of("action", *(run.action for run in runs))]
     rows += [Row.of(label, *(run.shown(name) for run in runs)) for name, label in named.items()]
     for name, flag in compared_options().items():
-        values = [run.shown(name) for run in runs]
-        if name not in named and len(set(values)) > 1:
+        values = [run.shown(name) if run.uses(name) else "" for run in runs]
+        if name not in named and len({value for value in values if value}) > 1:
             rows.append(Row.of(flag, *values))
     return rows
 
@@ -61,15 +75,38 @@ def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
     sizes = (
         ("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", count),
         ("of all", [share(run) for run in runs], None, percent),
-        ("elements on", [len(run.elements_on) or None for run in runs], None, count),
         ("reallocations", [run.history and len(run.history.decisions) for run in runs], None, count),
     )
-    rows = [
-        Row.compared(label, values, ["–" if value is None else write(value) for value in values], direction)
-        for label, values, direction, write in sizes
+    rows = _rows(runs, sizes)
+    if any(run.choice for run in runs):
+        rows.insert(2, Row.of("elements on", *(run.choice.replace(" places on", "") or "–" for run in runs)))
+    costs = (
+        ("training time", [run.resources.get("train_seconds") for run in runs], "min", duration),
+        ("median step", [run.resources.get("step_seconds") for run in runs], "min", duration),
+        ("peak memory", [run.resources.get("peak_memory_bytes") for run in runs], "min", "{:.3g} GiB".format),
+    )
+    gib = [(name, [v and v / 2**30 for v in values] if "memory" in name else values, *more)
+           for name, values, *more in costs]  # fmt: skip
+    parts = {"parameters": rows, "training": _rows(runs, gib)}
+    return {heading: some for heading, some in parts.items() if some} | metrics([[run] for run in runs])
+
+
+def _rows(runs: Sequence[Run], figures: Sequence[tuple]) -> list[Row]:
+    """A row for each (label, values, direction, text of a value) with any value."""
+    subjects = [run.subject for run in runs]
+    return [
+        Row.compared(label, values, ["–" if v is None else write(v) for v in values], direction, subjects)
+        for label, values, direction, write in figures
         if any(value is not None for value in values)
     ]
-    return ({"parameters": rows} if rows else {}) | metrics([[run] for run in runs])
+
+
+def duration(seconds: float) -> str:
+    """45.2 s, 12 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
@@ -88,7 +125,8 @@ def metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
             means = [None if None in values else fmean(values) for values in found]
             if any(mean is not None for mean in means):
                 texts = ["–" if None in values else _mean_and_spread(values) for values in found]
-                rows.setdefault(split, []).append(Row.compared(metric, means, texts, better(metric)))
+                subjects = [runs[0].subject for runs in columns]
+                rows.setdefault(split, []).append(Row.compared(metric, means, texts, better(metric), subjects))
     return rows
 
 
@@ -137,7 +175,7 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     same: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         if run.figures:
-            same.setdefault((run.action, *map(run.shown, options)), []).append(run)
+            same.setdefault((run.action, *(run.shown(name) for name in options if run.uses(name))), []).append(run)
     if not any(len({run.option("seed") for run in group}) > 1 for group in same.values()):
         return []
     return [Group(_common_start([run.name for run in group]) or group[0].name, tuple(group)) for group in same.values()]

@@ -44,7 +44,10 @@ def line_chart(lines: Sequence[Line], x_label: str) -> go.Figure:
     xs = [x for line in lines for x, _ in line.points]
     whole_ticks = {"dtick": 1} if max(xs) - min(xs) < 8 else {}  # plotly would put ticks between whole numbers
     figure = new_figure(260, xaxis={"title": {"text": x_label}, "tickformat": ",", **whole_ticks})
-    figure.update_yaxes(exponentformat="e", range=_range([y for line in lines for _, y in line.points]))
+    ys = [y for line in lines for _, y in line.points]
+    figure.update_yaxes(exponentformat="e", range=_range(ys))
+    if _range(ys) is not None:  # plotly would write several ticks with the same few digits
+        figure.update_yaxes(tickvals=[ys[0]], ticktext=[number(ys[0])])
     for line in lines:
         x, y = zip(*_thinned(line.points), strict=True)
         mode = "lines+markers" if len(x) <= MOST_DOTS else "lines"
@@ -56,6 +59,25 @@ def line_chart(lines: Sequence[Line], x_label: str) -> go.Figure:
 def new_figure(height: int, **layout: object) -> go.Figure:
     margin = {"l": 8, "r": 8, "t": 8, "b": 8}
     return go.Figure(layout={"template": {}, "height": height, "margin": margin, "showlegend": False, **layout})
+
+
+def scatter(points: Mapping[Place, tuple[float, ...]], marked: Collection[str], caption: str) -> Chart:
+    """Two values of every place against each other; `marked` are the keys of the elements that are on."""
+    values = [value for point in points.values() for value in point]
+    wide = min(values) > 0 and max(values) / min(values) > WIDE_SPAN
+    kind = "log" if wide else "linear"
+    titles = ("score from every second batch", "score from the other batches")
+    figure = new_figure(340, xaxis={"title": titles[0], "type": kind}, yaxis={"title": titles[1], "type": kind})
+    figure.add_scatter(
+        x=[min(values), max(values)], y=[min(values), max(values)], mode="lines", hoverinfo="skip",
+        line={"color": "gray", "width": 1, "dash": "dot"},
+    )  # fmt: skip
+    for label, colour in (("off", "gray"), ("on", COLOURS[1])):
+        places = [place for place in points if (place.key in marked) == (label == "on")]
+        x, y = ([points[place][half] for place in places] for half in (0, 1))
+        hover = [f"{place.key}: {number(a)} and {number(b)}, {label}" for place, a, b in zip(places, x, y, strict=True)]
+        figure.add_scatter(x=x, y=y, mode="markers", marker={"color": colour}, hovertext=hover, hoverinfo="text")
+    return Chart(caption, figure, note="Orange elements are on. On the dotted line both scores are equal.", width=420)
 
 
 def _range(values: Sequence[float]) -> list[float] | None:
@@ -74,15 +96,23 @@ def _thinned(points: Sequence[Point]) -> Sequence[tuple[float, float]]:
     return points if size == 1 else [tuple(sum(axis) / len(axis) for axis in zip(*g, strict=True)) for g in groups]
 
 
-def heat_map(values: Mapping[Place, float], marked: Collection[str], write: Callable[[float], str], what: str) -> Chart:
+def heat_map(
+    values: Mapping[Place, float],
+    marked: Collection[str],
+    write: Callable[[float], str],
+    what: str,
+    names: Sequence[str] = (),
+    beside: Iterable[float] = (),
+) -> Chart:
     """Blocks × names: a cell shows the value of an element, and its colour the value's share of the largest.
 
     The values are finite and not negative. `marked` are the keys of the elements that are on; they get a frame.
-    `write` returns the text of a cell, and `what` names the values.
+    `write` returns the text of a cell, and `what` names the values. Maps that are compared have the same columns,
+    `names`, and the same colours: `beside` are the values of the other maps.
     """
-    names = sorted({place.name for place in values}, key=order_of)
+    names = sorted({place.name for place in values} | {*names}, key=order_of)
     layers = sorted({place.layer for place in values})
-    shade, logarithmic = _shades(values.values())
+    shade, logarithmic = _shades([*values.values(), *beside])
 
     def grid(cell: Callable[[Place], object], missing: object = "") -> list[list[object]]:
         places = [[Place(layer, name) for name in names] for layer in layers]

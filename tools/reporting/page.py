@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +11,13 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from actions.choice import degenerate, never_changed, with_cost
 from heterolora.allocation import default_mode, tie_generator
 from heterolora.element import Place
 from heterolora.ranks import choose
 from model.reallocation.options import BUDGETS, ReallocationOptions
 from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
-from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, timeline
+from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, scatter, timeline
 from tools.reporting.run import Run
 
 BEST_SHOWN = 10  # elements in the list of best scores
@@ -39,6 +40,31 @@ class Part:
     charts: tuple[Chart, ...] = ()
     head: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the block × place maps of all runs share, so that they can be compared: columns and colours.
+
+    Attributes:
+        names: all columns.
+        ranks: all ranks.
+        scores: heuristic → all its scores.
+    """
+
+    names: tuple[str, ...]
+    ranks: tuple[int, ...]
+    scores: Mapping[str, tuple[float, ...]]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Maps:
+        scored = [(run.scores.importance_test_name, item) for run in runs if run.scores for item in run.scores.scored]
+        places = [place for run in runs for place in (*run.ranks, *(run.history.places if run.history else ()))]
+        names = {place.name for place in places} | {item.element.name for _, item in scored}
+        ranks = tuple(rank for run in runs for rank in run.ranks.values())
+        tests = {test: tuple(item.score for other, item in scored if other == test) for test, _ in scored}
+        return cls(tuple(names), ranks, tests)
 
 
 @dataclass(frozen=True)
@@ -54,9 +80,10 @@ class View:
 
 def render(runs: Sequence[Run]) -> str:
     """Returns the page."""
+    maps = Maps.of(runs)
     coloured = zip(runs, itertools.cycle(COLOURS), strict=False)
     views = [
-        View(run, colour, f"run-{position}", _cards(run), _parts(run, colour))
+        View(run, colour, f"run-{position}", _cards(run), _parts(run, colour, maps))
         for position, (run, colour) in enumerate(coloured, start=1)
     ]
     varied = groups(runs)
@@ -118,16 +145,15 @@ def _best_point(name: str, points: Sequence[tuple[int, float]]) -> str:
 
 def _cards(run: Run) -> tuple[Card, ...]:
     cards = []
-    if run.figures:
-        split, row = next(iter(run.figures.items()))
-        name = next((name for name in row if name != "loss"), "loss")
-        value = "–" if row.get(name) is None else f"{row[name]:.4f}"
-        cards.append(Card(value, name, f"on {split}, of the best checkpoint"))
+    if run.headline is not None:
+        split, name = run.headline
+        value = run.figures[split].get(name)
+        cards.append(Card("–" if value is None else f"{value:.4f}", name, f"on {split}, of the best checkpoint"))
     if run.parameters:
         of_all = f"{percent(share(run))} of {run.parameters['total']:,}"
         cards.append(Card(f"{run.parameters['trainable']:,}", "trainable parameters", of_all))
     if run.ranks:
-        cards.append(Card(f"{len(run.elements_on)}", "elements on", f"of {len(run.ranks)}"))
+        cards.append(Card(f"{len(run.elements_on)} of {len(run.ranks)}", "elements on", run.choice.partition(", ")[2]))
     if run.scores is not None:
         about = f"by {run.scores.importance_test_name}, {run.scores.batches} batches of {run.scores.batch_size}"
         cards.append(Card(f"{len(run.scores.scored)}", "elements scored", about))
@@ -137,41 +163,52 @@ def _cards(run: Run) -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def _parts(run: Run, colour: str) -> tuple[Part, ...]:
-    parts = [_scores(run)] if run.scores is not None else []
+def _parts(run: Run, colour: str, maps: Maps) -> tuple[Part, ...]:
+    parts = [_scores(run, maps)] if run.scores is not None else []
     if run.ranks:
-        chart = heat_map(run.ranks, run.elements_on, lambda rank: str(rank) if rank else "off", "rank")
-        parts.append(Part("Allocation", "The rank of each element of the result. Framed elements are on.", (chart,)))
+        chart = heat_map(run.ranks, run.elements_on, _rank, "rank", maps.names, maps.ranks)
+        warning = degenerate([*run.ranks], run.elements_on)
+        text = f"The rank of each element of the result. Framed elements are on: {run.choice}."
+        parts.append(Part("Allocation", text, (chart,), warning=_sentence(warning)))
     if run.history is not None:
-        parts += _reallocations(run, colour)
+        parts += _reallocations(run, colour, maps)
     if run.parameters:
         parts.append(_parameters(run))
     return tuple(parts)
 
 
-def _scores(run: Run) -> Part:
+def _scores(run: Run, maps: Maps) -> Part:
     scores = run.scores
     options = ReallocationOptions(**{name: run.option(name) for name in BUDGETS})
     limit = replace(options.budget, step_time=scores.step_time)
     mode = run.option("dyrealloc_ags_mode") or default_mode(scores.has_shortcuts)
     chosen = choose(scores.scored, limit, mode, tie_generator(run.option("seed"), 0))
     by_place = {Place(item.element.layer, item.element.name): item.score for item in scores.scored}
-    chart = heat_map(by_place, chosen, _short, f"{scores.importance_test_name} score")
+    test = scores.importance_test_name
+    chart = heat_map(by_place, chosen, _short, f"{test} score", maps.names, maps.scores[test])
+    elements = [item.element for item in scores.scored]
     total = sum(by_place.values()) or 1.0
     best = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]
     unit = "" if options.budget.unit == "share" else "parameters "
     text = (
         f"The {scores.importance_test_name} score of every element, from {scores.batches} batches of "
-        f"{scores.batch_size} rows. The budget of {options.budget.amount:,} {unit}turns the framed {len(chosen)} on."
+        f"{scores.batch_size} rows. The budget of {options.budget.amount:,} {unit}turns the framed {len(chosen)} on: "
+        f"{with_cost(elements, [element for element in elements if element.key in chosen])}."
     )
+    warning = _sentence(degenerate(elements, chosen))
+    charts = [chart]
+    if scores.stability is not None:
+        caption = f"Two halves of the batches: rank correlation {scores.stability:.2f}"
+        halves = {item.element: item.halves for item in scores.scored}
+        charts.append(scatter(halves, chosen, caption))
     rows = tuple(
         Row.of(place.key, number(score), f"{score / total:.1%}", "on" if place.key in chosen else "")
         for place, score in best
     )
-    return Part("Scores", text, (chart,), ("element", "score", "of the sum", ""), rows)
+    return Part("Scores", text, tuple(charts), ("element", "score", "of the sum", ""), rows, warning)
 
 
-def _reallocations(run: Run, colour: str) -> list[Part]:
+def _reallocations(run: Run, colour: str, maps: Maps) -> list[Part]:
     history = run.history
     times, churn = history.times_on(), history.churn()
     often = {place: times[place.key] for place in history.places}
@@ -184,7 +221,8 @@ def _reallocations(run: Run, colour: str) -> list[Part]:
         Part(
             "How often each element was on",
             f"After how many of {len(history.decisions)} reallocations. Framed elements are on after the last.",
-            (heat_map(often, history.last_on(), str, "times on"),),
+            (heat_map(often, history.last_on(), str, "times on", maps.names, [len(history.decisions)]),),
+            warning=_sentence(never_changed(history)),
         ),
         Part("When each element was on", "After each reallocation; dotted lines separate epochs.", tuple(charts)),
     ]
@@ -198,6 +236,15 @@ def _parameters(run: Run) -> Part:
         rows.append(Row.of(row["kind"], row["name"], on, ", ".join(map(str, row["ranks"])), *sizes))
     head = ("kind", "name", "elements on", "rank", "trainable", "total")
     return Part("Parameters", head=head, rows=tuple(rows))
+
+
+def _rank(rank: float) -> str:
+    return str(rank) if rank else "off"
+
+
+def _sentence(warning: str | None) -> str:
+    """A warning as a sentence; empty for None."""
+    return "" if warning is None else f"{warning[0].upper()}{warning[1:]}."
 
 
 def _short(value: float) -> str:

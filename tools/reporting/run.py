@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from actions.choice import in_words
 from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
-from actions.results import read_metrics
+from actions.results import read_metrics, read_resources
 from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
+from dataset import registry
 from dataset.option import flag_of
 from heterolora import history as history_file
 from heterolora import scores as scores_file
@@ -57,6 +59,7 @@ class Run:
     scores: Scores | None
     history: History | None
     ranks: Mapping[Place, int]  # of every element of the result; 0 if it is off
+    resources: Mapping[str, float]  # what training took: seconds and bytes
 
     def option(self, name: str) -> Any:
         return self.options.get(name, defaults()[name])
@@ -74,6 +77,31 @@ class Run:
                 setting = Setting(flag_of(name), value, value == as_text(defaults()[name]))
                 groups.setdefault(info.group, []).append(setting)
         return groups
+
+    def uses(self, name: str) -> bool:
+        """Whether an option has an effect on the action."""
+        return declared()[name].used_by(self.action)
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """Data set and task: only figures of equal subjects can be compared."""
+        return self.shown("dataset"), self.shown("task")
+
+    @property
+    def headline(self) -> tuple[str, str] | None:
+        """Split and name of the metric that selected the best checkpoint. None if it was not measured."""
+        if not self.figures:
+            return None
+        split, row = next(iter(self.figures.items()))
+        data_set = registry.specs().get(self.option("dataset"))
+        measured = [name for name in row if name != "loss"]
+        names = (self.options.get("metric"), *(data_set.metrics if data_set else ()), *measured)
+        return split, next((name for name in names if name in row), "loss")
+
+    @property
+    def choice(self) -> str:
+        """Which elements are on, in words; empty for a plain model."""
+        return in_words([*self.ranks], self.elements_on) if self.ranks else ""
 
     @property
     def missing_figures(self) -> str:
@@ -137,6 +165,7 @@ def _read(folder: Path, name: str) -> Run:
         scores=scores_file.read(folder / SCORES) if (folder / SCORES).is_file() else None,
         history=history_file.read(folder) if (folder / history_file.HISTORY).is_file() else None,
         ranks=_ranks(folder),
+        resources=read_resources(folder),
     )
 
 

@@ -116,6 +116,7 @@ class Commands:
             {"granularity": "network", "default": settings | ({"use_rslora": True} if arm.use_rslora else {})},
         )
         chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
+        chosen["imp_halves"] = False  # the study compares results over seeds
         options = self._options(IMP_TEST, name, case, chosen)
         return Job(name, ("-m", "main", IMP_TEST), options, self.runs / name, SCORES)
 
