@@ -6,8 +6,10 @@ import importlib.util
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from actions.configurations import UNIFORM
 from actions.halving import check_optuna
 from actions.options import DYREALLOC, FSDP, TRAIN, Options, declared
+from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.element import Kind
@@ -62,6 +64,7 @@ def check_options(
         _check_auto(action, options, plain=adapted is None)
     if adapted is None:
         unusable = [f"--{kind}-config is given" for kind in given]
+        unusable += [f"{flag_of(name)} is given" for name in UNIFORM if getattr(options, name) is not None]
         if options.quantize is not None:
             unusable.append(f"--quantize {options.quantize} is given")
         if (ratio := options.optimization.loraplus_ratio) != 1:
@@ -104,7 +107,7 @@ def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
     if not base.pretrained or base.state_file is not None:
         raise UserError(
             f"--quantize {options.quantize} needs pretrained weights in the library's own files",
-            "give --load with a hub name or folder, and --pretrained",
+            "give --load with a hub name or folder, without --random-init",
         )
     test = options.scoring.importance_test_name
     if declared()["importance_test_name"].used_by(action) and saliency.get(test).needs_base_weights:
@@ -140,7 +143,7 @@ def _check_sharding(options: Options, adapted: AdaptedName | None, base: BaseSou
     if adapted is not None and (not base.pretrained or base.state_file is not None):
         raise UserError(
             f"{sharded} needs pretrained weights in the library's own files, of which each process reads its share",
-            "give --load with a hub name or folder, and --pretrained",
+            "give --load with a hub name or folder, without --random-init",
         )
 
 

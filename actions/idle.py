@@ -33,4 +33,4 @@ def idle_notes(
         else:
             why = None
         if why is not None:
-            yield f"{info.flag} has no effect {why}"
+            yield f"{info.flag_for(run[name])} has no effect {why}"

@@ -147,7 +147,7 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
     options, scored, test = experiment.options, found.scored, found.importance_test_name
     limit = replace(options.reallocation.budget, step_time=found.step_time)
     on = choose(scored, limit, mode, tie_generator(options.seed, 0))
-    write_config(folder, experiment.task.record.action, options)
+    write_config(folder, experiment.task.record.action, options, experiment.task.record.configs)
     scores.write(folder / SCORES, found)
     heat_map(
         folder / PICTURE,

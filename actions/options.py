@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dataset.option import (
     OptionInfo,
+    above,
     at_least,
     byte_size,
     count_or_share,
@@ -197,14 +198,21 @@ class Options:
         "hf: hub name or save_pretrained folder; pl: a .ckpt file of this program; pt: a state dict (safetensors or "
         "torch); peft: folder or hub name of a PEFT LoRA adapter; by default inferred from the name",
         resume="start", idle=lambda run: "without --load" if run["load"] is None else None)
-    pretrained: bool = option(False, "use the weights of --load, not only its configuration",
-        old_keys=("is_pretrained",), from_checkpoint=True, idle=_weights_are_known)
+    pretrained: bool = option(True, "use the weights of --load, or of a plain --model; --random-init: only its "
+        "configuration, with random weights", opposite="random_init", old_keys=("is_pretrained",),
+        from_checkpoint=True, idle=_weights_are_known)
     backbone_model: str | None = option(None,
         "location of the base model, if it moved since the checkpoint was written, or for a pt file",
         resume="start", idle=idle_with("load_type", "hf"))
     quantize: Literal["nf4", "int8"] | None = option(None,
         "load the frozen base in 4 or 8 bits (needs bitsandbytes and a GPU)", from_checkpoint=True)
-    lora_config: Path | None = option(None, "LoRA configuration (TOML); see configs/lora/", resume="free")
+    rank: int | None = option(None, "rank of LoRA; by default 8", at_least(1))
+    alpha: float | None = option(None, "alpha of LoRA, whose scaling is alpha / rank; by default twice the rank",
+        above(0))
+    target: str | None = option(None, "projections that get LoRA: all, attention, mlp, or names such as q_proj,v_proj; "
+        "by default all of the family")
+    lora_config: Path | None = option(None, "LoRA configuration (TOML) with settings for each place, instead of "
+        "--rank, --alpha and --target; see configs/lora/", resume="free")
     shortcut_config: Path | None = option(None, "shortcut configuration (TOML); see configs/shortcut/",
         resume="free")
     lora_init: Literal["kaiming", "gradient", "activation", "orthogonal"] = option("kaiming",

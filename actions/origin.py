@@ -164,11 +164,11 @@ def with_base(options: Options, adapted: AdaptedName | None) -> tuple[Options, B
         if adapted.family.name != "opt":
             raise UserError(
                 f"--load is missing: {options.model} needs a base model",
-                f"give a hub name or folder of the {adapted.family.name} family, and --pretrained",
+                f"give a hub name or folder of the {adapted.family.name} family",
             )
         options = replace(options, load=str(TOY_BASE), pretrained=True)
         notes = ("no --load: the base is the tiny OPT model of this program",)
     name = options.load if adapted is not None else options.load or options.model
     if not options.pretrained and adapted is not None:
-        notes = (f"without --pretrained the frozen base is '{name}' with random weights: LoRA can do little on it",)
+        notes = (f"--random-init: the frozen base is '{name}' with random weights, so LoRA can do little on it",)
     return options, BaseSource(name, pretrained=options.pretrained, seed=options.seed), notes

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from actions.options import ACTIONS, Options, changed, declared
-from dataset.option import flag_of
-from dataset.roles import joined_names
-from dataset.settings import OwnDataOptions
+from actions.options_file import overridden, read_options
+from dataset.option import OptionInfo, flag_of
+from heterolora.config import ElementConfig
+from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
-from heterolora.outside import read_toml
 
 EXAMPLES = """\
 examples:
   python -m main train                                  train on built-in toy data, in a minute or two
-  python -m main train --model opt_lora --load facebook/opt-350m --pretrained --dataset rte \\
-      --lora-config configs/lora/lora_networkwise.toml --max-epochs 20 --learning-rate 1e-4
+  python -m main train --model opt_lora --load facebook/opt-350m --dataset rte --max-epochs 20
   python -m main test --load runs/NAME/checkpoints/best.ckpt
   python -m main train --config runs/NAME/config.toml   repeat a run
   python -m main train --resume-training --load runs/NAME/checkpoints/last.ckpt
@@ -37,6 +36,7 @@ class Command:
     given: frozenset[str]  # options that the command line or the file sets; a checkpoint gives values for the others
     notes: tuple[str, ...] = ()  # lines to print
     on_command_line: frozenset[str] = frozenset()  # options that the command line sets
+    tables: Mapping[Kind, ElementConfig] = field(default_factory=dict)  # configurations that the file itself holds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,10 +57,14 @@ def parse(arguments: Sequence[str]) -> Command:
         raise UserError("no action is given", f"give one of {', '.join(ACTIONS)}, or --help")
     on_command_line = _command_line_values(namespace)
     config = on_command_line.get("config")
-    given = {**(_file_values(config) if config else {}), **on_command_line}
+    in_file, tables = read_options(config) if config else ({}, {})
+    in_file, tables = overridden(in_file, tables, on_command_line)
+    given = {**in_file, **on_command_line}
     # "NA" for an option that must have a value means its default.
     options = changed(Options(), {name: value for name, value in given.items() if value is not None})
-    return Command(namespace.action, options, frozenset(given), on_command_line=frozenset(on_command_line))
+    return Command(
+        namespace.action, options, frozenset(given), on_command_line=frozenset(on_command_line), tables=tables
+    )
 
 
 def _build() -> _Parser:
@@ -89,7 +93,8 @@ def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
     for heading, infos in itertools.groupby(declared().values(), lambda info: info.group):
         section = parser.add_argument_group(heading)
         for info in infos:
-            shown = "" if info.default is None or info.default is False else f" (default: {info.default})"
+            shown = "" if info.default is None or info.type is bool else f" (default: {info.default})"
+            help = (info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS
             section.add_argument(
                 info.flag,
                 *info.aliases,
@@ -98,8 +103,24 @@ def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
                 nargs="?" if info.type is bool else None,
                 const="true" if info.type is bool else None,
                 metavar=info.metavar,
-                help=(info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS,
+                help=help,
             )
+            if info.opposite:
+                section.add_argument(
+                    flag_of(info.opposite),
+                    dest=info.name,
+                    default=argparse.SUPPRESS,
+                    nargs="?",
+                    const="false",
+                    type=functools.partial(_opposite, info),
+                    metavar=info.metavar,
+                    help=f"the opposite of {info.flag}" if info.used_by(action) else argparse.SUPPRESS,
+                )
+
+
+def _opposite(info: OptionInfo, text: str) -> str:
+    """The text that gives an option the opposite of `text`."""
+    return "false" if replace(info, name=info.opposite).value_of(text) else "true"
 
 
 def _command_line_values(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -121,6 +142,7 @@ def _unknown_argument(argument: str) -> UserError:
             f"unexpected argument '{argument}'", "give a model and a data set after the action, or options"
         )
     flags = [flag for info in declared().values() for flag in (info.flag, *info.aliases)]
+    flags += [flag_of(info.opposite) for info in declared().values() if info.opposite]
     name = argument.split("=")[0]
     initials = {flag: "".join(word[0] for word in flag.strip("-").split("-")) for flag in flags}
     close = [flag for flag in flags if initials[flag] == name.strip("-")]  # --lr, as other programs call it
@@ -129,40 +151,3 @@ def _unknown_argument(argument: str) -> UserError:
         f"option '{argument}' is not known",
         f"did you mean '{close[0]}'?" if close else "see python -m main ACTION --help",
     )
-
-
-def _file_values(path: Path) -> dict[str, Any]:
-    known = declared()
-    old = {old_key: name for name, info in known.items() for old_key in info.old_keys}
-    values: dict[str, Any] = {}
-    document = read_toml(path, "the options file", "give --config a TOML file of lines such as learning_rate = 1e-4")
-    document.pop("action", None)  # written for the reader: another action may run with the same options
-    for key, value in _with_flat_data_set(document, path).items():
-        name = old.get(key, key.replace("-", "_"))
-        if name not in known or name == "config":
-            raise UserError(f"key '{key}' in {path} is not an option", nearest(key, known))
-        if name in values:
-            raise UserError(f"key '{key}' in {path} sets {name} a second time", "give it once")
-        values[name] = known[name].from_toml(key, value)
-    return values
-
-
-def _with_flat_data_set(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The document with the keys of a table `[dataset]` at its top. Its `path` is `--dataset`. Lists are allowed."""
-    table = document.get("dataset")
-    if not isinstance(table, dict):
-        return document
-    keys = ("path", *(found.name for found in fields(OwnDataOptions)), "validation_share", "validation_seed")
-    flat = {key: value for key, value in document.items() if key != "dataset"}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name not in keys:
-            raise UserError(f"key '{key}' in [dataset] of {path} is not known", nearest(key, keys))
-        if name in flat:
-            raise UserError(f"key '{key}' in [dataset] of {path} sets {name} a second time", "give it once")
-        is_list = isinstance(value, list) and all(isinstance(each, str | int) for each in value)
-        names = tuple(str(each).lower() if isinstance(each, bool) else str(each) for each in value) if is_list else ()
-        flat["dataset" if name == "path" else name] = joined_names(names) if is_list else value
-    if "dataset" not in flat:
-        raise UserError(f"[dataset] of {path} has no key 'path'", "give the file, folder or name of the data set")
-    return flat

@@ -6,11 +6,11 @@ import difflib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import model.family as families
 from actions.compatible import check_base, check_options
+from actions.configurations import Configs, from_files, with_defaults, with_uniform
 from actions.console import set_log_level
 from actions.idle import idle_notes
 from actions.options import TEST, Options, changed, declared
@@ -22,8 +22,6 @@ from dataset import own, registry
 from dataset.option import flag_of
 from dataset.settings import OwnDataOptions
 from dataset.spec import DatasetSpec
-from heterolora.config import ElementConfig, load
-from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 from model.reallocation.options import BUDGETS
@@ -33,14 +31,7 @@ if TYPE_CHECKING:
     from model.checkpoint import BaseSource, Checkpoint, Record
     from model.peft_format.adapter import Adapter
 
-Configs = dict[Kind, ElementConfig]
-
 _OF_ONE_DATA_SET = ("dataset_saved_path", "validation_share", "validation_seed")
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-_DEFAULT_CONFIGS: dict[Kind, Path] = {
-    "lora": _CONFIGS / "lora" / "lora_networkwise.toml",
-    "shortcut": _CONFIGS / "shortcut" / "ags_networkwise.toml",
-}
 
 
 @dataclass(frozen=True)
@@ -79,21 +70,18 @@ def resolve(command: Command) -> Request:
     _check_model_name(command.options.model)
     if "dataset" in command.given:
         own.check_name(command.options.dataset)
-    paths: dict[Kind, Path | None] = {
-        "lora": command.options.lora_config,
-        "shortcut": command.options.shortcut_config,
-    }
-    given = {kind: load(path, kind) for kind, path in paths.items() if path is not None}
+    given = from_files(command.options, command.tables)
     origin = origin_of(command)
     options = _with_one_budget(_filled_in(command, origin), command.given)
     adapted = families.parse_model_name(options.model)
+    given = with_uniform(options, command.given, adapted, given)
     configs = origin.configs(options.model)
     options, spec = _with_data(options)
     check_options(command.action, options, spec, adapted, given)
     notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded), *origin.notes)
     must_agree = given if origin.checkpoint is not None else configs
     if origin.checkpoint is None and adapted is not None:
-        options, configs = _with_defaults(options, adapted, {**configs, **given})
+        options, configs = with_defaults(options, adapted, {**configs, **given})
     base = origin.base
     if base is None:
         options, base, more = with_base(options, adapted)
@@ -214,14 +202,3 @@ def _check_model_name(name: str) -> None:
     close = difflib.get_close_matches(name, families.model_names(), n=1, cutoff=0.75)
     if close or name.endswith(("_lora", "_ags")):
         raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
-
-
-# ---- configurations
-
-
-def _with_defaults(options: Options, adapted: AdaptedName, configs: Configs) -> tuple[Options, Configs]:
-    """The configurations of the model's kinds of elements; the default configuration of a kind without one."""
-    kinds: tuple[Kind, ...] = ("lora", "shortcut") if adapted.shortcuts else ("lora",)
-    missing = {kind: _DEFAULT_CONFIGS[kind] for kind in kinds if kind not in configs}
-    options = replace(options, **{f"{kind}_config": path for kind, path in missing.items()})
-    return options, {kind: configs.get(kind) or load(missing[kind], kind) for kind in kinds}

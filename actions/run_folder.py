@@ -19,10 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actions.configurations import KEYS, UNIFORM
 from actions.console import is_first_process
 from actions.in_use import LOCK, in_use
 from actions.options import Options, as_plain
 from dataset import own
+from heterolora.config import ElementConfig
+from heterolora.element import Kind
 from heterolora.errors import UserError
 from heterolora.files import remove_leftovers, write_text, write_toml
 from heterolora.outside import read_json
@@ -189,6 +192,8 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def write_config(folder: Path, action: str, options: Options) -> None:
-    """Write the resolved options. `python -m main <action> --config config.toml` repeats the run."""
-    write_toml(folder / CONFIG, {"action": action, **as_plain(options)})
+def write_config(folder: Path, action: str, options: Options, configs: Mapping[Kind, ElementConfig]) -> None:
+    """Write the resolved options and configurations. `python -m main <action> --config config.toml` repeats the run."""
+    tables = {name: configs[kind].to_document() for name, kind in KEYS.items() if kind in configs}
+    plain = {name: value for name, value in as_plain(options).items() if "lora" not in configs or name not in UNIFORM}
+    write_toml(folder / CONFIG, {"action": action, **plain, **tables})

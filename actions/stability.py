@@ -20,8 +20,16 @@ def with_halves(name: str, items: Sequence[Scored], problem: Problem, warm_up: W
 
     Every process must have two batches, and call it.
     """
-    halves = (scored(name, replace(problem, batches=problem.batches[start::2]), warm_up) for start in (0, 1))
+    halves = (scored(name, _half(problem, start), warm_up) for start in (0, 1))
     return tuple(replace(item, halves=(a.score, b.score)) for item, a, b in zip(items, *halves, strict=True))
+
+
+def _half(problem: Problem, start: int) -> Problem:
+    """Every second batch. Fillers are counted too, so that all processes run as many passes."""
+    real, every = len(problem.batches), (*problem.batches, *problem.fillers)
+    places = range(start, len(every), 2)
+    batches = [every[place] for place in places if place < real]
+    return replace(problem, batches=batches, fillers=[every[place] for place in places if place >= real])
 
 
 def rank_correlation(items: Sequence[Scored]) -> float | None:

@@ -47,7 +47,7 @@ def start(request: Request, folder: Path) -> Experiment:
     if experiment.options.optimization.learning_rate == AUTO:
         experiment = with_best_rate(experiment, folder, _starting(experiment))
     if is_first_process():
-        write_config(folder, request.action, experiment.options)
+        write_config(folder, request.action, experiment.options, experiment.task.record.configs)
     return experiment
 
 

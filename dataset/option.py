@@ -58,6 +58,7 @@ class OptionInfo:
     spellings: Mapping[str, str] = field(default_factory=dict)  # other spellings of choices, such as Lightning's
     refused: Mapping[str, str] = field(default_factory=dict)  # values that users may expect -> why they are no choices
     aliases: tuple[str, ...] = ()  # other flags, such as `--gpu`
+    opposite: str = ""  # of a `bool`: the name of the option that sets it to false, such as `random_init`
     old_keys: tuple[str, ...] = ()  # older TOML keys that are still read
     actions: tuple[str, ...] = ()  # the actions that use the option; empty: all
     from_checkpoint: bool = False  # it describes the model or its data, so that a checkpoint gives its default
@@ -75,6 +76,10 @@ class OptionInfo:
     @property
     def expected(self) -> str:
         return " or ".join((_TYPES[self.type][1], *self.words))
+
+    def flag_for(self, value: Any) -> str:
+        """The flag that gives this value."""
+        return flag_of(self.opposite) if self.opposite and value is False else self.flag
 
     def used_by(self, action: str) -> bool:
         return not self.actions or action in self.actions

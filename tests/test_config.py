@@ -149,7 +149,7 @@ def test_the_shipped_files_say_what_their_names_say():
 
     assert on("lora_qv") == both("q_proj", "v_proj")
     assert on("lora_all") == both(*config.PROJECTIONS)
-    assert on("lora_networkwise") == both("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
+    assert on("lora_networkwise") == both(*config.PROJECTIONS)
     assert on("ags_networkwise", "shortcut") == both(*config.SHORTCUTS) - {"0.shortcut2"}
 
 

@@ -65,7 +65,8 @@ def options_tables() -> str:
     """One section with a table for each group of options."""
     groups: dict[str, list[str]] = {}
     for name, info in declared().items():
-        flags = ", ".join(f"`{flag}`" for flag in (flag_of(name), *info.aliases))
+        opposite = (flag_of(info.opposite),) if info.opposite else ()
+        flags = ", ".join(f"`{flag}`" for flag in (flag_of(name), *info.aliases, *opposite))
         choices = "" if not info.choices else f" ({', '.join(f'`{choice}`' for choice in info.choices)})"
         default = defaults()[name]
         shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"

@@ -51,6 +51,7 @@ CHANGED = {  # option -> another value, for the command line
     "imp_halves": "false", "text_columns": "a", "label_column": "b", "labels": "x,y",
     "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "validation_share": "0.5", "validation_seed": "5",
+    "rank": "2", "alpha": "3", "target": "attention",
 }  # fmt: skip
 # Their values are paths.
 FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config", "cache_folder")

@@ -11,6 +11,7 @@ from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR_AL
 
 from actions.options import ACTIONS, Options, changed, declared, defaults, flat
 from actions.parse import parse
+from actions.resolve import resolve
 from actions.run_folder import CONFIG, write_config
 from dataset.option import at_least, group, option, options_of
 from heterolora.errors import UserError
@@ -87,15 +88,34 @@ def test_precisions_as_in_lightning(tmp_path: Path, spelling: str, meaning: str)
     assert theirs.get(spelling, spelling) == theirs.get(meaning, meaning)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "in_file", "expected"),
+    [
+        ((), "", True), (("--random-init",), "", False), (("--random-init", "false"), "", True),
+        (("--pretrained",), "", True), (("--pretrained", "false"), "", False), ((), "pretrained = false", False),
+        ((), "is_pretrained = false", False), ((), "random_init = true", False), ((), "random_init = false", True),
+        (("--pretrained",), "random_init = true", True), (("--random-init",), "pretrained = true", False),
+    ],
+)  # fmt: skip
+def test_weights_are_read_unless_random_init_is_given(
+    tmp_path: Path, arguments: tuple[str, ...], in_file: str, expected: bool
+) -> None:
+    (tmp_path / "options.toml").write_text(in_file)
+    for model in (("--model", "some/model"), ("opt_lora", "--load", "some/base")):
+        command = parse(["train", *model, "--config", str(tmp_path / "options.toml"), *arguments])
+        assert command.options.pretrained is expected
+        assert resolve(command).base.pretrained is expected
+
+
 class TestConfigFile:
     def test_written_options_are_read_back(self, tmp_path: Path) -> None:
         options = changed(Options(), {"learning_rate": 1e-30, "load": "a 'b' \"c\" é", "limit_val_batches": 3})
-        write_config(tmp_path, "train", options)
+        write_config(tmp_path, "train", options, {})
         again = parse(["train", "--config", str(tmp_path / CONFIG)])
         assert flat(again.options) == {**flat(options), "config": tmp_path / CONFIG}
 
     def test_another_action_runs_with_it(self, tmp_path: Path) -> None:
-        write_config(tmp_path, "imp-test", changed(Options(), {"seed": 3}))
+        write_config(tmp_path, "imp-test", changed(Options(), {"seed": 3}), {})
         command = parse(["train", "--config", str(tmp_path / CONFIG)])
         assert (command.action, command.options.seed) == ("train", 3)
         assert "action" not in command.given
@@ -112,5 +132,5 @@ class TestConfigFile:
 
     def test_control_characters(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="control character"):
-            write_config(tmp_path, "train", changed(Options(), {"project": "a\x07b"}))
+            write_config(tmp_path, "train", changed(Options(), {"project": "a\x07b"}), {})
         assert not (tmp_path / CONFIG).exists()

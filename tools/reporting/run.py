@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from actions.choice import in_words
+from actions.configurations import KEYS
 from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
 from actions.results import read_metrics, read_resources
 from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
@@ -182,6 +183,9 @@ def _options(folder: Path) -> tuple[str, dict[str, Any]]:
     action = values.pop("action", None) or _action(folder)
     check_known(f"{path}: action", TEXT.check(str(path), "action", action), ACTIONS)
     known = declared()
+    for key in KEYS:
+        if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result
+            del values[key]
     try:
         return action, {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
     except UserError as error:

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         experiment = replace(plain, resumed=request.resumed)
         say(f"run folder: {folder}")
         show_parameters(experiment, folder)
-        write_config(folder, request.action, experiment.options)
+        write_config(folder, request.action, experiment.options, experiment.task.record.configs)
         fit(experiment, opened, adapted.callbacks)
         write_text(folder / LORA, ElementConfig.of(adapted.elements(), "lora").to_toml())
 

@@ -1,0 +1,97 @@
+"""An options file: its values, the configurations that it holds, and what the command line replaces in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from actions.configurations import KEYS, UNIFORM, in_options
+from actions.options import declared
+from dataset.option import flag_of
+from dataset.roles import joined_names
+from dataset.settings import OwnDataOptions
+from heterolora.config import ElementConfig, parse
+from heterolora.element import Kind
+from heterolora.errors import UserError, nearest
+from heterolora.outside import read_toml
+
+
+def read_options(path: Path) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]:
+    """The values of an options file, and the configurations in it. Raises UserError for a mistake."""
+    known = declared()
+    old = {old_key: name for name, info in known.items() for old_key in info.old_keys}
+    opposites = {info.opposite: name for name, info in known.items() if info.opposite}
+    values: dict[str, Any] = {}
+    tables: dict[Kind, ElementConfig] = {}
+    document = read_toml(path, "the options file", "give --config a TOML file of lines such as learning_rate = 1e-4")
+    document.pop("action", None)  # written for the reader: another action may run with the same options
+    for key, value in _with_flat_data_set(document, path).items():
+        name = old.get(key, key.replace("-", "_"))
+        if name in opposites:
+            key, value = opposites[name], not known[opposites[name]].from_toml(key, value)
+            name = key
+        if name not in known or name == "config":
+            raise UserError(f"key '{key}' in {path} is not an option", nearest(key, known))
+        if name in values:
+            raise UserError(f"key '{key}' in {path} sets {name} a second time", "give it once")
+        if name in KEYS and isinstance(value, Mapping):
+            tables[KEYS[name]] = parse(value, KEYS[name], f"{path}: {key}")
+        else:
+            values[name] = known[name].from_toml(key, value)
+    return values, tables
+
+
+def _with_flat_data_set(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The document with the keys of a table `[dataset]` at its top. Its `path` is `--dataset`. Lists are allowed."""
+    table = document.get("dataset")
+    if not isinstance(table, dict):
+        return document
+    keys = ("path", *(found.name for found in fields(OwnDataOptions)), "validation_share", "validation_seed")
+    flat = {key: value for key, value in document.items() if key != "dataset"}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in keys:
+            raise UserError(f"key '{key}' in [dataset] of {path} is not known", nearest(key, keys))
+        if name in flat:
+            raise UserError(f"key '{key}' in [dataset] of {path} sets {name} a second time", "give it once")
+        is_list = isinstance(value, list) and all(isinstance(each, str | int) for each in value)
+        names = tuple(str(each).lower() if isinstance(each, bool) else str(each) for each in value) if is_list else ()
+        flat["dataset" if name == "path" else name] = joined_names(names) if is_list else value
+    if "dataset" not in flat:
+        raise UserError(f"[dataset] of {path} has no key 'path'", "give the file, folder or name of the data set")
+    return flat
+
+
+def overridden(
+    in_file: Mapping[str, Any], tables: Mapping[Kind, ElementConfig], on_command_line: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]:
+    """The values and configurations of a file without those that the command line replaces."""
+    _check_one_lora(on_command_line, {})
+    _check_one_lora(in_file, tables)
+    kept = {kind: config for kind, config in tables.items() if on_command_line.get(f"{kind}_config") is None}
+    values = dict(in_file)
+    uniform = [name for name in UNIFORM if on_command_line.get(name) is not None]
+    if on_command_line.get("lora_config") is not None:
+        values = {name: value for name, value in values.items() if name not in UNIFORM}
+    elif uniform and "lora" in kept:
+        expressed = in_options(kept.pop("lora"))
+        if expressed is None:
+            raise UserError(
+                f"{flag_of(uniform[0])} is given, but the LoRA configuration in the --config file differs by place",
+                f"give --lora-config instead of {flag_of(uniform[0])}, or change the file",
+            )
+        values = {**expressed, **values}
+    elif uniform:
+        values.pop("lora_config", None)
+    return values, kept
+
+
+def _check_one_lora(values: Mapping[str, Any], tables: Mapping[Kind, ElementConfig]) -> None:
+    """Raise UserError if a configuration and options that stand for one are given in the same place."""
+    uniform = [name for name in UNIFORM if values.get(name) is not None]
+    if uniform and ("lora" in tables or values.get("lora_config") is not None):
+        raise UserError(
+            f"{flag_of(uniform[0])} and --lora-config are both given", "give one of them: a configuration has all three"
+        )
