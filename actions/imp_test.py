@@ -24,7 +24,7 @@ from actions.options import Options
 from actions.pictures import heat_map, scatter
 from actions.resolve import Request
 from actions.run_folder import CONFIG, SCORES, open_run, write_config
-from actions.stability import in_words, rank_correlation, with_halves
+from actions.stability import FEWEST, in_words, rank_correlation, with_halves
 from actions.trainer import check_devices
 from dataset.module import TextDataModule
 from heterolora import saliency, scores
@@ -115,7 +115,7 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     items = scored(heuristic.name, problem, warm_up)
     seconds = time.perf_counter() - start
     count = batch_count(limit, data.scoring_batch_count)[0]
-    if options.imp_halves and "batches" not in heuristic.ignores and count >= 2 * fabric.world_size:
+    if options.imp_halves and "batches" not in heuristic.ignores and count >= FEWEST * fabric.world_size:
         items = with_halves(heuristic.name, items, problem, warm_up)
     (first,) = data.scoring_batches(1)
     step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))

@@ -12,13 +12,14 @@ from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import scored
 from heterolora.saliency.warm_up import WarmUp
 
+FEWEST = 4  # batches of a process, because some heuristics need two in each half
 UNSTABLE = 0.7  # a lower correlation gets a warning
 
 
 def with_halves(name: str, items: Sequence[Scored], problem: Problem, warm_up: WarmUp) -> tuple[Scored, ...]:
     """The same items, each with its scores from every second batch and from the others.
 
-    Every process must have two batches, and call it.
+    Every process must have `FEWEST` batches, and call it.
     """
     halves = (scored(name, _half(problem, start), warm_up) for start in (0, 1))
     return tuple(replace(item, halves=(a.score, b.score)) for item, a, b in zip(items, *halves, strict=True))

@@ -76,7 +76,7 @@ def trained_run(folder: Path, action: str = "train", loss: float = 0.9, seed: in
     """A run with metrics and, by its `logger`, curves."""
     where = {"project": folder.name, "project_dir": folder.parent}
     resolved = changed(Options(), {"task": "classification", "seed": seed, **where, **options})
-    write_config(folder, action, resolved)
+    write_config(folder, action, resolved, {})
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     write_parameters(folder, 12_288 + 1024 * seed, 331_200_000)
     write_metrics(
@@ -109,7 +109,7 @@ def element_scores(layers: int, shortcuts: bool, seed: int = 0) -> tuple[Scored,
 def scored_run(folder: Path, layers: int = 8, shortcuts: bool = True, seed: int = 0) -> Path:
     model = "opt_lora_ags" if shortcuts else "opt_lora"
     named = {"model": model, "task": "classification", "importance_test_name": "snip"}
-    write_config(folder, "imp-test", changed(Options(), named))
+    write_config(folder, "imp-test", changed(Options(), named), {})
     elements = element_scores(layers, shortcuts, seed)
     found = Scores(elements, "snip", "classification", "toy_nli", model, "facebook/opt-350m", 32, 8, seed)
     scores.write(folder / "scores.toml", found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,16 @@ from actions import imp_test, train
 from actions.parse import parse
 from actions.resolve import resolve
 from actions.run_folder import open_run
+from actions.stability import with_halves
 from heterolora import config, saliency, scores
 from heterolora.element import Settings
 from heterolora.saliency.score import score
+from heterolora.saliency.score import scored as score_of
 from heterolora.saliency.warm_up import WarmUp
 from heterolora.scores import Scores
 from model.task.scoring import scoring_problem
+from tests.adapted import adapted
+from tests.scoring import labelled, problem, q_and_v
 from tests.test_bad_input import complaint
 from tests.world import (
     World,
@@ -80,8 +85,8 @@ class TestFiles:
         assert all(math.isfinite(value) and value > 0 for value in values(ags).values())
 
     def test_two_halves(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-        """Each half has the scores of its batches alone, and the correlation is printed, stored and drawn."""
-        found = scored(world, "halves", "--imp-limit-test-batches", 2)
+        """The correlation is printed, stored and drawn."""
+        found = scored(world, "halves", "--imp-limit-test-batches", 4)
         said = capsys.readouterr().out
         expected = spearmanr(*zip(*(item.halves for item in found.scored), strict=True)).statistic
         assert found.stability == pytest.approx(expected)
@@ -89,12 +94,22 @@ class TestFiles:
         assert words in " ".join(said.split())
         assert (world.runs / "halves" / "stability.png").read_bytes().startswith(b"\x89PNG")
         assert "at this budget: " in said
-        first = scored(world, "first", "--imp-limit-test-batches", 1)
-        assert {item.element.key: item.halves[0] for item in found.scored} == pytest.approx(values(first))
-        assert (first.stability, {item.halves for item in first.scored}) == (None, {()}), "one batch has no halves"
-        whole = scored(world, "whole", "--imp-limit-test-batches", 2, "--imp-halves", "false")
+        few = scored(world, "few", "--imp-limit-test-batches", 3)
+        assert (few.stability, {item.halves for item in few.scored}) == (None, {()}), "one batch is no half"
+        whole = scored(world, "whole", "--imp-limit-test-batches", 4, "--imp-halves", "false")
         assert values(whole) == values(found)
         assert (whole.stability, {item.halves for item in whole.scored}) == (None, {()})
+
+    def test_each_half_has_the_scores_of_its_batches(self) -> None:
+        model = adapted("opt-pre", lora=q_and_v())
+        every = problem(model, labelled(model, 5))
+        found = with_halves("grad_norm", score_of("grad_norm", every), every, WarmUp())
+        for half in (0, 1):
+            alone = score_of("grad_norm", replace(every, batches=every.batches[half::2]))
+            assert [item.halves[half] for item in found] == [item.score for item in alone]
+        # with a filler, a process has as many passes in each half as another process with one batch more
+        filled = replace(every, batches=every.batches[:4], fillers=every.batches[4:])
+        assert with_halves("grad_norm", found, filled, WarmUp())[0].halves[1] == found[0].halves[1]
 
     def test_the_configuration_repeats_the_run(self, world: World, ags: Scores) -> None:
         assert run("imp-test", "--config", world.runs / "ags" / "config.toml") == 0
