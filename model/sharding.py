@@ -63,7 +63,7 @@ def _blocks(network: nn.Module, space: SearchSpace | None) -> Iterable[nn.Module
     if space is not None:
         return space.blocks
     names = set(getattr(network, "_no_split_modules", None) or ())
-    return [module for module in network.modules() if type(module).__name__ in names]
+    return reversed([module for module in network.modules() if type(module).__name__ in names])  # inner ones first
 
 
 def is_sharded(network: nn.Module) -> bool:
