@@ -67,7 +67,7 @@ def ags(world: World) -> Scores:
 
 class TestFiles:
     def test_the_run_folder(self, world: World, ags: Scores) -> None:
-        expected = {"config.toml", "scores.toml", "scores.png", "stability.png", *OF_EACH_RUN}
+        expected = {"config.toml", "scores.toml", "scores.png", *OF_EACH_RUN}
         assert {path.name for path in (world.runs / "ags").iterdir()} == expected
         assert (world.runs / "ags" / "scores.png").read_bytes().startswith(b"\x89PNG")
 
