@@ -106,7 +106,13 @@ class TextDataModule(pl.LightningDataModule):
         encoded = self.encoded(self.splits.train)
         grouping = _lengths(encoded) if self.options.group_by_length and not self.spec.packed else None
         sampler = GlobalBatchSampler(
-            len(encoded), self.options.batch_size, self.seed, *self._place(), shuffle=True, lengths=grouping
+            len(encoded),
+            self.options.batch_size,
+            self.seed,
+            *self._place(),
+            shuffle=True,
+            lengths=grouping,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
         identity = {"digest of the rows": self._digests[id(self.splits.train)]}
         pack_to = self.limits.max_token_len if self.packs else None

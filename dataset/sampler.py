@@ -63,6 +63,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
     world: int = 1  # number of processes
     shuffle: bool = False
     lengths: Sequence[int] | None = None
+    accumulate: int = 1  # batches of an optimizer step, whose rows have similar lengths together
     epoch: int = field(default=0, init=False)  # of the next iteration
     start: int = field(default=0, init=False)  # the first batch of the next iteration
 
@@ -91,7 +92,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         size = self.batch_size * self.world
-        order = epoch_order(self.n, self.seed, self.epoch, self.shuffle, size, self.lengths)
+        order = epoch_order(self.n, self.seed, self.epoch, self.shuffle, size * self.accumulate, self.lengths)
         start, self.start = self.start, 0
         for batch in range(start, len(self)):
             rows = order[batch * size : (batch + 1) * size]

@@ -52,6 +52,13 @@ def test_without_shuffling_by_length():
     assert list(GlobalBatchSampler(5, 2, lengths=[7] * 5)) == [[0, 1], [2, 3], [4]]
 
 
+def test_windows_have_the_rows_of_one_batch():
+    options = {"seed": 3, "shuffle": True, "lengths": np.random.default_rng(0).integers(1, 50, 100)}
+    batches = list(GlobalBatchSampler(100, 2, accumulate=4, **options))
+    joined = [sorted(row for batch in batches[first : first + 4] for row in batch) for first in range(0, 50, 4)]
+    assert joined == [sorted(batch) for batch in GlobalBatchSampler(100, 8, **options)]
+
+
 def test_equal_lengths_change_nothing():
     assert (epoch_order(50, 1, 2, True, 4, [8] * 50) == epoch_order(50, 1, 2)).all()
 

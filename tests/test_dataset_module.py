@@ -267,9 +267,9 @@ def test_two_processes_share_every_batch(tmp_path):
         real = [index for part in parts for index, weight in zip(part[3], part[4], strict=True) if weight]
         assert sorted(real) == sorted(rows)
     tests = [json.loads((tmp_path / f"test-{rank}.json").read_text()) for rank in (0, 1)]
-    assert [[note[3:] for note in seen] for seen in tests] == [[[[0, 2], [1, 1]]], [[[1], [1]]]]
+    assert [[note[3:] for note in seen] for seen in tests] == [[[[2, 0], [1, 1]]], [[[1], [1]]]], "by length"
     validations = [[note[3:] for note in seen if note[0] == "validation"][:2] for seen in ranks]
-    assert validations == [[[[0, 2], [1, 1]], [[4], [1]]], [[[1, 3], [1, 1]], [[4], [0]]]], "5 rows, 2 processes"
+    assert validations == [[[[2, 1], [1, 1]], [[0], [1]]], [[[4, 3], [1, 1]], [[0], [0]]]], "5 rows, 2 processes"
 
 
 # Real data
