@@ -6,6 +6,7 @@ import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.table import Table
 from transformers import PreTrainedModel
 
@@ -30,14 +31,16 @@ class Restored:
     notes: tuple[str, ...]  # lines to print
 
 
-def restore_trained(request: Request) -> Restored:
+def restore_trained(request: Request, dtype: torch.dtype | None = None) -> Restored:
     """The trained weights, in a base whose tensors are on the meta device: only its configuration is read.
 
-    Without a checkpoint or adapter the elements are on the meta device too. Raises UserError if configuration,
-    checkpoint or adapter do not fit.
+    Without a checkpoint or adapter the elements are on the meta device too. `dtype` is that of the base, by default the
+    one that its configuration names. Raises UserError if configuration, checkpoint or adapter do not fit.
     """
     config = load_config(request.base.name, request.spec)
     planned = plan_elements(request, config)
+    if dtype is not None:
+        config.dtype = dtype
     network = skeleton(config, request.spec.task)
     space = None if planned is None else adapt(network, planned)
     recorded = request.recorded

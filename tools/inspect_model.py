@@ -6,14 +6,21 @@ a checkpoint or a PEFT adapter it shows which elements are on.
 Multiply-adds (one product and one sum) are per token. For the base they are counted in linear layers only. An element
 that is off has none.
 
+With --plan it takes the options of `python -m main train`, and prints the memory and an estimate of the time of a
+training step on 1, 2, 4, 8 … GPUs, with a replicated and with a sharded base (--strategy fsdp), with and without
+--gradient-checkpointing. A training step runs on tensors without data to find it.
+
 examples:
   python tools/inspect_model.py --model opt_lora_ags --load facebook/opt-350m
   python tools/inspect_model.py --model gemma_lora --load google/gemma-2b --lora-config configs/lora/lora_qv.toml
   python tools/inspect_model.py --load runs/NAME/checkpoints/best.ckpt --json
+  python tools/inspect_model.py --model llama_lora --load meta-llama/Llama-2-7b-hf --dataset wikitext2 \\
+      --precision bf16-true --batch-size 1 --plan --gpu-memory 24GB
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,12 +35,15 @@ from actions.console import note, say, set_log_level
 from actions.parse import parse
 from actions.resolve import resolve
 from actions.restore import restore_trained
+from dataset.option import byte_size, bytes_of
 from heterolora.adapt import in_head
 from heterolora.element import Kind
 from heterolora.errors import UserError
 from heterolora.low_rank import LowRank
 from heterolora.search_space import SearchSpace
 from model.parameters import count
+from tools.planning.cards import BY_DEFAULT, CARDS, Card, card_named
+from tools.planning.report import Planned, as_values, explanation, gpu_table, planned, step_table
 
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
 
@@ -52,14 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table or JSON. Raises UserError if an option is wrong or the model has no search space."""
     parser = Parser(__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--plan", action="store_true", help="print the memory and the time of a training step")
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="memory of a GPU, such as 24GB; by default that of --card")
+    parser.add_argument("--card", metavar="NAME", help=f"GPU, for times: {', '.join(CARDS)} ({BY_DEFAULT})")
     args, others = parser.parse_known_args(arguments)
-    request = resolve(parse(["test", *others]))
+    card, memory = _gpu(args)
+    request = resolve(parse(["train" if args.plan else "test", *others]))
     set_log_level(request.options.run.log_level)
     if request.adapted is None:
         raise UserError(
             f"'{request.options.model}' is a plain model, which has no search space",
             "give --model <family>_lora or <family>_lora_ags",
         )
+    if args.plan:
+        _print_plan(planned(request, card, memory), args.json)
+        return
     restored = restore_trained(request)
     space = restored.space
     totals = {kind: _total(space.of_kind(kind)) for kind in TITLES if space.of_kind(kind)}
@@ -73,6 +90,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         note(text)
     say(_element_table(restored.network, space))
     say(_total_table(totals, base))
+
+
+def _gpu(args: argparse.Namespace) -> tuple[Card, int]:
+    """The card, and the memory of a GPU in bytes."""
+    for flag, value in (("--card", args.card), ("--gpu-memory", args.gpu_memory)):
+        if value is not None and not args.plan:
+            raise UserError(f"{flag} has no effect without --plan", "add --plan, or leave it out")
+    card = card_named(args.card or BY_DEFAULT)
+    if args.gpu_memory is None:
+        return card, card.memory
+    if (expected := byte_size(args.gpu_memory)) is not None:
+        raise UserError(f"--gpu-memory '{args.gpu_memory}' is no size", f"give {expected}")
+    return card, bytes_of(args.gpu_memory)
+
+
+def _print_plan(found: Planned, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(as_values(found), indent=2))
+        return
+    for text in found.notes:
+        note(text)
+    say(found.title)
+    for table in (step_table(found.plan), gpu_table(found.plan)):
+        say("")
+        say(table)
+    say(f"\n{explanation(found.plan)}")
 
 
 def _total(low_ranks: Sequence[LowRank]) -> Total:

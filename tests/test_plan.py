@@ -1,0 +1,196 @@
+"""`tools/inspect_model.py --plan`: the memory of a step, against what the same step allocates on a CPU."""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+
+from heterolora import config as configurations
+from heterolora.errors import UserError
+from heterolora.saliency.problem import Loss
+from model import family
+from model.load import enable_gradient_checkpointing
+from model.quantize import loading_arguments
+from model.skeleton import skeleton
+from model.task.token_losses import Head
+from model.task.window import Window
+from tests.adapted import put_into
+from tests.world import write_lora
+from tools import inspect_model
+from tools.planning.base import Base, nf4_constants
+from tools.planning.cards import CARDS
+from tools.planning.plan import Plan, Setting, Trained, counts
+from tools.planning.step import Batch, Step, steps
+
+ROWS, TOKENS = 4, 64
+_COMMON = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1}
+_SHAPES = {
+    "opt": {"vocab_size": 1000, "ffn_dim": 512, "word_embed_proj_dim": 128, "dropout": 0.0},
+    "gemma": {"vocab_size": 5000, "intermediate_size": 1024, "num_key_value_heads": 1, "head_dim": 64},
+    "roberta": {
+        "vocab_size": 1000,
+        "intermediate_size": 512,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+}
+
+
+def config_of(name: str) -> PretrainedConfig:
+    return AutoConfig.for_model(name, **_COMMON, **_SHAPES[name], max_position_embeddings=TOKENS + 2, use_cache=False)
+
+
+def peak_of(name: str, lora: Path, checkpointing: bool) -> int:
+    """Bytes that torch's allocator has handed out at most, from before the base is made to after the second step."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _train(name, lora, checkpointing)
+        gc.collect()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
+
+
+def _train(name: str, lora: Path, checkpointing: bool) -> None:
+    auto = AutoModelForSequenceClassification if name == "roberta" else AutoModelForCausalLM
+    network = auto.from_config(config_of(name)).train()
+    space = put_into(network, family.get(name), configurations.load(lora, "lora"))
+    if checkpointing:
+        enable_gradient_checkpointing(network, space)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
+    inputs = {"input_ids": torch.randint(3, 900, (ROWS, TOKENS)), "attention_mask": torch.ones(ROWS, TOKENS).long()}
+    targets = F.pad(inputs["input_ids"][:, 1:], (0, 1), value=-100)
+    head = None if name == "roberta" else Head(network)
+    for _ in range(2):
+        window = Window()
+        window.start()
+        if head is None:
+            total = F.cross_entropy(network(**inputs).logits, torch.ones(ROWS).long(), reduction="sum")
+            count = torch.tensor(float(ROWS))
+        else:
+            total, each = head.losses(inputs, targets, targets != -100)
+            count = torch.tensor(float(len(each)))
+        window.add(Loss(total, count)).backward()
+        window.finish(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        del total
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    capsys.readouterr()
+    inspect_model.main([*map(str, arguments), "--plan", "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", _SHAPES)
+def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
+    config_of(name).save_pretrained(tmp_path)
+    lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1", r=4)
+    found = planned(
+        capsys,
+        *("--model", f"{name}_lora", "--load", tmp_path, "--lora-config", lora, "--batch-size", ROWS),
+        *("--dataset", "sst2" if name == "roberta" else "wikitext2", "--max-token-len", TOKENS),
+    )
+    peaks = {row["checkpointing"]: row["peak"] for row in found["rows"] if row["gpus"] == 1}
+    for checkpointing, peak in peaks.items():
+        assert peak == pytest.approx(peak_of(name, lora, checkpointing), rel=0.05), (name, checkpointing)
+
+
+# ---- arithmetic
+
+_BASE = Base(whole=1000, block=100, outside=200, gathered=1800, constants=40)
+_PLAN = Plan(
+    _BASE, Trained(30, 20, 2), (Step(500, 400, 50, 10**12), Step(60, 50, 90, 10**13)), CARDS["h100"], 1500, True
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "share", "peak", "sent"),
+    [
+        (Setting(1, False, False), 1000, 1000 + 200 + 160 + 500, 0),
+        (Setting(1, False, True), 1000, 1000 + 200 + 160 + 140, 0),  # kept + logits
+        (Setting(4, False, True), 1000, 1000 + 200 + 160 + 160, 120),  # two copies of the gradient
+        (Setting(4, True, False), 280, 280 + 500 + 200 + 160 + 500, 1350 + 120),
+    ],
+)
+def test_bytes(setting: Setting, share: int, peak: int, sent: int) -> None:
+    assert (_PLAN.share(setting), _PLAN.peak(setting), _PLAN.sent(setting)) == (share, peak, sent)
+    assert _PLAN.fits(setting) == (peak <= 1500)
+
+
+def test_seconds() -> None:
+    assert _PLAN.seconds(Setting(1, False, False)) == pytest.approx(1e12 / (0.4 * 989e12))
+    assert _PLAN.seconds(Setting(4, False, True)) == pytest.approx(1e13 / (0.4 * 989e12), rel=1e-6)
+    assert counts(_PLAN) == [1, 2, 4, 8]
+    assert counts(replace(_PLAN, memory=1000)) == [1, 2, 4, 8, 16, 32, 64]  # 40 + 500 + 200 + 160 + 160 is more
+
+
+@pytest.mark.parametrize("weights", [64, 100, 64 * 256 * 3 + 64, 512 * 384])
+def test_the_bytes_of_a_layer_in_4_bits(weights: int) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    packed, state = functional.quantize_4bit(
+        torch.randn(weights), blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    nested = state.state2
+    stored = (packed, state.absmax, state.code, state.offset, nested.absmax, nested.code)
+    config = loading_arguments("nf4", "bf16-mixed")["quantization_config"]
+    assert -(-weights // 2) + nf4_constants(weights, config) == sum(tensor.nbytes for tensor in stored)
+
+
+def test_a_base_in_4_bits(tmp_path: Path, capsys) -> None:
+    config_of("opt").save_pretrained(tmp_path)
+    about = ("--model", "opt_lora", "--load", tmp_path, "--pretrained", "--dataset", "wikitext2", "--max-token-len", 64)
+    packed = planned(capsys, *about, "--quantize", "nf4")["base"]
+    network = AutoModelForCausalLM.from_config(config_of("opt"))
+    whole = sum(p.nbytes for p in network.parameters())
+    linear = 2 * (4 * 128 * 128 + 2 * 128 * 512)  # in two blocks
+    assert whole - packed["whole"] == 4 * linear - linear // 2 - packed["constants"]
+    assert packed["constants"] > 0
+
+
+def test_blocks_that_are_alike_run_for_all(tmp_path: Path) -> None:
+    """A network of eight blocks: the figures of four and six, extrapolated, are those of all eight."""
+    lora = configurations.load(write_lora(tmp_path / "lora.toml"), "lora")
+    found = []
+    for off in ((), ("layer_7.v_proj",)):
+        config = config_of("opt")
+        config.num_hidden_layers = 8
+        network = skeleton(config, "causal_language_modeling")
+        space = put_into(network, family.get("opt"), lora)
+        space.switch({low_rank.element.key for low_rank in space} - {*off})
+        found.append(steps(network, space, Batch(2, 16, None), "32", {}))
+    for like, other in zip(*found, strict=True):
+        assert like.kept - other.kept in range(2 * 16 * 4 * 8)  # of the rank 4
+        assert like.activations == pytest.approx(other.activations, rel=0.01)
+        assert like.flops == pytest.approx(other.flops, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--plan --card rtx4090", "--card 'rtx4090' is not known; did you mean 'rtx-4090'?"),
+        ("--plan --gpu-memory much", "--gpu-memory 'much' is no size; give a size such as 4GiB"),
+        ("--gpu-memory 24GB", "--gpu-memory has no effect without --plan"),
+        ("--plan --load {base} --max-token-len 67", "--max-token-len 67 is more than the model takes; at most 66"),
+        ("--plan --load {base} --pretrained --quantize int8", "--plan does not know the memory of --quantize int8"),
+        ("--plan --load {base} --precision 64", "--plan has no rates of GPUs for --precision 64"),
+        ("--plan --load {base} --model {base}", "is a plain model"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: str, message: str) -> None:
+    config_of("opt").save_pretrained(tmp_path)
+    with pytest.raises(UserError) as mistake:
+        inspect_model.main(arguments.format(base=tmp_path).split())
+    assert message in str(mistake.value)

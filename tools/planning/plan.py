@@ -1,0 +1,123 @@
+"""The memory and the time of a training step on N GPUs of one machine: arithmetic on sizes, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tools.planning.base import Base
+from tools.planning.cards import Card
+from tools.planning.step import Step
+
+# Part of a card's rate that training reaches. Llama 3 405B: 38 to 43 % (Grattafiori et al. 2024, arXiv:2407.21783,
+# table 4). PaLM 540B: 46 % (Chowdhery et al. 2022, arXiv:2204.02311, table 3).
+REACHED = 0.4
+# Blocks that FSDP2 holds at once: the running one, the next, and the one whose memory is being freed.
+BLOCKS_AT_ONCE = 3
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained: elements and a classification head. Each number takes 4 bytes.
+
+    Attributes:
+        numbers: of all elements, on or off, and the head.
+        updated: those of elements that are on, and the head.
+        states: numbers that the optimizer keeps for each: two means for Adam (Kingma and Ba 2015), none for SGD.
+    """
+
+    numbers: int
+    updated: int
+    states: int
+
+    @property
+    def elements(self) -> int:
+        """Values (4 bytes · numbers) and gradients (4 bytes · updated)."""
+        return 4 * (self.numbers + self.updated)
+
+    @property
+    def optimizer(self) -> int:
+        return 4 * self.states * self.updated
+
+    def update(self, gpus: int) -> int:
+        """Bytes that exist only in the update: Adam's root, or the flat gradient of the all-reduce, which is copied."""
+        return 4 * self.updated * (1 if gpus == 1 else 2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step runs on `gpus` GPUs. Every GPU has a batch of its own."""
+
+    gpus: int
+    sharded: bool
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a model and of its step, and the card.
+
+    Attributes:
+        steps: without and with gradient checkpointing.
+        half: whether matrix products are in 16 bits.
+    """
+
+    base: Base
+    trained: Trained
+    steps: tuple[Step, Step]
+    card: Card
+    memory: int  # bytes of a GPU
+    half: bool
+
+    def step(self, setting: Setting) -> Step:
+        return self.steps[setting.checkpointing]
+
+    # ---- bytes that a GPU holds
+
+    def share(self, setting: Setting) -> int:
+        """Of the base. The scales of a 4-bit base are whole on every GPU."""
+        if not setting.sharded:
+            return self.base.whole
+        return -(-(self.base.whole - self.base.constants) // setting.gpus) + self.base.constants
+
+    def gathered(self, setting: Setting) -> int:
+        """Whole blocks, and what is outside the blocks, which stays gathered from the forward pass on."""
+        return self.base.outside + BLOCKS_AT_ONCE * self.base.block if setting.sharded else 0
+
+    def peak(self, setting: Setting) -> int:
+        """The parts that always exist, and the largest of those that exist one after another."""
+        always = self.share(setting) + self.gathered(setting) + self.trained.elements + self.trained.optimizer
+        return always + max(self.step(setting).peak, self.trained.update(setting.gpus))
+
+    def fits(self, setting: Setting) -> bool:
+        return self.peak(setting) <= self.memory
+
+    # ---- bytes that a GPU sends in a step
+
+    def sent(self, setting: Setting) -> int:
+        """A ring: each GPU sends (N - 1) / N of what all gather, and twice that of what they sum (Patarasuk and Yuan
+        2009)."""
+        return self._gathers(setting) + 2 * 4 * self.trained.updated * (setting.gpus - 1) // setting.gpus
+
+    def _gathers(self, setting: Setting) -> int:
+        return self.base.gathered * (setting.gpus - 1) // setting.gpus if setting.sharded else 0
+
+    # ---- seconds
+
+    def seconds(self, setting: Setting) -> float:
+        """Computing and gathering overlap; the all-reduce comes after them."""
+        gathers = self._gathers(setting)
+        return max(self._computing(setting), gathers / self.card.link) + (self.sent(setting) - gathers) / self.card.link
+
+    def _computing(self, setting: Setting) -> float:
+        """Bounded by arithmetic or by reading the weights in every pass (roofline, Williams et al. 2009)."""
+        rate = self.card.flops16 if self.half else self.card.flops32
+        passes = 3 if setting.checkpointing else 2
+        return max(self.step(setting).flops / (REACHED * rate), passes * self.base.whole / self.card.bandwidth)
+
+
+def counts(plan: Plan, least: int = 8, most: int = 64) -> list[int]:
+    """1, 2, 4, 8 GPUs, and more if a base that is sharded over 8 does not fit."""
+    numbers = [1]
+    while numbers[-1] < most and (numbers[-1] < least or not plan.fits(Setting(numbers[-1], True, True))):
+        numbers.append(2 * numbers[-1])
+    return numbers

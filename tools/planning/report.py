@@ -1,0 +1,174 @@
+"""The plan of a model, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from actions.resolve import Request
+from actions.restore import restore_trained
+from dataset.encode import DEFAULT_LENGTH
+from heterolora.errors import UserError
+from model.load import base_dtype
+from tools.planning.base import base_of, packed_layers
+from tools.planning.cards import GIGA, Card
+from tools.planning.plan import BLOCKS_AT_ONCE, Plan, Setting, Trained, counts
+from tools.planning.step import Batch, steps
+
+_ONE_MACHINE = 8  # GPUs; the card's link joins those of one machine
+_STATES = {"adam": 2, "adamw": 2, "sgd": 0}
+
+
+@dataclass(frozen=True)
+class Planned:
+    plan: Plan
+    batch: Batch
+    title: str
+    notes: tuple[str, ...]
+
+
+def planned(request: Request, card: Card, memory: int) -> Planned:
+    """Traces a training step of the request. Raises UserError if an option has no plan."""
+    options = request.options
+    precision, quantize = options.devices.precision, options.quantize
+    if quantize == "int8":
+        raise UserError("--plan does not know the memory of --quantize int8", "use --quantize nf4, or leave it out")
+    if precision == "64":
+        raise UserError("--plan has no rates of GPUs for --precision 64", "use 32 or a 16-bit kind")
+    restored = restore_trained(request, base_dtype(precision))
+    network, space = restored.network, restored.space
+    network.config.use_cache = False
+    network.config.pad_token_id = network.config.pad_token_id or 0
+    labels = request.spec.num_labels if request.spec.task == "classification" else None
+    batch = Batch(options.data.batch_size, _length(request, network.config), labels)
+    packed = packed_layers(network, quantize, precision)
+    base = base_of(network, space, packed, precision)
+    updated = {p for p in network.parameters() if p.requires_grad}
+    every = updated | {p for low_rank in space for p in low_rank.parameters()}
+    numbers = (sum(p.numel() for p in group) for group in (every, updated))
+    trained = Trained(*numbers, _STATES[options.optimization.optimizer])
+    weights = sum(p.numel() for p in {*network.parameters()} - every)
+    half = precision.startswith(("16", "bf16"))
+    plan = Plan(base, trained, steps(network, space, batch, precision, packed), card, memory, half)
+    how = f"--precision {precision}" + (f" --quantize {quantize}" if quantize else "")
+    title = (
+        f"{request.base.name}: {weights:,} weights, {how}; a batch of {batch.rows:,} × {batch.tokens:,} tokens on each "
+        f"GPU ({card.name}, {memory / GIGA:.1f} GB)"
+    )
+    return Planned(plan, batch, title, restored.notes)
+
+
+def _length(request: Request, config: Any) -> int:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
+    if request.adapted.family.positions_after_padding:
+        positions -= config.pad_token_id + 1
+    given = request.options.data.max_token_len
+    if given is not None and given > positions:
+        raise UserError(f"--max-token-len {given} is more than the model takes", f"at most {positions}")
+    return given or min(positions, DEFAULT_LENGTH)
+
+
+# ---- tables
+
+
+def step_table(plan: Plan) -> Table:
+    """What does not depend on the number of GPUs."""
+    unit = _unit(plan)
+    table = _table(f"{unit.name} of a GPU, besides the base", "plain", "--gradient-checkpointing")
+    plain, checkpointed = plan.steps
+    trained = plan.trained
+    for name, one, other in (
+        ("elements and head, with gradients", trained.elements, trained.elements),
+        ("state of the optimizer", trained.optimizer, trained.optimizer),
+        ("activations", plain.activations, checkpointed.activations),
+        ("  of them kept during the loss", plain.kept, checkpointed.kept),
+        ("logits", plain.logits, checkpointed.logits),
+    ):
+        table.add_row(name, unit.shown(one), unit.shown(other))
+    table.add_section()
+    table.add_row("TFLOP of a step", f"{plain.flops / 1e12:.3g}", f"{checkpointed.flops / 1e12:.3g}")
+    return table
+
+
+def gpu_table(plan: Plan) -> Table:
+    """A row for each number of GPUs, with a replicated and with a sharded base."""
+    unit = _unit(plan)
+    columns = ("peak", "fits", "seconds")
+    table = _table("GPUs", "base", "share", "gathered", *columns, *(f"{name}*" for name in columns), "sent")
+    for gpus, sharded in _rows(plan):
+        settings = [Setting(gpus, sharded, checkpointing) for checkpointing in (False, True)]
+        first = settings[0]
+        cells = [unit.shown(plan.share(first)), unit.shown(plan.gathered(first)) if sharded else ""]
+        for setting in settings:
+            fits = plan.fits(setting)
+            timed = fits and gpus <= _ONE_MACHINE
+            cells += [unit.shown(plan.peak(setting)), "yes" if fits else "no"]
+            cells.append(f"{plan.seconds(setting):.2g}" if timed else "")
+        sent = unit.shown(plan.sent(first)) if gpus > 1 else ""
+        table.add_row(str(gpus), "sharded" if sharded else "whole", *cells, sent)
+    return table
+
+
+def explanation(plan: Plan) -> str:
+    unit = _unit(plan).name
+    return (
+        f"{unit} of each GPU. share: what it holds of the base. gathered: {BLOCKS_AT_ONCE} whole blocks, and what is "
+        "outside the blocks. peak: share, gathered, elements, optimizer, and the larger of activations and kept + "
+        f"logits. CUDA itself takes about 1 GB more. fits: in {plan.memory / GIGA:.1f} GB. seconds: an estimate of a "
+        f"step on {plan.card.name} GPUs in one machine. *: with --gradient-checkpointing. sent: in a step."
+    )
+
+
+def as_values(found: Planned) -> Mapping[str, Any]:
+    """For JSON."""
+    plan = found.plan
+    rows = []
+    for gpus, sharded in _rows(plan):
+        for checkpointing in (False, True):
+            setting = Setting(gpus, sharded, checkpointing)
+            rows.append(
+                {
+                    **asdict(setting),
+                    "base_share": plan.share(setting),
+                    "gathered": plan.gathered(setting),
+                    "peak": plan.peak(setting),
+                    "fits": plan.fits(setting),
+                    "sent": plan.sent(setting),
+                    "seconds": plan.seconds(setting) if gpus <= _ONE_MACHINE else None,
+                }
+            )
+    sizes = {"elements": plan.trained.elements, "optimizer": plan.trained.optimizer}
+    kinds = zip(("plain", "checkpointing"), plan.steps, strict=True)
+    parts = {"base": asdict(plan.base), **sizes, **{name: asdict(step) for name, step in kinds}}
+    return {"card": asdict(plan.card), "memory": plan.memory, "batch": asdict(found.batch), **parts, "rows": rows}
+
+
+def _rows(plan: Plan) -> Iterator[tuple[int, bool]]:
+    for gpus in counts(plan):
+        yield gpus, False
+        if gpus > 1:
+            yield gpus, True
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(names):
+        table.add_column(name, no_wrap=True, justify="left" if place == 0 or name == "base" else "right")
+    return table
+
+
+class _Unit(NamedTuple):
+    name: str
+    size: int
+
+    def shown(self, size: int) -> str:
+        value = size / self.size
+        return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def _unit(plan: Plan) -> _Unit:
+    return _Unit("GB", GIGA) if plan.base.whole >= GIGA else _Unit("MB", 10**6)
