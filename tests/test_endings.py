@@ -138,6 +138,7 @@ class TestActions:
 class TestProcesses:
     """Real processes, whose launcher, reader or terminal stops them."""
 
+    @pytest.mark.slow
     def test_ctrl_c_ends_both(self, world: World, tmp_path: Path) -> None:
         """A terminal sends SIGINT to all processes of a command."""
         started = start(*world.training("--project-dir", tmp_path, "--project", "run", "--max-epochs", 500, *TWO))

@@ -60,9 +60,8 @@ class TestTwoProcesses:
         recorded = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)["heterolora"]["run"]
         assert recorded == json.loads((tmp_path / "two" / "run.json").read_text())["id"]
 
-    @pytest.mark.parametrize(
-        "adapted", [pytest.param(True, id="adapted"), pytest.param(False, id="plain", marks=pytest.mark.slow)]
-    )
+    @pytest.mark.parametrize("adapted", [pytest.param(True, id="adapted"), pytest.param(False, id="plain")])
+    @pytest.mark.slow
     def test_windows_are_batches(self, world: World, steady: Path, tmp_path: Path, adapted: bool) -> None:
         """22 rows with uneven responses: windows of 8 rows, and a last one of 6, on two processes."""
         data = ("alpaca", "--dataset-saved-path", instruction_folder(tmp_path / "alpaca", 22), "--max-token-len", 60)

@@ -130,9 +130,9 @@ class TestStandIn:
 def packed_bases(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> None:
     """`--quantize` packs layers by the stand-in."""
 
-    def load_and_pack(*arguments: object) -> Base:
+    def load_and_pack(*arguments: object, **named: object) -> Base:
         *plain, kind = arguments
-        base = load_base(*plain)
+        base = load_base(*plain, **named)
         if kind is not None:
             pack(base.network)
         return base

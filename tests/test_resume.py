@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from actions.checkpoints import SafeCheckpointIO
-from tests.world import World, main, metrics_of, run, same_weights
+from tests.world import World, command, main, metrics_of, run, same_weights
 
 WRITTEN = ("config.toml", "parameters.json", "logs/metrics.csv", "logs/hparams.yaml", "lora.toml")
 
@@ -55,8 +56,7 @@ def test_resume_is_exact(world: World, tmp_path: Path, every_save_kept, variant:
 
 def with_curves(*arguments: object) -> None:
     """A command that logs every step in a CSV file."""
-    more = ("--accelerator", "cpu", "--logger", "csv", "--log-every-n-steps", "1")
-    assert main([*map(str, arguments), *more]) == 0
+    assert main([*command(*arguments), "--logger", "csv", "--log-every-n-steps", "1"]) == 0
 
 
 def assert_same_files(one: Path, other: Path) -> None:
@@ -119,10 +119,14 @@ def test_best_after_the_checkpoint_is_forgotten(world: World, tmp_path: Path) ->
     assert run(*world.training(*options, 3)) == 0
     folder = tmp_path / "run" / "checkpoints"
     early = shutil.copytree(folder, tmp_path / "early") / "last.ckpt"
-    contents, when = torch.load(early, weights_only=True), early.stat()
-    contents["callbacks"]["RunCheckpoints"]["best_score"] = 1.0  # no later validation is better
-    torch.save(contents, early)
-    os.utime(early, ns=(when.st_atime_ns, when.st_mtime_ns))
+    for path, score in (
+        (early, 1.0),
+        (folder / "last.ckpt", -1.0),
+    ):  # no later validation is better, or the next one is
+        contents, when = torch.load(path, weights_only=True), path.stat()
+        contents["callbacks"]["RunCheckpoints"] |= {"best_score": score, "best_loss": -math.inf}
+        torch.save(contents, path)
+        os.utime(path, ns=(when.st_atime_ns, when.st_mtime_ns))
     assert run("train", "--resume-training", "--load", folder / "last.ckpt", "--max-steps", 24) == 0
     assert torch.load(folder / "best.ckpt", weights_only=True)["global_step"] > 6
     shutil.copy2(early, folder / "last.ckpt")
