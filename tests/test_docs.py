@@ -196,6 +196,7 @@ class Stage:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(ROOT / "main.py", folder / "main.py")
         shutil.copytree(world.opt, folder / "facebook" / "opt-350m")
+        shutil.copytree(ROOT / "tests/fixtures/plan/llama-2-7b", folder / "meta-llama" / "Llama-2-7b-hf")
         rows = [
             {"sentence1": row["sentence"], "sentence2": "a film", "label": row["label"]} for row in sentences(20, 0)
         ]

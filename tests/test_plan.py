@@ -27,7 +27,7 @@ from tests.world import write_lora
 from tools import inspect_model
 from tools.planning.base import Base, nf4_constants
 from tools.planning.cards import CARDS
-from tools.planning.plan import Plan, Setting, Trained, counts
+from tools.planning.plan import RESERVED, Plan, Setting, Trained, counts
 from tools.planning.step import Batch, Step, steps
 
 ROWS, TOKENS = 4, 64
@@ -111,9 +111,8 @@ def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
 # ---- arithmetic
 
 _BASE = Base(whole=1000, block=100, outside=200, gathered=1800, constants=40)
-_PLAN = Plan(
-    _BASE, Trained(30, 20, 2), (Step(500, 400, 50, 10**12), Step(60, 50, 90, 10**13)), CARDS["h100"], 1500, True
-)
+_STEPS = (Step(500, 400, 50, 10**12), Step(60, 50, 90, 10**13))
+_PLAN = Plan(_BASE, Trained(30, 20, 2), _STEPS, CARDS["h100"], 1500 + RESERVED, True)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_seconds() -> None:
     assert _PLAN.seconds(Setting(1, False, False)) == pytest.approx(1e12 / (0.4 * 989e12))
     assert _PLAN.seconds(Setting(4, False, True)) == pytest.approx(1e13 / (0.4 * 989e12), rel=1e-6)
     assert counts(_PLAN) == [1, 2, 4, 8]
-    assert counts(replace(_PLAN, memory=1000)) == [1, 2, 4, 8, 16, 32, 64]  # 40 + 500 + 200 + 160 + 160 is more
+    assert counts(replace(_PLAN, memory=1000 + RESERVED)) == [2**n for n in range(7)]
 
 
 @pytest.mark.parametrize("weights", [64, 100, 64 * 256 * 3 + 64, 512 * 384])

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tools.planning.base import Base
-from tools.planning.cards import Card
+from tools.planning.cards import GIGA, Card
 from tools.planning.step import Step
 
 # Part of a card's rate that training reaches. Llama 3 405B: 38 to 43 % (Grattafiori et al. 2024, arXiv:2407.21783,
 # table 4). PaLM 540B: 46 % (Chowdhery et al. 2022, arXiv:2204.02311, table 3).
 REACHED = 0.4
+# Bytes that CUDA, its libraries and gaps between tensors take: an assumption.
+RESERVED = GIGA
 # Blocks that FSDP2 holds at once: the running one, the next, and the one whose memory is being freed.
 BLOCKS_AT_ONCE = 3
 
@@ -89,7 +91,7 @@ class Plan:
         return always + max(self.step(setting).peak, self.trained.update(setting.gpus))
 
     def fits(self, setting: Setting) -> bool:
-        return self.peak(setting) <= self.memory
+        return self.peak(setting) + RESERVED <= self.memory
 
     # ---- bytes that a GPU sends in a step
 

@@ -16,7 +16,7 @@ from heterolora.errors import UserError
 from model.load import base_dtype
 from tools.planning.base import base_of, packed_layers
 from tools.planning.cards import GIGA, Card
-from tools.planning.plan import BLOCKS_AT_ONCE, Plan, Setting, Trained, counts
+from tools.planning.plan import BLOCKS_AT_ONCE, RESERVED, Plan, Setting, Trained, counts
 from tools.planning.step import Batch, steps
 
 _ONE_MACHINE = 8  # GPUs; the card's link joins those of one machine
@@ -118,8 +118,9 @@ def explanation(plan: Plan) -> str:
     return (
         f"{unit} of each GPU. share: what it holds of the base. gathered: {BLOCKS_AT_ONCE} whole blocks, and what is "
         "outside the blocks. peak: share, gathered, elements, optimizer, and the larger of activations and kept + "
-        f"logits. CUDA itself takes about 1 GB more. fits: in {plan.memory / GIGA:.1f} GB. seconds: an estimate of a "
-        f"step on {plan.card.name} GPUs in one machine. *: with --gradient-checkpointing. sent: in a step."
+        f"logits. fits: in {plan.memory / GIGA:.1f} GB, less {RESERVED / GIGA:.0f} GB for CUDA itself. seconds: an "
+        f"estimate of a step on {plan.card.name} GPUs in one machine. *: with --gradient-checkpointing. sent: bytes "
+        "that it sends in a step."
     )
 
 
