@@ -25,10 +25,10 @@ from model.task.window import Window
 from tests.adapted import put_into
 from tests.world import write_lora
 from tools import inspect_model
-from tools.planning.base import Base, nf4_constants
+from tools.planning.base import Base, nf4_constants, packed_layers
 from tools.planning.cards import CARDS
 from tools.planning.plan import RESERVED, Plan, Setting, Trained, counts
-from tools.planning.step import Batch, Step, steps
+from tools.planning.step import Batch, Step, measured, steps
 
 ROWS, TOKENS = 4, 64
 _COMMON = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1}
@@ -157,6 +157,24 @@ def test_a_base_in_4_bits(tmp_path: Path, capsys) -> None:
     linear = 2 * (4 * 128 * 128 + 2 * 128 * 512)  # in two blocks
     assert whole - packed["whole"] == 4 * linear - linear // 2 - packed["constants"]
     assert packed["constants"] > 0
+
+
+@pytest.mark.slow
+def test_a_step_in_4_bits_is_that_of_bitsandbytes(tmp_path: Path) -> None:
+    nn = pytest.importorskip("bitsandbytes.nn")
+    lora, batch = configurations.load(write_lora(tmp_path / "lora.toml"), "lora"), Batch(ROWS, TOKENS, None)
+    network = AutoModelForCausalLM.from_config(config_of("gemma")).train()
+    put_into(network, family.get("gemma"), lora)
+    for name, dtype in packed_layers(network, "nf4", "bf16-mixed").items():
+        linear = network.get_submodule(name)
+        layer = nn.Linear4bit(linear.in_features, linear.out_features, False, dtype, quant_type="nf4")
+        layer.load_state_dict(linear.state_dict())
+        network.set_submodule(name, layer.requires_grad_(False).to("cpu"))
+    real = measured(network, batch, "bf16-mixed")
+    network = skeleton(config_of("gemma"), "causal_language_modeling")
+    space = put_into(network, family.get("gemma"), lora)
+    plain, _ = steps(network, space, batch, "bf16-mixed", packed_layers(network, "nf4", "bf16-mixed"))
+    assert (plain.kept, plain.peak) == (pytest.approx(real.kept, rel=0.1), pytest.approx(real.peak, rel=0.1))
 
 
 def test_blocks_that_are_alike_run_for_all(tmp_path: Path) -> None:
