@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from heterolora.element import Element, Place
 from heterolora.history import History
+from heterolora.step_time import StepTime
 
 
 def in_words(places: Sequence[Place], on: Collection[str]) -> str:
@@ -24,11 +25,16 @@ def in_words(places: Sequence[Place], on: Collection[str]) -> str:
     return f"{len(set(on) & {place.key for place in places})} of {len(places)} places on{where}"
 
 
-def with_cost(elements: Sequence[Element], on: Sequence[Element]) -> str:
-    """`in_words`, and the share of the parameters of all elements, such as `0.25 of the parameters`."""
+def with_cost(elements: Sequence[Element], on: Sequence[Element], step_time: StepTime | None = None) -> str:
+    """`in_words`, and the shares of what all elements cost: `0.25 of the parameters, 0.9 of the step time`.
+
+    The time is known only with the constants of the model, `step_time`.
+    """
     spent, whole = (sum(element.parameters for element in some) for some in (on, elements))
-    share = "all" if spent == whole else f"{spent / whole:.2g}"
-    return f"{in_words(elements, {element.key for element in on})}; {share} of the parameters"
+    costs = [f"{'all' if spent == whole else f'{spent / whole:.2g}'} of the parameters"]
+    if step_time is not None and step_time.of(elements) > 0:
+        costs.append(f"{step_time.of(on) / step_time.of(elements):.2g} of the step time")
+    return f"{in_words(elements, {element.key for element in on})}; {', '.join(costs)}"
 
 
 def degenerate(places: Sequence[Place], on: Collection[str]) -> str | None:

@@ -172,7 +172,8 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
     if found.stability is not None:
         say(in_words(found.stability))
     elements = [item.element for item in scored]
-    say(f"at this budget: {with_cost(elements, [element for element in elements if element.key in on])}")
+    chosen = [element for element in elements if element.key in on]
+    say(f"at this budget: {with_cost(elements, chosen, found.step_time)}")
     if (warning := degenerate(elements, on)) is not None:
         note(warning)
 

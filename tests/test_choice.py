@@ -9,6 +9,7 @@ import pytest
 from actions.choice import degenerate, in_words, never_changed, with_cost
 from heterolora.element import Place
 from heterolora.history import Decision, History
+from heterolora.step_time import StepTime
 from tests.run_folders import element_scores
 
 ELEMENTS = [item.element for item in element_scores(5, shortcuts=False)]
@@ -36,6 +37,9 @@ def test_what_it_costs() -> None:
     assert with_cost(ELEMENTS, on) == "6 of 30 places on, all in block 0; 0.2 of the parameters"
     twice = [replace(element, settings=element.settings.at(2 * element.rank)) for element in on]
     assert with_cost(ELEMENTS, twice).endswith("; 0.4 of the parameters")
+    upper = [element for element in ELEMENTS if element.layer >= 3]
+    time = StepTime(blocks=5, forward=0.5, block=0.1, width=0.0)
+    assert with_cost(ELEMENTS, upper, time).endswith("; 0.4 of the parameters, 0.7 of the step time")
     assert with_cost(ELEMENTS, ELEMENTS) == "30 of 30 places on, in every block; all of the parameters"
 
 

@@ -280,6 +280,7 @@ def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InT
         ("seeds = [0, 1]", "seeds = [0]\ntuning = 'half'", 'tuning is \'half\'; expected "grid" or "halving"'),
         ("seeds = [0, 1]", "seeds = [0, 0]", "holds a value twice"),
         ('method = "grad_norm"', 'method = "gradnorm"', "did you mean 'grad_norm'?"),
+        ('method = "grad_norm"', 'method = "peft:lora"', "rank has no effect on peft:lora"),
         ("rank = 4", "rank = 0", "rank is 0; expected a whole number, 1 or more"),
         ("max_epochs = 1", "max_epoch = 1", "did you mean 'max_epochs'?"),
         ("max_epochs = 1", "learning_rate = 1e-3", "the study sets learning_rate itself"),

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(choice.origin)
     for table in (*tables, result_table(choice.elements, choice.on), rank_table(choice.elements, choice.on)):
         say(table)
-    say(with_cost(choice.elements, choice.on))
+    say(with_cost(choice.elements, choice.on, choice.step_time))
     if (warning := degenerate(choice.elements, {element.key for element in choice.on})) is not None:
         note(warning)
     for path, text in outputs.items():
@@ -102,7 +102,7 @@ def _of_scores(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
     if args.shortcut_output and not scores.has_shortcuts:
         raise UserError(f"{path} scores no shortcuts", "leave out --shortcut-output")
     origin = f"{args.policy or 'topk'} by {scores.importance_test_name} of {scores.model} on {scores.dataset}"
-    choice = Choice(elements, on, scores.task, origin, scores.load or None, scores.renormalize)
+    choice = Choice(elements, on, scores.task, origin, scores.load or None, scores.renormalize, scores.step_time)
     if choice.of_kind("shortcut") and not args.shortcut_output:
         if mode != "off":
             raise UserError(

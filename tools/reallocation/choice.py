@@ -10,6 +10,7 @@ from actions.run_folder import ADAPTER, LORA
 from heterolora.config import load
 from heterolora.element import Element, Kind
 from heterolora.family import Task
+from heterolora.step_time import StepTime
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Choice:
         origin: what chose them.
         base: hub name or folder of the base model, if it is known.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
+        step_time: the measured constants of the model's step, if they are known.
     """
 
     elements: Sequence[Element]
@@ -31,6 +33,7 @@ class Choice:
     origin: str
     base: str | None
     renormalize: bool = False
+    step_time: StepTime | None = None
 
     def of_kind(self, kind: Kind) -> list[Element]:
         """The elements of one kind that are on."""

@@ -193,7 +193,7 @@ def _scores(run: Run, maps: Maps) -> Part:
     text = (
         f"The {scores.importance_test_name} score of every element, from {scores.batches} batches of "
         f"{scores.batch_size} rows. The budget of {options.budget.amount:,} {unit}turns the framed {len(chosen)} on: "
-        f"{with_cost(elements, [element for element in elements if element.key in chosen])}."
+        f"{with_cost(elements, [element for element in elements if element.key in chosen], scores.step_time)}."
     )
     warning = _sentence(degenerate(elements, chosen))
     charts = [chart]

@@ -208,6 +208,10 @@ def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
     check_known(where, table["method"], (UNIFORM, DRAWN, DYNAMIC, *saliency.names(), *peft))
     if table["method"] in peft and importlib.util.find_spec("peft") is None:
         raise UserError(f"{where}: method {table['method']} needs the package peft", "pip install peft")
+    if table["method"] in peft:
+        for key in ("places", "rank", "use_rslora", "policy"):
+            if key in table:
+                raise UserError(f"{where}: {key} has no effect on {table['method']}, which PEFT places", "leave it out")
     for place in table.get("places", ()):
         check_known(f"{where}: places", place, PROJECTIONS)
     given = {key: value for key, value in table.items() if key in {found.name for found in fields(Arm)}}
