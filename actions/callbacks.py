@@ -97,8 +97,47 @@ class EarlyStopping(callbacks.EarlyStopping):
     def __init__(self, monitor: str, mode: str, patience: int | None) -> None:
         super().__init__(monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False)
 
+        self._said = False
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._say_why(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._say_why(trainer)
+
+    def _say_why(self, trainer: pl.Trainer) -> None:
+        if self.wait_count >= self.patience and not self._said:
+            self._said = True
+            say(
+                f"stopped at epoch {trainer.current_epoch}, step {trainer.global_step}: no better {self.monitor} than "
+                f"{float(self.best_score):.4f} in {self.wait_count} validations (--patience {self.patience})"
+            )
+
+
+class WarnOfOneClass(pl.Callback):
+    """Prints a note, once a run, if all predictions of a validation are of one class."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate, self._said = learning_rate, False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        if trainer.state.fn != "fit" or self._said:
+            return
+        for split in pl_module.validation_names:
+            found = pl_module.one_class.get(split, -1)
+            if found >= 0:
+                self._said = True
+                name = pl_module.spec.labels[found] if pl_module.spec.labels else found
+                note(
+                    f"all predictions on {split} at step {trainer.global_step} are '{name}': the model does not "
+                    f"distinguish the classes; try another --learning-rate (now {self.learning_rate:g}) or more epochs"
+                )
+                return
 
 
 class StopAfter(pl.Callback):
@@ -142,10 +181,24 @@ class EndTogether(pl.Callback):
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar without the logger's version, with the training loss, and with a line for scoring.
+    """Lightning's progress bar with the steps of the run, the training loss and a line for scoring.
 
     The loss is read here, because `log` would take milliseconds in every step.
     """
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """The length of the bar. Lightning's is that of an epoch."""
+        return self.trainer.lightning_module.total_steps()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._update(self.train_progress_bar_id, trainer.global_step)  # Lightning starts again from 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: FineTuning, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: FineTuning) -> dict[str, Any]:
         figures = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

@@ -58,7 +58,7 @@ class RunCheckpoints(CheckpointCallback):
 
     Args:
         run: the run; the processes get that of the first one.
-        monitor: the logged metric that selects the best checkpoint.
+        monitor: the logged metric that selects the best checkpoint. Of equal values, the lower validation loss does.
         mode: `max` or `min`.
         options: `checkpoint_every_n_steps`, besides the end of each epoch, and `auto_requeue`.
     """
@@ -67,6 +67,7 @@ class RunCheckpoints(CheckpointCallback):
         self.run, self.monitor, self.mode = run, monitor, mode
         self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, options.auto_requeue
         self.best_score: float | None = None
+        self.best_loss = -math.inf  # validation loss of the best checkpoint
         self._due: set[str] = set()
         self._signalled = False
 
@@ -83,11 +84,12 @@ class RunCheckpoints(CheckpointCallback):
         return self.folder / "last.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "best_loss": self.best_loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         score = state["best_score"]
         self.best_score = score if score is None or math.isfinite(score) else None
+        self.best_loss = float(state.get("best_loss", -math.inf))  # older versions kept the earliest of equal scores
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
         self.run = trainer.strategy.broadcast(self.run)
@@ -120,8 +122,9 @@ class RunCheckpoints(CheckpointCallback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics[self.monitor])
-        if math.isfinite(score) and self._is_better(score):
-            self.best_score = score
+        loss = float(trainer.callback_metrics[f"{self.monitor.rpartition('/')[0]}/loss"])
+        if math.isfinite(score) and self._is_better(score, loss):
+            self.best_score, self.best_loss = score, loss
             self._due.add("best")
         if trainer.should_stop:
             self._due.add("last")
@@ -137,9 +140,11 @@ class RunCheckpoints(CheckpointCallback):
         if self._is_signalled(trainer):  # during the last save
             raise SIGTERMException
 
-    def _is_better(self, score: float) -> bool:
+    def _is_better(self, score: float, loss: float) -> bool:
         best = self.best_score
-        return best is None or (score > best if self.mode == "max" else score < best)
+        if best is None or score == best:
+            return best is None or loss < self.best_loss
+        return score > best if self.mode == "max" else score < best
 
     def _window_is_over(self, trainer: pl.Trainer) -> None:
         stopping = self._is_signalled(trainer)

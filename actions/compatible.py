@@ -13,7 +13,7 @@ from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.element import Kind
-from heterolora.errors import UserError
+from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 from model.task.optimization import AUTO, RATES, RATES_OF_PLAIN
 
@@ -34,6 +34,9 @@ def check_options(
         raise UserError("--validation-share 0 leaves no rows to choose the best checkpoint by", "give a share above 0")
     if options.loop.max_epochs == -1 and options.optimization.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
+    chosen, measured = options.run.metric, (*spec.metrics, "loss")
+    if action in (TRAIN, DYREALLOC) and chosen is not None and chosen not in measured:
+        raise UserError(f"--metric '{chosen}' is not measured on '{spec.name}'", nearest(chosen, measured))
     update = options.optimization
     lowest = update.learning_rate
     if lowest == AUTO:

@@ -111,6 +111,7 @@ def build(request: Request) -> Experiment:
         record=record,
         batches_per_epoch=data.train_batches_per_epoch,
         sharding=sharding,
+        metric=options.run.metric,
         **more,
     )
     return Experiment(options, data, task, base.untrained_head and not has_head, request.resumed)

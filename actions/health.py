@@ -53,6 +53,6 @@ def _finite_weights(trainer: pl.Trainer) -> Tensor:
 def _diverged(trainer: pl.Trainer, what: str) -> DivergenceError:
     return DivergenceError(
         f"{what} at step {trainer.global_step} (epoch {trainer.current_epoch})",
-        "try a lower --learning-rate, --gradient-clip-val 1.0 or another --precision; "
+        "try a lower --learning-rate, a lower --gradient-clip-val or another --precision; "
         "the run's checkpoints are older and can be used",
     )

@@ -73,7 +73,8 @@ def _trained(task: FineTuning) -> dict[str, torch.Tensor]:
 
 def _of_trial(options: Options, rate: float, steps: int, whole: float) -> Options:
     """The options of a run of `steps` steps with a warm-up as long as that of the whole run, in proportion."""
-    warmup = int(options.optimization.warmup_steps * steps / whole)
+    asked = options.optimization.warmup_steps
+    warmup = asked if isinstance(asked, float) else int(asked * steps / whole)
     values = {"learning_rate": rate, "max_steps": steps, "warmup_steps": warmup, "stop_after": None}
     return changed(options, values | {"limit_val_batches": 0, "val_check_interval": 1.0, "logger": "none"})
 

@@ -55,7 +55,7 @@ def _check_epoch(options: Options, batches: int) -> None:
             f"--val-check-interval {every} is longer than an epoch of {batches} batches", f"give at most {batches}"
         )
     steps = steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, update.max_steps)
-    if update.warmup_steps >= steps:
+    if isinstance(update.warmup_steps, int) and update.warmup_steps >= steps:
         raise UserError(
             f"--warmup-steps {update.warmup_steps} is not shorter than the run, which has {steps} optimizer steps",
             f"give at most {steps - 1}",

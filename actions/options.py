@@ -99,7 +99,7 @@ class LoopOptions:
         resume="epoch_end",
     )
     accumulate_grad_batches: int = option(1, "batches per optimizer step", at_least(1))
-    gradient_clip_val: float = option(0.0, "clip the gradient's norm; 0: no clipping", at_least(0))
+    gradient_clip_val: float = option(1.0, "clip the gradient's norm; 0: no clipping", at_least(0))
     log_every_n_steps: int = option(
         10, "steps between two points of a curve", at_least(1), resume="free", idle=idle_with("logger", "none")
     )
@@ -172,7 +172,9 @@ class RunOptions:
     checkpoint_every_n_steps: int | None = option(None,
         "also save last.ckpt every N optimizer steps; by default at epoch ends", at_least(1), actions=_TRAINING,
         resume="free")
-    patience: int | None = option(None, "stop after N validations without a better result; by default never",
+    metric: str | None = option(None, "what selects the best checkpoint, on the first validation split: a metric of "
+        "the data set, or loss; by default its first metric. Equal values: the lower loss", actions=_TRAINING)
+    patience: int | None = option(None, "stop after N validations without a better --metric; by default never",
         at_least(1), actions=_TRAINING, resume="free")
     stop_after: int | float | None = option(None,
         "stop after N optimizer steps, or share of the run, with the learning rates of the whole run, which a resumed "

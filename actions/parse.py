@@ -27,6 +27,19 @@ examples:
 """
 
 
+# What PEFT and the Trainer of Transformers call an option -> the option here.
+_ELSEWHERE = {
+    "lora_r": "rank", "lora_rank": "rank", "r": "rank", "lora_alpha": "alpha", "target_modules": "target",
+    "lora_target": "target", "lora_target_modules": "target", "num_train_epochs": "max_epochs", "epochs": "max_epochs",
+    "num_epochs": "max_epochs", "per_device_train_batch_size": "batch_size", "warmup_ratio": "warmup_steps",
+    "gradient_accumulation_steps": "accumulate_grad_batches", "max_grad_norm": "gradient_clip_val",
+    "lr_scheduler_type": "lr_scheduler", "output_dir": "project_dir", "report_to": "logger",
+    "resume": "resume_training", "resume_from_checkpoint": "resume_training", "metric_for_best_model": "metric",
+    "max_seq_length": "max_token_len", "max_length": "max_token_len",
+    "early_stopping_patience": "patience", "model_name_or_path": "load",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Command:
     """A parsed command line."""
@@ -111,7 +124,7 @@ def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
                     dest=info.name,
                     default=argparse.SUPPRESS,
                     nargs="?",
-                    const="false",
+                    const="true",
                     type=functools.partial(_opposite, info),
                     metavar=info.metavar,
                     help=f"the opposite of {info.flag}" if info.used_by(action) else argparse.SUPPRESS,
@@ -146,7 +159,8 @@ def _unknown_argument(argument: str) -> UserError:
     name = argument.split("=")[0]
     initials = {flag: "".join(word[0] for word in flag.strip("-").split("-")) for flag in flags}
     close = [flag for flag in flags if initials[flag] == name.strip("-")]  # --lr, as other programs call it
-    close = close or difflib.get_close_matches(name, flags, n=1)
+    elsewhere = _ELSEWHERE.get(name.strip("-").replace("-", "_"))
+    close = [flag_of(elsewhere)] if elsewhere else close or difflib.get_close_matches(name, flags, n=1)
     return UserError(
         f"option '{argument}' is not known",
         f"did you mean '{close[0]}'?" if close else "see python -m main ACTION --help",

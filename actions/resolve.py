@@ -25,7 +25,7 @@ from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
 from model.reallocation.options import BUDGETS
-from model.task.optimization import AUTO
+from model.task.optimization import AUTO, default_rate
 
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource, Checkpoint, Record
@@ -74,6 +74,8 @@ def resolve(command: Command) -> Request:
     origin = origin_of(command)
     options = _with_one_budget(_filled_in(command, origin), command.given)
     adapted = families.parse_model_name(options.model)
+    if options.optimization.learning_rate is None:
+        options = changed(options, {"learning_rate": default_rate(plain=adapted is None)})
     given = with_uniform(options, command.given, adapted, given)
     configs = origin.configs(options.model)
     options, spec = _with_data(options)

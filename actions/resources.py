@@ -1,4 +1,4 @@
-"""What training costs: seconds in all, seconds of a step, and the peak of memory."""
+"""What training costs: seconds in all, seconds of a step, tokens in a second, and the peak of memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
 
+from heterolora.distributed import sum_over_ranks
+
 
 class Resources(Timer):
     """Measures training on the first process. A resumed run counts the seconds before it too.
@@ -24,15 +26,24 @@ class Resources(Timer):
         self._steps: list[float] = []
         self._window = 0.0  # seconds of the accumulation window so far
         self._batch_start = 0.0
+        self._tokens: torch.Tensor | int = 0  # of this process; of all processes once training has ended
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._batch_start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         self._window += time.perf_counter() - self._batch_start
+        mask = batch.get("attention_mask")  # none: packed rows without padding
+        self._tokens += batch["input_ids"].numel() if mask is None else (mask > 0).sum()  # no wait for the GPU
         if not trainer.fit_loop.epoch_loop._should_accumulate():
             self._steps.append(self._window)
             self._window = 0.0
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._tokens = sum_over_ranks(torch.as_tensor(self._tokens, device=pl_module.device))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises TypeError or ValueError if the seconds in the state are not a number."""
@@ -40,12 +51,13 @@ class Resources(Timer):
         float(self.time_elapsed("train"))
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """`train_seconds` with validations, the median `step_seconds`, and `peak_memory_bytes`: of the GPU, or the
-        resident set of the process.
+        """`train_seconds` with validations, the median `step_seconds`, `tokens_per_second` of all processes in steps,
+        without padding, and `peak_memory_bytes`: of the GPU, or the resident set of the process.
         """
         return {
             "train_seconds": self.time_elapsed("train"),
             "step_seconds": median(self._steps) if self._steps else None,
+            "tokens_per_second": int(self._tokens) / sum(self._steps) if self._steps else None,
             "peak_memory_bytes": _peak_memory(),
         }
 

@@ -50,7 +50,7 @@ def check_resumable(command: Command, checkpoint: Checkpoint) -> tuple[str, ...]
             )
     _check_global_batch(own, {**own, **given})
     length = [declared()[name].flag for name in ("max_epochs", "max_steps") if given.get(name, own[name]) != own[name]]
-    if length and own["lr_scheduler"] != "none":
+    if length and (own["lr_scheduler"] != "none" or isinstance(own["warmup_steps"], float)):
         return (f"{length[0]} changes the length of the run: the learning rate follows the longer or shorter schedule",)
     return ()
 

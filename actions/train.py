@@ -26,7 +26,7 @@ from heterolora.errors import UserError
 from model.checkpoint import read_checkpoint
 from model.parameters import count
 from model.task.frozen_prefix import FrozenPrefix
-from model.task.optimization import AUTO
+from model.task.optimization import AUTO, recipe
 from model.task.row_cache import RowCache
 from model.task.start import StartElements
 
@@ -46,6 +46,7 @@ def start(request: Request, folder: Path) -> Experiment:
     show_parameters(experiment, folder)
     if experiment.options.optimization.learning_rate == AUTO:
         experiment = with_best_rate(experiment, folder, _starting(experiment))
+    say(recipe(experiment.options.optimization, experiment.options.loop.gradient_clip_val))
     if is_first_process():
         write_config(folder, request.action, experiment.options, experiment.task.record.configs)
     return experiment

@@ -24,6 +24,7 @@ from actions.callbacks import (
     SeedEachBatch,
     StopAfter,
     ValidateAfterWindows,
+    WarnOfOneClass,
 )
 from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.experiment import Experiment
@@ -99,7 +100,8 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
 
 def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback]) -> list[pl.Callback]:
     """The callbacks of training, with `more`. The one that saves is the last."""
-    callbacks = [Resources(), CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations(), *more]
+    callbacks = [Resources(), CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations()]
+    callbacks += [WarnOfOneClass(options.optimization.learning_rate), *more]
     callbacks += [ValidateAfterWindows(), EarlyStopping(checkpoints.monitor, checkpoints.mode, options.run.patience)]
     if options.optimization.max_steps != -1 or options.run.stop_after is not None:
         callbacks.append(StopAfter(options.run.stop_after))

@@ -51,6 +51,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """The advice for an unknown name: the nearest valid name if there is one, and all valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = close or [each for each in names if name and (each.startswith(name) or name.startswith(f"{each}-"))]
     listing = ", ".join(names) if names else "none"
     return f"did you mean '{close[0]}'? (valid: {listing})" if close else f"valid: {listing}"
 

@@ -47,6 +47,26 @@ class Matthews(MulticlassConfusionMatrix):
         return (covariance / spread.sqrt() if spread > 0 else torch.zeros_like(spread)).float()
 
 
+class OnlyClass(Metric):
+    """The class of all predictions, if they are equal and the labels are not. Otherwise -1."""
+
+    full_state_update = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        for state in ("predicted", "true"):
+            self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        self.predicted += torch.bincount(logits.argmax(-1), minlength=self.num_classes)
+        self.true += torch.bincount(labels, minlength=self.num_classes)
+
+    def compute(self) -> Tensor:
+        alone = (self.predicted > 0).sum() == 1 and (self.true > 0).sum() > 1
+        return self.predicted.argmax() if alone else torch.tensor(-1, device=self.device)
+
+
 class Pearson(PearsonCorrCoef):
     """Pearson correlation of real values, accumulated in float64."""
 
@@ -136,8 +156,11 @@ def build(names: Sequence[str], num_labels: int) -> MetricCollection:
 
 
 def mode(name: str) -> Literal["max", "min"]:
-    """Returns whether higher or lower values are better. Raises UserError if the name is not known."""
-    return "min" if _known(name) == "perplexity" else "max"
+    """Returns whether higher or lower values of a metric, or of the loss, are better.
+
+    Raises UserError if the name is not known.
+    """
+    return "min" if name == "loss" or _known(name) == "perplexity" else "max"
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:

@@ -36,12 +36,12 @@ CHANGED = {  # option -> another value, for the command line
     "num_beams": "2",
     "seed": "7", "resume_training": "true", "batch_size": "3", "max_token_len": "9", "max_target_len": "5",
     "group_by_length": "false", "num_workers": "1", "disable_dataset_cache": "true", "optimizer": "sgd",
-    "learning_rate": "0.5", "loraplus_ratio": "4", "weight_decay": "0.5", "lr_scheduler": "linear",
+    "learning_rate": "0.5", "loraplus_ratio": "4", "weight_decay": "0.5", "lr_scheduler": "cosine_annealing",
     "warmup_steps": "1", "eta_min": "1e-9", "max_steps": "2", "importance_test_name": "fisher",
     "imp_limit_test_batches": "2", "imp_source": "training", "imp_warmup_batches": "1", "imp_warmup_lr": "0.5",
     "metric_red_tolerance": "0.5", "turn_on_percentile": "0.5", "dyrealloc_ags_mode": "off", "realloc_N": "2",
     "realloc_warmup_epochs": "1", "max_epochs": "2", "limit_train_batches": "2", "limit_val_batches": "1",
-    "limit_test_batches": "1", "val_check_interval": "2", "accumulate_grad_batches": "2", "gradient_clip_val": "1",
+    "limit_test_batches": "1", "val_check_interval": "2", "accumulate_grad_batches": "2", "gradient_clip_val": "0.5",
     "log_every_n_steps": "1", "accelerator": "auto", "num_devices": "2", "num_nodes": "2", "strategy": "ddp",
     "shard_size": "2", "precision": "bf16-mixed",
     "project_dir": "elsewhere", "project": "other", "logger": "csv", "log_level": "error",
@@ -51,7 +51,7 @@ CHANGED = {  # option -> another value, for the command line
     "imp_halves": "false", "text_columns": "a", "label_column": "b", "labels": "x,y",
     "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "validation_share": "0.5", "validation_seed": "5",
-    "rank": "2", "alpha": "3", "target": "attention",
+    "metric": "loss", "rank": "2", "alpha": "3", "target": "attention",
 }  # fmt: skip
 # Their values are paths.
 FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config", "cache_folder")
@@ -206,7 +206,7 @@ def test_options_of_a_file(tmp_path: Path) -> None:
     """A file may repeat a run or hold options of several actions, so that defaults and other actions are not noted."""
     file = tmp_path / "options.toml"
     file.write_text("eta_min = 1e-9\nmax_target_len = 64\nrealloc_N = 3\n", encoding="utf-8")
-    assert "--eta-min has no effect with --lr-scheduler none" in notes(["train", "--config", str(file)])
+    assert "--eta-min has no effect with --lr-scheduler linear" in notes(["train", "--config", str(file)])
     assert len(notes(["train", "--config", str(file)])) == 2  # and that the toy base is used
 
 

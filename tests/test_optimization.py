@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -10,7 +11,11 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
-from model.task.optimization import Optimization, build_optimizer, build_scheduler, rate_factor
+from actions.options import Options
+from actions.parse import parse
+from actions.resolve import resolve
+from main import main
+from model.task.optimization import Optimization, build_optimizer, build_scheduler, rate_factor, recipe, warm_up
 from tests.adapted import VARIANTS, adapted, lora_config
 from tests.tiny import tiny_network
 from tests.world import World, run, weights, write_lora
@@ -110,6 +115,15 @@ class TestSchedule:
     def test_constant_after_warm_up(self) -> None:
         assert [rate_factor(step, math.inf, Optimization(warmup_steps=1)) for step in (0, 1, 99)] == [0.5, 1.0, 1.0]
 
+    @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (8, 0), (9, 1), (100, 6), (1000, 60)])
+    def test_a_share_of_warm_up(self, total: int, warmup: int) -> None:
+        shared, counted = Optimization(), Optimization(warmup_steps=warmup)
+        assert warm_up(0.06, total) == warmup
+        assert [rate_factor(step, total, shared) for step in range(total)] == [
+            rate_factor(step, total, counted) for step in range(total)
+        ]
+        assert warm_up(0.99, total) == min(round(0.99 * total), total - 1)
+
     @pytest.mark.parametrize("scheduler", ["none", "linear", "cosine_annealing"])
     def test_multiplies_all_groups_alike(self, scheduler: str) -> None:
         model = adapted("roberta", lora=lora_config())
@@ -122,6 +136,42 @@ class TestSchedule:
             assert b == pytest.approx(RATIO * matrices)
             optimizer.step()
             schedule.step()
+
+
+class TestDefaults:
+    def options(self, *arguments: object) -> Options:
+        return resolve(parse([*map(str, arguments)])).options
+
+    def test_by_kind_of_model(self) -> None:
+        lora, plain = (self.options("train", model) for model in ("opt_lora", "some/model"))
+        assert (lora.optimization.learning_rate, plain.optimization.learning_rate) == (2e-4, 5e-5)
+        assert lora.optimization == replace(plain.optimization, learning_rate=2e-4)
+        assert recipe(lora.optimization, lora.loop.gradient_clip_val) == (
+            "training: adamw, learning rate 0.0002, linear to 0, warm-up of 0.06 of the run, gradient norm clipped at 1"
+        )
+
+    def test_of_an_older_file(self, tmp_path: Path) -> None:
+        old = 'learning_rate = 5e-5\nlr_scheduler = "none"\nwarmup_steps = 0\ngradient_clip_val = 0.0\n'
+        (tmp_path / "config.toml").write_text(old)
+        options = self.options("train", "opt_lora", "--config", tmp_path / "config.toml")
+        assert recipe(options.optimization, options.loop.gradient_clip_val) == (
+            "training: adamw, learning rate 5e-05, constant, warm-up of 0 steps, no clipping"
+        )
+
+    @pytest.mark.parametrize(("theirs", "ours"), [("cosine", "cosine_annealing"), ("constant", "none")])
+    def test_names_of_other_programs(self, theirs: str, ours: str) -> None:
+        assert self.options("train", "--lr-scheduler", theirs).optimization.lr_scheduler == ours
+
+    def test_a_run_states_and_keeps_them(self, capfd, world: World, tmp_path: Path) -> None:
+        start = world.training("--rank", 4, "--max-steps", 3, "--project-dir", tmp_path, "--project", "run")
+        start[start.index("--lora-config") : start.index("--learning-rate") + 2] = []
+        assert main([*start, "--accelerator", "cpu", "--logger", "csv"]) == 0
+        assert "training: adamw, learning rate 0.0002, linear to 0" in capfd.readouterr().out
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        assert main(["train", "--resume-training", "--load", str(last), "--max-steps", "4"]) == 0
+        out = capfd.readouterr().out
+        assert "--max-steps changes the length of the run" in out
+        assert "training: adamw, learning rate 0.0002, linear to 0" in out
 
 
 def moved(world: World, project: str, *more: object) -> dict[str, torch.Tensor]:

@@ -262,7 +262,7 @@ class TestMistakes:
         assert "did you mean 'nf4'?" in capsys.readouterr().err
 
     def test_weights_that_are_made_anew(self, world: World) -> None:
-        options = Options(model="opt_lora", dataset="sst2", load=str(world.opt), quantize="nf4")
+        options = Options(model="opt_lora", dataset="sst2", load=str(world.opt), pretrained=False, quantize="nf4")
         command = Command("train", options, frozenset({"model", "load", "quantize"}), ())
         with pytest.raises(UserError, match="needs pretrained weights"):
             resolve(command)

@@ -125,9 +125,17 @@ def make_world(folder: Path) -> World:
     )
 
 
+# A constant rate without clipping, so that a run with more steps starts with the same steps.
+STEADY = ("--learning-rate", "5e-5", "--lr-scheduler", "none", "--warmup-steps", "0", "--gradient-clip-val", "0")
+
+
 def command(*arguments: object) -> list[str]:
-    """A command line with the options that keep a test small."""
-    return [*map(str, arguments), "--accelerator", "cpu", "--logger", "none"]
+    """A command line with the options that keep a test small. New training is `STEADY` unless `arguments` say more."""
+    words = [*map(str, arguments), "--accelerator", "cpu", "--logger", "none"]
+    if words[0] in ("train", "train-dyrealloc") and not {"--config", "--resume-training"} & {*words}:
+        first = next(place for place, word in enumerate(words) if word.startswith("--"))
+        words[first:first] = STEADY
+    return words
 
 
 def run(*arguments: object) -> int:

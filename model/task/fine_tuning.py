@@ -41,6 +41,7 @@ class FineTuning(pl.LightningModule, ABC):
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
         record: the identity of the model, for checkpoints.
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
+        metric: the metric, or `loss`, that selects the best checkpoint. None: the data set's first metric.
         sharding: how the base, or a plain model, is divided over processes. None: every process holds all of it.
     """
 
@@ -55,6 +56,7 @@ class FineTuning(pl.LightningModule, ABC):
         record: Record,
         batches_per_epoch: Callable[[int], int],
         sharding: Sharding | None = None,
+        metric: str | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints lack the base; `take` checks them
@@ -65,6 +67,10 @@ class FineTuning(pl.LightningModule, ABC):
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
         self.mean_loss = nn.ModuleDict({split: metrics.WeightedMean() for split in splits})
         self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels) for split in splits})
+        counted = splits if spec.task == "classification" and not spec.regression else ()
+        self.only_class = nn.ModuleDict({split: metrics.OnlyClass(spec.num_labels) for split in counted})
+        self.one_class: dict[str, int] = {}  # split -> the class of all predictions of the last evaluation
+        self.metric = metric or spec.metrics[0]
         self.trained = trained_names(network, space)
         self.official: dict[str, dict[str, float]] = {}
         self.window = Window()
@@ -76,12 +82,12 @@ class FineTuning(pl.LightningModule, ABC):
 
     @property
     def monitor(self) -> str:
-        """The logged value that selects the best checkpoint: the first metric on the first validation split."""
-        return f"{self.validation_names[0]}/{self.spec.metrics[0]}"
+        """The logged value that selects the best checkpoint, of the first validation split."""
+        return f"{self.validation_names[0]}/{self.metric}"
 
     @property
     def monitor_mode(self) -> Literal["max", "min"]:
-        return metrics.mode(self.spec.metrics[0])
+        return metrics.mode(self.metric)
 
     # ---- what a task defines
 
@@ -191,6 +197,8 @@ class FineTuning(pl.LightningModule, ABC):
         if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
             self.mean_loss[split].update(loss.total, loss.count)
             self.running[split].update(*pair)
+            if split in self.only_class:
+                self.only_class[split].update(*pair)
         return pair
 
     def _log_metrics(self, splits: Sequence[str]) -> None:
@@ -199,6 +207,9 @@ class FineTuning(pl.LightningModule, ABC):
             for name, value in values.items():
                 figure = f"{split}/{name}"
                 self.log(figure, value, prog_bar=figure == self.monitor)
+            if split in self.only_class:
+                self.one_class[split] = int(self.only_class[split].compute())
+                self.only_class[split].reset()
             self.mean_loss[split].reset()
             self.running[split].reset()
 

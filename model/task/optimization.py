@@ -21,19 +21,26 @@ AUTO = "auto"
 RATES, RATES_OF_PLAIN = ((5e-5, 2e-4, 8e-4, 3.2e-3, 1.28e-2), (3e-6, 1.2e-5, 4.8e-5, 1.9e-4, 7.7e-4))
 
 
+def _warm_up_length(value: int | float) -> str | None:
+    fits = value >= 0 and (isinstance(value, int) or value < 1)
+    return None if fits else "a number of steps, or a share below 1 written with a point, such as 0.06"
+
+
 @dataclass(frozen=True)
 class Optimization:
     """How the trained parameters are updated."""
 
     # fmt: off
     optimizer: Literal["adam", "adamw", "sgd"] = option("adamw", "optimizer", old_keys=("training_optimizer",))
-    learning_rate: float | Literal["auto"] = option(5e-5, "peak learning rate; auto: short trials choose it",
-        above(0))
+    learning_rate: float | Literal["auto"] | None = option(None, "peak learning rate; auto: short trials choose it; by "
+        "default 2e-4 for LoRA, and 5e-5 for a plain model", above(0))
     loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", above(0))
     weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", at_least(0))
-    lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("none",
-        "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min")
-    warmup_steps: int = option(0, "optimizer steps of linear warm-up from 0", at_least(0))
+    lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("linear",
+        "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min",
+        spellings={"cosine": "cosine_annealing", "constant": "none"})
+    warmup_steps: int | float = option(0.06, "linear warm-up from 0: optimizer steps, or share of the run",
+        _warm_up_length)
     eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0),
         idle=idle_without("lr_scheduler", "cosine_annealing"))
     max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited, resume="free")
@@ -75,15 +82,39 @@ def steps_of_run(batches: int, accumulate: int, max_epochs: int, max_steps: int)
     return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
 
 
+def default_rate(plain: bool) -> float:
+    """Returns the learning rate if none is given."""
+    return 5e-5 if plain else 2e-4
+
+
+def warm_up(asked: int | float, total: float) -> int:
+    """Returns the warm-up steps of a run of `total` steps. A share is rounded, and leaves at least one step."""
+    return asked if isinstance(asked, int) else min(round(asked * total), int(total) - 1)
+
+
+def recipe(settings: Optimization, clipping: float) -> str:
+    """Returns a line about the training: optimizer, learning rate, schedule and clipping."""
+    ends = {"none": "constant", "linear": "linear to 0", "cosine_annealing": f"cosine to {settings.eta_min:g}"}
+    steps = settings.warmup_steps
+    parts = [
+        settings.optimizer,
+        f"learning rate {settings.learning_rate:g}, {ends[settings.lr_scheduler]}",
+        f"warm-up of {steps} steps" if isinstance(steps, int) else f"warm-up of {steps:.3g} of the run",
+        f"gradient norm clipped at {clipping:g}" if clipping else "no clipping",
+    ]
+    return f"training: {', '.join(parts)}"
+
+
 def rate_factor(step: int, total: float, settings: Optimization) -> float:
     """Returns the learning rate at optimizer step `step` (from 0) of `total`, relative to the peak.
 
     Linear: decreases to 0 at `total`. Cosine (Loshchilov & Hutter 2017, without restarts):
     η_min + (η − η_min) · (1 + cos(π·t)) / 2 where t is the completed share of the steps after warm-up.
     """
-    if step < settings.warmup_steps:
-        return (step + 1) / (settings.warmup_steps + 1)
-    done = min(1.0, (step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
+    warmup = warm_up(settings.warmup_steps, total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
     if settings.lr_scheduler == "linear":
         return 1.0 - done
     if settings.lr_scheduler == "cosine_annealing":

@@ -81,7 +81,14 @@ def adapted_task(base: Any, args: argparse.Namespace) -> Classification:
     network, space = subjects.adapted(base, subjects.lora(args.rank, args.projections), subjects.shortcuts(args.rank))
     record = Record("train-dyrealloc", {}, BaseSource("random"), "")
     return Classification(
-        network, space, SPEC, ("validation",), ("test",), Optimization(), record, lambda world: args.interval + 1
+        network,
+        space,
+        SPEC,
+        ("validation",),
+        ("test",),
+        Optimization(learning_rate=5e-5),
+        record,
+        lambda world: args.interval + 1,
     )
 
 
