@@ -234,6 +234,7 @@ class TestRuns:
 
     def test_a_random_base_is_said_and_found_again(self, world: World, tmp_path: Path) -> None:
         arguments = [part for part in world.training("--max-steps", 2, "--seed", 3) if part != "--pretrained"]
+        arguments.append("--random-init")
         assert run(*arguments, "--project-dir", tmp_path, "--project", "random") == 0
         assert "random, drawn from seed 3" in (tmp_path / "random" / "adapter" / "README.md").read_text()
         adapter = tmp_path / "random" / "adapter"

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.world import World, main, run
+from tests.world import World, command, main, run
 
 Series = dict[str, list[tuple[int, float]]]
 
@@ -155,7 +155,7 @@ def train(world: World, tmp_path: Path) -> Callable[..., Path]:
 
     def start(logger: str, project: str, *more: object) -> Path:
         arguments = (*more, "--project-dir", tmp_path, "--project", project, "--log-every-n-steps", 1)
-        assert main([*world.training(*arguments), "--accelerator", "cpu", "--logger", logger]) == 0
+        assert main([*command(*world.training(*arguments)), "--logger", logger]) == 0
         return tmp_path / project
 
     return start

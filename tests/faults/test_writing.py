@@ -30,6 +30,8 @@ def arguments(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[o
 def counted(server: Server, arguments: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `run`, the run that nothing befalls, and the number of its calls."""
     folder = tmp_path_factory.mktemp("counted")
+    warm = server.run(*arguments, "--project-dir", folder, "--project", "warm")  # writes the data cache, once
+    assert warm.code == 0, warm.err
     ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=Fault(counted=str(folder)))
     assert ended.code == 0, ended.err
     return folder
