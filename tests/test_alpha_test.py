@@ -111,7 +111,9 @@ def evaluations(problem: Problem) -> tuple[dict[str, float], int]:
     return scores, len(runs)
 
 
-@pytest.mark.parametrize(("on_below", "least_on", "most_on", "gain"), [(0, 0, 7, 5.0), (4, 15, 25, 3.0)])
+@pytest.mark.parametrize(
+    ("on_below", "least_on", "most_on", "gain"), [(0, 0, 7, 5.0), pytest.param(4, 15, 25, 3.0, marks=pytest.mark.slow)]
+)
 def test_block_evaluations(on_below: int, least_on: int, most_on: int, gain: float) -> None:
     """12 blocks, 71 elements, most of them dispensable or a quarter on: those of the lowest blocks."""
     made = adapted("opt-pre", lora=q_and_v(), shortcut=shortcut_config(), num_hidden_layers=12)

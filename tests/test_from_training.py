@@ -482,6 +482,7 @@ def _a_process(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path: Path):
     multiprocessing.spawn(_a_process, (tmp_path,), nprocs=2)
     both = [torch.load(tmp_path / f"scores-{rank}", weights_only=True) for rank in range(2)]

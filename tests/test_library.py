@@ -446,6 +446,7 @@ def run_example(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_example_with_trainer() -> None:
     out = run_example("finetune_with_trainer.py", "--steps", "4")
     assert "trainable params" in out

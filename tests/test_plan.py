@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def config_of(name: str) -> PretrainedConfig:
 def peak_of(name: str, lora: Path, checkpointing: bool) -> int:
     """Bytes that torch's allocator has handed out at most, from before the base is made to after the second step."""
     gc.collect()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read at the first profile of a process: it writes to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         _train(name, lora, checkpointing)
         gc.collect()

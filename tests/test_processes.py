@@ -76,9 +76,8 @@ class TestTwoProcesses:
         for name in a:
             assert torch.allclose(a[name], b[name], atol=1e-6, rtol=1e-5), name
 
-    @pytest.mark.parametrize(
-        "strategy", ["ddp", pytest.param("ddp_find_unused_parameters_true", marks=pytest.mark.slow)]
-    )
+    @pytest.mark.slow  # `test_sharding` compares two processes that reallocate in the fast suite
+    @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
     def test_reallocate_as_one(self, world: World, steady: Path, tmp_path: Path, strategy: str) -> None:
         _, _, *rest = world.training("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 2)
         shared = ("train-dyrealloc", "opt_lora", *rest, "--realloc-N", 0.25, "--turn-on-percentile", 0.5)

@@ -297,6 +297,7 @@ def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_as_a_script(files, tmp_path: Path) -> None:
     done = _run(*files(_scores("opt")), "--turn-on-percentile", "0.25", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
