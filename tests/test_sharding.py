@@ -288,7 +288,8 @@ def test_a_plain_model_is_trained_whole_in_shards(world: World, tmp_path: Path) 
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     for whole, part in (resumed[:2], resumed[2:]):
         assert all(torch.equal(whole[name], part[name]) for name in one)
-    assert run("test", "--load", last, "--project-dir", tmp_path, "--project", "alone") == 0
+    best = last.with_name("best.ckpt")  # what the run has measured
+    assert run("test", "--load", best, "--project-dir", tmp_path, "--project", "alone") == 0
     assert metrics_of(tmp_path / "alone") == {
         split: pytest.approx(figures, abs=1e-5) for split, figures in metrics_of(tmp_path / "part-adamw").items()
     }
