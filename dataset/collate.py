@@ -39,8 +39,8 @@ class Collator:
     pack_to: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        index = torch.tensor([row["index"] for row in rows], dtype=torch.int64)
         if self.pack_to is not None:
-            index = torch.tensor([row["index"] for row in rows], dtype=torch.int64)
             return {**pack(rows, self.pack_to, self.tokenizer.pad_token_id), "index": index}
         batch = dict(
             self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
@@ -50,7 +50,7 @@ class Collator:
         else:
             kind = torch.float32 if isinstance(rows[0]["labels"], float) else torch.int64
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
-        batch["index"] = torch.tensor([row["index"] for row in rows], dtype=torch.int64)
+        batch["index"] = index
         batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         if self.generate:
             prompts = self._pad([{"input_ids": row["input_ids"][: row["context"]]} for row in rows], "left")

@@ -119,3 +119,9 @@ def check_ranks(elements: Iterable[Element]) -> None:
                 f"{element.out_features}",
                 f"expected at most {element.highest_rank}",
             )
+
+
+def at_ranks(elements: Iterable[Element], ranks: Mapping[str, int]) -> list[Element]:
+    """The elements that have a rank above 0 in `ranks` (key -> rank), at that rank."""
+    found = ((element, ranks.get(element.key, 0)) for element in elements)
+    return [replace(element, settings=element.settings.at(rank)) for element, rank in found if rank > 0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from heterolora import saliency
 from heterolora.adapt import wrap
 from heterolora.allocation import Scored, of_kind, tie_generator
 from heterolora.checks import ABOVE_0, check_known, whole_number
-from heterolora.element import Element, Settings
+from heterolora.element import Element, Settings, at_ranks
 from heterolora.errors import UserError
 from heterolora.family import Family
 from heterolora.peft_config import peft_config
@@ -146,9 +145,9 @@ def lora_config(
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
     lora = of_kind(scores.scored, "lora")
     assigned = assign(lora, _policy(policy, rank, max_rank, lora), given[0], "off", tie_generator(scores.seed, 0))
-    ranks = ((item.element, assigned.ranks.get(item.element.key, 0)) for item in lora)
-    on = [replace(element, settings=element.settings.at(given)) for element, given in ranks if given > 0]
-    values = peft_config(on, task_type, modules=[item.element.module for item in lora])
+    elements = [item.element for item in lora]
+    on = at_ranks(elements, assigned.ranks)
+    values = peft_config(on, task_type, modules=[element.module for element in elements])
     del values["peft_type"]
     return LoraConfig(**{**values, **more})
 

@@ -32,7 +32,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tools.cli import Parser, check_output, real, run, whole_number
@@ -46,7 +45,7 @@ from dataset.option import at_least, flag_of, seed_range, share
 from heterolora import scores as scores_file
 from heterolora.allocation import MODES, default_mode, tie_generator
 from heterolora.config import ElementConfig
-from heterolora.element import Element, Kind, check_ranks
+from heterolora.element import Element, Kind, at_ranks, check_ranks
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.peft_config import peft_config, peft_notes, task_type
@@ -96,8 +95,7 @@ def _of_scores(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
     mode = args.mode or default_mode(scores.has_shortcuts)
     seed = scores.seed if args.seed is None else args.seed
     assignment = assign(scores.scored, _policy(args, elements), _limit(args, scores), mode, tie_generator(seed, 0))
-    ranks = ((element, assignment.ranks.get(element.key)) for element in elements)
-    on = [replace(element, settings=element.settings.at(rank)) for element, rank in ranks if rank]
+    on = at_ranks(elements, assignment.ranks)
     check_ranks(on)
     if args.shortcut_output and not scores.has_shortcuts:
         raise UserError(f"{path} scores no shortcuts", "leave out --shortcut-output")

@@ -7,16 +7,15 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from dataset.targets import IGNORE
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
 from model.task.rows import RowLosses
 from model.task.token_losses import Head
 
-IGNORED = -100  # the label of tokens without loss
-
 
 class LanguageModel(FineTuning):
-    """A task that predicts tokens. Batches have `labels` (rows, tokens), `IGNORED` where there is no target."""
+    """A task that predicts tokens. Batches have `labels` (rows, tokens), `IGNORE` where there is no target."""
 
     def __init__(self, **others: Any) -> None:
         super().__init__(**others)
@@ -35,6 +34,6 @@ class LanguageModel(FineTuning):
 
 def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     """The token that follows each position (rows, tokens), and whether it is a target. Rows of weight 0 have none."""
-    labels = batch["labels"].masked_fill(batch["weight"].unsqueeze(-1) == 0, IGNORED)
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    return targets, targets != IGNORED
+    labels = batch["labels"].masked_fill(batch["weight"].unsqueeze(-1) == 0, IGNORE)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    return targets, targets != IGNORE

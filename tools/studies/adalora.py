@@ -17,10 +17,9 @@ import torch
 from peft import AdaLoraConfig, PeftModel
 from torch import Tensor, nn
 
-from heterolora.element import Element
+from heterolora.element import Element, at_ranks
 from heterolora.errors import UserError
 from model.task.fine_tuning import FineTuning
-from tools.studies.jobs import at_ranks
 
 ADAPTER = "default"  # PEFT's name of the first adapter
 _START = 1.5  # ranks at the start, relative to those at the end, as in the paper
@@ -113,8 +112,7 @@ class Allocate(pl.Callback):
         return self._at(self.config.rank_pattern)
 
     def _at(self, pattern: Mapping[str, Sequence[bool]]) -> list[Element]:
-        ranks = {key: sum(pattern[name]) for key, name in self.names.items()}
-        return at_ranks(self.places, {key: rank for key, rank in ranks.items() if rank})
+        return at_ranks(self.places, {key: sum(pattern[name]) for key, name in self.names.items()})
 
 
 def _matrices(network: nn.Module) -> list[Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dataset.option import flag_of
 from heterolora import scores as scores_file
 from heterolora.allocation import Scored, tie_generator
 from heterolora.config import ElementConfig
-from heterolora.element import Element
+from heterolora.element import at_ranks
 from heterolora.errors import UserError
 from heterolora.files import write_text, write_toml
 from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
@@ -183,11 +183,6 @@ def _training(case: Case) -> dict[str, Any]:
     use the rows that measure.
     """
     return {"learning_rate": case.learning_rate, "seed": case.seed, "measured": "last", "row_results": True}
-
-
-def at_ranks(elements: Iterable[Element], ranks: Mapping[str, int]) -> list[Element]:
-    """The elements that have a rank in `ranks` (key -> rank), at that rank."""
-    return [replace(one, settings=one.settings.at(ranks[one.key])) for one in elements if one.key in ranks]
 
 
 def _text(value: Any) -> str:

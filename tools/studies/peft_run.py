@@ -32,7 +32,7 @@ from actions.train import fit
 from actions.trainer import check_devices
 from heterolora import scores as scores_file
 from heterolora.config import ElementConfig
-from heterolora.element import Element
+from heterolora.element import Element, at_ranks
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.peft_config import peft_config, task_type
@@ -40,7 +40,7 @@ from heterolora.ranks import Limit, assign
 from model.task.scoring import batch_count
 from model.trained import trained_names
 from tools.studies.adalora import Allocate, adalora_config
-from tools.studies.jobs import EVEN, at_ranks
+from tools.studies.jobs import EVEN
 
 _EVA_BATCHES = 32
 
