@@ -1,6 +1,8 @@
-"""Every test run has a data set cache of its own, and no test reaches for the network."""
+"""Tests share a data set cache of their own, do not reach for the network, and can be ended by Ctrl-C."""
 
 from __future__ import annotations
+
+import signal
 
 import datasets
 import huggingface_hub
@@ -24,3 +26,11 @@ def private_and_offline(tmp_path_factory: pytest.TempPathFactory):
         patch.setenv("HF_DATASETS_CACHE", str(cache))  # for processes that a test starts
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """A shell starts a background job with SIGINT ignored, and its children inherit that: the tests of Ctrl-C fail."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
