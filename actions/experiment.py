@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from transformers import PretrainedConfig, PreTrainedModel
 
 from actions.console import is_first_process, note, say
-from actions.limits import check_batches, check_generation, measures_validation
+from actions.limits import check_batches, check_generation, check_window, measures_validation
 from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
 from dataset.module import TextDataModule
@@ -79,6 +79,7 @@ def build(request: Request) -> Experiment:
     shown = preview_of(data, request.action) if spec.own and is_first_process() else None
     check_batches(request.action, options, data)
     check_generation(options, data.limits, positions)
+    check_window(data, config)
     limited = str(options.loop.limit_val_batches) != "1.0"  # 1 is one batch
     if request.action == TEST and limited and not measures_validation(data):
         notes.append("--limit-val-batches has no effect on test of this data set: it measures no validation split")

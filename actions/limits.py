@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytorch_lightning as pl
 from datasets import Dataset
+from transformers import PretrainedConfig
 
 from actions.options import DYREALLOC, TEST, TRAIN, Options
 from dataset.encode import Lengths
@@ -72,6 +73,16 @@ def check_generation(options: Options, limits: Lengths, positions: int | None) -
             f"--max-new-tokens {options.max_new_tokens} after a prompt of up to {prompt} tokens is more than the "
             f"model's {positions} positions",
             f"give at most {positions - prompt}, or a smaller --max-token-len",
+        )
+
+
+def check_window(data: TextDataModule, config: PretrainedConfig) -> None:
+    """Raise UserError if packed rows can be longer than the model's attention window: their mask has no window."""
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    if data.packs and window is not None and data.limits.max_token_len > window:
+        raise UserError(
+            f"--packing with --max-token-len {data.limits.max_token_len}, and the model attends to {window} tokens",
+            f"give --max-token-len of at most {window}, or leave --packing out",
         )
 
 

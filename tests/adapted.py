@@ -24,6 +24,7 @@ VARIANTS = {
     "gemma": ("gemma", {}),
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {}),
+    "mistral": ("mistral", {}),
 }
 #: Every variant with every head that it can have.
 CASES = [

@@ -55,7 +55,9 @@ _NAMES = {
     "gemma": _LLAMA,
     "llama": _LLAMA,
     "qwen2": _LLAMA,
+    "mistral": _LLAMA,
 }
+_ROTARY = ("gemma", "llama", "qwen2", "mistral")  # pre-norm, RMS norms and rotary positions
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Reference:
 
     @property
     def pre_norm(self) -> bool:
-        return getattr(self.config, "do_layer_norm_before", self.family in ("gemma", "llama", "qwen2"))
+        return getattr(self.config, "do_layer_norm_before", self.family in _ROTARY)
 
     def _block(self, layer: int, x: Tensor, h_before: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
         def delta(name: str, source: Tensor | None) -> Tensor | float:
@@ -136,7 +138,7 @@ class Reference:
 
     def _norm(self, path: str, x: Tensor) -> Tensor:
         weight = self.weights[f"{path}.weight"]
-        if self.family in ("gemma", "llama", "qwen2"):
+        if self.family in _ROTARY:
             scale = 1 + weight if self.family == "gemma" else weight
             return x / (x.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps).sqrt() * scale
         eps = getattr(self.config, "layer_norm_eps", 1e-5)
@@ -160,7 +162,7 @@ class Reference:
         q = linear("q_proj", x).view(rows, length, heads, -1).transpose(1, 2)
         k = linear("k_proj", x).view(rows, length, groups, -1).transpose(1, 2)
         v = linear("v_proj", x).view(rows, length, groups, -1).transpose(1, 2)
-        if self.family in ("gemma", "llama", "qwen2"):
+        if self.family in _ROTARY:
             q, k = self._rotate(q), self._rotate(k)
         k, v = (t.repeat_interleave(heads // groups, dim=1) for t in (k, v))
         visible = mask.bool()[:, None, None, :].expand(rows, 1, length, length)

@@ -309,17 +309,17 @@ class TestExamples:
         assert "accuracy" in stage.run(f"{line} --load facebook/opt-350m --pretrained")
 
     def test_a_model_family(self, stage: Stage, written) -> None:
-        written("model/family/mistral.py")
-        from transformers import MistralConfig, MistralForCausalLM
+        written("model/family/smollm3.py")
+        from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
         tokenizer = word_tokenizer([row["sentence"] for row in sentences(200, seed=0)], style="decoder")
-        config = MistralConfig(
+        config = SmolLM3Config(
             vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=1, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        MistralForCausalLM(config).save_pretrained(stage.folder / "mistral")
-        tokenizer.save_pretrained(stage.folder / "mistral")
-        out = stage.run("python -m main train --model mistral_lora_ags --load mistral --pretrained --dataset rte")
+        SmolLM3ForCausalLM(config).save_pretrained(stage.folder / "smollm3")
+        tokenizer.save_pretrained(stage.folder / "smollm3")
+        out = stage.run("python -m main train --model smollm3_lora_ags --load smollm3 --pretrained --dataset rte")
         assert "shortcut2" in out
 
     def test_a_heuristic(self, stage: Stage, written) -> None:

@@ -19,7 +19,7 @@ from tests.tiny import tiny_network
 
 def test_every_file_of_the_folder_is_a_family():
     files = {path.stem for path in Path(family.__file__).parent.glob("*.py")} - {"__init__", "base"}
-    assert set(family.names()) == files >= {"bert", "gemma", "llama", "opt", "qwen2", "roberta"}
+    assert set(family.names()) == files >= {"bert", "gemma", "llama", "mistral", "opt", "qwen2", "roberta"}
     for name in family.names():
         assert family.get(name).name == name
         assert family.for_model_type(name) is family.get(name)
@@ -111,7 +111,7 @@ def test_encoders_classify(name):
 
 
 def test_decoders_do_every_task():
-    for name in ("opt", "gemma", "llama", "qwen2"):
+    for name in ("opt", "gemma", "llama", "qwen2", "mistral"):
         table: Family = family.get(name)
         for task in ("classification", "causal_language_modeling", "summarization"):
             table.check_task(task)

@@ -30,6 +30,7 @@ DROPOUT = {
     "gemma": {"attention_dropout": 0.2},
     "llama": {"attention_dropout": 0.2},
     "qwen2": {"attention_dropout": 0.2},
+    "mistral": {"attention_dropout": 0.2},
 }
 
 

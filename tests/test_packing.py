@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 from dataset.packing import first_fit, pack
 from tests.tiny import PAD, VOCABULARY, tiny_network
@@ -88,6 +89,15 @@ def test_a_run_with_packing_or_another_attention_gives_the_same_weights(world, i
     }.items():
         assert run("train", *arguments, *more) == 2
         assert words in capfd.readouterr().err
+
+
+def test_packs_longer_than_the_attention_window(world, instructions, tmp_path, capfd) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world.opt)
+    tokenizer.save_pretrained(tmp_path)
+    tiny_network("mistral", "causal", sliding_window=32, vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    arguments = ("mistral_lora", "alpaca", "--dataset-saved-path", instructions, "--load", tmp_path, "--packing")
+    assert run("train", *arguments, "--max-token-len", 33, "--project-dir", tmp_path) == 2
+    assert "give --max-token-len of at most 32" in capfd.readouterr().err
 
 
 def test_packing_without_effect(world, tmp_path, capfd) -> None:

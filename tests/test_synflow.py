@@ -59,6 +59,7 @@ _PATHS: Mapping[str, Mapping[str, object]] = {
     "gemma": _LLAMA,
     "llama": _LLAMA,
     "qwen2": _LLAMA,
+    "mistral": _LLAMA,
 }
 
 

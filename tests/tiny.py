@@ -27,6 +27,7 @@ _SHAPES = {
     "gemma": {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 8},
     "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
     "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2},
+    "mistral": {"intermediate_size": 64, "num_key_value_heads": 2},
 }
 
 
