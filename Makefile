@@ -29,7 +29,7 @@ test: $(VENV)/.installed-tests  ## run the tests (all but the slow ones)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-tests  ## run the slow tests
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m slow
+	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist loadfile -m slow
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-tests  ## run 5,000 malformed inputs, and show how they ended; failures are kept as regressions

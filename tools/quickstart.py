@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "frozen model, linear head": frozen,
         "LoRA in every place, rank 1": runs.uniform,
         "a quarter of it, random places": runs.random,
-        "a quarter of it, static HeteroLoRA": runs.static,
-        "a quarter of it, dynamic HeteroLoRA": runs.dynamic,
+        "a quarter of it, static": runs.static,
+        "a quarter of it, dynamic": runs.dynamic,
     }
     table = Table("", title=f"{DATA}: does the description say yes to the question after it?")
     for column in ("LoRA parameters", "test accuracy", "seconds"):
