@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import random
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +28,8 @@ from dataset.render import EXAMPLES
 from dataset.settings import DataOptions, OwnDataOptions
 from heterolora.errors import UserError
 from model import metrics
+from model.task.multiple_choice import MultipleChoice
+from model.task.optimization import Optimization
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_network, word_tokenizer
 from tests.together import run_commands, together
@@ -198,18 +203,15 @@ def test_examples_from_the_training_rows(arc: Path) -> None:
 # ---- the metric
 
 
-def log_likelihoods(network, tokenizer, prompt: str, choices: list[str]) -> tuple[list[float], list[int]]:
-    """The log-likelihood of each choice and its number of tokens, with a pass of its own for each."""
-    found, counts = [], []
+def log_likelihoods(network, prompt: list[int], choices: list[list[int]]) -> list[float]:
+    """The log-likelihood of each choice, with a pass of its own for each."""
+    found = []
     for choice in choices:
-        ids = tokenizer(f"{prompt} {choice}", return_tensors="pt").input_ids
-        context = len(tokenizer(prompt).input_ids)
+        ids = torch.tensor([prompt + choice])
         with torch.no_grad():
             logs = network(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        each = logs.gather(-1, ids[0, 1:].unsqueeze(-1)).squeeze(-1)[context - 1 :]
-        found.append(float(each.sum()))
-        counts.append(len(each))
-    return found, counts
+        found.append(float(logs.gather(-1, ids[0, 1:].unsqueeze(-1))[len(prompt) - 1 :].sum()))
+    return found
 
 
 def asked(row: dict[str, object]) -> str:
@@ -222,7 +224,9 @@ def expected_of(folder: Path, rows: list[dict[str, object]], example: str = "") 
     of_rows, normalised = [], 0
     for row in rows:
         texts, right = row["choices"]["text"], row["choices"]["label"].index(row["answerKey"])
-        scores, counts = log_likelihoods(network, tokenizer, example + asked(row), texts)
+        prompt = tokenizer(example + asked(row)).input_ids
+        choices = [tokenizer(f"{example}{asked(row)} {text}").input_ids[len(prompt) :] for text in texts]
+        scores, counts = log_likelihoods(network, prompt, choices), [*map(len, choices)]
         by_length = [score / len(text) for score, text in zip(scores, texts, strict=True)]
         of_rows.append((-scores[right], counts[right], int(scores.index(max(scores)) == right)))
         normalised += by_length.index(max(by_length)) == right
@@ -264,6 +268,29 @@ def test_metrics_are_those_of_passes_by_hand(capfd, model: Path, arc: Path, tmp_
     check(tmp_path / "two", {
         "validation": expected_of(model, validation, example), "test": expected_of(model, test[:4], example),
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_does_not_change_the_scores(model: Path, side: str) -> None:
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    rows = [
+        {**row, "index": 0, "weight": 1.0}
+        for row in encoded([("a b", ["c", "d e a b"], "A"), ("c", ["b", "a"], "B")], 9)
+    ]
+    task = MultipleChoice(
+        network=network, space=None, spec=ARC, validation_names=("validation",), test_names=(), metric=None,
+        optimization=Optimization(), record=None, batches_per_epoch=len,
+    )  # fmt: skip
+    batch = Collator(tokenizer, choices=True)(rows)
+    if side == "left":
+        width = batch["attention_mask"].sum(-1).tolist()
+        for key in ("input_ids", "attention_mask", "labels"):
+            batch[key] = torch.stack([row.roll(-size) for row, size in zip(batch[key], width, strict=True)])
+    with torch.no_grad():
+        scores = task.loss(batch).logits
+    assert scores.isfinite().all()
+    expected = [log_likelihoods(network, row["input_ids"][: row["context"]], row["choices"]) for row in rows]
+    torch.testing.assert_close(scores, torch.tensor(expected))
 
 
 def test_training_makes_the_right_choice_likely(model: Path, arc: Path, tmp_path: Path) -> None:
@@ -398,3 +425,73 @@ def test_mistakes_in_options(capfd, model: Path, tmp_path: Path, roles, found: s
     head, _, advice = line.partition(";")
     assert found in head
     assert expected in advice
+
+
+# ---- lm-evaluation-harness
+
+
+def scenes(count: int, seed: int) -> list[dict[str, object]]:
+    """Rows of HellaSwag."""
+    return [
+        {"activity_label": "Which", "ctx_a": "A bird.", "ctx_b": f"[step] which {row['question']}",
+         "endings": [f"[title] {text}" for text in (row["choices"]["text"] * 2)[:4]], "label": str(index % 4)}
+        for index, row in enumerate(arc_rows(count, seed))
+    ]  # fmt: skip
+
+
+def exam(count: int, seed: int) -> list[dict[str, object]]:
+    """Rows of MMLU of one subject."""
+    return [
+        {"question": row["question"], "subject": "anatomy", "choices": (row["choices"]["text"] * 2)[:4],
+         "answer": index % 4} for index, row in enumerate(arc_rows(count, seed))
+    ]  # fmt: skip
+
+
+HARNESS = {  # data set -> configuration, its rows by split, task file of the harness, number of examples
+    "mmlu": ("all", {"auxiliary_train": exam(2, 1), "dev": exam(4, 2), "validation": exam(1, 3), "test": exam(9, 4)},
+             ("mmlu/default/_default_template_yaml", "mmlu/default/mmlu_anatomy.yaml"), 2),
+    "hellaswag": ("data", {"train": scenes(2, 1), "validation": scenes(9, 2)}, ("hellaswag/hellaswag.yaml",), 0),
+    "arc_easy": ("ARC-Easy", {"train": arc_rows(2, 1), "validation": arc_rows(1, 2), "test": arc_rows(9, 3)},
+                 ("arc/arc_easy.yaml",), 0),
+}  # fmt: skip
+
+
+def write_task(folder: Path, data: Path, files: tuple[str, ...]) -> str:
+    """The task of the harness on local files. Returns its name."""
+    tasks = Path(importlib.util.find_spec("lm_eval").origin).with_name("tasks")
+    text = "".join((tasks / name).read_text() for name in files)
+    text = re.sub(r'^"?(dataset_path|dataset_name|task|tag|task_alias|include)"?:.*\n(  - .*\n)*', "", text, flags=re.M)
+    paths = {path.name.split("-")[0]: str(path) for path in data.rglob("*.parquet")}
+    own = {"task": "local", "dataset_path": "parquet", "dataset_kwargs": {"data_files": paths}}
+    (folder / "local.yaml").write_text(text + "".join(f"{name}: {json.dumps(value)}\n" for name, value in own.items()))
+    if (utils := (tasks / files[0]).with_name("utils.py")).is_file():
+        shutil.copyfile(utils, folder / "utils.py")
+    return str(folder / "local.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
+@pytest.mark.parametrize("name", HARNESS)
+def test_the_harness_gives_the_same_scores(model: Path, tmp_path: Path, name: str) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    configuration, splits, files, shots = HARNESS[name]
+    data = write_hub(tmp_path / "data", configuration, splits)
+    arguments = ("--load", model, "--dataset-saved-path", data, "--project-dir", tmp_path, "--project", "run")
+    assert run("test", "opt_lora", name, *arguments, "--row-results", "--few-shot", shots) == 0
+    found = simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={model},dtype=float32",
+        tasks=[write_task(tmp_path, data, files)],
+        num_fewshot=shots,
+        device="cpu",
+        task_manager=TaskManager(include_defaults=False),
+    )
+    ours, theirs = metrics_of(tmp_path / "run"), found["results"]["local"]
+    split = "test" if "test" in splits else "validation"
+    assert ours[split]["accuracy"] == pytest.approx(theirs["acc,none"])
+    assert ours[split].get("accuracy_norm") == pytest.approx(theirs.get("acc_norm,none"))
+    samples = sorted(found["samples"]["local"], key=lambda sample: sample["doc_id"])
+    losses = [-float(sample["filtered_resps"][int(sample["target"])][0]) for sample in samples]
+    assert [row[0] for row in rows_csv(tmp_path / "run", split)] == pytest.approx(losses, abs=1e-4)
