@@ -35,6 +35,7 @@ from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
 from model.task.fine_tuning import FineTuning
 from model.task.frozen_prefix import check_fixed_blocks
+from model.task.multiple_choice import MultipleChoice
 from model.task.optimization import steps_of_run, within
 from model.task.summarization import Summarization
 from model.trained import take
@@ -76,7 +77,8 @@ def build(request: Request) -> Experiment:
     tokenizer = load_tokenizer(base_source.name, config)
     positions = length_limit(config, tokenizer)
     data.attach(tokenizer, positions)
-    shown = preview_of(data, request.action) if spec.own and is_first_process() else None
+    unlike_files = spec.own or spec.choices is not None  # what the model sees is not obvious from the files
+    shown = preview_of(data, request.action) if unlike_files and is_first_process() else None
     check_batches(request.action, options, data)
     check_generation(options, data.limits, positions)
     check_window(data, config)
@@ -102,7 +104,8 @@ def build(request: Request) -> Experiment:
     if spec.task == "summarization":
         length = options.max_new_tokens or data.limits.max_target_len
         more = {"tokenizer": tokenizer, "max_new_tokens": length, "num_beams": options.num_beams}
-    task = _TASKS[spec.task](
+    task_class = _TASKS[spec.task] if spec.choices is None else MultipleChoice
+    task = task_class(
         network=base.network,
         space=space,
         spec=spec,
@@ -127,7 +130,7 @@ def _sharding(request: Request) -> Sharding | None:
 
 
 def preview_of(data: TextDataModule, action: str) -> str:
-    """What was understood of own data. Encodes all rows of the action, so that a mistake in one is found now."""
+    """What was understood of the data. Encodes all rows of the action, so that a mistake in one is found now."""
     if action == TEST:
         data.setup("test")
         name, rows = next(iter(data.splits.test.items()))

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from dataset.packing import pack
-from dataset.targets import IGNORE, learned_spans
+from dataset.targets import IGNORE, each_choice, learned_spans
 from heterolora.saliency.problem import Batch
 
 
@@ -27,26 +28,33 @@ class Collator:
     | `weight` | (R,) float32, 1, or 0 for a filler row |
     | `prompt_ids`, `prompt_mask` | with `generate`: (R, P) int64, the prompts alone, padded on the left |
     | `target` | with `generate`: list of R reference texts |
+    | `choices`, `answer` | with `choices`: (R,) int64, the number of choices and the place of the right one |
+    | `characters` | with `choices`: (R, C) float32, the length of each choice; 1 where a row has fewer than C |
+
+    With `choices`, the tokens and labels are (S, T) instead of (R, T): a sequence for each choice of each row.
 
     Attributes:
         tokenizer: pads the rows. It must have a pad token.
         generate: whether to add the keys that the generation of summaries needs.
+        choices: whether to make a sequence of each choice, not of the right one only.
         pack_to: (causal models) the tokens of a pack. If given, the rows are joined; see `dataset.packing`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     generate: bool = False
+    choices: bool = False
     pack_to: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         index = torch.tensor([row["index"] for row in rows], dtype=torch.int64)
         if self.pack_to is not None:
             return {**pack(rows, self.pack_to, self.tokenizer.pad_token_id), "index": index}
+        sequences = [sequence for row in rows for sequence in each_choice(row)] if self.choices else rows
         batch = dict(
-            self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
+            self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in sequences])
         )
         if "labels" not in rows[0]:
-            batch["labels"] = _causal_labels(batch, [learned_spans(row) for row in rows])
+            batch["labels"] = _causal_labels(batch, [learned_spans(row) for row in sequences])
         else:
             kind = torch.float32 if isinstance(rows[0]["labels"], float) else torch.int64
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
@@ -56,6 +64,11 @@ class Collator:
             prompts = self._pad([{"input_ids": row["input_ids"][: row["context"]]} for row in rows], "left")
             batch["prompt_ids"], batch["prompt_mask"] = prompts["input_ids"], prompts["attention_mask"]
             batch["target"] = [row["target"] for row in rows]
+        if self.choices:
+            batch["choices"] = torch.tensor([len(row["choices"]) for row in rows])
+            batch["answer"] = torch.tensor([row["answer"] for row in rows])
+            characters = [torch.tensor(row["characters"], dtype=torch.float32) for row in rows]
+            batch["characters"] = pad_sequence(characters, batch_first=True, padding_value=1.0)
         return batch
 
     def _pad(self, rows: list[dict[str, list[int]]], side: str = "right") -> BatchEncoding:

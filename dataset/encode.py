@@ -6,6 +6,7 @@ Every encoded row has `input_ids` and `length`, and further columns by kind of d
 - packed text: `context`, which is 0;
 - prompt → response: `context`, the number of leading tokens that the loss skips, and for summaries `target`, the
   reference text;
+- multiple choice: `context`, and the choices; see `dataset.questions`;
 - conversations: `spans`, the starts and ends of the tokens that the loss is taken on.
 
 The labels of causal models are the ids after the first `context` tokens, or inside the spans. `dataset.collate` makes
@@ -28,12 +29,15 @@ from transformers import PreTrainedTokenizerBase
 from dataset.cache import cached
 from dataset.chat import check_template, encode_chat
 from dataset.identity import digest
+from dataset.questions import encode_questions
 from dataset.render import render
 from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec
+from dataset.tokens import end_of, ids_of, start_of
 from heterolora.errors import UserError
 
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
+FEW_SHOT_LENGTH = 2048  # the same with `--few-shot`: the longest prompt of MMLU's authors
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
 _VERSION = 1  # raise it when the same rows and settings are encoded as other ids or columns
 _NO_LIMIT = 10**9  # tokens
@@ -56,20 +60,21 @@ def lengths(
     max_token_len: int | None = None,
     max_target_len: int = DataOptions.max_target_len,
     model_limit: int | None = None,
+    default: int = DEFAULT_LENGTH,
 ) -> Lengths:
     """Returns the limits to encode with.
 
     Args:
         spec: the data set.
         tokenizer: its `model_max_length` limits the row.
-        max_token_len: `--max-token-len`. By default the limit of tokenizer and model, up to `DEFAULT_LENGTH`.
+        max_token_len: `--max-token-len`. By default the limit of tokenizer and model, up to `default`.
         max_target_len: `--max-target-len`, for summarization.
         model_limit: number of positions of the model. `None`: no limit.
 
     Raises UserError if a value is more than the limit, or too small for any text.
     """
     limit = min(tokenizer.model_max_length, model_limit or tokenizer.model_max_length)
-    total = min(limit, DEFAULT_LENGTH) if max_token_len is None else max_token_len
+    total = min(limit, default) if max_token_len is None else max_token_len
     if total > limit:
         raise UserError(f"--max-token-len {total} is more than the model takes", f"at most {limit}")
     if spec.chat:
@@ -84,7 +89,7 @@ def lengths(
             if target < 1:
                 raise UserError(f"--max-target-len {target} leaves no room for a summary", "at least 1 is needed")
             content = f"prompt beside a summary of {target}"
-        needed = len(_start(tokenizer)) + len(_ids(tokenizer, spec.cue)) + 1 + max(target, 1)
+        needed = len(start_of(tokenizer)) + len(ids_of(tokenizer, spec.cue)) + 1 + max(target, 1)
     if total < needed:
         raise UserError(f"--max-token-len {total} leaves no room for the {content}", f"at least {needed} are needed")
     return Lengths(total, target)
@@ -106,6 +111,7 @@ def encode(
 def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits: Lengths) -> str:
     """Returns a digest of everything that the encoded rows depend on."""
     kind = [spec.task, spec.prompt is not None, spec.cue, spec.running_text, *(["chat"] if spec.chat else [])]
+    kind += ["choices"] if spec.choices is not None else []
     return digest([_VERSION, rows_digest, tokenizer_digest, *kind, limits.max_token_len, limits.max_target_len])
 
 
@@ -121,13 +127,15 @@ def _encoded(
     """Encodes a split, in a file at `path` if it is given."""
     if spec.task == "classification":
         return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), path)
+    if spec.choices is not None:
+        return _map(rows, partial(encode_questions, spec, tokenizer, limits.max_token_len), path)
     if spec.prompt is not None:
         return _map(rows, partial(_prompt_response, spec, tokenizer, limits), path)
     if spec.chat:
         return _map(rows, partial(_chats, spec, tokenizer, limits.max_token_len), path)
     scratch = path and path.with_suffix(".tokens")
     tokens = _map(rows, partial(_document, spec, tokenizer), scratch, features=_TOKENS)
-    pack = partial(_pack, _start(tokenizer), _end(tokenizer) if spec.running_text else [], limits.max_token_len)
+    pack = partial(_pack, start_of(tokenizer), end_of(tokenizer) if spec.running_text else [], limits.max_token_len)
     # One call packs the whole split, so no text is lost between two calls.
     blocks = _map(tokens, pack, path, batch_size=len(tokens))
     if scratch:
@@ -152,21 +160,6 @@ def _map(rows: Dataset, function: Callable[[Any], Any], path: Path | None, **opt
     )
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> list[Any]:
-    """Returns the token ids of a text, or of each text, without special tokens."""
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-
-
-def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the beginning-of-sequence token if the tokenizer adds one, else no token."""
-    first = tokenizer("a").input_ids[:1]
-    return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
-
-
-def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
 def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
     """Encodes one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first."""
     batch = render(spec, rows).to_pydict()
@@ -183,11 +176,11 @@ def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
     its end but not its cue. A truncated response has no end-of-sequence token.
     """
     texts = render(spec, rows).to_pydict()
-    start, cue, end = _start(tokenizer), _ids(tokenizer, spec.cue), _end(tokenizer)
-    prompts, references = _ids(tokenizer, texts["prompt"]), texts["response"]
+    start, cue, end = start_of(tokenizer), ids_of(tokenizer, spec.cue), end_of(tokenizer)
+    prompts, references = ids_of(tokenizer, texts["prompt"]), texts["response"]
     total, target, frame = limits.max_token_len, limits.max_target_len, len(start + cue)
     encoded: Columns = {"input_ids": [], "context": []}
-    for prompt, response in zip(prompts, _ids(tokenizer, references), strict=True):
+    for prompt, response in zip(prompts, ids_of(tokenizer, references), strict=True):
         response = response + end
         room = total - target if target else max(total - len(response), int(_PROMPT_SHARE * total), frame + 1)
         context = start + prompt[: room - frame] + cue
@@ -206,8 +199,8 @@ def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, ro
 
 def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, rows: pa.Table) -> Columns:
     """Encodes each row, with an end-of-sequence token after each document."""
-    end = [] if spec.running_text else _end(tokenizer)
-    return {"input_ids": [ids + end for ids in _ids(tokenizer, render(spec, rows)["text"].to_pylist())]}
+    end = [] if spec.running_text else end_of(tokenizer)
+    return {"input_ids": [ids + end for ids in ids_of(tokenizer, render(spec, rows)["text"].to_pylist())]}
 
 
 def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> pa.Table:

@@ -49,11 +49,13 @@ _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Kind]] = (
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read. With `chat`, the text column of a JSON file holds lists, which are read as JSON text."""
+    """The columns to read. `nested` are those of `texts` in which a JSON file may hold lists or objects. They are read
+    as JSON text.
+    """
 
     texts: Sequence[str]
     label: str | None = None
-    chat: bool = False
+    nested: Sequence[str] = ()
 
     @property
     def names(self) -> list[str]:
@@ -259,8 +261,8 @@ def _table(path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], columns: Co
     while part := list(islice(rows, _BATCH)):
         present.update(*(row.keys() for _, row in part))
         placed = {name: [(place, row.get(name)) for place, row in part] for name in names}
-        if columns.chat:
-            placed = {name: [(place, _as_text(value)) for place, value in column] for name, column in placed.items()}
+        for name in columns.nested:
+            placed[name] = [(place, _as_text(value)) for place, value in placed[name]]
         batches.append(pa.table({name: _array(path, name, placed[name], name in columns.texts) for name in names}))
     if not batches:
         return _no_rows(names)
@@ -269,7 +271,7 @@ def _table(path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], columns: Co
 
 
 def _as_text(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list) else value
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _no_rows(names: Sequence[str]) -> pa.Table:

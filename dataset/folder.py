@@ -71,8 +71,11 @@ def file_or_folder(place: Path) -> Splits:
         return {WHOLE: _of_files([path])}
 
 
-def saved_splits(place: str | Path, flag: str = "--dataset-saved-path") -> Splits:
+def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: str | None = None) -> Splits:
     """Returns the splits of a folder, which the option `flag` names.
+
+    In a copy of a repository of the hub, the data files are in the folder `inside`, which has the name of a
+    configuration, or is called `data`.
 
     Raises UserError if the folder is not there or has another layout. The functions of a split raise UserError if a
     file is damaged or lacks a column.
@@ -93,6 +96,8 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path") -> Split
     files: dict[str, list[Path]] = {}
     for path in (folder / name for name in names if _holds_rows(Path(name))):
         files.setdefault(_SHARD.sub("", path.stem), []).append(path)
+    if not files and inside in names:
+        return saved_splits(folder / inside, flag)
     if not files:
         raise UserError(f"{flag} {folder} holds no data", _LAYOUT)
     for split, paths in files.items():
@@ -104,6 +109,8 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path") -> Split
 
 def _holds_rows(name: Path) -> bool:
     """Whether a file of a folder is data. Other text files, such as a readme, are not."""
+    if name.name == "dataset_infos.json":  # of older repositories of the hub
+        return False
     return name.suffix in READERS and (name.suffix != ".txt" or _SHARD.sub("", name.stem) in _SPLITS)
 
 
@@ -143,12 +150,12 @@ def _from_files(paths: list[Path], spec: DatasetSpec, cache: bool) -> Dataset:
     for path in paths:
         with reading_file(path):
             contents.append([path.suffix, file_digest(path)])
-    key = digest([VERSION, contents, spec.columns, spec.label_column, *(["chat"] if spec.chat else [])])
+    key = digest([VERSION, contents, spec.columns, spec.label_column, *spec.nested])
     return cached(key, lambda place: _write(_rows(paths, spec), place))
 
 
 def _rows(paths: list[Path], spec: DatasetSpec) -> Dataset:
-    columns = Columns(spec.columns, spec.label_column, spec.chat)
+    columns = Columns(spec.columns, spec.label_column, spec.nested)
     tables = [read_table(path, columns) for path in paths]
     filled = [table for table in tables if table.num_rows]
     if not filled:

@@ -10,12 +10,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dataset.collate import Collator
-from dataset.encode import Lengths, cache_key, encode, lengths, truncated
+from dataset.encode import DEFAULT_LENGTH, FEW_SHOT_LENGTH, Lengths, cache_key, encode, lengths, truncated
+from dataset.few_shot import with_examples
 from dataset.identity import rows_digest, tokenizer_digest
 from dataset.loader import ResumableLoader, Rows
 from dataset.sampler import GlobalBatchSampler, epoch_order
 from dataset.settings import DataOptions
-from dataset.source import read_splits
+from dataset.source import read_split, read_splits
 from dataset.spec import DatasetSpec
 from heterolora.saliency.problem import Batch
 
@@ -36,13 +37,13 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         self.spec, self.options, self.seed = spec, options, seed
         self._cache = not options.disable_dataset_cache
-        self.splits = read_splits(
-            spec,
-            None if spec.own else options.dataset_saved_path,
-            self._cache,
-            options.validation_share,
-            options.validation_seed if spec.own else None,
-        )
+        saved_path = None if spec.own else options.dataset_saved_path
+        seed_of_rows = options.validation_seed if spec.own else None
+        self.splits = read_splits(spec, saved_path, self._cache, options.validation_share, seed_of_rows)
+        if self.few_shot:
+            split = spec.choices.examples
+            source = self.splits.train if split is None else read_split(spec, split, saved_path, self._cache)
+            self.splits = with_examples(self.splits, spec, source, self.few_shot)
         self.validation_names, self.test_names = tuple(self.splits.validation), tuple(self.splits.test)
         splits = [self.splits.train, *self.splits.validation.values(), *self.splits.test.values()]
         distinct = {id(rows): rows for rows in splits}  # one split may serve as validation and test
@@ -59,7 +60,8 @@ class TextDataModule(pl.LightningDataModule):
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token")
         options = self.options
-        self.limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit)
+        default = FEW_SHOT_LENGTH if self.few_shot else DEFAULT_LENGTH
+        self.limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit, default)
         self.tokenizer, self._tokenizer_digest = tokenizer, tokenizer_digest(tokenizer, self.spec.chat)
         self._encoded.clear()
 
@@ -67,6 +69,11 @@ class TextDataModule(pl.LightningDataModule):
     def digests(self) -> tuple[str, ...]:
         """One of the rows of each split: of all texts and labels."""
         return tuple(self._digests.values())
+
+    @property
+    def few_shot(self) -> int:
+        """The number of examples before each measured question."""
+        return 0 if self.spec.choices is None else self.options.few_shot
 
     @property
     def packs(self) -> bool:
@@ -93,14 +100,27 @@ class TextDataModule(pl.LightningDataModule):
             self._encoded[id(rows)] = encode(rows, self.spec, self.tokenizer, self.limits, cached)
         return self._encoded[id(rows)]
 
+    def is_encoded(self, rows: Dataset) -> bool:
+        """Whether one of `splits` is in token ids already."""
+        return id(rows) in self._encoded
+
     def truncated(self, rows: Dataset) -> int:
-        """The number of rows of one of `splits` that were too long. 0 for packed text, of which nothing is lost."""
+        """The number of rows of one of `splits` that were too long. 0 for packed text, of which nothing is lost.
+
+        A question that lost examples only is not counted.
+        """
+        if self.spec.choices is not None:
+            return sum(self.encoded(rows)["cut"])
         lengths = self.encoded(rows).with_format("numpy")["length"][:]
         if self.spec.packed:
             return 0
         limit = self.limits.max_token_len if self.spec.task != "summarization" else 1  # a summary is cut before
         longest = rows.select(np.flatnonzero(lengths >= limit))
         return truncated(longest, lengths[lengths >= limit], self.spec, self.tokenizer) if len(longest) else 0
+
+    def lost_examples(self, rows: Dataset) -> int:
+        """The number of rows of one of `splits` that have fewer than `few_shot` examples."""
+        return sum(shots < self.few_shot for shots in self.encoded(rows)["shots"])
 
     def train_dataloader(self) -> ResumableLoader:
         encoded = self.encoded(self.splits.train)
@@ -176,7 +196,8 @@ class TextDataModule(pl.LightningDataModule):
         encoded = self.encoded(rows)
         lengths = _lengths(encoded) if whole else None
         sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place(), lengths=lengths)
-        return self._loader(encoded, sampler, Collator(self.tokenizer, generate=self.spec.task == "summarization"))
+        summarises, chooses = self.spec.task == "summarization", self.spec.choices is not None
+        return self._loader(encoded, sampler, Collator(self.tokenizer, generate=summarises, choices=chooses))
 
     def _loader(
         self,

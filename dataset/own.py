@@ -13,9 +13,10 @@ from operator import itemgetter
 from pathlib import Path
 
 from dataset import registry
+from dataset.choices import GAP, Choices
 from dataset.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
 from dataset.settings import OwnDataOptions
-from dataset.spec import METRICS, DatasetSpec, Task
+from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Task
 
 CUE = "\n"  # between prompt and response
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -42,7 +43,7 @@ def describe(dataset: str, own: OwnDataOptions, task: Task | None, cache: bool) 
     """
     roles, labels = given_roles(own, task), label_names(own)
     needs_labels = not labels and not own.regression
-    if roles is not None and not (roles.label and needs_labels):
+    if roles is not None and not (roles.classifies and needs_labels):
         return _described(dataset, own, roles, labels)
     from dataset.labels import found_labels  # the library `datasets` takes seconds to import
     from dataset.source import stored_splits
@@ -53,7 +54,7 @@ def describe(dataset: str, own: OwnDataOptions, task: Task | None, cache: bool) 
     columns = train.columns()
     roles = roles or roles_of(columns, own, task, name)
     check_columns(roles, columns, name)
-    if roles.label and needs_labels:
+    if roles.classifies and needs_labels:
         rows = train.read(_spec(dataset, roles, ()), cache)
         labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
     return _described(dataset, own, roles, labels)
@@ -67,10 +68,11 @@ def _described(
         text_columns=own.text_columns or (joined_names(roles.texts) if roles.texts else None),
         label_column=roles.label,
         labels=own.labels or (joined_names(labels) if labels else None),
-        regression=not labels if roles.label else None,
+        regression=not labels if roles.classifies else None,
         prompt_column=roles.prompt,
         response_column=roles.response,
         messages_column=roles.messages,
+        choices_column=roles.choices,
     )
     return _spec(dataset, roles, labels), filled
 
@@ -79,9 +81,11 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
     path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
     place = None if path else Path(dataset)
     metrics = METRICS[roles.task]
-    if roles.task == "classification":
+    if roles.choices is not None:
+        metrics = CHOICE_METRICS
+    elif roles.classifies:
         metrics = ("accuracy", "f1") if labels else ("pearson", "spearman")
-    prompted = roles.prompt is not None and roles.response is not None
+    answers = roles.response is not None
     return DatasetSpec(
         name=name_of(dataset),
         task=roles.task,
@@ -92,9 +96,10 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
         label=roles.label or "label",
         labels=labels,
         validation=(),
-        prompt=itemgetter(roles.prompt) if prompted else None,
-        cue=CUE if prompted else "",
-        response=itemgetter(roles.response) if prompted else None,
+        prompt=itemgetter(roles.prompt) if roles.prompt is not None else None,
+        cue=CUE if answers else GAP if roles.choices is not None else "",
+        response=itemgetter(roles.response) if answers else None,
+        choices=None if roles.choices is None else Choices(itemgetter(roles.choices), nested=(roles.choices,)),
         running_text=place is not None and _is_txt(place),
         chat=roles.messages is not None,
         own=True,

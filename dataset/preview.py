@@ -25,6 +25,7 @@ def preview(data: TextDataModule, rows: Dataset, what: str) -> str:
     lines = [
         f"data: {spec.name}: {_meaning(spec)}",
         f"rows: {', '.join(f'{size:,} {name}' for name, size in sizes.items())}; {_lengths(data, rows, what)}",
+        *_examples(data),
         f"the first {what} row, as the model sees it" + _legend(spec),
         *(f"  {line}" for line in _first_row(data, rows).splitlines()),
     ]
@@ -33,6 +34,8 @@ def preview(data: TextDataModule, rows: Dataset, what: str) -> str:
 
 def _meaning(spec: DatasetSpec) -> str:
     columns = " and ".join(f"'{column}'" for column in spec.columns)
+    if spec.choices is not None:
+        return f"multiple choice from {columns}; '{spec.label}' says which choice is right"
     if spec.prompt is not None:
         return f"{spec.task.replace('_', ' ')} of prompt '{spec.columns[0]}' and response '{spec.columns[1]}'"
     if spec.chat:
@@ -54,6 +57,19 @@ def _lengths(data: TextDataModule, rows: Dataset, what: str) -> str:
     return f"{found} (--max-token-len {limit})"
 
 
+def _examples(data: TextDataModule) -> list[str]:
+    """A line about the examples of the rows that are measured and encoded."""
+    if not data.few_shot:
+        return []
+    short = {
+        name: data.lost_examples(rows) for name, rows in {**data.splits.validation, **data.splits.test}.items()
+        if data.is_encoded(rows)
+    }  # fmt: skip
+    fewer = ", ".join(f"{count:,} {name} rows" for name, count in short.items() if count)
+    found = f"{fewer} have fewer (--max-token-len {data.limits.max_token_len})" if fewer else "no row has fewer"
+    return [f"examples: {data.few_shot} before each measured question; {found}"] if short else []
+
+
 def _legend(spec: DatasetSpec) -> str:
     return "" if spec.task == "classification" else f" (the loss is taken on what is between {OPEN} and {CLOSE})"
 
@@ -68,6 +84,8 @@ def _first_row(data: TextDataModule, rows: Dataset) -> str:
     for start, end in learned_spans(row):
         parts += [_text(data, ids[position:start]), OPEN, _text(data, ids[start:end]), CLOSE]
         position = end
+    if spec.choices is not None:
+        parts += ["\nchoices:", *(f" {OPEN}{_text(data, choice)}{CLOSE}" for choice in row["choices"])]
     return "".join([*parts, _text(data, ids[position:])])
 
 

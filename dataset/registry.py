@@ -12,8 +12,9 @@ from heterolora.errors import UserError, nearest
 
 OWN_DATA = (
     "or give own data: a file (csv, tsv, jsonl, json, parquet, txt), a folder with one file per split, or a hub name "
-    "such as owner/name, with --text-columns and --label-column, --prompt-column and --response-column, a column "
-    "'messages', or --text-columns alone for language modelling"
+    "such as owner/name, with --text-columns and --label-column, --prompt-column and --response-column, "
+    "--prompt-column, --choices-column and --label-column, a column 'messages', or --text-columns alone for language "
+    "modelling"
 )
 
 

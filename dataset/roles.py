@@ -20,12 +20,14 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {  # a kind of data -> the options that
     "texts": ("text_columns", "label_column", "labels", "regression"),
     "prompts with responses": ("prompt_column", "response_column"),
     "conversations": ("messages_column",),
+    "questions with choices": ("choices_column",),
 }
+_OF_CHOICES = ("prompt_column", "label_column")  # with `choices_column`, they describe the questions
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns of own data. `texts` are the texts; with a prompt and a response, or conversations, it is empty."""
+    """The columns of own data. `texts` are the texts; with a prompt, or conversations, it is empty."""
 
     task: Task
     texts: tuple[str, ...] = ()
@@ -33,10 +35,15 @@ class Roles:
     prompt: str | None = None
     response: str | None = None
     messages: str | None = None
+    choices: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.texts or ((self.messages,) if self.messages else (self.prompt, self.response))
+        return self.texts or ((self.messages,) if self.messages else (self.prompt, self.response or self.choices))
+
+    @property
+    def classifies(self) -> bool:
+        return self.task == "classification"
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
@@ -64,11 +71,12 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
 
     Raises UserError if options contradict each other or the task.
     """
-    described = [kind for kind, names in _GROUPS.items() if any(getattr(own, name) is not None for name in names)]
+    given = [name for names in _GROUPS.values() for name in names if getattr(own, name) is not None]
+    if own.choices_column is not None:
+        given = [name for name in given if name not in _OF_CHOICES]
+    described = [kind for kind, names in _GROUPS.items() if {*names} & {*given}]
     if len(described) > 1:
-        first, second = (
-            next(flag_of(name) for name in _GROUPS[kind] if getattr(own, name) is not None) for kind in described[:2]
-        )
+        first, second = (next(flag_of(name) for name in _GROUPS[kind] if name in given) for kind in described[:2])
         raise UserError(f"{first} and {second} are both given", f"give the columns of {' or of '.join(described[:2])}")
     if len(texts := split_names(own.text_columns)) > 2 or not all(texts):
         raise UserError(f"--text-columns {own.text_columns} names {len(texts)} columns", "name one, or two for pairs")
@@ -78,6 +86,8 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
         )
     if own.messages_column is not None:
         return _fits(Roles("causal_language_modeling", messages=own.messages_column), task)
+    if own.choices_column is not None:
+        return _questions(own.choices_column, own.prompt_column, own.label_column, task)
     if own.prompt_column is not None and own.response_column is not None:
         return _fits(_answers(own.prompt_column, own.response_column, task), task)
     if texts and own.label_column is not None:
@@ -94,6 +104,16 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     """
     if (given := given_roles(own, task)) is not None:
         return given
+    if own.choices_column is not None:
+        found = _questions(
+            own.choices_column,
+            own.prompt_column or (PROMPT if PROMPT in columns else None),
+            own.label_column or (LABEL if LABEL in columns else None),
+            task,
+        )
+        if found is None:
+            raise UserError("--choices-column needs --prompt-column and --label-column", _candidates(columns))
+        return found
     answering = own.prompt_column or own.response_column
     described = answering or any(getattr(own, option) is not None for option in _GROUPS["texts"])
     if not described and task in (None, "causal_language_modeling") and MESSAGES in columns:
@@ -136,6 +156,16 @@ def _answers(prompt: str, response: str, task: Task | None) -> Roles:
     return Roles(summary, prompt=prompt, response=response)
 
 
+def _questions(choices: str, prompt: str | None, label: str | None, task: Task | None) -> Roles | None:
+    """The roles of multiple choice. `None` if a column is not known."""
+    if prompt is None or label is None:
+        return None
+    if len({choices, prompt, label}) < 3:
+        found = f"--prompt-column {prompt}, --choices-column {choices} and --label-column {label} name a column twice"
+        raise UserError(found, "give three columns")
+    return _fits(Roles("causal_language_modeling", prompt=prompt, choices=choices, label=label), task)
+
+
 def _fits(roles: Roles, task: Task | None) -> Roles:
     if task not in (None, roles.task):
         raise UserError(
@@ -147,7 +177,8 @@ def _fits(roles: Roles, task: Task | None) -> Roles:
 def _candidates(columns: Mapping[str, Kind]) -> str:
     listing = ", ".join(f"{name} ({kind})" for name, kind in columns.items() if name.isprintable())
     return (
-        "give --text-columns and --label-column, --prompt-column and --response-column, --messages-column, or "
+        "give --text-columns and --label-column, --prompt-column and --response-column, --prompt-column, "
+        "--choices-column and --label-column, --messages-column, or "
         f"--text-columns and --task causal_language_modeling; the columns are {listing}"
     )
 

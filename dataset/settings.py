@@ -29,6 +29,16 @@ def _own_place(run: Mapping[str, Any]) -> str | None:
     return None if _described_by_entry(run) else f"with --dataset {run['dataset']}, which names the place itself"
 
 
+def _no_choices(run: Mapping[str, Any]) -> str | None:
+    from dataset import registry
+
+    if registry.is_known(run["dataset"]):
+        chooses = registry.get(run["dataset"]).choices is not None
+    else:
+        chooses = run["choices_column"] is not None
+    return None if chooses else f"with --dataset {run['dataset']}, which is not multiple choice"
+
+
 def _nothing_to_pack(run: Mapping[str, Any]) -> str | None:
     if run["task"] == "classification":
         return "on classification"
@@ -58,6 +68,8 @@ class OwnDataOptions:
         idle=_described_by_entry)
     response_column: str | None = option(None, "column of the responses to the prompts, with loss",
         from_checkpoint=True, idle=_described_by_entry)
+    choices_column: str | None = option(None, "column of the choices after the prompt, lists of texts; --label-column "
+        "says which one is right", from_checkpoint=True, idle=_described_by_entry)
     messages_column: str | None = option(None, "column of conversations, with loss on the assistant's turns",
         from_checkpoint=True, idle=_described_by_entry)
     # fmt: on
@@ -70,7 +82,9 @@ class DataOptions:
     # fmt: off
     batch_size: int = option(8, "rows per device and batch", at_least(1), resume="global_batch")
     max_token_len: int | None = option(None, "longest input in tokens (block length for language modelling); by "
-        "default the model's limit, at most 512", at_least(2), from_checkpoint=True)
+        "default the model's limit, at most 512 (2048 with --few-shot)", at_least(2), from_checkpoint=True)
+    few_shot: int = option(0, "examples before each question of multiple choice that is measured; 5 is usual for MMLU",
+        at_least(0), from_checkpoint=True, actions=_LOADING, idle=_no_choices)
     max_target_len: int = option(64, "longest summary in tokens", at_least(1), from_checkpoint=True,
         idle=idle_without("task", "summarization"))
     group_by_length: bool = option(True, "train on batches of rows of similar length, which need less padding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -61,10 +62,7 @@ def read_splits(
     validation_names, test = _evaluated(spec, available, whole, from_folder=saved_path is not None)
 
     def read(split: str) -> Dataset:
-        if split not in available:
-            raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, available))
-        where = f"split '{split}' of data set '{spec.name}'" + (f" in '{saved_path}'" if saved_path else "")
-        return _checked(spec, where, available[split].read(spec, cache), notes)
+        return _read(spec, available, split, saved_path, cache, notes)
 
     train = read(spec.train)
     validation = {split: read(split) for split in validation_names}
@@ -90,6 +88,25 @@ def read_splits(
     return Splits(train, validation, validation, tuple(notes))
 
 
+def read_split(spec: DatasetSpec, split: str, saved_path: str | Path | None = None, cache: bool = True) -> Dataset:
+    """Reads and checks another split of `spec` than those of `read_splits`. Raises UserError as it does."""
+    return _read(spec, stored_splits(spec, saved_path), split, saved_path, cache, [])
+
+
+def _read(
+    spec: DatasetSpec,
+    available: StoredSplits,
+    split: str,
+    saved_path: str | Path | None,
+    cache: bool,
+    notes: list[str],
+) -> Dataset:
+    if split not in available:
+        raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, available))
+    where = f"split '{split}' of data set '{spec.name}'" + (f" in '{saved_path}'" if saved_path else "")
+    return _checked(spec, where, available[split].read(spec, cache), notes)
+
+
 def _evaluated(
     spec: DatasetSpec, available: StoredSplits, whole: bool, from_folder: bool
 ) -> tuple[tuple[str, ...], str | None]:
@@ -109,7 +126,7 @@ def _evaluated(
 def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> StoredSplits:
     """Returns the splits of `spec` by name, before they are read. Raises UserError if there are none."""
     if saved_path is not None:
-        return saved_splits(saved_path)
+        return saved_splits(saved_path, inside=spec.config or "data")
     if spec.place is not None:
         return file_or_folder(spec.place)
     if spec.generate is not None:
@@ -168,6 +185,8 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
     rows = rows.with_format(None).select_columns(wanted)
     if spec.chat:
         return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:])})
+    for column in spec.nested:
+        rows = _as_json(rows, column)
     for column in spec.columns:
         feature = rows.features[column]
         kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
@@ -183,3 +202,9 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
         return rows
     labels = np.asarray(label_ids(spec, where, rows))
     return rows.remove_columns(spec.label).add_column(spec.label, labels)
+
+
+def _as_json(rows: Dataset, column: str) -> Dataset:
+    """Returns the rows with the lists or objects of a column as JSON text. Text is JSON already."""
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in rows[column][:]]
+    return rows.remove_columns(column).add_column(column, texts)

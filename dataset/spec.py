@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.choices import Choices
 from heterolora.errors import UserError, nearest
 from heterolora.family import TASKS, Task
 
@@ -15,6 +16,7 @@ METRICS: Mapping[Task, tuple[str, ...]] = {
     "causal_language_modeling": ("perplexity",),
     "summarization": ("rouge1", "rouge2", "rougeL"),
 }
+CHOICE_METRICS = ("accuracy", "accuracy_norm")  # of multiple choice
 
 Row = Mapping[str, Any]
 
@@ -33,16 +35,18 @@ class DatasetSpec:
             `--dataset-saved-path` is the only source.
         config: configuration name of the repository.
         texts: function of a row that returns its one or two texts, for classification of other texts than `columns`.
-        label: name of the label column (classification).
+        label: name of the label column (classification and multiple choice).
         labels: names of the classes in the order of their ids. Empty for regression.
         train: name of the training split.
         validation: names of the validation splits. Empty: a fixed 5% of the training split is held out.
         test: name of the test split. `None` if there is none with labels: the validation splits replace it.
         hidden_test: the benchmark does not publish the labels of its test split.
         official: name of the official metric in `dataset/official.py`, e.g. `glue/rte`.
-        prompt: function of a row that returns the prompt, for instructions and summaries.
+        prompt: function of a row that returns the prompt, for instructions, summaries and multiple choice.
         cue: text between prompt and response. It is never truncated.
         response: function of a row that returns the text that the loss is taken on.
+        choices: (language modelling) the choices of each row, of which the label column names the right one. The loss
+            is taken on the right one. The metrics compare how likely all of them are after the prompt.
         running_text: (packed language modelling) the rows are lines of one text and keep their line ends, so no
             end-of-sequence token separates them. Otherwise every row is a document.
         chat: (language modelling) the only column holds conversations; see `dataset.chat`.
@@ -71,6 +75,7 @@ class DatasetSpec:
     prompt: Callable[[Row], str] | None = None
     cue: str = ""
     response: Callable[[Row], str] | None = None
+    choices: Choices | None = None
     running_text: bool = False
     chat: bool = False
     generate: Callable[[str, int], list[dict[str, Any]]] | None = None
@@ -88,18 +93,22 @@ class DatasetSpec:
 
         require(self.task in TASKS, f"has task '{self.task}'", nearest(self.task, TASKS))
         for metric in self.metrics:
-            known = METRICS[self.task]
+            known = METRICS[self.task] if self.choices is None else CHOICE_METRICS
             require(metric in known, f"has metric '{metric}'", nearest(metric, known))
         require(bool(self.metrics and self.columns), "has no metrics or no columns", "name at least one of each")
         prompted, classifies = self.prompt is not None, self.task == "classification"
-        both_or_none = prompted == (self.response is not None)
+        chooses, models = self.choices is not None, self.task == "causal_language_modeling"
+        require(
+            not chooses or (models and prompted), "has choices without a prompt", "give a prompt to a language model"
+        )
+        both_or_none = prompted == (self.response is not None or chooses)
         require(both_or_none, "has only one of prompt and response", "give both, or neither")
+        require(not (chooses and self.response), "has both choices and a response", "leave one of them out")
         require(not (classifies and prompted), "classifies and has a prompt", "give columns or texts, and a label")
         require(self.task != "summarization" or prompted, "summarises without a prompt", "give prompt and response")
         most, columns = 2 if classifies else 1, len(self.columns)
         few = bool(self.texts) or prompted or columns <= most
         require(few, f"has {columns} text columns", f"give at most {most}, or a function")
-        models = self.task == "causal_language_modeling"
         require(not self.chat or (models and not prompted), "has conversations for another task", "leave chat out")
 
     @property
@@ -118,4 +127,11 @@ class DatasetSpec:
 
     @property
     def label_column(self) -> str | None:
-        return self.label if self.task == "classification" else None
+        return self.label if self.task == "classification" or self.choices is not None else None
+
+    @property
+    def nested(self) -> tuple[str, ...]:
+        """The columns that hold lists or objects. They are kept as JSON text until a function needs them."""
+        if self.choices is not None:
+            return self.choices.nested
+        return self.columns if self.chat else ()

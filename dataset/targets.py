@@ -1,4 +1,4 @@
-"""Which tokens of an encoded row the loss is taken on."""
+"""Which tokens of an encoded row the loss is taken on, and the rows of its choices."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ def learned_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     if "spans" not in row:
         return [(row["context"], row["length"])]
     return list(zip(row["spans"][::2], row["spans"][1::2], strict=True))
+
+
+def each_choice(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row for each choice of an encoded row of multiple choice: the same prompt with that choice."""
+    prompt, context = row["input_ids"][: row["context"]], row["context"]
+    return [
+        {"input_ids": prompt + choice, "context": context, "length": context + len(choice)} for choice in row["choices"]
+    ]

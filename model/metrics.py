@@ -6,7 +6,7 @@ several processes compute the same value as one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import torch
@@ -125,6 +125,17 @@ class Rouge(WeightedMean):
         super().update(sum(self.scorer.score(*pair)[self.key].fmeasure for pair in pairs), len(references))
 
 
+class ChoiceAccuracy(WeightedMean):
+    """The share of rows of multiple choice whose right choice is picked. `way` is the column of the picks to use."""
+
+    def __init__(self, way: int) -> None:
+        super().__init__()
+        self.way = way
+
+    def update(self, picks: Tensor, right: Tensor) -> None:
+        super().update((picks[:, self.way] == right).sum(), len(right))
+
+
 _BUILD: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_labels: MulticlassAccuracy(num_labels, average="micro"),
     "f1": F1,
@@ -134,15 +145,19 @@ _BUILD: dict[str, Callable[[int], Metric]] = {
     "perplexity": lambda _: Perplexity(),
     **{key: lambda _, key=key: Rouge(key) for key in ("rouge1", "rouge2", "rougeL")},
 }
+_OF_CHOICES = {"accuracy": 0, "accuracy_norm": 1}  # metrics of multiple choice -> column of the picks
 
 
-def build(names: Sequence[str], num_labels: int) -> MetricCollection:
+def build(names: Sequence[str], num_labels: int, choices: bool = False) -> MetricCollection:
     """Returns one collection of the metrics `names`, which must take the same arguments in `update`.
+
+    `choices` says that the data are multiple choice.
 
     | names | update(…, …) |
     | --- | --- |
     | accuracy, f1, matthews | logits (rows, num_labels) or class ids (rows,), labels (rows,) |
     | pearson, spearman | values (rows,) or (rows, 1), labels (rows,) |
+    | accuracy, accuracy_norm with `choices` | picks (rows, 2): places by score and by normalised score, right places |
     | perplexity | loss summed over the batch's target tokens, number of these tokens |
     | rouge1, rouge2, rougeL | generated texts, reference texts |
 
@@ -152,7 +167,11 @@ def build(names: Sequence[str], num_labels: int) -> MetricCollection:
     Raises UserError if a name is not known.
     """
     # Groups of metrics with equal states save little, and torchmetrics forms them from the values of the first batch.
-    return MetricCollection({_known(name): _BUILD[name](num_labels) for name in names}, compute_groups=False)
+    if choices:
+        made: dict[str, Metric] = {name: ChoiceAccuracy(_OF_CHOICES[_known(name, _OF_CHOICES)]) for name in names}
+    else:
+        made = {name: _BUILD[_known(name)](num_labels) for name in names}
+    return MetricCollection(made, compute_groups=False)
 
 
 def mode(name: str) -> Literal["max", "min"]:
@@ -160,7 +179,7 @@ def mode(name: str) -> Literal["max", "min"]:
 
     Raises UserError if the name is not known.
     """
-    return "min" if name == "loss" or _known(name) == "perplexity" else "max"
+    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES)) == "perplexity" else "max"
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:
@@ -174,7 +193,7 @@ def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> Scori
     return ScoringMetric(name, tolerance, lambda device: build_one(num_labels).to(device), mode(name) == "max")
 
 
-def _known(name: str) -> str:
-    if name not in _BUILD:
-        raise UserError(f"metric '{name}' is not known", nearest(name, _BUILD))
+def _known(name: str, known: Collection[str] = _BUILD.keys()) -> str:
+    if name not in known:
+        raise UserError(f"metric '{name}' is not known", nearest(name, known))
     return name

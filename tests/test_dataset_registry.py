@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset import registry
+from dataset.choices import Choices
 from dataset.entries.instructions import alpaca_prompt
 from dataset.entries.super_glue import copa_texts, wic_texts
 from dataset.official import OFFICIAL_METRICS
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 ASKED_FOR = (
     *("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "boolq", "cb", "copa", "wic"),
     *("wikitext2", "lambada", "alpaca", "alpaca-cleaned", "xsum", "samsum"),
+    *("mmlu", "hellaswag", "arc_easy", "arc_challenge"),
 )
 
 
@@ -38,7 +40,7 @@ def test_entry_is_consistent(name):
         assert spec.path.count("/") == 1, "only namespaced repositories load without a script"
     assert len(set(spec.labels)) == len(spec.labels)
     assert spec.num_labels == (len(spec.labels) or 1)
-    assert metrics.build(spec.metrics, spec.num_labels).keys() == set(spec.metrics)
+    assert metrics.build(spec.metrics, spec.num_labels, spec.choices is not None).keys() == set(spec.metrics)
     assert spec.official is None or spec.official in OFFICIAL_METRICS
 
 
@@ -50,6 +52,7 @@ def test_functions_read_only_the_named_columns(name):
         assert all(isinstance(text, str) for text in spec.texts(row))
     if spec.prompt:
         assert isinstance(spec.prompt(row), str)
+    if spec.response:
         assert isinstance(spec.response(row), str)
 
 
@@ -100,6 +103,7 @@ def test_alpaca_prompt_with_and_without_input():
         ({"metrics": ()}, "name at least one of each"),
         ({"columns": ("a", "b", "c")}, "3 text columns; give at most 2"),
         ({"prompt": str}, "give both, or neither"),
+        ({"choices": Choices(list)}, "has choices without a prompt"),
         ({"prompt": str, "response": str}, "classifies and has a prompt"),
         ({"task": "summarization", "metrics": ("rouge1",)}, "summarises without a prompt"),
         ({"task": "causal_language_modeling", "metrics": ("perplexity",), "columns": ("a", "b")}, "give at most 1"),

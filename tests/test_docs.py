@@ -204,6 +204,9 @@ class Stage:
             write_jsonl(folder / "rte" / f"{split}.jsonl", rows)
         reviews = [f"{row['sentence1']},{5 * row['label']}" for row in rows]
         (folder / "reviews.csv").write_text("\n".join(["review,stars", *reviews]))
+        question = {"question": "a", "choices": {"text": ["good", "bad"], "label": ["A", "B"]}, "answerKey": "A"}
+        for split in ("train", "validation", "test"):
+            write_jsonl(folder / "path" / "to" / "ai2_arc" / "ARC-Easy" / f"{split}.jsonl", [question] * 4)
         (folder / "book.txt").write_text("".join(f"{row['sentence1']}\n" for row in rows))
         turns = [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "good"}]
         write_jsonl(folder / "chat.jsonl", [{"messages": turns}] * 20)

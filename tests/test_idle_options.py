@@ -50,6 +50,7 @@ CHANGED = {  # option -> another value, for the command line
     "cache_limit": "1GB", "budget_time": "0.9", "stop_after": "1", "packing": "true", "attention": "eager",
     "imp_halves": "false", "text_columns": "a", "label_column": "b", "labels": "x,y",
     "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
+    "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
     "metric": "loss", "rank": "2", "alpha": "3", "target": "attention",
 }  # fmt: skip

@@ -66,7 +66,8 @@ class FineTuning(pl.LightningModule, ABC):
         self.batches_per_epoch, self.sharding = batches_per_epoch, sharding
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
         self.mean_loss = nn.ModuleDict({split: metrics.WeightedMean() for split in splits})
-        self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels) for split in splits})
+        chooses = spec.choices is not None
+        self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels, chooses) for split in splits})
         counted = splits if spec.task == "classification" and not spec.regression else ()
         self.only_class = nn.ModuleDict({split: metrics.OnlyClass(spec.num_labels) for split in counted})
         self.one_class: dict[str, int] = {}  # split -> the class of all predictions of the last evaluation

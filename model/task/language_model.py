@@ -22,17 +22,17 @@ class LanguageModel(FineTuning):
         self.head = Head(self.network)
 
     def loss(self, batch: Batch) -> Loss:
-        targets, kept = _next_tokens(batch)
+        targets, kept = next_tokens(batch)
         total, each = self.head.losses(network_inputs(batch), targets, kept)
         by_position = each.new_zeros(kept.shape).masked_scatter(kept, each)  # (rows, tokens)
         return Loss(total, kept.sum(), each=by_position.sum(-1))
 
     def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
-        _, kept = _next_tokens(batch)
+        _, kept = next_tokens(batch)
         return RowLosses(loss.each, kept.sum(-1))
 
 
-def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
+def next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     """The token that follows each position (rows, tokens), and whether it is a target. Rows of weight 0 have none."""
     labels = batch["labels"].masked_fill(batch["weight"].unsqueeze(-1) == 0, IGNORE)
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)

@@ -90,6 +90,10 @@ KINDS: Mapping[str, Kind] = {
         _test("--dataset-saved-path", "{run}"),)),
     "own data": Kind(4, (), ("csv/*.csv", "json/*.json", "parquet/*.parquet", "talks/*.jsonl"), (
         _test("--dataset", "{file}"), _test("--dataset", "{run}"))),
+    "multiple choice": Kind(3, (), ("quiz/*.jsonl",), (
+        _test("--dataset", "{file}", "--prompt-column", "question", "--choices-column", "endings", "--label-column",
+              "answer", "--few-shot", "1"),
+        _test("--dataset", "arc_easy", "--dataset-saved-path", "{run}", "--few-shot", "1"))),
     "saved data set": Kind(3, ("saved",), ("saved/*.json", "saved/*/*"), (
         _test("--dataset-saved-path", "{run}"),)),
     "data cache": Kind(2, ("cache",), ("cache/heterolora/*/*",), (_test(),)),

@@ -80,6 +80,10 @@ def _write_data(folder: Path) -> None:
     turns = [("user", "a film"), ("assistant", "good")]
     talk = [{"role": role, "content": text} for role, text in turns]
     write_jsonl(folder / "talks" / "train.jsonl", [{"messages": talk}] * 6)
+    choices = {"text": ["good", "bad film"], "label": ["A", "B"]}
+    question = {"question": "a film", "choices": choices, "answerKey": "B", "endings": choices["text"], "answer": 1}
+    for split in ("train", "validation", "test"):
+        write_jsonl(folder / "quiz" / f"{split}.jsonl", [question] * 4)
     for name in ("csv", "json", "parquet"):
         (folder / name).mkdir()
         for split, found in rows.items():
