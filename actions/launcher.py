@@ -24,7 +24,7 @@ class Launcher(_SubprocessScriptLauncher):
     Lightning kills this process within five seconds, perhaps before it has printed its line, and prints another one.
     """
 
-    def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: object = None, **kwargs: Any) -> Any:
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
             threading.Thread(target=_watch, args=(self.procs,), daemon=True).start()

@@ -84,15 +84,22 @@ class Cluster:
             self.stop()
             raise
 
+    def run(
+        self, *command: object, cwd: Path, seconds: float = 60, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """A program on the node where jobs are submitted."""
+        words, variables = [*map(str, command)], {**self._environment(), **environment}
+        return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=seconds)
+
     def submit(self, script: Path, *options: object, cwd: Path, **environment: str) -> str:
         """Submits a job, and returns its id."""
-        done = self._client(("sbatch", "--parsable", *options, script), cwd, environment)
+        done = self.run("sbatch", "--parsable", *options, script, cwd=cwd, **environment)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def ask(self, *command: object) -> str:
         """The output of a client, which may fail."""
-        return self._client(command, self.folder, {}).stdout.strip()
+        return self.run(*command, cwd=self.folder).stdout.strip()
 
     def job(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says; empty if the job is not known."""
@@ -126,11 +133,6 @@ class Cluster:
                     start_new_session=True,
                 )
             )
-
-    def _client(self, command: tuple[object, ...], cwd: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        words = [*map(str, command)]
-        environment = {**self._environment(), **more}
-        return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL") if name in os.environ}

@@ -13,9 +13,13 @@ from heterolora.history import HISTORY
 from tests.slurm import Cluster, missing, wait_for
 from tests.test_docs import Stage, code_blocks
 from tests.test_processes import steps_of
-from tests.world import STEADY, World, same_weights
+from tests.test_study import MINIMAL, rows, write
+from tests.world import ROOT, STEADY, World, same_weights
+
+LONGEST = 1500  # seconds of a job on a slow machine
 
 pytestmark = [
+    pytest.mark.timeout(4 * LONGEST),
     pytest.mark.slurm,
     pytest.mark.skipif(bool(missing()), reason=f"SLURM is not installed: {', '.join(missing())} not found"),
 ]
@@ -78,7 +82,7 @@ class Job:
         self.cluster.ask("scontrol", "update", f"JobId={self.id}", f"TimeLimit={minutes}", *more)
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        wait_for(condition, "it did not happen", lambda: f"{self.facts}\n{self.said}\n{self.cluster.logs()}", 500)
+        wait_for(condition, "it did not happen", lambda: f"{self.facts}\n{self.said}\n{self.cluster.logs()}", LONGEST)
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -113,3 +117,25 @@ def test_a_job_at_its_time_limit_is_requeued_and_goes_on(cluster: Cluster, stage
     for name in ("last", "best"):
         assert same_weights(last.with_name(f"{name}.ckpt"), whole / "checkpoints" / f"{name}.ckpt")
     assert (run / HISTORY).read_text() == (whole / HISTORY).read_text()
+
+
+def test_a_cancelled_job_is_not_requeued(cluster: Cluster, stage: Stage) -> None:
+    job = Job(cluster, script(stage, "cancelled", *SMALL, *SEARCH, "--max-epochs", "1000000"), *TWO_TASKS)
+    job.wait(lambda: any(steps_of(last) > 0 for last in stage.folder.glob(f"runs/*_{job.id}/checkpoints/last.ckpt")))
+    cluster.ask("scancel", job.id)
+    job.wait(lambda: job.has_ended)
+    assert (job.facts["JobState"], job.facts["Restarts"]) == ("CANCELLED", "0"), job.said
+    assert job.said.count("stopped; to continue: python -m main train-dyrealloc") == 1
+    assert "Traceback" not in job.said
+
+
+def test_a_study_as_a_job_array(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    one_arm = MINIMAL[: MINIMAL.index("[arms.grad_norm]")]
+    one_run = one_arm.replace("seeds = [0, 1]", "seeds = [0]").replace("[1e-3, 1e-2]", "[1e-2]")
+    command = (sys.executable, "tools/study.py", write(tmp_path, world, one_run), "--output", tmp_path / "out")
+    slurm = ("--executor", "slurm", "--workers", 2, "--slurm", "cpus_per_task=1")
+    done = cluster.run(*command, *slurm, cwd=ROOT, seconds=LONGEST, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{cluster.logs()}"
+    (row,) = rows(tmp_path / "out")
+    assert row["arm"] == "uniform"
+    assert float(row["seconds"]) > 0
