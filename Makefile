@@ -25,11 +25,15 @@ quickstart: $(VENV)/.installed  ## run all steps on the built-in toy world: no n
 
 .PHONY: test
 test: $(VENV)/.installed-tests  ## run the tests (all but the slow ones)
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not slurm"
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-tests  ## run the slow tests
-	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist loadfile -m slow
+	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist loadfile -m "slow and not slurm"
+
+.PHONY: test-slurm
+test-slurm: $(VENV)/.installed-tests  ## run the tests with a SLURM of this machine (Debian: slurm-wlm, munge)
+	$(PYTEST) --timeout 3600 -m slurm
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-tests  ## run 5,000 malformed inputs, and show how they ended; failures are kept as regressions

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from actions.console import say
 from actions.health import check_weights
 from actions.options import RunOptions
+from actions.requeue import requeue, requeues
 from actions.run_folder import CHECKPOINTS, Run
 from heterolora.errors import DivergenceError, UserError
 from heterolora.files import whole
@@ -65,7 +64,7 @@ class RunCheckpoints(CheckpointCallback):
 
     def __init__(self, run: Run, monitor: str, mode: str, options: RunOptions) -> None:
         self.run, self.monitor, self.mode = run, monitor, mode
-        self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, options.auto_requeue
+        self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, requeues(options)
         self.best_score: float | None = None
         self.best_loss = -math.inf  # validation loss of the best checkpoint
         self._due: set[str] = set()
@@ -165,9 +164,9 @@ class RunCheckpoints(CheckpointCallback):
         if not isinstance(exception, UserError | DivergenceError | OSError) and self.last.is_file():
             action = pl_module.record.action
             say(f"stopped; to continue: python -m main {action} --resume-training --load {self.last}")
-        job = os.environ.get("SLURM_JOB_ID")
-        if isinstance(exception, SIGTERMException) and self.requeue and job and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", job], check=True)
+        if isinstance(exception, SIGTERMException) and self.requeue:
+            requeue()
+            trainer.strategy.barrier()  # SLURM may kill the other processes when one has ended
 
     def _has_best_before(self, step: int) -> bool:
         """Whether the folder has the best checkpoint of the run up to the resumed one, which was saved at `step`.

@@ -12,6 +12,7 @@ from rich.console import Console
 
 # Set by Lightning's launcher, torchrun and SLURM, before any process group exists.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
+_LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
 def print_any_text() -> None:
@@ -22,7 +23,15 @@ def print_any_text() -> None:
 
 
 def is_first_process() -> bool:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun numbers the processes, also if SLURM has started it
+        return os.environ["RANK"] == "0"
     return all(os.environ.get(variable, "0") == "0" for variable in _RANK_VARIABLES)
+
+
+def is_first_of_node() -> bool:
+    """Whether this is the first process of its machine."""
+    variable = next((name for name in _LOCAL_RANK_VARIABLES if name in os.environ), None)
+    return variable is None or os.environ[variable] == "0"
 
 
 def say(what: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,12 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from actions.console import is_first_process
+from actions.console import is_first_of_node
 from heterolora.errors import DivergenceError, UserError
 from heterolora.files import DISK_FAILURES, cannot_write
 
 FAILED, USER_ERROR = 1, 2
 INTERRUPTED, CLOSED_PIPE, TERMINATED = 128 + 2, 128 + 13, 128 + 15  # as a shell reports SIGINT, SIGPIPE and SIGTERM
+LOST = "another process of this run is gone; see its output, then --resume-training"
+
+_PARENT = os.getppid()
+_PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 
 _launched: list[subprocess.Popen[bytes]] = []  # to kill
 
@@ -52,7 +57,7 @@ def explanation(failure: BaseException) -> str | None:
     if isinstance(failure, OSError) and failure.errno in DISK_FAILURES:
         return str(cannot_write(failure.filename or "", failure))
     if isinstance(failure, RuntimeError) and _is_lost_process(failure):
-        return "another process of this run is gone; see its output, then --resume-training"
+        return LOST
     return None
 
 
@@ -69,6 +74,17 @@ def end_with_this_process(launcher: Any) -> None:
     _launched.extend(getattr(launcher, "procs", ()))
 
 
+def is_ending() -> bool:
+    """Whether `end_with_this_process` was called."""
+    return bool(_launched)
+
+
+def end_with_torchrun() -> None:
+    """Have the system kill this process when its torchrun ends. If torchrun is killed, its processes would go on."""
+    if _by_torchrun() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _code(reason: BaseException) -> int | None:
     """The exit code for the reason that ended a command. None for an exception that nothing explains."""
     chain = list(_chain(reason))  # libraries raise exceptions of their own, or SystemExit(1), when they are stopped
@@ -83,7 +99,7 @@ def _code(reason: BaseException) -> int | None:
     line, is_lost = explanation(reason), isinstance(reason, RuntimeError)
     if line is None:
         return None
-    if is_first_process() or is_lost:
+    if is_first_of_node() or (is_lost and _is_alone()):
         with contextlib.suppress(OSError):
             print(f"error: {line}", file=sys.stderr)
     return FAILED if is_lost or isinstance(reason, DivergenceError) else USER_ERROR
@@ -104,6 +120,21 @@ def _is_lost_process(failure: RuntimeError) -> bool:
     """Whether a collective failed because another process ended. Backends report it only in the message."""
     lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return any(words in str(failure) for words in lost)
+
+
+def _is_alone() -> bool:
+    """Whether no process of this node is known that prints the same line.
+
+    The process that started others by Lightning's launcher prints it for them. If that one is lost, the first of the
+    others prints it.
+    """
+    if _by_torchrun() or "LOCAL_RANK" not in os.environ:
+        return True
+    return os.environ["LOCAL_RANK"] == "1" and os.getppid() != _PARENT
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager

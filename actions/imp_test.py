@@ -22,9 +22,11 @@ from actions.experiment import Experiment, build
 from actions.loggers import build_loggers, log_pictures
 from actions.options import Options
 from actions.pictures import heat_map, scatter
+from actions.processes import cluster_environment
 from actions.resolve import Request
 from actions.run_folder import CONFIG, SCORES, open_run, write_config
 from actions.stability import FEWEST, in_words, rank_correlation, with_halves
+from actions.strategy import ScoringStrategy
 from actions.trainer import check_devices
 from dataset.module import TextDataModule
 from heterolora import saliency, scores
@@ -47,7 +49,7 @@ def run(request: Request) -> None:
     check_devices(request.options)
     with open_run(request) as opened:
         experiment, folder = build(request), opened.folder
-        fabric = Fabric(**request.options.devices.for_lightning(strategy="ddp"))
+        fabric = Fabric(**request.options.devices.for_lightning(ScoringStrategy()), plugins=cluster_environment())
         try:
             fabric.launch()
             check_agreement(experiment)

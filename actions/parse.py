@@ -63,6 +63,9 @@ def parse(arguments: Sequence[str]) -> Command:
     """Parse the arguments of `python -m main`. Raises UserError for a mistake, and SystemExit for `--help`."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in ACTIONS:
         raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], ACTIONS))
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        action = next((argument for argument in arguments if argument in ACTIONS), "ACTION")
+        raise UserError(f"'{arguments[0]}' is given before the action", f"give the action first: {_first(action)}")
     namespace, unknown = _build().parse_known_args(arguments)
     if unknown:
         raise _unknown_argument(unknown[0])
@@ -147,6 +150,11 @@ def _command_line_values(namespace: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{flag_of(name)} is given twice: '{value}' and '{typed[name]}'", "give it once")
         typed[name] = value
     return typed
+
+
+def _first(action: str) -> str:
+    actions = f", with one of {', '.join(ACTIONS)}" if action == "ACTION" else ""
+    return f"python -m main {action} …{actions}"
 
 
 def _unknown_argument(argument: str) -> UserError:

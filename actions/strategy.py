@@ -10,11 +10,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import strategies as fabric
 from pytorch_lightning.overrides.distributed import _sync_module_states
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 
+from actions.launcher import Launcher
 
-class FlatDDPStrategy(DDPStrategy):
+
+class _WithLauncher:
+    """A strategy whose processes `actions.launcher` starts."""
+
+    def _configure_launcher(self) -> None:
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class ScoringStrategy(_WithLauncher, fabric.DDPStrategy):
+    """The processes of `imp-test`. It wraps no model."""
+
+
+class PlainDDPStrategy(_WithLauncher, DDPStrategy):
+    """PyTorch's own wrapper, for a plain model."""
+
+
+class FlatDDPStrategy(_WithLauncher, DDPStrategy):
     """DDP without the wrapper: the backward pass gives the gradients of this process.
 
     The task sums them over processes when an accumulation window ends; see `model.task.window`. At that moment
@@ -26,7 +44,7 @@ class FlatDDPStrategy(DDPStrategy):
         _sync_module_states(self.model)  # the same initial weights everywhere, as the wrapper does
 
 
-class PlainFSDPStrategy(ModelParallelStrategy):
+class PlainFSDPStrategy(_WithLauncher, ModelParallelStrategy):
     """Lightning's strategy for FSDP2. The task shards its network in `configure_model`.
 
     A checkpoint is one file, as from any strategy. An optimizer without state (SGD, or before the first step) has

@@ -17,6 +17,7 @@ from actions.export import export_run
 from actions.imp_test import scoring_batches
 from actions.learning_rate import with_best_rate
 from actions.loggers import log_pictures
+from actions.requeue import requeued_if_stopped
 from actions.resolve import Request
 from actions.results import measure, show_parameters
 from actions.run_folder import ADAPTER, PARAMETERS, Run, open_run, write_config, write_json
@@ -33,7 +34,7 @@ from model.task.start import StartElements
 
 def run(request: Request) -> None:
     check_devices(request.options)
-    with open_run(request) as opened:
+    with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment = start(request, opened.folder)
         fit(experiment, opened)
         finish(experiment, opened.folder)

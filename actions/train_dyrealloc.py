@@ -16,6 +16,7 @@ from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
 from actions.imp_test import check_scoring, scoring_batches
 from actions.pictures import heat_map, timeline
+from actions.requeue import requeued_if_stopped
 from actions.resolve import Request
 from actions.run_folder import open_run
 from actions.trainer import check_devices
@@ -47,7 +48,7 @@ def run(request: Request) -> None:
         needs_warmup = saliency.get(scoring.importance_test_name).warmup_batches > 0
         options = replace(options, realloc_warmup_epochs=int(needs_warmup))
     check_devices(request.options)
-    with open_run(request) as opened:
+    with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment, folder = train.start(request, opened.folder), opened.folder
         say(_budget(experiment.task.space, options))
         source, step_time = _source(experiment), _step_time(experiment)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.strategies import DDPStrategy
 
 from actions.agreement import Agree
 from actions.callbacks import (
@@ -32,15 +29,20 @@ from actions.health import StopOnNaN
 from actions.limits import CheckBatches
 from actions.loggers import build_loggers
 from actions.options import Options
+from actions.processes import check_processes, cluster_environment
 from actions.resources import Resources
-from actions.strategy import FlatDDPStrategy, PlainFSDPStrategy
+from actions.strategy import FlatDDPStrategy, PlainDDPStrategy, PlainFSDPStrategy
 from heterolora.errors import UserError
 from model.quantize import check_quantize
 
 
 def check_devices(options: Options) -> None:
-    """Raise UserError for devices that this machine does not have, and for a precision that they do not support."""
+    """Raise UserError for devices that this machine does not have, and for a precision that they do not support.
+
+    Also for a number of processes that torchrun or SLURM has not started.
+    """
     devices, accelerator = options.devices, options.devices.accelerator
+    check_processes(devices)
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and gpus == 0:
         raise UserError(f"--accelerator {accelerator}: this machine has no GPU", "use --accelerator cpu or auto")
@@ -72,10 +74,8 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
     elif experiment.task.sharding is not None:
         strategy = PlainFSDPStrategy(options.devices.world)
     else:
-        strategy = DDPStrategy(find_unused_parameters=options.devices.strategy.endswith("_true"))
-    plugins: list[Any] = [SafeCheckpointIO(resumed)]
-    if SLURMEnvironment.detect():  # without Lightning's own requeueing, which saves in the middle of a step
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+        strategy = PlainDDPStrategy(find_unused_parameters=options.devices.strategy.endswith("_true"))
+    environment = cluster_environment()
     return pl.Trainer(
         **options.devices.for_lightning(strategy),
         **vars(options.loop),
@@ -94,7 +94,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
             CheckBatches(experiment.task.record.action, options, experiment.data),
             *callbacks,
         ],
-        plugins=plugins,
+        plugins=[SafeCheckpointIO(resumed), *([] if environment is None else [environment])],
     )
 
 

@@ -81,7 +81,7 @@ def reading_file(path: Path) -> Iterator[None]:
     """Converts any exception of the block to a UserError about this file of rows."""
     expected = "write it again" if path.suffix == ".parquet" else f"give a {path.suffix[1:]} file in UTF-8"
     with reading("the file", path, expected):
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait without end
+        if not stat.S_ISREG(path.stat().st_mode):  # also of a folder, which `reading` allows
             raise UserError(f"'{path}' is not a regular file", expected)
         yield
 

@@ -27,13 +27,18 @@ _COSTLY = re.compile(
 
 @contextmanager
 def reading(what: str, path: str | Path, expected: str) -> Iterator[None]:
-    """Converts any exception of the block, except `UserError`, to a UserError about the file `path`.
+    """Converts any exception of the block, except `UserError`, to a UserError about the file or folder `path`.
+
+    Raises UserError before the block if `path` is a pipe or a device, because a reader could wait without end.
 
     Args:
         what: the kind of file, such as "the tokenizer".
         expected: what would be right.
     """
     try:
+        odd = _not_regular(Path(path))
+        if odd is not None:
+            raise UserError(f"{what} '{odd}' is not a regular file", expected)
         yield
     except UserError:
         raise
@@ -49,11 +54,18 @@ def reading(what: str, path: str | Path, expected: str) -> Iterator[None]:
         ) from error
 
 
+def _not_regular(path: Path) -> Path | None:
+    """The path, if it is neither a file nor a folder, or a pipe in this folder. None if there is no such thing."""
+    if path.is_dir():
+        return next((entry for entry in path.iterdir() if entry.is_fifo()), None)
+    return path if path.exists() and not path.is_file() else None
+
+
 def read_text(path: str | Path, what: str, expected: str, largest: int = LARGEST_DOCUMENT) -> str:
     """Returns a UTF-8 text. Raises UserError if it cannot be read, or has more than `largest` bytes."""
     with reading(what, path, expected):
         with Path(path).open("rb") as file:
-            content = file.read(largest + 1)  # the size of a device or a pipe is not known before
+            content = file.read(largest + 1)
         if len(content) > largest:
             raise UserError(f"{what} '{path}' has more than the {largest:,} bytes that are allowed", expected)
         try:

@@ -40,6 +40,8 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     [
         ("", "no action", "train"),
         ("trian", "trian", "did you mean 'train'"),
+        ("--dataset rte train", "'--dataset' is given before the action", "python -m main train …"),
+        ("--dataset rte", "'--dataset' is given before the action", "one of train, "),
         ("train --lerning-rate 1", "--lerning-rate", "--learning-rate"),
         ("train --lr 1", "--lr", "--learning-rate"),
         ("train --lora-r 8", "--lora-r", "'--rank'"),

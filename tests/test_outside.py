@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -31,6 +32,7 @@ from heterolora.targets import lora_elements
 from model.checkpoint import read_checkpoint, read_state_dict
 from model.peft_format.adapter import read_adapter
 from model.peft_format.settings import read_settings
+from model.tensor_file import read_safetensors
 from tests.test_architecture import product_files
 from tests.test_bad_input import complaint
 from tests.world import ROOT, World, command, main
@@ -68,8 +70,27 @@ class TestDocuments:
         (tmp_path / "x.toml").write_text("".join(f"{key} = {value!r}\n" for key, value in document.items()))
         assert read_toml(tmp_path / "x.toml", "the file", "") == document
 
+    def test_a_file_that_is_too_large(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_text("x" * 1001)
+        assert "more than the 1,000 bytes" in refused(lambda: read_text(tmp_path / "x", "the file", "", largest=1000))
+
     def test_a_device_without_an_end(self) -> None:
-        assert "more than the 1,000 bytes" in refused(lambda: read_text("/dev/zero", "the file", "", largest=1000))
+        assert "'/dev/zero' is not a regular file" in refused(lambda: read_text("/dev/zero", "the file", ""))
+
+    @pytest.mark.parametrize("read", [read_safetensors, read_settings, scores.read])
+    def test_a_pipe_that_nobody_writes_into(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
+        os.mkfifo(tmp_path / "pipe.toml")
+        assert f"'{tmp_path / 'pipe.toml'}' is not a regular file" in refused(lambda: read(tmp_path / "pipe.toml"))
+
+    def test_a_pipe_in_the_folder_of_a_model(self, world: World, tmp_path: Path, capfd) -> None:
+        folder = shutil.copytree(world.opt, tmp_path / "opt")
+        for name in ("tokenizer.json", "model.safetensors", "config.json"):
+            (folder / name).unlink()
+            os.mkfifo(folder / name)
+            line = complaint(capfd, *command(*world.training("--load", folder, "--project-dir", tmp_path / "runs")))
+            assert f"'{folder / name}' is not a regular file" in line
+            (folder / name).unlink()
+            shutil.copyfile(world.opt / name, folder / name)
 
     @pytest.mark.parametrize(
         ("content", "found"), [(b"[1]", "holds a list"), (b"[" * 10**5, "not valid"), (b"\xe9", "UTF-8")]

@@ -28,7 +28,7 @@ def together(world: int, function: Callable[..., Any], *arguments: Any, nodes: i
     Fails with the output of all of them if one of them fails.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder, port, children = Path(name), _free_port(), []
+        folder, port, children = Path(name), free_port(), []
         for rank in range(world):
             child = os.fork()
             if child == 0:
@@ -76,7 +76,7 @@ def _work(environment: dict[str, str], folder: Path, function: Callable[..., Any
         os._exit(code)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
