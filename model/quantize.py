@@ -75,7 +75,7 @@ def _device() -> int | str:
 def put_nf4_layers(network: nn.Module, precision: str) -> None:
     """Replaces the linear layers of the base, in place, by 4-bit layers that are not quantised yet.
 
-    They share the weights of the layers that they replace, which may be mapped from files, until `quantize_layers`.
+    They share the weights of the layers that they replace, which may be mapped from files, until `quantize`.
     """
     from transformers.integrations import replace_with_bnb_linear  # imports bitsandbytes
 
@@ -88,13 +88,12 @@ def put_nf4_layers(network: nn.Module, precision: str) -> None:
             layer.bias = plain[path].bias
 
 
-def quantize_layers(module: nn.Module, device: torch.device) -> None:
-    """Quantises the layers of `put_nf4_layers` in a module, one at a time, on the device. Others stay as they are."""
-    for layer in module.modules():
-        if getattr(layer, "quant_storage", None) is not None and layer.quant_state is None:
-            layer.to(device)  # bitsandbytes quantises here
-            if layer.bias is not None:  # it would be cast in the first pass, where FSDP2 does not expect it
-                layer.bias.data = layer.bias.data.to(layer.compute_dtype)
+def quantize(layer: nn.Module, device: torch.device) -> None:
+    """Quantises a layer of `put_nf4_layers`, on the device. Has no effect on other modules, and the second time."""
+    if getattr(layer, "quant_storage", None) is not None and layer.quant_state is None:
+        layer.to(device)  # bitsandbytes quantises here
+        if layer.bias is not None:  # it would be cast in the first pass, where FSDP2 does not expect it
+            layer.bias.data = layer.bias.data.to(layer.compute_dtype)
 
 
 def _storage(layer: nn.Module) -> torch.dtype:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from heterolora.search_space import SearchSpace
 from model.load import cast
-from model.quantize import quantize_layers
+from model.quantize import quantize
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, dev
         kept = {p for p in network.parameters() if p.requires_grad}
         kept |= {p for low_rank in space for p in low_rank.parameters()}  # also of elements that are off
     for module in (*_blocks(network, space), network):  # what is outside the blocks, tied weights included, comes last
-        # `nn.Module.to` would cast the elements too.
-        cast((p for p in module.parameters() if p not in kept and not isinstance(p, DTensor)), sharding.dtype)
-        if sharding.quantized:
-            quantize_layers(module, device)
+        for part in module.modules():
+            own = (p for p in part.parameters(recurse=False) if p not in kept and not isinstance(p, DTensor))
+            cast(own, sharding.dtype)
+            if sharding.quantized:
+                quantize(part, device)
         # What is outside the blocks stays gathered after a pass: losses are computed with the head's weight then.
         fully_shard(module, mesh=mesh, ignored_params=kept, reshard_after_forward=module is not network)
 

@@ -20,7 +20,7 @@ from heterolora.saliency.score import score
 from model import family
 from model.checkpoint import BaseSource
 from model.load import Base, load_base, load_config, load_tokenizer
-from model.quantize import quantize_layers
+from model.quantize import quantize
 from model.sharding import Sharding, shard
 from tests.adapted import Adapted, lora_config, put_into, shortcut_config
 from tests.scoring import problem
@@ -74,7 +74,8 @@ def test_the_layers_are_those_of_transformers(
     folder = model_folder(tmp_path, name, **shape)
     theirs, ours = (loaded(folder, precision, sharded, task) for sharded in (False, True))
     assert (ours.sha256, ours.untrained_head) == (theirs.sha256, theirs.untrained_head)
-    quantize_layers(ours.network, CPU)
+    for layer in ours.network.modules():
+        quantize(layer, CPU)
     found, expected = (dict(base.network.named_modules()) for base in (ours, theirs))
     assert found.keys() == expected.keys()
     layers = [path for path, layer in expected.items() if isinstance(layer, bitsandbytes.nn.Linear4bit)]

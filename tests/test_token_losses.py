@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import pytest
@@ -152,7 +153,8 @@ def test_how_liger_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
             return F.cross_entropy(F.linear(_input, lin_weight, bias), target, reduction=self.reduction)
 
     module = SimpleNamespace(LigerFusedLinearCrossEntropyLoss=LigerFusedLinearCrossEntropyLoss)
-    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=module))
+    package = SimpleNamespace(transformers=module, __spec__=ModuleSpec("liger_kernel", None))
+    monkeypatch.setitem(sys.modules, "liger_kernel", package)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
     monkeypatch.setattr(token_losses, "by_liger", lambda *_: True)
     network, batch = tiny_network("llama", "causal"), tiny_batch()
