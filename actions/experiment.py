@@ -123,10 +123,10 @@ def build(request: Request) -> Experiment:
 
 def _sharding(request: Request) -> Sharding | None:
     """How the frozen base, or a plain model, is divided over processes. None if it is not."""
-    shards, precision = request.options.devices.shards, request.options.devices.precision
-    if shards is None:
+    devices = request.options.devices
+    if devices.shards is None:
         return None
-    return Sharding(shards, None if request.options.quantize else base_dtype(precision))
+    return Sharding(devices.shards, base_dtype(devices.precision), request.options.quantize is not None)
 
 
 def preview_of(data: TextDataModule, action: str) -> str:

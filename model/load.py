@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import model.family as families
@@ -18,7 +20,7 @@ from heterolora.outside import reading
 from heterolora.search_space import SearchSpace
 from model.base_config import check_size, read_config, where_from
 from model.checkpoint import BaseSource, check_fit, read_state_dict
-from model.quantize import loading_arguments
+from model.quantize import loading_arguments, put_nf4_layers
 from model.skeleton import auto_class, skeleton
 from model.tensor_file import digest_of
 
@@ -98,6 +100,12 @@ def base_dtype(precision: str) -> torch.dtype:
     return _DTYPES.get(precision, torch.float32)
 
 
+def cast(parameters: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Casts parameters in place, as `from_pretrained` does. Buffers stay: rotary frequencies need float32."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+
+
 def load_base(
     source: BaseSource,
     config: PretrainedConfig,
@@ -109,7 +117,8 @@ def load_base(
 ) -> Base:
     """Loads a base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
 
-    If it will be sharded, its tensors stay mapped from the files, in their dtype, except the head.
+    If it will be sharded, its tensors stay mapped from the files, in their dtype, except the head. Then its layers are
+    quantised when it is sharded.
 
     Args:
         source: its origin. A base to quantise needs files.
@@ -124,7 +133,7 @@ def load_base(
     config.use_cache = False  # training and scoring do not reuse keys and values
     if source.pretrained and source.state_file is None:
         check_size(skeleton(config, task), source.name, from_files=True)
-    if quantize is not None:
+    if quantize is not None and not sharded:
         return _load_quantized(auto, source, config, precision, quantize)
     torch.manual_seed(source.seed)
     if source.pretrained and source.state_file is None:
@@ -138,20 +147,24 @@ def load_base(
     sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
     if precision is not None:
         for module in heads(network) if sharded else (network,):
-            module.to(base_dtype(precision))
+            cast(module.parameters(), base_dtype(precision))
+    if quantize is not None:
+        put_nf4_layers(network, precision)
     return Base(network, untrained_head, sha256)
 
 
 def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, precision: str, quantize: str) -> Base:
-    """Reads the files twice. The first time they are not quantised, so that the fingerprint is that of any run.
+    """Reads the files twice. The first time they are not quantised, for the fingerprint and the head of any run.
 
     This takes time but little memory, because transformers maps safetensors files into memory.
     """
-    sha256 = _fingerprint(_from_files(auto, source.name, copy.deepcopy(config), dtype="auto")[0])
     torch.manual_seed(source.seed)
+    plain, untrained_head = _from_files(auto, source.name, copy.deepcopy(config), dtype="auto")
     how = loading_arguments(quantize, precision)
-    network, untrained_head = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
-    return Base(network, untrained_head, sha256)
+    network, _ = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
+    for own, head in zip(heads(network), heads(plain), strict=True):
+        own.load_state_dict(head.state_dict())
+    return Base(network, untrained_head, _fingerprint(plain))
 
 
 def _fingerprint(network: PreTrainedModel) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -57,28 +58,34 @@ class ParameterTable:
 
 def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTable:
     """Counts the parameters of a plain network, or of an adapted one with its search space."""
+    sizes = partial(_sizes, _packed_weights(network))
     groups: dict[tuple[str, str], list[LowRank]] = {}
     for low_rank in space or ():
         groups.setdefault((low_rank.element.kind, low_rank.element.name), []).append(low_rank)
     rows = []
     for (kind, name), low_ranks in sorted(groups.items(), key=lambda group: NAMES.index(group[0][1])):
-        sizes = _sizes(p for low_rank in low_ranks for p in low_rank.parameters())
+        of_kind = sizes(p for low_rank in low_ranks for p in low_rank.parameters())
         on = sum(low_rank.enabled for low_rank in low_ranks)
         ranks = tuple(sorted({low_rank.element.rank for low_rank in low_ranks}))
-        rows.append(ParameterRow(kind, name, *sizes, on, len(low_ranks) - on, ranks))
+        rows.append(ParameterRow(kind, name, *of_kind, on, len(low_ranks) - on, ranks))
     if of_head := [parameter for module in heads(network) for parameter in module.parameters()]:
-        rows.append(ParameterRow("head", "head", *_sizes(of_head)))
-    trainable, total = _sizes(network.parameters())
+        rows.append(ParameterRow("head", "head", *sizes(of_head)))
+    trainable, total = sizes(network.parameters())
     rest = ParameterTable(tuple(rows))
     return ParameterTable((*rows, ParameterRow("base", "base", trainable - rest.trainable, total - rest.total)))
 
 
-def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+def _packed_weights(network: nn.Module) -> dict[nn.Parameter, int]:
+    """Returns the number of weights of each parameter of a 4-bit layer, which packs two weights into a byte."""
+    layers = [module for module in network.modules() if getattr(module, "quant_state", None) is not None]
+    return {layer.weight: layer.quant_state.shape.numel() for layer in layers}
+
+
+def _sizes(packed: Mapping[nn.Parameter, int], parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
     """Returns (trainable, total)."""
     trainable = total = 0
     for parameter in parameters:
-        packed = getattr(parameter, "quant_state", None)  # a 4-bit layer packs two weights into a byte
-        size = parameter.numel() if packed is None else packed.shape.numel()
+        size = packed.get(parameter, parameter.numel())
         total += size
         trainable += size if parameter.requires_grad else 0
     return trainable, total

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from heterolora.adapt import HEADS
@@ -38,18 +39,23 @@ def check_quantize(quantize: str, precision: str, on_gpu: bool) -> None:
 def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
     """Returns the arguments of `from_pretrained` that quantise the base and place it on this process's device."""
     if quantize == "nf4":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=_COMPUTE_DTYPES.get(precision.split("-")[0], torch.float32),
-            llm_int8_skip_modules=_NOT_QUANTIZED,
-        )
+        config = nf4(precision)
     else:
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTIZED)
         # Each call warns that the inputs are cast to float16. The method works that way.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return {"quantization_config": config, "device_map": {"": _device()}}
+
+
+def nf4(precision: str) -> BitsAndBytesConfig:
+    """Returns how the layers of a 4-bit base are quantised, and the dtype in which they compute."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_COMPUTE_DTYPES.get(precision.split("-")[0], torch.float32),
+        llm_int8_skip_modules=_NOT_QUANTIZED,
+    )
 
 
 def _device() -> int | str:
@@ -61,3 +67,39 @@ def _device() -> int | str:
     if not torch.cuda.is_available():
         return "cpu"
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+# ---- a sharded base, whose blocks are quantised one after the other, when they are sharded
+
+
+def put_nf4_layers(network: nn.Module, precision: str) -> None:
+    """Replaces the linear layers of the base, in place, by 4-bit layers that are not quantised yet.
+
+    They share the weights of the layers that they replace, which may be mapped from files, until `quantize`.
+    """
+    from transformers.integrations import replace_with_bnb_linear  # imports bitsandbytes
+
+    plain, config = dict(network.named_modules()), nf4(precision)
+    replace_with_bnb_linear(network, config.llm_int8_skip_modules, config)
+    for path, layer in network.named_modules():
+        if layer is not plain[path]:
+            layer.quant_storage = layer.weight.quant_storage = _storage(layer)
+            layer.weight = type(layer.weight)(plain[path].weight.data, **vars(layer.weight))
+            layer.bias = plain[path].bias
+
+
+def quantize(layer: nn.Module, device: torch.device) -> None:
+    """Quantises a layer of `put_nf4_layers`, on the device. Has no effect on other modules, and the second time."""
+    if getattr(layer, "quant_storage", None) is not None and layer.quant_state is None:
+        layer.to(device)  # bitsandbytes quantises here
+        if layer.bias is not None:  # it would be cast in the first pass, where FSDP2 does not expect it
+            layer.bias.data = layer.bias.data.to(layer.compute_dtype)
+
+
+def _storage(layer: nn.Module) -> torch.dtype:
+    """Returns the dtype of a tensor of packed weights: the dtype in which the layer computes, as FSDP-QLoRA has it.
+
+    Two weights are a byte. Bytes if their number is not a multiple of the size of that dtype.
+    """
+    dtype, packed = layer.compute_dtype, layer.in_features * layer.out_features / 2
+    return torch.uint8 if packed % dtype.itemsize else dtype

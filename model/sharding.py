@@ -9,7 +9,7 @@ Every pass gathers weights. So every process must run the same passes, with the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from heterolora.search_space import SearchSpace
+from model.load import cast
+from model.quantize import quantize
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,20 @@ class Sharding:
 
     Attributes:
         size: number of processes that hold one copy of the base together. Groups of this size hold a copy each.
-        dtype: of the base; its files may have another one. None: it is loaded as it will be.
+        dtype: of the base; its files may have another one.
+        quantized: whether it has layers to quantise.
     """
 
     size: int
-    dtype: torch.dtype | None
+    dtype: torch.dtype
+    quantized: bool = False
 
 
 def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, device: torch.device) -> None:
     """Shards all parameters but those that are trained, in place. Has no effect on a network that is sharded already.
 
     The network may be mapped from its files: then a process copies only its own rows, one block at a time. A block is
-    cast, and moved to the device, just before it is sharded. So no process ever holds the whole base.
+    cast, quantised, and moved to the device, just before it is sharded. So no process ever holds the whole base.
 
     Args:
         network: the network, on the CPU.
@@ -52,8 +56,11 @@ def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, dev
         kept = {p for p in network.parameters() if p.requires_grad}
         kept |= {p for low_rank in space for p in low_rank.parameters()}  # also of elements that are off
     for module in (*_blocks(network, space), network):  # what is outside the blocks, tied weights included, comes last
-        if sharding.dtype is not None:
-            _cast(module, sharding.dtype, kept)
+        for part in module.modules():
+            own = (p for p in part.parameters(recurse=False) if p not in kept and not isinstance(p, DTensor))
+            cast(own, sharding.dtype)
+            if sharding.quantized:
+                quantize(part, device)
         # What is outside the blocks stays gathered after a pass: losses are computed with the head's weight then.
         fully_shard(module, mesh=mesh, ignored_params=kept, reshard_after_forward=module is not network)
 
@@ -91,10 +98,3 @@ def _mesh(device: torch.device, size: int) -> DeviceMesh:
     if size == world:
         return init_device_mesh(device.type, (world,))
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
-
-
-def _cast(module: nn.Module, dtype: torch.dtype, kept: Collection[nn.Parameter]) -> None:
-    """Casts what is neither to be kept nor sharded. `nn.Module.to` would cast the elements too."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point() and tensor not in kept and not isinstance(tensor, DTensor):
-            tensor.data = tensor.data.to(dtype)

@@ -82,9 +82,9 @@ def test_a_frozen_prefix_is_compared(capsys):
 @pytest.mark.slow
 def test_memory_and_time_of_a_sharded_base(capsys):
     said = report(capsys, "sharding", *TINY, "--rounds", "2", "--processes", "2")
-    assert "replicated" in said
-    assert "sharded" in said
-    assert "bit for bit equal in 2 of 2 cases" in said
+    for mode in ("replicated", "sharded", "nf4", "sharded nf4"):
+        assert f" {mode} " in said
+    assert "bit for bit equal in 4 of 4 cases" in said
 
 
 def test_padding_is_counted(capsys, tmp_path):

@@ -422,6 +422,14 @@ def test_a_quantised_layer_keeps_its_own_widths() -> None:
     assert [(item.element.in_features, item.element.out_features) for item in items] == [(64, 48), (48, 3)]
 
 
+def test_a_quantised_layer_has_no_weight_to_score_by() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    network = nn.Sequential(bitsandbytes.nn.Linear4bit(64, 48, bias=False), nn.Linear(48, 3)).to("cpu")
+    batches = [(torch.randn(4, 64), torch.randn(4, 3))]
+    with pytest.raises(hl.UserError, match="weight_gradient needs the weights of the base"):
+        hl.score(network, batches, "weight_gradient", loss=squared)
+
+
 def test_a_loss_function_may_move_the_batches() -> None:
     moved = [(index, *batch) for index, batch in enumerate(own_batches())]
     data = [(torch.tensor(index, device="meta"), x, y) for index, x, y in moved]

@@ -268,14 +268,15 @@ class TestMistakes:
             resolve(command)
         resolve(replace(command, options=replace(options, pretrained=True)))
 
-    def test_synflow(self, world: World) -> None:
+    @pytest.mark.parametrize("name", ["synflow", "weight_gradient"])
+    def test_a_score_that_reads_the_base(self, world: World, name: str) -> None:
         options = Options(
             model="opt_lora", dataset="sst2", load=str(world.opt), pretrained=True, quantize="int8"
         )  # fmt: skip
-        synflow = changed(options, {"importance_test_name": "synflow"})
-        with pytest.raises(UserError, match="synflow cannot be used with --quantize"):
-            resolve(Command("imp-test", synflow, frozenset(), ()))
-        resolve(Command("train", synflow, frozenset(), ()))  # nothing is scored
+        by_weights = changed(options, {"importance_test_name": name})
+        with pytest.raises(UserError, match=f"{name} cannot be used with --quantize"):
+            resolve(Command("imp-test", by_weights, frozenset(), ()))
+        resolve(Command("train", by_weights, frozenset(), ()))  # nothing is scored
         resolve(Command("imp-test", options, frozenset(), ()))
 
     def test_a_base_that_is_quantised_already(self, capsys, world: World, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import distributed
 from transformers import GenerationConfig
 
@@ -20,7 +19,7 @@ from model.sharding import Sharding, is_sharded, shard, sharded_names
 from tests.adapted import adapted, lora_config, shortcut_config
 from tests.scoring import labelled, problem
 from tests.tiny import tiny_batch
-from tests.together import run_commands, together
+from tests.together import STRATEGIES, assert_same, both, run_commands, together
 from tests.world import (
     World,
     metrics_of,
@@ -34,22 +33,7 @@ from tests.world import (
     write_shortcuts,
 )
 
-STRATEGIES = ("ddp", "fsdp")
 CPU = torch.device("cpu")
-
-
-def both(*arguments: object) -> list[list[object]]:
-    """The command with a replicated and with a sharded base. The projects have the names of the strategies."""
-    return [[*arguments, "--num-devices", 2, "--strategy", strategy, "--project", strategy] for strategy in STRATEGIES]
-
-
-def assert_same(runs: Path) -> None:
-    ours, theirs = (runs / strategy for strategy in STRATEGIES)
-    assert same_weights(ours / "checkpoints/last.ckpt", theirs / "checkpoints/last.ckpt")
-    assert metrics_of(ours) == metrics_of(theirs)
-    a, b = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (ours, theirs))
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---- what two processes do in one test: training, all heuristics on an uneven number of batches, generation

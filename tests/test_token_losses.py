@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,3 +124,44 @@ def test_half_precision_with_a_large_scale() -> None:
         found.append(hidden.grad.float() / factor)
     assert found[0].any()
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens", "linear", "installed", "expected"),
+    [
+        ("cuda:1", 3, torch.nn.Linear(2, 2), True, True),
+        ("cuda", 3, torch.nn.Linear(2, 2), False, False),
+        ("cpu", 3, torch.nn.Linear(2, 2), True, False),
+        ("cuda", 0, torch.nn.Linear(2, 2), True, False),
+        ("cuda", 3, torch.nn.Sequential(torch.nn.Linear(2, 2)), True, False),
+    ],
+)
+def test_when_liger_computes_the_loss(
+    device: str, tokens: int, linear: object, installed: bool, expected: bool
+) -> None:
+    assert token_losses.by_liger(torch.device(device), tokens, linear, installed) == expected
+
+
+def test_how_liger_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a class with the arguments of Liger Kernel 0.8, in training only. Its kernels need a GPU."""
+
+    class LigerFusedLinearCrossEntropyLoss:
+        def __init__(self, reduction: str) -> None:
+            self.reduction = reduction
+
+        def __call__(self, lin_weight: Tensor, _input: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+            return F.cross_entropy(F.linear(_input, lin_weight, bias), target, reduction=self.reduction)
+
+    module = SimpleNamespace(LigerFusedLinearCrossEntropyLoss=LigerFusedLinearCrossEntropyLoss)
+    package = SimpleNamespace(transformers=module, __spec__=ModuleSpec("liger_kernel", None))
+    monkeypatch.setitem(sys.modules, "liger_kernel", package)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
+    monkeypatch.setattr(token_losses, "by_liger", lambda *_: True)
+    network, batch = tiny_network("llama", "causal"), tiny_batch()
+    wanted = expected(network, batch)
+    total, each = Head(network).losses(batch, *targets_of(batch))
+    assert each is None
+    torch.testing.assert_close(total, wanted.sum(), rtol=1e-6, atol=0)
+    assert gradients(network, total).keys() == gradients(network, wanted.sum()).keys()
+    with torch.no_grad():
+        assert Head(network).losses(batch, *targets_of(batch))[1] is not None

@@ -11,12 +11,16 @@ import pytest
 import pytorch_lightning as pl
 import toml
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from actions.callbacks import Progress, SeedEachBatch
 from actions.experiment import build
 from actions.parse import parse
 from actions.resolve import resolve
+from dataset import registry
+from model.checkpoint import BaseSource
+from model.load import load_base, load_config, load_tokenizer
+from tests.tiny import tiny_batch
 from tests.world import (
     World,
     command,
@@ -206,6 +210,18 @@ def test_elements_and_head_stay_float32(world: World, precision: str) -> None:
     start = weights(next(world.runs.glob("trained/checkpoints/last.ckpt")))
     assert any(not torch.equal(state[name], start[name]) for name in state)
     assert run("test", "--load", world.checkpoint(project), "--project-dir", world.runs, "--precision", "32") == 0
+
+
+def test_a_base_in_16_bits_is_that_of_transformers(tmp_path: Path) -> None:
+    """Its rotary frequencies stay in float32: rounded to 8 bits, they are wrong at far positions."""
+    folder, spec = model_folder(tmp_path, "llama", max_position_embeddings=512), registry.get("wikitext2")
+    config = load_config(str(folder), spec)
+    tokenizer = load_tokenizer(str(folder), config)
+    base = load_base(BaseSource(str(folder)), config, tokenizer, spec.task, "bf16-true")
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    batch = tiny_batch(1, 500)
+    with torch.no_grad():
+        assert torch.equal(base.network.eval()(**batch).logits, expected.eval()(**batch).logits)
 
 
 def test_gradient_checkpointing_changes_no_weight(world: World) -> None:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import distributed
 
 from tests.forked import _forget_exit_functions
-from tests.world import run
+from tests.world import metrics_of, run, same_weights
 
+STRATEGIES = ("ddp", "fsdp")
 SECONDS = 600  # until the processes count as hanging
 
 
@@ -44,6 +46,20 @@ def run_commands(commands: Sequence[Sequence[object]]) -> None:
     """Commands of the program, one after the other in these processes."""
     for command in commands:
         assert run(*command) == 0, command
+
+
+def both(*arguments: object) -> list[list[object]]:
+    """The command with a replicated and with a sharded base. The projects have the names of the strategies."""
+    return [[*arguments, "--num-devices", 2, "--strategy", strategy, "--project", strategy] for strategy in STRATEGIES]
+
+
+def assert_same(runs: Path) -> None:
+    ours, theirs = (runs / strategy for strategy in STRATEGIES)
+    assert same_weights(ours / "checkpoints/last.ckpt", theirs / "checkpoints/last.ckpt")
+    assert metrics_of(ours) == metrics_of(theirs)
+    a, b = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (ours, theirs))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _environment(rank: int, world: int, per_node: int, port: int) -> dict[str, str]:

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from heterolora.distributed import whole
 from heterolora.errors import UserError
 from heterolora.low_rank import LoraLinear
+from heterolora.saliency.base_weight import base_weight
 from heterolora.search_space import SearchSpace
 
 TOKENS = 64  # length of the row
@@ -129,14 +130,7 @@ class PositiveNetwork:
         return x
 
     def _linear(self, module: nn.Module, x: Tensor) -> Tensor:
-        base = _base(module)
-        weight = base.weight
-        if not weight.is_floating_point() or weight.shape != (base.out_features, base.in_features):
-            raise UserError(
-                "synflow needs the weights of the base, which a quantised base does not provide",
-                "use the unquantised base, or another heuristic",
-            )
-        return self._positive(weight) @ x
+        return self._positive(base_weight(_base(module), "synflow")) @ x
 
     def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
         return x if module.weight is None else self._positive(self.family.norm_offset + module.weight) * x

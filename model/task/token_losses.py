@@ -3,10 +3,12 @@
 The logits (tokens, vocabulary) are the largest tensor of a language model's step: 2,048 tokens of Gemma's 256,000 words
 are 2 GB, and their gradient is as large. Here the head and the loss run on a chunk of tokens at a time. The gradient of
 a chunk is computed at once, so that its logits can be freed, as in Liger Kernel (Hsu et al. 2024, arXiv:2410.10989).
+On a GPU, Liger Kernel itself computes the loss and its gradient if it is installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +31,10 @@ class Head:
         self.linear = network.get_output_embeddings()
         self._is_last: bool | None = None  # whether the network's logits are exactly the output of `linear`
 
-    def losses(self, inputs: Mapping[str, Tensor], targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, inputs: Mapping[str, Tensor], targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the sum of the losses, and the loss of each kept token (N,), which has no gradient.
+
+        The sum alone if `by_liger`.
 
         Args:
             inputs: of the network.
@@ -67,8 +71,10 @@ def _held(linear: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def summed_cross_entropy(hidden: Tensor, targets: Tensor, linear: nn.Module) -> tuple[Tensor, Tensor]:
+def summed_cross_entropy(hidden: Tensor, targets: Tensor, linear: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Returns the sum of the losses of `linear(hidden)`, and the loss of each token (N,), which has no gradient.
+
+    The sum alone if `by_liger`.
 
     Args:
         hidden: (N, width).
@@ -78,9 +84,20 @@ def summed_cross_entropy(hidden: Tensor, targets: Tensor, linear: nn.Module) -> 
     chunk = max(1, CHUNK_ELEMENTS // linear.out_features)
     pieces = _Pieces(linear, targets, chunk)
     if torch.is_grad_enabled() and (hidden.requires_grad or weights):
+        if hidden.requires_grad and by_liger(
+            hidden.device, len(hidden), linear, importlib.util.find_spec("liger_kernel") is not None
+        ):
+            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+            return LigerFusedLinearCrossEntropyLoss(reduction="sum")(linear.weight, hidden, targets, linear.bias), None
         return _Summed.apply(pieces, hidden, *weights)
     each = torch.cat([pieces.losses(i, part) for i, part in enumerate(hidden.split(chunk))])
     return each.sum(), each
+
+
+def by_liger(device: torch.device, tokens: int, linear: nn.Module, installed: bool) -> bool:
+    """Whether Liger Kernel computes a loss with its gradient. Its kernels need a GPU, a plain layer and a token."""
+    return installed and device.type == "cuda" and tokens > 0 and type(linear) is nn.Linear
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,24 @@
-"""Memory of a process and time of a training step, with a replicated and with a sharded base.
+"""Memory of a process and time of a training step: a base that is replicated, sharded, or in 4 bits.
 
-The files of the base are in bfloat16, and it is trained with in float32. Each case runs in new processes. The memory is
-the peak of what a process has for itself, from before the base is loaded: mapped files do not count. On a CPU it is
-sampled every 2 ms, and the blocks are checkpointed, so that activations are small. The step includes the reduction of
-gradients and the optimizer. A sharded base needs two processes or more. `plan` is the share of the process, what is
-outside the blocks, three blocks, and what a process with a replicated base needs besides its base.
+The files of the base are in bfloat16. It is trained with in float32, or in nf4 (bitsandbytes) with products in float32.
+The memory is the peak of what a process has for itself, from before the base is loaded: mapped files do not count. On a
+CPU it is sampled every 2 ms, and the blocks are checkpointed, so that activations are small. Then the bases take steps
+in turn, in the same processes. A step includes the reduction of gradients and the optimizer. A sharded base needs two
+processes or more. `plan` is the share of the process, what is outside the blocks, three blocks, and what a process with
+a replicated base needs besides its base.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import platform
 import re
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -40,39 +43,46 @@ from model import family
 from model.checkpoint import BaseSource
 from model.load import enable_gradient_checkpointing, load_base, load_config
 from model.sharding import Sharding, shard
+from model.skeleton import skeleton
 from model.task.window import Window
 from tools.benchmarks import measure, subjects
+from tools.planning.base import Base, base_of, packed_layers
+from tools.planning.plan import BLOCKS_AT_ONCE
 
 SPEC = DatasetSpec("random", "classification", ("sentence",), ("accuracy",), labels=("no", "yes"))
+TASK, PRECISION = "classification", "32"
 MEBI = 2**20
+_MMAP_THRESHOLD = -3  # of mallopt
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Bytes of the base: all of it, of a block, and outside the blocks."""
+class Mode:
+    """How the base is held."""
 
-    base: int
-    block: int
-    outside: int
+    name: str
+    quantize: str | None
+    sharded: bool
 
-    def plan(self, processes: int) -> int:
-        """Of the base on a process, if it is sharded: its share, what is outside the blocks, and three blocks."""
-        return self.base // processes + self.outside + 3 * self.block
+
+MODES = (
+    Mode("replicated", None, False),
+    Mode("sharded", None, True),
+    Mode("nf4", "nf4", False),
+    Mode("sharded nf4", "nf4", True),
+)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process measured. `trained` holds the elements after the last step."""
+    """What one process measured in one mode. `trained` holds the elements after the last step."""
 
     loading: int  # peak bytes while the base is loaded
     training: int  # peak bytes in the steps
-    seconds: tuple[float, ...]  # of each step
-    sizes: Sizes
     trained: torch.Tensor
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(rounds=5, hidden_size=512, layers=16, rows=1)
+    parser.set_defaults(rounds=5, hidden_size=512, layers=8, rows=1)
     number = whole_number(at_least(1))
     parser.add_argument(
         "--processes", type=number, nargs="+", default=[1, 2, 4], metavar="N", help="numbers of processes (1 2 4)"
@@ -82,85 +92,137 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     set_log_level("warning")
     say(measure.heading(args, "memory of a process and time of a training step"))
-    table = Table("base", "processes", "its share", "peak: loading", "peak: training", "plan", "seconds of a step")
+    columns = ("base", "processes", "its share", "peak: loading", "peak: training", "plan", "seconds", "ratio")
+    table = Table(*columns)
     equal = compared = 0
     with tempfile.TemporaryDirectory() as folder:
         subjects.base(argparse.Namespace(**{**vars(args), "device": "cpu"})).bfloat16().save_pretrained(folder)
+        sizes = {mode.quantize: _sizes(folder, mode.quantize) for mode in _modes(2)}
         for processes in args.processes:
-            replicated = _measured(False, processes, folder, args)
-            sharded = _measured(True, processes, folder, args) if processes > 1 else []
-            sizes, rest = replicated[0].sizes, _peak(replicated) - replicated[0].sizes.base
-            _add_row(table, "replicated", replicated, sizes.base, None)
-            if sharded:
-                _add_row(table, "sharded", sharded, sizes.base // processes, sizes.plan(processes) + rest)
-                compared += processes
-                pairs = zip(sharded, replicated, strict=True)
-                equal += sum(torch.equal(one.trained, other.trained) for one, other in pairs)
-    say(f"base {_mebi(sizes.base)}, of it a block {_mebi(sizes.block)}, outside the blocks {_mebi(sizes.outside)}")
+            results, seconds = _measured(processes, folder, args)
+            for mode in _modes(processes):
+                whole = next(other for other in MODES if other.quantize == mode.quantize and not other.sharded)
+                rest = _peak(results[whole.name]) - sizes[mode.quantize].whole
+                _add_row(table, mode, results[mode.name], sizes[mode.quantize], rest, seconds)
+                if mode.sharded:
+                    pairs = zip(results[mode.name], results[whole.name], strict=True)
+                    equal += sum(torch.equal(one.trained, other.trained) for one, other in pairs)
+                    compared += processes
+            table.add_section()
+    for quantize, base in sizes.items():
+        block, outside = _mebi(base.block), _mebi(base.outside)
+        say(
+            f"base in {quantize or 'float32'}: {_mebi(base.whole)}, of it a block {block}, outside the blocks {outside}"
+        )
     say(table)
     say(f"trained weights of a process, sharded and replicated: bit for bit equal in {equal} of {compared} cases")
+
+
+def _modes(processes: int) -> list[Mode]:
+    """Those that so many processes can have, with the packages that are installed."""
+    packages = all(importlib.util.find_spec(name) is not None for name in ("bitsandbytes", "accelerate"))
+    return [mode for mode in MODES if (processes > 1 or not mode.sharded) and (packages or mode.quantize is None)]
+
+
+def _sizes(folder: str, quantize: str | None) -> Base:
+    config = load_config(folder, SPEC)
+    config.dtype = torch.float32
+    network = skeleton(config, TASK)
+    space = _adapt(network)
+    return base_of(network, space, packed_layers(network, quantize, PRECISION), PRECISION)
 
 
 def _peak(results: Sequence[Measured]) -> int:
     return max(each.training for each in results)
 
 
-def _add_row(table: Table, name: str, results: Sequence[Measured], share: int, plan: int | None) -> None:
-    loading = max(each.loading for each in results)
-    memory = (_mebi(share), _mebi(loading), _mebi(_peak(results)), "" if plan is None else _mebi(plan))
-    table.add_row(name, str(len(results)), *memory, str(measure.Spread.of(results[0].seconds)))
+def _add_row(
+    table: Table, mode: Mode, results: Sequence[Measured], base: Base, rest: int, seconds: measure.Seconds
+) -> None:
+    """`rest`: bytes that a process with a replicated base has besides the base."""
+    share = base.whole
+    if mode.sharded:
+        share = (base.whole - base.constants) // len(results) + base.constants
+    planned = _mebi(share + base.outside + BLOCKS_AT_ONCE * base.block + rest) if mode.sharded else ""
+    peaks = (max(each.loading for each in results), _peak(results))
+    times = (seconds.spread(mode.name), seconds.ratio(mode.name, MODES[0].name))
+    table.add_row(mode.name, str(len(results)), *map(_mebi, (share, *peaks)), planned, *map(str, times))
 
 
 def _mebi(size: int) -> str:
     return f"{size / MEBI:.0f} MiB"
 
 
-def _measured(sharded: bool, processes: int, folder: str, args: argparse.Namespace) -> list[Measured]:
-    """What each process measured."""
+def _measured(
+    processes: int, folder: str, args: argparse.Namespace
+) -> tuple[Mapping[str, list[Measured]], measure.Seconds]:
+    """What each process measured in each mode, and the seconds of the first process."""
     with tempfile.TemporaryDirectory() as meeting:
-        arguments = (processes, sharded, folder, meeting, args)
+        arguments = (processes, folder, meeting, args)
         multiprocessing.start_processes(_process, arguments, nprocs=processes, start_method="spawn")
-        return [torch.load(Path(meeting) / f"{rank}.pt", weights_only=False) for rank in range(processes)]
+        found = [torch.load(Path(meeting) / f"{rank}.pt", weights_only=False) for rank in range(processes)]
+    return {mode.name: [results[mode.name] for results, _ in found] for mode in _modes(processes)}, found[0][1]
 
 
-def _process(rank: int, processes: int, sharded: bool, folder: str, meeting: str, args: argparse.Namespace) -> None:
+def _process(rank: int, processes: int, folder: str, meeting: str, args: argparse.Namespace) -> None:
     set_log_level("warning")
     torch.set_num_threads(1)
     on_gpu = args.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(rank)
-    elif platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(-3, MEBI)  # freed memory goes back at once, so that peaks are of what is in use
     distributed.init_process_group(
         "nccl" if on_gpu else "gloo", f"file://{meeting}/meet", timedelta(minutes=10), processes, rank
     )
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
-    step = partial(_step, args=args, device=device)
     _warm_up(device)
-    with Peak(device) as peak:
-        network, space, sizes = _load(folder, processes if sharded else None, device)
-        loading = peak.take()
-        optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
-        seconds = [step(network, optimizer) for _ in range(1 + args.rounds)][1:]
-        training = peak.take()
-    trained = torch.cat([p.detach().flatten().cpu() for p in space.parameters])
-    torch.save(Measured(loading, training, tuple(seconds), sizes, trained), Path(meeting) / f"{rank}.pt")
+    results, steps, spaces = {}, {}, {}
+    for mode in _modes(processes):
+        with _freed_at_once(), Peak(device) as peak:
+            network, spaces[mode.name] = _load(folder, mode, processes, device)
+            loading = peak.take()
+            optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+            steps[mode.name] = partial(_step, network, optimizer, args, device)
+            for _ in range(2):
+                steps[mode.name]()
+            results[mode.name] = (loading, peak.take())
+    seconds = measure.by_turns(steps, args.rounds, device, warm_up=0, seconds_of=lambda step: step())
+    trained = {
+        name: torch.cat([p.detach().flatten().cpu() for p in space.parameters]) for name, space in spaces.items()
+    }
+    found = {name: Measured(*peaks, trained[name]) for name, peaks in results.items()}
+    torch.save((found, seconds), Path(meeting) / f"{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def _load(folder: str, shards: int | None, device: torch.device) -> tuple[nn.Module, SearchSpace, Sizes]:
+@contextmanager
+def _freed_at_once() -> Iterator[None]:
+    """Memory that is freed goes back to the system, so that peaks are of what is in use. This makes steps slower."""
+    glibc = platform.libc_ver()[0] == "glibc"
+    if glibc:
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**14)
+    try:
+        yield
+    finally:
+        if glibc:
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**25)
+
+
+def _load(folder: str, mode: Mode, processes: int, device: torch.device) -> tuple[nn.Module, SearchSpace]:
     """The adapted base, as the program loads it."""
     config, tokenizer = load_config(folder, SPEC), SimpleNamespace(pad_token_id=1)
-    base = load_base(BaseSource(folder), config, tokenizer, "classification", "32", sharded=shards is not None)
+    base = load_base(BaseSource(folder), config, tokenizer, TASK, PRECISION, mode.quantize, sharded=mode.sharded)
     network = base.network
-    torch.manual_seed(1)
-    space = adapt(network, plan(network, family.get("opt"), subjects.lora(8, subjects.QV)))
+    space = _adapt(network)
     enable_gradient_checkpointing(network, space)
-    sizes = [4 * sum(p.numel() for p in module.parameters()) for module in (network, *space.blocks)]
-    if shards is not None:
-        shard(network, space, Sharding(shards, torch.float32), device)
-    return network.to(device).train(), space, Sizes(sizes[0], sizes[1], sizes[0] - sum(sizes[1:]))
+    if mode.sharded:
+        shard(network, space, Sharding(processes, torch.float32, mode.quantize is not None), device)
+    return network.to(device).train(), space
+
+
+def _adapt(network: nn.Module) -> SearchSpace:
+    torch.manual_seed(1)
+    return adapt(network, plan(network, family.get("opt"), subjects.lora(8, subjects.QV)))
 
 
 def _step(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from heterolora.distributed import whole
 from heterolora.element import Element
 from heterolora.saliency import register
+from heterolora.saliency.base_weight import base_weight
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.weight_gradients import ProductSum, weight_gradients
 
@@ -28,8 +28,5 @@ def weight_gradient(problem: Problem) -> list[float]:
 def _score(network: nn.Module, element: Element, gradient: tuple[ProductSum]) -> float:
     if element.kind == "shortcut":
         return 0.0
-    base = network.get_submodule(element.module).base
-    W = whole(base.weight.detach())
-    if not isinstance(base, nn.Linear):  # Transformers' Conv1D has (in, out)
-        W = W.t()
+    W = base_weight(network.get_submodule(element.module).base, "weight_gradient")
     return float((W.float() * gradient[0].matrix()).abs().mean())
