@@ -104,6 +104,10 @@ def test_alpaca_prompt_with_and_without_input():
         ({"columns": ("a", "b", "c")}, "3 text columns; give at most 2"),
         ({"prompt": str}, "give both, or neither"),
         ({"choices": Choices(list)}, "has choices without a prompt"),
+        (
+            {"task": "causal_language_modeling", "prompt": str, "choices": Choices(list, nested=("a",), group="b")},
+            r"other columns than its own \(a, b\)",
+        ),
         ({"prompt": str, "response": str}, "classifies and has a prompt"),
         ({"task": "summarization", "metrics": ("rouge1",)}, "summarises without a prompt"),
         ({"task": "causal_language_modeling", "metrics": ("perplexity",), "columns": ("a", "b")}, "give at most 1"),
