@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from actions.endings import LOST
 from heterolora.history import HISTORY
 from tests.test_endings import children_of, wait_for_end
 from tests.test_processes import steps_of
 from tests.together import free_port
 from tests.world import ROOT, World, command, run_apart, same_weights, write_lora
 
-LOST = "error: another process of this run is gone; see its output, then --resume-training"
 SOON = 60  # seconds in which the other node must end
 
 
@@ -96,7 +96,7 @@ def test_a_lost_node_ends_the_other_in_one_line(world: World, tmp_path: Path, no
     assert gone.workers
     gone.agent.kill()
     assert other.end(SOON) == 1
-    assert other.errors == f"{LOST}\n"
+    assert other.errors == f"error: {LOST}\n"
     wait_for_end(gone.workers)
 
     steps = steps_of(last) + 7
