@@ -58,8 +58,6 @@ def set_log_level(level: str) -> None:
     for library in ("pytorch_lightning", "lightning_fabric", "datasets", "evaluate"):
         logging.getLogger(library).setLevel(number)
     transformers.logging.set_verbosity(number if number <= logging.INFO else logging.ERROR)
-    # It reports which process ended before it ends the others.
-    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(min(number, logging.INFO))
     if number > logging.INFO:
         warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric|torch")
         warnings.filterwarnings("ignore", category=FutureWarning)

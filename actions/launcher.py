@@ -37,7 +37,9 @@ def _watch(others: Sequence[subprocess.Popen[bytes]]) -> None:
 
     On a CPU, a collective fails soon. Others may wait without end.
     """
-    while all(code in (None, 0) for code in (one.poll() for one in others)):
+    while not any(codes := [one.poll() for one in others]):
+        if None not in codes:
+            return
         time.sleep(1)
     time.sleep(_PATIENCE)
     if is_ending():

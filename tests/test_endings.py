@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from actions import imp_test, results, train
-from actions.endings import ended
+from actions.endings import LOST, ended
+from heterolora.errors import UserError
 from model.task.fine_tuning import FineTuning
 from tests.world import ROOT, World, command, run
 
@@ -93,6 +94,25 @@ class TestCodes:
         assert ended(_raising(OSError(errno.ENOSPC, "No space left on device", "/runs/a/events"))) == 2
         said = "error: cannot write '/runs/a/events' (No space left on device); free space, or give a folder on another"
         assert capfd.readouterr().err.startswith(said)
+
+    @pytest.mark.parametrize(
+        ("variables", "mistake", "loss"),
+        [
+            ({}, True, True),
+            ({"NODE_RANK": "1"}, True, True),  # another node may have other files
+            ({"LOCAL_RANK": "1"}, False, False),  # the process that started it prints the line
+            ({"LOCAL_RANK": "1", "RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, False, True),
+            ({"SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, False, True),
+            ({"SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, True, True),
+        ],
+    )
+    def test_which_processes_print_the_line(self, capfd, monkeypatch, variables, mistake: bool, loss: bool) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert ended(_raising(UserError("x is wrong", "give y"))) == 2
+        assert capfd.readouterr().err == ("error: x is wrong; give y\n" if mistake else "")
+        assert ended(_raising(RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"))) == 1
+        assert capfd.readouterr().err == (f"error: {LOST}\n" if loss else "")
 
     def test_other_exceptions_are_raised(self) -> None:
         for reason in (RuntimeError("a fault"), OSError(errno.ENOENT, "No such file", "x"), ZeroDivisionError()):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from functools import partial
 from pathlib import Path
 
 import pytest
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
+from actions import launcher
 from actions.console import is_first_of_node, is_first_process
-from actions.endings import terminate
+from actions.endings import LOST, terminate
 from actions.options import DeviceOptions, RunOptions
 from actions.processes import check_processes, cluster_environment
 from actions.requeue import requeued_if_stopped
@@ -88,6 +90,19 @@ def test_the_right_number_of_processes(monkeypatch, variables, nodes: int, devic
 def test_the_first_process(monkeypatch, variables: dict[str, str], of_all: bool, of_node: bool) -> None:
     set_all(monkeypatch, variables)
     assert (is_first_process(), is_first_of_node()) == (of_all, of_node)
+
+
+@pytest.mark.parametrize(("program", "code", "line"), [("false", 1, f"error: {LOST}\n"), ("true", 0, "")])
+def test_another_process_that_ends_before_this_one_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], program: str, code: int, line: str
+) -> None:
+    monkeypatch.setattr(launcher, "_PATIENCE", 0.1)
+    child = os.fork()
+    if child == 0:
+        launcher._watch([subprocess.Popen([program])])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert capfd.readouterr().err == line
 
 
 class TestRequeue:
