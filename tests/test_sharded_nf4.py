@@ -98,6 +98,7 @@ def test_the_layers_are_those_of_transformers(
 def scores_of(folder: Path, sharded: bool) -> dict[str, dict[str, float]]:
     """Heuristic → scores. Three batches on two processes, so that one of them needs a filler."""
     network = loaded(folder, "32", sharded, "sst2").network
+    torch.manual_seed(0)
     made = Adapted(network, put_into(network, family.get("opt"), lora_config(), shortcut_config()), {}).train_b()
     rank, fillers = distributed.get_rank(), []
     if sharded:
@@ -176,7 +177,7 @@ class TestTwoProcesses:
         assert first == second
         replicated, sharded = first
         assert sharded == replicated
-        assert {name for name, found in sharded.items() if len({*found.values()}) == 1} == {"constant"}
+        assert {len({*sharded[name].values()}) > 1 for name in ("snip", "gain", "spectral")} == {True}
 
     def test_a_merged_export(self, pair, tmp_path: Path) -> None:
         """One process dequantises the base of a run on two."""

@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from tools.cli import whole_number
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
@@ -53,6 +54,7 @@ SPEC = DatasetSpec("random", "classification", ("sentence",), ("accuracy",), lab
 TASK, PRECISION = "classification", "32"
 MEBI = 2**20
 _MMAP_THRESHOLD = -3  # of mallopt
+_TINY = {"hidden_size": 64, "layers": 2}
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     set_log_level("warning")
     say(measure.heading(args, "memory of a process and time of a training step"))
-    columns = ("base", "processes", "its share", "peak: loading", "peak: training", "plan", "seconds", "ratio")
-    table = Table(*columns)
+    columns = ("base", "pro-\ncesses", "share", "peak:\nloading", "peak:\ntraining", "plan", "seconds", "ratio")
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, title="MiB of a process, and its seconds of a step")
     equal = compared = 0
-    with tempfile.TemporaryDirectory() as folder:
-        subjects.base(argparse.Namespace(**{**vars(args), "device": "cpu"})).bfloat16().save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tiny:
+        for path, more in ((folder, {}), (tiny, _TINY)):
+            made = subjects.base(argparse.Namespace(**{**vars(args), "device": "cpu", **more}))
+            made.bfloat16().save_pretrained(path)
         sizes = {mode.quantize: _sizes(folder, mode.quantize) for mode in _modes(2)}
         for processes in args.processes:
-            results, seconds = _measured(processes, folder, args)
+            results, seconds = _measured(processes, folder, tiny, args)
             for mode in _modes(processes):
                 whole = next(other for other in MODES if other.quantize == mode.quantize and not other.sharded)
                 rest = _peak(results[whole.name]) - sizes[mode.quantize].whole
@@ -110,10 +114,10 @@ def run(args: argparse.Namespace) -> None:
                     compared += processes
             table.add_section()
     for quantize, base in sizes.items():
-        block, outside = _mebi(base.block), _mebi(base.outside)
-        say(
-            f"base in {quantize or 'float32'}: {_mebi(base.whole)}, of it a block {block}, outside the blocks {outside}"
-        )
+        sizes_of = (base.whole, base.block, base.outside, base.constants)
+        whole, block, outside, scales = (f"{size / MEBI:.1f} MiB" for size in sizes_of)
+        scales = f", scales {scales}" if quantize else ""
+        say(f"base in {quantize or 'float32'}: {whole}, of it a block {block}, outside the blocks {outside}{scales}")
     say(table)
     say(f"trained weights of a process, sharded and replicated: bit for bit equal in {equal} of {compared} cases")
 
@@ -145,26 +149,26 @@ def _add_row(
         share = (base.whole - base.constants) // len(results) + base.constants
     planned = _mebi(share + base.outside + BLOCKS_AT_ONCE * base.block + rest) if mode.sharded else ""
     peaks = (max(each.loading for each in results), _peak(results))
-    times = (seconds.spread(mode.name), seconds.ratio(mode.name, MODES[0].name))
-    table.add_row(mode.name, str(len(results)), *map(_mebi, (share, *peaks)), planned, *map(str, times))
+    times = (f"{seconds.spread(mode.name).median:.2f}", str(seconds.ratio(mode.name, MODES[0].name)))
+    table.add_row(mode.name, str(len(results)), *map(_mebi, (share, *peaks)), planned, *times)
 
 
 def _mebi(size: int) -> str:
-    return f"{size / MEBI:.0f} MiB"
+    return f"{size / MEBI:.0f}"
 
 
 def _measured(
-    processes: int, folder: str, args: argparse.Namespace
+    processes: int, folder: str, tiny: str, args: argparse.Namespace
 ) -> tuple[Mapping[str, list[Measured]], measure.Seconds]:
     """What each process measured in each mode, and the seconds of the first process."""
     with tempfile.TemporaryDirectory() as meeting:
-        arguments = (processes, folder, meeting, args)
+        arguments = (processes, folder, tiny, meeting, args)
         multiprocessing.start_processes(_process, arguments, nprocs=processes, start_method="spawn")
         found = [torch.load(Path(meeting) / f"{rank}.pt", weights_only=False) for rank in range(processes)]
     return {mode.name: [results[mode.name] for results, _ in found] for mode in _modes(processes)}, found[0][1]
 
 
-def _process(rank: int, processes: int, folder: str, meeting: str, args: argparse.Namespace) -> None:
+def _process(rank: int, processes: int, folder: str, tiny: str, meeting: str, args: argparse.Namespace) -> None:
     set_log_level("warning")
     torch.set_num_threads(1)
     on_gpu = args.device.type == "cuda"
@@ -174,17 +178,17 @@ def _process(rank: int, processes: int, folder: str, meeting: str, args: argpars
         "nccl" if on_gpu else "gloo", f"file://{meeting}/meet", timedelta(minutes=10), processes, rank
     )
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
-    _warm_up(device)
     results, steps, spaces = {}, {}, {}
     for mode in _modes(processes):
-        with _freed_at_once(), Peak(device) as peak:
-            network, spaces[mode.name] = _load(folder, mode, processes, device)
-            loading = peak.take()
-            optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
-            steps[mode.name] = partial(_step, network, optimizer, args, device)
-            for _ in range(2):
-                steps[mode.name]()
-            results[mode.name] = (loading, peak.take())
+        for path in (tiny, folder):  # libraries allocate memory of their own at the first use
+            with _freed_at_once(), Peak(device) as peak:
+                network, spaces[mode.name] = _load(path, mode, processes, device)
+                loading = peak.take()
+                optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+                steps[mode.name] = partial(_step, network, optimizer, args, device)
+                for _ in range(2):
+                    steps[mode.name]()
+                results[mode.name] = (loading, peak.take())
     seconds = measure.by_turns(steps, args.rounds, device, warm_up=0, seconds_of=lambda step: step())
     trained = {
         name: torch.cat([p.detach().flatten().cpu() for p in space.parameters]) for name, space in spaces.items()
@@ -241,14 +245,6 @@ def _step(
     optimizer.step()
     optimizer.zero_grad()
     return now() - start
-
-
-def _warm_up(device: torch.device) -> None:
-    """Libraries allocate memory of their own at the first use."""
-    layer = nn.Linear(8, 8, device=device)
-    layer(torch.ones(2, 8, device=device)).sum().backward()
-    torch.optim.AdamW(layer.parameters()).step()
-    distributed.all_reduce(torch.ones(8, device=device))
 
 
 class Peak:
