@@ -218,8 +218,10 @@ class Stage:
         assert words[0] == "python", line
         if "main" in words:
             words += self._small(words)
+        elif "--parameters" in words:
+            words[words.index("--parameters") + 1] = "1000"
         done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=self.folder, capture_output=True, text=True, timeout=300
+            [sys.executable, *words[1:]], cwd=self.folder, capture_output=True, text=True, timeout=1200
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
@@ -265,7 +267,7 @@ def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
     assert ran >= 15
     (in_peft,) = (block for block in code_blocks("python") if "PeftModel" in block)
     done = subprocess.run(
-        [sys.executable, "-c", in_peft], cwd=stage.folder, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", in_peft], cwd=stage.folder, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
 

@@ -202,7 +202,7 @@ class TestProcesses:
         program = tmp_path / "full.py"
         program.write_text(FULL)
         arguments = world.training("--project-dir", tmp_path, "--project", "run", "--max-epochs", 2, *TWO)
-        _, errors = start(*arguments, program=(program,)).communicate(timeout=300)
+        _, errors = start(*arguments, program=(program,)).communicate(timeout=1200)
         checkpoints = tmp_path / "run" / "checkpoints"
         assert errors.startswith(f"error: cannot write '{checkpoints / 'best.ckpt'}' (No space left on device); ")
         assert errors.count("\n") == 1
@@ -238,7 +238,7 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(child) for children in threads for child in children.read_text().split()]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300.0) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 1200.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
