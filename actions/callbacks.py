@@ -183,8 +183,13 @@ class EndTogether(pl.Callback):
 class Progress(RichProgressBar):
     """Lightning's progress bar with the steps of the run, the training loss and a line for scoring.
 
-    The loss is read here, because `log` would take milliseconds in every step.
+    The loss is read here, because `log` would take milliseconds in every step, and only after an optimizer step,
+    because reading makes the program wait for the GPU.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loss = (0, 0.0)  # optimizer steps, and the loss of the last of them
 
     @property
     def total_train_batches(self) -> int | float:
@@ -203,7 +208,9 @@ class Progress(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: FineTuning) -> dict[str, Any]:
         figures = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
         if trainer.state.fn == "fit" and trainer.global_step > 0:
-            figures = {"train/loss": float(pl_module.global_loss), **figures}
+            if self._loss[0] != trainer.global_step:
+                self._loss = (trainer.global_step, float(pl_module.global_loss))
+            figures = {"train/loss": self._loss[1], **figures}
         return figures
 
     def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:

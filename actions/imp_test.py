@@ -49,7 +49,9 @@ def run(request: Request) -> None:
     check_devices(request.options)
     with open_run(request) as opened:
         experiment, folder = build(request), opened.folder
-        fabric = Fabric(**request.options.devices.for_lightning(ScoringStrategy()), plugins=cluster_environment())
+        devices = request.options.devices
+        strategy = "auto" if devices.world == 1 else ScoringStrategy()
+        fabric = Fabric(**devices.for_lightning(strategy), plugins=cluster_environment())
         try:
             fabric.launch()
             check_agreement(experiment)

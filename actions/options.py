@@ -138,12 +138,12 @@ class DeviceOptions:
         return self.num_devices if self.shard_size is None else self.shard_size
 
     def for_lightning(self, strategy: Any) -> dict[str, Any]:
-        """Arguments of a Trainer or a Fabric. `strategy` is used if there is more than one process."""
+        """Arguments of a Trainer or a Fabric."""
         return {
             "accelerator": self.accelerator,
             "devices": self.num_devices,
             "num_nodes": self.num_nodes,
-            "strategy": "auto" if self.world == 1 else strategy,
+            "strategy": strategy,
             # A base of a -true kind is loaded in it already; the other parts stay float32.
             "precision": self.precision if self.precision.endswith("mixed") else "32-true",
         }

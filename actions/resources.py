@@ -26,7 +26,12 @@ class Resources(Timer):
         self._steps: list[float] = []
         self._window = 0.0  # seconds of the accumulation window so far
         self._batch_start = 0.0
-        self._tokens: torch.Tensor | int = 0  # of this process; of all processes once training has ended
+        self._tokens = 0  # of this process; of all processes once training has ended
+        self._device = torch.device("cpu")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._device = trainer.strategy.root_device
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._batch_start = time.perf_counter()
@@ -35,15 +40,14 @@ class Resources(Timer):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         self._window += time.perf_counter() - self._batch_start
-        mask = batch.get("attention_mask")  # none: packed rows without padding
-        self._tokens += batch["input_ids"].numel() if mask is None else (mask > 0).sum()  # no wait for the GPU
+        self._tokens += batch["tokens"]
         if not trainer.fit_loop.epoch_loop._should_accumulate():
             self._steps.append(self._window)
             self._window = 0.0
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._tokens = sum_over_ranks(torch.as_tensor(self._tokens, device=pl_module.device))
+        self._tokens = int(sum_over_ranks(torch.tensor(self._tokens, device=self._device)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises TypeError or ValueError if the seconds in the state are not a number."""
@@ -57,13 +61,13 @@ class Resources(Timer):
         return {
             "train_seconds": self.time_elapsed("train"),
             "step_seconds": median(self._steps) if self._steps else None,
-            "tokens_per_second": int(self._tokens) / sum(self._steps) if self._steps else None,
-            "peak_memory_bytes": _peak_memory(),
+            "tokens_per_second": self._tokens / sum(self._steps) if self._steps else None,
+            "peak_memory_bytes": _peak_memory(self._device),
         }
 
 
-def _peak_memory() -> int:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

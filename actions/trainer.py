@@ -31,7 +31,7 @@ from actions.loggers import build_loggers
 from actions.options import Options
 from actions.processes import check_processes, cluster_environment
 from actions.resources import Resources
-from actions.strategy import FlatDDPStrategy, PlainDDPStrategy, PlainFSDPStrategy
+from actions.strategy import FlatDDPStrategy, OneDeviceStrategy, PlainDDPStrategy, PlainFSDPStrategy
 from heterolora.errors import UserError
 from model.quantize import check_quantize
 
@@ -69,7 +69,9 @@ def check_devices(options: Options) -> None:
 def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """A trainer that writes into `folder`. With callbacks it trains, and curves continue those of a resumed run."""
     options, resumed = experiment.options, experiment.resumed
-    if experiment.task.space is not None:
+    if options.devices.world == 1:
+        strategy = OneDeviceStrategy()
+    elif experiment.task.space is not None:
         strategy = FlatDDPStrategy()  # correct for any set of elements that are on
     elif experiment.task.sharding is not None:
         strategy = PlainFSDPStrategy(options.devices.world)

@@ -30,8 +30,11 @@ class Collator:
     | `target` | with `generate`: list of R reference texts |
     | `choices`, `answer` | with `choices`: (R,) int64, the number of choices and the place of the right one |
     | `characters` | with `choices`: (R, C) float32, the length of each choice; 1 where a row has fewer than C |
+    | `tokens` | int, tokens without padding |
+    | `targets` | causal: int, tokens that have a loss, without filler rows |
 
     With `choices`, the tokens and labels are (S, T) instead of (R, T): a sequence for each choice of each row.
+    The two numbers are no tensors: reading a number from a GPU would make the program wait.
 
     Attributes:
         tokenizer: pads the rows. It must have a pad token.
@@ -48,8 +51,10 @@ class Collator:
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         index = torch.tensor([row["index"] for row in rows], dtype=torch.int64)
         if self.pack_to is not None:
-            return {**pack(rows, self.pack_to, self.tokenizer.pad_token_id), "index": index}
-        sequences = [sequence for row in rows for sequence in each_choice(row)] if self.choices else rows
+            return {**pack(rows, self.pack_to, self.tokenizer.pad_token_id), "index": index, **_numbers(rows)}
+        sequences = rows
+        if self.choices:
+            sequences = [{**each, "weight": row["weight"]} for row in rows for each in each_choice(row)]
         batch = dict(
             self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in sequences])
         )
@@ -60,6 +65,7 @@ class Collator:
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
         batch["index"] = index
         batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+        batch |= _numbers(sequences)
         if self.generate:
             prompts = self._pad([{"input_ids": row["input_ids"][: row["context"]]} for row in rows], "left")
             batch["prompt_ids"], batch["prompt_mask"] = prompts["input_ids"], prompts["attention_mask"]
@@ -73,6 +79,15 @@ class Collator:
 
     def _pad(self, rows: list[dict[str, list[int]]], side: str = "right") -> BatchEncoding:
         return self.tokenizer.pad(rows, padding_side=side, return_attention_mask=True, return_tensors="pt")
+
+
+def _numbers(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Returns the numbers of tokens and, for a causal model, of targets. The first token of a row is no target."""
+    numbers = {"tokens": sum(len(row["input_ids"]) for row in rows)}
+    if "labels" in rows[0]:
+        return numbers
+    spans = (span for row in rows if row["weight"] for span in learned_spans(row))
+    return {**numbers, "targets": sum(max(0, end - max(start, 1)) for start, end in spans)}
 
 
 def _causal_labels(batch: Batch, spans: list[list[tuple[int, int]]]) -> Tensor:

@@ -102,7 +102,8 @@ ROWS = [
 
 def test_causal_batch():
     batch = Collator(TOKENIZER)(ROWS)
-    assert batch.keys() == {"input_ids", "attention_mask", "labels", "index", "weight"}
+    assert batch.keys() == {"input_ids", "attention_mask", "labels", "index", "weight", "tokens", "targets"}
+    assert (batch["tokens"], batch["targets"]) == (7, 2)  # the second row is a filler
     assert batch["input_ids"].tolist() == [[0, 6, 7, 8, 2], [0, 6, 1, 1, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 8, 2], [-100, 6, -100, -100, -100]]

@@ -249,14 +249,14 @@ def test_a_loss_scale_is_undone_and_a_window_that_overflows_left_out():
     expected = totals_of(model, batch)
     found = recording(model)
 
-    def window(factor: float) -> None:
+    def window(factor: float, *others: Tensor) -> None:
         model.network.zero_grad()
         (loss_of(model, batch) * factor).backward()
         for low_rank in model.space:
             for parameter in low_rank.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= factor  # as GradScaler.unscale_ does
-        found.collect(loss_scale=factor)
+        found.collect(loss_scale=factor, stepped=others)
 
     window(scale)
     window(math.inf)
@@ -264,6 +264,8 @@ def test_a_loss_scale_is_undone_and_a_window_that_overflows_left_out():
     assert_close(model.space, found.totals(), expected, 1e-6)
     window(scale)
     assert_close(model.space, found.totals(), [2 * total for total in expected], 1e-6)
+    window(scale, torch.tensor([1.0, math.inf]))  # of a head: the scaler skips the step of all parameters
+    assert found.windows == 2
 
 
 # --- what it must not change

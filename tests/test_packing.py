@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from dataset.collate import Collator
 from dataset.packing import first_fit, pack
-from tests.tiny import PAD, VOCABULARY, tiny_network
+from tests.tiny import PAD, VOCABULARY, tiny_network, word_tokenizer
 from tests.world import World, instruction_folder, run, weights, write_lora
 
 LENGTHS, CONTEXTS, SIZE = (9, 4, 6, 12, 3), (3, 0, 1, 5, 2), 16
@@ -103,3 +104,11 @@ def test_packs_longer_than_the_attention_window(world, instructions, tmp_path, c
 def test_packing_without_effect(world, tmp_path, capfd) -> None:
     assert run(*world.training("--packing", "--max-steps", 1, "--project-dir", tmp_path)) == 0
     assert "--packing has no effect on classification" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("size", [None, SIZE], ids=["padded", "packed"])
+def test_the_numbers_of_tokens_and_targets(rows, size: int | None) -> None:
+    some = [{**row, "index": place, "weight": float(place > 0)} for place, row in enumerate(rows)]
+    batch = Collator(word_tokenizer(["a"]), pack_to=size)(some)
+    labels = batch["labels"][:, 1:] if size else batch["labels"][1:, 1:]  # row 0 is a filler
+    assert (batch["tokens"], batch["targets"]) == (sum(LENGTHS), int((labels != -100).sum()))

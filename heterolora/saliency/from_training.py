@@ -6,11 +6,13 @@ have. The gradients of training are bit for bit the same with and without probes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from heterolora.distributed import sum_over_ranks, world_size
 from heterolora.low_rank import LowRank
@@ -64,7 +66,12 @@ class TrainingGradients:
             low_rank.probe = None
 
     @torch.no_grad()
-    def collect(self, loss_scale: float | None = None, share: Tensor | float | None = None) -> None:
+    def collect(
+        self,
+        loss_scale: float | None = None,
+        share: Tensor | float | None = None,
+        stepped: Sequence[Tensor] = (),
+    ) -> None:
         """Add the gradients of the window that has just ended. Every process must call it.
 
         The `.grad` of elements that are on must be final: of all processes and without a loss scale. The gradients of
@@ -74,6 +81,8 @@ class TrainingGradients:
             loss_scale: the factor by which a gradient scaler (float16) has multiplied the loss. Then a window with
                 gradients that are not finite is skipped.
             share: the factor of this process's gradients in the sum; by default 1 / number of processes, the average.
+            stepped: with `loss_scale`, the gradients of all parameters of the optimizer, such as those of a head. If
+                one of them is not finite, the scaler skips the step, so the window is skipped here too.
         """
         if self._window is None:
             raise RuntimeError("`collect` needs a call of `start` before")
@@ -84,7 +93,7 @@ class TrainingGradients:
             if low_rank.enabled and low_rank.A.grad is not None and low_rank.B.grad is not None:
                 of_A.copy_(low_rank.A.grad)
                 of_Bt.copy_(low_rank.B.grad.t())
-        if loss_scale is None or bool(gradients.isfinite().all()):
+        if loss_scale is None or bool(get_total_norm([gradients, *stepped], math.inf).isfinite()):
             total = self._zeros() if self._total is None else self._total.to(gradients.device)
             self._total = total + self.heuristic.of_batch(gradients)  # a new tensor: `state_dict` may hold the old one
             self.windows += 1

@@ -65,9 +65,13 @@ class TrainingScores(ScoreSource):
             self.gradients.start()
 
     def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
-        if self.gradients.recording:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self.gradients.collect(None if scaler is None else scaler.get_scale(), task.window.share)
+        if not self.gradients.recording:
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = None if scaler is None else scaler.get_scale()
+        every = (weight.grad for group in trainer.optimizers[0].param_groups for weight in group["params"])
+        stepped = [] if scaler is None else [gradient for gradient in every if gradient is not None]
+        self.gradients.collect(scale, task.window.share, stepped)
 
     def state_dict(self) -> dict[str, Any]:
         return self.gradients.state_dict()

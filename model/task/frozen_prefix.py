@@ -95,7 +95,8 @@ class FrozenPrefix:
 
     def _output(self, index: Tensor, inputs: dict[str, Tensor], depth: int) -> Tensor:
         """The output of the first `depth` blocks (rows, tokens, width), zero at padding that was not computed now."""
-        rows, lengths = index.tolist(), inputs["attention_mask"].sum(1).tolist()  # padding is on the right
+        numbers = torch.stack([index, inputs["attention_mask"].sum(1)])  # padding is on the right
+        rows, lengths = numbers.tolist()  # one transfer from the device for both
         kept = self.cache.at(depth)
         missing = [place for place, row in enumerate(rows) if row not in kept]
         computed = self._computed({name: value[missing] for name, value in inputs.items()}, depth) if missing else None
@@ -103,14 +104,16 @@ class FrozenPrefix:
             x = computed
         else:
             example = next(kept[row] for row in rows if row in kept)
-            x = example.new_zeros(*inputs["attention_mask"].shape, example.shape[-1])
+            shape = (*inputs["attention_mask"].shape, example.shape[-1])
+            x = torch.zeros(shape, dtype=example.dtype, pin_memory=index.is_cuda)
             for place, row in enumerate(rows):
                 if row in kept:
                     x[place, : lengths[place]] = kept[row]
-            x = x.to(index.device)
+            x = x.to(index.device, non_blocking=True)
             if missing:
                 x[missing] = computed
-        for place, output in zip(missing, () if computed is None else computed, strict=True):
+        # One transfer for all rows, not one for each.
+        for place, output in zip(missing, () if computed is None else computed.cpu(), strict=True):
             self.cache.put(depth, rows[place], output[: lengths[place]])
         return x
 

@@ -23,7 +23,7 @@ class LanguageModel(FineTuning):
 
     def loss(self, batch: Batch) -> Loss:
         targets, kept = next_tokens(batch)
-        total, each = self.head.losses(network_inputs(batch), targets, kept)
+        total, each = self.head.losses(network_inputs(batch), targets, kept, batch["targets"])
         if each is None:
             return Loss(total, kept.sum())
         by_position = each.new_zeros(kept.shape).masked_scatter(kept, each)  # (rows, tokens)

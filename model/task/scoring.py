@@ -25,7 +25,7 @@ def scoring_problem(
     """Returns the problem of scoring the elements of `task`, an adapted network and its loss.
 
     Args:
-        batches: this process's share of the scoring batches, on the device of the task. Fillers may follow.
+        batches: this process's share of the scoring batches, on the device of the task. The last one may be a filler.
         tolerance: `--metric-red-tolerance`.
         precision: the context of a forward pass, such as a trainer's `precision_plugin.forward_context`.
         step: what the optimizer will do with the elements that are chosen.
@@ -39,7 +39,7 @@ def scoring_problem(
 
     name = task.spec.metrics[0] if task.spec.task == "classification" else "loss"
     metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
-    real = [batch for batch in batches if bool(batch["weight"].any())]
+    real = batches[:-1] if batches and not bool(batches[-1]["weight"].any()) else batches
     fillers = batches[len(real) :] if is_sharded(task.network) else ()
     return Problem(task.network, task.space, evaluate, real, metric, track, step or Step(), fillers)
 

@@ -31,7 +31,9 @@ class Head:
         self.linear = network.get_output_embeddings()
         self._is_last: bool | None = None  # whether the network's logits are exactly the output of `linear`
 
-    def losses(self, inputs: Mapping[str, Tensor], targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+    def losses(
+        self, inputs: Mapping[str, Tensor], targets: Tensor, kept: Tensor, number: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Returns the sum of the losses, and the loss of each kept token (N,), which has no gradient.
 
         The sum alone if `by_liger`.
@@ -40,7 +42,11 @@ class Head:
             inputs: of the network.
             targets: (rows, tokens) the token that follows each position.
             kept: (rows, tokens) the N positions that have a target.
+            number: N, if it is known. Otherwise the program waits for the device to count them.
         """
+        number = int(kept.sum()) if number is None else number
+        at = kept.flatten().nonzero_static(size=number).squeeze(1)  # (N,) places in (rows · tokens)
+        targets = targets.flatten()[at]
         if self._is_last is not False:
             with _held(self.linear) as held:
                 output = self.network(**inputs).logits  # (rows, 1, vocabulary): of the last token only
@@ -49,9 +55,9 @@ class Head:
                 with torch.no_grad():
                     self._is_last = torch.equal(self.linear(hidden[:, -1:]), output)
             if self._is_last:
-                return summed_cross_entropy(hidden[kept], targets[kept], self.linear)
-        logits = self.network(**inputs).logits[kept].float()
-        each = F.cross_entropy(logits, targets[kept], reduction="none")
+                return summed_cross_entropy(hidden.flatten(0, 1).index_select(0, at), targets, self.linear)
+        logits = self.network(**inputs).logits.flatten(0, 1).index_select(0, at).float()
+        each = F.cross_entropy(logits, targets, reduction="none")
         return each.sum(), each.detach()
 
 

@@ -28,15 +28,19 @@ class Inputs(Place):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         mask = self.batch.get("attention_mask") if isinstance(self.batch, Mapping) else None
         tokens = x.detach().flatten(0, -2)
+        number = x.new_full((1,), len(tokens), dtype=torch.float32)
         if mask is not None and mask.numel() == len(tokens):
-            tokens = tokens[mask.to(x.device).flatten() > 0]
-        self.add(tokens)
+            seen = mask.to(x.device).flatten() > 0
+            # A mask as an index would make the program wait for the GPU, at every place.
+            tokens, number = tokens.masked_fill(~seen.unsqueeze(1), 0), seen.sum(dtype=torch.float32).view(1)
+        self.add(tokens, number)
         return y
 
-    def add(self, x: Tensor, G: Tensor | None = None) -> None:
+    def add(self, x: Tensor, number: Tensor) -> None:
+        """x (tokens, in), with zeros for padding, and the number (1,) of the other tokens."""
         x = x.float()
         self.products.add(x, x)
-        self.sums += torch.cat([x.sum(0), x.square().sum().view(1), x.new_full((1,), len(x))])
+        self.sums += torch.cat([x.sum(0), x.square().sum().view(1), number])
 
     def reduce(self) -> None:
         self.products.reduce()

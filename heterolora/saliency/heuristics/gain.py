@@ -39,7 +39,7 @@ def gain(problem: Problem) -> list[float]:
     every_B = [low_rank.B for low_rank in problem.space]
     moments = [B.new_zeros(2, *B.shape) for B in every_B]  # Σ g and Σ g²
     slopes = [B.new_zeros(2) for B in every_B]  # Σ d and Σ d²
-    examples = 0.0
+    examples: Tensor | float = 0.0
     for batch, counts in problem.passes("scoring batches"):
         loss = problem.evaluate(batch)
         gradients = torch.autograd.grad(loss.mean, every_B, materialize_grads=True)
@@ -49,8 +49,8 @@ def gain(problem: Problem) -> list[float]:
             d = (g * B.detach()).sum()
             moment += torch.stack([g, g.square()])
             slope += torch.stack([d, d.square()])
-        examples += float(loss.count)
-    n, examples = sum_numbers_over_ranks((len(problem.batches), examples), problem.space.device)
+        examples = examples + loss.count
+    n, examples = sum_numbers_over_ranks((len(problem.batches), float(examples)), problem.space.device)
     moments, slopes = sum_each_over_ranks(moments), sum_each_over_ranks(slopes)
     found = []
     for low_rank, moment, slope in zip(problem.space, moments, slopes, strict=True):
