@@ -25,15 +25,19 @@ quickstart: $(VENV)/.installed  ## run all steps on the built-in toy world: no n
 
 .PHONY: test
 test: $(VENV)/.installed-tests  ## run the tests (all but the slow ones)
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not slurm"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not slurm and not gpu"
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-tests  ## run the slow tests
-	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist loadfile -m "slow and not slurm"
+	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist loadfile -m "slow and not slurm and not gpu"
 
 .PHONY: test-slurm
 test-slurm: $(VENV)/.installed-tests  ## run the tests with a SLURM of this machine (Debian: slurm-wlm, munge)
 	$(PYTEST) --timeout 3600 -m slurm
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/.installed-tests  ## run the tests that need a CUDA device; they are skipped without one
+	$(PYTEST) -m gpu -s tests/test_gpu.py
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-tests  ## run 5,000 malformed inputs, and show how they ended; failures are kept as regressions

@@ -7,8 +7,14 @@ import signal
 import datasets
 import huggingface_hub
 import pytest
+import torch
 
 from tests.world import World, make_world
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def peak_of(name: str, lora: Path, checkpointing: bool) -> int:
     gc.collect()
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read at the first profile of a process: it writes to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _train(name, lora, checkpointing)
+        train_twice(name, lora, checkpointing)
         gc.collect()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = highest = 0
@@ -64,25 +64,26 @@ def peak_of(name: str, lora: Path, checkpointing: bool) -> int:
     return highest
 
 
-def _train(name: str, lora: Path, checkpointing: bool) -> None:
+def train_twice(name: str, lora: Path, checkpointing: bool, device: str = "cpu") -> None:
     auto = AutoModelForSequenceClassification if name == "roberta" else AutoModelForCausalLM
-    network = auto.from_config(config_of(name)).train()
+    network = auto.from_config(config_of(name)).to(device).train()
     space = put_into(network, family.get(name), configurations.load(lora, "lora"))
     if checkpointing:
         enable_gradient_checkpointing(network, space)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-    inputs = {"input_ids": torch.randint(3, 900, (ROWS, TOKENS)), "attention_mask": torch.ones(ROWS, TOKENS).long()}
+    ids = torch.randint(3, 900, (ROWS, TOKENS), device=device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     targets = F.pad(inputs["input_ids"][:, 1:], (0, 1), value=-100)
     head = None if name == "roberta" else Head(network)
     for _ in range(2):
         window = Window()
         window.start()
         if head is None:
-            total = F.cross_entropy(network(**inputs).logits, torch.ones(ROWS).long(), reduction="sum")
-            count = torch.tensor(float(ROWS))
+            total = F.cross_entropy(network(**inputs).logits, torch.ones_like(ids[:, 0]), reduction="sum")
+            count = torch.tensor(float(ROWS), device=device)
         else:
             total, each = head.losses(inputs, targets, targets != -100)
-            count = torch.tensor(float(len(each)))
+            count = torch.tensor(float(len(each)), device=device)
         window.add(Loss(total, count)).backward()
         window.finish(optimizer)
         optimizer.step()
@@ -96,17 +97,21 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", _SHAPES)
-def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
-    config_of(name).save_pretrained(tmp_path)
-    lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1", r=4)
+def plan_of(capsys: pytest.CaptureFixture[str], name: str, folder: Path, lora: Path) -> dict[bool, int]:
+    """With gradient checkpointing or without → the peak on one GPU."""
+    config_of(name).save_pretrained(folder)
     found = planned(
         capsys,
-        *("--model", f"{name}_lora", "--load", tmp_path, "--lora-config", lora, "--batch-size", ROWS),
+        *("--model", f"{name}_lora", "--load", folder, "--lora-config", lora, "--batch-size", ROWS),
         *("--dataset", "sst2" if name == "roberta" else "wikitext2", "--max-token-len", TOKENS),
     )
-    peaks = {row["checkpointing"]: row["peak"] for row in found["rows"] if row["gpus"] == 1}
-    for checkpointing, peak in peaks.items():
+    return {row["checkpointing"]: row["peak"] for row in found["rows"] if row["gpus"] == 1}
+
+
+@pytest.mark.parametrize("name", _SHAPES)
+def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
+    lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1", r=4)
+    for checkpointing, peak in plan_of(capsys, name, tmp_path, lora).items():
         assert peak == pytest.approx(peak_of(name, lora, checkpointing), rel=0.05), (name, checkpointing)
 
 

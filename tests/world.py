@@ -131,7 +131,9 @@ STEADY = ("--learning-rate", "5e-5", "--lr-scheduler", "none", "--warmup-steps",
 
 def command(*arguments: object) -> list[str]:
     """A command line with the options that keep a test small. New training is `STEADY` unless `arguments` say more."""
-    words = [*map(str, arguments), "--accelerator", "cpu", "--logger", "none"]
+    words = [*map(str, arguments), "--logger", "none"]
+    if "--accelerator" not in words:
+        words += ["--accelerator", "cpu"]
     if words[0] in ("train", "train-dyrealloc") and not {"--config", "--resume-training"} & {*words}:
         first = next(place for place, word in enumerate(words) if word.startswith("--"))
         words[first:first] = STEADY
