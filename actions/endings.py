@@ -30,7 +30,7 @@ _launched: list[subprocess.Popen[bytes]] = []  # to kill
 def ended(command: Callable[[], None]) -> int:
     """Run a command and return its exit code.
 
-    A mistake of the user, a disk that cannot be written and a diverged run give one line on stderr. Ctrl-C, SIGTERM and
+    A mistake of the user, a disk or a GPU that is full and a diverged run give one line on stderr. Ctrl-C, SIGTERM and
     a closed pipe end quietly: temporary files are removed, and nothing is printed. Any other exception is raised.
     """
     with _handlers():
@@ -58,6 +58,11 @@ def explanation(failure: BaseException) -> str | None:
         return str(cannot_write(failure.filename or "", failure))
     if isinstance(failure, RuntimeError) and _is_lost_process(failure):
         return LOST
+    if type(failure).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return (
+            "the memory of the GPU is full; use a smaller --batch-size, --gradient-checkpointing or --precision "
+            "bf16-true, and see `tools/inspect_model.py --plan`"
+        )
     return None
 
 

@@ -27,7 +27,6 @@ from tests.world import (
     instruction_folder,
     model_folder,
     run,
-    summary_folder,
     text_folder,
     write_lora,
     write_shortcuts,
@@ -53,7 +52,6 @@ def cases(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     plain = ("--pretrained", "--batch-size", 4, "--project-dir", folder)
     sst2 = ("sst2", "--dataset-saved-path", world.sst2)
     text = ("wikitext2", "--dataset-saved-path", text_folder(folder / "text"), "--max-token-len", 8)
-    summaries = ("xsum", "--dataset-saved-path", summary_folder(folder / "xsum"), "--max-token-len", 24)
     instructions = ("alpaca", "--dataset-saved-path", instruction_folder(folder / "alpaca", 22), "--max-token-len", 60)
     shortcuts = ("--shortcut-config", write_shortcuts(folder / "shortcut.toml"))
     roberta = model_folder(folder / "roberta", "roberta", "classification", max_position_embeddings=80)
@@ -76,7 +74,6 @@ def cases(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
         "plain": ("train", world.opt, *sst2, *plain),
         "text": ("train", "opt_lora", *text, *lora, world.lora),
         "plain text": ("train", world.opt, *text, *plain),
-        "summaries": ("train", "opt_lora", *summaries, "--max-target-len", 4, *lora, world.lora),
         "packed": ("train", "opt_lora", *instructions, "--packing", *lora, world.lora),
         "windows": ("train", *opt, "--accumulate-grad-batches", 2, "--precision", "bf16-mixed"),
         "scores": ("train-dyrealloc", "opt_lora", *sst2, *lora, every, *training),
@@ -127,9 +124,7 @@ def step(task: FineTuning, batches: list[dict[str, object]]) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize(
-    "case", ["classification", "roberta", "shortcuts", "plain", "text", "plain text", "summaries", "packed"]
-)
+@pytest.mark.parametrize("case", ["classification", "roberta", "shortcuts", "plain", "text", "plain text", "packed"])
 def test_one_device_in_a_step(cases, case: str) -> None:
     more = ("--gradient-checkpointing",) if case in ("shortcuts", "text") else ()
     task, batches = on_device((*cases[case], *more, "--learning-rate", 1e-3), torch.device("meta"))
