@@ -114,6 +114,7 @@ class TestCodes:
         assert capfd.readouterr().err == ("error: x is wrong; give y\n" if mistake else "")
         assert ended(_raising(RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"))) == 1
         assert capfd.readouterr().err == (f"error: {LOST}\n" if loss else "")
+
     def test_of_a_full_gpu(self, capfd) -> None:
         assert ended(_raising(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB."))) == 1
         said = "error: the memory of the GPU is full; use a smaller --batch-size, --gradient-checkpointing or"
