@@ -148,7 +148,9 @@ def test_the_quickstart_tells_its_story(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
-    accuracy = {name: metrics_of(folder / name)["test"]["accuracy"] for name in ("uniform", "random", "static", "dynamic")}
+    accuracy = {
+        name: metrics_of(folder / name)["test"]["accuracy"] for name in ("uniform", "random", "static", "dynamic")
+    }
     drawn = accuracy.pop("random")
     assert min(accuracy.values()) > max(drawn, frozen().accuracy) + 0.1
     for name in ("static_scores/scores.png", "dynamic/reallocation_timeline.png", "dynamic/reallocation_frequency.png"):
