@@ -137,7 +137,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 500.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
