@@ -94,8 +94,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     set_log_level("warning")
     say(measure.heading(args, "memory of a process and time of a training step"))
-    columns = ("base", "pro-\ncesses", "share", "peak:\nloading", "peak:\ntraining", "plan", "seconds", "ratio")
-    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, title="MiB of a process, and its seconds of a step")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="MiB of a process, and its seconds of a step")
+    for name in ("base", "pro-\ncesses", "share", "peak:\nloading", "peak:\ntraining", "plan", "seconds", "ratio"):
+        table.add_column(name, no_wrap=True)
     equal = compared = 0
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tiny:
         for path, more in ((folder, {}), (tiny, _TINY)):
@@ -149,7 +150,8 @@ def _add_row(
         share = (base.whole - base.constants) // len(results) + base.constants
     planned = _mebi(share + base.outside + BLOCKS_AT_ONCE * base.block + rest) if mode.sharded else ""
     peaks = (max(each.loading for each in results), _peak(results))
-    times = (f"{seconds.spread(mode.name).median:.2f}", str(seconds.ratio(mode.name, MODES[0].name)))
+    ratio = seconds.ratio(mode.name, MODES[0].name)
+    times = (f"{seconds.spread(mode.name).median:.2f}", f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})")
     table.add_row(mode.name, str(len(results)), *map(_mebi, (share, *peaks)), planned, *times)
 
 
