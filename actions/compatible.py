@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,8 @@ def check_options(
         raise UserError("--packing cannot be used with --cache-frozen-prefix", "leave one of them out")
     if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("--attention flash_attention_2 needs flash-attn", "pip install flash-attn, or use sdpa")
+    if options.compile:
+        _check_compile(action, options)
     if (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
         _check_installed(f"--logger {logger}", logger, "use tensorboard or csv")
     folder = options.cache_folder if options.cache_frozen_prefix else None
@@ -99,6 +103,23 @@ def _check_auto(action: str, options: Options, plain: bool) -> None:
                 "--learning-rate auto cannot be used with --strategy fsdp of a plain model", "give a number"
             )
         check_optuna("--learning-rate auto")
+
+
+def _check_compile(action: str, options: Options) -> None:
+    if action == DYREALLOC:
+        found = "--compile cannot be used with train-dyrealloc: each reallocation would compile its blocks again"
+        raise UserError(found, "leave it out, or train the result with train")
+    others = {
+        "--cache-frozen-prefix": options.cache_frozen_prefix,
+        "--gradient-checkpointing": options.gradient_checkpointing,
+        f"--quantize {options.quantize}": options.quantize is not None,
+        "--strategy fsdp": options.devices.strategy == FSDP,
+    }
+    for other, given in others.items():
+        if given:
+            raise UserError(f"--compile cannot be used with {other}", "leave one of them out")
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("--compile needs a C++ compiler", "install g++, or leave it out")
 
 
 def _check_installed(option: str, package: str, otherwise: str) -> None:

@@ -20,6 +20,7 @@ from heterolora.errors import UserError
 from heterolora.ranks import check_time, choose
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
+from model.compiling import compile_blocks, uncompiled
 from model.load import (
     base_dtype,
     enable_gradient_checkpointing,
@@ -29,7 +30,7 @@ from model.load import (
     load_tokenizer,
 )
 from model.peft_format.fit import check_modules, check_weights, put_into
-from model.sharding import Sharding
+from model.sharding import Sharding, blocks_of
 from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
@@ -118,6 +119,9 @@ def build(request: Request) -> Experiment:
         metric=options.run.metric,
         **more,
     )
+    if options.compile:
+        compile_blocks(blocks_of(base.network, space))
+        task.uncompiled = uncompiled
     return Experiment(options, data, task, base.untrained_head and not has_head, request.resumed)
 
 

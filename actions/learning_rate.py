@@ -116,7 +116,7 @@ class _Judge(pl.Callback):
         pl_module.eval()
         for batch in itertools.islice(trainer.datamodule.val_dataloader()[0], _BATCHES):
             on_device = trainer.strategy.batch_to_device(batch)
-            with trainer.precision_plugin.forward_context():
+            with pl_module.uncompiled(), trainer.precision_plugin.forward_context():
                 found = pl_module.loss(on_device)  # also of a filler: a sharded base needs a pass of every process
             if bool((on_device["weight"] > 0).any()):  # a process without rows of the last batch has a filler row
                 sums += torch.stack([found.total.double(), found.count.double()])

@@ -222,6 +222,8 @@ class Options:
         "(gradient) or of the inputs (activation), from --imp-limit-test-batches batches", actions=_TRAINING)
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time",
         actions=_TRAINING, resume="free")
+    compile: bool = option(False, "compile each block with torch.compile: faster steps, after a longer start",
+        actions=_TRAINING, resume="free")
     cache_frozen_prefix: bool = option(False, "compute the output of the blocks below the lowest element that is on "
         "once for each training row and reuse it in later epochs; turns dropout off in these blocks",
         actions=_TRAINING, idle=_trained_completely)

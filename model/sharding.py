@@ -55,7 +55,10 @@ def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, dev
     if space is not None:
         kept = {p for p in network.parameters() if p.requires_grad}
         kept |= {p for low_rank in space for p in low_rank.parameters()}  # also of elements that are off
-    for module in (*_blocks(network, space), network):  # what is outside the blocks, tied weights included, comes last
+    for module in (
+        *blocks_of(network, space),
+        network,
+    ):  # what is outside the blocks, tied weights included, comes last
         for part in module.modules():
             own = (p for p in part.parameters(recurse=False) if p not in kept and not isinstance(p, DTensor))
             cast(own, sharding.dtype)
@@ -65,7 +68,7 @@ def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, dev
         fully_shard(module, mesh=mesh, ignored_params=kept, reshard_after_forward=module is not network)
 
 
-def _blocks(network: nn.Module, space: SearchSpace | None) -> Iterable[nn.Module]:
+def blocks_of(network: nn.Module, space: SearchSpace | None) -> Iterable[nn.Module]:
     """The Transformer blocks. A plain model may be of any family; transformers knows the classes of its blocks."""
     if space is not None:
         return space.blocks

@@ -32,7 +32,8 @@ GENERIC = {"flat", "changed", "as_plain"}  # functions of actions/options.py tha
 
 CHANGED = {  # option -> another value, for the command line
     "model": "opt_lora_ags", "dataset": "cola", "task": "summarization", "load_type": "pt", "pretrained": "false",
-    "backbone_model": "some/base", "quantize": "nf4", "gradient_checkpointing": "true", "max_new_tokens": "3",
+    "backbone_model": "some/base", "quantize": "nf4", "gradient_checkpointing": "true", "compile": "true",
+    "max_new_tokens": "3",
     "num_beams": "2",
     "seed": "7", "resume_training": "true", "batch_size": "3", "max_token_len": "9", "max_target_len": "5",
     "group_by_length": "false", "num_workers": "1", "disable_dataset_cache": "true", "optimizer": "sgd",

@@ -76,6 +76,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.official: dict[str, dict[str, float]] = {}
         self.window = Window()
         self.frozen_prefix: FrozenPrefix | None = None  # set for --cache-frozen-prefix
+        self.uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext  # set for --compile
         self.global_loss = torch.zeros(())  # of the last optimizer step: the mean over its window on all processes
         self.keeps_rows = False  # whether evaluation fills `rows`
         self.rows: list[RowResult] = []  # of this process
@@ -168,11 +169,13 @@ class FineTuning(pl.LightningModule, ABC):
     # ---- evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, self.validation_names[dataloader_idx])
+        with self.uncompiled():
+            self._evaluate(batch, self.validation_names[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         split = self.test_names[dataloader_idx]
-        predicted = self._evaluate(batch, split)
+        with self.uncompiled():
+            predicted = self._evaluate(batch, split)
         if self.spec.official is not None:
             kept = batch["index"][batch["weight"] > 0].tolist()
             pairs = zip(kept, *self.official_pairs(*predicted), strict=True)

@@ -50,7 +50,8 @@ class StartElements(pl.Callback):
         precision = trainer.precision_plugin.forward_context
         problem = scoring_problem(pl_module, on_device, tolerance=0.0, precision=precision)
         if is_fresh(problem):
-            start(problem, self.kind, self.seed)
+            with pl_module.uncompiled():
+                start(problem, self.kind, self.seed)
         else:
             self.note(f"--lora-init {self.kind} has no effect: the elements are trained already (B is not 0)")
 
