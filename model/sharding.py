@@ -55,10 +55,8 @@ def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, dev
     if space is not None:
         kept = {p for p in network.parameters() if p.requires_grad}
         kept |= {p for low_rank in space for p in low_rank.parameters()}  # also of elements that are off
-    for module in (
-        *blocks_of(network, space),
-        network,
-    ):  # what is outside the blocks, tied weights included, comes last
+    modules = *blocks_of(network, space), network  # what is outside the blocks, tied weights included, comes last
+    for module in modules:
         for part in module.modules():
             own = (p for p in part.parameters(recurse=False) if p not in kept and not isinstance(p, DTensor))
             cast(own, sharding.dtype)

@@ -69,6 +69,7 @@ def assert_close(one: Path, other: Path) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run(world: World, tmp_path: Path, quickly: None) -> None:
     torch._dynamo.reset()
     options = ("--project-dir", tmp_path, "--max-steps", 6, "--limit-val-batches", 1, "--project")
