@@ -119,7 +119,7 @@ class TestTwoProcesses:
         wait_for(lambda: steps_of(last) > 5, started)
         children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
         os.kill(started.pid if lost == "the first" else int(children[0]), signal.SIGKILL)
-        _, said = started.communicate(timeout=60)  # the output of both
+        _, said = started.communicate(timeout=300)  # the output of both
         assert started.returncode == (-signal.SIGKILL if lost == "the first" else 1)
         assert said == f"error: {LOST}\n"
         finished = run_apart("train-dyrealloc", "--resume-training", "--load", last, "--max-steps", steps_of(last) + 2)
