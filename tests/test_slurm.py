@@ -142,7 +142,7 @@ def test_a_study_as_a_job_array(cluster: Cluster, world: World, tmp_path: Path) 
     one_rate = MINIMAL.replace("seeds = [0, 1]", "seeds = [0]").replace("[1e-3, 1e-2]", "[1e-2]")
     command = (sys.executable, "tools/study.py", write(tmp_path, world, one_rate), "--output", tmp_path / "out")
     slurm = ("--executor", "slurm", "--workers", 2, "--slurm", "cpus_per_task=1")
-    done = cluster.run(*command, *slurm, cwd=ROOT, seconds=LONGEST, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    done = cluster.run(*command, *slurm, cwd=ROOT, seconds=2 * LONGEST, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{cluster.logs()}"
     found = rows(tmp_path / "out")
     assert {row["arm"] for row in found} == {"uniform", "grad_norm"}
