@@ -39,7 +39,7 @@ class Sharding:
 
 
 def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, device: torch.device) -> None:
-    """Shards all parameters but those that are trained, in place. Has no effect on a network that is sharded already.
+    """Shards all parameters but those that are trained, in place. Of a sharded network, frees what is gathered.
 
     The network may be mapped from its files: then a process copies only its own rows, one block at a time. A block is
     cast, quantised, and moved to the device, just before it is sharded. So no process ever holds the whole base.
@@ -50,6 +50,9 @@ def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, dev
         device: that of this process.
     """
     if is_sharded(network):
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what is outside the blocks is still gathered after a pass
         return
     mesh, kept = _mesh(device, sharding.size), set()
     if space is not None:
