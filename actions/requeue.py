@@ -65,7 +65,7 @@ def requeue() -> None:
 
 
 def _is_cancelled(job: str) -> bool:
-    """Whether `scancel` ends the job, which SLURM would requeue all the same. Old versions of SLURM do not say."""
+    """Whether `scancel` ends the job. SLURM would requeue it too. False if SLURM is too old to tell."""
     try:
         states = json.loads(_scontrol("show", "job", job, "--json").stdout)["jobs"][0]["job_state"]
     except (ValueError, LookupError, TypeError):
