@@ -79,6 +79,22 @@ def test_a_frozen_prefix_is_compared(capsys):
         assert variant in said
 
 
+def test_the_time_of_a_budget_is_predicted_and_measured(capsys):
+    said = report(capsys, "budget-time", *TINY, "--rounds", "2")
+    shares = ("0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "all on")
+    rows = {cells[0]: cells[1:] for line in said.splitlines() if (cells := table_row(line)) and cells[0] in shares}
+    assert set(rows) <= set(shares)
+    assert rows["all on"] == ["12", "0", "1.00", "1.000 (1.000–1.000)"]
+    for share, (on, _, predicted, _) in rows.items():
+        if share != "all on":
+            assert int(on) < 12
+            assert float(predicted) <= float(share) + 0.005  # rounded
+
+
+def table_row(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("│")[1:-1]]
+
+
 @pytest.mark.slow
 def test_memory_and_time_of_a_sharded_base(capsys):
     said = report(capsys, "sharding", *TINY, "--rounds", "2", "--processes", "2")

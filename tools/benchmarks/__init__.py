@@ -9,4 +9,7 @@ Each has a docstring, whose first line the list of benchmarks shows, and two fun
 is a torch device and `args.command` the whole command. `measure.py` times variants and `subjects.py` makes the models.
 """
 
-NAMES = ("alpha-test", "compile", "dyrealloc", "frozen-prefix", "lora-vs-peft", "padding", "sharding", "shortcuts")
+NAMES = (
+    "alpha-test", "budget-time", "compile", "dyrealloc", "frozen-prefix", "lora-vs-peft", "padding", "sharding",
+    "shortcuts",
+)  # fmt: skip
