@@ -62,9 +62,10 @@ class Settings:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def at(self, rank: int) -> Settings:
-        """The same settings at another rank; alpha changes so that the scaling stays the same."""
-        ratio = rank / self.rank
-        return replace(self, rank=rank, alpha=self.alpha * (math.sqrt(ratio) if self.use_rslora else ratio))
+        """The same settings at another rank. alpha changes so that the scaling stays the same. With `use_rslora`, alpha
+        stays the same and the scaling becomes alpha / sqrt(rank): that is what lets one learning rate fit all ranks.
+        """
+        return replace(self, rank=rank, alpha=self.alpha * (1 if self.use_rslora else rank / self.rank))
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def lora_config(
 
     Returns:
         `peft.LoraConfig` with `target_modules`, `rank_pattern` and `alpha_pattern`. The scaling of each layer is that
-        with which it was scored.
+        with which it was scored, or alpha / sqrt(rank) for elements with rsLoRA.
 
     Raises:
         UserError: not exactly one budget, a budget below the cheapest element or above the whole space, a wrong rank.

@@ -187,7 +187,7 @@ def test_peft_with_rslora_scales_alike(files, tmp_path: Path) -> None:
     tool.main([arguments[0], "--total-rank", "24", "--rank", "12", "--format", "peft", "--output", arguments[2]])
     model = peft.get_peft_model(tiny_network("opt"), peft.LoraConfig(**json.loads(Path(arguments[2]).read_text())))
     scalings = [m.scaling["default"] for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
-    assert scalings == pytest.approx([6 / 3**0.5] * 2)  # as scored: alpha 6 at rank 3
+    assert scalings == pytest.approx([6 / 12**0.5] * 2)  # alpha is 6, as scored
 
     mixed = (*content.scored[:-1], stabilised[-1])
     arguments = files(dataclasses.replace(content, scored=mixed))

@@ -9,7 +9,8 @@ highest rank), a total rank, or a number of trainable parameters. It is spent in
 with the best score that still fits, and never exceeded. --budget-time, a share of the time of a training step, turns
 on the elements with the largest sum of scores within it; imp-test has measured the step.
 --seed decides between equal scores.
-alpha is adapted to the rank so that the scaling (alpha / r) is the same as when the elements were scored.
+alpha is adapted to the rank so that the scaling (alpha / r) is the same as when the elements were scored. Elements with
+rsLoRA keep their alpha, so that the scaling is alpha / sqrt(r).
 
   --format toml          a configuration for --lora-config
   --format peft          the arguments of peft.LoraConfig as JSON
