@@ -66,7 +66,8 @@ def _examples(data: TextDataModule) -> list[str]:
         if data.is_encoded(rows)
     }  # fmt: skip
     fewer = ", ".join(f"{count:,} {name} rows" for name, count in short.items() if count)
-    found = f"{fewer} have fewer (--max-token-len {data.limits.max_token_len})" if fewer else "no row has fewer"
+    limit = f"as many as there are and fit in --max-token-len {data.limits.max_token_len}"
+    found = f"{fewer} have fewer ({limit})" if fewer else "no row has fewer"
     return [f"examples: {data.few_shot} before each measured question; {found}"] if short else []
 
 
