@@ -181,6 +181,11 @@ def _questions(choices: str, prompt: str | None, label: str | None, task: Task |
 
 
 def _fits(roles: Roles, task: Task | None) -> Roles:
+    named = [*roles.texts, roles.label]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise UserError(
+            f"the column '{twice}' is given twice", "give each of --text-columns and --label-column another"
+        )
     if task not in (None, roles.task):
         raise UserError(
             f"--task {task} does not fit the columns {', '.join(roles.columns)}", f"they are for {roles.task}"

@@ -67,6 +67,17 @@ def test_the_line_for_a_file(tmp_path: Path, name: str, content: str, own: dict[
         read_splits(described(tmp_path / name, **own)[0], cache=False)
 
 
+def test_a_column_is_not_both_text_and_label(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.csv")
+    for names in (
+        {"text_columns": "text"},
+        {"text_columns": "text", "regression": True},
+        {"text_columns": "label,label"},
+    ):
+        with pytest.raises(UserError, match="is given twice"):
+            described(path, label_column="text", **names)
+
+
 def test_a_name_that_is_like_no_file_beside_it(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("torch\n")
     with pytest.raises(UserError, match=r"sales.csv is not there; give a file of one of the kinds"):
