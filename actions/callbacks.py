@@ -115,7 +115,8 @@ class EarlyStopping(callbacks.EarlyStopping):
             self._said = True
             say(
                 f"stopped at epoch {trainer.current_epoch}, step {trainer.global_step}: no better {self.monitor} than "
-                f"{float(self.best_score):.4f} in {self.wait_count} validations (--patience {self.patience})"
+                f"{float(self.best_score):.4f} in {self.wait_count} validation{'s' if self.wait_count > 1 else ''} "
+                f"(--patience {self.patience})"
             )
 
 

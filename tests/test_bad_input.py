@@ -114,6 +114,7 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train roberta_lora rte", "--load is missing", "roberta"),
         ("train opt_lora rte --max-epochs -1", "--max-epochs", "give one"),
         ("train opt_lora rte --load nowhere/at-all --pretrained", "nowhere/at-all", "hub name or a folder"),
+        ("train opt_lora rte --load ./nowhere", "'./nowhere' is not there", "hub name or a folder"),
         ("train opt_lora rte --rank 4 --lora-config x.toml", "--rank and --lora-config are both given", "one of them"),
         ("train opt_lora rte --target q_proj,v_prj", "'v_prj' is not known", "did you mean 'v_proj'"),
         ("train opt_lora rte --target attn", "'attn' is not known", "attention"),
