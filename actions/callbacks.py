@@ -115,7 +115,8 @@ class EarlyStopping(callbacks.EarlyStopping):
             self._said = True
             say(
                 f"stopped at epoch {trainer.current_epoch}, step {trainer.global_step}: no better {self.monitor} than "
-                f"{float(self.best_score):.4f} in {self.wait_count} validations (--patience {self.patience})"
+                f"{float(self.best_score):.4f} in {self.wait_count} validation{'s' if self.wait_count > 1 else ''} "
+                f"(--patience {self.patience})"
             )
 
 
@@ -129,10 +130,9 @@ class WarnOfOneClass(pl.Callback):
         if trainer.state.fn != "fit" or self._said:
             return
         for split in pl_module.validation_names:
-            found = pl_module.one_class.get(split, -1)
-            if found >= 0:
+            name = pl_module.one_class.get(split)
+            if name is not None:
                 self._said = True
-                name = pl_module.spec.labels[found] if pl_module.spec.labels else found
                 note(
                     f"all predictions on {split} at step {trainer.global_step} are '{name}': the model does not "
                     f"distinguish the classes; try another --learning-rate (now {self.learning_rate:g}) or more epochs"

@@ -58,6 +58,7 @@ def set_log_level(level: str) -> None:
     for library in ("pytorch_lightning", "lightning_fabric", "datasets", "evaluate"):
         logging.getLogger(library).setLevel(number)
     transformers.logging.set_verbosity(number if number <= logging.INFO else logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints itself, and the root logger would again
     if number > logging.INFO:
         warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric|torch")
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 from transformers import PretrainedConfig, PreTrainedModel
 
+import model.family as families
 from actions.console import is_first_process, note, say
 from actions.limits import check_batches, check_generation, check_window, measures_validation
 from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, Options, as_plain
@@ -167,6 +168,12 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     if request.adapted is None:
         return None
     family, configs = request.adapted.family, request.configs
+    fitting = families.for_model_type(config.model_type)
+    if fitting not in (None, family):
+        raise UserError(
+            f"the family '{family.name}' does not fit a model of type '{config.model_type}'",
+            f"give --model {fitting.name}_lora{'_ags' if request.adapted.shortcuts else ''}",
+        )
     family.check(config)
     network = skeleton(config, request.spec.task)
     if request.adapter is not None:

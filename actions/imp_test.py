@@ -24,7 +24,7 @@ from actions.options import Options
 from actions.pictures import heat_map, scatter
 from actions.processes import cluster_environment
 from actions.resolve import Request
-from actions.run_folder import CONFIG, SCORES, open_run, write_config
+from actions.run_folder import CONFIG, LORA, SCORES, SHORTCUT, open_run, write_config
 from actions.stability import FEWEST, in_words, rank_correlation, with_halves
 from actions.strategy import ScoringStrategy
 from actions.trainer import check_devices
@@ -214,15 +214,19 @@ def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Limi
 
 def _next(options: Options, shortcuts: bool, folder: Path) -> str:
     """The commands that make a configuration from the scores, and train it."""
-    lora, shortcut = folder / "lora.toml", folder / "shortcut.toml"
     reallocate = ["python", "tools/realloc_lora_rank.py", folder / SCORES]
-    reallocate += [*options.reallocation.budget_flags, "--output", lora]
-    train = ["python", "-m", "main", "train", "--config", folder / CONFIG, "--lora-config", lora]
+    reallocate += [*options.reallocation.budget_flags, "--output", folder / LORA]
     if shortcuts:
-        reallocate += ["--shortcut-output", shortcut]
-        train += ["--shortcut-config", shortcut]
+        reallocate += ["--shortcut-output", folder / SHORTCUT]
     if options.reallocation.dyrealloc_ags_mode is not None:
         reallocate += ["--mode", options.reallocation.dyrealloc_ags_mode]
-    has_configuration = options.load_type in ("pl", "peft")
-    commands = [reallocate] if has_configuration else [reallocate, train]
-    return "\n".join(["next:", *(f"  {shlex.join(map(str, command))}" for command in commands)])
+    return "\n".join(["next:", f"  {shlex.join(map(str, reallocate))}", *training(options, shortcuts, folder)])
+
+
+def training(options: Options, shortcuts: bool, folder: Path) -> list[str]:
+    """The line with the command that trains the configurations of a run folder; none if the base has its own."""
+    if options.load_type in ("pl", "peft"):
+        return []
+    command = ["python", "-m", "main", "train", "--config", folder / CONFIG, "--lora-config", folder / LORA]
+    command += ["--shortcut-config", folder / SHORTCUT] if shortcuts else []
+    return [f"  {shlex.join(map(str, command))}"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from actions.configurations import KEYS, UNIFORM, in_options
 from actions.options import declared
+from actions.other_names import key_meant_by
 from dataset.option import flag_of
 from dataset.roles import joined_names
 from dataset.settings import OwnDataOptions
@@ -33,7 +34,7 @@ def read_options(path: Path) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]
             key, value = opposites[name], not known[opposites[name]].from_toml(key, value)
             name = key
         if name not in known or name == "config":
-            raise UserError(f"key '{key}' in {path} is not an option", nearest(key, known))
+            raise UserError(f"key '{key}' in {path} is not an option", key_meant_by(key))
         if name in values:
             raise UserError(f"key '{key}' in {path} sets {name} a second time", "give it once")
         if name in KEYS and isinstance(value, Mapping):

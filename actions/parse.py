@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from actions.options import ACTIONS, Options, changed, declared
 from actions.options_file import overridden, read_options
+from actions.other_names import flag_meant_by
 from dataset.option import OptionInfo, flag_of
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
@@ -27,17 +27,8 @@ examples:
 """
 
 
-# What PEFT and the Trainer of Transformers call an option -> the option here.
-_ELSEWHERE = {
-    "lora_r": "rank", "lora_rank": "rank", "r": "rank", "lora_alpha": "alpha", "target_modules": "target",
-    "lora_target": "target", "lora_target_modules": "target", "num_train_epochs": "max_epochs", "epochs": "max_epochs",
-    "num_epochs": "max_epochs", "per_device_train_batch_size": "batch_size", "warmup_ratio": "warmup_steps",
-    "gradient_accumulation_steps": "accumulate_grad_batches", "max_grad_norm": "gradient_clip_val",
-    "lr_scheduler_type": "lr_scheduler", "output_dir": "project_dir", "report_to": "logger",
-    "resume": "resume_training", "resume_from_checkpoint": "resume_training", "metric_for_best_model": "metric",
-    "max_seq_length": "max_token_len", "max_length": "max_token_len",
-    "early_stopping_patience": "patience", "model_name_or_path": "load",
-}  # fmt: skip
+# Options whose value is several names, with commas between them.
+_LISTS = ("text_columns", "labels", "target", "lm_eval")
 
 
 @dataclass(frozen=True)
@@ -66,11 +57,14 @@ def parse(arguments: Sequence[str]) -> Command:
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         action = next((argument for argument in arguments if argument in ACTIONS), "ACTION")
         raise UserError(f"'{arguments[0]}' is given before the action", f"give the action first: {_first(action)}")
+    written = {_with_dashes(argument): argument for argument in arguments}
+    arguments = [_with_dashes(argument) for argument in arguments]
     namespace, unknown = _build().parse_known_args(arguments)
     if unknown:
-        raise _unknown_argument(unknown[0])
+        raise _unknown_argument(written.get(unknown[0], unknown[0]))
     if namespace.action is None:
         raise UserError("no action is given", f"give one of {', '.join(ACTIONS)}, or --help")
+    _check_lists(arguments, namespace.positional)
     on_command_line = _command_line_values(namespace)
     config = on_command_line.get("config")
     in_file, tables = read_options(config) if config else ({}, {})
@@ -81,6 +75,22 @@ def parse(arguments: Sequence[str]) -> Command:
     return Command(
         namespace.action, options, frozenset(given), on_command_line=frozenset(on_command_line), tables=tables
     )
+
+
+def _with_dashes(argument: str) -> str:
+    """The argument, with the dashes of an option's name for underscores: `--batch_size=4` is `--batch-size=4`."""
+    name, *value = argument.split("=", 1)
+    return "=".join((name.replace("_", "-"), *value)) if argument.startswith("--") else argument
+
+
+def _check_lists(arguments: Sequence[str], positional: Sequence[str]) -> None:
+    """Raises UserError for `--target q_proj v_proj`: argparse would take the second name for the model."""
+    for flag, first, second in zip(arguments, arguments[1:], arguments[2:], strict=False):
+        if flag in map(flag_of, _LISTS) and second in positional:
+            raise UserError(
+                f"two values follow {flag}: '{first}' and '{second}'",
+                f"separate them by a comma: {flag} {first},{second}",
+            )
 
 
 def _build() -> _Parser:
@@ -162,14 +172,4 @@ def _unknown_argument(argument: str) -> UserError:
         return UserError(
             f"unexpected argument '{argument}'", "give a model and a data set after the action, or options"
         )
-    flags = [flag for info in declared().values() for flag in (info.flag, *info.aliases)]
-    flags += [flag_of(info.opposite) for info in declared().values() if info.opposite]
-    name = argument.split("=")[0]
-    initials = {flag: "".join(word[0] for word in flag.strip("-").split("-")) for flag in flags}
-    close = [flag for flag in flags if initials[flag] == name.strip("-")]  # --lr, as other programs call it
-    elsewhere = _ELSEWHERE.get(name.strip("-").replace("-", "_"))
-    close = [flag_of(elsewhere)] if elsewhere else close or difflib.get_close_matches(name, flags, n=1)
-    return UserError(
-        f"option '{argument}' is not known",
-        f"did you mean '{close[0]}'?" if close else "see python -m main ACTION --help",
-    )
+    return UserError(f"option '{argument}' is not known", flag_meant_by(argument))

@@ -202,5 +202,5 @@ def _check_model_name(name: str) -> None:
     if families.parse_model_name(name) is not None or os.path.isdir(name):
         return
     close = difflib.get_close_matches(name, families.model_names(), n=1, cutoff=0.75)
-    if close or name.endswith(("_lora", "_ags")):
+    if close or f"_{name}".endswith(("_lora", "_ags")):
         raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))

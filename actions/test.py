@@ -28,3 +28,5 @@ def run(request: Request) -> None:
         device = trainer.strategy.root_device
         more = () if harness is None else (functools.partial(evaluate, harness, experiment, device),)
         measure(experiment, trainer, opened.folder, checkpoint, more)
+        for split, name in experiment.task.one_class.items():
+            note(f"all predictions on {split} are '{name}': the model does not distinguish the classes")

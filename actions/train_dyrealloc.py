@@ -14,7 +14,7 @@ from actions import train
 from actions.choice import degenerate, never_changed, with_cost
 from actions.console import is_first_process, note, say
 from actions.experiment import Experiment
-from actions.imp_test import check_scoring, scoring_batches
+from actions.imp_test import check_scoring, scoring_batches, training
 from actions.pictures import heat_map, timeline
 from actions.requeue import requeued_if_stopped
 from actions.resolve import Request
@@ -66,6 +66,8 @@ def run(request: Request) -> None:
         if warning is not None:
             note(warning)
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
+    if again := training(request.options, request.adapted.shortcuts, folder):
+        say("\n".join(["next, to train this choice from the start:", *again]))
 
 
 def draw(history: History, folder: Path) -> None:

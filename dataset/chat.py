@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from heterolora.errors import UserError, shown
 
-ASSISTANT = "assistant"
+ASSISTANT, TOOLS = "assistant", "tool_calls"
 _FORM = 'a conversation is a list of {"role": "user" or "assistant" or "system", "content": text}'
 
 Message = dict[str, Any]
@@ -37,13 +37,20 @@ def _as_json(where: str, value: Any) -> str:
         raise UserError(f"{where} has {shown(value)[:60]} for messages", _FORM)
     messages = []
     for turn, message in enumerate(value, 1):
-        fits = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        if not fits:
+        if not _is_message(message):
             raise UserError(f"turn {turn} in {where} is {shown(message)[:60]}", _FORM)
-        messages.append({key: each for key, each in message.items() if each is not None})  # Arrow adds missing keys
-    if not any(message["role"] == ASSISTANT and message["content"] for message in messages):
+        kept = {key: each for key, each in message.items() if each is not None}  # Arrow adds missing keys
+        messages.append({"content": "", **kept})
+    if not any(message["role"] == ASSISTANT and (message["content"] or TOOLS in message) for message in messages):
         raise UserError(f"{where} has no turn of the role '{ASSISTANT}'", "the loss is taken on its turns")
     return json.dumps(messages)
+
+
+def _is_message(message: Any) -> bool:
+    """Whether it has a role and a text. A turn that calls tools may have no text."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return False
+    return isinstance(message.get("content"), str) or (message.get("content") is None and bool(message.get(TOOLS)))
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -67,6 +74,11 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
     first answer begins so late that nothing of it would remain, it also loses its beginning.
     """
     messages = json.loads(conversation)
+    if TOOLS not in tokenizer.chat_template and any(TOOLS in message for message in messages):
+        raise UserError(
+            f"the chat template does not write the tool calls in the conversation {conversation[:80]}",
+            "use a model that was tuned for tools, or leave the conversation out",
+        )
     try:
         if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
             ids, learned = _marked_by_template(tokenizer, messages)

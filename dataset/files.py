@@ -62,6 +62,10 @@ class Columns:
         return [*self.texts, *([self.label] if self.label else [])]
 
 
+def empty(found: object) -> UserError:
+    return UserError(f"{found} is empty", "give it at least one row")
+
+
 def read_table(path: Path, columns: Columns) -> pa.Table:
     """Returns the text columns and the label column of a file.
 
@@ -116,14 +120,37 @@ def _csv(path: Path, columns: Columns, delimiter: str = ",") -> pa.Table:
     content = _utf8(path).encode()
     if (nul := content.find(b"\0")) >= 0:
         raise UserError(f"line {_line(content, nul)} of '{path}' holds a NUL byte", "give text in UTF-8")
-    table = csv.read_csv(
-        pa.BufferReader(content),
-        # One block, so that the type of a column does not depend on its first rows alone.
-        csv.ReadOptions(use_threads=False, block_size=len(content) + 1),
-        csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        csv.ConvertOptions(column_types=dict.fromkeys(columns.texts, pa.string()), strings_can_be_null=False),
-    )
+    with _parsing(path, delimiter) as parse_options:
+        table = csv.read_csv(
+            pa.BufferReader(content),
+            # One block, so that the type of a column does not depend on its first rows alone.
+            csv.ReadOptions(use_threads=False, block_size=len(content) + 1),
+            parse_options,
+            csv.ConvertOptions(column_types=dict.fromkeys(columns.texts, pa.string()), strings_can_be_null=False),
+        )
     return table.select(_wanted(path, table.column_names, columns))
+
+
+@contextmanager
+def _parsing(path: Path, delimiter: str) -> Iterator[csv.ParseOptions]:
+    """The options to parse a csv file. Raises UserError if the block finds a row of another width than the header."""
+    wrong: list[csv.InvalidRow] = []
+
+    def refuse(row: csv.InvalidRow) -> str:
+        wrong.append(row)
+        return "error"
+
+    try:
+        yield csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse)
+    except pa.ArrowInvalid as error:
+        if not wrong:
+            raise
+        row, mark = wrong[0], "tab" if delimiter == "\t" else "comma"
+        raise UserError(
+            f"row {row.number} of '{path}' (the header is row 1) has {row.actual_columns} columns, and the header has "
+            f"{row.expected_columns}: {row.text[:80]}",
+            f"separate columns by a {mark}, and put text that holds a {mark} into quotation marks",
+        ) from error
 
 
 def _parquet(path: Path, columns: Columns) -> pa.Table:
@@ -148,24 +175,29 @@ READERS: Mapping[str, Callable[[Path, Columns], pa.Table]] = {
 
 
 def columns_of(path: Path) -> dict[str, Kind]:
-    """Returns the columns of a file, from its first rows if it is long. Raises UserError if the file is damaged."""
+    """Returns the columns of a file, from its first rows if it is long. Raises UserError if it is empty or damaged."""
     with reading_file(path):
+        if path.stat().st_size == 0:
+            raise empty(path)
         if path.suffix == ".txt":
             return {TEXT: "text"}
         if path.suffix == ".parquet":
             return kinds(parquet.read_schema(path))
         if path.suffix in (".csv", ".tsv"):
-            start = csv.open_csv(
-                path,
-                csv.ReadOptions(use_threads=False),
-                csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
-                csv.ConvertOptions(strings_can_be_null=False),
-            )
-            return kinds(start.schema)
+            with _parsing(path, "\t" if path.suffix == ".tsv" else ",") as parse_options:
+                start = csv.open_csv(
+                    path,
+                    csv.ReadOptions(use_threads=False),
+                    parse_options,
+                    csv.ConvertOptions(strings_can_be_null=False),
+                )
+                return kinds(start.schema)
         rows = _objects(path) if path.suffix == ".json" else _lines(path)
         found: dict[str, Kind] = {}
         for _, row in islice(rows, _FIRST):
             found |= {name: _kind_of(value) for name, value in row.items() if value is not None or name not in found}
+        if not found:
+            raise empty(path)
         return found
 
 
@@ -297,7 +329,7 @@ def _array(path: Path, name: str, placed: list[tuple[Place, Any]], is_text: bool
                 pa.array([value], kind)
             except _UNFIT as error:
                 what = f"{_shown(value)} in column '{name}'" if is_text else f"label {_shown(value)}"
-                expected = "it must hold text" if is_text else "labels are all names, or all numbers"
+                expected = "it must hold text" if is_text else "labels are all names, or all numbers below 2^63"
                 raise UserError(f"{place} of '{path}' has {what}", expected) from error
         raise
 

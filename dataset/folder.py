@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,10 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.cache import cached, file_digest
-from dataset.files import READERS, VERSION, Columns, Kind, columns_of, joined, kinds, read_table, reading_file
+from dataset.files import READERS, VERSION, Columns, Kind, columns_of, empty, joined, kinds, read_table, reading_file
 from dataset.identity import digest
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError, nearest
+from heterolora.errors import UserError
 from heterolora.outside import read_json, reading
 
 VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
@@ -61,11 +62,11 @@ def file_or_folder(place: Path) -> Splits:
     with reading("--dataset", place, _FILE):
         path = place.expanduser()
         if os.path.isdir(path):
-            return saved_splits(path, "--dataset")
+            return saved_splits(path, "--dataset", inside="data")
         if not os.path.exists(path):
             beside = os.listdir(path.parent) if os.path.isdir(path.parent) else ()
-            near = nearest(path.name, [name for name in beside if Path(name).suffix in READERS])
-            raise UserError(f"--dataset {place} is not there", near if beside else _FILE)
+            near = get_close_matches(path.name, [name for name in beside if Path(name).suffix in READERS], n=1)
+            raise UserError(f"--dataset {place} is not there", f"did you mean '{near[0]}'?" if near else _FILE)
         if path.suffix not in READERS:
             raise UserError(f"--dataset {place} is a file of another kind", _FILE)
         return {WHOLE: _of_files([path])}
@@ -112,10 +113,6 @@ def _holds_rows(name: Path) -> bool:
     if name.name == "dataset_infos.json":  # of older repositories of the hub
         return False
     return name.suffix in READERS and (name.suffix != ".txt" or _SHARD.sub("", name.stem) in _SPLITS)
-
-
-def empty(found: object) -> UserError:
-    return UserError(f"{found} is empty", "give it at least one row")
 
 
 def _is_names(value: object) -> bool:

@@ -11,6 +11,7 @@ from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
 
 _MOST_LISTED = 20
+_LARGEST = 2.0**53  # whole numbers from here on are not exact
 _FEW = 20  # so many classes are never too many for the number of rows
 
 
@@ -24,8 +25,7 @@ def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[
         listing = ", ".join(f"{index} {name}" for index, name in enumerate(spec.labels))
         expected = f"labels are 0 to {classes - 1}: {listing}"
     values = _values(rows, spec.label)
-    if missing := values.count(None):
-        raise UserError(f"{where} has {missing} rows without a label", expected)
+    _check_all_there(where, values, expected)
 
     if classes and isinstance(feature, ClassLabel):
         if feature.num_classes != classes:
@@ -58,6 +58,11 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
     if may_be_numbers and any(isinstance(value, float) for value in values):
+        if large := next((value for value in values if abs(value) >= _LARGEST), None):
+            raise UserError(
+                f"column '{column}' of {where} has the number {large:g}, whose digits are not kept",
+                "give the classes names, or --regression to predict numbers",
+            )
         return ()
     ordered = sorted({value.strip() if isinstance(value, str) else value for value in values})
     names = [*dict.fromkeys(map(_name, ordered))]
@@ -82,8 +87,7 @@ def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
     if isinstance(feature, ClassLabel):
         values = [feature.names[value] if value is not None and value >= 0 else None for value in values]  # -1: hidden
     listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
-    if missing := sum(map(_is_missing, values)):
-        raise UserError(f"{where} has {missing} rows without a label", f"the labels are {listing}")
+    _check_all_there(where, values, f"the labels are {listing}")
     names = list(map(_name, values))
     for index, name in enumerate(names):
         if name not in ids:
@@ -95,6 +99,12 @@ def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
 
 def _values(rows: Dataset, column: str) -> list[Any]:
     return rows.with_format("arrow")[:][column].to_pylist()
+
+
+def _check_all_there(where: str, values: list[Any], expected: str) -> None:
+    if missing := [index for index, value in enumerate(values) if _is_missing(value)]:
+        found = f"{where} has {len(missing)} rows without a label, row {missing[0]} first"
+        raise UserError(found, f"give them one, or leave them out; {expected}")
 
 
 def _is_missing(value: Any) -> bool:

@@ -118,6 +118,6 @@ def _is_path(dataset: str) -> bool:
 
 
 def _is_txt(place: Path) -> bool:
-    folder = os.path.expanduser(place)
-    files = os.listdir(folder) if os.path.isdir(folder) else ()
-    return place.suffix == ".txt" or any(name.startswith("train") and name.endswith(".txt") for name in files)
+    folder = Path(os.path.expanduser(place))
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return place.suffix == ".txt" or any(path.name.startswith("train") and path.suffix == ".txt" for path in inside)

@@ -37,7 +37,8 @@ def _meaning(spec: DatasetSpec) -> str:
     if spec.choices is not None:
         return f"multiple choice from {columns}; '{spec.label}' says which choice is right"
     if spec.prompt is not None:
-        return f"{spec.task.replace('_', ' ')} of prompt '{spec.columns[0]}' and response '{spec.columns[1]}'"
+        what = "summarisation" if spec.task == "summarization" else "language modelling"
+        return f"{what} of the response in '{spec.columns[1]}' to the prompt in '{spec.columns[0]}'"
     if spec.chat:
         return f"language modelling of the conversations in {columns}, with the chat template of the tokenizer"
     if spec.task != "classification":
@@ -66,7 +67,8 @@ def _examples(data: TextDataModule) -> list[str]:
         if data.is_encoded(rows)
     }  # fmt: skip
     fewer = ", ".join(f"{count:,} {name} rows" for name, count in short.items() if count)
-    found = f"{fewer} have fewer (--max-token-len {data.limits.max_token_len})" if fewer else "no row has fewer"
+    limit = f"as many as there are and fit in --max-token-len {data.limits.max_token_len}"
+    found = f"{fewer} have fewer ({limit})" if fewer else "no row has fewer"
     return [f"examples: {data.few_shot} before each measured question; {found}"] if short else []
 
 
@@ -85,7 +87,7 @@ def _first_row(data: TextDataModule, rows: Dataset) -> str:
         parts += [_text(data, ids[position:start]), OPEN, _text(data, ids[start:end]), CLOSE]
         position = end
     if spec.choices is not None:
-        parts += ["\nchoices:", *(f" {OPEN}{_text(data, choice)}{CLOSE}" for choice in row["choices"])]
+        parts += ["\nchoices:", *(f" {_text(data, choice)!r}" for choice in row["choices"])]
     return "".join([*parts, _text(data, ids[position:])])
 
 

@@ -7,14 +7,13 @@ import pkgutil
 from functools import cache
 
 from dataset import entries
+from dataset.settings import COLUMN_FLAGS
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
 
 OWN_DATA = (
     "or give own data: a file (csv, tsv, jsonl, json, parquet, txt), a folder with one file per split, or a hub name "
-    "such as owner/name, with --text-columns and --label-column, --prompt-column and --response-column, "
-    "--prompt-column, --choices-column and --label-column, a column 'messages', or --text-columns alone for language "
-    "modelling"
+    f"such as owner/name, with {COLUMN_FLAGS}"
 )
 
 

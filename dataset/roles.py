@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataset.option import flag_of
-from dataset.settings import OwnDataOptions
+from dataset.settings import COLUMN_FLAGS, OwnDataOptions
 from dataset.spec import Task
 from heterolora.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from dataset.files import Kind
 
-TEXT, LABEL, PROMPT, RESPONSE, MESSAGES = "text", "label", "prompt", "response", "messages"
+#: The names of columns that are recognised without options. Capitals do not matter.
+TEXT, LABEL, PROMPT, RESPONSES, MESSAGES = "text", "label", "prompt", ("response", "completion"), "messages"
 _GROUPS: Mapping[str, tuple[str, ...]] = {  # a kind of data -> the options that describe it
     "texts": ("text_columns", "label_column", "labels", "regression"),
     "prompts with responses": ("prompt_column", "response_column"),
@@ -107,8 +108,8 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     if own.choices_column is not None:
         found = _questions(
             own.choices_column,
-            own.prompt_column or (PROMPT if PROMPT in columns else None),
-            own.label_column or (LABEL if LABEL in columns else None),
+            own.prompt_column or _called(columns, PROMPT),
+            own.label_column or _called(columns, LABEL),
             task,
         )
         if found is None:
@@ -116,16 +117,17 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
         return found
     answering = own.prompt_column or own.response_column
     described = answering or any(getattr(own, option) is not None for option in _GROUPS["texts"])
-    if not described and task in (None, "causal_language_modeling") and MESSAGES in columns:
-        return Roles("causal_language_modeling", messages=MESSAGES)
-    response = own.response_column or next((each for each in (RESPONSE, "completion") if each in columns), None)
-    prompt = own.prompt_column or (PROMPT if PROMPT in columns else None)
+    messages = _called(columns, MESSAGES)
+    if not described and task in (None, "causal_language_modeling") and messages is not None:
+        return Roles("causal_language_modeling", messages=messages)
+    response = own.response_column or _called(columns, *RESPONSES)
+    prompt = own.prompt_column or _called(columns, PROMPT)
     if answering or (not described and task != "classification" and prompt and response):
         if prompt is None or response is None:
             missing = "--prompt-column" if prompt is None else "--response-column"
             raise UserError(f"{missing} is missing", _candidates(columns))
         return _fits(_answers(prompt, response, task), task)
-    label = own.label_column or (LABEL if LABEL in columns and task != "causal_language_modeling" else None)
+    label = own.label_column or (None if task == "causal_language_modeling" else _called(columns, LABEL))
     texts = split_names(own.text_columns) or _texts(columns, label)
     if label is not None and texts:
         return _fits(Roles("classification", texts, label), task)
@@ -133,8 +135,20 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     alone = len(columns) == 1 or own.text_columns is None or task == "causal_language_modeling"
     if len(texts) == 1 and alone and not labelled and task in (None, "causal_language_modeling"):
         return Roles("causal_language_modeling", texts)
-    what = "no column is named 'label'" if texts else "several columns may hold the text"
+    if texts:
+        what = "no column is named 'label'"
+    elif label is None:
+        what = "none is named 'text', 'label', 'prompt' or 'messages'"
+    else:
+        what = "several columns may hold the text" if "text" in columns.values() else "no column holds text"
     raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
+
+
+def _called(columns: Mapping[str, Kind], *names: str) -> str | None:
+    """Returns the column with one of these names, or the only one that differs from them by capitals alone."""
+    exact = [name for name in names if name in columns]
+    found = exact or [column for column in columns if column.lower() in names]
+    return found[0] if exact or len(found) == 1 else None
 
 
 def _texts(columns: Mapping[str, Kind], label: str | None) -> tuple[str, ...]:
@@ -142,8 +156,8 @@ def _texts(columns: Mapping[str, Kind], label: str | None) -> tuple[str, ...]:
 
     Without labels, texts are modelled, and only `text` or a single column is an obvious choice.
     """
-    if columns.get(TEXT) == "text":
-        return (TEXT,)
+    if (text := _called(columns, TEXT)) is not None and columns[text] == "text":
+        return (text,)
     texts = tuple(name for name, kind in columns.items() if kind == "text" and name != label)
     most = 1 if label is None else 2
     return texts if len(texts) <= most and (label is not None or len(columns) == 1) else ()
@@ -167,6 +181,11 @@ def _questions(choices: str, prompt: str | None, label: str | None, task: Task |
 
 
 def _fits(roles: Roles, task: Task | None) -> Roles:
+    named = [*roles.texts, roles.label]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise UserError(
+            f"the column '{twice}' is given twice", "give each of --text-columns and --label-column another"
+        )
     if task not in (None, roles.task):
         raise UserError(
             f"--task {task} does not fit the columns {', '.join(roles.columns)}", f"they are for {roles.task}"
@@ -176,11 +195,7 @@ def _fits(roles: Roles, task: Task | None) -> Roles:
 
 def _candidates(columns: Mapping[str, Kind]) -> str:
     listing = ", ".join(f"{name} ({kind})" for name, kind in columns.items() if name.isprintable())
-    return (
-        "give --text-columns and --label-column, --prompt-column and --response-column, --prompt-column, "
-        "--choices-column and --label-column, --messages-column, or "
-        f"--text-columns and --task causal_language_modeling; the columns are {listing}"
-    )
+    return f"give {COLUMN_FLAGS}; the columns are {listing}"
 
 
 def check_columns(roles: Roles, columns: Mapping[str, Kind], name: str) -> None:

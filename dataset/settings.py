@@ -51,6 +51,14 @@ def _nothing_to_pack(run: Mapping[str, Any]) -> str | None:
     return f"with --dataset {run['dataset']}, whose text is in full blocks already" if is_packed else None
 
 
+#: The options about the columns of own data, in words.
+COLUMN_FLAGS = (
+    "--text-columns and --label-column (classification), --prompt-column and --response-column (responses), "
+    "--prompt-column, --choices-column and --label-column (multiple choice), --messages-column (conversations), or "
+    "--text-columns and --task causal_language_modeling (plain text)"
+)
+
+
 @dataclass(frozen=True)
 class OwnDataOptions:
     """What the columns of own data hold. `None`: not given, and derived from the data where there is one choice."""

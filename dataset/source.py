@@ -13,7 +13,8 @@ import numpy as np
 from datasets import Dataset, Value
 
 from dataset.chat import conversations
-from dataset.folder import VALIDATION, WHOLE, Stored, empty, file_or_folder, saved_splits
+from dataset.files import empty
+from dataset.folder import VALIDATION, WHOLE, Stored, file_or_folder, saved_splits
 from dataset.folder import Splits as StoredSplits
 from dataset.labels import label_ids
 from dataset.settings import HELD_OUT
@@ -60,6 +61,9 @@ def read_splits(
     if whole := len(available) == 1 and (spec.own or WHOLE in available):
         available = {spec.train: next(iter(available.values()))}
     validation_names, test = _evaluated(spec, available, whole, from_folder=saved_path is not None)
+    if spec.own and test and spec.label_column and spec.label_column not in available[test].columns():
+        notes.append(f"split '{test}' has no column '{spec.label_column}' and is not read")
+        test = None
 
     def read(split: str) -> Dataset:
         return _read(spec, available, split, saved_path, cache, notes)
@@ -144,7 +148,8 @@ def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> St
                 "connect to it, correct path and config of the entry, or give --dataset-saved-path a folder that holds "
                 f"'{spec.path}'"
             )
-        raise UserError(f"data set '{spec.name}' could not be fetched from the hub ({reason})", expected) from error
+        name = spec.path if spec.own else spec.name
+        raise UserError(f"data set '{name}' could not be fetched from the hub ({reason})", expected) from error
     return {split: Stored.made_by(partial(_intact, spec, rows)) for split, rows in on_hub.items()}
 
 

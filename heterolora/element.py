@@ -13,9 +13,9 @@ Kind = Literal["lora", "shortcut"]
 
 #: Canonical projection names, in the order of every table, and the other names that files may use for them.
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {
-    "q_proj": (),
-    "k_proj": (),
-    "v_proj": (),
+    "q_proj": ("query",),
+    "k_proj": ("key",),
+    "v_proj": ("value",),
     "o_proj": ("out_proj",),
     "w1": ("fc1", "up_proj"),
     "w2": ("fc2", "down_proj"),

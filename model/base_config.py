@@ -39,6 +39,8 @@ def read_config(source: str, **more: Any) -> PretrainedConfig:
     Raises UserError if it cannot be read, a value has the wrong type, or a count is out of proportion.
     """
     expected = where_from(source)
+    if source.startswith((".", "/", "~")) and not os.path.exists(source):
+        raise UserError(f"the model's folder '{source}' is not there", expected)
     if os.path.isdir(source):
         values = read_json(Path(source) / "config.json", "the model's configuration", expected)
     else:

@@ -108,9 +108,9 @@ def test_json(tmp_path: Path, content: bytes | str, found: str) -> None:
     [
         (
             "text,label\na,0\nb,1,2\n",
-            "the file '{}' is damaged or of another kind (CSV parse error: Row #3: Expected 2",
+            "row 3 of '{}' (the header is row 1) has 3 columns, and the header has 2: b,1,2; separate columns by",
         ),
-        ("text,label\na,0\nb\n", "Row #3: Expected 2 columns, got 1"),
+        ("text,label\na,0\nb\n", "row 3 of '{}' (the header is row 1) has 1 columns"),
         ("text,label,text\na,0,b\n", "'{}' has 2 columns named 'text'; keep one of them"),
         ("text,label\né,0\n".encode("latin-1"), "line 2 of '{}' is not UTF-8 text; convert the file to UTF-8"),
         ("text,label\na,0\na\0b,0\n", "line 3 of '{}' holds a NUL byte"),

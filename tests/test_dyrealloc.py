@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,19 @@ def on_by_kind(folder: Path) -> list[tuple[int, int]]:
     return counts
 
 
+def on_in(folder: Path) -> set[tuple[str, str]]:
+    """The places that the configurations of a run turn on, such as (`model_layer_0`, `q_proj`)."""
+    tables = {}
+    for path in folder.glob("*.toml"):
+        if path.name in ("lora.toml", "shortcut.toml"):
+            for block, places in toml.load(path).items():
+                if block.startswith("model_layer_"):
+                    tables |= {(block, name): table for name, table in places.items()}
+    return {
+        place for place, table in tables.items() if not table.get("disable_adapter", table.get("disable_projector"))
+    }
+
+
 class TestBudget:
     @pytest.mark.parametrize("heuristic", saliency.names())
     def test_holds_after_every_reallocation_of_every_heuristic(self, searching, tmp_path, heuristic: str) -> None:
@@ -59,11 +73,20 @@ class TestBudget:
         ("mode", "shortcut", "expected"),
         [("separated", True, (4, 4)), ("off", True, (4, 7)), ("off", False, (4, 0))],
     )
-    def test_of_each_mode(self, searching, tmp_path, mode: str, shortcut: bool, expected: tuple[int, int]) -> None:
+    def test_of_each_mode(
+        self, searching, capsys, tmp_path, mode: str, shortcut: bool, expected: tuple[int, int]
+    ) -> None:
+        """The last line is the command that trains the choice from the start."""
         arguments = ("--dyrealloc-ags-mode", mode, "--turn-on-percentile", 0.5, "--max-epochs", 1, "--realloc-N", 0.5)
         place = ("--project-dir", tmp_path, "--project", "run")
         assert run(*searching(*arguments, *place, shortcut=shortcut)) == 0
         assert on_by_kind(tmp_path / "run") == [expected] * 2
+        *_, title, line = capsys.readouterr().out.splitlines()
+        assert title == "next, to train this choice from the start:"
+        _, _, _, *arguments = shlex.split(line)
+        assert main([*arguments, "--max-steps", "1", "--project", "again"]) == 0
+        assert on_in(tmp_path / "again") == on_in(tmp_path / "run")
+        assert len(on_in(tmp_path / "run")) == sum(expected)
 
     def test_in_parameters(self, searching, tmp_path, capsys) -> None:
         """q and v cost 4 · 64 each, w1 and w2 4 · 96: at most 700 parameters are on, and nothing more would fit."""

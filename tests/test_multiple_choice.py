@@ -186,7 +186,9 @@ def test_examples_are_those_of_the_subject(tmp_path: Path) -> None:
     assert found == [["q0A", "q2C"], ["q0A", "q1B"], []], "a row is no example of itself"
     assert EXAMPLES not in data.splits.train.column_names
     assert data.lost_examples(data.splits.test["test"]) == 1
-    assert "examples: 2 before each measured question; 1 test rows have fewer" in preview(data, data.splits.train, "x")
+    assert "examples: 2 before each measured question; 1 test rows have fewer (as many as " in preview(
+        data, data.splits.train, "x"
+    )
     zero_shot = TextDataModule(MMLU, replace(options, few_shot=0))
     assert data.digests != zero_shot.digests
     assert data.digests[0] == zero_shot.digests[0], "training rows have no examples"
@@ -364,6 +366,9 @@ def test_own_data_from_the_command_line(capfd, model: Path, tmp_path: Path) -> N
     out = capfd.readouterr().out
     assert "data: quiz: multiple choice from 'q' and 'options'; 'right' says which choice is right" in out
     assert "rows: 8 test; no test row is truncated" in out
+    (choices,) = re.findall(r"^  choices: .*", out, re.MULTILINE)
+    assert choices.count("'") >= 4
+    assert "[[" not in choices, "only the right one, above, has a loss"
     assert metrics_of(tmp_path / "run")["test"].keys() == {"loss", "accuracy", "accuracy_norm"}
 
 

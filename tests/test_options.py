@@ -107,7 +107,23 @@ def test_weights_are_read_unless_random_init_is_given(
         assert resolve(command).base.pretrained is expected
 
 
+def test_underscores_are_dashes_in_names_only() -> None:
+    options = parse(["train", "--batch_size", "4", "--max_steps=3", "--lora_config=a_b", "--project", "c_d"]).options
+    assert (options.data.batch_size, options.optimization.max_steps) == (4, 3)
+    assert (options.lora_config, options.run.project) == (Path("a_b"), "c_d")
+
+
 class TestConfigFile:
+    @pytest.mark.parametrize(
+        ("line", "advice"),
+        [("lora_r = 8", "did you mean 'rank'"), ("bf16 = true", "did you mean 'precision'"),
+         ("batch_sise = 8", "did you mean 'batch_size'")],
+    )  # fmt: skip
+    def test_names_of_other_programs(self, tmp_path: Path, line: str, advice: str) -> None:
+        (tmp_path / CONFIG).write_text(line)
+        with pytest.raises(UserError, match=advice):
+            parse(["train", "--config", str(tmp_path / CONFIG)])
+
     def test_written_options_are_read_back(self, tmp_path: Path) -> None:
         options = changed(Options(), {"learning_rate": 1e-30, "load": "a 'b' \"c\" é", "limit_val_batches": 3})
         write_config(tmp_path, "train", options, {})

@@ -322,7 +322,9 @@ def test_truncated_rows_are_counted(tmp_path: Path) -> None:
     answers = [{"prompt": "a b c d", "response": "d"}] * 2
     data = data_of(write(tmp_path, "answers.jsonl", answers), word_tokenizer(["a b c d"], "plain"), 5)
     assert data.truncated(data.splits.train) == 1
-    assert "[[d</s>]]" in preview(data, data.splits.train, "training").replace(" ", "")
+    shown = preview(data, data.splits.train, "training")
+    assert "language modelling of the response in 'response' to the prompt in 'prompt'" in shown
+    assert "[[d</s>]]" in shown.replace(" ", "")
 
 
 # ---- commands

@@ -271,7 +271,7 @@ class TestRefusals:
         gemma = model_folder(tmp_path / "gemma", "gemma")
         assert "has LoRA on" in self.refused(capfd, world, adapter, "--backbone-model", gemma)
         line = self.refused(capfd, world, adapter, "--backbone-model", gemma, "--model", "opt_lora")
-        assert "does not fit a model of type 'gemma'" in line
+        assert "does not fit a model of type 'gemma'; give --model gemma_lora" in line
 
     def test_a_head_of_another_width(self, capfd, world: World, adapter: Path) -> None:
         line = complaint(capfd, *command("test", "--load", adapter, "--dataset", "mnli"))

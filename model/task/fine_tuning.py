@@ -70,7 +70,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels, chooses) for split in splits})
         counted = splits if spec.task == "classification" and not spec.regression else ()
         self.only_class = nn.ModuleDict({split: metrics.OnlyClass(spec.num_labels) for split in counted})
-        self.one_class: dict[str, int] = {}  # split -> the class of all predictions of the last evaluation
+        self.one_class: dict[str, str] = {}  # split -> the class of all predictions of the last evaluation
         self.metric = metric or spec.metrics[0]
         self.trained = trained_names(network, space)
         self.official: dict[str, dict[str, float]] = {}
@@ -212,7 +212,9 @@ class FineTuning(pl.LightningModule, ABC):
                 figure = f"{split}/{name}"
                 self.log(figure, value, prog_bar=figure == self.monitor)
             if split in self.only_class:
-                self.one_class[split] = int(self.only_class[split].compute())
+                self.one_class.pop(split, None)
+                if (found := int(self.only_class[split].compute())) >= 0:
+                    self.one_class[split] = self.spec.labels[found] if self.spec.labels else str(found)
                 self.only_class[split].reset()
             self.mean_loss[split].reset()
             self.running[split].reset()

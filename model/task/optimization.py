@@ -38,7 +38,7 @@ class Optimization:
     weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", at_least(0))
     lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("linear",
         "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min",
-        spellings={"cosine": "cosine_annealing", "constant": "none"})
+        spellings={"cosine": "cosine_annealing", "constant": "none", "constant_with_warmup": "none"})
     warmup_steps: int | float = option(0.06, "linear warm-up from 0: optimizer steps, or share of the run",
         _warm_up_length)
     eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0),
