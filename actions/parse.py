@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+import model.family as families
 from actions.options import ACTIONS, Options, changed, declared
 from actions.options_file import overridden, read_options
 from actions.other_names import flag_meant_by
@@ -86,11 +87,15 @@ def _with_dashes(argument: str) -> str:
 def _check_lists(arguments: Sequence[str], positional: Sequence[str]) -> None:
     """Raises UserError for `--target q_proj v_proj`: argparse would take the second name for the model."""
     for flag, first, second in zip(arguments, arguments[1:], arguments[2:], strict=False):
-        if flag in map(flag_of, _LISTS) and second in positional:
+        if flag in map(flag_of, _LISTS) and second in positional and not _may_be_model(second):
             raise UserError(
                 f"two values follow {flag}: '{first}' and '{second}'",
                 f"separate them by a comma: {flag} {first},{second}",
             )
+
+
+def _may_be_model(name: str) -> bool:
+    return families.parse_model_name(name) is not None or "/" in name
 
 
 def _build() -> _Parser:

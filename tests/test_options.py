@@ -107,6 +107,12 @@ def test_weights_are_read_unless_random_init_is_given(
         assert resolve(command).base.pretrained is expected
 
 
+@pytest.mark.parametrize("model", ["opt_lora", "some/model"])
+def test_model_and_data_set_may_follow_a_list(model: str) -> None:
+    options = parse(["train", "--target", "all", model, "rte"]).options
+    assert (options.model, options.dataset, options.target) == (model, "rte", "all")
+
+
 def test_underscores_are_dashes_in_names_only() -> None:
     options = parse(["train", "--batch_size", "4", "--max_steps=3", "--lora_config=a_b", "--project", "c_d"]).options
     assert (options.data.batch_size, options.optimization.max_steps) == (4, 3)
