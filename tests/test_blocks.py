@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from heterolora import scores
+from heterolora.element import Element
 from heterolora.errors import UserError
 from heterolora.scores import Scores
 from tests.test_realloc_tool import _scores
@@ -28,7 +29,7 @@ def in_axolotl(block: Mapping[str, Any]) -> peft.LoraConfig:
         r=block["lora_r"],
         lora_alpha=block["lora_alpha"],
         target_modules=block["lora_target_modules"],
-        lora_dropout=block["lora_dropout"],
+        lora_dropout=block.get("lora_dropout", 0.0),
         rank_pattern=block.get("lora_rank_pattern", {}),
         alpha_pattern=block.get("lora_alpha_pattern", {}),
         use_rslora=block.get("peft_use_rslora", False),
@@ -43,7 +44,7 @@ def in_llamafactory(block: Mapping[str, Any]) -> peft.LoraConfig:
         r=block["lora_rank"],
         lora_alpha=block["lora_alpha"],
         target_modules=[name.strip() for name in block["lora_target"].split(",")],
-        lora_dropout=block["lora_dropout"],
+        lora_dropout=block.get("lora_dropout", 0.0),
         use_rslora=block.get("use_rslora", False),
         task_type="CAUSAL_LM",
     )
@@ -57,7 +58,7 @@ def in_trl(block: Mapping[str, Any]) -> peft.LoraConfig:
         r=block["lora_r"],
         target_modules=block["lora_target_modules"],
         lora_alpha=block["lora_alpha"],
-        lora_dropout=block["lora_dropout"],
+        lora_dropout=block.get("lora_dropout", 0.05),
         use_rslora=block.get("use_rslora", False),
     )
 
@@ -94,6 +95,40 @@ def test_one_rank_for_all(tmp_path: Path, form: str, capsys: pytest.CaptureFixtu
     expected = in_peft(peft.LoraConfig(**json.loads((tmp_path / "lora.json").read_text())))
     assert set(expected.values()) == {(6, 2.0)}
     assert in_peft(READERS[form](block)) == expected
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_no_dropout_is_written(tmp_path: Path, form: str) -> None:
+    """The default of TRL is 0.05."""
+    content = language_model_scores(tmp_path / "scores.toml")
+    scored = (dataclasses.replace(item, element=at(item.element, dropout=0.0)) for item in content.scored)
+    scores.write(tmp_path / "scores.toml", dataclasses.replace(content, scored=tuple(scored)))
+    budget = ("--turn-on-percentile", "0.25", "--format", form)
+    tool.main([str(tmp_path), *budget, "--output", str(tmp_path / "lora.yaml")])
+    assert READERS[form](yaml.safe_load((tmp_path / "lora.yaml").read_text())).lora_dropout == 0
+
+
+def test_axolotl_reads_whole_alphas_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = language_model_scores(tmp_path / "scores.toml")
+    scored = (dataclasses.replace(item, element=at(item.element, alpha=1.5)) for item in content.scored)  # at rank 3
+    scores.write(tmp_path / "scores.toml", dataclasses.replace(content, scored=tuple(scored)))
+    budget = ("--policy", "proportional", "--parameters", "2000", "--max-rank", "8")
+    tool.main([str(tmp_path), *budget, "--format", "axolotl", "--output", str(tmp_path / "lora.yaml")])
+    block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
+    assert {type(alpha) for alpha in (block["lora_alpha"], *block["lora_alpha_pattern"].values())} == {int}
+    assert "must be a whole number: 1.5 becomes 2" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("form", "how"), [("axolotl", "reward_model: true"), ("trl", "trl reward")])
+def test_of_a_classifier(tmp_path: Path, form: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scores.write(tmp_path / "scores.toml", _scores("opt", shortcuts=False))
+    budget = ("--turn-on-percentile", "0.25", "--format", form)
+    tool.main([str(tmp_path), *budget, "--output", str(tmp_path / "lora.yaml")])
+    assert f"as reward models only ({how})" in " ".join(capsys.readouterr().out.split())
+
+
+def at(element: Element, **settings: float) -> Element:
+    return dataclasses.replace(element, settings=dataclasses.replace(element.settings, **settings))
 
 
 @pytest.mark.parametrize("form", READERS)
