@@ -20,6 +20,7 @@ from tests.test_realloc_tool import _scores
 from tests.tiny import tiny_network
 from tests.world import World, run, write_lora
 from tools import realloc_lora_rank as tool
+from tools.reporting.run import read_runs
 
 
 def in_axolotl(block: Mapping[str, Any]) -> peft.LoraConfig:
@@ -166,7 +167,10 @@ def test_a_run_as_a_block(world: World, tmp_path: Path, capsys: pytest.CaptureFi
     )
     folder = tmp_path / "run"
     tool.main([str(folder), "--format", "trl", "--output", str(tmp_path / "lora.yaml")])
+    capsys.readouterr()
     tool.main([str(folder), "--format", "peft", "--output", str(tmp_path / "lora.json")])
+    assert "4 of 12 places on, in every block; 0.36 of the parameters" in capsys.readouterr().out
+    assert read_runs([folder])[0].choice == "4 of 12 places on, in every block"
     block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
     adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (block["model_name_or_path"], block["lora_r"], block["lora_task_type"]) == (str(world.opt), 3, "SEQ_CLS")
