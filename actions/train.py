@@ -17,6 +17,7 @@ from actions.export import export_run
 from actions.imp_test import scoring_batches
 from actions.learning_rate import with_best_rate
 from actions.loggers import log_pictures
+from actions.options import TEST
 from actions.requeue import requeued_if_stopped
 from actions.resolve import Request
 from actions.results import measure, show_parameters
@@ -47,7 +48,8 @@ def start(request: Request, folder: Path) -> Experiment:
     show_parameters(experiment, folder)
     if experiment.options.optimization.learning_rate == AUTO:
         experiment = with_best_rate(experiment, folder, _starting(experiment))
-    say(recipe(experiment.options.optimization, experiment.options.loop.gradient_clip_val))
+    if request.action != TEST:
+        say(recipe(experiment.options.optimization, experiment.options.loop.gradient_clip_val))
     if is_first_process():
         write_config(folder, request.action, experiment.options, experiment.task.record.configs)
     return experiment

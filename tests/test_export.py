@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,20 @@ class TestRuns:
         place = ("--project-dir", tmp_path, "--project", "tested", "--batch-size", 4)
         assert run("test", "--load", folder / "adapter", *place) == 0
         assert metrics_of(tmp_path / "tested") == metrics_of(folder)
+
+    def test_the_folder_of_a_run_is_its_checkpoint(self, capsys, plain: Path, tmp_path: Path) -> None:
+        """The best; the last to resume, and if there is no best one yet."""
+        capsys.readouterr()
+        assert run("test", "--load", plain, "--project-dir", tmp_path, "--project", "tested", "--batch-size", 4) == 0
+        assert metrics_of(tmp_path / "tested") == metrics_of(plain)
+        assert "training:" not in capsys.readouterr().out
+        resumed = resolve(parse(command("train", "--resume-training", "--load", plain)))
+        assert resumed.checkpoint.path == plain / "checkpoints" / "last.ckpt"
+        unfinished = shutil.copytree(plain, tmp_path / "unfinished")
+        (unfinished / "checkpoints" / "best.ckpt").unlink()
+        request = resolve(parse(command("test", "--load", unfinished)))
+        assert request.checkpoint.path == unfinished / "checkpoints" / "last.ckpt"
+        assert f"{unfinished} has no best.ckpt yet: its last.ckpt is used" in request.notes
 
     def test_the_result_as_configurations(self, world: World, dynamic: Path) -> None:
         arguments = world.training("--model", "opt_lora_ags", "--lora-config", dynamic / "lora.toml")[3:]
