@@ -31,13 +31,15 @@ from sklearn.pipeline import make_pipeline
 from transformers import AutoModel, AutoTokenizer
 
 import main as program
-from actions.console import say
+from actions.console import say, set_log_level
+from actions.export import ALLOCATION
 from actions.origin import TOY_BASE
-from actions.run_folder import METRICS
+from actions.run_folder import ADAPTER, METRICS
 from dataset import registry
 from dataset.option import seed_range
 from dataset.source import DATA_SEED
 from tools import realloc_lora_rank
+from tools.reporting.run import read_runs
 
 DATA = "toy_nli"
 
@@ -49,10 +51,11 @@ RECIPE = ("--learning-rate", "4e-3", "--max-epochs", "4")
 
 
 class Result(NamedTuple):
-    """The test accuracy, and the LoRA parameters at the end."""
+    """The test accuracy; with LoRA its parameters at the end, and the places that are on."""
 
     accuracy: float
     parameters: int | None = None
+    places: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="seed of everything but the data (default: 0)",
     )
     args = parser.parse_args(arguments)
+    set_log_level("warning")
     torch.set_num_threads(1)  # more threads do not make so small a model faster
     runs = Runs(args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S"), args.seed)
     steps: Mapping[str, Callable[[], Result]] = {
@@ -79,16 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "a quarter of it, dynamic": runs.dynamic,
     }
     table = Table("", title=f"{DATA}: does the description say yes to the question after it?")
+    table.add_column("places on")
     for column in ("LoRA parameters", "test accuracy", "seconds"):
         table.add_column(column, justify="right")
     for title, step in steps.items():
         start = time.perf_counter()
-        accuracy, parameters = step()
-        seconds = time.perf_counter() - start
-        table.add_row(title, "" if parameters is None else f"{parameters:,}", f"{accuracy:.1%}", f"{seconds:.0f}")
+        accuracy, parameters, places = step()
+        seconds, size = time.perf_counter() - start, "" if parameters is None else f"{parameters:,}"
+        table.add_row(title, places, size, f"{accuracy:.1%}", f"{seconds:.0f}")
     say(table)
     say("pictures:")
-    for picture in sorted(runs.folder.glob("*/*.png")):
+    for picture in sorted((*runs.folder.glob("*/*.png"), *runs.folder.glob(f"*/{ADAPTER}/{ALLOCATION}"))):
         say(f"  {picture}")
     say(f"all runs: {runs.folder}")
 
@@ -166,7 +171,9 @@ class Runs:
     def _train(self, project: str, action: str, *more: object) -> Result:
         self._run(action, *RECIPE, *more, "--project", project)
         metrics = json.loads((self.folder / project / METRICS).read_text(encoding="utf-8"))["metrics"]
-        return Result(metrics["test"]["accuracy"], _parameters(self.folder / project))
+        (found,) = read_runs([self.folder / project])
+        places = found.choice.replace(" places on", "")
+        return Result(metrics["test"]["accuracy"], _parameters(self.folder / project), places)
 
     def _run(self, action: str, *more: object) -> None:
         """Runs one command of the program. If it fails, this program exits with its code."""
@@ -182,7 +189,7 @@ def _show(program_name: str, command: Sequence[str]) -> None:
 
 def _parameters(run_folder: Path) -> int:
     """Parameters of the LoRA elements that were on at the end of a run."""
-    tensors = load_file(run_folder / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(run_folder / ADAPTER / "adapter_model.safetensors")
     return sum(tensor.numel() for name, tensor in tensors.items() if "lora_" in name)
 
 
