@@ -155,7 +155,8 @@ def test_the_quickstart_tells_its_story(tmp_path: Path) -> None:
     assert min(accuracy.values()) > max(drawn, frozen().accuracy) + 0.1
     assert "Loading weights" not in done.stderr
     said = done.stdout.replace("\n", "")
-    assert "24 of 24, in every block" in said
+    assert "uniform: 24 of 24 places on, in every block" in said
+    assert re.search(r"static: \d of 24 places on, in blocks", said)
     for name in (
         "static_scores/scores.png", "static/adapter/allocation.png", "dynamic/reallocation_timeline.png",
         "dynamic/reallocation_frequency.png",

@@ -51,11 +51,10 @@ RECIPE = ("--learning-rate", "4e-3", "--max-epochs", "4")
 
 
 class Result(NamedTuple):
-    """The test accuracy; with LoRA its parameters at the end, and the places that are on."""
+    """The test accuracy, and the LoRA parameters at the end."""
 
     accuracy: float
     parameters: int | None = None
-    places: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,15 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "a quarter of it, dynamic": runs.dynamic,
     }
     table = Table("", title=f"{DATA}: does the description say yes to the question after it?")
-    table.add_column("places on")
     for column in ("LoRA parameters", "test accuracy", "seconds"):
         table.add_column(column, justify="right")
     for title, step in steps.items():
         start = time.perf_counter()
-        accuracy, parameters, places = step()
-        seconds, size = time.perf_counter() - start, "" if parameters is None else f"{parameters:,}"
-        table.add_row(title, places, size, f"{accuracy:.1%}", f"{seconds:.0f}")
+        accuracy, parameters = step()
+        seconds = time.perf_counter() - start
+        table.add_row(title, "" if parameters is None else f"{parameters:,}", f"{accuracy:.1%}", f"{seconds:.0f}")
     say(table)
+    say("LoRA at the end:")
+    for found in read_runs([runs.folder / name for name in ("uniform", "random", "static", "dynamic")]):
+        say(f"  {found.name}: {found.choice}")
     say("pictures:")
     for picture in sorted((*runs.folder.glob("*/*.png"), *runs.folder.glob(f"*/{ADAPTER}/{ALLOCATION}"))):
         say(f"  {picture}")
@@ -171,9 +172,7 @@ class Runs:
     def _train(self, project: str, action: str, *more: object) -> Result:
         self._run(action, *RECIPE, *more, "--project", project)
         metrics = json.loads((self.folder / project / METRICS).read_text(encoding="utf-8"))["metrics"]
-        (found,) = read_runs([self.folder / project])
-        places = found.choice.replace(" places on", "")
-        return Result(metrics["test"]["accuracy"], _parameters(self.folder / project), places)
+        return Result(metrics["test"]["accuracy"], _parameters(self.folder / project))
 
     def _run(self, action: str, *more: object) -> None:
         """Runs one command of the program. If it fails, this program exits with its code."""
