@@ -16,6 +16,7 @@ from actions.pictures import heat_map
 from actions.results import read_metrics
 from actions.run_folder import ADAPTER, LORA, SHORTCUT
 from dataset.spec import DatasetSpec
+from heterolora.element import KINDS
 from heterolora.errors import UserError
 from heterolora.files import whole_folder, write_text
 from heterolora.outside import read_text
@@ -116,15 +117,15 @@ def _first_comment(path: Path) -> str:
 
 def _draw(space: SearchSpace, folder: Path) -> list[str]:
     """Draw the ranks of all blocks."""
-    ranks = {low_rank.element: float(low_rank.element.rank if low_rank.enabled else 0) for low_rank in space}
+    on = {low_rank.element.key: float(low_rank.element.rank) for low_rank in space.on()}
+    ranks = {place: on.get(place.key, 0.0) for kind in KINDS if space.of_kind(kind) for place in space.places(kind)}
     if not ranks:
         return []
-    chosen = {low_rank.element.key for low_rank in space.on()}
     heat_map(
         folder / ALLOCATION,
         ranks,
         title="Allocation: the rank of each element",
-        marked=chosen if len(chosen) < len(ranks) else (),
+        marked=on if len(on) < len(ranks) else (),
         label="rank",
         blocks=len(space.blocks),
     )

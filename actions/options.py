@@ -194,11 +194,12 @@ class Options:
     dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
         "name", from_checkpoint=True)
     task: Task | None = option(None, "what to learn; by default the data set's task", from_checkpoint=True)
-    load: str | None = option(None, "weights to start from: hub name, folder, checkpoint or state dict",
+    load: str | None = option(None, "weights to start from: hub name, folder, run, checkpoint or state dict",
         old_keys=("load_name",), resume="start")
     load_type: Literal["hf", "pl", "pt", "peft"] | None = option(None,
-        "hf: hub name or save_pretrained folder; pl: a .ckpt file of this program; pt: a state dict (safetensors or "
-        "torch); peft: folder or hub name of a PEFT LoRA adapter; by default inferred from the name",
+        "hf: hub name or save_pretrained folder; pl: a .ckpt file of this program, or the folder of a run; pt: a state "
+        "dict (safetensors or torch); peft: folder or hub name of a PEFT LoRA adapter; by default inferred from the "
+        "name",
         resume="start", idle=lambda run: "without --load" if run["load"] is None else None)
     pretrained: bool = option(True, "use the weights of --load, or of a plain --model; --random-init: only its "
         "configuration, with random weights", opposite="random_init", old_keys=("is_pretrained",),

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import model.family as families
-from actions.options import Options
+from actions.options import Options, changed
 from actions.parse import Command
 from actions.resuming import check_resumable
+from actions.run_folder import CHECKPOINTS
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.errors import UserError
@@ -60,6 +61,20 @@ def load_type_of(options: Options) -> str:
     if options.load and is_adapter(options.load):
         return "peft"
     return "pt" if suffix in (".safetensors", ".pt", ".pth", ".bin") else "hf"
+
+
+def of_run(command: Command) -> Command:
+    """If `--load` is the folder of a run, the command with its checkpoint: the last to resume, otherwise the best."""
+    options, folder = command.options, Path(command.options.load or "")
+    if options.load is None or options.load_type not in (None, "pl") or not (folder / CHECKPOINTS).is_dir():
+        return command
+    names = ("last",) if options.resume_training else ("best", "last")
+    found = [path for name in names if (path := folder / CHECKPOINTS / f"{name}.ckpt").is_file()]
+    if not found:
+        raise UserError(f"{folder} has no {CHECKPOINTS}/{names[0]}.ckpt", "give a run of train or train-dyrealloc")
+    if found[0].stem != names[0]:
+        command = replace(command, notes=(*command.notes, f"{folder} has no best.ckpt yet: its last.ckpt is used"))
+    return replace(command, options=changed(options, {"load": str(found[0])}))
 
 
 def origin_of(command: Command) -> Origin:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from heterolora.element import Place, order_of
 from heterolora.files import whole
@@ -72,6 +73,8 @@ def heat_map(
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=11)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=max(20, 2 * len(layers)))
+    if _all_whole(grid) and not isinstance(image.norm, LogNorm):
+        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     unit = f"numbers in the cells × $10^{{{power}}}$" if power else ""
     bar.set_label(", ".join(part for part in (label, unit) if part))
     if marked:
@@ -92,7 +95,7 @@ def scatter(path: Path, points: Mapping[Place, tuple[float, ...]], title: str, m
             axes.scatter(*zip(*pairs, strict=True), s=22, color=colour, label=label)
     if min(values) > 0 and max(values) / min(values) > WIDE_SPAN:
         axes.set(xscale="log", yscale="log")
-    axes.plot((min(values), max(values)), (min(values), max(values)), color=OFF, zorder=0)  # equal scores
+    axes.plot((min(values), max(values)), (min(values), max(values)), color=OFF, zorder=0, label="equal scores")
     axes.set_xlabel("score from every second batch")
     axes.set_ylabel("score from the other batches")
     axes.set_title(title, fontsize=11)

@@ -14,7 +14,7 @@ from actions.configurations import Configs, from_files, with_defaults, with_unif
 from actions.console import set_log_level
 from actions.idle import idle_notes
 from actions.options import TEST, Options, changed, declared
-from actions.origin import Origin, load_type_of, origin_of, with_base
+from actions.origin import Origin, load_type_of, of_run, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
 from actions.run_folder import folder_of, unfinished_run
@@ -65,6 +65,8 @@ class Request:
 
 def resolve(command: Command) -> Request:
     """Check everything that needs neither model nor data. Raises UserError for a mistake."""
+    identity = fingerprint(command)
+    command = of_run(command)
     if command.options.resume_training and command.options.optimization.learning_rate == AUTO:
         command = replace(command, given=command.given - {"learning_rate"})  # its run has chosen it
     _check_model_name(command.options.model)
@@ -104,7 +106,7 @@ def resolve(command: Command) -> Request:
         checkpoint=origin.checkpoint,
         adapter=origin.adapter,
         resumes=resumes,
-        fingerprint=fingerprint(command),
+        fingerprint=identity,
         notes=notes,
     )
 

@@ -61,7 +61,7 @@ def run(request: Request) -> None:
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
     on = [low_rank.element for low_rank in experiment.task.space.on()]
     keys, elements = {element.key for element in on}, experiment.task.space.elements
-    say(f"the result: {with_cost(elements, on)}")
+    say(f"the result: {with_cost(elements, on, reallocate.limit.step_time)}")
     for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
         if warning is not None:
             note(warning)
@@ -78,6 +78,8 @@ def draw(history: History, folder: Path) -> None:
         {place: float(times[place.key]) for place in history.places},
         title=f"How often each element was on, of {total} reallocations",
         marked=history.last_on(),
+        label="times on",
+        mark="on after the last reallocation",
     )
     timeline(folder / TIMELINE_PICTURE, (folder.name, history))
 

@@ -10,6 +10,7 @@ from typing import Literal
 from heterolora.errors import UserError
 
 Kind = Literal["lora", "shortcut"]
+KINDS: tuple[Kind, ...] = ("lora", "shortcut")
 
 #: Canonical projection names, in the order of every table, and the other names that files may use for them.
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {

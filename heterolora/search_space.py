@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from heterolora.element import Element, Kind
+from heterolora.element import SHORTCUTS, Element, Kind, Place
 from heterolora.family import Family
 from heterolora.low_rank import LowRank
 from heterolora.shortcut import Carry
@@ -48,6 +48,14 @@ class SearchSpace:
 
     def of_kind(self, kind: Kind) -> tuple[LowRank, ...]:
         return tuple(low_rank for low_rank in self if low_rank.element.kind == kind)
+
+    def places(self, kind: Kind) -> tuple[Place, ...]:
+        """All places of one kind, by block: also those where the configuration has no element."""
+        if self.family is None:
+            return tuple(low_rank.element for low_rank in self.of_kind(kind))
+        names = tuple(self.family.linears) if kind == "lora" else SHORTCUTS
+        every = (Place(layer, name) for layer in range(len(self.blocks)) for name in names)
+        return tuple(place for place in every if (place.layer, place.name) != (0, "shortcut2"))
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from heterolora.adapt import heads
-from heterolora.element import NAMES
+from heterolora.element import KINDS, NAMES
 from heterolora.low_rank import LowRank
 from heterolora.search_space import SearchSpace
 
@@ -24,7 +25,7 @@ class ParameterRow:
         kind: `lora`, `shortcut`, `head` or `base`.
         name: canonical name of the element, or the kind for head and base.
         trainable: number of parameters that require a gradient; `total`: of all parameters.
-        on: number of elements that are on; `off`: that are off.
+        on: number of places with an element that is on; `off`: of all others.
         ranks: the distinct ranks, ascending.
     """
 
@@ -62,12 +63,13 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
     groups: dict[tuple[str, str], list[LowRank]] = {}
     for low_rank in space or ():
         groups.setdefault((low_rank.element.kind, low_rank.element.name), []).append(low_rank)
+    of_name = Counter(place.name for kind in KINDS for place in (() if space is None else space.places(kind)))
     rows = []
     for (kind, name), low_ranks in sorted(groups.items(), key=lambda group: NAMES.index(group[0][1])):
         of_kind = sizes(p for low_rank in low_ranks for p in low_rank.parameters())
         on = sum(low_rank.enabled for low_rank in low_ranks)
         ranks = tuple(sorted({low_rank.element.rank for low_rank in low_ranks}))
-        rows.append(ParameterRow(kind, name, *of_kind, on, len(low_ranks) - on, ranks))
+        rows.append(ParameterRow(kind, name, *of_kind, on, of_name[name] - on, ranks))
     if of_head := [parameter for module in heads(network) for parameter in module.parameters()]:
         rows.append(ParameterRow("head", "head", *sizes(of_head)))
     trainable, total = sizes(network.parameters())

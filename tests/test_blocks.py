@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from heterolora import scores
+from heterolora.element import Element
 from heterolora.errors import UserError
 from heterolora.scores import Scores
 from tests.test_realloc_tool import _scores
 from tests.tiny import tiny_network
 from tests.world import World, run, write_lora
 from tools import realloc_lora_rank as tool
+from tools.reporting.run import read_runs
 
 
 def in_axolotl(block: Mapping[str, Any]) -> peft.LoraConfig:
@@ -28,7 +30,7 @@ def in_axolotl(block: Mapping[str, Any]) -> peft.LoraConfig:
         r=block["lora_r"],
         lora_alpha=block["lora_alpha"],
         target_modules=block["lora_target_modules"],
-        lora_dropout=block["lora_dropout"],
+        lora_dropout=block.get("lora_dropout", 0.0),
         rank_pattern=block.get("lora_rank_pattern", {}),
         alpha_pattern=block.get("lora_alpha_pattern", {}),
         use_rslora=block.get("peft_use_rslora", False),
@@ -43,7 +45,7 @@ def in_llamafactory(block: Mapping[str, Any]) -> peft.LoraConfig:
         r=block["lora_rank"],
         lora_alpha=block["lora_alpha"],
         target_modules=[name.strip() for name in block["lora_target"].split(",")],
-        lora_dropout=block["lora_dropout"],
+        lora_dropout=block.get("lora_dropout", 0.0),
         use_rslora=block.get("use_rslora", False),
         task_type="CAUSAL_LM",
     )
@@ -57,7 +59,7 @@ def in_trl(block: Mapping[str, Any]) -> peft.LoraConfig:
         r=block["lora_r"],
         target_modules=block["lora_target_modules"],
         lora_alpha=block["lora_alpha"],
-        lora_dropout=block["lora_dropout"],
+        lora_dropout=block.get("lora_dropout", 0.05),
         use_rslora=block.get("use_rslora", False),
     )
 
@@ -97,6 +99,40 @@ def test_one_rank_for_all(tmp_path: Path, form: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("form", READERS)
+def test_no_dropout_is_written(tmp_path: Path, form: str) -> None:
+    """The default of TRL is 0.05."""
+    content = language_model_scores(tmp_path / "scores.toml")
+    scored = (dataclasses.replace(item, element=at(item.element, dropout=0.0)) for item in content.scored)
+    scores.write(tmp_path / "scores.toml", dataclasses.replace(content, scored=tuple(scored)))
+    budget = ("--turn-on-percentile", "0.25", "--format", form)
+    tool.main([str(tmp_path), *budget, "--output", str(tmp_path / "lora.yaml")])
+    assert READERS[form](yaml.safe_load((tmp_path / "lora.yaml").read_text())).lora_dropout == 0
+
+
+def test_axolotl_reads_whole_alphas_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = language_model_scores(tmp_path / "scores.toml")
+    scored = (dataclasses.replace(item, element=at(item.element, alpha=1.5)) for item in content.scored)  # at rank 3
+    scores.write(tmp_path / "scores.toml", dataclasses.replace(content, scored=tuple(scored)))
+    budget = ("--policy", "proportional", "--parameters", "2000", "--max-rank", "8")
+    tool.main([str(tmp_path), *budget, "--format", "axolotl", "--output", str(tmp_path / "lora.yaml")])
+    block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
+    assert {type(alpha) for alpha in (block["lora_alpha"], *block["lora_alpha_pattern"].values())} == {int}
+    assert "must be a whole number: 1.5 becomes 2" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("form", "how"), [("axolotl", "reward_model: true"), ("trl", "trl reward")])
+def test_of_a_classifier(tmp_path: Path, form: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scores.write(tmp_path / "scores.toml", _scores("opt", shortcuts=False))
+    budget = ("--turn-on-percentile", "0.25", "--format", form)
+    tool.main([str(tmp_path), *budget, "--output", str(tmp_path / "lora.yaml")])
+    assert f"as reward models only ({how})" in " ".join(capsys.readouterr().out.split())
+
+
+def at(element: Element, **settings: float) -> Element:
+    return dataclasses.replace(element, settings=dataclasses.replace(element.settings, **settings))
+
+
+@pytest.mark.parametrize("form", READERS)
 def test_ranks_that_differ(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     language_model_scores(tmp_path / "scores.toml")
     budget = [str(tmp_path), "--policy", "proportional", "--parameters", "2000", "--max-rank", "8"]
@@ -131,7 +167,10 @@ def test_a_run_as_a_block(world: World, tmp_path: Path, capsys: pytest.CaptureFi
     )
     folder = tmp_path / "run"
     tool.main([str(folder), "--format", "trl", "--output", str(tmp_path / "lora.yaml")])
+    capsys.readouterr()
     tool.main([str(folder), "--format", "peft", "--output", str(tmp_path / "lora.json")])
+    assert "4 of 12 places on, in every block; 0.36 of the parameters" in capsys.readouterr().out
+    assert read_runs([folder])[0].choice == "4 of 12 places on, in every block"
     block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
     adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (block["model_name_or_path"], block["lora_r"], block["lora_task_type"]) == (str(world.opt), 3, "SEQ_CLS")

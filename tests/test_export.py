@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,13 +170,13 @@ class TestRuns:
     def test_the_card_says_what_it_is(self, world: World, plain: Path, dynamic: Path) -> None:
         text = (plain / "adapter" / "README.md").read_text()
         accuracy = f"{metrics_of(plain)['validation']['accuracy']:.4f}"
-        for words in ("sst2", "`lora.toml`", "4 of 4 elements on", "rank 16 in all", "1,024 parameters", accuracy):
+        for words in ("sst2", "`lora.toml`", "4 of 12 elements on", "rank 16 in all", "1,024 parameters", accuracy):
             assert words in text
         assert "shortcut" not in text
         assert f'base_model: "{world.opt}"' in text.split("---")[1]
         assert AutoTokenizer.from_pretrained(plain / "adapter").get_vocab()
         text = (dynamic / "adapter" / "README.md").read_text()
-        for words in ("3 of 6 elements on", "4 of 7 elements on", "grad_norm", "has shortcuts that are on", "0.5"):
+        for words in ("3 of 12 elements on", "4 of 7 elements on", "grad_norm", "has shortcuts that are on", "0.5"):
             assert words in text
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
             assert (dynamic / "adapter" / picture).is_file()
@@ -195,7 +196,7 @@ class TestRuns:
         )
         text = (tmp_path / "static" / "adapter" / "README.md").read_text()
         assert "| `chosen.toml`: topk by grad_norm of opt_lora on sst2 " in text
-        assert "2 of 2 elements on, rank 8 in all" in text
+        assert "2 of 12 elements on, rank 8 in all" in text
         head = next(line for line in text.splitlines() if line.startswith("| block |"))
         names = [name.strip() for name in head.split("|")[2:-1]]
         assert names == sorted(names, key=[*PROJECTIONS].index)
@@ -210,6 +211,20 @@ class TestRuns:
         assert run("test", "--load", folder / "adapter", *place) == 0
         assert metrics_of(tmp_path / "tested") == metrics_of(folder)
 
+    def test_the_folder_of_a_run_is_its_checkpoint(self, capsys, plain: Path, tmp_path: Path) -> None:
+        """The best; the last to resume, and if there is no best one yet."""
+        capsys.readouterr()
+        assert run("test", "--load", plain, "--project-dir", tmp_path, "--project", "tested", "--batch-size", 4) == 0
+        assert metrics_of(tmp_path / "tested") == metrics_of(plain)
+        assert "training:" not in capsys.readouterr().out
+        resumed = resolve(parse(command("train", "--resume-training", "--load", plain)))
+        assert resumed.checkpoint.path == plain / "checkpoints" / "last.ckpt"
+        unfinished = shutil.copytree(plain, tmp_path / "unfinished")
+        (unfinished / "checkpoints" / "best.ckpt").unlink()
+        request = resolve(parse(command("test", "--load", unfinished)))
+        assert request.checkpoint.path == unfinished / "checkpoints" / "last.ckpt"
+        assert f"{unfinished} has no best.ckpt yet: its last.ckpt is used" in request.notes
+
     def test_the_result_as_configurations(self, world: World, dynamic: Path) -> None:
         arguments = world.training("--model", "opt_lora_ags", "--lora-config", dynamic / "lora.toml")[3:]
         options = ("opt_lora_ags", "sst2", *arguments, "--shortcut-config", dynamic / "shortcut.toml")
@@ -219,8 +234,17 @@ class TestRuns:
         assert {e.element.key: (e.element.rank, e.scaling) for e in made.task.space} == on
         assert len(on) == 7
         written = toml.load(dynamic / "lora.toml")
-        off = [table for name in ("model_layer_0", "model_layer_1") for table in written[name].values()]
-        assert sorted(table["disable_adapter"] for table in off) == [False] * 3 + [True] * 3
+        tables = [table for name in ("model_layer_0", "model_layer_1") for table in written[name].values()]
+        assert [table["disable_adapter"] for table in tables].count(False) == 3
+        assert [table["r"] > 0 for table in tables].count(True) == 6, "the places that can be on"
+        assert len(tables) == 12, "all places of the model"
+
+    def test_other_trainers_get_no_shortcuts(self, capsys, dynamic: Path, tmp_path: Path) -> None:
+        realloc_lora_rank.main([str(dynamic), "--format", "peft", "--output", str(tmp_path / "lora.json")])
+        said = capsys.readouterr().out
+        assert "7 of 19 places on, in every block" in said
+        assert "PEFT has no shortcuts: the file leaves them out" in said
+        assert len(json.loads((tmp_path / "lora.json").read_text())["target_modules"]) == 3
 
     def test_its_base_is_known_by_its_weights(self, capfd, plain: Path, tmp_path: Path) -> None:
         other = model_folder(tmp_path / "other", seed=1)

@@ -145,6 +145,13 @@ class TestOneRun:
         assert not page.all("td", class_="best"), "there is nothing to compare"
         assert [card.all("b")[0].text for card in page.all("div", class_="card")] == ["0.8200", "12,288"]
 
+    def test_no_place_is_framed_if_all_are_on(self, tmp_path: Path) -> None:
+        places = [Place(layer, "w1") for layer in range(3)]
+        write_result(trained_run(tmp_path, logger="none"), places, frozenset(place.key for place in places))
+        (shown,) = heat_maps(page := report(tmp_path, tmp_path))
+        assert not shown["layout"].get("shapes")
+        assert "The rank of each element of the result. 3 of 3 places on, in every block." in page.text
+
     def test_the_headline_is_the_metric_that_selected(self, tmp_path: Path) -> None:
         """CoLA is selected by Matthews' correlation, although accuracy is measured first."""
         folder = trained_run(tmp_path / "first", dataset="cola", logger="none")
@@ -289,6 +296,22 @@ class TestSideBySide:
         assert warning.text.startswith("Block 0 holds everything that is on")
         assert "2 of 6, all in block 0" in page.text
 
+    def test_maps_of_other_models_have_columns_and_colours_of_their_own(self, tmp_path: Path) -> None:
+        for name, shortcuts, base in (("opt", True, "one"), ("roberta", False, "two")):
+            scored_run(tmp_path / name, layers=3, shortcuts=shortcuts)
+            file = tmp_path / name / "config.toml"
+            file.write_text(f'load = "{base}"\n{file.read_text()}')
+        first, second = heat_maps(report(tmp_path, tmp_path / "opt", tmp_path / "roberta"))
+        assert len(first["layout"]["xaxis"]["ticktext"]) == 10
+        assert len(second["layout"]["xaxis"]["ticktext"]) == 6
+        assert max(z for row in second["data"][0]["z"] for z in row) == 1.0
+
+    def test_options_without_effect_are_left_out(self, tmp_path: Path) -> None:
+        folders = [
+            trained_run(tmp_path / str(batches), logger="none", imp_limit_test_batches=batches) for batches in (4, 8)
+        ]
+        assert "--imp-limit-test-batches" not in [row.label for row in facts(read_runs(folders))]
+
     def test_options_that_differ_are_listed(self, tmp_path: Path) -> None:
         runs = read_runs(
             [trained_run(tmp_path / "a", logger="none"), trained_run(tmp_path / "b", logger="none", max_steps=9)]
@@ -393,6 +416,13 @@ class TestScores:
         assert [row[0] for row in cells] == pytest.approx([1.0, 0.53, 0.06])
         assert "logarithm" in note
         assert shades({(0, "q_proj"): 0.0})[0] == [[0.0]]
+
+    def test_a_configuration_beside_the_scores_is_no_result(self, tmp_path: Path) -> None:
+        """`imp-test` proposes to write the chosen configuration there."""
+        scored_run(tmp_path, layers=3)
+        write_result(tmp_path, [Place(0, "q_proj")], frozenset({"layer_0.q_proj"}))
+        cards = [card.all("span")[0].text for card in report(tmp_path, tmp_path).all("div", class_="card")]
+        assert cards == ["elements scored"]
 
     def test_has_no_curves_and_misses_no_metrics(self, tmp_path: Path, capsys) -> None:
         page = report(tmp_path, scored_run(tmp_path / "scored", layers=2))

@@ -153,7 +153,14 @@ def test_the_quickstart_tells_its_story(tmp_path: Path) -> None:
     }
     drawn = accuracy.pop("random")
     assert min(accuracy.values()) > max(drawn, frozen().accuracy) + 0.1
-    for name in ("static_scores/scores.png", "dynamic/reallocation_timeline.png", "dynamic/reallocation_frequency.png"):
+    assert "Loading weights" not in done.stderr
+    said = done.stdout.replace("\n", "")
+    assert "uniform: 24 of 24 places on, in every block" in said
+    assert re.search(r"static: \d of 24 places on, in blocks", said)
+    for name in (
+        "static_scores/scores.png", "static/adapter/allocation.png", "dynamic/reallocation_timeline.png",
+        "dynamic/reallocation_frequency.png",
+    ):  # fmt: skip
         assert (folder / name).is_file()
-        assert name in done.stdout.replace("\n", "")
+        assert name in said
     assert json.loads((folder / "dynamic" / "metrics.json").read_text())["options"]["budget_parameters"] == 1152

@@ -25,6 +25,7 @@ from tools.cli import Parser, run
 from actions.console import note, say, set_log_level
 from actions.export import write_adapter_folder
 from actions.merged import write_merged
+from actions.origin import of_run
 from actions.parse import parse
 from actions.resolve import Request, resolve
 from actions.restore import cost_of_dropping, has_shortcuts, restore_trained, without_shortcuts
@@ -46,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.push_to_hub is not None:
         check_publishing(args.push_to_hub)
     check_writable(args.output, "free space, or give --output on another disk")
-    command = parse(["test", "--load", str(_find(args.result)), *others])
+    _check_result(args.result)
+    command = of_run(parse(["test", "--load", str(args.result), *others]))
+    for text in command.notes:
+        note(text)
     request = resolve(command)
     set_log_level(request.options.run.log_level)
     _check(args, request, dataset_given="dataset" in command.given)
@@ -82,18 +86,14 @@ def _parser() -> Parser:
     return parser
 
 
-def _find(result: Path) -> Path:
-    """The checkpoint or adapter of `result`."""
+def _check_result(result: Path) -> None:
+    """Raises UserError unless there is a file, an adapter or a run with checkpoints."""
     if not result.exists():
         raise UserError(f"{result} is not there", "give the folder of a run or an adapter, or a checkpoint")
-    if result.is_file() or is_adapter(result):
-        return result
-    for name in ("best", "last"):
-        if (checkpoint := result / CHECKPOINTS / f"{name}.ckpt").is_file():
-            if name == "last":
-                note(f"{result} has no best.ckpt yet: its last.ckpt is used")
-            return checkpoint
-    raise UserError(f"{result} has no checkpoints/best.ckpt", "give the folder of a run of train or train-dyrealloc")
+    if not (result.is_file() or is_adapter(result) or (result / CHECKPOINTS).is_dir()):
+        raise UserError(
+            f"{result} has no checkpoints/best.ckpt", "give the folder of a run of train or train-dyrealloc"
+        )
 
 
 def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> None:

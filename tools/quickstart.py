@@ -31,13 +31,15 @@ from sklearn.pipeline import make_pipeline
 from transformers import AutoModel, AutoTokenizer
 
 import main as program
-from actions.console import say
+from actions.console import say, set_log_level
+from actions.export import ALLOCATION
 from actions.origin import TOY_BASE
-from actions.run_folder import METRICS
+from actions.run_folder import ADAPTER, METRICS
 from dataset import registry
 from dataset.option import seed_range
 from dataset.source import DATA_SEED
 from tools import realloc_lora_rank
+from tools.reporting.run import read_runs
 
 DATA = "toy_nli"
 
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="seed of everything but the data (default: 0)",
     )
     args = parser.parse_args(arguments)
+    set_log_level("warning")
     torch.set_num_threads(1)  # more threads do not make so small a model faster
     runs = Runs(args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S"), args.seed)
     steps: Mapping[str, Callable[[], Result]] = {
@@ -87,8 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds = time.perf_counter() - start
         table.add_row(title, "" if parameters is None else f"{parameters:,}", f"{accuracy:.1%}", f"{seconds:.0f}")
     say(table)
+    say("LoRA at the end:")
+    for found in read_runs([runs.folder / name for name in ("uniform", "random", "static", "dynamic")]):
+        say(f"  {found.name}: {found.choice}")
     say("pictures:")
-    for picture in sorted(runs.folder.glob("*/*.png")):
+    for picture in sorted((*runs.folder.glob("*/*.png"), *runs.folder.glob(f"*/{ADAPTER}/{ALLOCATION}"))):
         say(f"  {picture}")
     say(f"all runs: {runs.folder}")
 
@@ -182,7 +188,7 @@ def _show(program_name: str, command: Sequence[str]) -> None:
 
 def _parameters(run_folder: Path) -> int:
     """Parameters of the LoRA elements that were on at the end of a run."""
-    tensors = load_file(run_folder / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(run_folder / ADAPTER / "adapter_model.safetensors")
     return sum(tensor.numel() for name, tensor in tensors.items() if "lora_" in name)
 
 

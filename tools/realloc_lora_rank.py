@@ -229,7 +229,10 @@ def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
             note("PEFT has no shortcuts: the file leaves them out")
         lora = choice.of_kind("lora")
         if not lora:
-            raise UserError("no LoRA element is on, and PEFT takes no empty configuration", "give a larger budget")
+            raise UserError(
+                "no LoRA element is on, and PEFT takes no empty configuration",
+                "expected a choice with LoRA, such as one of a larger budget",
+            )
         modules = [element.module for element in choice.elements if element.kind == "lora"]
         if args.format == "peft":
             notes = peft_notes(lora)

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
-from heterolora.element import order_of
+from heterolora.element import KINDS, order_of
 from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
@@ -110,7 +110,8 @@ def _facts(result: CardContents) -> str:
     for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
         chosen = [low_rank.element for low_rank in result.space.on(kind)]
         rank, parameters = sum(each.rank for each in chosen), sum(each.parameters for each in chosen)
-        if available := len(result.space.of_kind(kind)):
+        if result.space.of_kind(kind):
+            available = len(result.space.places(kind))
             text = f"{len(chosen)} of {available} elements on, rank {rank:,} in all, {parameters:,} parameters"
             rows.append((f"budget, {title}", f"{text} ({100 * parameters / total:.2g}% of the model's)"))
     if record.action == "train-dyrealloc":
@@ -125,10 +126,14 @@ def _facts(result: CardContents) -> str:
 
 
 def _allocation(result: CardContents) -> list[str]:
-    """Returns a table of blocks × places with the ranks (`·`: off, empty: no element), and the pictures."""
-    ranks = {
-        (each.element.layer, each.element.name): each.element.rank if each.enabled else "·" for each in result.space
+    """Returns a table of blocks × places with the ranks (`·`: off, empty: no such place), and the pictures."""
+    ranks: dict[tuple[int, str], int | str] = {
+        (place.layer, place.name): "·"
+        for kind in KINDS
+        if result.space.of_kind(kind)
+        for place in result.space.places(kind)
     }
+    ranks |= {(each.element.layer, each.element.name): each.element.rank for each in result.space.on()}
     names = sorted({name for _, name in ranks}, key=order_of)
     if not names:
         return []

@@ -11,7 +11,7 @@ from torch import nn
 
 from heterolora.adapt import HEADS, in_head
 from heterolora.config import ElementConfig
-from heterolora.element import Kind
+from heterolora.element import Kind, Settings
 from heterolora.family import Task
 from heterolora.files import write_text
 from heterolora.low_rank import LowRank
@@ -24,12 +24,12 @@ from model.tensor_file import write_safetensors
 
 
 def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> ElementConfig:
-    """Returns the layer-wise configuration of all elements of a kind. Elements that are off are disabled."""
-    elements = [
-        replace(each.element, settings=replace(each.element.settings, disabled=not each.enabled, adapter="default"))
-        for each in space
-    ]
-    return ElementConfig.of(elements, kind, renormalize)
+    """Returns the layer-wise configuration of all places of a kind. Those that are off or empty are disabled."""
+    found = {(place.layer, place.name): Settings(disabled=True) for place in space.places(kind)}
+    for each in space.of_kind(kind):
+        settings = replace(each.element.settings, disabled=not each.enabled, adapter="default")
+        found[each.element.layer, each.element.name] = settings
+    return ElementConfig(kind, "layer", Settings(), found, renormalize)
 
 
 def base_location(name: str) -> str:

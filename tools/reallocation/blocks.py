@@ -17,6 +17,8 @@ from heterolora.element import Element
 from heterolora.errors import UserError
 from heterolora.peft_config import peft_config, peft_notes
 
+_OF_REWARD_MODELS = "the choice is for a classifier, and {who} trains classifiers as reward models only ({how})"
+
 
 @dataclass(frozen=True)
 class Block:
@@ -31,7 +33,13 @@ class Block:
 
 def axolotl(lora: Sequence[Element], task_type: str, base: str | None, modules: Sequence[str]) -> Block:
     peft = peft_config(lora, task_type, base, modules=modules)
-    alpha, notes = _whole(peft["lora_alpha"])
+    alpha, notes = _whole("lora_alpha", peft["lora_alpha"])
+    alphas = {}
+    for pattern, value in peft["alpha_pattern"].items():
+        alphas[pattern], more = _whole(f"the alpha of {pattern}", value)
+        notes += more
+    if task_type == "SEQ_CLS":
+        notes += (_OF_REWARD_MODELS.format(who="axolotl", how="reward_model: true"),)
     values = {
         "base_model": base,
         "adapter": "lora",
@@ -40,7 +48,7 @@ def axolotl(lora: Sequence[Element], task_type: str, base: str | None, modules: 
         "lora_dropout": peft["lora_dropout"],
         "lora_target_modules": peft["target_modules"],
         "lora_rank_pattern": peft["rank_pattern"],
-        "lora_alpha_pattern": peft["alpha_pattern"],
+        "lora_alpha_pattern": alphas,
         "peft_use_rslora": peft["use_rslora"],
     }
     if peft["rank_pattern"] or peft["alpha_pattern"]:
@@ -54,7 +62,7 @@ def llamafactory(lora: Sequence[Element], task_type: str, base: str | None, modu
         raise UserError(found, "use --format peft")
     even, notes = _of_one_rank(lora, "LLaMA-Factory has")
     peft = peft_config(even, task_type, base)
-    alpha, more = _whole(peft["lora_alpha"])
+    alpha, more = _whole("lora_alpha", peft["lora_alpha"])
     values = {
         "model_name_or_path": base,
         "finetuning_type": "lora",
@@ -71,8 +79,10 @@ def trl(lora: Sequence[Element], task_type: str, base: str | None, modules: Sequ
     even, notes = _of_one_rank(lora, "the configuration file of TRL has")
     if notes:
         notes += ("TRL's trainers take each rank as peft_config=LoraConfig(…), see --format peft",)
+    if task_type == "SEQ_CLS":
+        notes += (_OF_REWARD_MODELS.format(who="TRL", how="trl reward"),)
     peft = peft_config(even, task_type, base)
-    alpha, more = _whole(peft["lora_alpha"])
+    alpha, more = _whole("lora_alpha", peft["lora_alpha"])
     values = {
         "model_name_or_path": base,
         "use_peft": True,
@@ -121,11 +131,12 @@ def _scaling(element: Element) -> float:
     return round(element.settings.scaling, 9)
 
 
-def _whole(alpha: float) -> tuple[int, tuple[str, ...]]:
+def _whole(what: str, alpha: float) -> tuple[int, tuple[str, ...]]:
     """Alpha as a whole number, which these trainers require."""
     rounded = max(1, round(alpha))
-    return rounded, () if rounded == alpha else (f"lora_alpha must be a whole number: {alpha:g} becomes {rounded}",)
+    return rounded, () if rounded == alpha else (f"{what} must be a whole number: {alpha:g} becomes {rounded}",)
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value not in (None, {}, False)}
+    """Without what is unknown or empty. A dropout of 0 stays, because the default of a trainer may be another."""
+    return {key: value for key, value in values.items() if value is not None and value is not False and value != {}}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actions.run_folder import ADAPTER, LORA
-from heterolora.config import load
+from actions.run_folder import ADAPTER, LORA, SHORTCUT
+from heterolora.config import ElementConfig, load
 from heterolora.element import Element, Kind
 from heterolora.family import Task
 from heterolora.step_time import StepTime
@@ -41,7 +41,7 @@ class Choice:
 
 
 def choice_of_run(folder: Path) -> Choice:
-    """The LoRA elements that a run chose, and those that it left off. Reads no weights of the base.
+    """The elements that a run chose, and those that it left off. Reads no weights of the base.
 
     Raises UserError if the folder lacks the adapter or the configuration that a finished run has.
     """
@@ -52,10 +52,21 @@ def choice_of_run(folder: Path) -> Choice:
     from model.peft_format.writing import base_location
     from model.skeleton import skeleton
 
-    result = load(folder / LORA, "lora")
-    every = replace(result, sites={site: replace(settings, disabled=False) for site, settings in result.sites.items()})
+    files: dict[Kind, str] = {"lora": LORA, "shortcut": SHORTCUT}
+    result = {
+        kind: load(folder / file, kind) for kind, file in files.items() if (folder / file).is_file() or kind == "lora"
+    }
+    every = {kind: _all_on(config) for kind, config in result.items()}
     request = resolve(parse(["test", "--load", str(folder / ADAPTER)]))
     network = skeleton(load_config(request.base.name, request.spec), request.spec.task)
-    elements, on = (plan(network, request.adapted.family, config).elements for config in (every, result))
+    family = request.adapted.family
+    elements, on = (plan(network, family, **configs).elements for configs in (every, result))
     origin, base = f"the result of {folder.name}", base_location(request.base.name)
     return Choice(elements, on, request.spec.task, origin, base)
+
+
+def _all_on(config: ElementConfig) -> ElementConfig:
+    """The configuration with all places on. A place without a rank gets the settings of the highest one."""
+    ranked = {site: replace(settings, disabled=False) for site, settings in config.sites.items() if settings.rank > 0}
+    default = max(ranked.values(), key=lambda settings: settings.rank, default=config.default)
+    return replace(config, default=default, sites=ranked)

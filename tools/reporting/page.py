@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -45,26 +45,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Maps:
-    """What the block × place maps of all runs share, so that they can be compared: columns and colours.
+    """What the block × place maps of a run share with those of other runs, so that they can be compared.
 
     Attributes:
-        names: all columns.
-        ranks: all ranks.
-        scores: heuristic → all its scores.
+        names: the columns, those of all runs of the same base.
+        ranks: the ranks of all runs, which share their colours.
+        scores: the scores by the same heuristic of all runs of the same base, data set and task; likewise.
     """
 
     names: tuple[str, ...]
     ranks: tuple[int, ...]
-    scores: Mapping[str, tuple[float, ...]]
+    scores: tuple[float, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> Maps:
-        scored = [(run.scores.importance_test_name, item) for run in runs if run.scores for item in run.scores.scored]
-        places = [place for run in runs for place in (*run.ranks, *(run.history.places if run.history else ()))]
-        names = {place.name for place in places} | {item.element.name for _, item in scored}
-        ranks = tuple(rank for run in runs for rank in run.ranks.values())
-        tests = {test: tuple(item.score for other, item in scored if other == test) for test, _ in scored}
-        return cls(tuple(names), ranks, tests)
+    def of(cls, run: Run, runs: Sequence[Run]) -> Maps:
+        beside = [other for other in runs if other.shown("load") == run.shown("load")]
+        names = {place.name for other in beside for place in other.places}
+        ranks = tuple(rank for other in runs for rank in other.ranks.values())
+        scores = tuple(
+            item.score
+            for other in beside
+            if run.scores and other.scores and other.subject == run.subject
+            if other.scores.importance_test_name == run.scores.importance_test_name
+            for item in other.scores.scored
+        )
+        return cls(tuple(names), ranks, scores)
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,9 @@ class View:
 
 def render(runs: Sequence[Run]) -> str:
     """Returns the page."""
-    maps = Maps.of(runs)
     coloured = zip(runs, itertools.cycle(COLOURS), strict=False)
     views = [
-        View(run, colour, f"run-{position}", _cards(run), _parts(run, colour, maps))
+        View(run, colour, f"run-{position}", _cards(run), _parts(run, colour, Maps.of(run, runs)))
         for position, (run, colour) in enumerate(coloured, start=1)
     ]
     varied = groups(runs)
@@ -166,9 +170,10 @@ def _cards(run: Run) -> tuple[Card, ...]:
 def _parts(run: Run, colour: str, maps: Maps) -> tuple[Part, ...]:
     parts = [_scores(run, maps)] if run.scores is not None else []
     if run.ranks:
-        chart = heat_map(run.ranks, run.elements_on, _rank, "rank", maps.names, maps.ranks)
+        framed = frozenset() if len(run.elements_on) == len(run.ranks) else run.elements_on
+        chart = heat_map(run.ranks, framed, _rank, "rank", maps.names, maps.ranks)
         warning = degenerate([*run.ranks], run.elements_on)
-        text = f"The rank of each element of the result. Framed elements are on: {run.choice}."
+        text = f"The rank of each element of the result. {'Framed elements are on: ' if framed else ''}{run.choice}."
         parts.append(Part("Allocation", text, (chart,), warning=_sentence(warning)))
     if run.history is not None:
         parts += _reallocations(run, colour, maps)
@@ -185,7 +190,7 @@ def _scores(run: Run, maps: Maps) -> Part:
     chosen = choose(scores.scored, limit, mode, tie_generator(run.option("seed"), 0))
     by_place = {Place(item.element.layer, item.element.name): item.score for item in scores.scored}
     test = scores.importance_test_name
-    chart = heat_map(by_place, chosen, _short, f"{test} score", maps.names, maps.scores[test])
+    chart = heat_map(by_place, chosen, _short, f"{test} score", maps.names, maps.scores)
     elements = [item.element for item in scores.scored]
     total = sum(by_place.values()) or 1.0
     best = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]

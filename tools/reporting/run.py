@@ -24,6 +24,7 @@ from heterolora.errors import UserError
 from heterolora.history import History
 from heterolora.outside import read_json, read_toml
 from heterolora.scores import Scores
+from model.family import parse_model_name
 from tools.reporting.curves import Curves, read_curves
 
 _OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config")  # where a run reads and writes
@@ -70,18 +71,21 @@ class Run:
         return as_text(self.option(name))
 
     def settings(self) -> dict[str, list[Setting]]:
-        """Heading of `--help` → the options that have an effect on the action."""
+        """Heading of `--help` → the options that have an effect on the run."""
         groups: dict[str, list[Setting]] = {}
         for name, info in declared().items():
-            if info.used_by(self.action) and name != "config":
+            if self.uses(name) and name != "config":
                 value = self.shown(name)
                 setting = Setting(flag_of(name), value, value == as_text(defaults()[name]))
                 groups.setdefault(info.group, []).append(setting)
         return groups
 
     def uses(self, name: str) -> bool:
-        """Whether an option has an effect on the action."""
-        return declared()[name].used_by(self.action)
+        """Whether an option has an effect on the run."""
+        info = declared()[name]
+        adapted = parse_model_name(self.option("model")) is not None
+        run = {**defaults(), **self.options, "action": self.action, "adapted": adapted}
+        return info.used_by(self.action) and (info.idle is None or info.idle(run) is None)
 
     @property
     def subject(self) -> tuple[str, str]:
@@ -98,6 +102,12 @@ class Run:
         measured = [name for name in row if name != "loss"]
         names = (self.options.get("metric"), *(data_set.metrics if data_set else ()), *measured)
         return split, next((name for name in names if name in row), "loss")
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The places of all maps of the run."""
+        scored = [item.element for item in self.scores.scored] if self.scores else []
+        return (*self.ranks, *(self.history.places if self.history else ()), *scored)
 
     @property
     def choice(self) -> str:
@@ -165,7 +175,7 @@ def _read(folder: Path, name: str) -> Run:
         parameters=_parameters(folder / PARAMETERS),
         scores=scores_file.read(folder / SCORES) if (folder / SCORES).is_file() else None,
         history=history_file.read(folder) if (folder / history_file.HISTORY).is_file() else None,
-        ranks=_ranks(folder),
+        ranks={} if action == IMP_TEST else _ranks(folder),  # a user may keep a chosen configuration beside the scores
         resources=read_resources(folder),
     )
 
