@@ -13,7 +13,7 @@ from actions.compatible import check_base, check_options
 from actions.configurations import Configs, from_files, with_defaults, with_uniform
 from actions.console import set_log_level
 from actions.idle import idle_notes
-from actions.options import TEST, Options, changed, declared
+from actions.options import DYREALLOC, TEST, Options, changed, declared
 from actions.origin import Origin, load_type_of, of_run, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
@@ -75,6 +75,7 @@ def resolve(command: Command) -> Request:
     given = from_files(command.options, command.tables)
     origin = origin_of(command)
     options = _with_one_budget(_filled_in(command, origin), command.given)
+    options = replace(options, scoring=options.scoring.with_heuristic(repeated=command.action == DYREALLOC))
     adapted = families.parse_model_name(options.model)
     if options.optimization.learning_rate is None:
         options = changed(options, {"learning_rate": default_rate(plain=adapted is None)})

@@ -106,7 +106,7 @@ def test_a_window_that_the_scaler_skips(world: World, tmp_path: Path, accelerato
     lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
     request = resolve(parse(["train-dyrealloc", *words[1:], "--lora-config", str(lora)]))
     experiment, device = build(request), "cuda" if accelerator == "gpu" else "cpu"
-    scoring = ScoringOptions(imp_source="training", imp_limit_test_batches=6)
+    scoring = ScoringOptions("grad_norm", imp_limit_test_batches=6, imp_source="training")
     gradients = TrainingGradients(experiment.task.space, get("grad_norm").score)
     first = DedicatedScores(scoring, lambda rank, world: experiment.data.scoring_batches(2, rank, world))
     source = TrainingScores(gradients, 6, first)

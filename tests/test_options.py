@@ -107,6 +107,20 @@ def test_weights_are_read_unless_random_init_is_given(
         assert resolve(command).base.pretrained is expected
 
 
+@pytest.mark.parametrize(
+    ("action", "arguments", "expected"),
+    [
+        ("train-dyrealloc", (), "gain"),
+        ("train-dyrealloc", ("--imp-source", "training"), "grad_norm"),
+        ("train-dyrealloc", ("--importance-test-name", "snip"), "snip"),
+        ("imp-test", (), "grad_norm"),
+    ],
+)
+def test_the_default_heuristic(action: str, arguments: tuple[str, ...], expected: str) -> None:
+    request = resolve(parse([action, "opt_lora", "rte", "--load", "some/base", *arguments]))
+    assert request.options.scoring.importance_test_name == expected
+
+
 @pytest.mark.parametrize("model", ["opt_lora", "some/model"])
 def test_model_and_data_set_may_follow_a_list(model: str) -> None:
     options = parse(["train", "--target", "all", model, "rte"]).options

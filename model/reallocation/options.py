@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dataset.option import Idle, above, at_least, count_or_share, flag_of, option, share
@@ -46,7 +46,8 @@ class ScoringOptions:
     """How the elements are scored."""
 
     # fmt: off
-    importance_test_name: str = option("grad_norm", "heuristic that scores the elements", choices=saliency.names())
+    importance_test_name: str | None = option(None, "heuristic that scores the elements; by default gain in "
+        "train-dyrealloc, and grad_norm in imp-test and with --imp-source training", choices=saliency.names())
     imp_limit_test_batches: int | float = option(32,
         "scoring batches over all processes, or share of the training set", count_or_share,
         actions=("train", *_IMP_TEST, *_DYREALLOC), idle=_reads_no_batches)
@@ -62,6 +63,15 @@ class ScoringOptions:
     metric_red_tolerance: float = option(0.01,
         "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0),
         idle=_ignored("metric"))
+
+
+    def with_heuristic(self, repeated: bool) -> ScoringOptions:
+        """These options with a heuristic. `repeated` says that the elements are scored again while some are on.
+
+        Only `gain` compares elements that are on fairly with elements that are off, and it needs batches of its own.
+        """
+        name = "gain" if repeated and self.imp_source == "dedicated" else "grad_norm"
+        return self if self.importance_test_name else replace(self, importance_test_name=name)
 
 
 @dataclass(frozen=True)
