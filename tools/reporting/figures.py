@@ -13,7 +13,10 @@ from heterolora.element import Place, order_of
 from heterolora.history import History
 from tools.reporting.curves import Point
 
-COLOURS = ("#3b7fc4", "#d0722a", "#2f9a5f", "#cc4f8f", "#8a6bd1", "#1a97a5", "#97851a", "#d25353")  # one for each run
+COLOURS = (  # one for each run
+    "#3b7fc4", "#d0722a", "#2f9a5f", "#cc4f8f", "#8a6bd1", "#1a97a5", "#97851a", "#d25353", "#76818d", "#7d5233",
+    "#2f4a8a", "#9ab83c",
+)  # fmt: skip
 MOST_POINTS = 240  # of a line; a longer line shows means of neighbouring points
 MOST_DOTS = 40  # a line with more points has no markers
 MOST_ROWS = 130  # of a timeline that names every element; a longer one names the blocks

@@ -70,10 +70,13 @@ def costs(study: Study, comparison: Comparison) -> list[Chart]:
 
 
 def _against(study: Study, points: Sequence[tuple[float, ArmResult]], title: str) -> go.Figure:
-    figure = new_figure(300, xaxis={"title": {"text": title}}, yaxis={"title": {"text": study.measure}})
+    layout = {"xaxis": {"title": {"text": title}}, "yaxis": {"title": {"text": study.measure}}}
+    figure = new_figure(300, **layout, showlegend=True)
     front = pareto([(x, arm.quality.estimate) for x, arm in points], study.measure == "accuracy")
     xs, ys = zip(*front, strict=True)
-    figure.add_scatter(x=xs, y=ys, mode="lines", line={"color": "gray", "dash": "dot"}, hoverinfo="skip")
+    figure.add_scatter(
+        x=xs, y=ys, mode="lines", line={"color": "gray", "dash": "dot"}, hoverinfo="skip", showlegend=False
+    )
     for x, arm in points:
         _mark(figure, x, arm, _colour_of(study, arm))
     return figure
@@ -82,8 +85,7 @@ def _against(study: Study, points: Sequence[tuple[float, ArmResult]], title: str
 def _mark(figure: go.Figure, x: float, arm: ArmResult, shade: str) -> None:
     found = arm.quality
     figure.add_scatter(
-        x=[x], y=[found.estimate], mode="markers+text", text=[arm.name], textposition="top center", name=arm.name,
-        marker={"size": 9, "color": shade},
+        x=[x], y=[found.estimate], mode="markers", name=arm.name, marker={"size": 9, "color": shade},
         error_y=_bars([found], shade),
     )  # fmt: skip
 

@@ -97,9 +97,10 @@ def _sentence(study: Study, arms: Sequence[ArmResult], missing: Mapping[str, str
         bound = max(max(abs(d.simultaneous.low), abs(d.simultaneous.high)) for d in others.values())
         undecided = {name: d for name, d in others.items() if _undecided(d, study.resolve)}
         if undecided:
+            whom = "all arms" if len(undecided) == len(others) else ", ".join(undecided)
             text = (
                 f"No difference from {base} is shown, but differences up to {bound:.4f} are possible ({level}, all "
-                f"arms together). To decide about {study.resolve:g} for {', '.join(undecided)}: {_needed(undecided)}"
+                f"arms together). To decide about {study.resolve:g} for {whom}: {_needed(study, undecided)}"
             )
         else:
             text = f"No arm differs from {base} by more than {bound:.4f} ({level}, all arms together)."
@@ -112,9 +113,11 @@ def _undecided(difference: Difference, resolve: float) -> bool:
     return max(abs(difference.simultaneous.low), abs(difference.simultaneous.high)) > resolve
 
 
-def _needed(undecided: Mapping[str, Difference]) -> str:
+def _needed(study: Study, undecided: Mapping[str, Difference]) -> str:
     """How many seeds would decide."""
     needed = [difference.seeds_needed for difference in undecided.values()]
+    if len(study.seeds) == 1:
+        return "measure with more than one seed."
     if None in needed:
-        return "measure on more rows, because these are too few for any number of seeds (or there is only one seed)."
+        return "measure on more rows. With these, no number of seeds is enough."
     return f"about {max(needed)} seeds are needed."
