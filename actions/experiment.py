@@ -169,10 +169,11 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
         return None
     family, configs = request.adapted.family, request.configs
     fitting = families.for_model_type(config.model_type)
-    if fitting not in (None, family):
+    if fitting is not None and config.model_type not in family.model_types:
         raise UserError(
             f"the family '{family.name}' does not fit a model of type '{config.model_type}'",
-            f"give --model {fitting.name}_lora{'_ags' if request.adapted.shortcuts else ''}",
+            f"give --model {fitting.name}_lora{'_ags' if request.adapted.shortcuts else ''}, or a model of type "
+            f"{' or '.join(map(repr, family.model_types))}",
         )
     family.check(config)
     network = skeleton(config, request.spec.task)

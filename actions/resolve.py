@@ -13,7 +13,7 @@ from actions.compatible import check_base, check_options
 from actions.configurations import Configs, from_files, with_defaults, with_uniform
 from actions.console import set_log_level
 from actions.idle import idle_notes
-from actions.options import DYREALLOC, TEST, Options, changed, declared
+from actions.options import TEST, Options, changed, declared
 from actions.origin import Origin, load_type_of, of_run, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
@@ -24,7 +24,7 @@ from dataset.settings import OwnDataOptions
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
 from model.family import AdaptedName
-from model.reallocation.options import BUDGETS
+from model.reallocation.options import BUDGETS, default_heuristic
 from model.task.optimization import AUTO, default_rate
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def resolve(command: Command) -> Request:
     given = from_files(command.options, command.tables)
     origin = origin_of(command)
     options = _with_one_budget(_filled_in(command, origin), command.given)
-    options = replace(options, scoring=options.scoring.with_heuristic(repeated=command.action == DYREALLOC))
+    if options.scoring.importance_test_name is None:
+        heuristic = default_heuristic(command.action, options.scoring.imp_source)
+        options = changed(options, {"importance_test_name": heuristic})
     adapted = families.parse_model_name(options.model)
     if options.optimization.learning_rate is None:
         options = changed(options, {"learning_rate": default_rate(plain=adapted is None)})

@@ -126,7 +126,7 @@ class TestBudget:
 
 
 def test_the_first_scores_are_those_of_imp_test(searching, tmp_path) -> None:
-    place = ("--project-dir", tmp_path, "--project")
+    place = ("--importance-test-name", "grad_norm", "--project-dir", tmp_path, "--project")
     assert run(*searching("--max-steps", 1, *place, "search")) == 0
     _, *rest = searching(*place, "scores")
     assert run("imp-test", *rest) == 0

@@ -176,7 +176,7 @@ class TestRuns:
         assert f'base_model: "{world.opt}"' in text.split("---")[1]
         assert AutoTokenizer.from_pretrained(plain / "adapter").get_vocab()
         text = (dynamic / "adapter" / "README.md").read_text()
-        for words in ("3 of 12 elements on", "4 of 7 elements on", "grad_norm", "has shortcuts that are on", "0.5"):
+        for words in ("3 of 12 elements on", "4 of 7 elements on", "gain", "has shortcuts that are on", "0.5"):
             assert words in text
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
             assert (dynamic / "adapter" / picture).is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from dataset.option import Idle, above, at_least, count_or_share, flag_of, option, share
@@ -17,11 +17,24 @@ DEFAULT_SHARE = 0.25  # of --turn-on-percentile
 _IMP_TEST, _DYREALLOC = ("imp-test",), ("train-dyrealloc",)
 
 
+def default_heuristic(action: str, imp_source: str) -> str:
+    """The heuristic that an action uses if none is given.
+
+    A search during training scores some elements while they are on. Only `gain` compares these fairly with elements
+    that are off, and it needs scoring batches of its own.
+    """
+    return "gain" if action == "train-dyrealloc" and imp_source == "dedicated" else "grad_norm"
+
+
+def _heuristic(run: Mapping[str, Any]) -> str:
+    return run["importance_test_name"] or default_heuristic(run["action"], run["imp_source"])
+
+
 def _ignored(what: str) -> Idle:
     """The option has no effect on the scores of a heuristic that ignores `what`."""
 
     def idle(run: Mapping[str, Any]) -> str | None:
-        name = run["importance_test_name"]
+        name = _heuristic(run)
         return f"with --importance-test-name {name}" if what in saliency.get(name).ignores else None
 
     return idle
@@ -37,7 +50,7 @@ def _reads_no_batches(run: Mapping[str, Any]) -> str | None:
 def _without_warm_up(run: Mapping[str, Any]) -> str | None:
     if run["imp_warmup_batches"] is not None:
         return None if run["imp_warmup_batches"] else "with --imp-warmup-batches 0"
-    name = run["importance_test_name"]
+    name = _heuristic(run)
     return None if saliency.get(name).warmup_batches else f"with {name}, which has no warm-up by default"
 
 
@@ -63,15 +76,6 @@ class ScoringOptions:
     metric_red_tolerance: float = option(0.01,
         "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0),
         idle=_ignored("metric"))
-
-
-    def with_heuristic(self, repeated: bool) -> ScoringOptions:
-        """These options with a heuristic. `repeated` says that the elements are scored again while some are on.
-
-        Only `gain` compares elements that are on fairly with elements that are off, and it needs batches of its own.
-        """
-        name = "gain" if repeated and self.imp_source == "dedicated" else "grad_norm"
-        return self if self.importance_test_name else replace(self, importance_test_name=name)
 
 
 @dataclass(frozen=True)
