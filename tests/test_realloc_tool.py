@@ -260,7 +260,7 @@ def test_scores_of_another_model(files, tmp_path: Path) -> None:
     for other in ("narrow", "roberta"):
         with pytest.raises(UserError, match=r"has no model\.decoder\.layers\.0\.self_attn\.q_proj that is 32 to 32"):
             tool.main([*arguments, "--load", str(tmp_path / other)])
-    with pytest.raises(UserError, match="the model's folder '.*nothing' is not there"):
+    with pytest.raises(UserError, match=r"the model's folder '.*nothing' is not there"):
         tool.main([*arguments, "--load", str(tmp_path / "nothing")])
 
 
