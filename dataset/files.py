@@ -22,7 +22,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from heterolora.errors import UserError, nearest
+from heterolora.errors import UserError, nearest, shown
 from heterolora.outside import reading
 
 VERSION = 1  # raise it when the same file gives other rows
@@ -148,7 +148,7 @@ def _parsing(path: Path, delimiter: str) -> Iterator[csv.ParseOptions]:
         row, mark = wrong[0], "tab" if delimiter == "\t" else "comma"
         raise UserError(
             f"row {row.number} of '{path}' (the header is row 1) has {row.actual_columns} columns, and the header has "
-            f"{row.expected_columns}: {row.text[:80]}",
+            f"{row.expected_columns}: {shown(row.text)[:80]}",
             f"separate columns by a {mark}, and put text that holds a {mark} into quotation marks",
         ) from error
 
@@ -184,6 +184,7 @@ def columns_of(path: Path) -> dict[str, Kind]:
         if path.suffix == ".parquet":
             return kinds(parquet.read_schema(path))
         if path.suffix in (".csv", ".tsv"):
+            _utf8(path)  # pyarrow cannot show a row that is no text
             with _parsing(path, "\t" if path.suffix == ".tsv" else ",") as parse_options:
                 start = csv.open_csv(
                     path,

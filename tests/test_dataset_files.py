@@ -108,7 +108,7 @@ def test_json(tmp_path: Path, content: bytes | str, found: str) -> None:
     [
         (
             "text,label\na,0\nb,1,2\n",
-            "row 3 of '{}' (the header is row 1) has 3 columns, and the header has 2: b,1,2; separate columns by",
+            "row 3 of '{}' (the header is row 1) has 3 columns, and the header has 2: 'b,1,2'; separate columns by",
         ),
         ("text,label\na,0\nb\n", "row 3 of '{}' (the header is row 1) has 1 columns"),
         ("text,label,text\na,0,b\n", "'{}' has 2 columns named 'text'; keep one of them"),

@@ -52,8 +52,8 @@ def test_what_is_not_obvious(columns: dict[str, str], what: str) -> None:
         ("a.jsonl", "", {}, "a.jsonl is empty"),
         ("a.jsonl", "\n\n", {}, "a.jsonl is empty"),
         ("a.csv", "review;stars\nx, y;1\n", CSV, "row 2 of '.*' (the header is row 1) has 2 columns, and "
-         "the header has 1: x, y;1; separate columns by a comma"),
-        ("a.csv", "review,stars\na,1\nb\n", CSV, "(the header is row 1) has 1 columns, and the header has 2: b"),
+         "the header has 1: 'x, y;1'; separate columns by a comma"),
+        ("a.csv", "review,stars\na,1\nb\n", CSV, "(the header is row 1) has 1 columns, and the header has 2: 'b'"),
         ("a.tsv", "review\tstars\na\tb\t1\n", CSV, "has 3 columns, and the header has 2: .*separate columns by a tab"),
         ("a.csv", "review,stars\na,1\nb,\nc,5\n", CSV, "1 rows without a label, row 1 first; .*the labels are 1, 5"),
         ("a.csv", "review,stars\na,12345678901234567890123\nb,2\n", CSV, "the number 1.23457e+22, whose digits"),
