@@ -325,7 +325,7 @@ def test_missing_texts_are_empty_and_said(tmp_path):
             r"line 1 of '.*train.jsonl' is not JSON \(Expecting ':'",
         ),
         ("train.parquet", "not parquet", r"the file '.*train.parquet' is damaged or of another kind \(Parquet"),
-        ("train.csv", 'a,b\n1,2,3\n"', r"row 2 of '.*train.csv' .* has 3 columns, and the header has 2: 1,2,3;"),
+        ("train.csv", 'a,b\n1,2,3\n"', r"row 2 of '.*train.csv' .* has 3 columns, and the header has 2: '1,2,3';"),
     ],
 )
 def test_file_that_cannot_be_read(tmp_path, name, content, message):
