@@ -16,7 +16,6 @@ from actions.pictures import heat_map
 from actions.results import read_metrics
 from actions.run_folder import ADAPTER, LORA, SHORTCUT
 from dataset.spec import DatasetSpec
-from heterolora.element import KINDS
 from heterolora.errors import UserError
 from heterolora.files import whole_folder, write_text
 from heterolora.outside import read_text
@@ -118,7 +117,7 @@ def _first_comment(path: Path) -> str:
 def _draw(space: SearchSpace, folder: Path) -> list[str]:
     """Draw the ranks of all blocks."""
     on = {low_rank.element.key: float(low_rank.element.rank) for low_rank in space.on()}
-    ranks = {place: on.get(place.key, 0.0) for kind in KINDS if space.of_kind(kind) for place in space.places(kind)}
+    ranks = {place: on.get(place.key, 0.0) for place in space.places()}
     if not ranks:
         return []
     heat_map(

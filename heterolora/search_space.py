@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from heterolora.element import SHORTCUTS, Element, Kind, Place
+from heterolora.element import KINDS, SHORTCUTS, Element, Kind, Place
 from heterolora.family import Family
 from heterolora.low_rank import LowRank
 from heterolora.shortcut import Carry
@@ -49,8 +49,12 @@ class SearchSpace:
     def of_kind(self, kind: Kind) -> tuple[LowRank, ...]:
         return tuple(low_rank for low_rank in self if low_rank.element.kind == kind)
 
-    def places(self, kind: Kind) -> tuple[Place, ...]:
-        """All places of one kind, by block: also those where the configuration has no element."""
+    def places(self, kind: Kind | None = None) -> tuple[Place, ...]:
+        """All places of one kind, by block: also those where the configuration has no element. By default those of
+        each kind that has an element.
+        """
+        if kind is None:
+            return tuple(place for each in KINDS if self.of_kind(each) for place in self.places(each))
         if self.family is None:
             return tuple(low_rank.element for low_rank in self.of_kind(kind))
         names = tuple(self.family.linears) if kind == "lora" else SHORTCUTS

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from heterolora.adapt import heads
-from heterolora.element import KINDS, NAMES
+from heterolora.element import NAMES
 from heterolora.low_rank import LowRank
 from heterolora.search_space import SearchSpace
 
@@ -63,7 +63,7 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
     groups: dict[tuple[str, str], list[LowRank]] = {}
     for low_rank in space or ():
         groups.setdefault((low_rank.element.kind, low_rank.element.name), []).append(low_rank)
-    of_name = Counter(place.name for kind in KINDS for place in (() if space is None else space.places(kind)))
+    of_name = Counter(place.name for place in (() if space is None else space.places()))
     rows = []
     for (kind, name), low_ranks in sorted(groups.items(), key=lambda group: NAMES.index(group[0][1])):
         of_kind = sizes(p for low_rank in low_ranks for p in low_rank.parameters())

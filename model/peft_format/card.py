@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
-from heterolora.element import KINDS, order_of
+from heterolora.element import order_of
 from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Record
@@ -127,12 +127,7 @@ def _facts(result: CardContents) -> str:
 
 def _allocation(result: CardContents) -> list[str]:
     """Returns a table of blocks × places with the ranks (`·`: off, empty: no such place), and the pictures."""
-    ranks: dict[tuple[int, str], int | str] = {
-        (place.layer, place.name): "·"
-        for kind in KINDS
-        if result.space.of_kind(kind)
-        for place in result.space.places(kind)
-    }
+    ranks: dict[tuple[int, str], int | str] = {(place.layer, place.name): "·" for place in result.space.places()}
     ranks |= {(each.element.layer, each.element.name): each.element.rank for each in result.space.on()}
     names = sorted({name for _, name in ranks}, key=order_of)
     if not names:
