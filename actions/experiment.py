@@ -22,6 +22,7 @@ from heterolora.ranks import check_time, choose
 from heterolora.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
 from model.compiling import compile_blocks, uncompiled
+from model.family import AdaptedName
 from model.load import (
     base_dtype,
     enable_gradient_checkpointing,
@@ -159,6 +160,19 @@ def put_weights(request: Request, own: Record, network: PreTrainedModel, space: 
     return False
 
 
+def _check_family(adapted: AdaptedName, config: PretrainedConfig) -> None:
+    """Raise `UserError` unless the family fits the base. The error names the family that does, if there is one."""
+    try:
+        adapted.family.check(config)
+    except UserError as error:
+        fitting = families.for_model_type(config.model_type)
+        if fitting is None:
+            raise
+        raise UserError(
+            error.found, f"give --model {fitting.name}_lora{'_ags' if adapted.shortcuts else ''}; {error.expected}"
+        ) from None
+
+
 def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     """The elements of an adapted model on a base with this configuration, before any weight is read.
 
@@ -168,14 +182,7 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     if request.adapted is None:
         return None
     family, configs = request.adapted.family, request.configs
-    fitting = families.for_model_type(config.model_type)
-    if fitting is not None and config.model_type not in family.model_types:
-        raise UserError(
-            f"the family '{family.name}' does not fit a model of type '{config.model_type}'",
-            f"give --model {fitting.name}_lora{'_ags' if request.adapted.shortcuts else ''}, or a model of type "
-            f"{' or '.join(map(repr, family.model_types))}",
-        )
-    family.check(config)
+    _check_family(request.adapted, config)
     network = skeleton(config, request.spec.task)
     if request.adapter is not None:
         check_modules(request.adapter, network, request.base.name)

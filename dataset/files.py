@@ -111,7 +111,7 @@ def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         raise _not_json(f"'{path}' is not JSON", error, "give an array of objects") from error
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"row {index} of '{path}' is {_shown(row)}", "each row is an object")
+            raise UserError(f"row {index} of '{path}' is {_as_json(row)}", "each row is an object")
         yield f"row {index}", row
 
 
@@ -272,7 +272,7 @@ def _lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise _not_json(f"{where} is not JSON", error, one_object) from error
             if not isinstance(row, dict):
-                raise UserError(f"{where} is {_shown(row)}", one_object)
+                raise UserError(f"{where} is {_as_json(row)}", one_object)
             yield f"line {number}", row
 
 
@@ -329,7 +329,7 @@ def _array(path: Path, name: str, placed: list[tuple[Place, Any]], is_text: bool
             try:
                 pa.array([value], kind)
             except _UNFIT as error:
-                what = f"{_shown(value)} in column '{name}'" if is_text else f"label {_shown(value)}"
+                what = f"{_as_json(value)} in column '{name}'" if is_text else f"label {_as_json(value)}"
                 expected = "it must hold text" if is_text else "labels are all names, or all numbers below 2^63"
                 raise UserError(f"{place} of '{path}' has {what}", expected) from error
         raise
@@ -344,6 +344,6 @@ def _label_type(kinds: list[type]) -> pa.DataType:
     return pa.float64() if float in kinds else pa.int64()
 
 
-def _shown(value: Any) -> str:
+def _as_json(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -67,7 +67,7 @@ class Family:
             reason = f" ({self.misfits[found]})" if found in self.misfits else ""
             raise UserError(
                 f"the family '{self.name}' does not fit a model of type '{found}'{reason}",
-                f"expected type {' or '.join(map(repr, self.model_types))}",
+                f"this family needs a model of type {' or '.join(map(repr, self.model_types))}",
             )
 
     def check_task(self, task: Task) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
@@ -115,6 +114,8 @@ class Rouge(WeightedMean):
     """
 
     def __init__(self, key: str) -> None:
+        from rouge_score.rouge_scorer import RougeScorer  # which imports nltk and scikit-learn
+
         super().__init__()
         self.key = key
         self.scorer = RougeScorer([key], use_stemmer=True)
