@@ -1,7 +1,7 @@
 """Conversations, as the chat template of a tokenizer writes them, with loss on the assistant's turns.
 
-A conversation is a list of `{"role": …, "content": …}`. Between reading and encoding it is kept as JSON text, so that
-it is compared and cached as any text is.
+A conversation is a list of `{"role": …, "content": …}`, or of `{"from": …, "value": …}` as in ShareGPT. Between reading
+and encoding it is kept as JSON text with the first names, so that it is compared and cached as any text is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from heterolora.errors import UserError, shown
 
 ASSISTANT, TOOLS = "assistant", "tool_calls"
 _FORM = 'a conversation is a list of {"role": "user" or "assistant" or "system", "content": text}'
+
+_AUTHORS = {"human": "user", "user": "user", "gpt": ASSISTANT, ASSISTANT: ASSISTANT, "system": "system"}  # of ShareGPT
 
 Message = dict[str, Any]
 Span = tuple[int, int]  # start, end
@@ -36,7 +38,8 @@ def _as_json(where: str, value: Any) -> str:
     if not isinstance(value, list) or not value:
         raise UserError(f"{where} has {shown(value)[:60]} for messages", _FORM)
     messages = []
-    for turn, message in enumerate(value, 1):
+    for turn, found in enumerate(value, 1):
+        message = _with_role(f"turn {turn} in {where}", found)
         if not _is_message(message):
             raise UserError(f"turn {turn} in {where} is {shown(message)[:60]}", _FORM)
         kept = {key: each for key, each in message.items() if each is not None}  # Arrow adds missing keys
@@ -44,6 +47,16 @@ def _as_json(where: str, value: Any) -> str:
     if not any(message["role"] == ASSISTANT and (message["content"] or TOOLS in message) for message in messages):
         raise UserError(f"{where} has no turn of the role '{ASSISTANT}'", "the loss is taken on its turns")
     return json.dumps(messages)
+
+
+def _with_role(where: str, message: Any) -> Any:
+    """A turn with the names of ShareGPT, with `role` and `content` instead. Any other value is returned as it is."""
+    if not isinstance(message, Mapping) or "from" not in message or "value" not in message or "role" in message:
+        return message
+    author = message["from"]
+    if not isinstance(author, str) or author not in _AUTHORS:
+        raise UserError(f"{where} is from {shown(author)[:60]}", f"expected {', '.join(_AUTHORS)}")
+    return {"role": _AUTHORS[author], "content": message["value"]}
 
 
 def _is_message(message: Any) -> bool:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from dataset import registry
 from dataset.choices import GAP, Choices
 from dataset.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
 from dataset.settings import OwnDataOptions
-from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Task
+from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Row, Task
 
 CUE = "\n"  # between prompt and response
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -69,7 +72,7 @@ def _described(
         label_column=roles.label,
         labels=own.labels or (joined_names(labels) if labels else None),
         regression=not labels if roles.classifies else None,
-        prompt_column=roles.prompt,
+        prompt_column=joined_names(roles.prompt) if roles.prompt else None,
         response_column=roles.response,
         messages_column=roles.messages,
         choices_column=roles.choices,
@@ -96,7 +99,7 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
         label=roles.label or "label",
         labels=labels,
         validation=(),
-        prompt=itemgetter(roles.prompt) if roles.prompt is not None else None,
+        prompt=_prompt(roles.prompt),
         cue=CUE if answers else GAP if roles.choices is not None else "",
         response=itemgetter(roles.response) if answers else None,
         choices=None if roles.choices is None else Choices(itemgetter(roles.choices), nested=(roles.choices,)),
@@ -105,6 +108,16 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
         own=True,
         place=place,
     )
+
+
+def _prompt(columns: tuple[str, ...]) -> Callable[[Row], Any] | None:
+    """The prompt of a row: the text in the column, or the texts in several, separated by line breaks."""
+    return None if not columns else itemgetter(*columns) if len(columns) == 1 else partial(_paragraphs, columns)
+
+
+def _paragraphs(columns: tuple[str, ...], row: Row) -> str:
+    """The texts of the columns, without those that are empty or missing."""
+    return "\n".join(row[column] for column in columns if row[column])
 
 
 def _on_hub(dataset: str) -> bool:

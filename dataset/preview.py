@@ -38,7 +38,8 @@ def _meaning(spec: DatasetSpec) -> str:
         return f"multiple choice from {columns}; '{spec.label}' says which choice is right"
     if spec.prompt is not None:
         what = "summarisation" if spec.task == "summarization" else "language modelling"
-        return f"{what} of the response in '{spec.columns[1]}' to the prompt in '{spec.columns[0]}'"
+        *prompts, response = (f"'{column}'" for column in spec.columns)
+        return f"{what} of the response in {response} to the prompt in {' and '.join(prompts)}"
     if spec.chat:
         return f"language modelling of the conversations in {columns}, with the chat template of the tokenizer"
     if spec.task != "classification":

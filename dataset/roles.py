@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dataset.files import Kind
 
 #: The names of columns that are recognised without options. Capitals do not matter.
-TEXT, LABEL, PROMPT, RESPONSES, MESSAGES = "text", "label", "prompt", ("response", "completion"), "messages"
+TEXT, LABEL, MESSAGES = "text", "label", ("messages", "conversations")
+PROMPT, INSTRUCTION, INPUTS = "prompt", "instruction", ("input", "context")  # an instruction may have an input
+RESPONSES = ("response", "completion", "output")
 _GROUPS: Mapping[str, tuple[str, ...]] = {  # a kind of data -> the options that describe it
     "texts": ("text_columns", "label_column", "labels", "regression"),
     "prompts with responses": ("prompt_column", "response_column"),
@@ -28,19 +30,22 @@ _OF_CHOICES = ("prompt_column", "label_column")  # with `choices_column`, they d
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns of own data. `texts` are the texts; with a prompt, or conversations, it is empty."""
+    """The columns of own data. `texts` are the texts; with a prompt, or conversations, it is empty.
+
+    A prompt may be in several columns.
+    """
 
     task: Task
     texts: tuple[str, ...] = ()
     label: str | None = None
-    prompt: str | None = None
+    prompt: tuple[str, ...] = ()
     response: str | None = None
     messages: str | None = None
     choices: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.texts or ((self.messages,) if self.messages else (self.prompt, self.response or self.choices))
+        return self.texts or ((self.messages,) if self.messages else (*self.prompt, self.response or self.choices))
 
     @property
     def classifies(self) -> bool:
@@ -85,12 +90,14 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
         raise UserError(
             f"--labels {own.labels} does not name classes", "give at least two different labels, without --regression"
         )
+    if not all(prompt := split_names(own.prompt_column)):
+        raise UserError(f"--prompt-column {own.prompt_column} names an empty column", "separate names by one comma")
     if own.messages_column is not None:
         return _fits(Roles("causal_language_modeling", messages=own.messages_column), task)
     if own.choices_column is not None:
-        return _questions(own.choices_column, own.prompt_column, own.label_column, task)
-    if own.prompt_column is not None and own.response_column is not None:
-        return _fits(_answers(own.prompt_column, own.response_column, task), task)
+        return _questions(own.choices_column, prompt, own.label_column, task)
+    if prompt and own.response_column is not None:
+        return _fits(_answers(prompt, own.response_column, task), task)
     if texts and own.label_column is not None:
         return _fits(Roles("classification", texts, own.label_column), task)
     if texts and task == "causal_language_modeling" and own.labels is None and own.regression is None:
@@ -108,7 +115,7 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     if own.choices_column is not None:
         found = _questions(
             own.choices_column,
-            own.prompt_column or _called(columns, PROMPT),
+            split_names(own.prompt_column) or _prompt(columns),
             own.label_column or _called(columns, LABEL),
             task,
         )
@@ -117,14 +124,14 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
         return found
     answering = own.prompt_column or own.response_column
     described = answering or any(getattr(own, option) is not None for option in _GROUPS["texts"])
-    messages = _called(columns, MESSAGES)
+    messages = _called(columns, *MESSAGES)
     if not described and task in (None, "causal_language_modeling") and messages is not None:
         return Roles("causal_language_modeling", messages=messages)
     response = own.response_column or _called(columns, *RESPONSES)
-    prompt = own.prompt_column or _called(columns, PROMPT)
+    prompt = split_names(own.prompt_column) or _prompt(columns)
     if answering or (not described and task != "classification" and prompt and response):
-        if prompt is None or response is None:
-            missing = "--prompt-column" if prompt is None else "--response-column"
+        if not prompt or response is None:
+            missing = "--response-column" if prompt else "--prompt-column"
             raise UserError(f"{missing} is missing", _candidates(columns))
         return _fits(_answers(prompt, response, task), task)
     label = own.label_column or (None if task == "causal_language_modeling" else _called(columns, LABEL))
@@ -138,7 +145,7 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     if texts:
         what = "no column is named 'label'"
     elif label is None:
-        what = "none is named 'text', 'label', 'prompt' or 'messages'"
+        what = "none is named 'text', 'label', 'prompt', 'instruction', 'messages' or 'conversations'"
     else:
         what = "several columns may hold the text" if "text" in columns.values() else "no column holds text"
     raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
@@ -149,6 +156,14 @@ def _called(columns: Mapping[str, Kind], *names: str) -> str | None:
     exact = [name for name in names if name in columns]
     found = exact or [column for column in columns if column.lower() in names]
     return found[0] if exact or len(found) == 1 else None
+
+
+def _prompt(columns: Mapping[str, Kind]) -> tuple[str, ...]:
+    """Returns the column of prompts, or an instruction and its input as in Alpaca and Dolly, or nothing."""
+    if (prompt := _called(columns, PROMPT)) is not None:
+        return (prompt,)
+    found = (_called(columns, INSTRUCTION), _called(columns, *INPUTS))
+    return tuple(name for name in found if name is not None) if found[0] is not None else ()
 
 
 def _texts(columns: Mapping[str, Kind], label: str | None) -> tuple[str, ...]:
@@ -163,29 +178,28 @@ def _texts(columns: Mapping[str, Kind], label: str | None) -> tuple[str, ...]:
     return texts if len(texts) <= most and (label is not None or len(columns) == 1) else ()
 
 
-def _answers(prompt: str, response: str, task: Task | None) -> Roles:
-    if prompt == response:
-        raise UserError(f"--prompt-column and --response-column are both {prompt}", "give two columns")
+def _answers(prompt: tuple[str, ...], response: str, task: Task | None) -> Roles:
+    if response in prompt:
+        raise UserError(f"--prompt-column and --response-column are both {response}", "give two columns")
     summary = "summarization" if task == "summarization" else "causal_language_modeling"
     return Roles(summary, prompt=prompt, response=response)
 
 
-def _questions(choices: str, prompt: str | None, label: str | None, task: Task | None) -> Roles | None:
+def _questions(choices: str, prompt: tuple[str, ...], label: str | None, task: Task | None) -> Roles | None:
     """The roles of multiple choice. `None` if a column is not known."""
-    if prompt is None or label is None:
+    if not prompt or label is None:
         return None
-    if len({choices, prompt, label}) < 3:
-        found = f"--prompt-column {prompt}, --choices-column {choices} and --label-column {label} name a column twice"
-        raise UserError(found, "give three columns")
+    if choices == label or {choices, label} & {*prompt}:
+        given = f"--prompt-column {joined_names(prompt)}, --choices-column {choices} and --label-column {label}"
+        raise UserError(f"{given} name a column twice", "give three columns")
     return _fits(Roles("causal_language_modeling", prompt=prompt, choices=choices, label=label), task)
 
 
 def _fits(roles: Roles, task: Task | None) -> Roles:
-    named = [*roles.texts, roles.label]
+    named = [*(roles.texts or roles.prompt), roles.label]
     if twice := next((name for name in named if named.count(name) > 1), None):
-        raise UserError(
-            f"the column '{twice}' is given twice", "give each of --text-columns and --label-column another"
-        )
+        flags = "--text-columns and --label-column" if roles.texts else "the names in --prompt-column"
+        raise UserError(f"the column '{twice}' is given twice", f"give each of {flags} another")
     if task not in (None, roles.task):
         raise UserError(
             f"--task {task} does not fit the columns {', '.join(roles.columns)}", f"they are for {roles.task}"

@@ -72,8 +72,8 @@ class OwnDataOptions:
         "values found, sorted", from_checkpoint=True, idle=_described_by_entry)
     regression: bool | None = option(None, "predict the numbers of the label column, also whole ones; by default if "
         "they are real numbers", from_checkpoint=True, idle=_described_by_entry)
-    prompt_column: str | None = option(None, "column of the prompts, without loss", from_checkpoint=True,
-        idle=_described_by_entry)
+    prompt_column: str | None = option(None, "column of the prompts, without loss; several, separated by "
+        "commas, are joined by line breaks", from_checkpoint=True, idle=_described_by_entry)
     response_column: str | None = option(None, "column of the responses to the prompts, with loss",
         from_checkpoint=True, idle=_described_by_entry)
     choices_column: str | None = option(None, "column of the choices after the prompt, lists of texts; --label-column "

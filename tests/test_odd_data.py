@@ -22,7 +22,7 @@ CSV = {"text_columns": "review", "label_column": "stars"}
     ("columns", "expected"),
     [
         ({"Text": TEXT, "Label": WHOLE}, Roles("classification", ("Text",), "Label")),
-        ({"PROMPT": TEXT, "Completion": TEXT}, Roles(LM, prompt="PROMPT", response="Completion")),
+        ({"PROMPT": TEXT, "Completion": TEXT}, Roles(LM, prompt=("PROMPT",), response="Completion")),
         ({"Messages": "lists", "id": WHOLE}, Roles(LM, messages="Messages")),
         ({"text": TEXT, "Text": TEXT, "label": WHOLE}, Roles("classification", ("text",), "label")),
     ],
@@ -34,11 +34,14 @@ def test_capitals_of_the_usual_names_do_not_matter(columns: dict[str, str], expe
 @pytest.mark.parametrize(
     ("columns", "what"),
     [
-        ({"review": TEXT, "stars": WHOLE}, "none is named 'text', 'label', 'prompt' or 'messages'"),
+        (
+            {"review": TEXT, "stars": WHOLE},
+            "none is named 'text', 'label', 'prompt', 'instruction', 'messages' or 'conversations'",
+        ),
         ({"text": WHOLE, "label": WHOLE}, "no column holds text"),
         ({"Text": TEXT, "TEXT": TEXT, "a": TEXT, "label": WHOLE}, "several columns may hold the text"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_obvious(columns: dict[str, str], what: str) -> None:
     with pytest.raises(UserError, match=f"no obvious meaning: {re.escape(what)}; give --text-columns and"):
         roles_of(columns, OwnDataOptions(), None, "mine")

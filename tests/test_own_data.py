@@ -46,10 +46,10 @@ CHOICES = [
     ({"story": TEXT}, {}, None, Roles(LM, ("story",))),
     ({"id": WHOLE, "text": TEXT}, {}, None, Roles(LM, ("text",))),
     ({"text": TEXT, "label": WHOLE}, {}, LM, Roles(LM, ("text",))),
-    ({"prompt": TEXT, "completion": TEXT}, {}, None, Roles(LM, prompt="prompt", response="completion")),
-    ({"q": TEXT, "response": TEXT}, {"prompt_column": "q"}, None, Roles(LM, prompt="q", response="response")),
+    ({"prompt": TEXT, "completion": TEXT}, {}, None, Roles(LM, prompt=("prompt",), response="completion")),
+    ({"q": TEXT, "response": TEXT}, {"prompt_column": "q"}, None, Roles(LM, prompt=("q",), response="response")),
     ({"prompt": TEXT, "response": TEXT}, {}, "summarization",
-     Roles("summarization", prompt="prompt", response="response")),
+     Roles("summarization", prompt=("prompt",), response="response")),
     ({"messages": LISTS, "text": TEXT}, {}, None, Roles(LM, messages="messages")),
     ({"talk": LISTS}, {"messages_column": "talk"}, None, Roles(LM, messages="talk")),
 ]  # fmt: skip
@@ -282,7 +282,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
 @pytest.mark.parametrize(
     ("messages", "found"),
     [
-        ([{"from": "human", "value": "a"}], "turn 1 in row 1 of split 'train'"),
+        ([{"author": "human", "text": "a"}], "turn 1 in row 1 of split 'train'"),
         ([{"role": "user", "content": "a"}], "row 1 of split 'train' of data set 'talks' has no turn of the role"),
         ([], "row 1 of split 'train' of data set 'talks' has [] for messages"),
         ("a b", "has messages that are not JSON"),
