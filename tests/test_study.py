@@ -15,12 +15,14 @@ from peft import AdaLoraConfig, get_peft_model
 from heterolora import scores
 from heterolora.errors import UserError
 from main import main as program
+from tests.scoring import scored
 from tests.tiny import tiny_network
 from tests.world import World, weights
 from tools import study as tool
 from tools.studies import adalora, execution, peft_run
 from tools.studies.figures import pareto
-from tools.studies.spec import PEFT_METHODS, read_study
+from tools.studies.jobs import Case, assignment
+from tools.studies.spec import PEFT_METHODS, Arm, read_study
 
 MINIMAL = """
 parameters = [600]
@@ -252,6 +254,20 @@ def test_adalora_is_regularised_as_by_peft() -> None:
     own = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1]))
     expected = config.orth_reg_weight * adalora.orthogonality(adapted.base_model.model)
     assert float(output.loss - own) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_budget_below_rank_1_gives_each_seed_its_own_places() -> None:
+    """A comparison with one set of places would depend on its luck. PEFT's arms of a seed have those of `uniform`."""
+    places = [scored(layer, name, 1.0, rank=4) for layer in range(4) for name in ("q_proj", "v_proj")]
+    elements = [item.element for item in places]
+    budget = 3 * (elements[0].in_features + elements[0].out_features)  # rank 1 in 3 of 8 places
+    on = {}
+    for seed in range(6):
+        ranks = assignment(Case("task", budget, Arm("even", "uniform"), 1e-3, seed), places).ranks
+        on[seed] = {key for key, rank in ranks.items() if rank}
+        assert len(on[seed]) == 3
+        assert {element.key for element in peft_run.uniform_ranks(elements, budget, seed)} == on[seed]
+    assert len({frozenset(each) for each in on.values()}) > 1
 
 
 def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InThisProcess) -> None:

@@ -192,17 +192,20 @@ def _text(value: Any) -> str:
 def assignment(case: Case, elements: Sequence[Scored]) -> Assignment:
     """The ranks of a run with fixed places: the whole budget, until not one more rank fits.
 
+    The seed decides which of equal places get the ranks that are not enough for all. With `uniform` and a budget below
+    one rank for each place, these are random places. One set of places for all seeds would compare with its luck.
+
     Raises UserError if the budget is below the cheapest rank or above the arm's whole space.
     """
     arm = case.arm
     policy: Policy
     if arm.method == UNIFORM:
-        policy, seed = EVEN, 0
+        policy = EVEN
     elif arm.policy == "proportional":
-        policy, seed = Proportional(0, arm.rank), case.seed
+        policy = Proportional(0, arm.rank)
     elif arm.policy == "greedy":
-        policy, seed = Greedy(), case.seed
+        policy = Greedy()
     else:
-        policy, seed = TopK(arm.rank, to_the_last=True), case.seed
+        policy = TopK(arm.rank, to_the_last=True)
     draw = 1 if arm.method == DRAWN else 0
-    return assign(elements, policy, Limit("parameters", case.parameters), "off", tie_generator(seed, draw))
+    return assign(elements, policy, Limit("parameters", case.parameters), "off", tie_generator(case.seed, draw))

@@ -8,7 +8,6 @@ it has no adapter. `--resume-training --load RUN/checkpoints/last.ckpt` continue
 from __future__ import annotations
 
 import functools
-import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from actions.run_folder import open_run, write_config
 from actions.train import fit
 from actions.trainer import check_devices
 from heterolora import scores as scores_file
+from heterolora.allocation import tie_generator
 from heterolora.config import ElementConfig
 from heterolora.element import Element, at_ranks
 from heterolora.errors import UserError
@@ -83,7 +83,7 @@ def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[El
     if method == "adalora":
         adapted = _adalora(experiment, places, budget)
     else:
-        uniform = uniform_ranks(places, budget)
+        uniform = uniform_ranks(places, budget, experiment.options.seed)
         adapted = _eva(experiment, uniform, budget) if method == "eva" else _fixed(experiment, uniform, method)
     experiment.task.network = adapted.network
     experiment.task.trained = trained_names(adapted.network, None)
@@ -109,10 +109,10 @@ def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> 
     return Adapted(network, allocate.final_elements, (allocate,))
 
 
-def uniform_ranks(places: Sequence[Element], budget: int) -> list[Element]:
-    """The places with an element, at ranks as equal as the budget allows."""
+def uniform_ranks(places: Sequence[Element], budget: int, seed: int) -> list[Element]:
+    """The places with an element, at ranks as equal as the budget allows: those of the arm `uniform`."""
     scored = [scores_file.Scored(element, 1.0) for element in places]
-    found = assign(scored, EVEN, Limit("parameters", budget), "off", random.Random(0)).ranks
+    found = assign(scored, EVEN, Limit("parameters", budget), "off", tie_generator(seed, 0)).ranks
     return at_ranks(places, found)
 
 
