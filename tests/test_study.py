@@ -17,7 +17,7 @@ from heterolora.errors import UserError
 from main import main as program
 from tests.scoring import scored
 from tests.tiny import tiny_network
-from tests.world import World, weights
+from tests.world import ROOT, World, weights
 from tools import study as tool
 from tools.studies import adalora, execution, peft_run
 from tools.studies.figures import pareto
@@ -254,6 +254,18 @@ def test_adalora_is_regularised_as_by_peft() -> None:
     own = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1]))
     expected = config.orth_reg_weight * adalora.orthogonality(adapted.base_model.model)
     assert float(output.loss - own) == pytest.approx(float(expected), rel=1e-5)
+
+
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_documented_studies_can_be_read(path: Path) -> None:
+    """Each one names its own command, and docs/does-it-help.md has its results."""
+    command = f"python tools/study.py configs/studies/{path.name}"
+    assert len(read_study(path).arms) > 1
+    assert f"{command} --output studies/{path.stem}" in path.read_text()
+    assert command in (ROOT / "docs" / "does-it-help.md").read_text()
 
 
 def test_a_budget_below_rank_1_gives_each_seed_its_own_places() -> None:
