@@ -112,13 +112,9 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     """
     if (given := given_roles(own, task)) is not None:
         return given
+    prompt = split_names(own.prompt_column) or _prompt(columns)
     if own.choices_column is not None:
-        found = _questions(
-            own.choices_column,
-            split_names(own.prompt_column) or _prompt(columns),
-            own.label_column or _called(columns, LABEL),
-            task,
-        )
+        found = _questions(own.choices_column, prompt, own.label_column or _called(columns, LABEL), task)
         if found is None:
             raise UserError("--choices-column needs --prompt-column and --label-column", _candidates(columns))
         return found
@@ -128,7 +124,6 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     if not described and task in (None, "causal_language_modeling") and messages is not None:
         return Roles("causal_language_modeling", messages=messages)
     response = own.response_column or _called(columns, *RESPONSES)
-    prompt = split_names(own.prompt_column) or _prompt(columns)
     if answering or (not described and task != "classification" and prompt and response):
         if not prompt or response is None:
             missing = "--response-column" if prompt else "--prompt-column"
