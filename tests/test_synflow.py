@@ -10,11 +10,17 @@ import pytest
 import torch
 from torch import nn
 
+from heterolora.adapt import wrap
+from heterolora.element import Settings
 from heterolora.errors import UserError
+from heterolora.saliency.positive import PositiveNetwork
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score
 from heterolora.search_space import SearchSpace
+from heterolora.targets import lora_elements
+from model import family
 from tests.adapted import VARIANTS, Adapted, adapted, lora_config, shortcut_config
+from tests.tiny import tiny_network
 
 TOKENS = 64
 _LLAMA = {
@@ -163,6 +169,28 @@ def test_sum_over_paths(variant: str, renormalize: bool) -> None:
             assert scores[low_rank.element.key] == 0
         else:
             assert scores[low_rank.element.key] == pytest.approx(2 * through_it, rel=1e-7)
+
+
+def test_elements_before_and_after_the_blocks() -> None:
+    """The library also scores the projections around OPT-350M's blocks. R - R(without) is the sum of the paths."""
+    network = tiny_network("opt", "causal", do_layer_norm_before=False, word_embed_proj_dim=16)
+    table, outside = family.get("opt"), ["project_in", "project_out"]
+    elements = lora_elements(network, [*outside, "v_proj"], Settings(rank=2, alpha=4.0))
+    blocks = tuple(network.base_model.get_submodule(table.blocks))
+    space = SearchSpace(wrap(network, elements), blocks, table, pre_norm=False)
+    for low_rank in space:
+        nn.init.normal_(low_rank.B)
+
+    def flow() -> float:
+        positive = PositiveNetwork(network, space)
+        return float(positive.flow().detach()) * 2.0**positive.power
+
+    scores, whole = synflow(network, space), flow()
+    for low_rank in space:
+        if low_rank.element.module.endswith(tuple(outside)):
+            low_rank.switch(False)
+            assert scores[low_rank.element.key] == pytest.approx(2 * (whole - flow()), rel=1e-7)
+            low_rank.switch(True)
 
 
 @pytest.mark.parametrize("variant", ["opt-post", "gemma"])

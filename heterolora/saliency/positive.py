@@ -90,13 +90,10 @@ class PositiveNetwork:
         block = self.space.blocks[layer]
         shortcuts = getattr(block, "shortcuts", None)
         again = shortcuts is not None and shortcuts.renormalize
-
-        def delta(name: str, source: Tensor) -> Tensor | float:
-            factors = self.factors.get((layer, name))
-            return 0.0 if factors is None else factors.delta(source)
+        delta = partial(self._delta, layer)
 
         def linear(name: str, source: Tensor) -> Tensor:
-            return self._linear(block.get_submodule(self.family.linears[name]), source) + delta(name, source)
+            return self._linear(block.get_submodule(self.family.linears[name]), source)
 
         norm1 = partial(self._norm, block.get_submodule(self.family.norm1))
         norm2 = partial(self._norm, block.get_submodule(self.family.norm2))
@@ -126,11 +123,21 @@ class PositiveNetwork:
     def _through(self, paths: Sequence[str], x: Tensor) -> Tensor:
         """Apply the linear layers and norms at `paths` to x; paths that the model does not have are skipped."""
         for module in (self.modules[path] for path in paths if path in self.modules):
-            x = (self._linear if isinstance(module, nn.Linear) else self._norm)(module, x)
+            x = (self._linear if isinstance(_base(module), nn.Linear) else self._norm)(module, x)
         return x
 
     def _linear(self, module: nn.Module, x: Tensor) -> Tensor:
-        return self._positive(base_weight(_base(module), "synflow")) @ x
+        """A linear layer, with its element if it has one that is on."""
+        y = self._positive(base_weight(_base(module), "synflow")) @ x
+        if not isinstance(module, LoraLinear):
+            return y
+        element = module.low_rank.element
+        return y + self._delta(element.layer, element.name, x)
+
+    def _delta(self, layer: int, name: str, x: Tensor) -> Tensor | float:
+        """delta(x) of an element; 0 if there is none, or if it is off."""
+        factors = self.factors.get((layer, name))
+        return 0.0 if factors is None else factors.delta(x)
 
     def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
         return x if module.weight is None else self._positive(self.family.norm_offset + module.weight) * x
