@@ -203,6 +203,16 @@ class TestProjections:
     def test_a_small_matrix_is_kept_whole(self) -> None:
         assert ProductSum(32, 5000, whole=False, seed=0, device=torch.device("cpu")).whole
 
+    @pytest.mark.parametrize("name", ["weight_gradient", "spectral", "activation"])
+    def test_what_is_not_finite_is_named(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        made, batches = trained_with("opt-pre", "causal_language_modeling")
+        monkeypatch.setattr(module, "WHOLE", 0)
+        monkeypatch.setattr(module, "WIDTH", 10)
+        with torch.no_grad():
+            made.network.get_input_embeddings().weight.fill_(torch.nan)
+        with pytest.raises(UserError, match=f"the {name} score of layer_0.q_proj is nan; expected a finite score"):
+            score(name, problem(made, batches))
+
     @pytest.mark.parametrize("name", ["weight_grad_norm", "activation"])
     def test_under_autocast(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """The sums are float32, as they are without autocast."""

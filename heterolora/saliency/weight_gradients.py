@@ -56,11 +56,14 @@ class ProductSum:
         return float(self.sums[0].norm() if self.whole else self.sums[1].norm() / len(self.sums[1]) ** 0.5)
 
     def matrix(self) -> Tensor:
-        """M (rows, columns); for projections its approximation Q X."""
+        """M (rows, columns); for projections its approximation Q X, or NaN if they are not finite."""
         if self.whole:
             return self.sums[0]
-        Q = torch.linalg.qr(self.sums[0]).Q
-        return Q @ torch.linalg.lstsq(self.psi.t() @ Q, self.sums[1]).solution
+        left, right = self.sums
+        if not bool(left.isfinite().all() and right.isfinite().all()):  # torch.linalg raises an error of its own
+            return left.new_full((len(left), right.shape[1]), torch.nan)
+        Q = torch.linalg.qr(left).Q
+        return Q @ torch.linalg.lstsq(self.psi.t() @ Q, right).solution
 
 
 def product_sums(problem: Problem, sizes: Sequence[tuple[int, int]], parts: int = 1) -> list[tuple[ProductSum, ...]]:
