@@ -110,6 +110,21 @@ def test_activation_is_the_explained_variance(variant: str) -> None:
         assert scores[element.key] == pytest.approx(values[: element.rank].sum() / values.sum(), rel=1e-3)
 
 
+def test_constant_inputs_have_no_variance_to_explain() -> None:
+    """Σ x² - (Σ x)² / n is a small number of any sign then. Dividing by it gave scores of 1e36."""
+
+    def loss(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return network(x).square().mean()
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 2))
+    same = 10 * torch.randn(1, 64).expand(7, 64)
+    constant = hl.score(network, [same] * 4, "activation", loss=loss)
+    assert constant.by_module() == {"0": 0.0, "1": 0.0}
+    varied = hl.score(network, [same + 0.5 * torch.randn(7, 64) for _ in range(4)], "activation", loss=loss)
+    assert all(0 < value <= 1 for value in varied.by_module().values())
+
+
 def test_spectral_is_its_formula() -> None:
     """NumPy: the slopes of G₁ along its own singular directions, times those of G₂, per parameter."""
     made, batches = trained_with("bert", "classification")

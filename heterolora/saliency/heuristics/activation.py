@@ -18,6 +18,9 @@ from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.weight_gradients import Place, ProductSum, leading_directions, observe, product_sums
 
+#: Inputs with less variance than this part of their mean square are constant: float32 rounds as much.
+CONSTANT = 1e-5
+
 
 class Inputs(Place):
     """The moments of one place's inputs: Σ xᵀ x (in, in), Σ x (in,), Σ ‖x‖² and the number of tokens."""
@@ -47,12 +50,13 @@ class Inputs(Place):
         self.sums = sum_over_ranks(self.sums)
 
     def directions(self) -> tuple[Tensor, Tensor]:
-        """The `rank` leading principal directions (in, k) and their shares of the variance (k,)."""
+        """The `rank` leading principal directions (in, k) and their shares of the variance (k,), 0 without variance."""
         total, squares, tokens = self.sums[:-2], self.sums[-2], self.sums[-1].clamp(min=1)
         covariance = self.products.matrix() - total.outer(total) / tokens
         variance = squares - total.square().sum() / tokens
         _, values, directions = leading_directions(covariance, self.rank)
-        return directions, values / variance.clamp(min=torch.finfo(torch.float32).tiny)
+        varies = ~(variance <= CONSTANT * squares)  # also if it is NaN
+        return directions, torch.where(varies, values / variance, 0.0)
 
 
 def inputs(problem: Problem) -> list[Inputs]:
