@@ -105,8 +105,13 @@ class ElementConfig:
 
     @classmethod
     def of(cls, elements: Iterable[Element], kind: Kind, renormalize: bool = False) -> ElementConfig:
-        """The layer-wise configuration with exactly the elements of one kind."""
+        """The layer-wise configuration with exactly the elements of one kind.
+
+        Raises UserError if an element has no canonical name, because its network has no family table.
+        """
         sites = {(element.layer, element.name): element.settings for element in elements if element.kind == kind}
+        for layer, name in sites:
+            check_known(f"layer_{layer}.{name} in a {_FORMATS[kind].title}", name, _FORMATS[kind].names)
         return cls(kind, "layer", Settings(), sites, renormalize)
 
     def lookup(self, layer: int, name: str) -> Settings | None:

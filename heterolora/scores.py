@@ -29,7 +29,6 @@ half of the batches, and `stability` at the top is their rank correlation.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -151,8 +150,8 @@ def write(path: str | Path, scores: Scores) -> None:
         document["step_time"] = asdict(scores.step_time)
     for item in scores.scored:
         element, settings = item.element, item.element.settings
-        if not math.isfinite(item.score):
-            raise UserError(f"the score of {element.key} is {item.score}", "expected a finite score")
+        if not _SCORE.valid(item.score):
+            raise UserError(f"the score of {element.key} is {item.score}", f"expected {_SCORE.expected}")
         values = {
             "score": item.score,
             "kind": element.kind,
@@ -181,8 +180,9 @@ def _read_step_time(path: str | Path, document: Mapping[str, Any], scored: Seque
 
 def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Scored:
     where = f"{path}: [layer_{layer}.{name}]"
-    check_known(where, name, NAMES)
     found = check_keys(where, _ELEMENT, _table(where, values), _EXPECTED)
+    if f".{name}." not in f".{found['module']}.":  # without a family table, the name is a part of the path
+        check_known(where, name, NAMES)
     kind = "shortcut" if name in SHORTCUTS else "lora"
     if found["kind"] != kind:
         raise UserError(f"{where}: kind is '{found['kind']}'", f"expected '{kind}' for {name}")

@@ -28,6 +28,7 @@ from transformers import (
 
 import heterolora as hl
 from heterolora import scores as scores_file
+from heterolora.config import ElementConfig
 from model import family
 from tests.tiny import tiny_network
 from tests.world import ROOT
@@ -285,6 +286,16 @@ def test_scores_of_the_command_line_make_a_peft_configuration(tmp_path: Path) ->
     scores_file.write(tmp_path / "scores.toml", scores)
     again = scores_file.read(tmp_path / "scores.toml")
     assert hl.lora_config(again, share=0.5).to_dict() == hl.lora_config(scores, share=0.5).to_dict()
+
+
+def test_scores_of_any_network_come_back(tmp_path: Path) -> None:
+    """Their names are parts of paths. A configuration of the command line has no place for them."""
+    path = tmp_path / "scores.toml"
+    for scores in (hl.score(neox(), batches()), hl.score(Own(), own_batches(), loss=squared)):
+        scores_file.write(path, scores)
+        assert scores_file.read(path) == scores
+    with pytest.raises(hl.UserError, match=r"layer_0\.layers in a LoRA configuration: 'layers' is not known; valid: "):
+        ElementConfig.of([item.element for item in scores.scored], "lora")
 
 
 # ---- unusual callers and networks

@@ -99,11 +99,11 @@ def test_integers_count_as_numbers(path: Path) -> None:
     assert read.scored[0].score == 1.0
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_a_score_that_is_no_number_leaves_the_old_file(path: Path, score: float) -> None:
+@pytest.mark.parametrize("score", [math.nan, math.inf, -0.5])
+def test_a_score_that_cannot_be_read_leaves_the_old_file(path: Path, score: float) -> None:
     scores.write(path, SCORES)
     broken = (*SCORED[1:], dataclasses.replace(SCORED[0], score=score))
-    with pytest.raises(UserError, match=r"layer_0\.q_proj"):
+    with pytest.raises(UserError, match=r"layer_0\.q_proj is .*; expected a finite number, 0 or more"):
         scores.write(path, dataclasses.replace(SCORES, scored=broken))
     assert scores.read(path) == SCORES
 
