@@ -78,7 +78,9 @@ def score(
     """
     chosen = saliency.get(heuristic)
     whole_number(1).check("score", "rank", rank)
+    whole_number(0).check("score", "seed", seed)
     ABOVE_0.check("score", "alpha", alpha)
+    ABOVE_0.check("score", "warmup_lr", warmup_lr)
     for name, limit in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
         whole_number(0).check("score", name, 0 if limit is None else limit)
     names = {} if family is None else {path: name for name, path in family.linears.items()}

@@ -267,6 +267,9 @@ def meta(network: PreTrainedModel) -> list[dict[str, Tensor]]:
         (lambda n: hl.score(n, batches(), max_batches=0), "no batches to score on"),
         (lambda n: hl.score(n, batches(), max_batches=-1), "max_batches is -1; expected a whole number, 0 or more"),
         (lambda n: hl.score(n, batches(), warmup_batches=-2), "warmup_batches is -2; expected a whole number"),
+        (lambda n: hl.score(n, batches(), warmup_lr=-1e-3), "warmup_lr is -0.001; expected a number above 0"),
+        (lambda n: hl.score(n, batches(), seed=-1), "seed is -1; expected a whole number, 0 or more"),
+        (lambda n: hl.score(n, batches(), seed=0.5), "seed is 0.5; expected a whole number"),
         (lambda n: hl.score(n.to("meta"), batches()), "without values .* load the whole model first"),
         (lambda n: hl.score(made_in_inference_mode(), own_batches(), loss=squared), "made in inference mode; make it"),
         (
