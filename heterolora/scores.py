@@ -103,7 +103,7 @@ _TOP: Mapping[str, Field] = {
     "renormalize": _OPTIONAL,
     "stability": replace(number(lambda value: -1 <= value <= 1, "a number from -1 to 1"), required=False),
 }
-_SECONDS = number(lambda value: value >= 0, "seconds, 0 or more")
+_SECONDS = number(lambda value: 0 <= value <= 10**6, "seconds, from 0 to 1,000,000")
 _STEP_TIME: Mapping[str, Field] = {
     "blocks": whole_number(1, 10**6),
     **dict.fromkeys(("forward", "block", "width"), _SECONDS),

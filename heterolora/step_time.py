@@ -73,7 +73,7 @@ def best_within(order: Sequence[Scored], always: Sequence[Element], time: StepTi
         left = seconds * (1 + _ROUNDING) - time.fixed(min(lowest, down_to)) - taken
         if left < 0:
             return -1
-        return min(math.floor(left / (time.width * unit)), sum(sizes)) if time.width else sum(sizes)
+        return math.floor(min(left / (time.width * unit), sum(sizes))) if time.width else sum(sizes)
 
     best = np.zeros(sum(sizes) + 1)  # the largest sum of scores of the candidates so far, by units
     steps = []  # (candidate, by units: whether it is in the best choice)

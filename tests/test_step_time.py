@@ -88,6 +88,12 @@ def test_widths_without_a_common_divisor() -> None:
     assert 0.46 * whole < TIME.of([item.element for item in items if item.element.key in keys]) <= 0.5 * whole
 
 
+def test_elements_that_take_almost_no_time() -> None:
+    """The time that is left, divided by that of an element, is more than a float holds."""
+    items = [Scored(element(layer), 1.0) for layer in range(4)]
+    assert best_within(items, [], replace(TIME, width=1e-320), TIME.fixed(2)) == {"layer_2.q_proj", "layer_3.q_proj"}
+
+
 def test_spending() -> None:
     items = [Scored(element(layer), 1.0) for layer in range(4)] + [Scored(element(1, "residual1"), 9.0)]
     limit, ties = Limit("time", 0.9, TIME), tie_generator(0, 0)
@@ -139,7 +145,8 @@ def test_files(tmp_path: Path) -> None:
     assert scores.read(tmp_path / "old.toml").step_time is None
     text = (tmp_path / "new.toml").read_text()
     for old, new, found in (
-        ("forward = 3.0", "forward = -1.0", "forward is -1.0; expected seconds, 0 or more"),
+        ("forward = 3.0", "forward = -1.0", "forward is -1.0; expected seconds, from 0 to 1,000,000"),
+        ("block = 0.5", "block = 1e308", r"block is 1e\+308; expected seconds, from 0 to 1,000,000"),
         ("blocks = 4", "blocks = 3", "blocks is 3; expected more than 3"),
         ("width = 0.01", "", "width missing"),
     ):
