@@ -69,7 +69,7 @@ def tie_generator(seed: int, draw: int) -> random.Random:
     return random.Random(f"allocation {draw} of a run with seed {seed}")
 
 
-def ranked(scored: Iterable[Scored], generator: random.Random) -> list[Scored]:
+def ranked(scored: Sequence[Scored], generator: random.Random) -> list[Scored]:
     """`scored` by score, the highest first, ties in random order. Raises UserError if a score is NaN or infinite."""
     for item in scored:
         if not math.isfinite(item.score):
