@@ -133,6 +133,12 @@ class TestRuns:
             torch.allclose(A, every_a(tmp_path / "second")[name]) for name, A in every_a(tmp_path / "first").items()
         )
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_head_alone_has_no_element_to_start(self, kind: str, world: World, tmp_path: Path, capsys) -> None:
+        (tmp_path / "none.toml").write_text('granularity = "network"\n[default]\nr = 0\n')
+        assert self.starts(world, tmp_path, "run", "--lora-init", kind, "--lora-config", tmp_path / "none.toml") == {}
+        assert f"--lora-init {kind} has no effect: the model has no element" in capsys.readouterr().out
+
     @pytest.mark.slow
     def test_two_processes_start_as_one(self, world: World, tmp_path: Path) -> None:
         one = self.starts(world, tmp_path, "one", "--lora-init", "gradient")

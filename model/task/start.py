@@ -45,6 +45,9 @@ class StartElements(pl.Callback):
         self.kind, self.seed, self.batches, self.note = kind, seed, batches, note
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        if not pl_module.space:
+            self.note(f"--lora-init {self.kind} has no effect: the model has no element, only its head is trained")
+            return
         share = [] if self.kind == "orthogonal" else self.batches(trainer.global_rank, trainer.world_size)
         on_device = [trainer.strategy.batch_to_device(batch) for batch in share]
         precision = trainer.precision_plugin.forward_context
