@@ -24,7 +24,8 @@ def lora_elements(
     """One LoRA element for each chosen linear layer.
 
     The place of an element comes from the layer's path: the block is its first number, and the name is the part after
-    that number (before it, if nothing follows). If two layers would get the same place, the name is the whole path.
+    that number (before it, if nothing follows; the number, if it is the whole path). If two layers would get the same
+    place, the name is the whole path.
 
     Args:
         network: any network.
@@ -87,8 +88,8 @@ def _matches(target_modules: str | Sequence[str], path: str, is_output: bool) ->
 
 def _place(path: str) -> tuple[int, str]:
     """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
-    found = re.fullmatch(r"(.*?)\.(\d+)(?:\.(.*))?", path)
-    return (int(found[2]), found[3] or found[1]) if found else (0, path)
+    found = re.fullmatch(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?", path)
+    return (int(found[2]), found[3] or found[1] or path) if found else (0, path)
 
 
 def _refuse_peft(network: nn.Module) -> None:

@@ -192,6 +192,18 @@ def test_targets_are_chosen_as_in_peft() -> None:
     assert set(hl.score(network, [], "constant").by_module()) == theirs
 
 
+def test_the_block_is_the_first_number_of_a_path() -> None:
+    def halves() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+
+    network = nn.Sequential(halves(), halves(), nn.Linear(4, 2))
+    data = [torch.ones(3, 4)]
+    scores = hl.score(network, data, "constant", loss=lambda network, x: network(x).sum())
+    assert [item.element.key for item in scores.scored] == [
+        "layer_0.0", "layer_0.2", "layer_1.0", "layer_1.2", "layer_2.2",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("policy", ["proportional", "topk"])
 def test_a_configuration_spends_the_budget_in_peft(policy: str) -> None:
     network = neox()
