@@ -292,6 +292,16 @@ def test_an_interval_longer_than_an_epoch_is_said(searching, capsys, tmp_path) -
     assert [(d.epoch, d.step) for d in history.read(tmp_path / "run").decisions] == [(0, 0), (1, 0)]
 
 
+def test_an_epoch_that_is_no_whole_number_of_steps_is_not_longer_than_itself(searching, capsys, tmp_path) -> None:
+    """12 batches an epoch are 2.4 optimizer steps of 5: 1.0 is the epoch, and 0.9 is rounded up beyond it."""
+    place = ("--accumulate-grad-batches", 5, "--max-epochs", 1, "--project-dir", tmp_path)
+    for interval, note in ((1.0, ""), (0.9, "--realloc-N 0.9 is 15 batches in whole optimizer steps, and")):
+        assert run(*searching("--realloc-N", interval, *place, "--project", str(interval))) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert ("once an epoch" in printed) == bool(note)
+        assert note in printed
+
+
 def test_curves_of_the_search(searching, tmp_path) -> None:
     arguments = searching("--max-epochs", 1, "--realloc-N", 4, "--project-dir", tmp_path, "--project", "run")
     assert main([*arguments, "--accelerator", "cpu", "--logger", "csv"]) == 0

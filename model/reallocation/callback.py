@@ -107,8 +107,9 @@ class Reallocate(pl.Callback):
         self._started = time.perf_counter()
         per_epoch, every = trainer.num_training_batches, self.options.realloc_N
         batches = interval(every, per_epoch, trainer.accumulate_grad_batches)
-        if batches > per_epoch:
-            self.note(f"--realloc-N {every} is longer than an epoch of {per_epoch} batches: reallocating once an epoch")
+        if batches > per_epoch and every != 1.0:  # a whole epoch may be rounded up to whole windows
+            found = f"--realloc-N {every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
+            self.note(f"{found}: reallocating once an epoch")
         self.schedule = Schedule(batches, self.options.realloc_warmup_epochs)
         if trainer.is_global_zero:
             self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
