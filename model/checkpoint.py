@@ -17,13 +17,12 @@ from torch import Tensor
 from heterolora import __version__
 from heterolora.checks import TEXT, TRUTH, Field, check_keys, whole_number
 from heterolora.config import ElementConfig, parse
-from heterolora.element import SHORTCUTS, Kind
+from heterolora.element import KINDS, SHORTCUTS, Kind
 from heterolora.errors import UserError, shown
 from model.tensor_file import read_tensors
 
 KEY = "heterolora"
 _NETWORK = "network."  # a checkpoint has the names of the LightningModule, which holds the network under this name
-KINDS: tuple[Kind, ...] = ("lora", "shortcut")
 
 _TEXT_OPTIONS = ("model", "dataset", "lora_config", "shortcut_config")
 
