@@ -52,9 +52,12 @@ PROBABILITY = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
 def check_known(where: str, name: str, valid: Iterable[str], also: str = "") -> None:
-    """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`."""
+    """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`.
+
+    A damaged checkpoint may hold a name that is no text.
+    """
     if name not in (names := tuple(valid)):
-        raise UserError(f"{where}: '{name}' is not known", nearest(name, names) + also)
+        raise UserError(f"{where}: '{name}' is not known", nearest(str(name), names) + also)
 
 
 def check_keys(where: str, keys: Mapping[str, Field], table: Any, expected: str, also: str = "") -> Mapping[str, Any]:

@@ -171,7 +171,7 @@ def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration"
     for table, entries in document.items():
         if table in ("granularity", "default", *form.top):
             continue
-        layer = _layer_of(table, granularity, form, source)
+        layer = _layer_of(str(table), granularity, form, source)
         if not isinstance(entries, Mapping):
             raise UserError(
                 f"{source}: {table} is {shown(entries)}", f"expected tables such as [{table}.{form.example}]"
