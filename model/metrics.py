@@ -74,10 +74,19 @@ class Pearson(PearsonCorrCoef):
 
 
 class Spearman(SpearmanCorrCoef):
-    """Spearman rank correlation of real values. Ties get their mean rank."""
+    """Spearman rank correlation of real values. Ties get their mean rank.
+
+    It is NaN for constant values, as in SciPy. The metric of torchmetrics is 0 then, like a correlation that was found.
+    """
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         super().update(predictions.flatten().float(), labels.float())
+
+    def compute(self) -> Tensor:
+        correlation = super().compute()
+        for values in map(dim_zero_cat, (self.preds, self.target)):
+            correlation = correlation.masked_fill((values == values[0]).all(), torch.nan)
+        return correlation
 
 
 class WeightedMean(Metric):

@@ -147,3 +147,12 @@ def test_direction() -> None:
 def test_unknown_name(use) -> None:
     with pytest.raises(UserError, match="metric 'acuracy' is not known; did you mean 'accuracy'"):
         use("acuracy")
+
+
+@pytest.mark.parametrize(("predicted", "labels"), [([0.1] * 7, range(7)), (range(7), [2.0] * 7)])
+def test_a_correlation_with_constant_values_is_not_a_number(predicted: list[float], labels: list[float]) -> None:
+    made = metrics.build(("pearson", "spearman"), 1)
+    for batch in torch.arange(7).split(3):
+        made.update(torch.tensor(predicted)[batch].float().unsqueeze(1), torch.tensor(labels)[batch].float())
+    assert all(math.isnan(value) for value in made.compute().values())
+    assert math.isnan(stats.spearmanr(predicted, labels).statistic)
