@@ -58,9 +58,9 @@ class ValidateAfterWindows(pl.Callback):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
-        if stage != "fit" or trainer.val_check_interval == 1.0:
-            return
         asked, window = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if stage != "fit" or str(asked) == "1.0":  # 1 is one batch
+            return
         per_epoch = pl_module.train_batches()
         batches = max(1, int(per_epoch * asked)) if isinstance(asked, float) else asked
         trainer.val_check_interval = min(math.ceil(batches / window) * window, per_epoch)
@@ -95,8 +95,10 @@ class EarlyStopping(callbacks.EarlyStopping):
     """
 
     def __init__(self, monitor: str, mode: str, patience: int | None) -> None:
-        super().__init__(monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False)
-
+        # By default Lightning checks at the end of an epoch if the interval equals 1.0, and so does that of one batch.
+        super().__init__(
+            monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False, check_on_train_epoch_end=False
+        )
         self._said = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -104,13 +106,6 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        self._say_why(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
-        self._say_why(trainer)
-
-    def _say_why(self, trainer: pl.Trainer) -> None:
         if self.wait_count >= self.patience and not self._said:
             self._said = True
             say(

@@ -49,6 +49,13 @@ def test_one_class_and_patience(capfd, world: World, one_sided: Path, tmp_path: 
     )
 
 
+def test_patience_counts_validations_after_every_batch(capfd, world: World, tmp_path: Path) -> None:
+    """An interval of one batch is no interval of one epoch."""
+    place = ("--project-dir", tmp_path, "--project", "run", "--learning-rate", 1e-12, "--max-epochs", 2)
+    assert run(*world.training(*place, "--val-check-interval", 1, "--patience", 2)) == 0
+    assert len(validations(capfd.readouterr().out)) == 3
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
 def test_the_best_checkpoint(capfd, world: World, tmp_path: Path, metric: str) -> None:
     """Validation on the training rows, at so low a rate that the loss decreases and the accuracy stays the same."""
