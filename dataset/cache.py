@@ -17,6 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -77,8 +78,9 @@ def _filled(entry: Path, make: Callable[[Path], object]) -> Dataset:
     """Makes an entry in a folder of its own, renames the folder, and returns the table."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     for left in entry.parent.glob(".*.tmp"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # the other process has finished it
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     unfinished = _beside(entry)
     unfinished.mkdir()
     try:

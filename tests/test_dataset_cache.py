@@ -325,6 +325,12 @@ def test_folders_of_killed_processes_are_removed(cache: Path) -> None:
     assert (old.exists(), recent.exists()) == (False, True)
 
 
+def test_a_folder_that_its_process_renames_meanwhile(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / ".key.renamed.tmp").symlink_to("nowhere")  # it is listed, and is not there when it is looked at
+    assert cached("key", functools.partial(table, "a"))["text"][:] == ["a"]
+
+
 def test_a_failure_leaves_nothing(cache: Path) -> None:
     def fails(path: Path) -> None:
         path.write_text("half")
