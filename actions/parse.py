@@ -29,7 +29,7 @@ examples:
 
 
 # Options whose value is several names, with commas between them.
-_LISTS = ("text_columns", "labels", "target", "lm_eval")
+_LISTS = ("text_columns", "prompt_column", "labels", "target", "lm_eval")
 
 
 @dataclass(frozen=True)
