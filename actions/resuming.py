@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actions.configurations import KEYS
 from actions.options import DYREALLOC, Options, as_plain, changed, declared, flat
 from actions.parse import Command
 from dataset import registry
@@ -70,9 +71,13 @@ def options_of_run(options: Options, record: Record, same_folder: bool) -> Optio
 
 
 def fingerprint(command: Command) -> str:
-    """A hash of the action and of all options that a resumed run may not change. A requeued job has the same one."""
+    """A hash of the action, of all options that a resumed run may not change, and of the configurations.
+
+    A requeued job has the same one.
+    """
     plain = as_plain(command.options)
-    values = {name: value for name, value in plain.items() if declared()[name].resume != "free"}
+    values = {name: value for name, value in plain.items() if name in KEYS or declared()[name].resume != "free"}
+    values |= {kind: config.to_document() for kind, config in command.tables.items()}
     return hashlib.sha256(json.dumps([command.action, values], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from actions.in_use import in_use
+from actions.parse import parse
+from actions.resuming import fingerprint
 from heterolora.errors import UserError
 from tests.test_bad_input import complaint
-from tests.world import ROOT, World, command, run, same_weights
+from tests.world import ROOT, World, command, run, same_weights, write_lora
 
 
 def identity(folder: Path) -> dict[str, object]:
@@ -178,6 +180,17 @@ class TestRequeue:
         assert start("77", "--project", "run", "--max-steps", 2, restarts=1) == 0
         assert content(tmp_path / "run") == before
         assert (tmp_path / "run-2" / "metrics.json").is_file()
+
+    @pytest.mark.parametrize("form", ["file", "table"])
+    def test_commands_differ_by_their_configurations(self, tmp_path: Path, form: str) -> None:
+        prints = set()
+        for rank in (2, 4):
+            path = write_lora(tmp_path / f"r{rank}.toml", r=rank)
+            if form == "table":
+                path = tmp_path / f"options{rank}.toml"
+                path.write_text(f'[lora_config]\ngranularity = "network"\ndefault = {{ r = {rank}, lora_alpha = 8 }}\n')
+            prints.add(fingerprint(parse(["train", "--lora-config" if form == "file" else "--config", str(path)])))
+        assert len(prints) == 2
 
     def test_of_a_job_with_several_commands(self, start, tmp_path: Path) -> None:
         """The requeued job repeats its commands from the first one: that of seed 0 was finished, that of 1 was not."""
