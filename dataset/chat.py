@@ -46,7 +46,7 @@ def _as_json(where: str, value: Any) -> str:
         messages.append({"content": "", **kept})
     if not any(message["role"] == ASSISTANT and (message["content"] or TOOLS in message) for message in messages):
         raise UserError(f"{where} has no turn of the role '{ASSISTANT}'", "the loss is taken on its turns")
-    return json.dumps(messages)
+    return json.dumps(messages, default=str)  # a turn may have a time
 
 
 def _with_role(where: str, message: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,10 @@ from pyarrow import csv, parquet
 
 from heterolora.errors import UserError, nearest, shown
 from heterolora.outside import reading
+
+VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
+_SPLITS = ("train", *VALIDATION, "test")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 VERSION = 1  # raise it when the same file gives other rows
 
@@ -172,6 +177,18 @@ READERS: Mapping[str, Callable[[Path, Columns], pa.Table]] = {
     ".parquet": _parquet,
     ".txt": _txt,
 }
+
+
+def split_of(path: Path) -> str:
+    """Returns the name of the split that a file of a folder belongs to."""
+    return _SHARD.sub("", path.stem)
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file of a folder is data. Other text files, such as a readme, are not."""
+    if path.name == "dataset_infos.json":  # of older repositories of the hub
+        return False
+    return path.suffix in READERS and (path.suffix != ".txt" or split_of(path) in _SPLITS)
 
 
 def columns_of(path: Path) -> dict[str, Kind]:

@@ -6,7 +6,6 @@ No code of the folder runs: its data files are read by their suffix, and a Pytho
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,14 +17,25 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.cache import cached, file_digest
-from dataset.files import READERS, VERSION, Columns, Kind, columns_of, empty, joined, kinds, read_table, reading_file
+from dataset.files import (
+    READERS,
+    VERSION,
+    Columns,
+    Kind,
+    columns_of,
+    empty,
+    holds_rows,
+    joined,
+    kinds,
+    read_table,
+    reading_file,
+    split_of,
+)
 from dataset.identity import digest
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
 from heterolora.outside import read_json, reading
 
-VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
-_SPLITS = ("train", *VALIDATION, "test")
 WHOLE = ""  # the split name of a file, or of a saved Dataset without splits
 
 
@@ -49,7 +59,6 @@ class Stored:
 
 Splits = Mapping[str, Stored]
 
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _SUFFIXES = ", ".join(suffix[1:] for suffix in READERS)
 _LAYOUT = f"give a folder made by save_to_disk, or one of train, validation and test files ({_SUFFIXES})"
 _FILE = f"give a file of one of the kinds {_SUFFIXES}, or a folder"
@@ -95,8 +104,8 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: 
     if "state.json" in names:
         return {WHOLE: Stored.made_by(partial(_from_disk, folder))}
     files: dict[str, list[Path]] = {}
-    for path in (folder / name for name in names if _holds_rows(Path(name))):
-        files.setdefault(_SHARD.sub("", path.stem), []).append(path)
+    for path in (folder / name for name in names if holds_rows(Path(name))):
+        files.setdefault(split_of(path), []).append(path)
     if not files and inside in names:
         return saved_splits(folder / inside, flag)
     if not files:
@@ -106,13 +115,6 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: 
             found = ", ".join(path.name for path in paths)
             raise UserError(f"{folder} has split '{split}' more than once ({found})", "keep one of them")
     return {split: _of_files(paths) for split, paths in files.items()}
-
-
-def _holds_rows(name: Path) -> bool:
-    """Whether a file of a folder is data. Other text files, such as a readme, are not."""
-    if name.name == "dataset_infos.json":  # of older repositories of the hub
-        return False
-    return name.suffix in READERS and (name.suffix != ".txt" or _SHARD.sub("", name.stem) in _SPLITS)
 
 
 def _is_names(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 
 from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
@@ -57,6 +57,8 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     feature, values = rows.features[column], [value for value in _values(rows, column) if not _is_missing(value)]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
+    if not isinstance(feature, Value):
+        raise UserError(f"column '{column}' of {where} holds lists or objects", "give each row one name or number")
     if may_be_numbers and any(isinstance(value, float) for value in values):
         if large := next((value for value in values if abs(value) >= _LARGEST), None):
             raise UserError(

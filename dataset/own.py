@@ -29,7 +29,10 @@ def name_of(dataset: str) -> str:
     """Returns the name of a data set: of its entry, or of its file, folder or repository."""
     if registry.is_known(dataset):
         return registry.get(dataset).name
-    return Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset)).stem
+    from dataset.files import READERS
+
+    place = Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset))
+    return place.stem if place.suffix in READERS else place.name  # v1.0 is a name
 
 
 def check_name(dataset: str) -> None:
@@ -131,6 +134,14 @@ def _is_path(dataset: str) -> bool:
 
 
 def _is_txt(place: Path) -> bool:
+    """Whether the training rows are the lines of txt files, which `dataset.folder` finds in the same way."""
+    from dataset.files import holds_rows, split_of
+
     folder = Path(os.path.expanduser(place))
-    inside = folder.iterdir() if folder.is_dir() else ()
-    return place.suffix == ".txt" or any(path.name.startswith("train") and path.suffix == ".txt" for path in inside)
+    if not folder.is_dir():
+        return place.suffix == ".txt"
+    for inside in (folder, folder / "data"):
+        suffixes = {split_of(path): path.suffix for path in inside.glob("*") if holds_rows(path)}
+        if suffixes:
+            return suffixes.get("train", min(suffixes.values())) == ".txt"
+    return False

@@ -13,8 +13,8 @@ import numpy as np
 from datasets import Dataset, Value
 
 from dataset.chat import conversations
-from dataset.files import empty
-from dataset.folder import VALIDATION, WHOLE, Stored, file_or_folder, saved_splits
+from dataset.files import VALIDATION, empty
+from dataset.folder import WHOLE, Stored, file_or_folder, saved_splits
 from dataset.folder import Splits as StoredSplits
 from dataset.labels import label_ids
 from dataset.settings import HELD_OUT
@@ -211,5 +211,5 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
 
 def _as_json(rows: Dataset, column: str) -> Dataset:
     """Returns the rows with the lists or objects of a column as JSON text. Text is JSON already."""
-    texts = [value if isinstance(value, str) else json.dumps(value) for value in rows[column][:]]
+    texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in rows[column][:]]
     return rows.remove_columns(column).add_column(column, texts)

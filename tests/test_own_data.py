@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from datetime import date, datetime
 from pathlib import Path
 
 import datasets
@@ -217,6 +218,39 @@ def test_the_lines_of_a_text_are_held_out_in_one_piece(tmp_path: Path) -> None:
     assert len(splits.train) == 90
 
 
+def test_which_folders_hold_one_text(tmp_path: Path) -> None:
+    """Lines of txt files are one text, also in `data`. Rows beside a text file that is no data are documents."""
+    for name, files in {
+        "inside": {"data/train.txt": "a\nb\n"},
+        "alone": {"test.txt": "a\nb\n"},
+        "beside": {"train.csv": "text\na\nb\n", "train_notes.txt": "not data"},
+    }.items():
+        for file, content in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+    found = {folder.name: described(folder)[0].running_text for folder in tmp_path.iterdir()}
+    assert found == {"inside": True, "alone": True, "beside": False}
+
+
+def test_values_that_json_has_not(tmp_path: Path) -> None:
+    """Turns of a conversation with a time, as in WildChat, and choices that are dates."""
+    turns = [{**turn, "timestamp": datetime(2024, 1, 2)} for turn in TALK]
+    path = write(tmp_path, "talks.parquet", [{"messages": turns}] * 2)
+    (talk, _) = read_splits(described(path)[0], cache=False, share=0.0).test["test"]["messages"][:]
+    assert json.loads(talk)[0] == {**TALK[0], "timestamp": "2024-01-02 00:00:00"}
+    rows = [{"q": "when?", "days": [date(2024, 1, 1), date(2025, 1, 1)], "label": 1}] * 2
+    path = write(tmp_path, "days.parquet", rows)
+    spec, _ = described(path, prompt_column="q", choices_column="days")
+    assert json.loads(read_splits(spec, cache=False).train["days"][0]) == ["2024-01-01", "2025-01-01"]
+
+
+def test_labels_that_are_lists(tmp_path: Path) -> None:
+    path = write(tmp_path, "tags.parquet", [{"text": "a", "label": [1, 2]}] * 3)
+    with pytest.raises(UserError, match="column 'label' of data set 'tags' holds lists or objects; give each row one"):
+        described(path)
+
+
 def test_no_word_of_hidden_labels(tmp_path: Path) -> None:
     """They are those of a benchmark. An entry without a test split has just none."""
     write(tmp_path, "train.jsonl"), write(tmp_path, "validation.jsonl")
@@ -408,6 +442,5 @@ def test_mistakes_in_the_table(capfd, tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert [name_of(name) for name in ("wikitext-2-v1", "some/reviews.csv", "owner/set:part", "./folder/")] == [
-        "wikitext2", "reviews", "set", "folder"
-    ]  # fmt: skip
+    names = ("wikitext-2-v1", "some/reviews.csv", "owner/set:part", "owner/set-v1.5", "./folder/", "data/v1.0")
+    assert [name_of(name) for name in names] == ["wikitext2", "reviews", "set", "set-v1.5", "folder", "v1.0"]
