@@ -86,11 +86,12 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     runs = list(execution.measured.values())
     halved = " by successive halving" if study.tuning == "halving" else ""
-    divided = (study.tuning_split or study.measuring_split) == "" or study.tuning_split == study.measuring_split
-    rows = (
-        f"A share of {study.tuning_share:g} of the rows of the first validation split tunes; the others measure."
-        if divided
-        else f"The split {study.tuning_split or '(first)'} tunes; {study.measuring_split or '(first)'} measures."
+    splits = {tuple(run.split(study, tuning) for tuning in (True, False)) for run in runs}
+    rows = " ".join(
+        f"A share of {study.tuning_share:g} of the rows of the split {tuning} tunes; the others measure."
+        if tuning == measuring
+        else f"The split {tuning} tunes; {measuring} measures."
+        for tuning, measuring in sorted(splits)
     )
     few = " Few seeds make intervals unreliable: use five or more." if len(study.seeds) < 5 else ""
     stopped = {part.case.run: part for part in execution.parts.values() if part.case.run not in execution.measured}
@@ -101,7 +102,7 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
         f"end of training are measured, not the best ones. {rows}",
         "Runs of one seed see the same rows in the same order and start from the same new head. Differences are "
         "paired: the intervals are percentiles of a bootstrap over seeds and rows. P values are corrected for "
-        f"{max(1, len(study.arms) - 1)} arms by Holm's method.{few}",
+        f"the number of arms by Holm's method.{few}",
         f"{len(runs)} runs and {len(stopped)} that were stopped early took {minutes:.1f} minutes, with the start of "
         "each process and the scoring before it.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 
@@ -45,16 +46,30 @@ class Measured:
     peak_memory_bytes: int | None
     seconds: float
 
-    def on(self, study: Study, tuning: bool) -> dict[int, tuple[float, float]]:
-        """The rows that tune, or those that measure."""
+    def split(self, study: Study, tuning: bool) -> str:
+        """The split whose rows tune, or measure."""
         split = (study.tuning_split if tuning else study.measuring_split) or next(iter(self.rows))
         if split not in self.rows:
             raise UserError(f"{self.case.name} has no split '{split}'", f"expected one of {', '.join(self.rows)}")
+        return split
+
+    def on(self, study: Study, tuning: bool) -> dict[int, tuple[float, float]]:
+        """The rows that tune, or those that measure."""
+        split = self.split(study, tuning)
         rows = self.rows[split]
-        if (study.tuning_split or split) != (study.measuring_split or split):
+        if split != self.split(study, not tuning):
             return dict(rows)
-        every = round(1 / study.tuning_share)  # the same rows in every run
-        return {index: values for index, values in rows.items() if (index % every == 0) == tuning}
+        share = Fraction(study.tuning_share).limit_denominator(1000)
+        found = {index: values for index, values in rows.items() if _tunes(index, share) == tuning}
+        if not found:
+            what = "tune" if tuning else "measure"
+            raise UserError(f"none of the {len(rows)} rows of split '{split}' is left to {what}", "use a larger split")
+        return found
+
+
+def _tunes(index: int, share: Fraction) -> bool:
+    """Whether a row tunes: the first one, and then so many, evenly spread. They are the same rows in every run."""
+    return index * share // 1 != (index - 1) * share // 1
 
 
 def read_measured(case: Case, folder: Path, measure: Measure, elements: Iterable[Element], seconds: float) -> Measured:

@@ -34,7 +34,6 @@ def table(runs: Iterable[Measured], study: Study) -> str:
         )
         cost = (run.step_seconds, run.peak_memory_bytes, round(run.seconds, 2))
         for tuning in (True, False):
-            rows = run.on(study, tuning)
-            if rows:
-                writer.writerow((*who, "tuning" if tuning else "measuring", study.measure, mean(rows), *cost))
+            which = "tuning" if tuning else "measuring"
+            writer.writerow((*who, which, study.measure, mean(run.on(study, tuning)), *cost))
     return text.getvalue()
