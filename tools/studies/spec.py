@@ -41,7 +41,8 @@ UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"
 PEFT_METHODS = ("lora", "rslora", "pissa", "eva", "adalora")
 _SET_BY_THE_STUDY = (
     "seed", "learning_rate", "lora_config", "project", "project_dir", "row_results", "config", "resume_training",
-    "log_level", "budget_parameters", "budget_time", "turn_on_percentile", "stop_after",
+    "log_level", "budget_parameters", "budget_time", "turn_on_percentile", "stop_after", "rank", "alpha", "target",
+    "measured",
 )  # fmt: skip
 
 Measure = Literal["loss", "accuracy"]
