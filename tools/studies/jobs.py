@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actions.options import DYREALLOC, IMP_TEST, TRAIN, declared
+from actions.options import DYREALLOC, IMP_TEST, TRAIN, declared, defaults
 from actions.origin import TOY_BASE
 from actions.run_folder import METRICS, SCORES
+from dataset import registry
 from dataset.option import flag_of
 from heterolora import scores as scores_file
 from heterolora.allocation import Scored, tie_generator
 from heterolora.config import ElementConfig
 from heterolora.element import at_ranks
 from heterolora.errors import UserError
-from heterolora.files import write_text, write_toml
+from heterolora.files import to_toml, write_text
 from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
 from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
@@ -36,6 +39,7 @@ class Job:
         folder: of the run.
         result: the name of the last file that the command writes.
         share: of the run, after which it stops.
+        digest: of what is run, so that a study that has changed does not take it for the same job.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Job:
     folder: Path
     result: str = METRICS
     share: float = 1.0
+    digest: str = ""
 
     @property
     def results(self) -> Path:
@@ -111,14 +116,15 @@ class Commands:
         arm, name = case.arm, self._scores_name(case)
         settings = {"r": arm.rank, "lora_alpha": SCALING * arm.rank**0.5 if arm.use_rslora else SCALING * arm.rank}
         configuration = self.folder / "configs" / f"scored.r{arm.rank}{'.rslora' if arm.use_rslora else ''}.toml"
-        write_toml(
-            configuration,
-            {"granularity": "network", "default": settings | ({"use_rslora": True} if arm.use_rslora else {})},
+        text = to_toml(
+            {"granularity": "network", "default": settings | ({"use_rslora": True} if arm.use_rslora else {})}
         )
+        write_text(configuration, text)
         chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
         chosen["imp_halves"] = False  # the study compares results over seeds
         options = self._options(IMP_TEST, name, case, chosen)
-        return Job(name, ("-m", "main", IMP_TEST), options, self.runs / name, SCORES)
+        command = ("-m", "main", IMP_TEST)
+        return Job(name, command, options, self.runs / name, SCORES, digest=self._digest(command, options, text))
 
     def _seed(self, case: Case) -> int:
         return 0 if case.arm.heuristic == "constant" else case.seed
@@ -154,13 +160,15 @@ class Commands:
             ranks = assignment(case, elements).ranks
         chosen = at_ranks([item.element for item in elements], ranks)
         configuration = self.folder / "configs" / f"{case.run}.toml"
-        write_text(configuration, ElementConfig.of(chosen, "lora").to_toml())
+        text = ElementConfig.of(chosen, "lora").to_toml()
+        write_text(configuration, text)
         more: dict[str, Any] = {"lora_config": str(configuration)}
         if dynamic:
             more["budget_parameters"] = case.parameters
         action = DYREALLOC if dynamic else TRAIN
-        options = self._options(action, case.run, case, _training(case) | more)
-        return Job(case.name, ("-m", "main", action), options, self.runs / case.run, share=case.share)
+        command, options = ("-m", "main", action), self._options(action, case.run, case, _training(case) | more)
+        digest = self._digest(command, options, text)
+        return Job(case.name, command, options, self.runs / case.run, share=case.share, digest=digest)
 
     def _peft(self, case: Case) -> Job:
         """A run of PEFT's own layers, on the plain model."""
@@ -168,11 +176,20 @@ class Commands:
         options = self._options(TRAIN, case.run, case, _training(case) | {"model": base, "load": base})
         scores = str(self.runs / self._scores_name(case) / SCORES)
         command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
-        return Job(case.name, command, options, self.runs / case.run, share=case.share)
+        digest = self._digest(command, options)
+        return Job(case.name, command, options, self.runs / case.run, share=case.share, digest=digest)
+
+    def _digest(self, command: Sequence[str], options: Sequence[str], configuration: str = "") -> str:
+        """Of what a job runs. The folder of the study may move, and options may be in another order."""
+        pairs = sorted(zip(options[::2], options[1::2], strict=True))
+        parts = json.dumps([command, pairs, configuration]).replace(json.dumps(str(self.folder))[1:-1], "")
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def _options(self, action: str, name: str, case: Case, chosen: Mapping[str, Any]) -> tuple[str, ...]:
         """The options of a new run in the folder `name`, for the command line."""
         options = {**self.study.tasks[case.task], **case.arm.options, **chosen}
+        if not registry.is_known(options.get("dataset", defaults()["dataset"])):
+            options.setdefault("validation_seed", 0)  # all seeds measure the same rows
         options |= {"project_dir": str(self.runs), "project": name}
         used = {name: value for name, value in options.items() if declared()[name].used_by(action)}
         return tuple(text for name, value in used.items() for text in (flag_of(name), _text(value)))

@@ -18,13 +18,14 @@ from actions.origin import TOY_BASE
 from actions.run_folder import CHECKPOINTS
 from heterolora.errors import UserError
 from heterolora.files import write_text
-from heterolora.outside import read_json
+from heterolora.outside import read_json, reading
 from model.task.rows import ROWS
 from tools.studies.jobs import Job
 
 Start = Callable[[Sequence[str], Path], int]
 
 _LONGEST_JOB = 24 * 60  # minutes; submitit's own default is 5
+_RUN_AGAIN = "give another --output, or delete it and the run's folder to run the job again"
 ROOT = TOY_BASE.parents[1]  # of the program
 
 
@@ -36,6 +37,7 @@ class Record:
     code: int
     seconds: float  # wall clock, with the start of the process
     error: str = ""
+    digest: str = ""  # of the job; older versions did not record it
 
     @property
     def failed(self) -> bool:
@@ -47,9 +49,13 @@ def record_of(job: Job, folder: Path) -> Record | None:
     path = folder / f"{job.name}.json"
     if not (path.is_file() and (job.results / job.result).is_file()):
         return None
-    values = read_json(path, "the record", "delete it to run the job again")
-    record = Record(**values)
-    return None if record.failed else record
+    with reading("the record", path, _RUN_AGAIN):
+        record = Record(**read_json(path, "the record", _RUN_AGAIN))
+    if record.failed:
+        return None
+    if record.digest not in ("", job.digest):
+        raise UserError(f"{path} is of a run with other options than those of the study file", _RUN_AGAIN)
+    return record
 
 
 def start_process(arguments: Sequence[str], log: Path) -> int:
@@ -76,7 +82,7 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
         for name in (ROWS, LORA, job.result):
             write_text(job.results / name, (job.folder / name).read_text(encoding="utf-8"))
     error = "" if code == 0 else _last_line(folder / f"{job.name}.log")
-    record = Record(job.name, code, seconds, error)
+    record = Record(job.name, code, seconds, error, job.digest)
     write_text(folder / f"{job.name}.json", json.dumps(asdict(record), indent=2) + "\n")
     return record
 
