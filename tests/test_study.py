@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from tests.world import ROOT, World, weights
 from tools import study as tool
 from tools.studies import adalora, execution, peft_run
 from tools.studies.figures import pareto
-from tools.studies.jobs import Case, assignment
-from tools.studies.spec import PEFT_METHODS, Arm, read_study
+from tools.studies.jobs import Case, Commands, Job, assignment
+from tools.studies.results import Measured
+from tools.studies.running import record_of
+from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
+from tools.studies.summary import compare
 
 MINIMAL = """
 parameters = [600]
@@ -122,6 +126,89 @@ def test_a_study_from_file_to_report(
     study(write(tmp_path, world), folder)
     assert start.commands == []
     assert rows(folder) == found
+
+    # What another study ran is not reported as its result. The order of its options does not matter.
+    turned = MINIMAL.replace("max_epochs = 1\nbatch_size = 8", "batch_size = 8\nmax_epochs = 1")
+    study(write(tmp_path, world, turned), folder, "--report-only")
+    for changed in ({"max_epochs = 1": "max_epochs = 2"}, {"rank = 4": "rank = 3"}):
+        with pytest.raises(UserError, match="other options than those of the study file; give another --output"):
+            study(write(tmp_path, world, **changed), folder)
+    assert {command[2] for command in start.commands} == {"imp-test"}  # of rank 3, which are other scores
+
+
+def measured(arm: str, seed: int, *splits: Sequence[float]) -> Measured:
+    """A run whose rows of the splits `first`, `second` have these values."""
+    found = {
+        name: {index: (value, 1.0) for index, value in enumerate(values)}
+        for name, values in zip(("first", "second"), splits, strict=False)
+    }
+    return Measured(Case("task", 1, Arm(arm, "uniform"), 1e-3, seed), Path(), found, {}, 1, None, None, 1.0)
+
+
+def compared(**values: object) -> Study:
+    arms = {name: Arm(name, "uniform") for name in ("base", "one", "two", "three")}
+    shared = {"parameters": (1,), "seeds": (0,), "learning_rates": (1e-3,), "tuning_seeds": (0,), "tasks": {}}
+    return Study(**{**shared, "arms": arms, "baseline": "base", "measure": "accuracy", **values})
+
+
+@pytest.mark.parametrize(("share", "tuning"), [(0.25, 5), (0.3, 6), (1 / 3, 7), (0.6, 12), (0.75, 15), (0.9, 18)])
+def test_the_share_of_the_rows_that_tune(share: float, tuning: int) -> None:
+    run = measured("base", 0, [0.0] * 20)
+    found = [run.on(compared(tuning_share=share), which) for which in (True, False)]
+    assert [len(rows) for rows in found] == [tuning, 20 - tuning]
+    assert not {*found[0]} & {*found[1]}
+    with pytest.raises(UserError, match="none of the 1 rows of split 'first' is left to measure"):
+        measured("base", 0, [0.0]).on(compared(tuning_share=share), tuning=False)
+
+
+@pytest.mark.parametrize(
+    ("named", "counts"),
+    [
+        ({"measuring_split": "second"}, [20, 8]),
+        ({"tuning_split": "second"}, [8, 20]),
+        ({"measuring_split": "first"}, [5, 15]),
+    ],
+)
+def test_another_split_tunes_or_measures_with_all_its_rows(named: dict[str, str], counts: list[int]) -> None:
+    run = measured("base", 0, [0.0] * 20, [0.0] * 8)
+    assert [len(run.on(compared(**named), tuning)) for tuning in (True, False)] == counts
+
+
+def test_an_arm_on_other_rows_is_not_compared() -> None:
+    runs = {name: [measured(name, 0, [0.0] * count)] for name, count in (("base", 20), ("one", 20), ("two", 24))}
+    found = compare(compared(), "task", 1, runs, {"three": "it failed"})
+    assert [arm.name for arm in found.arms] == ["base", "one"]
+    assert found.missing == {"three": "it failed", "two": "it is measured on other rows than base"}
+
+
+def test_more_seeds_are_needed_than_were_not_enough() -> None:
+    """The arms together need more seeds than each of them alone, and more if the difference is not 0."""
+    seeds = range(10)
+    runs = {"base": [measured("base", seed, [0.7] * 40) for seed in seeds]}
+    for name in ("one", "two", "three"):
+        runs[name] = [measured(name, seed, [0.7045 + 0.008 * (seed - 4.5) / 3] * 40) for seed in seeds]
+    sentence = compare(compared(seeds=tuple(seeds)), "task", 1, runs, {}).sentence
+    assert "No difference from base is shown" in sentence
+    assert int(re.search(r"about (\d+) seeds are needed", sentence)[1]) > 10
+
+
+def test_all_seeds_hold_out_the_same_rows_of_own_data(tmp_path: Path, world: World) -> None:
+    """By default --validation-seed is --seed."""
+    text = MINIMAL.replace('dataset = "sst2"', 'dataset = "{data}/train.jsonl"').replace(
+        'dataset_saved_path = "{data}"', ""
+    )
+    commands = Commands(read_study(write(tmp_path, world, text)), tmp_path)
+    for seed in (0, 1):
+        options = commands.scoring(Case("reviews", 600, Arm("g", "grad_norm"), 1e-3, seed)).options
+        assert options[options.index("--validation-seed") + 1] == "0"
+        assert options[options.index("--seed") + 1] == str(seed)
+
+
+def test_a_damaged_record(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "job.json").write_text('{"name": "job"}')
+    with pytest.raises(UserError, match=r"job\.json' is damaged"):
+        record_of(Job("job", (), (), tmp_path), tmp_path)
 
 
 def test_runs_of_one_seed_are_paired(tmp_path: Path, world: World, start: InThisProcess) -> None:
@@ -312,6 +399,8 @@ def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InT
         ("rank = 4", "rank = 0", "rank is 0; expected a whole number, 1 or more"),
         ("max_epochs = 1", "max_epoch = 1", "did you mean 'max_epochs'?"),
         ("max_epochs = 1", "learning_rate = 1e-3", "the study sets learning_rate itself"),
+        ("max_epochs = 1", "target = 'mlp'", "the study sets target itself"),
+        ("max_epochs = 1", "measured = 'best'", "the study sets measured itself"),
         ("max_epochs = 1", 'max_epochs = "one"', "max_epochs' is 'one'"),
         ("[arms.uniform]", "[arms.'../uniform']", "is no name of a folder"),
         ("measure = ", "baseline = 'unifrom'\nmeasure = ", "did you mean 'uniform'?"),

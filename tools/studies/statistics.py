@@ -61,8 +61,8 @@ class Difference:
         p: two-sided p value, not corrected.
         corrected: the p value after Holm's correction for the number of arms.
         simultaneous: the interval at the level that Bonferroni's correction for the number of arms demands.
-        seeds_needed: seeds for which the half-width of `interval` is at most the difference that matters; None if the
-            rows alone make it wider.
+        seeds_needed: seeds for which `simultaneous` would show the difference, or be within the difference that
+            matters; None if the rows alone make it wider.
     """
 
     interval: Interval
@@ -117,7 +117,8 @@ def differences(
         above = (np.count_nonzero(draws >= 0) + 1) / (DRAWS + 1)
         p_values[name] = min(1.0, 2 * min(below, above))
         all_arms = 1 - (1 - confidence) / len(others)
-        needed = seeds_needed(apart, counts, confidence, resolve)
+        # With the difference as estimated, so narrow an interval shows it, or lies between -resolve and resolve.
+        needed = seeds_needed(apart, counts, all_arms, max(abs(estimate), resolve - abs(estimate)))
         found[name] = (_interval(estimate, draws, confidence), _interval(estimate, draws, all_arms), needed)
     corrected = holm(p_values)
     return {

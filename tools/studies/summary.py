@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+
 from tools.studies.results import Measured, rows_of
 from tools.studies.spec import Study
 from tools.studies.statistics import Difference, Interval, differences, interval
@@ -48,6 +50,10 @@ def compare(
 ) -> Comparison:
     """Compare the arms that have a run for every seed. `runs`: arm -> its runs at the best learning rate."""
     rows = {name: rows_of(study, found) for name, found in runs.items()}
+    if (base := rows.get(study.baseline)) is not None:
+        unlike = [name for name, other in rows.items() if not np.array_equal(other.counts, base.counts)]
+        missing = {**missing, **dict.fromkeys(unlike, f"it is measured on other rows than {study.baseline}")}
+        rows, runs = ({name: some[name] for name in some if name not in unlike} for some in (rows, runs))
     higher = study.measure == "accuracy"
     apart: dict[str, Difference] = {}
     if study.baseline in rows and len(rows) > 1:
@@ -120,4 +126,4 @@ def _needed(study: Study, undecided: Mapping[str, Difference]) -> str:
         return "measure with more than one seed."
     if None in needed:
         return "measure on more rows. With these, no number of seeds is enough."
-    return f"about {max(needed)} seeds are needed."
+    return f"about {max(*needed, len(study.seeds) + 1)} seeds are needed."
