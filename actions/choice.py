@@ -25,16 +25,24 @@ def in_words(places: Sequence[Place], on: Collection[str]) -> str:
     return f"{len(set(on) & {place.key for place in places})} of {len(places)} places on{where}"
 
 
-def with_cost(elements: Sequence[Element], on: Sequence[Element], step_time: StepTime | None = None) -> str:
+def with_cost(
+    elements: Sequence[Element],
+    on: Sequence[Element],
+    step_time: StepTime | None = None,
+    places: Sequence[Place] | None = None,
+) -> str:
     """`in_words`, and the shares of what all elements cost: `0.25 of the parameters, 0.9 of the step time`.
 
-    The time is known only with the constants of the model, `step_time`.
+    The time is known only with the constants of the model, `step_time`. `places` are those of the whole model, which
+    may have an element in some of them only.
     """
+    places = elements if places is None else places
+    of_which = "" if len(places) == len(elements) else f"of the {len(elements)} that could be: "
     spent, whole = (sum(element.parameters for element in some) for some in (on, elements))
     costs = [f"{'all' if spent == whole else f'{spent / whole:.2g}'} of the parameters"]
     if step_time is not None and step_time.of(elements) > 0:
         costs.append(f"{step_time.of(on) / step_time.of(elements):.2g} of the step time")
-    return f"{in_words(elements, {element.key for element in on})}; {', '.join(costs)}"
+    return f"{in_words(places, {element.key for element in on})}; {of_which}{', '.join(costs)}"
 
 
 def degenerate(places: Sequence[Place], on: Collection[str]) -> str | None:

@@ -59,9 +59,10 @@ def run(request: Request) -> None:
         train.finish(experiment, folder)
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
-    on = [low_rank.element for low_rank in experiment.task.space.on()]
-    keys, elements = {element.key for element in on}, experiment.task.space.elements
-    say(f"the result: {with_cost(elements, on, reallocate.limit.step_time)}")
+    space = experiment.task.space
+    on = [low_rank.element for low_rank in space.on()]
+    keys, elements, places = {element.key for element in on}, space.elements, space.places()
+    say(f"the result: {with_cost(elements, on, reallocate.limit.step_time, places)}")
     for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
         if warning is not None:
             note(warning)

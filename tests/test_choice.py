@@ -40,6 +40,9 @@ def test_what_it_costs() -> None:
     upper = [element for element in ELEMENTS if element.layer >= 3]
     time = StepTime(blocks=5, forward=0.5, block=0.1, width=0.0)
     assert with_cost(ELEMENTS, upper, time).endswith("; 0.4 of the parameters, 0.7 of the step time")
+    some = [element for element in ELEMENTS if element.name == "q_proj"]  # as with --target q_proj
+    words = "2 of 30 places on, in blocks 0–1; of the 5 that could be: 0.4 of the parameters"
+    assert with_cost(some, some[:2], places=ELEMENTS) == words
     assert with_cost(ELEMENTS, ELEMENTS) == "30 of 30 places on, in every block; all of the parameters"
 
 
