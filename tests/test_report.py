@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from plotly.offline import get_plotlyjs
 
-from actions.run_folder import METRICS, write_json
-from heterolora.element import Place
+from actions.options import Options, changed
+from actions.run_folder import METRICS, write_config, write_json
+from heterolora import scores as scores_file
+from heterolora.config import ElementConfig
+from heterolora.element import Place, Settings
 from heterolora.errors import UserError
+from heterolora.step_time import StepTime
 from tests import chromium
 from tests.run_folders import (
     curves,
@@ -158,6 +162,12 @@ class TestOneRun:
         write_metrics(folder, validation={"loss": 0.6, "accuracy": 0.69, "matthews": 0.0})
         card = report(tmp_path, folder).all("div", class_="card")[0]
         assert card.text == "0.0000matthewson validation, of the best checkpoint"
+        for name, options, which in (
+            ("last", {"measured": "last"}, ", of the last checkpoint"),
+            ("tested", {"action": "test"}, ""),
+        ):
+            folder = trained_run(tmp_path / name, logger="none", **options)
+            assert report(tmp_path, folder).all("div", class_="card")[0].text.endswith(f"on validation{which}")
 
     def test_a_constant_curve_has_one_tick(self) -> None:
         axis = line_chart([Line("run", "#000000", [(0, 0.5), (1, 0.5)])], "step").to_dict()["layout"]["yaxis"]
@@ -368,6 +378,38 @@ class TestSideBySide:
             (row,) = (row for row in facts(runs) if row.label.replace("-", "") == name.replace("_", ""))
             assert [cell.text for cell in row.cells] == [str(value) for value in values for _ in range(2)]
 
+    def test_runs_of_other_configurations_are_no_seeds(self, tmp_path: Path) -> None:
+        """`config.toml` holds the configurations themselves. What they have in common with options is listed."""
+        q = Settings(8, 16.0)
+        kinds = {
+            "r4": ElementConfig("lora", "network", Settings(4, 8.0), {}),
+            "r8": ElementConfig("lora", "network", q, {}),
+            "q": ElementConfig("lora", "network", Settings(0), {"q_proj": q}),
+            "places": ElementConfig("lora", "layer", Settings(0), {(0, "q_proj"): q}),
+        }
+        folders = []
+        for name, config in kinds.items():
+            for seed in range(2):
+                folder = trained_run(tmp_path / f"{name}-{seed}", seed=seed, logger="none")
+                config = config if seed == 0 or name != "places" else replace(config, sites={(1, "w1"): q})
+                write_config(folder, "train", changed(Options(), {"seed": seed, "logger": "none"}), {"lora": config})
+                folders.append(folder)
+        runs = read_runs(folders)
+        assert [len(group.runs) for group in groups(runs)] == [2, 2, 2, 2]
+        listed = {row.label: [cell.text for cell in row.cells[::2]] for row in facts(runs)}
+        assert listed["--rank"] == ["4", "8", "8", "–"]
+        assert listed["--target"] == ["all", "all", "q_proj", "–"]
+        assert listed["--lora-config"] == ["–", "–", "–", "layer-wise, up to rank 8"]
+
+    def test_rows_that_the_seed_holds_out(self, tmp_path: Path) -> None:
+        own = {"dataset": "mine.csv", "logger": "none"}
+        for name, drawn, count in (("by-seed", (0, 1), 1), ("by-itself", (3, 4), 0)):
+            folders = [
+                trained_run(tmp_path / f"{name}-{seed}", seed=seed, validation_seed=validation, **own)
+                for seed, validation in enumerate(drawn)
+            ]
+            assert len(groups(read_runs(folders))) == count
+
     def test_runs_of_one_seed_have_no_spread(self, tmp_path: Path) -> None:
         page = report(tmp_path, *(trained_run(tmp_path / f"run{i}", seed=7, logger="none") for i in range(2)))
         assert "Over seeds" not in page.text
@@ -385,6 +427,14 @@ class TestSideBySide:
 
 
 class TestScores:
+    def test_a_budget_of_time(self, tmp_path: Path) -> None:
+        folder = scored_run(tmp_path, layers=3, shortcuts=False)
+        found = replace(scores_file.read(folder / "scores.toml"), step_time=StepTime(3, 0.5, 0.1, 0.0))
+        scores_file.write(folder / "scores.toml", found)
+        options = {"model": "opt_lora", "task": "classification", "budget_time": 0.8}
+        write_config(folder, "imp-test", changed(Options(), options), {})
+        assert "The budget of 0.8 of the step time turns the framed" in report(tmp_path, folder).text
+
     def test_the_heat_map_shows_every_score_and_the_budget(self, tmp_path: Path) -> None:
         page = report(tmp_path, scored_run(tmp_path / "scored", layers=3))
         scores = {item.element.key: item.score for item in element_scores(3, shortcuts=True)}

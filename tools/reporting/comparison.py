@@ -175,10 +175,16 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     same: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         if run.figures:
-            same.setdefault((run.action, *(run.shown(name) for name in options if run.uses(name))), []).append(run)
+            same.setdefault((run.action, *(_shown(run, name) for name in options if run.uses(name))), []).append(run)
     if not any(len({run.option("seed") for run in group}) > 1 for group in same.values()):
         return []
     return [Group(_common_start([run.name for run in group]) or group[0].name, tuple(group)) for group in same.values()]
+
+
+def _shown(run: Run, name: str) -> str:
+    """The value of an option. By default --seed also draws the rows of own data to hold out."""
+    follows = name == "validation_seed" and run.option(name) == run.option("seed")
+    return "" if follows else run.shown(name)
 
 
 def _common_start(names: list[str]) -> str:

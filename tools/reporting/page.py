@@ -152,7 +152,8 @@ def _cards(run: Run) -> tuple[Card, ...]:
     if run.headline is not None:
         split, name = run.headline
         value = run.figures[split].get(name)
-        cards.append(Card("–" if value is None else f"{value:.4f}", name, f"on {split}, of the best checkpoint"))
+        which = f", of the {run.option('measured')} checkpoint" if run.uses("measured") else ""
+        cards.append(Card("–" if value is None else f"{value:.4f}", name, f"on {split}{which}"))
     if run.parameters:
         of_all = f"{percent(share(run))} of {run.parameters['total']:,}"
         cards.append(Card(f"{run.parameters['trainable']:,}", "trainable parameters", of_all))
@@ -194,7 +195,7 @@ def _scores(run: Run, maps: Maps) -> Part:
     elements = [item.element for item in scores.scored]
     total = sum(by_place.values()) or 1.0
     best = sorted(by_place.items(), key=lambda item: -item[1])[:BEST_SHOWN]
-    unit = "" if options.budget.unit == "share" else "parameters "
+    unit = {"share": "", "parameters": "parameters ", "time": "of the step time "}[options.budget.unit]
     text = (
         f"The {scores.importance_test_name} score of every element, from {scores.batches} batches of "
         f"{scores.batch_size} rows. The budget of {options.budget.amount:,} {unit}turns the framed {len(chosen)} on: "

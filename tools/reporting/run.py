@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from actions.choice import in_words
-from actions.configurations import KEYS
+from actions.configurations import KEYS, in_options
 from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
 from actions.results import read_metrics, read_resources
 from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
@@ -18,7 +18,7 @@ from dataset.option import flag_of
 from heterolora import history as history_file
 from heterolora import scores as scores_file
 from heterolora.checks import TEXT, Field, check_keys, check_known, whole_number
-from heterolora.config import load
+from heterolora.config import ElementConfig, load, parse
 from heterolora.element import Kind, Place
 from heterolora.errors import UserError
 from heterolora.history import History
@@ -192,14 +192,25 @@ def _options(folder: Path) -> tuple[str, dict[str, Any]]:
     values = read_toml(path, "the options of the run", _WRITTEN_BY_A_RUN)
     action = values.pop("action", None) or _action(folder)
     check_known(f"{path}: action", TEXT.check(str(path), "action", action), ACTIONS)
-    known = declared()
-    for key in KEYS:
+    known, configured = declared(), {}
+    for key, kind in KEYS.items():
         if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result
-            del values[key]
+            configured |= _stated(key, parse(values.pop(key), kind, f"{path}: {key}"))
     try:
-        return action, {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
+        options = {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
     except UserError as error:
         raise UserError(f"{path}: {error.found}", error.expected) from error
+    return action, options | configured
+
+
+def _stated(key: str, config: ElementConfig) -> dict[str, Any]:
+    """A configuration as options that can be compared: --rank, --alpha and --target, or some words if it differs by
+    place.
+    """
+    if config.kind == "lora" and (uniform := in_options(config)) is not None:
+        return uniform
+    highest = max((each.rank for each in (config.default, *config.sites.values()) if each.candidate), default=0)
+    return {key: f"{config.granularity}-wise, up to rank {highest}"}
 
 
 def _parameters(path: Path) -> dict[str, Any]:
