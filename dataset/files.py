@@ -209,7 +209,7 @@ def columns_of(path: Path) -> dict[str, Kind]:
                     parse_options,
                     csv.ConvertOptions(strings_can_be_null=False),
                 )
-                return kinds(start.schema)
+                return _of_csv(path, start.schema)
         rows = _objects(path) if path.suffix == ".json" else _lines(path)
         found: dict[str, Kind] = {}
         for _, row in islice(rows, _FIRST):
@@ -219,12 +219,27 @@ def columns_of(path: Path) -> dict[str, Kind]:
         return found
 
 
+def _of_csv(path: Path, schema: pa.Schema) -> dict[str, Kind]:
+    """Returns the columns of a csv file. Raises UserError if it has no rows, or columns that another mark separates."""
+    if all(map(pa.types.is_null, schema.types)):
+        raise empty(path)
+    separators = {".csv": ("comma", ";\t|"), ".tsv": ("tab", ",;|")}
+    right, wrong = separators[path.suffix]
+    if len(schema) == 1 and (mark := next((mark for mark in wrong if mark in schema.names[0]), None)):
+        raise UserError(
+            f"'{path}' has one column, {shown(schema.names[0])[:60]}", f"separate columns by a {right}, not by {mark!r}"
+        )
+    return kinds(schema)
+
+
 def kinds(schema: pa.Schema) -> dict[str, Kind]:
-    """Returns what each column holds."""
-    return {
-        name: next((kind for fits, kind in _KINDS if fits(type)), "other")
-        for name, type in zip(schema.names, schema.types, strict=True)
-    }
+    """Returns what each column holds. A column of categories holds what the categories are."""
+    return {name: _kind(type) for name, type in zip(schema.names, schema.types, strict=True)}
+
+
+def _kind(type: pa.DataType) -> Kind:
+    type = type.value_type if pa.types.is_dictionary(type) else type
+    return next((kind for fits, kind in _KINDS if fits(type)), "other")
 
 
 def _kind_of(value: Any) -> Kind:

@@ -138,7 +138,12 @@ def _from_disk(folder: Path) -> Dataset:
 
 
 def _of_files(paths: list[Path]) -> Stored:
-    return Stored(partial(_from_files, paths), partial(columns_of, paths[0]))
+    return Stored(partial(_from_files, paths), partial(_columns, paths))
+
+
+def _columns(paths: list[Path]) -> Mapping[str, Kind]:
+    """The columns of the first file that is not empty."""
+    return columns_of(next((path for path in paths if path.is_file() and path.stat().st_size), paths[0]))
 
 
 def _from_files(paths: list[Path], spec: DatasetSpec, cache: bool) -> Dataset:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from dataset.chat import encode_chat
 from dataset.roles import Roles, roles_of
@@ -56,6 +58,9 @@ def test_what_is_not_obvious(columns: dict[str, str], what: str) -> None:
         ("a.jsonl", "\n\n", {}, "a.jsonl is empty"),
         ("a.csv", "review;stars\nx, y;1\n", CSV, "row 2 of '.*' (the header is row 1) has 2 columns, and "
          "the header has 1: 'x, y;1'; separate columns by a comma"),
+        ("a.csv", "review;stars\nx;1\n", {}, "one column, 'review;stars'; separate columns by a comma, not by ';'"),
+        ("a.tsv", "review,stars\nx,1\n", {}, "one column, 'review,stars'; separate columns by a tab, not by ','"),
+        ("a.csv", "text,label\n", {}, "a.csv is empty; give it at least one row"),
         ("a.csv", "review,stars\na,1\nb\n", CSV, "(the header is row 1) has 1 columns, and the header has 2: 'b'"),
         ("a.tsv", "review\tstars\na\tb\t1\n", CSV, "has 3 columns, and the header has 2: .*separate columns by a tab"),
         ("a.csv", "review,stars\na,1\nb,\nc,5\n", CSV, "1 rows without a label, row 1 first; .*the labels are 1, 5"),
@@ -94,6 +99,22 @@ def test_a_copy_of_a_repository_of_the_hub(tmp_path: Path) -> None:
         write(tmp_path / "data", f"{split}-00000-of-00001.parquet", rows)
     (tmp_path / "README.md").write_text("a card")
     assert list(read_splits(described(tmp_path)[0], cache=False).validation) == ["validation"]
+
+
+def test_an_empty_shard(tmp_path: Path) -> None:
+    (tmp_path / "train-00000-of-00002.jsonl").write_text("")
+    write(tmp_path, "train-00001-of-00002.jsonl")
+    assert described(tmp_path)[0].labels == ("1", "2", "5")
+
+
+def test_columns_of_categories(tmp_path: Path) -> None:
+    """As pandas writes them to parquet."""
+    columns = {"text": ["a", "b", "c"], "label": ["yes", "no", "yes"]}
+    table = pa.table({name: pa.array(values).dictionary_encode() for name, values in columns.items()})
+    parquet.write_table(table, tmp_path / "mine.parquet")
+    spec, _ = described(tmp_path / "mine.parquet")
+    assert (spec.columns, spec.labels) == (("text",), ("no", "yes"))
+    assert read_splits(spec, cache=False, share=0.0).test["test"]["label"][:] == [1, 0, 1]
 
 
 def test_a_test_split_without_labels_is_not_read(tmp_path: Path) -> None:
