@@ -30,13 +30,13 @@ class Merged:
     largest: float  # the largest logit, for comparison
 
 
-def write_merged(request: Request, output: Path, max_shard_size: str) -> Merged:
+def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
     """Write weights, configuration and tokenizer into `output`, completely or not at all.
 
     The request names a checkpoint or an adapter, whose model has no shortcuts. A base that is not quantised may be
     larger than the memory: its tensors stay mapped from its files, are written one after the other, and LoRA is folded
-    into the written files, one matrix at a time. A quantised base is dequantised in memory. A weight file is at most
-    `max_shard_size` large, such as `5GB`.
+    into the written files, one matrix at a time. A quantised base is dequantised in memory. A weight file has at most
+    `max_shard_size` bytes.
     """
     config = load_config(request.base.name, request.spec)
     use_cache, dtype = config.use_cache, config.dtype  # loading the base changes the configuration

@@ -1,6 +1,7 @@
 """`tools/compare_scores.py` against SciPy, and by hand."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from scipy import stats
 from heterolora import scores
 from heterolora.errors import UserError
 from heterolora.scores import Scores
+from tests.run_folders import write_history
 from tests.scoring import scored
 from tools import compare_scores as tool
+from tools import plot_realloc
 
 
 def _scores(heuristic: str, values: list[float]) -> Scores:
@@ -82,3 +85,12 @@ def test_wrong_input(write) -> None:
         tool.main([a, write("b.toml", B), "--turn-on-percentile", "0"])
     with pytest.raises(UserError, match="cannot read"):
         tool.main([a, a + ".missing"])
+    with pytest.raises(UserError, match="is given twice; give each of them once"):
+        tool.main([a, f"{Path(a).parent}/../{Path(a).parent.name}/a.toml"])
+
+
+def test_the_same_history_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_history(tmp_path, 2, (0, 1))
+    monkeypatch.setattr(sys, "argv", ["plot_realloc.py", str(tmp_path), f"{tmp_path}/.", "--output", "elsewhere"])
+    with pytest.raises(UserError, match="is given twice"):
+        plot_realloc.main()

@@ -311,6 +311,7 @@ class TestTool:
         assert "is there already" in refused(plain, output=plain / "checkpoints")
         assert "is there already" in refused(plain, output=plain / "config.toml")
         assert "nowhere is not there" in refused(tmp_path / "nowhere")
+        assert "--max-shard-size '5 boxes' is no size" in refused(plain, "--max-shard-size", "5 boxes")
         assert "has no checkpoints/best.ckpt" in refused(tmp_path)
         assert "neither a run nor a checkpoint" in refused(world.lora)
         if form == "peft":

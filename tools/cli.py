@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,6 +53,14 @@ def check_output(output: Path, inputs: Iterable[Path]) -> None:
     for given in inputs:
         if output.exists() and given.exists() and output.samefile(given):
             raise UserError(f"--output {output} is a file that this tool reads, {given}", "give another name")
+
+
+def check_different(inputs: Sequence[Path]) -> None:
+    """Raises UserError if an input is given twice, also by another name."""
+    resolved = [path.resolve() for path in inputs]
+    for given, path in zip(inputs, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise UserError(f"{given} is given twice", "give each of them once")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tools.cli import Parser, real, run
+from tools.cli import Parser, check_different, real, run
 
 from rich.markup import escape
 from rich.table import Table
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(args.scores) < 2:
         raise UserError("one scores file", "expected two or more to compare")
 
+    check_different(args.scores)
     files = {path: scores_file.read(path) for path in args.scores}
     check_same_elements(files)
     count = Counter(scores.importance_test_name for scores in files.values())

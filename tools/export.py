@@ -31,6 +31,7 @@ from actions.resolve import Request, resolve
 from actions.restore import cost_of_dropping, has_shortcuts, restore_trained, without_shortcuts
 from actions.run_folder import CHECKPOINTS, check_writable
 from actions.trainer import check_devices
+from dataset.option import byte_size, bytes_of
 from heterolora.errors import UserError
 from heterolora.peft_config import peft_notes, task_type
 from model.hub import check_publishing, publish
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, others = _parser().parse_known_args(arguments)
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise UserError(f"--output {args.output} is there already", "give a folder that is empty or not there")
+    if (expected := byte_size(args.max_shard_size)) is not None:
+        raise UserError(f"--max-shard-size '{args.max_shard_size}' is no size", f"give {expected}")
     if args.push_to_hub is not None:
         check_publishing(args.push_to_hub)
     check_writable(args.output, "free space, or give --output on another disk")
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.format != "merged":
         _write_adapter(args, request)
     else:
-        merged = write_merged(request, args.output, args.max_shard_size)
+        merged = write_merged(request, args.output, bytes_of(args.max_shard_size))
         say(
             f"the files' logits differ from the trained model's by {merged.error:.2g} at most; "
             f"the largest is {merged.largest:.2g} ({str(merged.dtype).removeprefix('torch.')}, {merged.files} files)"

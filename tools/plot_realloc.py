@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.cli import Parser, run
+from tools.cli import Parser, check_different, run
 
 from rich.table import Table
 
@@ -30,6 +30,7 @@ def main() -> None:
     pictures = "folder of the pictures (default: the run's; for several runs the current one)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=pictures)
     args = parser.parse_args()
+    check_different(args.runs)
     histories = {folder.resolve().name: history.read(folder) for folder in args.runs}
     if len(histories) < len(args.runs):
         histories = {str(folder): history.read(folder) for folder in args.runs}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tools.cli import check_different
+
 from actions.choice import in_words
 from actions.configurations import KEYS, in_options
 from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
@@ -143,11 +145,9 @@ def read_runs(folders: list[Path]) -> tuple[Run, ...]:
 
     Raises UserError if a folder is not a run or is given twice, or if one of its files cannot be read.
     """
-    resolved = [folder.resolve() for folder in folders]
-    for folder, path in zip(folders, resolved, strict=True):
-        if resolved.count(path) > 1:
-            raise UserError(f"{folder} is given twice", "give each run once")
-    return tuple(_read(folder, name) for folder, name in zip(folders, _names(resolved), strict=True))
+    check_different(folders)
+    names = _names([folder.resolve() for folder in folders])
+    return tuple(_read(folder, name) for folder, name in zip(folders, names, strict=True))
 
 
 def _names(folders: list[Path]) -> list[str]:
