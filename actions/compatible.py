@@ -48,20 +48,21 @@ def check_options(
             f"--eta-min {update.eta_min:g} is above --learning-rate {lowest:g}",
             f"give at most {lowest:g}, the rate that cosine_annealing starts from",
         )
-    if options.data.packing and options.attention not in (None, "sdpa"):
+    used = {name: info.used_by(action) for name, info in declared().items()}  # an options file may hold others too
+    if options.data.packing and used["packing"] and options.attention not in (None, "sdpa"):
         raise UserError(f"--packing does not work with --attention {options.attention}", "use --attention sdpa")
-    if options.data.packing and options.cache_frozen_prefix:
+    if options.data.packing and used["packing"] and options.cache_frozen_prefix:
         raise UserError("--packing cannot be used with --cache-frozen-prefix", "leave one of them out")
     if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("--attention flash_attention_2 needs flash-attn", "pip install flash-attn, or use sdpa")
-    if options.compile:
+    if options.compile and used["compile"]:
         _check_compile(action, options)
-    if (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
+    if used["logger"] and (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
         _check_installed(f"--logger {logger}", logger, "use tensorboard or csv")
-    folder = options.cache_folder if options.cache_frozen_prefix else None
+    folder = options.cache_folder if options.cache_frozen_prefix and used["cache_folder"] else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
-    if options.run.lm_eval is not None:
+    if options.run.lm_eval is not None and used["lm_eval"]:
         if spec.task == "classification":
             raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")
         if options.devices.num_devices * options.devices.num_nodes > 1:

@@ -121,7 +121,7 @@ def build(request: Request) -> Experiment:
         metric=options.run.metric,
         **more,
     )
-    if options.compile:
+    if options.compile and request.action == TRAIN:  # only training runs compiled blocks
         compile_blocks(blocks_of(base.network, space))
         task.uncompiled = uncompiled
     return Experiment(options, data, task, base.untrained_head and not has_head, request.resumed)

@@ -222,7 +222,7 @@ class Options:
         "start of A, while B is 0: random (kaiming, orthogonal), or the leading directions of the weight's gradient "
         "(gradient) or of the inputs (activation), from --imp-limit-test-batches batches", actions=_TRAINING)
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time",
-        actions=_TRAINING, resume="free")
+        actions=(*_TRAINING, IMP_TEST), resume="free")
     compile: bool = option(False, "compile each block with torch.compile: faster steps, after a longer start",
         actions=_TRAINING, resume="free")
     cache_frozen_prefix: bool = option(False, "compute the output of the blocks below the lowest element that is on "

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from actions import compatible
 from actions import options as module
 from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, Options, declared
 from actions.parse import parse
@@ -96,6 +97,17 @@ def recording() -> Iterator[set[str]]:
         for kind in (Options, *map(type, groups)):
             patch.setattr(kind, "__getattribute__", getattribute)
         yield read
+
+
+def test_options_of_another_action_are_not_checked(world: World, tmp_path: Path, monkeypatch) -> None:
+    """The file of a training run may be used for `test` on a machine that could not train in this way."""
+    (tmp_path / "options.toml").write_text(
+        'compile = true\nlogger = "wandb"\ncache_frozen_prefix = true\ncache_folder = "/nowhere"\npacking = true\n'
+    )
+    monkeypatch.setenv("PATH", "")  # no compiler
+    monkeypatch.setattr(compatible, "_check_installed", lambda *_: pytest.fail("a package is asked for"))
+    given = ("test", "sst2", "--load", world.opt, "--dataset-saved-path", world.sst2, "--attention", "eager")
+    assert notes([*map(str, given), "--config", str(tmp_path / "options.toml")]) == ()
 
 
 def test_each_option_has_another_value() -> None:
