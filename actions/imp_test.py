@@ -56,7 +56,7 @@ def run(request: Request) -> None:
             fabric.launch()
             check_agreement(experiment)
             say(f"run folder: {folder}")
-            found, seconds = _score(experiment, fabric)
+            found, seconds = _score(experiment, fabric, mode)
             if is_first_process():
                 _report(experiment, found, mode, folder)
                 say(f"scored {len(found.scored)} elements in {seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
@@ -93,8 +93,8 @@ def scoring_batches(
     return data.scoring_batches(count, rank, world, filled=True, by_length=by_length)
 
 
-def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
-    """The scores, and the duration of scoring in seconds, including warm-up."""
+def _score(experiment: Experiment, fabric: Fabric, mode: Mode) -> tuple[Scores, float]:
+    """The scores, and the duration of scoring in seconds, including warm-up. Raises UserError for too short a time."""
     options, data, task = experiment.options.scoring, experiment.data, experiment.task
     heuristic = saliency.get(options.importance_test_name)
     with fabric.rank_zero_first(local=True):  # the other processes read the cache
@@ -115,14 +115,18 @@ def _score(experiment: Experiment, fabric: Fabric) -> tuple[Scores, float]:
     warm_up = WarmUp(fabric.to_device(list(data.scoring_batches(steps))), options.imp_warmup_lr)
     if heuristic.remark:
         note(heuristic.remark)
+    (first,) = data.scoring_batches(1)
+    step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))
+    budget = experiment.options.reallocation.budget
+    if budget.unit == "time":  # so short a time is found before the scores are computed
+        alike = [Scored(element, 1.0) for element in task.space.elements]
+        choose(alike, replace(budget, step_time=step_time), mode, tie_generator(0, 0))
     start = time.perf_counter()
     items = scored(heuristic.name, problem, warm_up)
     seconds = time.perf_counter() - start
     count = batch_count(limit, data.scoring_batch_count)[0]
     if options.imp_halves and "batches" not in heuristic.ignores and count >= FEWEST * fabric.world_size:
         items = with_halves(heuristic.name, items, problem, warm_up)
-    (first,) = data.scoring_batches(1)
-    step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))
     found = Scores(
         scored=items,
         importance_test_name=heuristic.name,

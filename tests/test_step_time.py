@@ -171,6 +171,12 @@ def test_commands(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = scores.read(tmp_path / "scores" / "scores.toml")
     assert found.step_time.blocks == 2
 
+    short = (*shared[:-1], 0.01)
+    assert run("imp-test", *short, "--project", "short") == 2
+    said = capsys.readouterr()
+    assert "a budget of 0.01 of the step time pays for no element; expected at least 0." in said.err
+    assert "scored" not in said.out, "it is found before"
+
     search = ("train-dyrealloc", *shared, "--realloc-N", 6, "--max-epochs", 1, "--project", "search")
     assert run(*search) == 0
     said = capsys.readouterr().out
