@@ -307,10 +307,19 @@ def test_long_conversations_keep_an_answer(limit: int, text: str, learned: str |
     assert tokenizer.decode(ids[spans[0] : spans[1]]) == "d e </s>" or learned is None
 
 
+REWRITING = "{% for m in messages %}{{ loop.length ~ ' ' + m['content'] + ' ' }}{% endfor %}"
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    tokenizer = chat_tokenizer("{% for m in messages %}{{ loop.length ~ ' ' + m['content'] + ' ' }}{% endfor %}")
     with pytest.raises(UserError, match="marks them with"):
-        encode_chat(tokenizer, 64, json.dumps(TALK))
+        encode_chat(chat_tokenizer(REWRITING), 64, json.dumps(TALK))
+
+
+def test_one_template_of_several() -> None:
+    """The default one counts, and marks the turns that it rewrites."""
+    marked = MARKED.replace("{{ '<' +", "{{ loop.length ~ ' <' +")
+    ids, spans = encode_chat(chat_tokenizer(marked), 64, json.dumps(TALK))
+    assert encode_chat(chat_tokenizer({"default": marked, "tool_use": "a"}), 64, json.dumps(TALK)) == (ids, spans)
 
 
 @pytest.mark.parametrize(
