@@ -590,7 +590,12 @@ class TestCurves:
 
     @pytest.mark.parametrize(
         ("logger", "said"),
-        [("none", "it kept no curves"), ("wandb", "with Weights & Biases"), ("tensorboard", "Nothing is logged yet")],
+        [
+            ("none", "it kept no curves"),
+            ("wandb", "with Weights & Biases"),
+            ("mlflow", "with MLflow"),
+            ("tensorboard", "Nothing is logged yet"),
+        ],
     )
     def test_none_is_said(self, tmp_path: Path, logger: str, said: str) -> None:
         folder = trained_run(tmp_path / "run", logger="none")

@@ -36,11 +36,13 @@ def read_curves(logs: Path, logger: str) -> Curves:
     elif any(logs.glob("events.out.tfevents.*")):
         found = _from_events(logs)
     kept = {name: _by_step(points) for name, points in sorted(found.items()) if not name.startswith(_NO_CURVES)}
-    reasons = {
-        "none": "The run used --logger none: it kept no curves.",
-        "wandb": "The run's curves are with Weights & Biases, which this report does not read.",
-    }
-    return Curves(kept, "" if kept else reasons.get(logger, "Nothing is logged yet."))
+    trackers = {"wandb": "Weights & Biases", "mlflow": "MLflow", "trackio": "Trackio"}
+    missing = "Nothing is logged yet."
+    if logger == "none":
+        missing = "The run used --logger none: it kept no curves."
+    elif logger in trackers:
+        missing = f"The run's curves are with {trackers[logger]}, which this report does not read."
+    return Curves(kept, "" if kept else missing)
 
 
 def _from_csv(path: Path) -> dict[str, list[Point]]:
