@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, get_peft_model
 
+from actions.endings import TERMINATED, ended
 from heterolora import scores
 from heterolora.errors import UserError
 from main import main as program
@@ -24,7 +29,7 @@ from tools.studies import adalora, execution, peft_run
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment
 from tools.studies.results import Measured
-from tools.studies.running import record_of
+from tools.studies.running import record_of, run_here
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
 from tools.studies.summary import compare
 
@@ -209,6 +214,17 @@ def test_a_damaged_record(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text('{"name": "job"}')
     with pytest.raises(UserError, match=r"job\.json' is damaged"):
         record_of(Job("job", (), (), tmp_path), tmp_path)
+
+
+def test_a_study_that_is_terminated_ends_its_jobs(tmp_path: Path) -> None:
+    """They would go on, and the study would wait for them."""
+    jobs = [Job(f"job{i}", ("-c", "import time; time.sleep(100)"), (), tmp_path / f"run{i}") for i in range(2)]
+    threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    start = time.perf_counter()
+    assert ended(lambda: [*run_here(jobs, tmp_path, 1)]) == TERMINATED
+    assert time.perf_counter() - start < 60
+    assert json.loads((tmp_path / "job0.json").read_text())["code"] == -signal.SIGTERM
+    assert not (tmp_path / "job1.json").exists()
 
 
 def test_runs_of_one_seed_are_paired(tmp_path: Path, world: World, start: InThisProcess) -> None:

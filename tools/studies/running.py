@@ -28,6 +28,8 @@ _LONGEST_JOB = 24 * 60  # minutes; submitit's own default is 5
 _RUN_AGAIN = "give another --output, or delete it and the run's folder to run the job again"
 ROOT = TOY_BASE.parents[1]  # of the program
 
+_running: set[subprocess.Popen[bytes]] = set()
+
 
 @dataclass(frozen=True)
 class Record:
@@ -62,9 +64,12 @@ def start_process(arguments: Sequence[str], log: Path) -> int:
     """Run `python` with these arguments, append its output to `log`, and return its exit code."""
     with log.open("ab") as output:
         command = [sys.executable, *arguments]
-        return subprocess.run(
-            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        ).returncode
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        _running.add(process)
+        try:
+            return process.wait()
+        finally:
+            _running.discard(process)
 
 
 def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
@@ -100,6 +105,11 @@ def run_here(jobs: Sequence[Job], folder: Path, workers: int, start: Start = sta
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except SystemExit:  # of SIGTERM, which the running jobs do not get: they save, and continue at the next start
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):
+                process.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C the running jobs end by themselves
 
