@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import threading
 from dataclasses import replace
@@ -163,7 +164,8 @@ class RunCheckpoints(CheckpointCallback):
     def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
         if not isinstance(exception, UserError | DivergenceError | OSError) and self.last.is_file():
             action = pl_module.record.action
-            say(f"stopped; to continue: python -m main {action} --resume-training --load {self.last}")
+            last = shlex.quote(str(self.last))
+            say(f"stopped; to continue: python -m main {action} --resume-training --load {last}")
         if isinstance(exception, SIGTERMException) and self.requeue:
             requeue()
             trainer.strategy.barrier()  # SLURM may kill the other processes when one has ended

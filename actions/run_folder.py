@@ -152,14 +152,19 @@ def named_folder(options: Options) -> Path:
 
 def _new_folder(options: Options) -> Path:
     folder = named_folder(options)
-    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return next(made for name in names if (made := _made(folder.with_name(name))))
+        return new_folder(folder)
     except OSError as error:
         raise UserError(
             f"the run folder {folder} cannot be made ({error.strerror})", "give another --project-dir or --project"
         ) from None
+
+
+def new_folder(folder: Path) -> Path:
+    """Makes a folder with this name, or with a number after it if there is one already."""
+    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return next(made for name in names if (made := _made(folder.with_name(name))))
 
 
 def _made(folder: Path) -> Path | None:

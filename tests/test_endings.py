@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from actions import imp_test, results, train
+from actions.checkpoints import RunCheckpoints
 from actions.endings import LOST, ended
+from actions.options import RunOptions
+from actions.run_folder import Run
 from heterolora.errors import UserError
 from model.task.fine_tuning import FineTuning
 from tests.world import ROOT, World, command, run
@@ -70,6 +75,15 @@ def _raising(reason: BaseException) -> Callable[..., None]:
 
 def _terminate(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_command_that_continues_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = RunCheckpoints(Run(tmp_path / "my run", None), "accuracy", "max", RunOptions())
+    checkpoints.folder.mkdir(parents=True)
+    checkpoints.last.write_text("")
+    task = SimpleNamespace(record=SimpleNamespace(action="train"))
+    checkpoints.on_exception(SimpleNamespace(), task, KeyboardInterrupt())
+    assert shlex.split(capsys.readouterr().out)[-2:] == ["--load", str(checkpoints.last)]
 
 
 class TestCodes:

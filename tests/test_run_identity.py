@@ -17,6 +17,7 @@ import torch
 from actions.in_use import in_use
 from actions.parse import parse
 from actions.resuming import fingerprint
+from actions.run_folder import new_folder
 from heterolora.errors import UserError
 from tests.test_bad_input import complaint
 from tests.world import ROOT, World, command, run, same_weights, write_lora
@@ -142,6 +143,11 @@ class TestLock:
         for name in ("file", "dangling"):
             line = complaint(capfd, *command(*world.training("--project-dir", tmp_path / name)))
             assert "cannot write into" in line
+
+
+def test_two_folders_of_one_name(tmp_path: Path) -> None:
+    """As of two quickstarts in the same second."""
+    assert [new_folder(tmp_path / "runs" / "now").name for _ in range(2)] == ["now", "now-2"]
 
 
 class TestRequeue:

@@ -34,7 +34,7 @@ import main as program
 from actions.console import say, set_log_level
 from actions.export import ALLOCATION
 from actions.origin import TOY_BASE
-from actions.run_folder import ADAPTER, METRICS
+from actions.run_folder import ADAPTER, METRICS, check_writable, new_folder
 from dataset import registry
 from dataset.option import seed_range
 from dataset.source import DATA_SEED
@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     set_log_level("warning")
     torch.set_num_threads(1)  # more threads do not make so small a model faster
-    runs = Runs(args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S"), args.seed)
+    folder = args.project_dir / time.strftime("quickstart_%Y%m%d-%H%M%S")
+    check_writable(folder)
+    runs = Runs(new_folder(folder), args.seed)  # another one may start in the same second
     steps: Mapping[str, Callable[[], Result]] = {
         "bag of words": bag_of_words,
         "frozen model, linear head": frozen,
