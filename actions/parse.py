@@ -86,11 +86,12 @@ def _with_dashes(argument: str) -> str:
 
 def _check_lists(arguments: Sequence[str], positional: Sequence[str]) -> None:
     """Raises UserError for `--target q_proj v_proj`: argparse would take the second name for the model."""
-    for flag, first, second in zip(arguments, arguments[1:], arguments[2:], strict=False):
+    words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
+    for flag, first, second in zip(words, words[1:], words[2:], strict=False):
         if flag in map(flag_of, _LISTS) and second in positional and not _may_be_model(second):
             raise UserError(
                 f"two values follow {flag}: '{first}' and '{second}'",
-                f"separate them by a comma: {flag} {first},{second}",
+                f"separate them by a comma alone: {flag} {first.rstrip(',')},{second}",
             )
 
 

@@ -56,6 +56,8 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train --lora_dropout 0.1", "--lora_dropout", "the key lora_dropout in a file for --lora-config"),
         ("train --use_dora", "--use_dora", "--help"),
         ("train --prompt-column instruction input", "two values follow --prompt-column", "instruction,input"),
+        ("train --target q_proj, v_proj", "two values follow --target", "--target q_proj,v_proj"),
+        ("train --target=q_proj v_proj", "two values follow --target", "--target q_proj,v_proj"),
         ("train --target q_proj v_proj", "two values follow --target", "--target q_proj,v_proj"),
         ("train --dataset x.csv --text-columns a b", "'a' and 'b'", "--text-columns a,b"),
         ("train --model lora", "'lora' is not known", "opt_lora"),
