@@ -416,6 +416,8 @@ def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InT
         ("max_epochs = 1", "max_epoch = 1", "did you mean 'max_epochs'?"),
         ("max_epochs = 1", "learning_rate = 1e-3", "the study sets learning_rate itself"),
         ("max_epochs = 1", "target = 'mlp'", "the study sets target itself"),
+        ('"opt_lora"', '"opt_lora_ags"', "the study has shortcuts, which its budgets do not count"),
+        ('"opt_lora"', '"facebook/opt-125m"', "the study has a model without LoRA; give model = opt_lora"),
         ("max_epochs = 1", "measured = 'best'", "the study sets measured itself"),
         ("max_epochs = 1", 'max_epochs = "one"', "max_epochs' is 'one'"),
         ("[arms.uniform]", "[arms.'../uniform']", "is no name of a folder"),

@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actions.halving import check_optuna
-from actions.options import declared
+from actions.options import declared, defaults
 from heterolora import saliency
 from heterolora.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
 from heterolora.element import PROJECTIONS
 from heterolora.errors import UserError
 from heterolora.outside import read_toml
+from model.family import parse_model_name
 
 EXPECTED = "see `python tools/study.py --help` for an example"
 UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"
@@ -195,6 +196,10 @@ def _options(where: str, table: Any) -> dict[str, Any]:
         if name in _SET_BY_THE_STUDY:
             raise UserError(f"{where}: the study sets {name} itself", "leave it out")
         declared()[name].from_toml(f"{where} {name}", value)
+    adapted = parse_model_name(table.get("model", defaults()["model"]))
+    if adapted is None or adapted.shortcuts or "shortcut_config" in table:
+        found = "a model without LoRA" if adapted is None else "shortcuts, which its budgets do not count"
+        raise UserError(f"{where}: the study has {found}", "give model = opt_lora, or another <family>_lora")
     return table
 
 
