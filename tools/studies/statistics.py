@@ -33,15 +33,6 @@ class Rows:
     totals: Figures
     counts: Figures
 
-    @property
-    def per_seed(self) -> Figures:
-        """(seeds,) the measure of each seed."""
-        return self.totals.sum(1) / self.counts.sum()
-
-    @property
-    def mean(self) -> float:
-        return float(self.per_seed.mean())
-
 
 @dataclass(frozen=True)
 class Interval:
