@@ -49,10 +49,12 @@ def with_uniform(options: Options, given: Collection[str], adapted: AdaptedName 
 def with_defaults(options: Options, adapted: AdaptedName, configs: Configs) -> tuple[Options, Configs]:
     """The configurations of the model's kinds of elements, with defaults for those that are missing.
 
-    The options state the values of a default configuration.
+    The options state all values of a configuration that stands for `--rank`, `--alpha` and `--target`.
     """
+    stands_for_options = any(getattr(options, name) is not None for name in UNIFORM)
     if "lora" not in configs:
-        configs = {**configs, "lora": _uniform(options, adapted.family)}
+        configs, stands_for_options = {**configs, "lora": _uniform(options, adapted.family)}, True
+    if stands_for_options:
         options = replace(options, rank=_rank(options), alpha=_alpha(options), target=options.target or _TARGET)
     if adapted.shortcuts and "shortcut" not in configs:
         configs = {**configs, "shortcut": load(_SHORTCUTS, "shortcut")}

@@ -56,6 +56,16 @@ def test_rank_and_alpha() -> None:
     assert lora("--rank", 2, "--alpha", 0.5, "--target", "w1").lookup(0, "w1") == Settings(2, 0.5)
 
 
+def test_the_options_state_all_three() -> None:
+    """So that a resumed run knows the rank of a run with `--target` alone."""
+    found = {name: [] for name in ("rank", "alpha", "target")}
+    for given in ((), ("--target", "q_proj"), ("--rank", 2)):
+        options = request("train", "opt_lora", *given).options
+        for name, values in found.items():
+            values.append(getattr(options, name))
+    assert found == {"rank": [8, 8, 2], "alpha": [16.0, 16.0, 4.0], "target": ["all", "q_proj", "all"]}
+
+
 class TestOptionsFile:
     def written(self, folder: Path, *arguments: object) -> Path:
         found = request(*arguments)
