@@ -99,6 +99,11 @@ def recording() -> Iterator[set[str]]:
         yield read
 
 
+def test_blocks_are_checkpointed_while_they_are_scored(world: World) -> None:
+    said = {action: notes(base(world, action, "--gradient-checkpointing")) for action in ("imp-test", "test")}
+    assert [any("--gradient-checkpointing" in each for each in found) for found in said.values()] == [False, True]
+
+
 def test_options_of_another_action_are_not_checked(world: World, tmp_path: Path, monkeypatch) -> None:
     """The file of a training run may be used for `test` on a machine that could not train in this way."""
     (tmp_path / "options.toml").write_text(
