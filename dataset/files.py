@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv, parquet
 
+from dataset.kinds import Kind, kind_of, kinds
 from heterolora.errors import UserError, nearest, shown
 from heterolora.outside import reading
-
-VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
-_SPLITS = ("train", *VALIDATION, "test")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 VERSION = 1  # raise it when the same file gives other rows
 
@@ -42,14 +38,6 @@ _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow
 
 TEXT = "text"  # the column of a txt file
 Place = str  # such as "line 3"
-Kind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
-_KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Kind]] = (
-    (lambda type: pa.types.is_string(type) or pa.types.is_large_string(type), "text"),
-    (pa.types.is_integer, "whole numbers"),
-    (pa.types.is_floating, "real numbers"),
-    (pa.types.is_boolean, "truth values"),
-    (lambda type: pa.types.is_list(type) or pa.types.is_large_list(type), "lists"),
-)
 
 
 @dataclass(frozen=True)
@@ -179,18 +167,6 @@ READERS: Mapping[str, Callable[[Path, Columns], pa.Table]] = {
 }
 
 
-def split_of(path: Path) -> str:
-    """Returns the name of the split that a file of a folder belongs to."""
-    return _SHARD.sub("", path.stem)
-
-
-def holds_rows(path: Path) -> bool:
-    """Whether a file of a folder is data. Other text files, such as a readme, are not."""
-    if path.name == "dataset_infos.json":  # of older repositories of the hub
-        return False
-    return path.suffix in READERS and (path.suffix != ".txt" or split_of(path) in _SPLITS)
-
-
 def columns_of(path: Path) -> dict[str, Kind]:
     """Returns the columns of a file, from its first rows if it is long. Raises UserError if it is empty or damaged."""
     with reading_file(path):
@@ -213,7 +189,7 @@ def columns_of(path: Path) -> dict[str, Kind]:
         rows = _objects(path) if path.suffix == ".json" else _lines(path)
         found: dict[str, Kind] = {}
         for _, row in islice(rows, _FIRST):
-            found |= {name: _kind_of(value) for name, value in row.items() if value is not None or name not in found}
+            found |= {name: kind_of(value) for name, value in row.items() if value is not None or name not in found}
         if not found:
             raise empty(path)
         return found
@@ -230,21 +206,6 @@ def _of_csv(path: Path, schema: pa.Schema) -> dict[str, Kind]:
             f"'{path}' has one column, {shown(schema.names[0])[:60]}", f"separate columns by a {right}, not by {mark!r}"
         )
     return kinds(schema)
-
-
-def kinds(schema: pa.Schema) -> dict[str, Kind]:
-    """Returns what each column holds. A column of categories holds what the categories are."""
-    return {name: _kind(type) for name, type in zip(schema.names, schema.types, strict=True)}
-
-
-def _kind(type: pa.DataType) -> Kind:
-    type = type.value_type if pa.types.is_dictionary(type) else type
-    return next((kind for fits, kind in _KINDS if fits(type)), "other")
-
-
-def _kind_of(value: Any) -> Kind:
-    names: dict[type, Kind] = {str: "text", bool: "truth values", int: "whole numbers", float: "real numbers"}
-    return "lists" if isinstance(value, list) else names.get(type(value), "other")
 
 
 def _wanted(path: Path, present: Sequence[str], columns: Columns) -> list[str]:

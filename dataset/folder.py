@@ -17,22 +17,11 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.cache import cached, file_digest
-from dataset.files import (
-    READERS,
-    VERSION,
-    Columns,
-    Kind,
-    columns_of,
-    empty,
-    holds_rows,
-    joined,
-    kinds,
-    read_table,
-    reading_file,
-    split_of,
-)
+from dataset.files import READERS, VERSION, Columns, columns_of, empty, joined, read_table, reading_file
 from dataset.identity import digest
+from dataset.kinds import Kind, kinds
 from dataset.spec import DatasetSpec
+from dataset.splits import holds_rows, split_of
 from heterolora.errors import UserError
 from heterolora.outside import read_json, reading
 

@@ -135,7 +135,7 @@ def _is_path(dataset: str) -> bool:
 
 def _is_txt(place: Path) -> bool:
     """Whether the training rows are the lines of txt files, which `dataset.folder` finds in the same way."""
-    from dataset.files import holds_rows, split_of
+    from dataset.splits import holds_rows, split_of
 
     folder = Path(os.path.expanduser(place))
     if not folder.is_dir():

@@ -13,7 +13,7 @@ from dataset.spec import Task
 from heterolora.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from dataset.files import Kind
+    from dataset.kinds import Kind
 
 #: The names of columns that are recognised without options. Capitals do not matter.
 TEXT, LABEL, MESSAGES = "text", "label", ("messages", "conversations")

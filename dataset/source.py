@@ -13,12 +13,13 @@ import numpy as np
 from datasets import Dataset, Value
 
 from dataset.chat import conversations
-from dataset.files import VALIDATION, empty
+from dataset.files import empty
 from dataset.folder import WHOLE, Stored, file_or_folder, saved_splits
 from dataset.folder import Splits as StoredSplits
 from dataset.labels import label_ids
 from dataset.settings import HELD_OUT
 from dataset.spec import DatasetSpec
+from dataset.splits import VALIDATION
 from heterolora.errors import UserError, nearest
 from heterolora.outside import reading
 

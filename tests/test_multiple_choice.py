@@ -303,7 +303,7 @@ def test_training_makes_the_right_choice_likely(model: Path, arc: Path, tmp_path
     assert run(*start, "--learning-rate", 0.02, "--batch-size", 4, "--project", "run") == 0
     after = metrics_of(tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    assert run("test", "--load", checkpoint, "--project-dir", tmp_path, "--project", "again") == 0
+    assert run("test", "--load", checkpoint, "--batch-size", 4, "--project-dir", tmp_path, "--project", "again") == 0
     assert metrics_of(tmp_path / "again") == after
     before, _ = expected_of(model, arc_rows(7, 3))
     assert after["test"]["loss"] < before["loss"] - 0.5

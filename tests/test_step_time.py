@@ -125,7 +125,7 @@ def test_the_constants_are_measured_and_the_network_stays(monkeypatch: pytest.Mo
     found = measured(Problem(model.network, model.space, evaluate, []), batch)
     assert found.blocks == 3
     assert found.forward > 0
-    assert found.block > 0
+    assert found.block >= 0  # the noise of a busy machine may be larger than a tiny block
     assert model.space.on() == on
 
     exact = StepTime(3, 2.0, 0.25, 0.001)
