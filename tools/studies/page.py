@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.reporting.figures import Chart, number
+from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures
 from tools.studies.execution import Execution
@@ -66,8 +66,8 @@ def cells(study: Study, comparison: Comparison, arm: ArmResult) -> tuple[str, ..
         _interval(arm.quality),
         "–" if against is None else _interval(against.interval, signed=True),
         "–" if against is None else f"{against.corrected:.3f}",
-        number(arm.parameters),
-        number(comparison.budget - arm.parameters),
+        f"{arm.parameters:,.0f}",
+        f"{comparison.budget - arm.parameters:,.0f}",
         "–" if arm.step_seconds is None else f"{arm.step_seconds * 1000:.1f} ms",
         "–" if arm.peak_memory_bytes is None else f"{arm.peak_memory_bytes / 2**20:,.0f} MiB",
         f"{arm.seconds:.0f} s",
