@@ -403,6 +403,32 @@ def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InT
     assert parameters["peft"] == parameters["uniform"]
 
 
+def test_an_arm_may_have_elements_in_some_blocks_only(tmp_path: Path, world: World, start: InThisProcess) -> None:
+    """It spends what the others spend. A block that the model does not have is named, with those that it has."""
+    text = MINIMAL + '[arms.upper]\nmethod = "uniform"\nblocks = [1]\n'
+    study(write(tmp_path, world, text + '[arms.wrong]\nmethod = "uniform"\nblocks = [1, 9]\n'), tmp_path / "out")
+    upper = [row for row in rows(tmp_path / "out") if row["arm"] == "upper"]
+    assert all(0 <= 600 - int(row["parameters"]) < 64 for row in upper)  # not one more rank fits
+    chosen = [*(tmp_path / "out" / "configs").glob("reviews.600.upper.*")]
+    assert chosen
+    for path in chosen:
+        assert "[model_layer_1." in path.read_text()
+        assert "[model_layer_0." not in path.read_text()
+    assert "arm wrong: there is no block 9; valid: 0 to 1" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_an_arm_with_a_base_of_its_own_has_its_own_elements(tmp_path: Path) -> None:
+    arms = {
+        "base": Arm("base", "uniform"),
+        "other": Arm("other", "uniform", options={"load": "another"}),
+        "longer": Arm("longer", "uniform", options={"max_epochs": 2}),
+    }
+    of_study = Study((600,), (0,), (1e-3,), (0,), {"reviews": {"load": "one"}}, arms, "base", "loss")
+    commands = Commands(of_study, tmp_path)
+    jobs = {name: commands.scoring(Case("reviews", 600, arm, 1e-3, 0)) for name, arm in arms.items()}
+    assert jobs["other"].name != jobs["base"].name == jobs["longer"].name
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -413,6 +439,8 @@ def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InT
         ('method = "grad_norm"', 'method = "gradnorm"', "did you mean 'grad_norm'?"),
         ('method = "grad_norm"', 'method = "peft:lora"', "rank has no effect on peft:lora"),
         ("rank = 4", "rank = 0", "rank is 0; expected a whole number, 1 or more"),
+        ("rank = 4", "blocks = ['upper']", "blocks is 'upper'; expected a whole number, 0 or more"),
+        ("rank = 4", "blocks = []", "blocks is []; expected a list of numbers of blocks"),
         ("max_epochs = 1", "max_epoch = 1", "did you mean 'max_epochs'?"),
         ("max_epochs = 1", "learning_rate = 1e-3", "the study sets learning_rate itself"),
         ("max_epochs = 1", "target = 'mlp'", "the study sets target itself"),

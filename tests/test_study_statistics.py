@@ -99,3 +99,7 @@ def test_no_number_of_seeds_helps_if_the_rows_are_too_few() -> None:
 
 def test_one_seed_says_nothing_about_other_seeds() -> None:
     assert seeds_needed(np.zeros((1, 20)), np.ones(20), 0.95, 0.01) is None
+
+
+def test_one_row_says_nothing_about_other_rows() -> None:
+    assert seeds_needed(np.arange(3.0).reshape(3, 1), np.ones(1), 0.95, 0.01) is None

@@ -26,6 +26,7 @@ from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning
 Key = tuple[str, int, str]  # task, parameters, arm
+_OF_THE_ELEMENTS = {"model", "load"}  # the options that the list of elements depends on
 EVEN = Proportional(0, 1 << 16)  # ranks as equal as the budget allows: `uniform` has no highest rank of its own
 
 
@@ -132,19 +133,26 @@ class Commands:
     def _scores_name(self, case: Case) -> str:
         arm = case.arm
         parts = [case.task, "scores", arm.heuristic, f"r{arm.rank}", *(["rslora"] if arm.use_rslora else [])]
-        own = [] if arm.heuristic == "constant" or not arm.options else [arm.name]
+        differs = arm.options if arm.heuristic != "constant" else arm.options.keys() & _OF_THE_ELEMENTS
+        own = [arm.name] if differs else []
         return ".".join([*parts, *own, f"seed{self._seed(case)}"])
 
     def elements(self, case: Case) -> tuple[Scored, ...]:
         """The scored places that the arm may use. Raises UserError if the model has none of them."""
-        found = scores_file.read(self.runs / self._scores_name(case) / SCORES).scored
-        kept = tuple(item for item in found if not case.arm.places or item.element.name in case.arm.places)
-        if not kept:
-            names = ", ".join(dict.fromkeys(item.element.name for item in found))
+        arm, found = case.arm, scores_file.read(self.runs / self._scores_name(case) / SCORES).scored
+        names = dict.fromkeys(item.element.name for item in found)
+        blocks = dict.fromkeys(item.element.layer for item in found)
+        if arm.places and not names.keys() & set(arm.places):
             raise UserError(
-                f"arm {case.arm.name}: no place has a name in {', '.join(case.arm.places)}", f"valid: {names}"
+                f"arm {arm.name}: no place has a name in {', '.join(arm.places)}", f"valid: {', '.join(names)}"
             )
-        return kept
+        if wrong := [block for block in arm.blocks if block not in blocks]:
+            raise UserError(f"arm {arm.name}: there is no block {wrong[0]}", f"valid: {min(blocks)} to {max(blocks)}")
+        return tuple(
+            item
+            for item in found
+            if item.element.name in (arm.places or names) and item.element.layer in (arm.blocks or blocks)
+        )
 
     # ---- runs
 

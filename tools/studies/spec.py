@@ -57,6 +57,7 @@ class Arm:
         method: `uniform`, `drawn` (random places), the name of a heuristic (its best places), `dynamic`
             (`train-dyrealloc`), or `peft:` and a method of the PEFT package.
         places: canonical names of the projections that may have an element; empty: all.
+        blocks: numbers of the blocks that may have an element, from 0; empty: all.
         rank: highest rank of an element, and the rank at which it is scored; for `uniform` there is no bound.
         use_rslora: scale by 1/√r instead of a constant, so that one learning rate fits all ranks.
         policy: how ranks follow from scores, as in tools/realloc_lora_rank.py.
@@ -66,6 +67,7 @@ class Arm:
     name: str
     method: str
     places: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()
     rank: int = 8
     use_rslora: bool = False
     policy: Literal["topk", "proportional", "greedy"] = "topk"
@@ -134,6 +136,7 @@ _TABLES = ("options", "tasks", "arms")
 _ARM: Mapping[str, Field] = {
     "method": TEXT,
     "places": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of names such as q_proj"),
+    "blocks": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of numbers of blocks, from 0"),
     "rank": whole_number(1),
     "use_rslora": TRUTH,
     "policy": Field(lambda value: value in ("topk", "proportional", "greedy"), '"topk", "proportional" or "greedy"'),
@@ -215,12 +218,14 @@ def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
     if table["method"] in peft and importlib.util.find_spec("peft") is None:
         raise UserError(f"{where}: method {table['method']} needs the package peft", "pip install peft")
     if table["method"] in peft:
-        for key in ("places", "rank", "use_rslora", "policy"):
+        for key in ("places", "blocks", "rank", "use_rslora", "policy"):
             if key in table:
                 raise UserError(f"{where}: {key} has no effect on {table['method']}, which PEFT places", "leave it out")
     for place in table.get("places", ()):
         check_known(f"{where}: places", place, PROJECTIONS)
+    for block in table.get("blocks", ()):
+        whole_number(0).check(where, "blocks", block)
     given = {key: value for key, value in table.items() if key in {found.name for found in fields(Arm)}}
     given["options"] = _options(f"{where} options", table.get("options", {}))
-    given["places"] = tuple(table.get("places", ()))
+    given |= {key: tuple(table.get(key, ())) for key in ("places", "blocks")}
     return Arm(name, **given)

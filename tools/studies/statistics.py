@@ -131,10 +131,11 @@ def seeds_needed(apart: Figures, counts: Figures, confidence: float, resolve: fl
     """The number of seeds S for which z · √(σ²_seeds / S + σ²_rows) ≤ `resolve`.
 
     σ²_seeds is the variance of the difference between seeds, and σ²_rows / n that of its mean over n rows, after the
-    mean over seeds; both are estimated from `apart` (seeds, rows). With one seed the first is unknown: None.
+    mean over seeds; both are estimated from `apart` (seeds, rows). With one seed the first is unknown, and with one row
+    the second: None.
     """
     seeds, rows = apart.shape
-    if seeds < 2:
+    if min(seeds, rows) < 2:
         return None
     per_seed = apart.sum(1) / counts.sum()
     residual = apart.mean(0) - counts * (apart.mean(0).sum() / counts.sum())  # (rows,) of a ratio estimate
