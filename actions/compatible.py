@@ -32,8 +32,6 @@ def check_options(
     """
     if adapted is not None:
         adapted.family.check_task(spec.task)
-    if action in (TRAIN, DYREALLOC) and options.data.validation_share == 0:
-        raise UserError("--validation-share 0 leaves no rows to choose the best checkpoint by", "give a share above 0")
     if options.loop.max_epochs == -1 and options.optimization.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
     chosen, measured = options.run.metric, (*spec.metrics, "loss")

@@ -17,12 +17,15 @@ from model.task.optimization import steps_of_run
 
 
 def check_batches(action: str, options: Options, data: TextDataModule) -> None:
-    """Raise UserError if a limit selects no batch, or if warm-up or the validation interval is too long.
+    """Raise UserError if a limit selects no batch, if warm-up or the validation interval is too long, or if a training
+    run has no validation rows.
 
     Packed text is checked once it is encoded, because only then the number of its rows is known.
     """
     loop, splits = options.loop, data.splits
     world = options.devices.world
+    if action in (TRAIN, DYREALLOC) and not splits.validated:
+        raise UserError("--validation-share 0 leaves no rows to choose the best checkpoint by", "give a share above 0")
 
     def selected(flag: str, limit: int | float, what: str, rows: Dataset) -> int | None:
         available = data.batches(rows, world)

@@ -35,6 +35,7 @@ class Splits:
     validation: Mapping[str, Dataset]  # by name, in the entry's order
     test: Mapping[str, Dataset]  # by name; the validation splits if there is no test split with labels
     notes: tuple[str, ...]  # decisions that the user should know, one sentence each
+    validated: bool = True  # False if no rows were held out, and `validation` is what `test` measures
 
 
 def read_splits(
@@ -74,7 +75,7 @@ def read_splits(
     tested = {} if test is None else {test: read(test)}
     if not validation and share == 0:
         tested = tested or {"test": train}
-        return Splits(train, tested, tested, tuple(notes))
+        return Splits(train, tested, tested, tuple(notes), validated=False)
     if not validation:
         train, held_out = _hold_out(train, share, seed, spec.running_text)
         validation = {"validation": held_out}

@@ -8,18 +8,25 @@ from collections.abc import Iterable
 _LONGEST_LINE, _LONGEST_VALUE = 4000, 300  # characters
 
 
-class UserError(Exception):
+class _ExplainedError(Exception):
+    """What was found, and what would be right, each on one line."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        self.found = _one_line(found)
+        self.expected = _one_line(expected)
+        super().__init__(self.found, self.expected)  # what a pickled exception is made of again
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.expected}"
+
+
+class UserError(_ExplainedError):
     """A mistake in the user's input. `main` prints `error: <found>; <expected>` and exits with code 2.
 
     Args:
         found: what was found, e.g. "--model 'opt_lra' is not known".
         expected: what would be right, e.g. "did you mean 'opt_lora'?".
     """
-
-    def __init__(self, found: str, expected: str) -> None:
-        self.found = _one_line(found)
-        self.expected = _one_line(expected)
-        super().__init__(f"{self.found}; {self.expected}")
 
 
 def shown(value: object) -> str:
@@ -35,16 +42,13 @@ class NotFiniteError(UserError):
     """A score or a metric is NaN or infinite."""
 
 
-class DivergenceError(Exception):
+class DivergenceError(_ExplainedError):
     """Training whose numbers are no longer finite. `main` prints it as it prints a UserError, and exits with code 1.
 
     Args:
         found: what became NaN or infinite, and when.
         expected: what may prevent it.
     """
-
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(f"{found}; {expected}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

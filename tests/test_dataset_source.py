@@ -127,6 +127,15 @@ def test_a_validation_file_is_preferred_to_holding_out(tmp_path):
     assert splits.notes == ("there is no test split: test uses validation",)
 
 
+def test_nothing_is_held_out_by_request_or_where_there_is_a_validation_split(tmp_path):
+    """Training needs validation rows, and is told that there are none only if there are none."""
+    whole = read_splits(registry.get("alpaca"), save(tmp_path / "whole", {"train": ALPACA}, "csv"), share=0)
+    both = save(tmp_path / "both", dict.fromkeys(("train", "validation"), ALPACA), "csv")
+    assert not whole.validated
+    assert len(whole.test["test"]) == 60
+    assert read_splits(registry.get("alpaca"), both, share=0).validated
+
+
 def test_one_saved_dataset_without_splits(tmp_path):
     Dataset.from_dict({key: values * 10 for key, values in ROWS.items()}).save_to_disk(tmp_path / "data")
     splits = read_splits(RTE, tmp_path / "data")

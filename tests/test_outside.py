@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -25,7 +26,7 @@ from actions.results import read_metrics
 from heterolora import history, patterns, scores
 from heterolora.config import load
 from heterolora.element import Element, Settings
-from heterolora.errors import UserError
+from heterolora.errors import DivergenceError, NotFiniteError, UserError
 from heterolora.outside import read_json, read_text, read_toml, reading
 from heterolora.peft_config import peft_config
 from heterolora.targets import lora_elements
@@ -539,3 +540,11 @@ def test_scores_files(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         refused(lambda: scores.read(path))
+
+
+@pytest.mark.parametrize("kind", [UserError, NotFiniteError, DivergenceError])
+def test_errors_pass_from_process_to_process(kind: type[Exception]) -> None:
+    """A worker process of `datasets`, of a loader or of submitit pickles them."""
+    error = pickle.loads(pickle.dumps(kind("the rank is 0", "give 1 or more")))
+    assert type(error) is kind
+    assert str(error) == "the rank is 0; give 1 or more"
