@@ -11,7 +11,7 @@ import model.family as families
 from actions.options import Options, changed
 from actions.parse import Command
 from actions.resuming import check_resumable
-from actions.run_folder import CHECKPOINTS
+from actions.run_folder import CHECKPOINTS, RUN
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.errors import UserError
@@ -66,7 +66,8 @@ def load_type_of(options: Options) -> str:
 def of_run(command: Command) -> Command:
     """If `--load` is the folder of a run, the command with its checkpoint: the last to resume, otherwise the best."""
     options, folder = command.options, Path(command.options.load or "")
-    if options.load is None or options.load_type not in (None, "pl") or not (folder / CHECKPOINTS).is_dir():
+    is_run = (folder / CHECKPOINTS).is_dir() or (folder / RUN).is_file()
+    if options.load is None or options.load_type not in (None, "pl") or not is_run:
         return command
     names = ("last",) if options.resume_training else ("best", "last")
     found = [path for name in names if (path := folder / CHECKPOINTS / f"{name}.ckpt").is_file()]

@@ -224,6 +224,9 @@ class TestRuns:
         request = resolve(parse(command("test", "--load", unfinished)))
         assert request.checkpoint.path == unfinished / "checkpoints" / "last.ckpt"
         assert f"{unfinished} has no best.ckpt yet: its last.ckpt is used" in request.notes
+        shutil.rmtree(unfinished / "checkpoints")  # as in a run of imp-test
+        with pytest.raises(UserError, match=r"has no checkpoints/best.ckpt; give a run of train"):
+            resolve(parse(command("test", "--load", unfinished)))
 
     def test_the_result_as_configurations(self, world: World, dynamic: Path) -> None:
         arguments = world.training("--model", "opt_lora_ags", "--lora-config", dynamic / "lora.toml")[3:]
