@@ -45,6 +45,10 @@ FSDP = "fsdp"
 _NO_DEEPSPEED = "it replaces the optimizer and the reduction of gradients, which switch with the elements here"
 
 
+def _names_a_folder(value: str) -> str | None:
+    return None if Path(value).name not in ("", "..") else "a name, such as rte-rank8"
+
+
 def _one_strategy(run: Mapping[str, Any]) -> str | None:
     if run["num_devices"] * run["num_nodes"] == 1:
         return "with one device"
@@ -158,7 +162,7 @@ class RunOptions:
         resume="start")
     project_dir: Path = option(Path("runs"), "folder of all runs", resume="start")
     project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>",
-        resume="start")
+        _names_a_folder, resume="start")
     measured: Literal["best", "last"] = option("best",
         "checkpoint that is measured and exported at the end of training", actions=_TRAINING, resume="free")
     row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",

@@ -76,6 +76,8 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("train --seed 4294967296", "--seed 4294967296", "0 to 4294967295"),
         ("train --max-epochs 9223372036854775808", "--max-epochs", "below 2^63"),
         (f"train --batch-size {'9' * 5000}", "99...", "whole number"),
+        ("train --project .", "--project .", "a name, such as"),
+        ("train --project runs/..", "--project runs/..", "a name, such as"),
         ("train --project a\x07b", "a\\x07b", "control characters"),
         ("train --project \udcc3\udca9", "\\udcc3", "UTF-8 locale"),
         ("train opt\x07_lora rte", "opt\\x07_lora", "control characters"),

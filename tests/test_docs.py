@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel
 
 import heterolora
 from actions.options import ACTIONS, declared, defaults
@@ -22,7 +23,7 @@ from dataset import registry
 from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from tests.tiny import tiny_network, word_tokenizer
-from tests.world import ROOT, World, sentences, write_jsonl
+from tests.world import ROOT, World, model_folder, sentences, write_jsonl
 
 OPTIONS, DATA_SETS = ROOT / "docs" / "options.md", ROOT / "docs" / "data-sets.md"
 MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -196,6 +197,7 @@ class Stage:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(ROOT / "main.py", folder / "main.py")
         shutil.copytree(world.opt, folder / "facebook" / "opt-350m")
+        model_folder(folder / "minilm", "roberta")
         shutil.copytree(ROOT / "tests/fixtures/plan/llama-2-7b", folder / "meta-llama" / "Llama-2-7b-hf")
         rows = [
             {"sentence1": row["sentence"], "sentence2": "a film", "label": row["label"]} for row in sentences(20, 0)
@@ -288,6 +290,19 @@ def test_every_tool_is_there(tool: str) -> None:
 
 
 # ---- examples
+
+
+def test_the_roberta_of_the_studies_computes_what_the_bert_does(tmp_path: Path, monkeypatch) -> None:
+    (script,) = marked("minilm")
+    source = model_folder(tmp_path / "bert", "bert", "classification")
+    assert script.count('source = "') == 1
+    monkeypatch.chdir(tmp_path)
+    exec(re.sub(r'source = ".*"', f"source = {str(source)!r}", script), {})
+    tokens = torch.arange(5, 13).reshape(2, 4)
+    theirs, ours = (AutoModel.from_pretrained(path).eval() for path in (source, tmp_path / "minilm"))
+    assert ours.config.model_type == "roberta"
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens).last_hidden_state, theirs(tokens).last_hidden_state)
 
 
 @pytest.mark.slow
