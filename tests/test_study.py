@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from tools.studies import adalora, execution, peft_run
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment
 from tools.studies.results import Measured
-from tools.studies.running import record_of, run_here
+from tools.studies.running import Record, record_of, run_here, run_job
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
 from tools.studies.summary import compare
 
@@ -225,6 +226,22 @@ def test_a_study_that_is_terminated_ends_its_jobs(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 60
     assert json.loads((tmp_path / "job0.json").read_text())["code"] == -signal.SIGTERM
     assert not (tmp_path / "job1.json").exists()
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["continued", "started again"])
+def test_the_time_of_a_job_counts_the_processes_whose_work_it_keeps(tmp_path: Path, saved: bool) -> None:
+    job = Job("job", (), (), tmp_path / "run")
+    interrupted = Record("job", -signal.SIGTERM, 1000.0)
+    (tmp_path / "job.json").write_text(json.dumps(asdict(interrupted)))
+    if saved:
+        (job.folder / "checkpoints").mkdir(parents=True)
+        (job.folder / "checkpoints" / "last.ckpt").touch()
+
+    def start(arguments: Sequence[str], log: Path) -> int:
+        assert ("--resume-training" in arguments) == saved
+        return 0
+
+    assert (run_job(job, tmp_path, start).seconds > 1000) == saved
 
 
 def test_runs_of_one_seed_are_paired(tmp_path: Path, world: World, start: InThisProcess) -> None:

@@ -37,7 +37,7 @@ class Record:
 
     name: str
     code: int
-    seconds: float  # wall clock, with the start of the process
+    seconds: float  # wall clock, with the start of each process that ran a part of it
     error: str = ""
     digest: str = ""  # of the job; older versions did not record it
 
@@ -51,13 +51,17 @@ def record_of(job: Job, folder: Path) -> Record | None:
     path = folder / f"{job.name}.json"
     if not (path.is_file() and (job.results / job.result).is_file()):
         return None
-    with reading("the record", path, _RUN_AGAIN):
-        record = Record(**read_json(path, "the record", _RUN_AGAIN))
+    record = _read(path)
     if record.failed:
         return None
     if record.digest not in ("", job.digest):
         raise UserError(f"{path} is of a run with other options than those of the study file", _RUN_AGAIN)
     return record
+
+
+def _read(path: Path) -> Record:
+    with reading("the record", path, _RUN_AGAIN):
+        return Record(**read_json(path, "the record", _RUN_AGAIN))
 
 
 def start_process(arguments: Sequence[str], log: Path) -> int:
@@ -80,15 +84,18 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     if not last.is_file():
         shutil.rmtree(job.folder, ignore_errors=True)  # of a killed job; the run would get another name beside it
     folder.mkdir(parents=True, exist_ok=True)
+    record_path = folder / f"{job.name}.json"
+    continued = last if last.is_file() else None
+    earlier = _read(record_path).seconds if continued and record_path.is_file() else 0.0  # of this job, interrupted
     began = time.perf_counter()
-    code = start(job.arguments(last if last.is_file() else None), folder / f"{job.name}.log")
-    seconds = time.perf_counter() - began
+    code = start(job.arguments(continued), folder / f"{job.name}.log")
+    seconds = earlier + time.perf_counter() - began
     if code == 0 and job.results != job.folder:
         for name in (ROWS, LORA, job.result):
             write_text(job.results / name, (job.folder / name).read_text(encoding="utf-8"))
     error = "" if code == 0 else _last_line(folder / f"{job.name}.log")
     record = Record(job.name, code, seconds, error, job.digest)
-    write_text(folder / f"{job.name}.json", json.dumps(asdict(record), indent=2) + "\n")
+    write_text(record_path, json.dumps(asdict(record), indent=2) + "\n")
     return record
 
 
