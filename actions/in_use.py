@@ -1,4 +1,4 @@
-"""A lock on a run folder, so that no two processes write into it."""
+"""A lock on the folder of a run or of a study, so that no two processes write into it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def in_use(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise UserError(
-                f"cannot write into {folder} ({error.strerror})", "expected a run folder that can be written"
+                f"cannot write into {folder} ({error.strerror})", "expected a folder that can be written"
             ) from None
-        note(f"the file system of {folder} has no locks: do not resume this run twice at the same time")
+        note(f"the file system of {folder} has no locks: do not start this twice at the same time")
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ import torch
 from peft import AdaLoraConfig, get_peft_model
 
 from actions.endings import TERMINATED, ended
+from actions.in_use import in_use
 from heterolora import scores
 from heterolora.errors import UserError
 from main import main as program
@@ -226,6 +227,22 @@ def test_a_study_that_is_terminated_ends_its_jobs(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 60
     assert json.loads((tmp_path / "job0.json").read_text())["code"] == -signal.SIGTERM
     assert not (tmp_path / "job1.json").exists()
+
+
+def test_a_study_or_a_run_that_another_process_has_is_left_alone(
+    tmp_path: Path, world: World, start: InThisProcess
+) -> None:
+    """The lock of a file is that of its open description, so this process stands for another one."""
+    path, folder = write(tmp_path, world), tmp_path / "out"
+    folder.mkdir()
+    with in_use(folder), pytest.raises(UserError, match=r"out is in use by process \d+"):
+        study(path, folder)
+    assert start.commands == []
+    job = Job("job", (), (), tmp_path / "run")
+    job.folder.mkdir()
+    with in_use(job.folder), pytest.raises(UserError, match="run is in use by process"):
+        run_job(job, tmp_path, start)
+    assert job.folder.is_dir()
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["continued", "started again"])

@@ -37,6 +37,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from actions.console import note, say
+from actions.in_use import in_use
+from actions.run_folder import check_writable
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from tools.studies.execution import Execution
@@ -62,7 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = read_study(args.study)
     folder = args.output or Path("studies") / args.study.stem
     execution = Execution(study, folder.resolve(), args.workers, args.executor, _pairs(args.slurm))
-    comparisons = execution.comparisons(run_jobs=not args.report_only, track=_progress)
+    if args.report_only:
+        comparisons = execution.comparisons(run_jobs=False, track=_progress)
+    else:
+        check_writable(folder, "give another --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        with in_use(folder):
+            comparisons = execution.comparisons(run_jobs=True, track=_progress)
     for failed in execution.failures:
         note(f"{failed.name} failed with code {failed.code}: {failed.error}")
     write_text(folder / "results.csv", table([*execution.parts.values(), *execution.measured.values()], study))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actions.export import LORA
+from actions.in_use import in_use
 from actions.origin import TOY_BASE
 from actions.run_folder import CHECKPOINTS
 from heterolora.errors import UserError
@@ -78,10 +79,12 @@ def start_process(arguments: Sequence[str], log: Path) -> int:
 
 def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     """Run a job, and write its output and its record into `folder`. A run that was killed, or that stopped after a
-    part of it, is continued.
+    part of it, is continued. Raises UserError if another process has the folder of the run.
     """
     last = job.folder / CHECKPOINTS / "last.ckpt"
-    if not last.is_file():
+    if job.folder.is_dir() and not last.is_file():
+        with in_use(job.folder):  # by a job that went on when its study was killed
+            pass
         shutil.rmtree(job.folder, ignore_errors=True)  # of a killed job; the run would get another name beside it
     folder.mkdir(parents=True, exist_ok=True)
     record_path = folder / f"{job.name}.json"
