@@ -199,6 +199,23 @@ def test_more_seeds_are_needed_than_were_not_enough() -> None:
     assert int(re.search(r"about (\d+) seeds are needed", sentence)[1]) > 10
 
 
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ((1e-3,), ""),
+        ((1e-4, 1e-3, 1e-2), ""),
+        ((1e-2, 1e-3), "The best learning rate is the lowest one for base, one: a rate beyond it may be better."),
+        ((1e-4, 1e-3), "The best learning rate is the highest one for base, one: a rate beyond it may be better."),
+    ],
+)
+def test_a_best_rate_at_the_end_of_the_rates_is_named(rates: tuple[float, ...], said: str) -> None:
+    """It can decide the comparison: AdaLoRA looked worse than uniform LoRA until its rates went high enough."""
+    runs = {name: [measured(name, 0, [0.5, 1.0] * 10)] for name in ("base", "one")}
+    sentence = compare(compared(learning_rates=rates), "task", 1, runs, {}).sentence
+    assert sentence.endswith(said)
+    assert ("best learning rate" in sentence) == bool(said)
+
+
 def test_all_seeds_hold_out_the_same_rows_of_own_data(tmp_path: Path, world: World) -> None:
     """By default --validation-seed is --seed."""
     text = MINIMAL.replace('dataset = "sst2"', 'dataset = "{data}/train.jsonl"').replace(

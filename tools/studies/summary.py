@@ -110,9 +110,19 @@ def _sentence(study: Study, arms: Sequence[ArmResult], missing: Mapping[str, str
             )
         else:
             text = f"No arm differs from {base} by more than {bound:.4f} ({level}, all arms together)."
+    text += _ends_of_the_rates(study, arms)
     if missing:
         text += f" Without a result: {', '.join(missing)}."
     return text
+
+
+def _ends_of_the_rates(study: Study, arms: Sequence[ArmResult]) -> str:
+    """Which arms may have a better rate than those that were tried. It can decide the whole comparison."""
+    rates = study.learning_rates
+    ends = {"lowest": min(rates), "highest": max(rates)} if len(rates) > 1 else {}
+    found = {end: [arm.name for arm in arms if arm.learning_rate == rate] for end, rate in ends.items()}
+    parts = [f"the {end} one for {', '.join(names)}" for end, names in found.items() if names]
+    return f" The best learning rate is {' and '.join(parts)}: a rate beyond it may be better." if parts else ""
 
 
 def _undecided(difference: Difference, resolve: float) -> bool:
