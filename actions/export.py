@@ -49,7 +49,7 @@ def export_run(experiment: Experiment, folder: Path) -> None:
     for text in peft_notes([low_rank.element for low_rank in task.space.on("lora")]):
         note(text)
     if record.renormalizes or task.space.on("shortcut"):
-        note("PEFT has no shortcuts: it loads the model without the shortcut files in adapter/")
+        note("PEFT has no shortcuts: it loads the model without what adapter/shortcut.toml describes")
     say(f"adapter, for PEFT too: {folder / ADAPTER}")
 
 

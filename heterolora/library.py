@@ -141,12 +141,14 @@ def lora_config(
     """
     from peft import LoraConfig
 
-    budgets = {"parameters": parameters, "rank": total_rank, "share": share}
-    given = [Limit(unit, amount) for unit, amount in budgets.items() if amount is not None]
+    budgets = (("parameters", "parameters", parameters), ("total_rank", "rank", total_rank), ("share", "share", share))
+    given = [(name, Limit(unit, amount)) for name, unit, amount in budgets if amount is not None]
     if len(given) != 1:
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
+    name, limit = given[0]
+    ABOVE_0.check("lora_config", name, limit.amount)
     lora = of_kind(scores.scored, "lora")
-    assigned = assign(lora, _policy(policy, rank, max_rank, lora), given[0], "off", tie_generator(scores.seed, 0))
+    assigned = assign(lora, _policy(policy, rank, max_rank, lora), limit, "off", tie_generator(scores.seed, 0))
     elements = [item.element for item in lora]
     on = at_ranks(elements, assigned.ranks)
     values = peft_config(on, task_type, modules=[element.module for element in elements])

@@ -183,6 +183,16 @@ class TestRuns:
         assert "allocation.png" in text
         assert "reallocation_frequency.png" in text
 
+    def test_the_card_of_a_run_that_normalises_again(self, world: World, tmp_path: Path) -> None:
+        """`renormalize` without any shortcut that is on: PEFT cannot hold that either."""
+        shortcuts = write_shortcuts(tmp_path / "shortcut.toml", disable_projector="true")
+        shortcuts.write_text("renormalize = true\n" + shortcuts.read_text())
+        arguments = world.training("--shortcut-config", shortcuts, "--max-steps", 1, "--project-dir", tmp_path)[2:]
+        assert run("train", "opt_lora_ags", *arguments, "--project", "again") == 0
+        text = (tmp_path / "again" / "adapter" / "README.md").read_text()
+        assert "normalise once more" in text
+        assert "shortcuts that are on" not in text
+
     def test_the_card_of_a_static_run_says_what_chose(self, world: World, tmp_path: Path) -> None:
         """From scores to the card: heuristic and policy, the grid in the usual order, empty blocks drawn too."""
         where = ("--project-dir", tmp_path, "--load", world.opt, "--pretrained", "--dataset-saved-path", world.sst2)

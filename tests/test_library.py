@@ -263,6 +263,11 @@ def meta(network: PreTrainedModel) -> list[dict[str, Tensor]]:
         (lambda n: hl.score(peft.get_peft_model(n, peft.LoraConfig()), batches()), "has PEFT layers already"),
         (lambda n: hl.lora_config(hl.score(n, batches())), "0 budgets are given; give one of"),
         (lambda n: hl.lora_config(hl.score(n, batches()), parameters=1), "pays for no element; expected at least"),
+        (
+            lambda n: hl.lora_config(hl.score(n, batches()), parameters=float("nan")),
+            "parameters is nan; expected a number",
+        ),
+        (lambda n: hl.lora_config(hl.score(n, batches()), share="half"), "share is 'half'; expected a number above 0"),
         (lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, policy="top"), "did you mean 'topk'"),
         (
             lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, policy="topk", rank=0),

@@ -117,7 +117,7 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
         )
     if has_shortcuts(request) and not args.drop_shortcuts:
         raise UserError(
-            f"{args.result} has shortcuts that are on, and --format {args.format} cannot hold them",
+            f"{args.result} has shortcuts that are on, or `renormalize`, and --format {args.format} cannot hold them",
             "leave them out with --drop-shortcuts, which shows what that costs",
         )
     if args.format == "merged" and request.options.quantize and not args.dequantize:

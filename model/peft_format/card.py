@@ -84,11 +84,17 @@ def _front_matter(result: CardContents) -> str:
 
 def _warnings(result: CardContents) -> list[str]:
     warnings, base = [], result.record.base
-    if result.beyond_peft:
+    if result.space.on("shortcut"):
         warnings.append(
             "**This model has shortcuts that are on.** PEFT does not support shortcuts, so it loads a different model "
             "from this folder, without them. They are in `shortcuts.safetensors`, with their configuration in "
             "`shortcut.toml`. The program that made this folder loads them too."
+        )
+    elif result.beyond_peft:
+        warnings.append(
+            "**The blocks of this model normalise once more** (`renormalize` in `shortcut.toml`). PEFT does not "
+            "support that, so it loads a different model from this folder. The program that made this folder loads it "
+            "as it is."
         )
     if not result.space.on("lora"):
         warnings.append("**No LoRA element is on.** PEFT cannot load such an adapter.")
