@@ -115,9 +115,10 @@ def _score(experiment: Experiment, fabric: Fabric, mode: Mode) -> tuple[Scores, 
     warm_up = WarmUp(fabric.to_device(list(data.scoring_batches(steps))), options.imp_warmup_lr)
     if heuristic.remark:
         note(heuristic.remark)
-    (first,) = data.scoring_batches(1)
-    step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))
-    budget = experiment.options.reallocation.budget
+    budget, step_time = experiment.options.reallocation.budget, None
+    if options.imp_step_time or budget.unit == "time":
+        (first,) = data.scoring_batches(1)
+        step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))
     if budget.unit == "time":  # so short a time is found before the scores are computed
         alike = [Scored(element, 1.0) for element in task.space.elements]
         choose(alike, replace(budget, step_time=step_time), mode, tie_generator(0, 0))

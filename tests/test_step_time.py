@@ -159,8 +159,9 @@ def test_files(tmp_path: Path) -> None:
         )
 
 
-def test_commands(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     """imp-test, the tool on its scores, and a search, which measures once, also if it is resumed."""
+    monkeypatch.setattr("model.task.timing._seconds", lambda problem, batch, on: 1.0 + len(on))
     shared = world.training("--project-dir", tmp_path, "--imp-limit-test-batches", 2, "--budget-time", 0.9)[1:]
     assert run("imp-test", *shared, "--project", "scores") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "realloc_lora_rank.py" in line)
@@ -170,6 +171,12 @@ def test_commands(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "µs of a step" in capsys.readouterr().out
     found = scores.read(tmp_path / "scores" / "scores.toml")
     assert found.step_time.blocks == 2
+
+    capsys.readouterr()
+    without = (*shared[:-2], "--imp-step-time", "false", "--project", "without")
+    assert run("imp-test", *without) == 0
+    assert "of the step time" not in capsys.readouterr().out
+    assert scores.read(tmp_path / "without" / "scores.toml").step_time is None
 
     short = (*shared[:-1], 0.01)
     assert run("imp-test", *short, "--project", "short") == 2

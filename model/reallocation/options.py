@@ -47,6 +47,10 @@ def _reads_no_batches(run: Mapping[str, Any]) -> str | None:
     return f"with --lora-init {start}" if run["action"] == "train" else _ignored("batches")(run)
 
 
+def _needed_by_budget(run: Mapping[str, Any]) -> str | None:
+    return None if run["budget_time"] is None else "with --budget-time, which needs the time"
+
+
 def _without_warm_up(run: Mapping[str, Any]) -> str | None:
     if run["imp_warmup_batches"] is not None:
         return None if run["imp_warmup_batches"] else "with --imp-warmup-batches 0"
@@ -73,6 +77,8 @@ class ScoringOptions:
         idle=_without_warm_up)
     imp_halves: bool = option(True, "also score two halves of the batches and print how well they agree; this takes as "
         "much time again", actions=_IMP_TEST, idle=_ignored("batches"))
+    imp_step_time: bool = option(True, "also measure the time of a training step, which `tools/realloc_lora_rank.py "
+        "--budget-time` needs; this takes twelve steps", actions=_IMP_TEST, idle=_needed_by_budget)
     metric_red_tolerance: float = option(0.01,
         "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0),
         idle=_ignored("metric"))

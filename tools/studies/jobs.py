@@ -122,7 +122,7 @@ class Commands:
         )
         write_text(configuration, text)
         chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
-        chosen["imp_halves"] = False  # the study compares results over seeds
+        chosen |= {"imp_halves": False, "imp_step_time": False}  # results over seeds decide, and no budget is a time
         options = self._options(IMP_TEST, name, case, chosen)
         command = ("-m", "main", IMP_TEST)
         return Job(name, command, options, self.runs / name, SCORES, digest=self._digest(command, options, text))
