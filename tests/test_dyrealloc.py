@@ -118,11 +118,23 @@ class TestBudget:
 
     def test_warm_up_lets_every_element_have_its_turn(self, searching, tmp_path) -> None:
         arguments = ("--realloc-warmup-epochs", 1, "--realloc-N", 3, "--max-epochs", 2, "--turn-on-percentile", 0.26)
+        arguments += ("--importance-test-name", "snip")  # which scores an element 0 that was never trained
         assert run(*searching(*arguments, "--project-dir", tmp_path, "--project", "run")) == 0
         past = history.read(tmp_path / "run")
         in_warm_up = [decision.on for decision in past.decisions if decision.epoch == 0]
         assert [sum(states) for states in zip(*in_warm_up, strict=True)] == [1] * 14 + [2]  # 4 · 4 turns of 15
         assert all(score > 0 for score in past.decisions[-1].scores)
+
+
+def test_a_warm_up_that_is_too_short_or_too_long_is_said(searching, capsys, tmp_path) -> None:
+    """Two reallocations of a quarter leave half of the elements out. With one epoch the heuristic decides nothing."""
+    arguments = ("--importance-test-name", "snip", "--realloc-N", 6, "--project-dir", tmp_path)
+    assert run(*searching(*arguments, "--max-epochs", 2)) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(r"note: \d elements were never on in the warm-up", said)
+    assert "takes the whole run" not in said
+    assert run(*searching(*arguments, "--max-epochs", 1)) == 0
+    assert "the warm-up takes the whole run (--max-epochs 1)" in " ".join("".join(capsys.readouterr()).split())
 
 
 def test_the_first_scores_are_those_of_imp_test(searching, tmp_path) -> None:

@@ -41,9 +41,9 @@ def test_it_is_its_formula(step: Step) -> None:
         kept = -d.mean() + (d.mean() ** 2 + 3 * d.var(ddof=1)) / 2  # three rows a batch
         g = s * G @ A.T
         mean = g.mean(0)
-        across = mean - B * (mean * B).sum() / (B * B).sum()
-        moved = across**2 - g.var(0, ddof=1) / 4
-        grown = step.length * (moved / np.sqrt((g**2).mean(0)) if step.adaptive else moved).sum()
+        unit = np.sqrt((g**2).mean(0)) if step.adaptive else np.ones_like(mean)
+        across = mean / unit - B * (mean / unit * B).sum() / (B * B).sum()
+        grown = step.length * ((mean * across).sum() - (g.var(0, ddof=1) / 4 / unit).sum())
         expected = max(kept + max(grown, 0), 0) / low_rank.element.parameters
         assert found[low_rank.element.key] == pytest.approx(expected, rel=1e-3, abs=1e-9)
 
@@ -56,6 +56,16 @@ def test_scaling_its_own_delta_is_no_growth() -> None:
     B = torch.tensor([[1.0], [2.0]])
     assert grow(B, 3 * B, 9 * B.square(), n=1, step=Step()) == pytest.approx(0, abs=1e-9)
     assert grow(torch.zeros(2, 1), B, B.square(), n=1, step=Step(0.1)) == pytest.approx(0.1 * 3)
+
+
+@pytest.mark.parametrize("of_one_row", [0.0, 1e-6])
+def test_a_row_with_little_gradient_is_little_growth(of_one_row: float) -> None:
+    """Of a neuron that no scoring row, or hardly any, activates, in a trained B."""
+    generator = torch.Generator().manual_seed(0)
+    B, g = torch.randn(6, 2, generator=generator), torch.randn(8, 6, 2, generator=generator) + 1
+    g[:, 3] *= of_one_row
+    found = grow(B, g.mean(0), g.square().mean(0), n=8, step=Step(0.1))
+    assert 0 < found < 0.2 * float(g.mean(0).abs().sum())
 
 
 def test_noise_is_no_growth() -> None:

@@ -204,6 +204,21 @@ def test_the_block_is_the_first_number_of_a_path() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("heuristic", ["grad_norm", "spectral", "weight_grad_norm", "weight_gradient", "activation"])
+def test_a_network_may_change_outputs_in_place_and_have_single_rows(heuristic: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    changing = copy.deepcopy(network)
+    changing[1].inplace = True
+    rows = [torch.randn(6) for _ in range(8)]
+    found = [
+        hl.score(each, rows, heuristic, rank=2, loss=lambda network, row: network(row).square().sum()).by_module()
+        for each in (network, changing)
+    ]
+    assert found[0] == pytest.approx(found[1])
+    assert min(found[0].values()) > 0
+
+
 @pytest.mark.parametrize("policy", ["proportional", "topk"])
 def test_a_configuration_spends_the_budget_in_peft(policy: str) -> None:
     network = neox()

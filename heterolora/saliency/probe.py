@@ -64,18 +64,19 @@ class Probe(Watch):
 class _Watched(torch.autograd.Function):
     """The identity on y; its backward pass gives x and the gradient of y to a watch.
 
-    x is saved with `save_for_backward`, so that activation checkpointing drops and recomputes it.
+    x is saved with `save_for_backward`, so that activation checkpointing drops and recomputes it. The result has y's
+    storage and is no view of y, because autograd refuses to change a view from here in place (`nn.ReLU(inplace=True)`).
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, watch: Watch) -> Tensor:
         ctx.save_for_backward(x)
         ctx.watch = watch
-        return y.view_as(y)
+        return y.new_empty(0).set_(y)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        ctx.watch.add(x.flatten(0, -2), G.flatten(0, -2))
+        ctx.watch.add(x.reshape(-1, x.shape[-1]), G.reshape(-1, G.shape[-1]))
         return G, None, None, None

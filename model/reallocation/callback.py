@@ -111,6 +111,9 @@ class Reallocate(pl.Callback):
             found = f"--realloc-N {every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
             self.note(f"{found}: reallocating once an epoch")
         self.schedule = Schedule(batches, self.options.realloc_warmup_epochs)
+        if 0 < (trainer.max_epochs or 0) <= self.schedule.warmup_epochs:
+            found = f"the warm-up takes the whole run (--max-epochs {trainer.max_epochs}), and no score decides in it"
+            self.note(f"{found}: raise --max-epochs, or lower --realloc-warmup-epochs")
         if trainer.is_global_zero:
             self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
 
@@ -154,11 +157,21 @@ class Reallocate(pl.Callback):
         if self.schedule.warming_up(trainer.current_epoch):
             scored = allocation.by_least_often_on(elements, self.history.times_on())
         else:
+            before = self.history.decisions[-1:]
+            if before and self.schedule.warming_up(before[0].epoch):
+                self._check_warm_up()
             until_due = self.schedule.batches_until_due(step, trainer.num_training_batches)
             scores = self.source.scores(trainer, task, until_due)
             scored = [Scored(element, scores[element.key]) for element in elements]
         self.seconds += time.perf_counter() - start
         return scored
+
+    def _check_warm_up(self) -> None:
+        """At the end of the warm-up: an element that was never on still has B = 0, which some heuristics score 0."""
+        never = sum(times == 0 for times in self.history.times_on().values())
+        if never:
+            found = f"{never} elements were never on in the warm-up, so that their scores may be 0"
+            self.note(f"{found}: lower --realloc-N, raise --realloc-warmup-epochs, or raise the budget")
 
     def _log(self, trainer: pl.Trainer, space: SearchSpace) -> None:
         figures = {

@@ -30,7 +30,7 @@ class Inputs(Place):
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         mask = self.batch.get("attention_mask") if isinstance(self.batch, Mapping) else None
-        tokens = x.detach().flatten(0, -2)
+        tokens = x.detach().reshape(-1, x.shape[-1])
         number = x.new_full((1,), len(tokens), dtype=torch.float32)
         if mask is not None and mask.numel() == len(tokens):
             seen = mask.to(x.device).flatten() > 0

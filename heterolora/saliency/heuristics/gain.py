@@ -14,14 +14,15 @@ examples. It follows from the batches, because the variance of a mean over m exa
 
     h ≈ d̄² + m · var_b(d_b)
 
-grow, the decrease of the loss while the optimizer moves B, to first order. λ is the sum of the learning rates of its
-steps. Adam moves an entry by λ ḡ / √(mean g²), SGD by λ ḡ::
+grow, the decrease of the loss while the optimizer moves B by -λ m, to first order. λ is the sum of the learning rates
+of its steps. For Adam, m = ḡ / √(mean g²) entry by entry, and for SGD, m = ḡ. The part of the move along B is left out,
+because it only scales D, which keep covers::
 
-    grow = λ Σ γ² / √(mean g²)        or        λ Σ γ²
+    grow = λ (⟨ḡ, m⟩ - ⟨ḡ, B⟩ ⟨m, B⟩ / ⟨B, B⟩)
 
-γ is the part of ḡ that is orthogonal to B, as a move along B only scales D, which keep covers. The variance of ḡ is
-subtracted from γ², so that noise adds nothing on average. A has no part in grow: its gradient s Bᵀ ∂ℓ/∂W grows with B,
-and so elements would be chosen because they had been on. For a new element, B = 0, keep is 0.
+The variance of ḡ is subtracted from the ḡ² in the first product, so that noise adds nothing on average. A has no part
+in grow: its gradient s Bᵀ ∂ℓ/∂W grows with B, and so elements would be chosen because they had been on. For a new
+element, B = 0, keep is 0.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ def keep(d: float, square: float, n: float, m: float) -> float:
 def grow(B: Tensor, g: Tensor, square: Tensor, n: float, step: Step) -> float:
     """The decrease of the loss while B (out, r) moves, from the means of g_b and g_b² over n batches."""
     tiny = torch.finfo(B.dtype).tiny
-    across = g - B * ((g * B).sum() / B.square().sum().clamp(min=tiny))
-    decrease = across.square() - (square - g.square()) / max(n - 1, 1)
-    if step.adaptive:
-        decrease = decrease / square.sqrt().clamp(min=tiny)
-    return step.length * max(float(decrease.sum()), 0.0)
+    unit = square.sqrt().clamp(min=tiny) if step.adaptive else torch.ones_like(square)  # (out, r)
+    move, variance = g / unit, (square - g.square()) / max(n - 1, 1)
+    along = (g * B).sum() * (move * B).sum() / B.square().sum().clamp(min=tiny)
+    return step.length * max(float((g * move - variance / unit).sum() - along), 0.0)
