@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from tools import study as tool
 from tools.studies import adalora, execution, peft_run
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment
+from tools.studies.page import markdown
 from tools.studies.results import Measured
 from tools.studies.running import Record, record_of, run_here, run_job
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
@@ -214,6 +215,87 @@ def test_a_best_rate_at_the_end_of_the_rates_is_named(rates: tuple[float, ...], 
     sentence = compare(compared(learning_rates=rates), "task", 1, runs, {}).sentence
     assert sentence.endswith(said)
     assert ("best learning rate" in sentence) == bool(said)
+
+
+def test_the_arms_without_a_significant_difference_are_not_forgotten() -> None:
+    seeds = range(4)
+    rows = {"base": 0.5, "one": 0.2, "two": 0.51}
+    runs = {
+        name: [measured(name, seed, [value + 0.02 * (seed - 1.5) * (name == "two")] * 40) for seed in seeds]
+        for name, value in rows.items()
+    }
+    sentence = compare(compared(seeds=tuple(seeds)), "task", 1, runs, {}).sentence
+    assert sentence.startswith("one is worse than base by 0.3000")
+    assert "No difference from base is shown for the other arms, but differences up to 0.0" in sentence
+    assert re.search(r"for the other arms: about \d+ seeds are needed", sentence)
+
+
+def test_a_learning_rate_without_a_result_is_named(tmp_path: Path, world: World, start: InThisProcess) -> None:
+    """The arm is compared at the best of its other rates."""
+    path, folder = write(tmp_path, world), tmp_path / "out"
+    failing = ("reviews.600.grad_norm.lr0.01.seed0",)
+
+    class Fails(InThisProcess):
+        def __call__(self, arguments: Sequence[str], log: Path) -> int:
+            log.touch()
+            return 1 if any(name in arguments for name in failing) else super().__call__(arguments, log)
+
+    made = execution.Execution(read_study(path), folder, start=Fails())
+    (found,) = made.comparisons(run_jobs=True, track=lambda items, total, what: items)
+    assert found.untuned == {"grad_norm": {0.01: "no output"}}
+    assert "Learning rates without a result: 0.01 for grad_norm." in found.sentence
+    assert "grad_norm at 0.01 has no result: no output" in markdown(made.study, [found], made)
+
+
+def test_a_run_of_other_options_or_of_a_later_point_starts_again(tmp_path: Path) -> None:
+    """An interrupted run would go on with its old options, and a part would be measured too late."""
+    job = Job("run", (), (), tmp_path / "run", digest="a")
+    last = job.folder / "checkpoints" / "last.ckpt"
+    continued = []
+
+    def start(arguments: Sequence[str], log: Path) -> int:
+        log.touch()
+        continued.append("--resume-training" in arguments)
+        last.parent.mkdir(parents=True, exist_ok=True)
+        last.touch()
+        return 1
+
+    whole, half = job, replace(job, name="run.to0.5", share=0.5)
+    for each in (half, whole, whole, replace(whole, digest="b"), half, replace(half, digest="b")):
+        run_job(each, tmp_path / "jobs", start)
+    assert continued == [False, True, True, False, False, False]
+    assert not (tmp_path / "jobs" / "run.json").exists(), "of a run that is gone"
+
+
+def test_the_list_of_places_does_not_depend_on_an_arms_own_options(tmp_path: Path, world: World) -> None:
+    """Arms without a heuristic share it, and one that is added must not change it."""
+    commands = Commands(read_study(write(tmp_path, world)), tmp_path)
+    plain, own = Arm("u", "uniform"), Arm("d", "dynamic", options={"imp_limit_test_batches": 5})
+    jobs = [commands.scoring(Case("reviews", 600, arm, 1e-3, 0)) for arm in (plain, own)]
+    assert jobs[0] == jobs[1]
+
+
+def test_a_path_means_the_same_from_every_folder(tmp_path: Path, world: World, monkeypatch) -> None:
+    path = write(tmp_path, world)
+    path.write_text(path.read_text().replace(str(world.sst2), world.sst2.name))
+    monkeypatch.chdir(world.sst2.parent)
+    options = Commands(read_study(path), tmp_path).scoring(Case("reviews", 600, Arm("u", "uniform"), 1e-3, 0)).options
+    assert options[options.index("--dataset-saved-path") + 1] == str(world.sst2)
+    assert options[options.index("--dataset") + 1] == "sst2", "a name, although a folder has it too"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--slurm", "mem_gb=4"), "--slurm has no effect with --executor here; add --executor slurm"),
+        (("--executor", "local", "--slurm", "timeout_min=soon"), "submitit refuses --executor local"),
+        (("--executor", "local", "--slurm", "walltime=5"), "submitit refuses --executor local"),
+    ],
+)
+def test_parameters_that_submitit_does_not_take(tmp_path: Path, world: World, arguments: tuple, message: str) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(UserError, match=message):
+        study(write(tmp_path, world), tmp_path / "out", *arguments)
 
 
 def test_all_seeds_hold_out_the_same_rows_of_own_data(tmp_path: Path, world: World) -> None:
@@ -489,6 +571,14 @@ def test_an_arm_with_a_base_of_its_own_has_its_own_elements(tmp_path: Path) -> N
         ("seeds = [0, 1]", "seeds = [0, 0]", "holds a value twice"),
         ('method = "grad_norm"', 'method = "gradnorm"', "did you mean 'grad_norm'?"),
         ('method = "grad_norm"', 'method = "peft:lora"', "rank has no effect on peft:lora"),
+        ('method = "grad_norm"', 'method = "uniform"', "rank has no effect on uniform, which spends the budget as"),
+        ('method = "grad_norm"', "method = 'drawn'\npolicy = 'greedy'", "policy has no effect on drawn"),
+        ("seeds = [0, 1]", "seeds = [5_000_000_000]", "seeds is 5000000000; expected a whole number"),
+        (
+            "seeds = [0, 1]",
+            "seeds = [0]\ntuning_share = 0.0004",
+            "tuning_share is 0.0004; expected a number from 0.001",
+        ),
         ("rank = 4", "rank = 0", "rank is 0; expected a whole number, 1 or more"),
         ("rank = 4", "blocks = ['upper']", "blocks is 'upper'; expected a whole number, 0 or more"),
         ("rank = 4", "blocks = []", "blocks is []; expected a list of numbers of blocks"),

@@ -97,6 +97,16 @@ def test_no_number_of_seeds_helps_if_the_rows_are_too_few() -> None:
     assert seeds_needed(apart, np.ones(20), 0.95, 0.01) is None
 
 
+def test_the_seeds_needed_give_an_interval_of_that_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a seed gets right or wrong by chance: their mean over seeds varies, and less so with more seeds."""
+    monkeypatch.setattr(statistics, "DRAWS", 4000)
+    draw = np.random.default_rng(5)
+    needed = seeds_needed(draw.normal(0, 0.3, (40, 400)), np.ones(400), 0.95, 0.01)
+    assert 22 <= needed <= 32  # 3 · 0.3² / 400 / (0.01 / 1.96)² = 26
+    found = interval(draw.normal(0, 0.3, (needed, 400)), np.ones(400), 0.95)
+    assert (found.high - found.low) / 2 == pytest.approx(0.01, rel=0.15)
+
+
 def test_one_seed_says_nothing_about_other_seeds() -> None:
     assert seeds_needed(np.zeros((1, 20)), np.ones(20), 0.95, 0.01) is None
 

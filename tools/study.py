@@ -28,6 +28,7 @@ examples:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit, such as timeout_min=60")
     add("--report-only", action="store_true", help="run nothing: report the runs that are finished")
     args = parser.parse_args(arguments)
+    if args.slurm and args.executor == "here":
+        raise UserError("--slurm has no effect with --executor here", "add --executor slurm")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers} is out of range", "give at least 1")
     study = read_study(args.study)
@@ -86,7 +89,14 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     pairs = dict(text.partition("=")[::2] for text in texts)
     if not all(pairs.values()):
         raise UserError(f"--slurm {' '.join(texts)} can't be read", "give KEY=VALUE, such as timeout_min=60")
-    return {key: int(value) if value.isdigit() else value for key, value in pairs.items()}
+    return {key: _value(value) for key, value in pairs.items()}
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _progress(items: Iterator[Any], total: int, what: str) -> Iterator[Any]:

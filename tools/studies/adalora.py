@@ -105,8 +105,12 @@ class Allocate(pl.Callback):
                 parameter.copy_(before[name])
         return sum(element.parameters for element in self._at(pattern))
 
-    def final_elements(self) -> list[Element]:
-        """The places with a rank after the last allocation, at that rank. Raises UserError if it did not happen."""
+    def final_elements(self, part: bool = False) -> list[Element]:
+        """The places with a rank after the last allocation, at that rank. Raises UserError if it did not happen, unless
+        the run is stopped after a `part` of it: then at the ranks at the start.
+        """
+        if self.config.rank_pattern is None and part:
+            return at_ranks(self.places, dict.fromkeys(self.names, self.config.init_r))
         if self.config.rank_pattern is None:
             raise UserError("the run ended before AdaLoRA's last allocation", "leave out what ends it, or train again")
         return self._at(self.config.rank_pattern)

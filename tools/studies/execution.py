@@ -26,6 +26,7 @@ class Execution:
     Attributes:
         measured: name of a run -> its result, for all finished runs; `parts`: for all finished parts of runs.
         rungs: the comparisons of the learning rates of each arm.
+        untuned: the learning rates without a result, and why.
         failures: the jobs that failed in this start of the study.
         reasons: name of a run -> why it has no result.
     """
@@ -45,6 +46,7 @@ class Execution:
         self.measured: dict[str, Measured] = {}
         self.parts: dict[str, Measured] = {}
         self.rungs: dict[Key, list[Rung]] = {}
+        self.untuned: dict[Key, dict[float, str]] = {}
         self.failures: list[Record] = []
         self.reasons: dict[str, str] = {}
 
@@ -77,6 +79,10 @@ class Execution:
             for key in left:
                 rung = rung_of(self.study, share, [run for run in found.values() if run.case.key == key])
                 self.rungs.setdefault(key, []).append(rung)
+                for case in waiting:
+                    if case.key == key and case.name not in found:
+                        reason = self.reasons.get(case.name, "it is not finished")
+                        self.untuned.setdefault(key, {}).setdefault(case.learning_rate, reason)
                 left[key] = rung.best
         return {key: rates[0] for key, rates in left.items() if rates}
 
@@ -138,7 +144,8 @@ class Execution:
                 missing[name] = self._why((task, budget, name), lost)
             else:
                 runs[name] = [self.measured[case.name] for case in own]
-        return compare(self.study, task, budget, runs, missing)
+        untuned = {arm: lost for (where, size, arm), lost in self.untuned.items() if (where, size) == (task, budget)}
+        return compare(self.study, task, budget, runs, missing, untuned)
 
     def _why(self, key: Key, lost: list[Case]) -> str:
         names = [case.name for case in lost]

@@ -126,14 +126,15 @@ def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart:
 def curves(study: Study, comparison: Comparison) -> list[Chart]:
     """The logged curves of the measured runs: the mean over seeds, in a band from the lowest to the highest."""
     series = {arm.name: [_curves(run) for run in arm.runs] for arm in comparison.arms}
+    shades = {name: colour(position) for position, name in enumerate(study.arms)}
     names = ["train/loss", *(f"{split}/{study.measure}" for split in _splits(comparison))]
     charts = []
     for name in dict.fromkeys(names):
         figure = new_figure(300, xaxis={"title": {"text": "optimizer step"}}, showlegend=True)
-        for position, (arm, seeds) in enumerate(series.items()):
+        for arm, seeds in series.items():
             steps = set.intersection(*(set(dict(one.get(name, ()))) for one in seeds)) if seeds else set()
             if len(steps) > 1:
-                _band(figure, sorted(steps), [dict(one[name]) for one in seeds], arm, colour(position))
+                _band(figure, sorted(steps), [dict(one[name]) for one in seeds], arm, shades[arm])
         if figure.data:
             charts.append(Chart(name, figure, note="Mean over seeds; the band reaches from the lowest to the highest."))
     return charts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 SCALING = 2.0  # alpha / r of every element, before tuning
 Key = tuple[str, int, str]  # task, parameters, arm
 _OF_THE_ELEMENTS = {"model", "load"}  # the options that the list of elements depends on
+_PATHS = {"load", "backbone_model", "dataset", "dataset_saved_path"}  # the options that may be a path
+PROGRAM = TOY_BASE.parents[1]  # the folder of the program
 EVEN = Proportional(0, 1 << 16)  # ranks as equal as the budget allows: `uniform` has no highest rank of its own
 
 
@@ -123,7 +126,10 @@ class Commands:
         write_text(configuration, text)
         chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
         chosen |= {"imp_halves": False, "imp_step_time": False}  # results over seeds decide, and no budget is a time
-        options = self._options(IMP_TEST, name, case, chosen)
+        own = arm.options
+        if arm.heuristic == "constant":  # arms share this list
+            own = {key: value for key, value in own.items() if key in _OF_THE_ELEMENTS}
+        options = self._options(IMP_TEST, name, case, chosen, own)
         command = ("-m", "main", IMP_TEST)
         return Job(name, command, options, self.runs / name, SCORES, digest=self._digest(command, options, text))
 
@@ -180,7 +186,7 @@ class Commands:
 
     def _peft(self, case: Case) -> Job:
         """A run of PEFT's own layers, on the plain model."""
-        base = self.study.tasks[case.task].get("load") or str(TOY_BASE)
+        base = {**self.study.tasks[case.task], **case.arm.options}.get("load") or str(TOY_BASE)
         options = self._options(TRAIN, case.run, case, _training(case) | {"model": base, "load": base})
         scores = str(self.runs / self._scores_name(case) / SCORES)
         command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
@@ -193,9 +199,12 @@ class Commands:
         parts = json.dumps([command, pairs, configuration]).replace(json.dumps(str(self.folder))[1:-1], "")
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
-    def _options(self, action: str, name: str, case: Case, chosen: Mapping[str, Any]) -> tuple[str, ...]:
-        """The options of a new run in the folder `name`, for the command line."""
-        options = {**self.study.tasks[case.task], **case.arm.options, **chosen}
+    def _options(
+        self, action: str, name: str, case: Case, chosen: Mapping[str, Any], own: Mapping[str, Any] | None = None
+    ) -> tuple[str, ...]:
+        """The options of a new run in the folder `name`, for the command line. `own` are the arm's, by default all."""
+        options = {**self.study.tasks[case.task], **(case.arm.options if own is None else own)}
+        options = {key: _from_here(key, value) for key, value in options.items()} | dict(chosen)
         if not registry.is_known(options.get("dataset", defaults()["dataset"])):
             options.setdefault("validation_seed", 0)  # all seeds measure the same rows
         options |= {"project_dir": str(self.runs), "project": name}
@@ -208,6 +217,13 @@ def _training(case: Case) -> dict[str, Any]:
     use the rows that measure.
     """
     return {"learning_rate": case.learning_rate, "seed": case.seed, "measured": "last", "row_results": True}
+
+
+def _from_here(name: str, value: Any) -> Any:
+    """An option as the jobs understand it, which run in the folder of the program: a path must not depend on that."""
+    if name not in _PATHS or Path.cwd() == PROGRAM or (name == "dataset" and registry.is_known(value)):
+        return value
+    return os.path.abspath(value) if os.path.exists(value) else value
 
 
 def _text(value: Any) -> str:

@@ -120,12 +120,18 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
                 f"{comparison.task}, {comparison.budget:,} parameters",
                 comparison.sentence,
                 tuple((colours[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
-                dict(comparison.missing),
+                without_result(comparison),
                 tuning_rows(study, comparison, execution),
                 tuple(chart for chart in charts if chart is not None),
             )
         )
     return found
+
+
+def without_result(comparison: Comparison) -> dict[str, str]:
+    """What has no result, and why: arms, and learning rates of other arms."""
+    rates = ((f"{arm} at {rate:g}", why) for arm, lost in comparison.untuned.items() for rate, why in lost.items())
+    return dict(comparison.missing) | dict(rates)
 
 
 def render(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> str:
@@ -151,7 +157,7 @@ def markdown(study: Study, comparisons: Sequence[Comparison], execution: Executi
         lines += [*_markdown_table(table), ""]
         if rows := tuning_rows(study, comparison, execution):
             lines += [*_markdown_table([TUNING_HEAD, *rows]), ""]
-        lines += [*(f"{name} has no result: {reason}" for name, reason in comparison.missing.items()), ""]
+        lines += [*(f"{name} has no result: {reason}" for name, reason in without_result(comparison).items()), ""]
     return "\n".join([*lines, *method(study, execution)]) + "\n"
 
 

@@ -106,7 +106,8 @@ def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> 
     config = adalora_config(places, budget, int(experiment.steps), **shared)
     network = get_peft_model(experiment.task.network, config)
     allocate = Allocate(network, places, budget)
-    return Adapted(network, allocate.final_elements, (allocate,))
+    stopped = experiment.options.run.stop_after is not None
+    return Adapted(network, functools.partial(allocate.final_elements, part=stopped), (allocate,))
 
 
 def uniform_ranks(places: Sequence[Element], budget: int, seed: int) -> list[Element]:
@@ -153,7 +154,7 @@ def _eva(experiment: Experiment, uniform: Sequence[Element], budget: int) -> Ada
             return Adapted(network, functools.partial(list, on))
         experiment.task.network = network.unload()
     raise UserError(
-        f"a budget of {budget} is below rank 1 in every place", "EVA starts from a uniform rank: leave it out"
+        f"a budget of {budget} does not pay for the ranks that EVA gives at rank 1", "leave EVA out, or give more"
     )
 
 

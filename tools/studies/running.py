@@ -15,19 +15,19 @@ from typing import Any
 
 from actions.export import LORA
 from actions.in_use import in_use
-from actions.origin import TOY_BASE
 from actions.run_folder import CHECKPOINTS
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.outside import read_json, reading
 from model.task.rows import ROWS
-from tools.studies.jobs import Job
+from tools.studies.jobs import PROGRAM, Job
 
 Start = Callable[[Sequence[str], Path], int]
 
 _LONGEST_JOB = 24 * 60  # minutes; submitit's own default is 5
 _RUN_AGAIN = "give another --output, or delete it and the run's folder to run the job again"
-ROOT = TOY_BASE.parents[1]  # of the program
+
+_SUBMITIT = "expected a machine with SLURM's commands, and the parameters of submitit's AutoExecutor"
 
 _running: set[subprocess.Popen[bytes]] = set()
 
@@ -69,7 +69,9 @@ def start_process(arguments: Sequence[str], log: Path) -> int:
     """Run `python` with these arguments, append its output to `log`, and return its exit code."""
     with log.open("ab") as output:
         command = [sys.executable, *arguments]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=PROGRAM, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
         _running.add(process)
         try:
             return process.wait()
@@ -79,14 +81,19 @@ def start_process(arguments: Sequence[str], log: Path) -> int:
 
 def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     """Run a job, and write its output and its record into `folder`. A run that was killed, or that stopped after a
-    part of it, is continued. Raises UserError if another process has the folder of the run.
+    part of it, is continued. A run with other options, or that is beyond the job's part, starts again. Raises UserError
+    if another process has the folder of the run.
     """
     last = job.folder / CHECKPOINTS / "last.ckpt"
-    if job.folder.is_dir() and not last.is_file():
+    started = folder / f"{job.folder.name}.started.json"
+    if job.folder.is_dir() and not (last.is_file() and _continues(job, started)):
         with in_use(job.folder):  # by a job that went on when its study was killed
             pass
-        shutil.rmtree(job.folder, ignore_errors=True)  # of a killed job; the run would get another name beside it
+        shutil.rmtree(job.folder, ignore_errors=True)  # the run would get another name beside it
+        for path in (folder / f"{job.folder.name}.json", *folder.glob(f"{job.folder.name}.to*.json")):
+            path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(started, json.dumps({"digest": job.digest, "share": job.share}) + "\n")
     record_path = folder / f"{job.name}.json"
     continued = last if last.is_file() else None
     earlier = _read(record_path).seconds if continued and record_path.is_file() else 0.0  # of this job, interrupted
@@ -100,6 +107,15 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     record = Record(job.name, code, seconds, error, job.digest)
     write_text(record_path, json.dumps(asdict(record), indent=2) + "\n")
     return record
+
+
+def _continues(job: Job, started: Path) -> bool:
+    """Whether the checkpoint is of this job, by what was last started. Older versions did not record that."""
+    if not started.is_file():
+        return True
+    with reading("the record", started, _RUN_AGAIN):
+        found = read_json(started, "the record", _RUN_AGAIN)
+        return found["digest"] == job.digest and found["share"] <= job.share
 
 
 def _last_line(log: Path) -> str:
@@ -132,10 +148,15 @@ def run_submitted(
         import submitit
     except ImportError:
         raise UserError(f"--executor {cluster} needs the package submitit", "pip install submitit") from None
-    executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster)
-    executor.update_parameters(name="heterolora-study", **{"timeout_min": _LONGEST_JOB, **options})
+    values = {"name": "heterolora-study", "timeout_min": _LONGEST_JOB, **options}
     if cluster == "slurm":
-        executor.update_parameters(slurm_array_parallelism=workers)
+        values["slurm_array_parallelism"] = workers
+    try:
+        executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster)
+        executor.update_parameters(**values)
+    except (RuntimeError, NameError, AssertionError, TypeError, ValueError) as error:  # of submitit, about its input
+        found = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"submitit refuses --executor {cluster}: {found[:300]}", _SUBMITIT) from error
     with executor.batch():
         submitted = {executor.submit(run_job, job, folder): job.name for job in jobs}
     for job in submitit.helpers.as_completed(list(submitted)):

@@ -115,11 +115,13 @@ class Study:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
+_LARGEST_SEED = 2**32 - 1  # of --seed
+_ROWS_SHARE = number(lambda value: 0.001 <= value <= 0.999, "a number from 0.001 to 0.999")
 _SHARE = number(lambda value: 0 < value < 1, "a number between 0 and 1")
 _LISTS: Mapping[str, Field] = {
     "parameters": whole_number(1),
-    "seeds": whole_number(0),
-    "tuning_seeds": whole_number(0),
+    "seeds": whole_number(0, _LARGEST_SEED),
+    "tuning_seeds": whole_number(0, _LARGEST_SEED),
     "learning_rates": ABOVE_0,
 }
 _VALUES: Mapping[str, Field] = {
@@ -128,7 +130,7 @@ _VALUES: Mapping[str, Field] = {
     "tuning": Field(lambda value: value in ("grid", "halving"), '"grid" or "halving"'),
     "tuning_split": TEXT,
     "measuring_split": TEXT,
-    "tuning_share": _SHARE,
+    "tuning_share": _ROWS_SHARE,
     "resolve": ABOVE_0,
     "confidence": _SHARE,
 }
@@ -142,6 +144,12 @@ _ARM: Mapping[str, Field] = {
     "policy": Field(lambda value: value in ("topk", "proportional", "greedy"), '"topk", "proportional" or "greedy"'),
     "options": Field(lambda value: isinstance(value, dict), "a table of options"),
 }
+_IDLE: Mapping[str, tuple[tuple[str, ...], str]] = {
+    UNIFORM: (("rank", "policy"), "which spends the budget as evenly as it can"),
+    DRAWN: (("policy",), "whose places are random"),
+    DYNAMIC: (("policy",), "which turns elements on at `rank`"),
+    PEFT: (("places", "blocks", "rank", "use_rslora", "policy"), "which PEFT places"),
+}  # method -> the keys without effect, and why
 
 
 def read_study(path: Path) -> Study:
@@ -217,10 +225,11 @@ def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
     check_known(where, table["method"], (UNIFORM, DRAWN, DYNAMIC, *saliency.names(), *peft))
     if table["method"] in peft and importlib.util.find_spec("peft") is None:
         raise UserError(f"{where}: method {table['method']} needs the package peft", "pip install peft")
-    if table["method"] in peft:
-        for key in ("places", "blocks", "rank", "use_rslora", "policy"):
-            if key in table:
-                raise UserError(f"{where}: {key} has no effect on {table['method']}, which PEFT places", "leave it out")
+    method = table["method"]
+    idle, why = _IDLE.get(PEFT if method in peft else method, ((), ""))
+    for key in idle:
+        if key in table:
+            raise UserError(f"{where}: {key} has no effect on {method}, {why}", "leave it out")
     for place in table.get("places", ()):
         check_known(f"{where}: places", place, PROJECTIONS)
     for block in table.get("blocks", ()):

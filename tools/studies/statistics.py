@@ -53,7 +53,7 @@ class Difference:
         corrected: the p value after Holm's correction for the number of arms.
         simultaneous: the interval at the level that Bonferroni's correction for the number of arms demands.
         seeds_needed: seeds for which `simultaneous` would show the difference, or be within the difference that
-            matters; None if the rows alone make it wider.
+            matters; None if the rows alone make it wider, see `seeds_needed`.
     """
 
     interval: Interval
@@ -66,6 +66,8 @@ class Difference:
 def bootstrap(totals: Figures, counts: Figures, seed: int = 0) -> Figures:
     """(DRAWS,) bootstrap means of `totals` (seeds, rows) per `counts` (rows,), with seeds and rows drawn anew.
 
+    It counts the part of the variance that belongs to a seed on a row three times (McCullagh 2000, "Resampling and
+    exchangeable arrays", Bernoulli 6(2)), so an interval is too wide rather than too narrow where that part is large.
     The deviations from the mean over seeds are enlarged by √(S / (S − 1)), because a bootstrap of S seeds
     underestimates their variance by (S − 1) / S (Davison & Hinkley 1997, section 2.5). With one seed only rows vary.
     """
@@ -128,17 +130,21 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def seeds_needed(apart: Figures, counts: Figures, confidence: float, resolve: float) -> int | None:
-    """The number of seeds S for which z · √(σ²_seeds / S + σ²_rows) ≤ `resolve`.
+    """The number of seeds S for which the interval of `bootstrap` has at most `resolve` on each side.
 
-    σ²_seeds is the variance of the difference between seeds, and σ²_rows / n that of its mean over n rows, after the
-    mean over seeds; both are estimated from `apart` (seeds, rows). With one seed the first is unknown, and with one row
-    the second: None.
+    That is z · √(σ²_rows / n + (σ²_seeds + 3 σ²_both / n) / S) ≤ `resolve` for n rows. The three variances are those
+    of seeds, of rows, and of a seed on a row. The mean squares of `apart` (seeds, rows) estimate them, as in an
+    analysis of variance with two random factors and one value in each cell. More seeds do not make the part of the rows
+    smaller: None if it alone is too large. None with one seed or one row, which say nothing about others.
     """
     seeds, rows = apart.shape
     if min(seeds, rows) < 2:
         return None
-    per_seed = apart.sum(1) / counts.sum()
-    residual = apart.mean(0) - counts * (apart.mean(0).sum() / counts.sum())  # (rows,) of a ratio estimate
-    of_rows = rows * residual.var(ddof=1) / counts.sum() ** 2
-    room = (resolve / norm.ppf((1 + confidence) / 2)) ** 2 - of_rows
-    return None if room <= 0 else max(2, math.ceil(float(per_seed.var(ddof=1)) / room))
+    per_row = apart.mean(0).sum() / counts.sum()
+    deviations = (apart - counts * per_row) * (rows / counts.sum())  # (seeds, rows), of a ratio estimate
+    by_seed, by_row = deviations.mean(1, keepdims=True), deviations.mean(0, keepdims=True)
+    both = float(((deviations - by_seed - by_row) ** 2).sum()) / ((seeds - 1) * (rows - 1))
+    of_seeds = max(0.0, float(by_seed.var(ddof=1)) - both / rows)
+    of_rows = max(0.0, float(by_row.var(ddof=1)) - both / seeds)
+    room = (resolve / norm.ppf((1 + confidence) / 2)) ** 2 - of_rows / rows
+    return None if room <= 0 else max(2, math.ceil((of_seeds + 3 * both / rows) / room))

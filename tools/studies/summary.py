@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from types import MappingProxyType
 
 import numpy as np
 
@@ -36,17 +37,28 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All arms on one task, at one budget. `missing`: arm -> why it has no result."""
+    """All arms on one task, at one budget.
+
+    Attributes:
+        missing: arm -> why it has no result.
+        untuned: arm with a result -> learning rate -> why the rate has none.
+    """
 
     task: str
     budget: int
     arms: tuple[ArmResult, ...]
     missing: Mapping[str, str]
+    untuned: Mapping[str, Mapping[float, str]]
     sentence: str
 
 
 def compare(
-    study: Study, task: str, budget: int, runs: Mapping[str, Sequence[Measured]], missing: Mapping[str, str]
+    study: Study,
+    task: str,
+    budget: int,
+    runs: Mapping[str, Sequence[Measured]],
+    missing: Mapping[str, str],
+    untuned: Mapping[str, Mapping[float, str]] = MappingProxyType({}),
 ) -> Comparison:
     """Compare the arms that have a run for every seed. `runs`: arm -> its runs at the best learning rate."""
     rows = {name: rows_of(study, found) for name, found in runs.items()}
@@ -72,7 +84,8 @@ def compare(
         )
         for name, found in runs.items()
     )
-    return Comparison(task, budget, arms, missing, _sentence(study, arms, missing))
+    untuned = {name: rates for name, rates in untuned.items() if name in runs}
+    return Comparison(task, budget, arms, missing, untuned, _sentence(study, arms, missing, untuned))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -80,7 +93,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) and known else None
 
 
-def _sentence(study: Study, arms: Sequence[ArmResult], missing: Mapping[str, str]) -> str:
+def _sentence(
+    study: Study,
+    arms: Sequence[ArmResult],
+    missing: Mapping[str, str],
+    untuned: Mapping[str, Mapping[float, str]],
+) -> str:
     """The answer in plain words."""
     base, level = study.baseline, f"{study.confidence:.0%}"
     if base in missing or not arms:
@@ -97,23 +115,33 @@ def _sentence(study: Study, arms: Sequence[ArmResult], missing: Mapping[str, str
             found = others[name].interval
             low, high = sorted((abs(found.low), abs(found.high)))
             parts.append(f"{name} {verb} {base} by {abs(found.estimate):.4f} ({low:.4f} to {high:.4f}, {level})")
-    if parts:
-        text = "; ".join(parts) + ", at equal parameters."
-    else:
-        bound = max(max(abs(d.simultaneous.low), abs(d.simultaneous.high)) for d in others.values())
-        undecided = {name: d for name, d in others.items() if _undecided(d, study.resolve)}
-        if undecided:
-            whom = "all arms" if len(undecided) == len(others) else ", ".join(undecided)
-            text = (
-                f"No difference from {base} is shown, but differences up to {bound:.4f} are possible ({level}, all "
-                f"arms together). To decide about {study.resolve:g} for {whom}: {_needed(study, undecided)}"
-            )
-        else:
-            text = f"No arm differs from {base} by more than {bound:.4f} ({level}, all arms together)."
+    text = "; ".join(parts) + ", at equal parameters." if parts else ""
+    if rest := {name: d for name, d in others.items() if name not in (*better, *worse)}:
+        text = f"{text} {_not_shown(study, rest, others=bool(parts))}".strip()
     text += _ends_of_the_rates(study, arms)
+    if untuned:
+        rates = (f"{rate:g} for {name}" for name, lost in untuned.items() for rate in lost)
+        text += f" Learning rates without a result: {', '.join(rates)}."
     if missing:
         text += f" Without a result: {', '.join(missing)}."
     return text
+
+
+def _not_shown(study: Study, rest: Mapping[str, Difference], others: bool) -> str:
+    """What is possible for the arms without a significant difference. `others` says that there are arms with one."""
+    base, level = study.baseline, f"{study.confidence:.0%}"
+    bound = max(max(abs(d.simultaneous.low), abs(d.simultaneous.high)) for d in rest.values())
+    undecided = {name: d for name, d in rest.items() if _undecided(d, study.resolve)}
+    if not undecided:
+        arm = "other arm" if others else "arm"
+        return f"No {arm} differs from {base} by more than {bound:.4f} ({level}, all arms together)."
+    every = "the other arms" if others else "all arms"
+    whom = every if len(undecided) == len(rest) else ", ".join(undecided)
+    return (
+        f"No difference from {base} is shown{' for the other arms' if others else ''}, but differences up to "
+        f"{bound:.4f} are possible ({level}, all arms together). To decide about {study.resolve:g} for {whom}: "
+        f"{_needed(study, undecided)}"
+    )
 
 
 def _ends_of_the_rates(study: Study, arms: Sequence[ArmResult]) -> str:
