@@ -20,7 +20,7 @@ from actions.console import say
 from actions.health import check_weights
 from actions.options import RunOptions
 from actions.requeue import requeue, requeues
-from actions.run_folder import CHECKPOINTS, Run
+from actions.run_folder import CHECKPOINTS, Run, claim
 from heterolora.errors import DivergenceError, UserError
 from heterolora.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
@@ -186,3 +186,5 @@ class RunCheckpoints(CheckpointCallback):
             if name in self._due:
                 self._due.discard(name)
                 trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+                if name == "last":
+                    claim(self.run)

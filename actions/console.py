@@ -28,10 +28,14 @@ def is_first_process() -> bool:
     return all(os.environ.get(variable, "0") == "0" for variable in _RANK_VARIABLES)
 
 
+def local_rank() -> str:
+    """The number of this process on its machine."""
+    return next((os.environ[name] for name in _LOCAL_RANK_VARIABLES if name in os.environ), "0")
+
+
 def is_first_of_node() -> bool:
     """Whether this is the first process of its machine."""
-    variable = next((name for name in _LOCAL_RANK_VARIABLES if name in os.environ), None)
-    return variable is None or os.environ[variable] == "0"
+    return local_rank() == "0"
 
 
 def say(what: object) -> None:

@@ -11,9 +11,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
-from actions.console import is_first_of_node
+from actions.console import is_first_of_node, local_rank
 from heterolora.errors import DivergenceError, UserError
 from heterolora.files import DISK_FAILURES, cannot_write
 
@@ -54,11 +54,11 @@ def explanation(failure: BaseException) -> str | None:
     """The line for a failure that is no fault of the program; None for another failure."""
     if isinstance(failure, UserError | DivergenceError):
         return str(failure)
-    if isinstance(failure, OSError) and failure.errno in DISK_FAILURES:
+    if _is_disk_failure(failure):
         return str(cannot_write(failure.filename or "", failure))
     if isinstance(failure, RuntimeError) and _is_lost_process(failure):
         return LOST
-    if type(failure).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+    if _is_out_of_memory(failure):
         return (
             "the memory of the GPU is full; use a smaller --batch-size, --gradient-checkpointing or --precision "
             "bf16-true, and see `tools/inspect_model.py --plan`"
@@ -104,9 +104,11 @@ def _code(reason: BaseException) -> int | None:
     line, is_lost = explanation(reason), isinstance(reason, RuntimeError)
     if line is None:
         return None
-    if is_first_of_node() or (is_lost and _is_alone()):
+    of_one = any(_is_disk_failure(one) or _is_out_of_memory(one) for one in chain)
+    if is_first_of_node() or of_one or (is_lost and _is_alone()):
+        where = "" if is_first_of_node() or not of_one else f"local rank {local_rank()}: "
         with contextlib.suppress(OSError):
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {where}{line}", file=sys.stderr)
     return FAILED if is_lost or isinstance(reason, DivergenceError) else USER_ERROR
 
 
@@ -119,6 +121,14 @@ def _chain(reason: BaseException | None) -> Iterator[BaseException]:
 def _is_termination(reason: BaseException) -> bool:
     is_exit = isinstance(reason, SystemExit)
     return is_exit and (reason.code == TERMINATED or type(reason).__name__ == "SIGTERMException")
+
+
+def _is_disk_failure(failure: BaseException) -> TypeGuard[OSError]:
+    return isinstance(failure, OSError) and failure.errno in DISK_FAILURES
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    return type(failure).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
 
 
 def _is_lost_process(failure: RuntimeError) -> bool:

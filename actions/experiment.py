@@ -12,6 +12,7 @@ from actions.console import is_first_process, note, say
 from actions.limits import check_batches, check_generation, check_window, measures_validation
 from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
+from actions.trained_data import notes_on_rows
 from dataset.module import TextDataModule
 from dataset.preview import preview
 from heterolora.adapt import Plan, adapt, plan
@@ -88,6 +89,7 @@ def build(request: Request) -> Experiment:
     limited = str(options.loop.limit_val_batches) != "1.0"  # 1 is one batch
     if request.action == TEST and limited and not measures_validation(data):
         notes.append("--limit-val-batches has no effect on test of this data set: it measures no validation split")
+    notes += notes_on_rows(request, data)
     for text in dict.fromkeys((*notes, *data.splits.notes)):
         note(text)
     if shown is not None:

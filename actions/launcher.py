@@ -15,6 +15,7 @@ from pytorch_lightning.strategies.launchers.subprocess_script import _Subprocess
 
 from actions.endings import FAILED, LOST, is_ending
 
+_started: list[subprocess.Popen[bytes]] = []  # the first trainer starts them, and later trainers use them too
 _PATIENCE = 30.0  # seconds in which this process can find out by itself that another one is lost
 
 
@@ -27,7 +28,9 @@ class Launcher(_SubprocessScriptLauncher):
     def launch(self, function: Callable[..., Any], *args: Any, trainer: object = None, **kwargs: Any) -> Any:
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
+            _started.extend(self.procs)
             threading.Thread(target=_watch, args=(self.procs,), daemon=True).start()
+        self.procs = _started
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 

@@ -42,6 +42,7 @@ class Command:
     notes: tuple[str, ...] = ()  # lines to print
     on_command_line: frozenset[str] = frozenset()  # options that the command line sets
     tables: Mapping[Kind, ElementConfig] = field(default_factory=dict)  # configurations that the file itself holds
+    identity: str | None = None  # fingerprint of the command that this one of a requeued job stands for
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,6 +18,7 @@ from actions.origin import Origin, load_type_of, of_run, origin_of, with_base
 from actions.parse import Command
 from actions.resuming import fingerprint, options_of_run, resumed_from
 from actions.run_folder import folder_of, unfinished_run
+from actions.trained_data import notes_on_classes, same_data, trained_classes
 from dataset import own, registry
 from dataset.option import flag_of
 from dataset.settings import OwnDataOptions
@@ -83,9 +84,11 @@ def resolve(command: Command) -> Request:
         options = changed(options, {"learning_rate": default_rate(plain=adapted is None)})
     given = with_uniform(options, command.given, adapted, given)
     configs = origin.configs(options.model)
-    options, spec = _with_data(options)
+    classes = trained_classes(origin.recorded)
+    options, spec = _with_data(options, classes)
     check_options(command.action, options, spec, adapted, given)
     notes = (*command.notes, *idle_notes(command, options, adapted, origin.recorded), *origin.notes)
+    notes = (*notes, *notes_on_classes(classes, spec))
     must_agree = given if origin.checkpoint is not None else configs
     if origin.checkpoint is None and adapted is not None:
         options, configs = with_defaults(options, adapted, {**configs, **given})
@@ -163,9 +166,8 @@ def _is_recorded(command: Command, origin: Origin) -> bool:
     recorded = origin.recorded.get("dataset")
     if recorded is None or "dataset" not in command.given:
         return recorded is not None
-    places = (recorded, command.options.dataset)
-    names = (registry.get(place).name if registry.is_known(place) else os.path.abspath(place) for place in places)
-    return len(set(names)) == 1
+    recorded = declared()["dataset"].from_toml("dataset", recorded)  # a damaged value is an error
+    return recorded is not None and same_data(recorded, command.options.dataset)
 
 
 def _with_one_budget(options: Options, given: Collection[str]) -> Options:
@@ -184,8 +186,11 @@ def _with_one_budget(options: Options, given: Collection[str]) -> Options:
 # ---- data
 
 
-def _with_data(options: Options) -> tuple[Options, DatasetSpec]:
-    """The entry of the data set, and the options with its task and what was found out about own data."""
+def _with_data(options: Options, classes: tuple[str, ...]) -> tuple[Options, DatasetSpec]:
+    """The entry of the data set, and the options with its task and what was found out about own data.
+
+    `classes` are those of a trained head.
+    """
     if registry.is_known(options.dataset):
         spec = registry.get(options.dataset)
         if options.task not in (None, spec.task):
@@ -193,10 +198,12 @@ def _with_data(options: Options) -> tuple[Options, DatasetSpec]:
         return replace(options, task=spec.task, dataset=spec.name, own=OwnDataOptions()), spec
     data = options.data
     set_log_level(options.run.log_level)  # `datasets` reads the data now
-    spec, described = own.describe(options.dataset, options.own, options.task, not data.disable_dataset_cache)
+    cache = not data.disable_dataset_cache
+    spec, described = own.describe(options.dataset, options.own, options.task, cache, classes)
     if data.validation_seed is None:
         data = replace(data, validation_seed=options.seed)
-    return replace(options, task=spec.task, own=described, data=data), spec
+    place = own.from_anywhere(options.dataset)
+    return replace(options, task=spec.task, dataset=place, own=described, data=data), spec
 
 
 # ---- options

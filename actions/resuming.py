@@ -50,6 +50,7 @@ def check_resumable(command: Command, checkpoint: Checkpoint) -> tuple[str, ...]
                 "leave it out, or resume from a checkpoint of the end of an epoch",
             )
     _check_global_batch(own, {**own, **given})
+    _check_length(given, checkpoint)
     length = [declared()[name].flag for name in ("max_epochs", "max_steps") if given.get(name, own[name]) != own[name]]
     if length and (own["lr_scheduler"] != "none" or isinstance(own["warmup_steps"], float)):
         return (f"{length[0]} changes the length of the run: the learning rate follows the longer or shorter schedule",)
@@ -75,6 +76,8 @@ def fingerprint(command: Command) -> str:
 
     A requeued job has the same one.
     """
+    if command.identity is not None:
+        return command.identity
     plain = as_plain(command.options)
     values = {name: value for name, value in plain.items() if name in KEYS or declared()[name].resume != "free"}
     values |= {kind: config.to_document() for kind, config in command.tables.items()}
@@ -85,7 +88,7 @@ def resumed_from(command: Command, last: Path) -> Command:
     """The command that continues the run of the checkpoint `last`."""
     options = replace(command.options, resume_training=True, load=str(last), load_type="pl")
     notes = (*command.notes, f"requeued: continuing from {last}")
-    return replace(command, options=options, notes=notes, on_command_line=frozenset())
+    return replace(command, options=options, notes=notes, on_command_line=frozenset(), identity=fingerprint(command))
 
 
 def _recorded(record: Record) -> dict[str, Any]:
@@ -117,6 +120,15 @@ def _check_global_batch(own: dict[str, Any], now: dict[str, Any]) -> None:
             f"{product} is {after}, but the run to resume has {before}",
             "keep this product, or start a new run from the checkpoint without --resume-training",
         )
+
+
+def _check_length(given: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise UserError for a run that would end before its checkpoint."""
+    for name, done, unit in (("max_epochs", checkpoint.epochs, "epochs"), ("max_steps", checkpoint.step, "steps")):
+        asked = given.get(name, -1)
+        if asked != -1 and asked < done:
+            found = f"{declared()[name].flag} {asked} is less than the {done} {unit} of the checkpoint"
+            raise UserError(found, f"give at least {done}")
 
 
 def _shown(value: Any) -> str:

@@ -46,6 +46,7 @@ class Run:
 
     folder: Path
     id: str | None
+    command: str | None = None  # fingerprint of the command that starts or resumes it
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class _Identity:
     """The contents of `run.json`."""
 
     id: str
-    job: str | None = None  # the SLURM job that started the run
-    command: str | None = None  # fingerprint of the command that started it
+    job: str | None = None  # the SLURM job that started the run, or resumed it and saved `last.ckpt`
+    command: str | None = None  # fingerprint of the command of this job
     finished: bool = False
     trials: Sequence[Mapping[str, Any]] = ()  # of learning rates
 
@@ -95,7 +96,7 @@ def open_run(request: Request) -> Iterator[Run]:
             if own is None:
                 _Identity(uuid.uuid4().hex, os.environ.get("SLURM_JOB_ID"), request.fingerprint).write(folder)
             identity = _mark(folder, finished=False)
-            yield Run(folder, identity and identity.id)
+            yield Run(folder, identity and identity.id, request.fingerprint)
             _mark(folder, finished=True)
     finally:
         if own is None:
@@ -113,8 +114,11 @@ def folder_of(checkpoint: Checkpoint) -> Path | None:
 
 
 def unfinished_run(options: Options, fingerprint: str, job: str) -> Path | None:
-    """The last checkpoint of the unfinished run that this SLURM job started with the same command."""
-    for path in sorted((options.run.project_dir / (options.run.project or "any")).parent.glob(f"*/{RUN}")):
+    """The last checkpoint of the unfinished run that this SLURM job started or resumed with the same command."""
+    paths = sorted((options.run.project_dir / (options.run.project or "any")).parent.glob(f"*/{RUN}"))
+    if options.resume_training and options.load is not None:  # a resumed run stays in its folder
+        paths.append(Path(options.load).resolve().parent.parent / RUN)
+    for path in paths:
         last = path.parent / CHECKPOINTS / "last.ckpt"
         with suppress(UserError):  # a damaged file of another run
             found = _Identity.read(path.parent)
@@ -186,6 +190,18 @@ def _mark(folder: Path, finished: bool) -> _Identity | None:
 def record_trials(folder: Path, trials: Sequence[Mapping[str, Any]]) -> None:
     """Add the trials of learning rates to `run.json`."""
     replace(_Identity.read(folder), trials=trials).write(folder)
+
+
+def claim(run: Run) -> None:
+    """Record in `run.json` that this SLURM job continues the run. If the job is requeued, it resumes from `last.ckpt`.
+
+    Call it once this job has saved `last.ckpt`. Before, that file may be of later steps than the resumed checkpoint.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or not is_first_process() or (identity := _Identity.read(run.folder)) is None:
+        return
+    if (identity.job, identity.command) != (job, run.command):
+        replace(identity, job=job, command=run.command).write(run.folder)
 
 
 def _delete_if_unused(folder: Path) -> None:

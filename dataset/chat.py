@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dataset.characters import check_characters
 from heterolora.errors import UserError, shown
 
 ASSISTANT, TOOLS = "assistant", "tool_calls"
@@ -33,6 +34,7 @@ def _as_json(where: str, value: Any) -> str:
     if isinstance(value, str):
         try:
             value = json.loads(value)
+            check_characters(where, value)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} has messages that are not JSON", _FORM) from error
     if not isinstance(value, list) or not value:

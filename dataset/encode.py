@@ -33,13 +33,13 @@ from dataset.questions import encode_questions
 from dataset.render import render
 from dataset.settings import DataOptions
 from dataset.spec import DatasetSpec
-from dataset.tokens import end_of, ids_of, start_of
+from dataset.tokens import end_of, ids_of, only_token, start_of
 from heterolora.errors import UserError
 
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
 FEW_SHOT_LENGTH = 2048  # the same with `--few-shot`: the longest prompt of MMLU's authors
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
-_VERSION = 1  # raise it when the same rows and settings are encoded as other ids or columns
+_VERSION = 2  # raise it when the same rows and settings are encoded as other ids or columns
 _NO_LIMIT = 10**9  # tokens
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
 
@@ -161,10 +161,17 @@ def _map(rows: Dataset, function: Callable[[Any], Any], path: Path | None, **opt
 
 
 def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
-    """Encodes one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first."""
+    """Encodes one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first.
+
+    A row without tokens, which is an empty text, gets one token, because a model cannot read none.
+    """
     batch = render(spec, rows).to_pydict()
     labels = batch.pop("label")
     encoded = tokenizer(*batch.values(), truncation=True, max_length=limit, return_attention_mask=False)
+    for row, ids in enumerate(encoded["input_ids"]):
+        if not ids:
+            for name, values in encoded.items():
+                values[row] = [only_token(tokenizer) if name == "input_ids" else 0]
     return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
 

@@ -12,6 +12,7 @@ from heterolora.errors import UserError
 
 _MOST_LISTED = 20
 _LARGEST = 2.0**53  # whole numbers from here on are not exact
+_HIDDEN = "-1"  # of a label that is not published
 _FEW = 20  # so many classes are never too many for the number of rows
 
 
@@ -56,6 +57,7 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     """
     feature, values = rows.features[column], [value for value in _values(rows, column) if not _is_missing(value)]
     if isinstance(feature, ClassLabel):
+        _check_several(where, column, feature.names)
         return tuple(feature.names)
     if not isinstance(feature, Value):
         raise UserError(f"column '{column}' of {where} holds lists or objects", "give each row one name or number")
@@ -70,17 +72,28 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     names = [*dict.fromkeys(map(_name, ordered))]
     if odd := next((name for name in names if not name.isprintable()), None):
         raise UserError(f"column '{column}' of {where} has the label {odd!r}", "give labels without control characters")
-    if len(names) < 2:
-        raise UserError(
-            f"column '{column}' of {where} has the same label in every row" if names else f"{where} has no labels",
-            "give --label-column a column with at least two different values",
-        )
+    _check_several(where, column, names)
     if len(names) > max(_FEW, len(values) // 2):
         raise UserError(
             f"column '{column}' of {where} has {len(names):,} different labels in {len(values):,} rows",
             "give --label-column the column of the classes, or --regression for numbers to predict",
         )
     return tuple(names)
+
+
+def _check_several(where: str, column: str, names: list[str]) -> None:
+    if len(names) < 2:
+        raise UserError(
+            f"column '{column}' of {where} has the same label in every row" if names else f"{where} has no labels",
+            "give --label-column a column with at least two different values",
+        )
+
+
+def are_hidden(spec: DatasetSpec, rows: Dataset) -> bool:
+    """Whether no row of a split has a label: each is missing, or -1, which stands for a label that is not published."""
+    hides = isinstance(rows.features[spec.label], ClassLabel) or _HIDDEN not in spec.labels
+    values = _values(rows, spec.label)
+    return bool(values) and all(_is_missing(value) or (hides and _name(value) == _HIDDEN) for value in values)
 
 
 def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:

@@ -71,6 +71,11 @@ class TextDataModule(pl.LightningDataModule):
         return tuple(self._digests.values())
 
     @property
+    def identity(self) -> Mapping[str, str]:
+        """What a run must have been trained on to be resumed with these rows. The loader saves it."""
+        return {"digest of the rows": self._digests[id(self.splits.train)]}
+
+    @property
     def few_shot(self) -> int:
         """The number of examples before each measured question."""
         return 0 if self.spec.choices is None else self.options.few_shot
@@ -134,9 +139,8 @@ class TextDataModule(pl.LightningDataModule):
             lengths=grouping,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
-        identity = {"digest of the rows": self._digests[id(self.splits.train)]}
         pack_to = self.limits.max_token_len if self.packs else None
-        return self._loader(encoded, sampler, Collator(self.tokenizer, pack_to=pack_to), identity)
+        return self._loader(encoded, sampler, Collator(self.tokenizer, pack_to=pack_to), self.identity)
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """One for each of `validation_names`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,11 @@ def _matthews(predictions: list[int], references: list[int]) -> dict[str, float]
 
 
 def _correlations(predictions: list[float], references: list[float]) -> dict[str, float]:
+    """Returns NaN for a correlation that is not defined: of one row, or of constant values."""
     from scipy import stats
 
+    if min(len(set(predictions)), len(set(references))) < 2:
+        return {"pearson": math.nan, "spearman": math.nan}
     return {
         "pearson": float(stats.pearsonr(predictions, references).statistic),
         "spearman": float(stats.spearmanr(predictions, references).statistic),

@@ -41,11 +41,21 @@ def check_name(dataset: str) -> None:
         registry.get(dataset)
 
 
-def describe(dataset: str, own: OwnDataOptions, task: Task | None, cache: bool) -> tuple[DatasetSpec, OwnDataOptions]:
+def from_anywhere(dataset: str) -> str:
+    """Returns the value of `--dataset` that names the same own data from every folder."""
+    return os.path.abspath(os.path.expanduser(dataset)) if _is_path(dataset) else dataset
+
+
+def describe(
+    dataset: str, own: OwnDataOptions, task: Task | None, cache: bool, classes: tuple[str, ...] = ()
+) -> tuple[DatasetSpec, OwnDataOptions]:
     """Returns the entry of own data, and the options with the values that were found.
 
     The data are read only for options that are not given. Raises UserError if they cannot be read, if a column is not
     there, or if there is more than one choice.
+
+    Args:
+        classes: those of a trained head. Labels that are found among them keep its order.
     """
     roles, labels = given_roles(own, task), label_names(own)
     needs_labels = not labels and not own.regression
@@ -63,6 +73,8 @@ def describe(dataset: str, own: OwnDataOptions, task: Task | None, cache: bool) 
     if roles.classifies and needs_labels:
         rows = train.read(_spec(dataset, roles, ()), cache)
         labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
+        if labels and {*labels} <= {*classes}:
+            labels = classes
     return _described(dataset, own, roles, labels)
 
 
@@ -75,7 +87,7 @@ def _described(
         label_column=roles.label,
         labels=own.labels or (joined_names(labels) if labels else None),
         regression=not labels if roles.classifies else None,
-        prompt_column=joined_names(roles.prompt) if roles.prompt else None,
+        prompt_column=own.prompt_column or (joined_names(roles.prompt) if roles.prompt else None),
         response_column=roles.response,
         messages_column=roles.messages,
         choices_column=roles.choices,

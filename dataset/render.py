@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
+from dataset.characters import check_characters
 from dataset.choices import expected_label, place_of
 from dataset.spec import DatasetSpec, Row
 from heterolora.errors import UserError, shown
@@ -98,11 +99,13 @@ def _decoded(spec: DatasetSpec, table: pa.Table, first: int) -> list[dict[str, A
     rows = table.to_pylist()
     for column in spec.nested:
         for index, row in enumerate(rows, first):
+            where = f"column '{column}' of row {index} of data set '{spec.name}'"
             try:
                 row[column] = json.loads(row[column])
+                check_characters(where, row[column])
             except (ValueError, RecursionError) as error:
-                found = f"column '{column}' of row {index} of data set '{spec.name}' is no list ({error})"
-                raise UserError(found, 'give a list, in a csv file as JSON such as ["a", "b"]') from error
+                expected = 'give a list, in a csv file as JSON such as ["a", "b"]'
+                raise UserError(f"{where} is no list ({error})", expected) from error
     return rows
 
 

@@ -16,7 +16,7 @@ from dataset.chat import conversations
 from dataset.files import empty
 from dataset.folder import WHOLE, Stored, file_or_folder, saved_splits
 from dataset.folder import Splits as StoredSplits
-from dataset.labels import label_ids
+from dataset.labels import are_hidden, label_ids
 from dataset.settings import HELD_OUT
 from dataset.spec import DatasetSpec
 from dataset.splits import VALIDATION
@@ -25,6 +25,7 @@ from heterolora.outside import reading
 
 # The data of an entry do not depend on `--seed`: a `test` with another seed would score rows of the training split.
 DATA_SEED = 0
+_TEST = "test"  # the usual name of this split
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Splits:
     test: Mapping[str, Dataset]  # by name; the validation splits if there is no test split with labels
     notes: tuple[str, ...]  # decisions that the user should know, one sentence each
     validated: bool = True  # False if no rows were held out, and `validation` is what `test` measures
+    held_out: bool = False  # whether `validation` are rows of the training split that were held out
 
 
 def read_splits(
@@ -60,12 +62,11 @@ def read_splits(
     """
     notes: list[str] = []
     available = stored_splits(spec, saved_path)
-    if whole := len(available) == 1 and (spec.own or WHOLE in available):
+    if whole := _is_whole(spec, available):
         available = {spec.train: next(iter(available.values()))}
+    if spec.own and spec.label_column and _TEST in available:
+        available = _labelled(spec, available, cache, notes)
     validation_names, test = _evaluated(spec, available, whole, from_folder=saved_path is not None)
-    if spec.own and test and spec.label_column and spec.label_column not in available[test].columns():
-        notes.append(f"split '{test}' has no column '{spec.label_column}' and is not read")
-        test = None
 
     def read(split: str) -> Dataset:
         return _read(spec, available, split, saved_path, cache, notes)
@@ -76,7 +77,7 @@ def read_splits(
     if not validation and share == 0:
         tested = tested or {"test": train}
         return Splits(train, tested, tested, tuple(notes), validated=False)
-    if not validation:
+    if from_train := not validation:
         train, held_out = _hold_out(train, share, seed, spec.running_text)
         validation = {"validation": held_out}
         how = "the same for every seed" if seed is None else f"drawn by seed {seed}"
@@ -85,13 +86,13 @@ def read_splits(
     elif share not in (0, HELD_OUT):
         notes.append(f"--validation-share has no effect: there is a split '{validation_names[0]}'")
     if tested:
-        return Splits(train, validation, tested, tuple(notes))
+        return Splits(train, validation, tested, tuple(notes), held_out=from_train)
     if spec.hidden_test:
-        left = ", and the folder's test split is not read" if saved_path is not None and "test" in available else ""
+        left = ", and the folder's test split is not read" if saved_path is not None and _TEST in available else ""
         notes.append(f"the test labels of {spec.name} are hidden{left}: test uses {' and '.join(validation)}")
     else:
         notes.append(f"there is no test split: test uses {' and '.join(validation)}")
-    return Splits(train, validation, validation, tuple(notes))
+    return Splits(train, validation, validation, tuple(notes), held_out=from_train)
 
 
 def read_split(spec: DatasetSpec, split: str, saved_path: str | Path | None = None, cache: bool = True) -> Dataset:
@@ -113,6 +114,29 @@ def _read(
     return _checked(spec, where, available[split].read(spec, cache), notes)
 
 
+def _is_whole(spec: DatasetSpec, available: StoredSplits) -> bool:
+    """Whether there is one split, and it holds all rows.
+
+    For an entry without a validation split, it may have any name that is not one of another split.
+    """
+    if len(available) != 1:
+        return False
+    (name,) = available
+    return spec.own or name == WHOLE or not (spec.validation or name in (*VALIDATION, _TEST))
+
+
+def _labelled(spec: DatasetSpec, available: StoredSplits, cache: bool, notes: list[str]) -> StoredSplits:
+    """Returns the splits of own data, without the test split if it has no labels. Appends to `notes`."""
+    column, lack = spec.label_column, "no column"
+    if column in available[_TEST].columns():
+        rows = available[_TEST].read(spec, cache)
+        if not are_hidden(spec, rows):
+            return {**available, _TEST: Stored.made_by(lambda: rows)}
+        lack = "no labels in column"
+    notes.append(f"split '{_TEST}' has {lack} '{column}' and is not read")
+    return {name: split for name, split in available.items() if name != _TEST}
+
+
 def _evaluated(
     spec: DatasetSpec, available: StoredSplits, whole: bool, from_folder: bool
 ) -> tuple[tuple[str, ...], str | None]:
@@ -122,7 +146,7 @@ def _evaluated(
     """
     if spec.own:
         validation = [name for name in VALIDATION if name in available]
-        return tuple(validation[:1]), "test" if "test" in available else None
+        return tuple(validation[:1]), _TEST if _TEST in available else None
     names = () if whole else spec.validation
     if from_folder and not names and "validation" in available:
         names = ("validation",)

@@ -9,7 +9,7 @@ from dataset.files import READERS
 
 VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
 _SPLITS = ("train", *VALIDATION, "test")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")  # older files of the hub end with a digest
 
 
 def split_of(path: Path) -> str:

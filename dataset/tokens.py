@@ -21,3 +21,9 @@ def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def end_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns the end-of-sequence token if there is one, else no token."""
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def only_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the token of a row without text: that of the start, else of the end, else of padding."""
+    tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return next(token for token in tokens if token is not None)

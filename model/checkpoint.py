@@ -171,6 +171,24 @@ class Checkpoint:
         progress = self.contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         return 0 if progress["is_last_batch"] else progress["current"]["ready"]
 
+    @property
+    def epochs(self) -> int:
+        """The number of trained epochs. An unfinished one counts. It is 0 if the file does not say it."""
+        try:
+            finished = self.contents["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        except (LookupError, TypeError):
+            return 0
+        return finished + (self.batches_into_epoch > 0) if isinstance(finished, int) else 0
+
+    @property
+    def loader_state(self) -> Mapping[str, Any]:
+        """What the loader of the training rows saved. Empty if it saved nothing."""
+        try:
+            (state,) = self.contents["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+        except (LookupError, TypeError, ValueError):
+            return {}
+        return state if isinstance(state, Mapping) else {}
+
     def without_shortcuts(self) -> Checkpoint:
         """Returns the model without its shortcuts, as LoRA alone."""
         weights = {name: tensor for name, tensor in self.weights.items() if ".shortcuts." not in name}

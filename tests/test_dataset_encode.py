@@ -104,6 +104,20 @@ def test_truncation_cuts_the_longer_of_a_pair():
     assert encoded(ONE, [{"text": WORDS, "label": 0}], tokenizer, 5)[0]["input_ids"] == [BOS, A, B, C, EOS]
 
 
+@pytest.mark.parametrize(
+    ("special", "token"), [({}, BOS), ({"bos_token": None}, EOS), ({"bos_token": None, "eos_token": None}, 1)]
+)
+def test_a_row_without_tokens_gets_one(special, token):
+    """A tokenizer that adds nothing makes no token of an empty text, and no model reads a batch without tokens."""
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = word_tokenizer([WORDS], "plain", model_input_names=names, **special)
+    rows = encoded(
+        TWO, [{"first": "", "second": "", "label": 1}, {"first": "a", "second": "", "label": 0}], tokenizer, 9
+    )
+    assert rows[0] == {"input_ids": [token], "token_type_ids": [0], "labels": 1, "length": 1}
+    assert rows[1]["input_ids"] == [A]
+
+
 def test_token_type_ids_where_the_tokenizer_has_them():
     tokenizer = word_tokenizer([WORDS], model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     row = encoded(TWO, [{"first": "a", "second": "b c", "label": 0}], tokenizer, 9)[0]

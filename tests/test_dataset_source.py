@@ -74,6 +74,14 @@ def test_shards_are_one_split(tmp_path):
     assert read_splits(RTE, folder).train["label"][:] == ROWS["label"] * 2
 
 
+def test_shards_with_digests_are_one_split_too(tmp_path):
+    (tmp_path / "data").mkdir()
+    for shard in ("00000-of-00002-a09b74b3ef9c3b56", "00001-of-00002-0f"):
+        Dataset.from_dict(ALPACA).to_parquet(tmp_path / "data" / f"train-{shard}.parquet")
+    splits = read_splits(registry.get("alpaca"), tmp_path)
+    assert len(splits.train) + len(splits.validation["validation"]) == 120
+
+
 def test_mnli_has_two_validation_splits(tmp_path):
     rows = {"premise": ["a"], "hypothesis": ["b"], "label": [2]}
     folder = save(
@@ -117,6 +125,22 @@ def test_without_validation_split_five_percent_are_held_out(tmp_path):
     assert train == [row for row in ALPACA["output"] if row in set(train)], "file order"
     assert read_splits(spec, folder).validation["validation"]["output"][:] == held_out
     assert splits.notes[0].startswith("no validation split: 3 of 60 training rows (5%, the same for every seed)")
+
+
+def test_one_file_of_any_name_is_the_training_split_if_no_other_is_needed(tmp_path):
+    folder = save(tmp_path / "one", {"alpaca_data_cleaned": ALPACA}, "json")
+    assert len(read_splits(registry.get("alpaca-cleaned"), folder, share=0).train) == 60
+    for split in ("validation", "dev", "test"):
+        with pytest.raises(UserError, match=f"no split 'train'; valid: {split}"):
+            read_splits(registry.get("alpaca-cleaned"), save(tmp_path / split, {split: ALPACA}, "json"))
+    with pytest.raises(UserError, match="no split 'train'; valid: mine"):
+        read_splits(registry.get("wikitext2"), save(tmp_path / "mine", {"mine": {"text": ["a"]}}, "json"))
+
+
+def test_a_copy_of_lambada(tmp_path):
+    rows = {"text": ["a b"]}
+    save(tmp_path / "plain_text", dict.fromkeys(("train", "validation", "test"), rows), "parquet")
+    assert list(read_splits(registry.get("lambada"), tmp_path).test) == ["test"]
 
 
 def test_a_validation_file_is_preferred_to_holding_out(tmp_path):

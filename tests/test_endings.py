@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from actions.endings import LOST, ended
 from actions.options import RunOptions
 from actions.run_folder import Run
 from heterolora.errors import UserError
+from heterolora.files import cannot_write
 from model.task.fine_tuning import FineTuning
 from tests.world import ROOT, World, command, run
 
@@ -71,6 +73,13 @@ def _raising(reason: BaseException) -> Callable[..., None]:
         raise reason
 
     return stop
+
+
+def _converted(failure: OSError) -> None:
+    try:
+        raise failure
+    except OSError:
+        raise cannot_write("", failure) from failure
 
 
 def _terminate(*_: object, **__: object) -> None:
@@ -128,6 +137,31 @@ class TestCodes:
         assert capfd.readouterr().err == ("error: x is wrong; give y\n" if mistake else "")
         assert ended(_raising(RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"))) == 1
         assert capfd.readouterr().err == (f"error: {LOST}\n" if loss else "")
+
+    @pytest.mark.parametrize(
+        ("reason", "code", "line"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory."), 1, "the memory of the GPU is full; use a smaller"),
+            (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "cannot write 'x' (No space left on device);"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("variables", "where"),
+        [
+            ({"LOCAL_RANK": "0"}, ""),
+            ({"LOCAL_RANK": "1"}, "local rank 1: "),
+            ({"LOCAL_RANK": "3", "RANK": "7", "TORCHELASTIC_RUN_ID": "x"}, "local rank 3: "),
+            ({"SLURM_PROCID": "5", "SLURM_LOCALID": "1"}, "local rank 1: "),
+        ],
+    )
+    def test_a_failure_of_one_process_names_it(self, capfd, monkeypatch, variables, where, reason, code, line) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert ended(_raising(reason)) == code
+        assert capfd.readouterr().err.startswith(f"error: {where}{line}")
+        full = OSError(errno.ENOSPC, "No space left on device")
+        assert ended(partial(_converted, full)) == 2  # as the writers of files and `EndTogether` convert it
+        assert capfd.readouterr().err.startswith(f"error: {where}cannot write (No space left on device);")
 
     def test_of_a_full_gpu(self, capfd) -> None:
         assert ended(_raising(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB."))) == 1

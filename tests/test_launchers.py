@@ -7,13 +7,15 @@ import signal
 import subprocess
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from actions import launcher
 from actions.console import is_first_of_node, is_first_process
-from actions.endings import LOST, terminate
+from actions.endings import LOST, end_with_this_process, ended, terminate
+from actions.launcher import Launcher
 from actions.options import DeviceOptions, RunOptions
 from actions.processes import check_processes, cluster_environment
 from actions.requeue import requeued_if_stopped
@@ -103,6 +105,28 @@ def test_another_process_that_ends_before_this_one_waits_for_it(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
     assert capfd.readouterr().err == line
+
+
+def test_a_later_trainer_ends_the_processes_that_the_first_one_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--learning-rate auto` has a trainer for each trial. Later ones start no processes."""
+    monkeypatch.setattr(launcher, "_started", [])
+    monkeypatch.setattr(launcher, "_set_num_threads_if_needed", lambda num_processes: None)
+    monkeypatch.setattr(launcher, "_watch", lambda others: None)
+    made = [Launcher(SimpleNamespace(creates_processes_externally=later), 2, 1) for later in (False, True)]
+    sleeping = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setattr(made[0], "_call_children_scripts", lambda: made[0].procs.append(sleeping))
+    for one in made:
+        one.launch(lambda: None)
+
+    def fail() -> None:
+        end_with_this_process(made[1])
+        raise UserError("x is wrong", "give y")
+
+    try:
+        assert ended(fail) == 2
+        assert sleeping.wait(10) == -signal.SIGKILL
+    finally:
+        sleeping.kill()
 
 
 class TestRequeue:

@@ -385,6 +385,8 @@ GOOD = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "
         ({"choices": {"text": ["b"], "label": ["A"]}}, "'choices' of data set 'arc_easy' returns ['b'] for", "two"),
         ({"choices": {"text": ["b", " "], "label": ["A", "B"]}}, "choice 2 of row 1 of data set 'arc_easy'", "text"),
         ({"choices": {"txt": ["b"]}}, "'choices' of data set 'arc_easy' fails for row 1 (KeyError: 'text')", "correct"),
+        ({"choices": {"text": ["b\ud83d", "c"], "label": ["A", "B"]}},
+         r"column 'choices' of row 1 of data set 'arc_easy' holds '\ud83d', which is half", "the whole character"),
         ({"choices": "b or c"}, "column 'choices' of row 1 of data set 'arc_easy' is no list", "JSON"),
     ],
 )  # fmt: skip

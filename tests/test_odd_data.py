@@ -125,6 +125,44 @@ def test_a_test_split_without_labels_is_not_read(tmp_path: Path) -> None:
     assert splits.notes[0] == "split 'test' has no column 'label' and is not read"
 
 
+HIDDEN = {
+    "test.csv": "text,label\na,\nb,\n",
+    "test.jsonl": '{"text": "a", "label": -1}\n{"text": "b", "label": null}\n',
+    "test.json": '[{"text": "a", "label": "-1"}, {"text": "b", "label": ""}]',
+}
+
+
+@pytest.mark.parametrize("regression", [True, False])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_test_split_with_hidden_labels_is_not_read(tmp_path: Path, name: str, regression: bool) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text": f"row {index}", "label": index % 2} for index in range(10)])
+    (tmp_path / name).write_text(HIDDEN[name])
+    splits = read_splits(described(tmp_path, regression=regression)[0], cache=False)
+    assert splits.test is splits.validation
+    assert splits.notes[0] == "split 'test' has no labels in column 'label' and is not read"
+
+
+def test_hidden_labels_of_multiple_choice(tmp_path: Path) -> None:
+    rows = [{"q": f"which {index} ?", "options": ["a", "b"], "label": str(index % 2)} for index in range(10)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "test.jsonl", [{**row, "label": ""} for row in rows])
+    splits = read_splits(described(tmp_path, prompt_column="q", choices_column="options")[0], cache=False)
+    assert splits.test is splits.validation
+
+
+def test_some_test_rows_without_a_label_are_a_mistake(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text": f"row {index}", "label": index % 2} for index in range(10)])
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": None}, {"text": "b", "label": 1}])
+    with pytest.raises(UserError, match=r"split 'test' of data set .* has 1 rows without a label, row 0 first"):
+        read_splits(described(tmp_path)[0], cache=False)
+
+
+def test_minus_one_may_be_a_class(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text": f"row {index}", "label": index % 3 - 1} for index in range(9)])
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": -1}])
+    assert read_splits(described(tmp_path)[0], cache=False).test["test"]["label"][:] == [0]
+
+
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 TOOLS = [
     TALK[0],

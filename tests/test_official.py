@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from dataset.official import official_metric
+from dataset.official import OFFICIAL_METRICS, official_metric
 from heterolora.errors import UserError
 
 PREDICTIONS = [1, 0, 1, 1, 0, 0, 1, 0]
@@ -43,6 +43,15 @@ def test_stsb_correlates_real_values() -> None:
     x, y = [0.5 - 3.5625, 2.25 - 3.5625, 2.5 - 3.5625, 9 - 3.5625], [-1.5, -0.5, 1.5, 0.5]
     pearson = sum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
     assert scores == pytest.approx({"pearson": pearson, "spearman": 1 - 6 * 2 / (4 * 15)})
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references"), [([0.5], [1.0]), ([], []), ([2.0, 2.0], [1.0, 3.0]), ([1.0, 3.0], [2.0, 2.0])]
+)
+def test_a_correlation_that_is_not_defined(predictions: list[float], references: list[float]) -> None:
+    scores = OFFICIAL_METRICS["glue/stsb"](predictions, references)
+    assert scores.keys() == {"pearson", "spearman"}
+    assert all(map(math.isnan, scores.values()))
 
 
 def test_rouge_counts_stemmed_overlaps() -> None:

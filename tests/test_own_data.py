@@ -190,6 +190,24 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (len(read.train), list(read.validation)) == (19, ["validation"])
 
 
+def test_class_labels_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One class cannot be learned. A test split with hidden labels is not read, also if a class is called -1."""
+
+    def on_hub(names: list[str]) -> DatasetDict:
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        splits = {"train": [0, len(names) - 1] * 5, "validation": [0], "test": [-1, -1]}
+        rows = {split: {"text": ["a"] * len(ids), "label": ids} for split, ids in splits.items()}
+        return DatasetDict({split: Dataset.from_dict(columns, features) for split, columns in rows.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: on_hub(["-1", "1"]))
+    read = read_splits(describe("owner/set", OwnDataOptions(), None, cache=False)[0])
+    assert list(read.test) == ["validation"]
+    assert read.notes[0] == "split 'test' has no labels in column 'label' and is not read"
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: on_hub(["only"]))
+    with pytest.raises(UserError, match="the same label in every row; give --label-column a column with at least two"):
+        describe("owner/set", OwnDataOptions(), None, cache=False)
+
+
 def test_a_folder_with_one_file_per_split(tmp_path: Path) -> None:
     for name in ("train.csv", "dev.csv", "test.csv"):
         write(tmp_path, name)
@@ -329,6 +347,10 @@ def test_one_template_of_several() -> None:
         ([{"role": "user", "content": "a"}], "row 1 of split 'train' of data set 'talks' has no turn of the role"),
         ([], "row 1 of split 'train' of data set 'talks' has [] for messages"),
         ("a b", "has messages that are not JSON"),
+        (
+            [TALK[0], {"role": "assistant", "content": "a\ud83d"}],
+            r"row 1 of split 'train' of data set 'talks' holds '\ud83d'",
+        ),
     ],
 )
 def test_mistakes_in_conversations(tmp_path: Path, messages, found: str) -> None:

@@ -104,6 +104,24 @@ class TestGlobalBatch:
         assert "--batch-size is 2, but the run to resume has 4" in line
 
 
+@pytest.mark.parametrize(
+    ("cut", "refused", "equal"),
+    [
+        (("--max-epochs", 2), {"epochs": (1, 2), "steps": (23, 24)}, ("--max-epochs", 2)),
+        (("--max-steps", 14), {"epochs": (1, 2), "steps": (13, 14)}, ("--max-steps", 14)),  # inside the second epoch
+    ],
+)
+def test_an_end_before_the_checkpoint(
+    capfd, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut, refused, equal
+) -> None:
+    saved = checkpoint(world, tmp_path, "run", *cut)
+    assert run("train", "--resume-training", "--load", saved, *equal) == 0
+    monkeypatch.setattr("actions.experiment.load_base", None)  # the model is not loaded
+    for unit, (asked, done) in refused.items():
+        line = complaint(capfd, *command("train", "--resume-training", "--load", saved, f"--max-{unit}", asked))
+        assert f"--max-{unit} {asked} is less than the {done} {unit} of the checkpoint; give at least {done}" in line
+
+
 def test_a_checkpoint_from_inside_a_window(capfd, inside: Path) -> None:
     """Older versions saved such a best.ckpt."""
     contents = torch.load(inside, weights_only=True)

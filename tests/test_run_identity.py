@@ -19,6 +19,7 @@ from actions.parse import parse
 from actions.resuming import fingerprint
 from actions.run_folder import new_folder
 from heterolora.errors import UserError
+from model.task.fine_tuning import FineTuning
 from tests.test_bad_input import complaint
 from tests.world import ROOT, World, command, run, same_weights, write_lora
 
@@ -176,6 +177,34 @@ class TestRequeue:
         assert "requeued: continuing from" in capsys.readouterr().out
         assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
         assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+    def test_continues_a_run_that_it_resumed_from_its_best(self, capfd, start, tmp_path: Path, monkeypatch) -> None:
+        assert start("76", "--project", "run", "--max-steps", 2) == 0
+        folder = tmp_path / "run"
+        first, best = identity(folder), folder / "checkpoints" / "best.ckpt"
+        best_of_76 = best.read_bytes()
+        resume = ("train", "--resume-training", "--load", best, "--max-steps", 4)
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+
+        def restarted(times: int) -> bool:
+            self.interrupt(folder)
+            best.write_bytes(best_of_76)
+            monkeypatch.setenv("SLURM_RESTART_COUNT", str(times))
+            capfd.readouterr()
+            assert run(*resume) == 0
+            return f"requeued: continuing from {folder / 'checkpoints' / 'last.ckpt'}" in capfd.readouterr().out
+
+        with monkeypatch.context() as patch:  # before it has saved, last.ckpt is that of job 76
+            patch.setattr(FineTuning, "on_train_batch_start", self.stop, raising=False)
+            assert run(*resume) == 130
+        assert not restarted(1)
+        assert restarted(2)
+        assert restarted(3)
+        assert {**identity(folder), "job": "76", "command": first["command"]} == first
+
+    @staticmethod
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
     @pytest.mark.parametrize(("job", "finished"), [("77", True), ("76", False)])
     def test_leaves_other_and_finished_runs_alone(self, start, tmp_path: Path, job: str, finished: bool) -> None:

@@ -20,6 +20,7 @@ DATASETS = (
     _text(
         name="lambada",
         path="cimec/lambada",
+        config="plain_text",
         summary="LAMBADA, novels to train on, passages to test on (Paperno et al. 2016, arXiv:1606.06031)",
     ),
 )
