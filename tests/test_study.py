@@ -282,6 +282,11 @@ def test_a_path_means_the_same_from_every_folder(tmp_path: Path, world: World, m
     options = Commands(read_study(path), tmp_path).scoring(Case("reviews", 600, Arm("u", "uniform"), 1e-3, 0)).options
     assert options[options.index("--dataset-saved-path") + 1] == str(world.sst2)
     assert options[options.index("--dataset") + 1] == "sst2", "a name, although a folder has it too"
+    path.write_text(path.read_text().replace(str(world.opt), world.opt.name))
+    monkeypatch.chdir(world.opt.parent)
+    case = Case("reviews", 600, Arm("p", "peft:lora"), 1e-3, 0)
+    options = Commands(read_study(path), tmp_path).training(case).options
+    assert [options[options.index(flag) + 1] for flag in ("--load", "--model")] == [str(world.opt)] * 2
 
 
 @pytest.mark.parametrize(

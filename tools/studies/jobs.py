@@ -186,7 +186,8 @@ class Commands:
 
     def _peft(self, case: Case) -> Job:
         """A run of PEFT's own layers, on the plain model."""
-        base = {**self.study.tasks[case.task], **case.arm.options}.get("load") or str(TOY_BASE)
+        base = {**self.study.tasks[case.task], **case.arm.options}.get("load")
+        base = _from_here("load", base) if base else str(TOY_BASE)
         options = self._options(TRAIN, case.run, case, _training(case) | {"model": base, "load": base})
         scores = str(self.runs / self._scores_name(case) / SCORES)
         command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
