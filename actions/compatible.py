@@ -49,8 +49,6 @@ def check_options(
     used = {name: info.used_by(action) for name, info in declared().items()}  # an options file may hold others too
     if options.data.packing and used["packing"] and options.attention not in (None, "sdpa"):
         raise UserError(f"--packing does not work with --attention {options.attention}", "use --attention sdpa")
-    if options.data.packing and used["packing"] and options.cache_frozen_prefix:
-        raise UserError("--packing cannot be used with --cache-frozen-prefix", "leave one of them out")
     if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("--attention flash_attention_2 needs flash-attn", "pip install flash-attn, or use sdpa")
     if options.compile and used["compile"]:

@@ -62,15 +62,19 @@ def with_defaults(options: Options, adapted: AdaptedName, configs: Configs) -> t
     return options, {kind: configs[kind] for kind in (("lora", "shortcut") if adapted.shortcuts else ("lora",))}
 
 
-def in_options(config: ElementConfig) -> dict[str, Any] | None:
-    """`rank`, `alpha` and `target` of a LoRA configuration that these options can express; None for any other."""
-    on = {name: settings for name in PROJECTIONS if (settings := config.lookup(0, name)) is not None}
+def in_options(config: ElementConfig, adapted: AdaptedName | None) -> dict[str, Any] | None:
+    """`rank`, `alpha` and `target` of a LoRA configuration that these options can express; None for any other.
+
+    Only projections of the model count, if it is an adapted one.
+    """
+    names = [name for name in PROJECTIONS if adapted is None or name in adapted.family.linears]
+    on = {name: settings for name in names if (settings := config.lookup(0, name)) is not None}
     settings = next(iter(on.values()), None)
     if settings is None or config.granularity != "network":
         return None
     if any(each != Settings(settings.rank, settings.alpha) for each in on.values()):
         return None
-    target = _TARGET if tuple(on) == tuple(PROJECTIONS) else ",".join(on)
+    target = _TARGET if list(on) == names else ",".join(on)
     return {"rank": settings.rank, "alpha": settings.alpha, "target": target}
 
 

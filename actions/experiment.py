@@ -75,7 +75,9 @@ def build(request: Request) -> Experiment:
     config = load_config(base_source.name, spec, options.attention)
     planned = plan_elements(request, config)
     if options.cache_frozen_prefix and planned is not None and request.action in (TRAIN, DYREALLOC):
-        check_fixed_blocks(config)
+        check_fixed_blocks(config, "--cache-frozen-prefix")
+    if (sharding := _sharding(request)) is not None:  # all processes must gather the same blocks
+        check_fixed_blocks(config, "--strategy fsdp")
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
     tokenizer = load_tokenizer(base_source.name, config)
@@ -95,9 +97,14 @@ def build(request: Request) -> Experiment:
     if shown is not None:
         say(shown)
 
-    precision, sharding = options.devices.precision, _sharding(request)
     base = load_base(
-        base_source, config, tokenizer, spec.task, precision, options.quantize, sharded=sharding is not None
+        base_source,
+        config,
+        tokenizer,
+        spec.task,
+        options.devices.precision,
+        options.quantize,
+        sharded=sharding is not None,
     )
     pl.seed_everything(options.seed, workers=True, verbose=False)
     space = None if planned is None else adapt(base.network, planned)

@@ -17,7 +17,7 @@ from actions.halving import promoted, shares
 from actions.options import Options, as_plain, changed
 from actions.run_folder import record_trials
 from actions.trainer import build_trainer
-from heterolora.distributed import sum_over_ranks
+from heterolora.distributed import sum_numbers_over_ranks
 from heterolora.errors import UserError
 from model.sharding import put
 from model.task.fine_tuning import FineTuning
@@ -112,14 +112,14 @@ class _Judge(pl.Callback):
 
     @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
-        sums = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
+        total, count = 0.0, 0
         pl_module.eval()
         for batch in itertools.islice(trainer.datamodule.val_dataloader()[0], _BATCHES):
             on_device = trainer.strategy.batch_to_device(batch)
             with pl_module.uncompiled(), trainer.precision_plugin.forward_context():
                 found = pl_module.loss(on_device)  # also of a filler: a sharded base needs a pass of every process
             if bool((on_device["weight"] > 0).any()):  # a process without rows of the last batch has a filler row
-                sums += torch.stack([found.total.double(), found.count.double()])
+                total, count = total + float(found.total), count + int(found.count)
         pl_module.train()
-        total, count = sum_over_ranks(sums).tolist()
+        total, count = sum_numbers_over_ranks([total, count], pl_module.device)
         self.loss = total / count

@@ -24,7 +24,7 @@ from model.tensor_file import MappedTensors
 class Merged:
     """A written folder, compared with the model before."""
 
-    dtype: torch.dtype  # of the weights; the same as in the base's files
+    dtype: torch.dtype  # of the weights
     files: int  # number of weight files
     error: float  # the largest difference of a logit to the model before, for a few random tokens
     largest: float  # the largest logit, for comparison
@@ -68,8 +68,9 @@ def _trained(
     """The model that the request names, and its elements."""
     options = request.options
     planned = plan_elements(request, config)
-    # The base has the dtype of its files, or is quantised as in training.
-    precision = None if options.quantize is None else options.devices.precision
+    # A frozen base has the dtype of its files. Quantised or trained weights are as in training.
+    frozen = planned is not None and options.quantize is None
+    precision = None if frozen else options.devices.precision
     base = load_base(request.base, config, tokenizer, request.spec.task, precision, options.quantize)
     space = None if planned is None else adapt(base.network, planned)
     put_weights(request, Record(request.action, {}, request.base, base.sha256), base.network, space)

@@ -7,9 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import model.family as families
 from actions.configurations import KEYS, UNIFORM, in_options
-from actions.options import declared
+from actions.options import Options, declared
 from actions.other_names import key_meant_by
+from actions.trained_data import same_data
+from dataset import registry
 from dataset.option import flag_of
 from dataset.roles import joined_names
 from dataset.settings import OwnDataOptions
@@ -17,6 +20,8 @@ from heterolora.config import ElementConfig, parse
 from heterolora.element import Kind
 from heterolora.errors import UserError, nearest
 from heterolora.outside import read_toml
+from model.peft_format import is_adapter
+from model.reallocation.options import BUDGETS
 
 
 def read_options(path: Path) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]:
@@ -65,6 +70,16 @@ def _with_flat_data_set(document: dict[str, Any], path: Path) -> dict[str, Any]:
     return flat
 
 
+def inferred_load_type(load: str | None) -> str:
+    """What `--load` names: `pl`, a checkpoint; `peft`, an adapter; `pt`, a state dict; or `hf`, a base."""
+    suffix = Path(load or "").suffix
+    if suffix == ".ckpt":
+        return "pl"
+    if load and is_adapter(load):
+        return "peft"
+    return "pt" if suffix in (".safetensors", ".pt", ".pth", ".bin") else "hf"
+
+
 def overridden(
     in_file: Mapping[str, Any], tables: Mapping[Kind, ElementConfig], on_command_line: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]:
@@ -72,12 +87,13 @@ def overridden(
     _check_one_lora(on_command_line, {})
     _check_one_lora(in_file, tables)
     kept = {kind: config for kind, config in tables.items() if on_command_line.get(f"{kind}_config") is None}
-    values = dict(in_file)
+    values = _without_details(in_file, on_command_line)
     uniform = [name for name in UNIFORM if on_command_line.get(name) is not None]
     if on_command_line.get("lora_config") is not None:
         values = {name: value for name, value in values.items() if name not in UNIFORM}
     elif uniform and "lora" in kept:
-        expressed = in_options(kept.pop("lora"))
+        model = on_command_line.get("model") or in_file.get("model") or Options().model
+        expressed = in_options(kept.pop("lora"), families.parse_model_name(model))
         if expressed is None:
             raise UserError(
                 f"{flag_of(uniform[0])} is given, but the LoRA configuration in the --config file differs by place",
@@ -87,6 +103,24 @@ def overridden(
     elif uniform:
         values.pop("lora_config", None)
     return values, kept
+
+
+def _without_details(in_file: Mapping[str, Any], on_command_line: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file without those that belong to a value that the command line replaces.
+
+    The file of a run states all values, also those that followed from others.
+    """
+    values = dict(in_file)
+    if any(name in on_command_line for name in BUDGETS):
+        values = {name: value for name, value in values.items() if name not in BUDGETS}
+    if "load" in on_command_line and values.get("load_type") == inferred_load_type(values.get("load")):
+        values.pop("load_type", None)
+    stated, other = values.get("dataset"), on_command_line.get("dataset")
+    if stated is not None and other is not None and not same_data(stated, other):
+        values.pop("dataset_saved_path", None)
+        if registry.is_known(other):
+            values.pop("task", None)
+    return values
 
 
 def _check_one_lora(values: Mapping[str, Any], tables: Mapping[Kind, ElementConfig]) -> None:

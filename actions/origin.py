@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import model.family as families
 from actions.options import Options, changed
+from actions.options_file import inferred_load_type
 from actions.parse import Command
 from actions.resuming import check_resumable
 from actions.run_folder import CHECKPOINTS, RUN
@@ -16,7 +17,6 @@ from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.errors import UserError
 from model.family import AdaptedName
-from model.peft_format import is_adapter
 
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource, Checkpoint
@@ -53,14 +53,7 @@ class Origin:
 
 def load_type_of(options: Options) -> str:
     """`--load-type`, by default inferred from `--load`."""
-    suffix = Path(options.load or "").suffix
-    if options.load_type is not None:
-        return options.load_type
-    if suffix == ".ckpt":
-        return "pl"
-    if options.load and is_adapter(options.load):
-        return "peft"
-    return "pt" if suffix in (".safetensors", ".pt", ".pth", ".bin") else "hf"
+    return options.load_type or inferred_load_type(options.load)
 
 
 def of_run(command: Command) -> Command:
@@ -165,7 +158,7 @@ def _model_name(adapter: Adapter, base: BaseSource) -> str:
 
 def with_base(options: Options, adapted: AdaptedName | None) -> tuple[Options, BaseSource, tuple[str, ...]]:
     """The base model of options that name neither checkpoint nor adapter: (options, base, lines to print)."""
-    from model.checkpoint import BaseSource
+    from model.checkpoint import BaseSource, base_location
 
     if options.load_type == "pt":
         name = options.backbone_model or (options.model if adapted is None else None)
@@ -174,7 +167,8 @@ def with_base(options: Options, adapted: AdaptedName | None) -> tuple[Options, B
                 "--load-type pt needs a state dict and its architecture",
                 "give --load FILE --backbone-model with a hub name or folder that has the configuration",
             )
-        return options, BaseSource(name, state_file=options.load, seed=options.seed), ()
+        state_file = base_location(options.load)
+        return options, BaseSource(base_location(name), state_file=state_file, seed=options.seed), ()
     notes: tuple[str, ...] = ()
     if adapted is not None and options.load is None:
         if adapted.family.name != "opt":
@@ -187,4 +181,4 @@ def with_base(options: Options, adapted: AdaptedName | None) -> tuple[Options, B
     name = options.load if adapted is not None else options.load or options.model
     if not options.pretrained and adapted is not None:
         notes = (f"--random-init: the frozen base is '{name}' with random weights, so LoRA can do little on it",)
-    return options, BaseSource(name, pretrained=options.pretrained, seed=options.seed), notes
+    return options, BaseSource(base_location(name), pretrained=options.pretrained, seed=options.seed), notes

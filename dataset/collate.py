@@ -30,6 +30,7 @@ class Collator:
     | `target` | with `generate`: list of R reference texts |
     | `choices`, `answer` | with `choices`: (R,) int64, the number of choices and the place of the right one |
     | `characters` | with `choices`: (R, C) float32, the length of each choice; 1 where a row has fewer than C |
+    | `pieces` | with `pack_to`: list of R (pack, first token, tokens) |
     | `tokens` | int, tokens without padding |
     | `targets` | causal: int, tokens that have a loss, without filler rows |
 

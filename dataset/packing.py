@@ -33,18 +33,21 @@ def pack(rows: Sequence[Mapping[str, Any]], size: int, pad: int) -> Batch:
     """Makes a batch of P packs of T ≤ `size` tokens from rows for a causal model.
 
     Returns `input_ids`, `position_ids`, which restart in every row, and `labels` (P, T), `attention_mask` (P, 1, T, T),
-    which is true where a token sees another one of its own row, and `weight` (P,), which is 1. A filler row has no
-    labels. The first token of a row is no target, because nothing of the row precedes it.
+    which is true where a token sees another one of its own row, `weight` (P,), which is 1, and `pieces`: the pack, the
+    first token and the number of tokens of each row. A filler row has no labels. The first token of a row is no target,
+    because nothing of the row precedes it.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     packs = first_fit(lengths, size)
     shape = len(packs), max(sum(lengths[row] for row in members) for members in packs)
     ids, positions, labels = torch.full(shape, pad), torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORE)
     owner = torch.full(shape, -1)  # the row of each token; padding sees only padding
+    pieces = [(0, 0, 0)] * len(rows)
     for number, members in enumerate(packs):
         at = 0
         for row in members:
             own = slice(at, at + lengths[row])
+            pieces[row] = (number, at, lengths[row])
             ids[number, own] = torch.tensor(rows[row]["input_ids"])
             positions[number, own] = torch.arange(lengths[row])
             owner[number, own] = row
@@ -59,4 +62,5 @@ def pack(rows: Sequence[Mapping[str, Any]], size: int, pad: int) -> Batch:
         "attention_mask": seen.unsqueeze(1),
         "labels": labels,
         "weight": torch.ones(len(packs)),
+        "pieces": pieces,
     }

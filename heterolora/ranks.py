@@ -221,24 +221,25 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, g
         UserError: a budget below the cheapest element or above the whole space, a share outside (0, 1], a NaN or
             infinite score, or a mode that has no elements to choose from.
     """
-    lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
+    order = ranked(scored, generator)  # of all elements, so that every mode breaks ties alike
+    lora, shortcuts = of_kind(order, "lora"), of_kind(order, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
     if limit.unit == "time":
-        return _within_time(scored, policy, limit, mode, generator)
+        return _within_time(order, policy, limit, mode)
     unit = {"share": policy.share_of, "rank": "total rank", "parameters": "parameters"}[limit.unit]
     cost = _COSTS[unit]
     pools = [("LoRA", lora)] if mode == "off" else [("LoRA", lora), ("shortcuts", shortcuts)]
     whole = [sum(cost(item, policy.bounds(item)[1]) for item in pool) for _, pool in pools]
     budgets = _split(limit, unit, whole)
     if mode == "combined":
-        pools, whole, budgets = [("LoRA and shortcuts", list(scored))], [sum(whole)], [sum(budgets)]
+        pools, whole, budgets = [("LoRA and shortcuts", order)], [sum(whole)], [sum(budgets)]
     cheapest = [min((cost(item, policy.bounds(item)[0]) for item in pool), default=math.inf) for _, pool in pools]
     budgets = _enough(limit, unit, cheapest, budgets)
 
     ranks = {item.element.key: item.element.rank for item in shortcuts} if mode == "off" else {}
     spending = []
     for (title, pool), size, budget in zip(pools, whole, budgets, strict=True):
-        given = policy.spend(ranked(pool, generator), budget, cost)
+        given = policy.spend(pool, budget, cost)
         ranks |= given
         spending.append(Spending(title, unit, size, budget, sum(cost(item, given[item.element.key]) for item in pool)))
     return Assignment({key: rank for key, rank in ranks.items() if rank > 0}, tuple(spending))
@@ -261,18 +262,19 @@ def check_time(mode: Mode) -> None:
         raise UserError("--budget-time cannot be divided between LoRA and shortcuts", "use mode 'combined' or 'off'")
 
 
-def _within_time(
-    scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, generator: random.Random
-) -> Assignment:
-    """The elements with the largest sum of scores within the time, see `best_within`, at the ranks of `policy`."""
+def _within_time(order: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode) -> Assignment:
+    """The elements with the largest sum of scores within the time, see `best_within`, at the ranks of `policy`.
+
+    `order`: the whole search space, ranked.
+    """
     check_time(mode)
     if not isinstance(policy, TopK):
         raise UserError("--budget-time chooses elements, not ranks", "use --policy topk, or another budget")
-    time, everything = limit.step_time, [item.element for item in scored]
+    time, everything = limit.step_time, [item.element for item in order]
     always = [element for element in everything if mode == "off" and element.kind == "shortcut"]
-    pool = of_kind(scored, "lora") if mode == "off" else list(scored)
+    pool = of_kind(order, "lora") if mode == "off" else list(order)
     whole = time.of(everything)
-    chosen = best_within(ranked(pool, generator), always, time, float(limit.amount) * whole)
+    chosen = best_within(pool, always, time, float(limit.amount) * whole)
     if not chosen:
         least = min(time.of([*always, item.element]) for item in pool) / whole
         found = f"a budget of {limit.amount:g} of the step time pays for no element"

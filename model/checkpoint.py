@@ -83,6 +83,11 @@ class BaseSource:
         return self if location is None else BaseSource(location, seed=self.seed)
 
 
+def base_location(name: str) -> str:
+    """Returns a name of the base that holds in every folder: the absolute path of a folder or file, or the hub name."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
 @dataclass(frozen=True)
 class Record:
     """The identity of a trained model.

@@ -126,7 +126,8 @@ def load_base(
         precision: `--precision`. None keeps the dtype of the files, for a base that is not quantised.
         quantize: `--quantize`; see `model.quantize`.
 
-    Raises UserError if the files cannot be read, or lack weights of the architecture other than the head.
+    Raises UserError if the files cannot be read, or lack weights of the architecture other than the head. The head of a
+    model without a table of its family is all that is outside of the encoder.
     """
     auto = auto_class(task)
     config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row with it
@@ -176,11 +177,22 @@ def _fingerprint(network: PreTrainedModel) -> str:
 def _load_state(network: PreTrainedModel, path: Path) -> bool:
     """Loads a state dict, in which the head and tied weights may be missing. Returns whether the head is missing."""
     state, own = read_state_dict(path), network.state_dict()
-    optional = set(getattr(network, "all_tied_weights_keys", None) or ()) | {name for name in own if in_head(name)}
+    of_head = {name for name in own if _in_new_head(network, name)}
+    optional = set(getattr(network, "all_tied_weights_keys", None) or ()) | of_head
     misfit = f"{path} does not fit {type(network).__name__}"
     check_fit(state, own, misfit, "give a state dict of this model", optional)
     network.load_state_dict(state, strict=False)
-    return any(in_head(name) and name not in state for name in own)
+    return not of_head <= state.keys()
+
+
+def _in_new_head(network: PreTrainedModel, name: str) -> bool:
+    """Whether a parameter may be missing in the files of a base, because it belongs to the head of a classifier.
+
+    Heads have other names in a family that only plain models use, such as `pre_classifier` of DistilBERT.
+    """
+    if families.for_model_type(network.config.model_type) is not None:
+        return in_head(name)
+    return network.get_output_embeddings() is None and not name.startswith(f"{network.base_model_prefix}.")
 
 
 def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, bool]:
@@ -189,13 +201,13 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
     with reading("the model", source, where_from(source)):
         network, info = auto.from_pretrained(source, trust_remote_code=False, **options)
     for name, stored, own in sorted(info["mismatched_keys"]):
-        if not in_head(name):
+        if not _in_new_head(network, name):
             raise UserError(
                 f"the weights of '{source}' do not fit its configuration: {name} has shape {tuple(stored)}",
                 f"expected {tuple(own)}; give a folder whose files belong together",
             )
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    lacking = sorted(name for name in new if not in_head(name))
+    lacking = sorted(name for name in new if not _in_new_head(network, name))
     if lacking:
         raise UserError(
             f"'{source}' lacks {len(lacking)} weights of {type(network).__name__}, such as {lacking[0]}",

@@ -38,12 +38,13 @@ class Matthews(MulticlassConfusionMatrix):
     """
 
     def compute(self) -> Tensor:
-        confusion = super().compute().double()  # (classes, classes): truth, prediction
+        confusion = super().compute().cpu().double()  # (classes, classes): truth, prediction; MPS has no float64
         truth, predicted = confusion.sum(1), confusion.sum(0)
         total = confusion.sum()
         covariance = confusion.trace() * total - truth @ predicted
         spread = (total**2 - truth @ truth) * (total**2 - predicted @ predicted)
-        return (covariance / spread.sqrt() if spread > 0 else torch.zeros_like(spread)).float()
+        correlation = covariance / spread.sqrt() if spread > 0 else torch.zeros_like(spread)
+        return correlation.float().to(self.device)
 
 
 class OnlyClass(Metric):
@@ -67,10 +68,11 @@ class OnlyClass(Metric):
 
 
 class Pearson(PearsonCorrCoef):
-    """Pearson correlation of real values, accumulated in float64."""
+    """Pearson correlation of real values, accumulated in float64 where the device has it."""
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        super().update(predictions.flatten().double(), labels.double())
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        super().update(predictions.flatten().to(exact), labels.to(exact))
 
 
 class Spearman(SpearmanCorrCoef):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from actions.experiment import build
+from actions.parse import parse
+from actions.resolve import resolve
 from dataset.option import byte_size, bytes_of
+from dataset.packing import pack
 from heterolora.element import PROJECTIONS
+from heterolora.errors import UserError
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.row_cache import RowCache
 from tests.adapted import VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
-from tests.tiny import tiny_batch
-from tests.world import World, model_folder, run, run_apart, weights
+from tests.tiny import PAD, VOCABULARY, tiny_batch
+from tests.world import World, command, model_folder, run, run_apart, weights
 
 LAYERS = 4
 ROOM = 10**8
@@ -50,7 +57,7 @@ def step(model: Adapted, prefix: FrozenPrefix | None, rows: list[int], length: i
     if prefix is None:
         value = loss()
     else:
-        with prefix.reused(torch.tensor(rows), batch):
+        with prefix.reused({**batch, "index": torch.tensor(rows)}, batch):
             value = loss()
     value.backward()
     return {**gradients(model.space), "loss": value.detach()}
@@ -85,6 +92,41 @@ def test_gradients_are_those_without_it(variant: str) -> None:
             ran.clear()
             step(model, prefix, [0, 5, 1, 2, 3], 11)
             assert ran == [2, 3], "every row is in the cache"
+
+
+def test_rows_that_are_packed_in_other_ways() -> None:
+    model = adapted("llama", "causal_language_modeling", lora_config(), num_hidden_layers=LAYERS).train_b()
+    model.network.double().train()
+    model.space.switch({"layer_2.q_proj", "layer_3.w1"})
+    prefix, ran = prefix_of(model), counted(model)
+    ids = torch.randint(3, VOCABULARY, (6, 9), generator=torch.Generator().manual_seed(0))
+    data = [
+        {"input_ids": ids[row, : 4 + row].tolist(), "context": 1, "length": 4 + row, "weight": 1} for row in range(6)
+    ]
+    for rows, size in (([0, 1, 2], 12), ([4, 0, 5], 13), ([2, 1], 20), ([5, 2, 3, 0], 9), ([3, 0, 1, 5, 4], 16)):
+        batch = {**pack([data[row] for row in rows], size, PAD), "index": torch.tensor(rows)}
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")}
+        found = []
+        for context in (nullcontext(), prefix.reused(batch, inputs)):
+            model.network.zero_grad()
+            ran.clear()
+            with context:
+                logits = model.network(**inputs).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+            loss.backward()
+            found.append({**gradients(model.space), "loss": loss.detach()})
+        torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+    assert ran == [2, 3], "every row is in the cache"
+
+
+def test_dropout_that_a_later_choice_turns_off_is_told() -> None:
+    model, notes = adapted("roberta", lora=lora_config(), num_hidden_layers=LAYERS, hidden_dropout_prob=0.1), []
+    prefix = prefix_of(model, notes=notes)
+    for key in ("layer_0.q_proj", "layer_2.q_proj", "layer_1.q_proj", "layer_0.q_proj"):
+        model.space.switch({key})
+        step(model, prefix, [0, 1], 6)
+    assert ["saves no time" in note for note in notes] == [True, False]
+    assert notes[1].endswith("(now the first 2 of 4)")
 
 
 def test_only_the_rows_that_are_missing_are_computed() -> None:
@@ -205,6 +247,9 @@ def test_blocks_that_are_left_out_at_random_are_refused(world: World, tmp_path: 
     base = model_folder(tmp_path / "opt", layerdrop=0.1)
     assert run(*world.training(CACHE, "--load", base)) == 2
     assert "error: --cache-frozen-prefix does not work with layerdrop = 0.1" in capfd.readouterr().err
+    request = resolve(parse(command(*world.training("--load", base, "--num-devices", 2, "--strategy", "fsdp"))))
+    with pytest.raises(UserError, match=r"--strategy fsdp does not work with layerdrop = 0\.1"):
+        build(request)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,26 @@ class TestOptionsFile:
         line = complaint(capfd, "train", "--config", config, "--rank", 3)
         assert "--rank is given, but the LoRA configuration in the --config file differs by place" in line
 
+    def test_with_a_projection_off(self, tmp_path: Path) -> None:
+        own = tmp_path / "own.toml"
+        own.write_text(
+            'granularity = "network"\n[default]\nr = 8\nlora_alpha = 16\n[all_layers.k_proj]\ndisable_adapter = true\n'
+        )
+        config = self.written(tmp_path, "train", "opt_lora", "--lora-config", own)
+        found = request("train", "--config", config, "--rank", 4).configs["lora"]
+        assert found == lora("--rank", 4, "--alpha", 16, "--target", "q_proj,v_proj,o_proj,w1,w2")
+
+    def test_what_followed_from_a_replaced_value(self, capfd, tmp_path: Path) -> None:
+        config = self.written(tmp_path, "imp-test", "opt_lora", "toy_nli")
+        budget = ("--budget-parameters", 300)
+        found = request("imp-test", "--config", config, *budget).options.reallocation
+        assert (found.turn_on_percentile, found.budget_parameters) == (None, 300)
+        both = complaint(capfd, "imp-test", "--config", config, *budget, "--budget-time", 0.5)
+        assert "are both given" in both
+        line = complaint(capfd, "test", "--config", config, "--load", "some.ckpt")
+        assert "some.ckpt is not there; give the path of a file" in line
+        assert request("train", "--config", config, "--dataset", "toy_lm").options.task == "causal_language_modeling"
+
     def test_with_a_path_as_older_versions_wrote_it(self, tmp_path: Path) -> None:
         own, config = write_lora(tmp_path / "own.toml"), tmp_path / "config.toml"
         config.write_text(f'lora_config = "{own}"\n')

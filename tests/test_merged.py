@@ -31,7 +31,7 @@ from tests.adapted import CASES, Adapted, adapted, lora_config, put_into, shortc
 from tests.test_peft_in import trained_by_peft
 from tests.tiny import tiny_batch
 from tests.together import together
-from tests.world import World, command, model_folder, run, text_folder, write_lora
+from tests.world import World, command, model_folder, run, text_folder, weights, write_lora
 from tools import export
 from tools.benchmarks.sharding import Peak
 
@@ -270,6 +270,20 @@ class TestTool:
         with pytest.raises(UserError, match="another base model"):
             exported(lora_run, tmp_path / "merged", "--backbone-model", str(other))
         assert not (tmp_path / "merged").exists()
+
+    def test_trained_weights_of_a_plain_model_are_not_rounded(self, world: World, tmp_path: Path) -> None:
+        base = AutoModelForCausalLM.from_pretrained(world.opt, dtype=torch.bfloat16)
+        base.save_pretrained(tmp_path / "base")
+        AutoTokenizer.from_pretrained(world.opt).save_pretrained(tmp_path / "base")
+        arguments = ("--dataset-saved-path", world.sst2, "--project-dir", tmp_path, "--max-steps", 2)
+        small = ("--learning-rate", 1e-5, "--project", "small")
+        assert run("train", tmp_path / "base", "sst2", *arguments, *small) == 0
+        exported(tmp_path / "small", tmp_path / "merged")
+        network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        found, expected = network.state_dict(), weights(tmp_path / "small" / "checkpoints" / "best.ckpt")
+        assert expected
+        for name, tensor in expected.items():
+            assert torch.equal(found[name.removeprefix("network.")], tensor), name
 
     def test_a_plain_model(self, world: World, tmp_path: Path) -> None:
         arguments = ("--dataset-saved-path", world.sst2, "--project-dir", tmp_path, "--max-steps", 2)

@@ -92,6 +92,19 @@ def test_a_run_with_packing_or_another_attention_gives_the_same_weights(world, i
         assert words in capfd.readouterr().err
 
 
+def test_packing_and_reused_blocks(world, instructions, tmp_path) -> None:
+    """Two epochs, which pack the rows in other ways."""
+    upper = tmp_path / "upper.toml"
+    upper.write_text(
+        'granularity = "layer"\n[default]\nr = 4\nlora_alpha = 8\ndisable_adapter = true\n'
+        "[model_layer_1.q_proj]\ndisable_adapter = false\n[model_layer_1.w1]\ndisable_adapter = false\n"
+    )
+    more = ("--lora-config", upper, "--max-epochs", 2)
+    plain = trained(world, tmp_path, instructions, "whole", *more)
+    found = trained(world, tmp_path, instructions, "reused", *more, "--packing", "--cache-frozen-prefix")
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
+
+
 def test_packs_longer_than_the_attention_window(world, instructions, tmp_path, capfd) -> None:
     tokenizer = AutoTokenizer.from_pretrained(world.opt)
     tokenizer.save_pretrained(tmp_path)

@@ -167,6 +167,17 @@ def test_equal_fractions_are_drawn() -> None:
     assert {draw(seed) for seed in range(30)} == {(4, 0, 3), (3, 0, 4)}
 
 
+@pytest.mark.parametrize("mode", ["off", "separated", "combined"])
+def test_ties_are_broken_as_in_the_choice_of_imp_test(mode: Mode) -> None:
+    sites = [*_sites([1.0] * 6), *_sites([1.0] * 6, kind="shortcut")]
+    choices = set()
+    for seed in range(5):
+        chosen = choose(sites, Limit("share", 0.5), mode, tie_generator(seed, 0))
+        assert chosen == set(_assign(sites, TopK(), Limit("share", 0.5), mode, seed).ranks)
+        choices.add(chosen)
+    assert len(choices) > 1
+
+
 @pytest.mark.parametrize("policy", [TopK(4), TopK(), Proportional(0, 6), Proportional(2, 6)])
 @pytest.mark.parametrize("mode", ["off", "separated", "combined"])
 def test_any_budget_is_used_up_and_never_exceeded(policy: Policy, mode: Mode) -> None:

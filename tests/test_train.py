@@ -11,7 +11,13 @@ import pytest
 import pytorch_lightning as pl
 import toml
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+)
 
 from actions.callbacks import Progress, SeedEachBatch
 from actions.experiment import build
@@ -151,6 +157,15 @@ class TestLoading:
         test = ("test", "--load", world.checkpoint("plain", "best"), "--project-dir", world.runs)
         assert run(*test, "--project", "plain-tested") == 0
         assert metrics_of(world.runs / "plain-tested") == metrics_of(world.runs / "plain")
+
+    def test_a_head_of_two_layers(self, world: World, tmp_path: Path) -> None:
+        """The pretrained model of a family without a table has no weight of it."""
+        shape = {"vocab_size": 200, "dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 4}
+        AutoModel.from_config(DistilBertConfig(**shape)).save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(world.opt).save_pretrained(tmp_path)
+        arguments = ("--dataset-saved-path", world.sst2, "--project-dir", world.runs, "--max-steps", 1)
+        assert run("train", tmp_path, "sst2", *arguments, "--project", "two-layers") == 0
+        assert "network.pre_classifier.weight" in weights(world.checkpoint("two-layers"))
 
     @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
     def test_a_state_dict(self, world: World, tmp_path: Path, suffix: str) -> None:

@@ -16,10 +16,9 @@ from dataset.spec import DatasetSpec
 from heterolora.element import order_of
 from heterolora.peft_config import peft_notes
 from heterolora.search_space import SearchSpace
-from model.checkpoint import Record
+from model.checkpoint import Record, base_location
 from model.load import base_dtype
 from model.parameters import count
-from model.peft_format.writing import base_location
 from model.skeleton import auto_class
 
 _PIPELINES = {"classification": "text-classification", "summarization": "summarization"}

@@ -17,7 +17,7 @@ from heterolora.files import write_text
 from heterolora.low_rank import LowRank
 from heterolora.peft_config import peft_config, task_type
 from heterolora.search_space import SearchSpace
-from model.checkpoint import KEY, Record
+from model.checkpoint import KEY, Record, base_location
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.vllm import Pair
 from model.tensor_file import write_safetensors
@@ -30,11 +30,6 @@ def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> 
         settings = replace(each.element.settings, disabled=not each.enabled, adapter="default")
         found[each.element.layer, each.element.name] = settings
     return ElementConfig(kind, "layer", Settings(), found, renormalize)
-
-
-def base_location(name: str) -> str:
-    """Returns the location of the base for other programs: a folder as an absolute path, or the hub name."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def write_adapter(

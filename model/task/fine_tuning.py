@@ -132,7 +132,7 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _prefix_reused(self, batch: Batch) -> AbstractContextManager[None]:
         prefix = self.frozen_prefix
-        return nullcontext() if prefix is None else prefix.reused(batch["index"], network_inputs(batch))
+        return nullcontext() if prefix is None else prefix.reused(batch, network_inputs(batch))
 
     def on_after_backward(self) -> None:
         """At the end of an accumulation window, makes the gradients those of its mean loss on all processes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,31 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from heterolora.blocks import replaced
 from heterolora.errors import UserError
+from heterolora.saliency.problem import Batch
 from heterolora.search_space import SearchSpace
 from model.task.row_cache import RowCache
 
 
-def check_fixed_blocks(config: PretrainedConfig) -> None:
-    """Raise UserError if the network leaves out blocks at random in training."""
+def check_fixed_blocks(config: PretrainedConfig, flag: str) -> None:
+    """Raise UserError if the network leaves out blocks at random in training, which `flag` does not allow."""
     if drop := getattr(config, "layerdrop", 0):
         raise UserError(
-            f"--cache-frozen-prefix does not work with layerdrop = {drop} in the model's configuration",
+            f"{flag} does not work with layerdrop = {drop} in the model's configuration",
             "expected 0: every block must run",
         )
+
+
+class _Piece(NamedTuple):
+    """The tokens of a row of the training set, in a batch: `length` tokens of a sequence, from `start` on."""
+
+    row: int
+    sequence: int
+    start: int
+    length: int
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.start, self.start + self.length)
 
 
 class FrozenPrefix:
@@ -56,13 +70,14 @@ class FrozenPrefix:
         config = network.config.to_dict().items()
         self._has_dropout = any("dropout" in key and "classifier" not in key and value for key, value in config)
         self._frozen: int | None = None  # blocks without dropout
+        self._said: set[str] = set()
 
     @contextmanager
-    def reused(self, index: Tensor, inputs: dict[str, Tensor]) -> Iterator[None]:
+    def reused(self, batch: Batch, inputs: dict[str, Tensor]) -> Iterator[None]:
         """Inside, the network takes the output of the frozen blocks from the cache.
 
         Args:
-            index: (rows,) the rows of the batch in the training set.
+            batch: a training batch, with one sequence for each row, or with packs (`dataset.packing`).
             inputs: the arguments of the network.
         """
         self._turn_dropout_off(self.space.frozen_blocks())
@@ -70,51 +85,57 @@ class FrozenPrefix:
         if depth == 0:
             yield
             return
-        with replaced(self.blocks, range(depth), _StandIn(self._output(index, inputs, depth))):
+        with replaced(self.blocks, range(depth), _StandIn(self._output(batch, inputs, depth))):
             yield
 
     def _turn_dropout_off(self, frozen: int) -> None:
         if frozen == self._frozen:
             return
+        self._frozen = frozen
         for layer, block in enumerate(self.blocks):
             block.train(layer >= frozen)
         for module in self._embeddings:
             module.train(frozen == 0)
-        if self._frozen is None:
-            self._say(frozen)
-        self._frozen = frozen
-
-    def _say(self, frozen: int) -> None:
         if frozen == 0:
-            self.note("--cache-frozen-prefix saves no time while an element of the first block is on")
+            self._say_once("--cache-frozen-prefix saves no time while an element of the first block is on")
         elif self._has_dropout:
-            self.note(
+            self._say_once(
                 "--cache-frozen-prefix turns dropout off in the embeddings and in the blocks below the lowest element "
-                f"that is on (now the first {frozen} of {len(self.blocks)})"
+                "that is on",
+                f" (now the first {frozen} of {len(self.blocks)})",
             )
 
-    def _output(self, index: Tensor, inputs: dict[str, Tensor], depth: int) -> Tensor:
-        """The output of the first `depth` blocks (rows, tokens, width), zero at padding that was not computed now."""
-        numbers = torch.stack([index, inputs["attention_mask"].sum(1)])  # padding is on the right
-        rows, lengths = numbers.tolist()  # one transfer from the device for both
-        kept = self.cache.at(depth)
-        missing = [place for place, row in enumerate(rows) if row not in kept]
+    def _say_once(self, what: str, now: str = "") -> None:
+        if what not in self._said:
+            self._said.add(what)
+            self.note(what + now)
+
+    def _output(self, batch: Batch, inputs: dict[str, Tensor], depth: int) -> Tensor:
+        """The output of the first `depth` blocks (sequences, tokens, width).
+
+        A sequence whose rows are all kept has zeros at its padding. Others are computed.
+        """
+        pieces, kept = _pieces(batch), self.cache.at(depth)
+        new = [piece for piece in pieces if piece.row not in kept]
+        missing = sorted({piece.sequence for piece in new})
         computed = self._computed({name: value[missing] for name, value in inputs.items()}, depth) if missing else None
-        if len(missing) == len(rows):
+        count, length = inputs["input_ids"].shape
+        if len(missing) == count:
             x = computed
         else:
-            example = next(kept[row] for row in rows if row in kept)
-            shape = (*inputs["attention_mask"].shape, example.shape[-1])
-            x = torch.zeros(shape, dtype=example.dtype, pin_memory=index.is_cuda)
-            for place, row in enumerate(rows):
-                if row in kept:
-                    x[place, : lengths[place]] = kept[row]
-            x = x.to(index.device, non_blocking=True)
+            device = batch["index"].device
+            example = next(kept[piece.row] for piece in pieces if piece.row in kept)
+            x = torch.zeros((count, length, example.shape[-1]), dtype=example.dtype, pin_memory=device.type == "cuda")
+            for piece in pieces:
+                if piece.row in kept:
+                    x[piece.sequence, piece.tokens] = kept[piece.row]
+            x = x.to(device, non_blocking=True)
             if missing:
                 x[missing] = computed
-        # One transfer for all rows, not one for each.
-        for place, output in zip(missing, () if computed is None else computed.cpu(), strict=True):
-            self.cache.put(depth, rows[place], output[: lengths[place]])
+        if computed is not None:
+            outputs = dict(zip(missing, computed.cpu(), strict=True))  # one transfer for all rows
+            for piece in new:
+                self.cache.put(depth, piece.row, outputs[piece.sequence][piece.tokens])
         return x
 
     @torch.no_grad()
@@ -131,6 +152,15 @@ class FrozenPrefix:
         finally:
             hook.remove()
         return found[0]
+
+
+def _pieces(batch: Batch) -> list[_Piece]:
+    """Where the tokens of each row are. A row without packing is a sequence, with padding on the right."""
+    if "pieces" in batch:
+        return [_Piece(row, *place) for row, place in zip(batch["index"].tolist(), batch["pieces"], strict=True)]
+    numbers = torch.stack([batch["index"], batch["attention_mask"].sum(1)])  # (2, rows)
+    rows, lengths = numbers.tolist()  # one transfer from the device for both
+    return [_Piece(row, place, 0, length) for place, (row, length) in enumerate(zip(rows, lengths, strict=True))]
 
 
 class _StandIn(nn.Module):

@@ -48,8 +48,8 @@ def choice_of_run(folder: Path) -> Choice:
     from actions.parse import parse
     from actions.resolve import resolve
     from heterolora.adapt import plan
+    from model.checkpoint import base_location
     from model.load import load_config
-    from model.peft_format.writing import base_location
     from model.skeleton import skeleton
 
     files: dict[Kind, str] = {"lora": LORA, "shortcut": SHORTCUT}

@@ -195,7 +195,7 @@ def _options(folder: Path) -> tuple[str, dict[str, Any]]:
     known, configured = declared(), {}
     for key, kind in KEYS.items():
         if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result
-            configured |= _stated(key, parse(values.pop(key), kind, f"{path}: {key}"))
+            configured |= _stated(key, parse(values.pop(key), kind, f"{path}: {key}"), values.get("model"))
     try:
         options = {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
     except UserError as error:
@@ -203,11 +203,12 @@ def _options(folder: Path) -> tuple[str, dict[str, Any]]:
     return action, options | configured
 
 
-def _stated(key: str, config: ElementConfig) -> dict[str, Any]:
+def _stated(key: str, config: ElementConfig, model: Any) -> dict[str, Any]:
     """A configuration as options that can be compared: --rank, --alpha and --target, or some words if it differs by
     place.
     """
-    if config.kind == "lora" and (uniform := in_options(config)) is not None:
+    adapted = parse_model_name(model) if isinstance(model, str) else None
+    if config.kind == "lora" and (uniform := in_options(config, adapted)) is not None:
         return uniform
     highest = max((each.rank for each in (config.default, *config.sites.values()) if each.candidate), default=0)
     return {key: f"{config.granularity}-wise, up to rank {highest}"}
