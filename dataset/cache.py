@@ -11,6 +11,7 @@ the entry, and the others use it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from hashlib import blake2b
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -54,11 +55,8 @@ def cached(key: str, make: Callable[[Path], object]) -> Dataset:
 
 def file_digest(path: Path) -> str:
     """Returns the BLAKE2b digest of a file's bytes."""
-    digest = blake2b(digest_size=20)
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
 
 
 def _opened(entry: Path) -> Dataset | None:

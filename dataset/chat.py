@@ -37,6 +37,8 @@ def _as_json(where: str, value: Any) -> str:
             check_characters(where, value)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} has messages that are not JSON", _FORM) from error
+    else:
+        value = _without_nulls(value)
     if not isinstance(value, list) or not value:
         raise UserError(f"{where} has {shown(value)[:60]} for messages", _FORM)
     messages = []
@@ -44,11 +46,23 @@ def _as_json(where: str, value: Any) -> str:
         message = _with_role(f"turn {turn} in {where}", found)
         if not _is_message(message):
             raise UserError(f"turn {turn} in {where} is {shown(message)[:60]}", _FORM)
-        kept = {key: each for key, each in message.items() if each is not None}  # Arrow adds missing keys
+        kept = {key: each for key, each in message.items() if each is not None and (key != TOOLS or each)}
         messages.append({"content": "", **kept})
-    if not any(message["role"] == ASSISTANT and (message["content"] or TOOLS in message) for message in messages):
+    if not any(_is_learned(message) and (message["content"] or TOOLS in message) for message in messages):
         raise UserError(f"{where} has no turn of the role '{ASSISTANT}'", "the loss is taken on its turns")
     return json.dumps(messages, default=str)  # a turn may have a time
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value that Arrow has read, without the keys that it adds to an object because another row has them."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_learned(message: Message) -> bool:
+    """Whether the loss is taken on a turn. As in OpenAI's files, a turn of weight 0 is only read."""
+    return message["role"] == ASSISTANT and message.get("weight", 1) != 0
 
 
 def _with_role(where: str, message: Any) -> Any:
@@ -95,7 +109,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
             "use a model that was tuned for tools, or leave the conversation out",
         )
     try:
-        if "{% generation" in template or "{%- generation" in template:
+        marks = "{% generation" in template or "{%- generation" in template
+        if marks and all(map(_is_learned, (message for message in messages if message["role"] == ASSISTANT))):
             ids, learned = _marked_by_template(tokenizer, messages)
         else:
             ids, learned = _marked_by_turns(tokenizer, messages)
@@ -136,17 +151,26 @@ def _marked_by_turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
 
     whole, turns = text_of(len(messages)), []
     for index, message in enumerate(messages):
-        if message["role"] == ASSISTANT:
-            before, after = text_of(index, prompt=True), text_of(index + 1)
+        if _is_learned(message):
+            after = text_of(index + 1)
+            if index > 0:
+                start = len(before := text_of(index, prompt=True))
+            else:  # templates refuse an empty conversation: the turn begins with the prompt that the next one gets
+                header = text_of(1, prompt=True).removeprefix(after)
+                before, start = "", after.find(header) + len(header) if header in after else 0
             if not (whole.startswith(before) and whole.startswith(after)):
                 raise UserError(
                     "the chat template writes a turn in another way once others follow it, so that the assistant's "
                     "turns cannot be found",
                     "give the tokenizer a chat template that marks them with {% generation %}",
                 )
-            turns.append((len(before), len(after)))
+            turns.append((start, len(after)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    inside = [int(any(start <= a < b <= end for start, end in turns)) for a, b in encoded["offset_mapping"]]
+    # A token counts if a part of it is in the turn: one may hold the last space of the prompt and the first word. Some
+    # tokenizers say that a token of spaces has no length.
+    inside = [
+        int(any(a < end and (start < b or start <= a) for start, end in turns)) for a, b in encoded["offset_mapping"]
+    ]
     return list(encoded["input_ids"]), inside
 
 

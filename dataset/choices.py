@@ -39,6 +39,8 @@ def place_of(label: object, texts: Sequence[str], keys: Sequence[str] | None) ->
         names = [*map(str, keys)]
         return names.index(str(name)) if str(name) in names else None
     letters = LETTERS[: len(texts)]
+    if is_ambiguous(name, texts):
+        return None
     if isinstance(name, str) and name in texts:
         return texts.index(name)
     if isinstance(name, str) and len(name) == 1 and name in letters:
@@ -46,6 +48,15 @@ def place_of(label: object, texts: Sequence[str], keys: Sequence[str] | None) ->
     if isinstance(name, bool) or not (isinstance(name, int | float) or (isinstance(name, str) and name.isdecimal())):
         return None
     return next((place for place in range(len(texts)) if place == float(name)), None)
+
+
+def is_ambiguous(label: object, texts: Sequence[str]) -> bool:
+    """Whether a label without keys is the text of one choice, and the number or letter of another."""
+    name = label.strip() if isinstance(label, str) else None
+    if name not in texts:
+        return False
+    number = int(name) if name.isdecimal() else LETTERS.find(name) if len(name) == 1 else -1
+    return 0 <= number < len(texts) and texts[number] != name
 
 
 def expected_label(texts: Sequence[str], keys: Sequence[str] | None) -> str:

@@ -39,7 +39,7 @@ from heterolora.errors import UserError
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
 FEW_SHOT_LENGTH = 2048  # the same with `--few-shot`: the longest prompt of MMLU's authors
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
-_VERSION = 2  # raise it when the same rows and settings are encoded as other ids or columns
+_VERSION = 3  # raise it when the same rows and settings are encoded as other ids or columns
 _NO_LIMIT = 10**9  # tokens
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
 

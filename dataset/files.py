@@ -13,50 +13,30 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
+from dataset.content import Columns, empty, not_utf8, utf8, wanted_columns
+from dataset.csv_files import columns_of_csv, read_csv
 from dataset.kinds import Kind, kind_of, kinds
-from heterolora.errors import UserError, nearest, shown
+from heterolora.errors import UserError
 from heterolora.outside import reading
 
-VERSION = 1  # raise it when the same file gives other rows
+VERSION = 2  # raise it when the same file gives other rows
 
 _LARGEST_LINE = 64 * 2**20  # bytes of a line of jsonl
-_LARGEST_FILE = 2**30  # bytes of a csv file or JSON array, which are read at once
 _BATCH = 10_000
-_FIRST = 1000  # rows that are enough to see which columns a file has
-_SMALLER = "divide it into train-00000-of-00002 and so on, or write it as jsonl or parquet"
+_FIRST = 100_000  # rows that are enough to see which columns a file has
 
 _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a value of another type
 
 TEXT = "text"  # the column of a txt file
 Place = str  # such as "line 3"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns to read. `nested` are those of `texts` in which a JSON file may hold lists or objects. They are read
-    as JSON text.
-    """
-
-    texts: Sequence[str]
-    label: str | None = None
-    nested: Sequence[str] = ()
-
-    @property
-    def names(self) -> list[str]:
-        return [*self.texts, *([self.label] if self.label else [])]
-
-
-def empty(found: object) -> UserError:
-    return UserError(f"{found} is empty", "give it at least one row")
 
 
 def read_table(path: Path, columns: Columns) -> pa.Table:
@@ -99,7 +79,7 @@ def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         yield from _lines(path)
         return
     try:
-        rows = _parsed(_utf8(path))
+        rows = _parsed(utf8(path))
     except (ValueError, RecursionError) as error:
         raise _not_json(f"'{path}' is not JSON", error, "give an array of objects") from error
     for index, row in enumerate(rows):
@@ -108,60 +88,22 @@ def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         yield f"row {index}", row
 
 
-def _csv(path: Path, columns: Columns, delimiter: str = ",") -> pa.Table:
-    """Reads a csv file with a header. Text columns are text whatever they look like, and an empty cell is no null."""
-    content = _utf8(path).encode()
-    if (nul := content.find(b"\0")) >= 0:
-        raise UserError(f"line {_line(content, nul)} of '{path}' holds a NUL byte", "give text in UTF-8")
-    with _parsing(path, delimiter) as parse_options:
-        table = csv.read_csv(
-            pa.BufferReader(content),
-            # One block, so that the type of a column does not depend on its first rows alone.
-            csv.ReadOptions(use_threads=False, block_size=len(content) + 1),
-            parse_options,
-            csv.ConvertOptions(column_types=dict.fromkeys(columns.texts, pa.string()), strings_can_be_null=False),
-        )
-    return table.select(_wanted(path, table.column_names, columns))
-
-
-@contextmanager
-def _parsing(path: Path, delimiter: str) -> Iterator[csv.ParseOptions]:
-    """The options to parse a csv file. Raises UserError if the block finds a row of another width than the header."""
-    wrong: list[csv.InvalidRow] = []
-
-    def refuse(row: csv.InvalidRow) -> str:
-        wrong.append(row)
-        return "error"
-
-    try:
-        yield csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse)
-    except pa.ArrowInvalid as error:
-        if not wrong:
-            raise
-        row, mark = wrong[0], "tab" if delimiter == "\t" else "comma"
-        raise UserError(
-            f"row {row.number} of '{path}' (the header is row 1) has {row.actual_columns} columns, and the header has "
-            f"{row.expected_columns}: {shown(row.text)[:80]}",
-            f"separate columns by a {mark}, and put text that holds a {mark} into quotation marks",
-        ) from error
-
-
 def _parquet(path: Path, columns: Columns) -> pa.Table:
     with path.open("rb") as file, parquet.ParquetFile(file, page_checksum_verification=True) as rows:
-        return rows.read(columns=_wanted(path, rows.schema_arrow.names, columns))
+        return rows.read(columns=wanted_columns(path, rows.schema_arrow.names, columns))
 
 
 def _txt(path: Path, columns: Columns) -> pa.Table:
     """Reads the lines of a text, with their line ends, as the column `text`."""
-    lines = pa.table({TEXT: pa.array(io.StringIO(_utf8(path), newline=None), pa.string())})
-    return lines.select(_wanted(path, lines.column_names, columns))
+    lines = pa.table({TEXT: pa.array(io.StringIO(utf8(path), newline=None), pa.string())})
+    return lines.select(wanted_columns(path, lines.column_names, columns))
 
 
 READERS: Mapping[str, Callable[[Path, Columns], pa.Table]] = {
     ".jsonl": _jsonl,
     ".json": _json,
-    ".csv": _csv,
-    ".tsv": partial(_csv, delimiter="\t"),
+    ".csv": read_csv,
+    ".tsv": partial(read_csv, delimiter="\t"),
     ".parquet": _parquet,
     ".txt": _txt,
 }
@@ -177,15 +119,7 @@ def columns_of(path: Path) -> dict[str, Kind]:
         if path.suffix == ".parquet":
             return kinds(parquet.read_schema(path))
         if path.suffix in (".csv", ".tsv"):
-            _utf8(path)  # pyarrow cannot show a row that is no text
-            with _parsing(path, "\t" if path.suffix == ".tsv" else ",") as parse_options:
-                start = csv.open_csv(
-                    path,
-                    csv.ReadOptions(use_threads=False),
-                    parse_options,
-                    csv.ConvertOptions(strings_can_be_null=False),
-                )
-                return _of_csv(path, start.schema)
+            return columns_of_csv(path)
         rows = _objects(path) if path.suffix == ".json" else _lines(path)
         found: dict[str, Kind] = {}
         for _, row in islice(rows, _FIRST):
@@ -193,50 +127,6 @@ def columns_of(path: Path) -> dict[str, Kind]:
         if not found:
             raise empty(path)
         return found
-
-
-def _of_csv(path: Path, schema: pa.Schema) -> dict[str, Kind]:
-    """Returns the columns of a csv file. Raises UserError if it has no rows, or columns that another mark separates."""
-    if all(map(pa.types.is_null, schema.types)):
-        raise empty(path)
-    separators = {".csv": ("comma", ";\t|"), ".tsv": ("tab", ",;|")}
-    right, wrong = separators[path.suffix]
-    if len(schema) == 1 and (mark := next((mark for mark in wrong if mark in schema.names[0]), None)):
-        raise UserError(
-            f"'{path}' has one column, {shown(schema.names[0])[:60]}", f"separate columns by a {right}, not by {mark!r}"
-        )
-    return kinds(schema)
-
-
-def _wanted(path: Path, present: Sequence[str], columns: Columns) -> list[str]:
-    """Returns the names of the columns to read."""
-    wanted, counts = columns.names, Counter(present)
-    for column in wanted:
-        if column not in counts:
-            raise UserError(f"'{path}' has no column '{column}'", nearest(column, filter(str.isprintable, counts)))
-        if counts[column] > 1:
-            raise UserError(f"'{path}' has {counts[column]} columns named '{column}'", "keep one of them")
-    return wanted
-
-
-def _utf8(path: Path) -> str:
-    """Returns the text of a file, without a byte order mark."""
-    size = path.stat().st_size
-    if size > _LARGEST_FILE:
-        raise UserError(f"'{path}' has {size:,} bytes, more than the {_LARGEST_FILE:,} allowed", _SMALLER)
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(f"line {_line(content, error.start)} of '{path}'") from error
-
-
-def _line(content: bytes, position: int) -> int:
-    return content.count(b"\n", 0, position) + 1
-
-
-def _not_utf8(where: str) -> UserError:
-    return UserError(f"{where} is not UTF-8 text", "convert the file to UTF-8")
 
 
 def _not_json(found: str, error: Exception, expected: str) -> UserError:
@@ -261,7 +151,7 @@ def _lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
                     continue
                 row = _parsed(text)
             except UnicodeDecodeError as error:
-                raise _not_utf8(where) from error
+                raise not_utf8(where) from error
             except (ValueError, RecursionError) as error:
                 raise _not_json(f"{where} is not JSON", error, one_object) from error
             if not isinstance(row, dict):
@@ -292,7 +182,7 @@ def _table(path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], columns: Co
         batches.append(pa.table({name: _array(path, name, placed[name], name in columns.texts) for name in names}))
     if not batches:
         return _no_rows(names)
-    _wanted(path, sorted(present), columns)
+    wanted_columns(path, sorted(present), columns)
     return joined(batches)
 
 

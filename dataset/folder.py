@@ -17,11 +17,12 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.cache import cached, file_digest
-from dataset.files import READERS, VERSION, Columns, columns_of, empty, joined, read_table, reading_file
+from dataset.content import Columns, empty
+from dataset.files import READERS, VERSION, columns_of, joined, read_table, reading_file
 from dataset.identity import digest
 from dataset.kinds import Kind, kinds
 from dataset.spec import DatasetSpec
-from dataset.splits import holds_rows, split_of
+from dataset.splits import holds_rows, is_packed, missing_shards, split_of
 from heterolora.errors import UserError
 from heterolora.outside import read_json, reading
 
@@ -92,6 +93,8 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: 
         return {split: Stored.made_by(partial(_from_disk, folder / split)) for split in splits}
     if "state.json" in names:
         return {WHOLE: Stored.made_by(partial(_from_disk, folder))}
+    if packed := next((name for name in names if is_packed(Path(name))), None):
+        raise UserError(f"{folder / packed} is compressed", "unpack it")
     files: dict[str, list[Path]] = {}
     for path in (folder / name for name in names if holds_rows(Path(name))):
         files.setdefault(split_of(path), []).append(path)
@@ -103,6 +106,9 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: 
         if len({path.suffix for path in paths}) > 1:
             found = ", ".join(path.name for path in paths)
             raise UserError(f"{folder} has split '{split}' more than once ({found})", "keep one of them")
+        if missing := missing_shards(paths):
+            found = f"{folder} lacks {len(missing)} files of split '{split}', such as {split}{missing[0]}"
+            raise UserError(found, "complete the download, or rename the files")
     return {split: _of_files(paths) for split, paths in files.items()}
 
 

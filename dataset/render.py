@@ -10,7 +10,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.characters import check_characters
-from dataset.choices import expected_label, place_of
+from dataset.choices import expected_label, is_ambiguous, place_of
 from dataset.spec import DatasetSpec, Row
 from heterolora.errors import UserError, shown
 
@@ -90,6 +90,11 @@ def _right(where: str, column: str, label: object, texts: Sequence[str], keys: S
             raise UserError(f"choice {number} of {where} is empty", "give a text for each choice")
     if (place := place_of(label, texts, keys)) is None:
         found = "no value" if label is None or label == "" else shown(label)
+        if keys is None and is_ambiguous(label, texts):
+            raise UserError(
+                f"{where} has {found} in column '{column}', the text of one choice and the place of another",
+                "write places as numbers, without quotation marks, or change the texts",
+            )
         raise UserError(f"{where} has {found} in column '{column}'", f"give {expected_label(texts, keys)}")
     return place
 

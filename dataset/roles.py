@@ -15,7 +15,7 @@ from heterolora.errors import UserError, nearest
 if TYPE_CHECKING:
     from dataset.kinds import Kind
 
-#: The names of columns that are recognised without options. Capitals do not matter.
+#: The names of columns that are recognised without options. Capitals and spaces around a name do not matter.
 TEXT, LABEL, MESSAGES = "text", "label", ("messages", "conversations")
 PROMPT, INSTRUCTION, INPUTS = "prompt", "instruction", ("input", "context")  # an instruction may have an input
 RESPONSES = ("response", "completion", "output")
@@ -128,6 +128,9 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
         if not prompt or response is None:
             missing = "--response-column" if prompt else "--prompt-column"
             raise UserError(f"{missing} is missing", _candidates(columns))
+        if not answering and (rating := _called(columns, LABEL)) is not None:  # as for KTO, of good and bad responses
+            what = f"'{response}' may be the response to train on, or a text with the label '{rating}'"
+            raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
         return _fits(_answers(prompt, response, task), task)
     label = own.label_column or (None if task == "causal_language_modeling" else _called(columns, LABEL))
     texts = split_names(own.text_columns) or _texts(columns, label)
@@ -149,7 +152,7 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
 def _called(columns: Mapping[str, Kind], *names: str) -> str | None:
     """Returns the column with one of these names, or the only one that differs from them by capitals alone."""
     exact = [name for name in names if name in columns]
-    found = exact or [column for column in columns if column.lower() in names]
+    found = exact or [column for column in columns if column.strip().lower() in names]
     return found[0] if exact or len(found) == 1 else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, Value
 
 from dataset.chat import conversations
-from dataset.files import empty
+from dataset.content import empty
 from dataset.folder import WHOLE, Stored, file_or_folder, saved_splits
 from dataset.folder import Splits as StoredSplits
 from dataset.labels import are_hidden, label_ids
@@ -26,6 +26,7 @@ from heterolora.outside import reading
 # The data of an entry do not depend on `--seed`: a `test` with another seed would score rows of the training split.
 DATA_SEED = 0
 _TEST = "test"  # the usual name of this split
+_BESIDE = ("tools", "functions", "system", "system_prompt", "history")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def read_splits(
     notes: list[str] = []
     available = stored_splits(spec, saved_path)
     if whole := _is_whole(spec, available):
+        (name,) = available
+        if share > 0 and name in (*VALIDATION, _TEST):  # `test` gives 0, and measures all rows
+            raise UserError(f"data set '{spec.name}' has only the split '{name}'", "give it a split 'train'")
         available = {spec.train: next(iter(available.values()))}
     if spec.own and spec.label_column and _TEST in available:
         available = _labelled(spec, available, cache, notes)
@@ -71,6 +75,8 @@ def read_splits(
     def read(split: str) -> Dataset:
         return _read(spec, available, split, saved_path, cache, notes)
 
+    if spec.own and (spec.chat or spec.response is not None):
+        notes += _unused(spec, available[spec.train].columns())
     train = read(spec.train)
     validation = {split: read(split) for split in validation_names}
     tested = {} if test is None else {test: read(test)}
@@ -123,6 +129,15 @@ def _is_whole(spec: DatasetSpec, available: StoredSplits) -> bool:
         return False
     (name,) = available
     return spec.own or name == WHOLE or not (spec.validation or name in (*VALIDATION, _TEST))
+
+
+def _unused(spec: DatasetSpec, columns: Iterable[str]) -> list[str]:
+    """A note for each column beside prompts or conversations that other programs would put before them."""
+    return [
+        f"column '{name}' of {spec.name} is not read: it is no part of what the model sees"
+        for name in columns
+        if name in _BESIDE and name not in spec.columns
+    ]
 
 
 def _labelled(spec: DatasetSpec, available: StoredSplits, cache: bool, notes: list[str]) -> StoredSplits:
