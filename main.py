@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from actions.console import print_any_text, set_log_level
-from actions.endings import end_with_torchrun, ended, explanation
+from actions.endings import end_with_parent, ended, explanation
 from actions.parse import parse
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     debugging = "debug" in arguments
-    end_with_torchrun()
+    end_with_parent()
     print_any_text()
     try:
         command = parse(arguments)

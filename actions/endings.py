@@ -21,6 +21,9 @@ FAILED, USER_ERROR = 1, 2
 INTERRUPTED, CLOSED_PIPE, TERMINATED = 128 + 2, 128 + 13, 128 + 15  # as a shell reports SIGINT, SIGPIPE and SIGTERM
 LOST = "another process of this run is gone; see its output, then --resume-training"
 
+#: An environment variable: set for a process that is to end when the process that started it is killed.
+ENDS_WITH_PARENT = "HETEROLORA_ENDS_WITH_PARENT"
+
 _PARENT = os.getppid()
 _PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 
@@ -84,10 +87,14 @@ def is_ending() -> bool:
     return bool(_launched)
 
 
-def end_with_torchrun() -> None:
-    """Have the system kill this process when its torchrun ends. If torchrun is killed, its processes would go on."""
-    if _by_torchrun() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent() -> None:
+    """Have the system end this process when the torchrun or the study that started it is killed. It would go on.
+
+    A run of a study is told to end, and saves its state. torchrun kills its processes also when it is told to end.
+    """
+    how = signal.SIGKILL if _by_torchrun() else signal.SIGTERM if ENDS_WITH_PARENT in os.environ else None
+    if how is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
 
 
 def _code(reason: BaseException) -> int | None:

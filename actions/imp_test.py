@@ -172,7 +172,6 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
         title = f"{test}: two halves of the batches, rank correlation {found.stability:.2f}"
         scatter(folder / STABILITY_PICTURE, points, title, on)
         pictures.append(folder / STABILITY_PICTURE)
-    log_pictures(build_loggers(options, folder), pictures)
     say(_table(scored, on))
     values = {item.element.key: item.score for item in scored}
     why = why_all_equal(test, values) or _ties(scored, on, mode, options.reallocation.budget)
@@ -185,6 +184,7 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
     say(f"at this budget: {with_cost(elements, chosen, found.step_time)}")
     if (warning := degenerate(elements, on)) is not None:
         note(warning)
+    log_pictures(build_loggers(options, folder), pictures)  # a tracker may refuse
 
 
 def _table(scored: Sequence[Scored], on: frozenset[str]) -> Table:

@@ -20,15 +20,17 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system w
 
 
 @contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def in_use(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Locks the folder until the block ends. The operating system releases the lock of a process that is killed.
+
+    Waits up to `patience` seconds for another process that holds the lock.
 
     Raises UserError if another process holds the lock, or if the folder cannot be written.
     """
     path = folder / LOCK
     lock = FileLock(path, on_acquired=_write_holder)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise UserError(
             f"{folder} is in use by {_holder(path)}", "wait until that process has ended, or end it"

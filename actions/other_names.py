@@ -73,7 +73,10 @@ def flag_meant_by(argument: str) -> str:
 
 def key_meant_by(name: str) -> str:
     """The advice for a key of an options file that is not known."""
-    option = _MEANT.get(name)
+    name = name.replace("-", "_")
+    if name in _KEYS:
+        return f"set the key {name} in a file for lora_config, see configs/lora/"
+    option = _MEANT.get(name) or _nearest(name.replace("_", "-"))
     return nearest(name, declared()) if option is None else f"did you mean '{option.split()[0].replace('-', '_')}'?"
 
 

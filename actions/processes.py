@@ -27,7 +27,7 @@ def cluster_environment() -> ClusterEnvironment | None:
 
 
 def check_processes(devices: DeviceOptions) -> None:
-    """Raise UserError unless torchrun or SLURM has started the processes that the options ask for.
+    """Raise UserError unless torchrun, SLURM or the user has started the processes that the options ask for.
 
     Some processes would wait for others that never start.
     """
@@ -45,6 +45,11 @@ def check_processes(devices: DeviceOptions) -> None:
                 f"the SLURM job has --ntasks={_tasks()}", f"give --ntasks-per-node={_tasks() // nodes} instead"
             )
         _check_number("SLURM", devices, nodes, int(os.environ["SLURM_NTASKS_PER_NODE"]))
+    elif devices.num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
+        raise UserError(
+            f"--num-nodes {devices.num_nodes}, and nothing has started the other nodes",
+            "start it with torchrun or srun, see docs/multi-gpu.md",
+        )
 
 
 def _tasks() -> int:

@@ -47,6 +47,7 @@ def set_all(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
         ({**ONE_TASK, **TORCHRUN}, 1, 1, "torchrun", "--num-nodes 2 --num-devices 2"),
         (STEP, 1, 2, "SLURM has started 2 processes on each of 2 nodes", "--num-nodes 2 --num-devices 2"),
         (BATCH, 2, 2, "the SLURM job has 4 tasks, and srun has not started them", "srun before python"),
+        ({}, 2, 1, "--num-nodes 2, and nothing has started the other nodes", "torchrun or srun"),
         ({**BATCH, "SLURM_STEP_ID": "0"}, 2, 2, "--ntasks=4", "--ntasks-per-node=2"),
         ({**ONE_TASK, "SLURM_STEP_ID": "0", "SLURM_NTASKS_PER_NODE": "1"}, 2, 1, "SLURM", "--num-nodes 1"),
     ],
@@ -66,6 +67,7 @@ def test_another_number_of_processes(monkeypatch, variables, nodes, devices, fou
         (TORCHRUN, 2, 2, type(None)),
         ({**ONE_TASK, **TORCHRUN}, 2, 2, type(None)),
         (STEP, 2, 2, SLURMEnvironment),
+        ({"MASTER_ADDR": "here", "NODE_RANK": "1"}, 2, 1, type(None)),
         (ONE_TASK, 1, 1, LightningEnvironment),
         (ONE_TASK, 1, 2, LightningEnvironment),  # which starts the second process
         ({**BATCH, "SLURM_JOB_NAME": "interactive"}, 1, 2, type(None)),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,12 +30,12 @@ from tests.scoring import scored
 from tests.tiny import tiny_network
 from tests.world import ROOT, World, weights
 from tools import study as tool
-from tools.studies import adalora, execution, peft_run
+from tools.studies import adalora, execution, peft_run, running
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment
 from tools.studies.page import markdown
 from tools.studies.results import Measured
-from tools.studies.running import Record, record_of, run_here, run_job
+from tools.studies.running import Record, check_unfinished, record_of, run_here, run_job
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
 from tools.studies.summary import compare
 
@@ -189,6 +192,14 @@ def test_an_arm_on_other_rows_is_not_compared() -> None:
     assert found.missing == {"three": "it failed", "two": "it is measured on other rows than base"}
 
 
+def test_an_arm_with_a_row_that_is_not_finite_is_not_compared() -> None:
+    last = {"base": 0.5, "one": 0.6, "two": math.nan}
+    runs = {arm: [measured(arm, seed, [0.5] * 7 + [value]) for seed in (0, 1)] for arm, value in last.items()}
+    found = compare(compared(measure="loss", seeds=(0, 1)), "task", 600, runs, {})
+    assert [arm.name for arm in found.arms] == ["base", "one"]
+    assert found.missing == {"two": "the loss of a row is not finite"}
+
+
 def test_more_seeds_are_needed_than_were_not_enough() -> None:
     """The arms together need more seeds than each of them alone, and more if the difference is not 0."""
     seeds = range(10)
@@ -334,7 +345,7 @@ def test_a_study_that_is_terminated_ends_its_jobs(tmp_path: Path) -> None:
 
 
 def test_a_study_or_a_run_that_another_process_has_is_left_alone(
-    tmp_path: Path, world: World, start: InThisProcess
+    tmp_path: Path, world: World, start: InThisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock of a file is that of its open description, so this process stands for another one."""
     path, folder = write(tmp_path, world), tmp_path / "out"
@@ -344,9 +355,48 @@ def test_a_study_or_a_run_that_another_process_has_is_left_alone(
     assert start.commands == []
     job = Job("job", (), (), tmp_path / "run")
     job.folder.mkdir()
+    monkeypatch.setattr(running, "_ENDING", 0.1)
     with in_use(job.folder), pytest.raises(UserError, match="run is in use by process"):
         run_job(job, tmp_path, start)
     assert job.folder.is_dir()
+
+
+def test_jobs_end_when_their_study_is_killed(tmp_path: Path) -> None:
+    """Nobody would read their results, and the next start of the study would find them in use."""
+    end = "import os, time; from actions.endings import end_with_parent; end_with_parent()"
+    job = f"{end}; print(os.getpid(), flush=True); time.sleep(100)"
+    log = tmp_path / "log"
+    start = f"start_process(['-c', {job!r}], Path({str(log)!r}))"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"from tools.studies.running import Path, start_process; {start}"], cwd=ROOT
+    )
+    _until(lambda: log.is_file() and log.read_text().strip())
+    parent.kill()
+    child = Path("/proc") / log.read_text().strip() / "stat"
+    _until(lambda: not child.is_file() or child.read_text().split()[2] == "Z")
+
+
+def _until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_finished_run_is_not_trained_again_for_a_part_of_it(tmp_path: Path) -> None:
+    job = Job("run", (), (), tmp_path / "run", digest="a")
+    half = replace(job, name="run.to0.5", share=0.5)
+
+    def start(arguments: Sequence[str], log: Path) -> int:
+        job.folder.mkdir()
+        (job.folder / job.result).touch()
+        return 0
+
+    check_unfinished(half, tmp_path / "jobs")
+    run_job(job, tmp_path / "jobs", start)
+    check_unfinished(job, tmp_path / "jobs")
+    with pytest.raises(UserError, match="run is finished, and has no result after 50% of it"):
+        check_unfinished(half, tmp_path / "jobs")
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["continued", "started again"])
@@ -595,6 +645,18 @@ def test_an_arm_with_a_base_of_its_own_has_its_own_elements(tmp_path: Path) -> N
         ("max_epochs = 1", "measured = 'best'", "the study sets measured itself"),
         ("max_epochs = 1", 'max_epochs = "one"', "max_epochs' is 'one'"),
         ("[arms.uniform]", "[arms.'../uniform']", "is no name of a folder"),
+        (
+            "rank = 4",
+            "options = { limit_val_batches = 2 }",
+            "all arms are measured on the same rows; give it in [options]",
+        ),
+        (
+            'method = "grad_norm"\nrank = 4',
+            "method = 'peft:lora'\noptions = { lora_init = 'gradient' }",
+            "have the option lora_init, which does not fit PEFT's layers",
+        ),
+        ('"sst2"', '"wikitext2"', "task reviews has no labels, and measure is accuracy"),
+        ('"sst2"', '"stsb"', "task reviews has no labels, and measure is accuracy"),
         ("measure = ", "baseline = 'unifrom'\nmeasure = ", "did you mean 'uniform'?"),
         ('[arms.grad_norm]\nmethod = "grad_norm"\nrank = 4', "", "has one arm"),
     ],

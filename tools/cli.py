@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from actions.console import print_any_text
-from actions.endings import ended
+from actions.endings import end_with_parent, ended
 from dataset.option import Check, OptionInfo
 from heterolora.errors import UserError
 
@@ -65,5 +65,6 @@ def check_different(inputs: Sequence[Path]) -> None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a tool's `main` and exits with its code."""
+    end_with_parent()
     print_any_text()
     sys.exit(ended(main))

@@ -27,6 +27,7 @@ examples:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--output", type=Path, metavar="DIR", help="folder of the study (default: studies/ and the file's name)")
     add("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     add("--executor", choices=("here", "local", "slurm"), default="here",
-        help="here: child processes; slurm: job arrays through submitit; local: submitit on this machine")  # fmt: skip
+        help="here: child processes; slurm: job arrays through submitit; local: submitit on this machine, "
+        "where it gives a job no GPU without --slurm gpus_per_node=1")  # fmt: skip
     add("--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit, such as timeout_min=60")
     add("--report-only", action="store_true", help="run nothing: report the runs that are finished")
     args = parser.parse_args(arguments)
@@ -104,7 +106,8 @@ def _progress(items: Iterator[Any], total: int, what: str) -> Iterator[Any]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    # The speed is that of all runs so far. By default, rich forgets those that ended 30 s ago.
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=math.inf) as bar:
         line = bar.add_task(what, total=total)
         for item in items:
             bar.advance(line)

@@ -64,7 +64,8 @@ class ScoringOptions:
 
     # fmt: off
     importance_test_name: str | None = option(None, "heuristic that scores the elements; by default gain in "
-        "train-dyrealloc, and grad_norm in imp-test and with --imp-source training", choices=saliency.names())
+        "train-dyrealloc, where grad_norm, snip and fisher favour elements that are on, and grad_norm in imp-test and "
+        "with --imp-source training", choices=saliency.names())
     imp_limit_test_batches: int | float = option(32,
         "scoring batches over all processes, or share of the training set", count_or_share,
         actions=("train", *_IMP_TEST, *_DYREALLOC), idle=_reads_no_batches)

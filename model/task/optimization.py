@@ -43,7 +43,8 @@ class Optimization:
         _warm_up_length)
     eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0),
         idle=idle_without("lr_scheduler", "cosine_annealing"))
-    max_steps: int = option(-1, "optimizer steps to train; -1: no limit", positive_or_unlimited, resume="free")
+    max_steps: int = option(-1, "most optimizer steps to train, within --max-epochs; -1: no limit",
+        positive_or_unlimited, resume="free")
 
 
 def build_optimizer(

@@ -13,7 +13,7 @@ from actions.halving import shares
 from heterolora.errors import UserError
 from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, tuning_cases
 from tools.studies.results import Measured, Rung, read_measured, rung_of
-from tools.studies.running import Record, Start, record_of, run_here, run_submitted, start_process
+from tools.studies.running import Record, Start, check_unfinished, record_of, run_here, run_submitted, start_process
 from tools.studies.spec import Study
 from tools.studies.summary import Comparison, compare
 
@@ -121,6 +121,8 @@ class Execution:
         if not run_jobs:
             self.reasons |= {job.name: "it is not finished" for job in missing}
             return records
+        for job in missing:
+            check_unfinished(job, self.jobs_folder)
         if missing:
             if self.executor == "here":
                 ended = run_here(missing, self.jobs_folder, self.workers, self.start)

@@ -8,7 +8,6 @@ from statistics import fmean
 import plotly.graph_objects as go
 
 from actions.run_folder import LOGS
-from heterolora.element import Place
 from tools.reporting.curves import read_curves
 from tools.reporting.figures import COLOURS, Chart, heat_map, new_figure
 from tools.studies.results import Measured, Rung
@@ -162,12 +161,16 @@ def _band(figure: go.Figure, steps: Sequence[int], seeds: Sequence[Mapping[int, 
 def rank_maps(comparison: Comparison) -> list[Chart]:
     """The rank of every place, the mean over seeds, for each arm."""
     charts = []
+    every = list(dict.fromkeys(place for arm in comparison.arms for run in arm.runs for place in run.ranks))
+    means = {
+        arm.name: {place: fmean(run.ranks.get(place, 0) for run in arm.runs) for place in every}
+        for arm in comparison.arms
+    }
+    ranks = [rank for places in means.values() for rank in places.values()]
     for arm in comparison.arms:
-        places: dict[Place, float] = {
-            place: fmean(run.ranks.get(place, 0) for run in arm.runs) for place in arm.runs[0].ranks
-        }
+        places = means[arm.name]
         on = [place.key for place, rank in places.items() if rank]
-        found = heat_map(places, on, lambda value: f"{value:.3g}" if value else "", "rank")
+        found = heat_map(places, on, lambda value: f"{value:.3g}" if value else "", "rank", beside=ranks)
         charts.append(Chart(f"Ranks: {arm.name}", found.figure, note=found.note, width=found.width))
     return charts
 

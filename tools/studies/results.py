@@ -13,11 +13,12 @@ import numpy as np
 
 from actions.export import LORA
 from actions.halving import promoted
+from actions.results import read_metrics, read_resources
 from actions.run_folder import METRICS
 from heterolora.config import load
 from heterolora.element import Element, Place
 from heterolora.errors import UserError
-from heterolora.outside import read_json, read_text
+from heterolora.outside import read_text
 from model.task.rows import ROWS
 from tools.studies.jobs import Case
 from tools.studies.spec import Measure, Study
@@ -74,15 +75,17 @@ def _tunes(index: int, share: Fraction) -> bool:
 
 def read_measured(case: Case, folder: Path, measure: Measure, elements: Iterable[Element], seconds: float) -> Measured:
     """Read the files of a finished run on `elements`. Raises UserError if a file is missing or wrong."""
-    metrics = read_json(folder / METRICS, "the metrics", _RUN_AGAIN)
+    metrics, _ = read_metrics(folder)
+    if not metrics:
+        raise UserError(f"{folder / METRICS} has no metrics", _RUN_AGAIN)
     final = load(folder / LORA, "lora")
     found = ((element, final.lookup(element.layer, element.name)) for element in elements)
     at = {element: element.settings.at(settings.rank) if settings else None for element, settings in found}
-    resources = metrics.get("resources", {})
+    resources = read_resources(folder)
     return Measured(
         case,
         folder,
-        _rows(folder / ROWS, measure, tuple(metrics["metrics"])),
+        _rows(folder / ROWS, measure, tuple(metrics)),
         {Place(element.layer, element.name): settings.rank if settings else 0 for element, settings in at.items()},
         sum(replace(element, settings=settings).parameters for element, settings in at.items() if settings),
         resources.get("step_seconds"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from actions.endings import ENDS_WITH_PARENT
 from actions.export import LORA
 from actions.in_use import in_use
 from actions.run_folder import CHECKPOINTS
@@ -24,6 +26,7 @@ from tools.studies.jobs import PROGRAM, Job
 
 Start = Callable[[Sequence[str], Path], int]
 
+_ENDING = 120  # seconds in which a job that is told to end saves its state
 _LONGEST_JOB = 24 * 60  # minutes; submitit's own default is 5
 _RUN_AGAIN = "give another --output, or delete it and the run's folder to run the job again"
 
@@ -70,7 +73,12 @@ def start_process(arguments: Sequence[str], log: Path) -> int:
     with log.open("ab") as output:
         command = [sys.executable, *arguments]
         process = subprocess.Popen(
-            command, cwd=PROGRAM, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            command,
+            cwd=PROGRAM,
+            env={**os.environ, ENDS_WITH_PARENT: "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
         )
         _running.add(process)
         try:
@@ -86,9 +94,10 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     """
     last = job.folder / CHECKPOINTS / "last.ckpt"
     started = folder / f"{job.folder.name}.started.json"
-    if job.folder.is_dir() and not (last.is_file() and _continues(job, started)):
-        with in_use(job.folder):  # by a job that went on when its study was killed
+    if job.folder.is_dir():
+        with in_use(job.folder, patience=_ENDING):  # by a job whose study was killed just now
             pass
+    if job.folder.is_dir() and not (last.is_file() and _continues(job, started)):
         shutil.rmtree(job.folder, ignore_errors=True)  # the run would get another name beside it
         for path in (folder / f"{job.folder.name}.json", *folder.glob(f"{job.folder.name}.to*.json")):
             path.unlink(missing_ok=True)
@@ -107,6 +116,16 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     record = Record(job.name, code, seconds, error, job.digest)
     write_text(record_path, json.dumps(asdict(record), indent=2) + "\n")
     return record
+
+
+def check_unfinished(job: Job, folder: Path) -> None:
+    """Raise UserError if a part of a run is missing, and the run has gone on to its end without it."""
+    whole = replace(job, share=1.0, name=job.folder.name)
+    if job.share < 1 and record_of(whole, folder) is not None:
+        raise UserError(
+            f"{job.folder} is finished, and has no result after {job.share:.0%} of it",
+            "give another --output, or the study's former tuning and number of learning rates",
+        )
 
 
 def _continues(job: Job, started: Path) -> bool:
@@ -143,7 +162,9 @@ def run_here(jobs: Sequence[Job], folder: Path, workers: int, start: Start = sta
 def run_submitted(
     jobs: Sequence[Job], folder: Path, workers: int, cluster: str, options: dict[str, Any]
 ) -> Iterator[Record]:
-    """Run jobs through submitit: `slurm` as one job array of at most `workers` at a time, `local` as processes."""
+    """Run jobs through submitit: `slurm` as one job array of at most `workers` at a time, `local` as processes, of
+    which the next `workers` start when all before have ended.
+    """
     try:
         import submitit
     except ImportError:
@@ -157,8 +178,14 @@ def run_submitted(
     except (RuntimeError, NameError, AssertionError, TypeError, ValueError) as error:  # of submitit, about its input
         found = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"submitit refuses --executor {cluster}: {found[:300]}", _SUBMITIT) from error
-    with executor.batch():
-        submitted = {executor.submit(run_job, job, folder): job.name for job in jobs}
-    for job in submitit.helpers.as_completed(list(submitted)):
-        failure = job.exception()  # of the job itself, such as a limit of the cluster; not of the command in it
-        yield job.result() if failure is None else Record(submitted[job], 1, 0.0, str(failure).splitlines()[0])
+    size = len(jobs) if cluster == "slurm" else workers
+    for start in range(0, len(jobs), size):
+        with executor.batch():
+            submitted = {executor.submit(run_job, job, folder): job.name for job in jobs[start : start + size]}
+        for job in submitit.helpers.as_completed(list(submitted)):
+            failure = job.exception()  # of the job itself, such as a limit of the cluster; not of the command in it
+            yield (
+                job.result()
+                if failure is None
+                else Record(submitted[job], 1, 0.0, str(failure).strip().partition("\n")[0])
+            )

@@ -22,6 +22,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -30,6 +31,8 @@ from typing import Any, Literal
 
 from actions.halving import check_optuna
 from actions.options import declared, defaults
+from dataset import registry
+from dataset.settings import OwnDataOptions
 from heterolora import saliency
 from heterolora.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
 from heterolora.element import PROJECTIONS
@@ -45,6 +48,13 @@ _SET_BY_THE_STUDY = (
     "log_level", "budget_parameters", "budget_time", "turn_on_percentile", "stop_after", "rank", "alpha", "target",
     "measured",
 )  # fmt: skip
+
+# Options that decide which rows are evaluated.
+_OF_THE_ROWS = (
+    "dataset", "task", "dataset_saved_path", "validation_share", "validation_seed", "limit_val_batches",
+    "limit_test_batches", *(found.name for found in fields(OwnDataOptions)),
+)  # fmt: skip
+_OF_LORA = ("quantize", "lora_init", "loraplus_ratio")  # options without effect on PEFT's layers
 
 Measure = Literal["loss", "accuracy"]
 
@@ -172,10 +182,31 @@ def read_study(path: Path) -> Study:
     check_known(f"{path}: baseline", baseline, arms)
     if len(arms) < 2:
         raise UserError(f"{path} has one arm", "a comparison needs two: add a table [arms.NAME]")
+    for (task, options), arm in itertools.product(tasks.items(), arms.values()):
+        _check_arm_on_task(path, task, arm, {**options, **arm.options}, values.get("measure", "loss"))
     lists.setdefault("tuning_seeds", lists["seeds"][:1])
     if values.get("tuning") == "halving":
         check_optuna(f'{path}: tuning = "halving"')
     return Study(tasks=tasks, arms=arms, baseline=baseline, measure=values.pop("measure", "loss"), **lists, **values)
+
+
+def _check_arm_on_task(path: Path, task: str, arm: Arm, options: Mapping[str, Any], measure: Measure) -> None:
+    """Raise UserError if the runs of an arm would fail, or would be measured on other rows than those of other arms."""
+    for name in _OF_THE_ROWS:
+        if name in arm.options:
+            found = f"{path}: [arms.{arm.name}] has the option {name}, and all arms are measured on the same rows"
+            raise UserError(found, f"give it in [options] or in [tasks.{task}]")
+    for name in _OF_LORA if arm.peft_method is not None else ():
+        if options.get(name, defaults()[name]) != defaults()[name]:
+            raise UserError(
+                f"{path}: the runs of arm {arm.name} have the option {name}, which does not fit PEFT's layers",
+                "give it in the options of the other arms",
+            )
+    dataset = options.get("dataset", defaults()["dataset"])
+    if measure == "accuracy" and registry.is_known(dataset):
+        spec = registry.get(dataset)
+        if not spec.labels and spec.choices is None:
+            raise UserError(f"{path}: task {task} has no labels, and measure is accuracy", 'give measure = "loss"')
 
 
 def _list(path: Path, key: str, value: Any, form: Field) -> tuple[Any, ...]:

@@ -63,7 +63,7 @@ class Difference:
     seeds_needed: int | None
 
 
-def bootstrap(totals: Figures, counts: Figures, seed: int = 0) -> Figures:
+def bootstrap(totals: Figures, counts: Figures) -> Figures:
     """(DRAWS,) bootstrap means of `totals` (seeds, rows) per `counts` (rows,), with seeds and rows drawn anew.
 
     It counts the part of the variance that belongs to a seed on a row three times (McCullagh 2000, "Resampling and
@@ -71,7 +71,7 @@ def bootstrap(totals: Figures, counts: Figures, seed: int = 0) -> Figures:
     The deviations from the mean over seeds are enlarged by √(S / (S − 1)), because a bootstrap of S seeds
     underestimates their variance by (S − 1) / S (Davison & Hinkley 1997, section 2.5). With one seed only rows vary.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     seeds, rows = totals.shape
     mean = totals.mean(0, keepdims=True)
     spread = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0

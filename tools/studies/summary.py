@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 
 from tools.studies.results import Measured, rows_of
 from tools.studies.spec import Study
 from tools.studies.statistics import Difference, Interval, differences, interval
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,13 @@ def compare(
 ) -> Comparison:
     """Compare the arms that have a run for every seed. `runs`: arm -> its runs at the best learning rate."""
     rows = {name: rows_of(study, found) for name, found in runs.items()}
+    broken = [name for name, found in rows.items() if not np.isfinite(found.totals).all()]
+    missing = {**missing, **dict.fromkeys(broken, f"the {study.measure} of a row is not finite")}
+    rows, runs = _without(broken, rows), _without(broken, runs)
     if (base := rows.get(study.baseline)) is not None:
         unlike = [name for name, other in rows.items() if not np.array_equal(other.counts, base.counts)]
         missing = {**missing, **dict.fromkeys(unlike, f"it is measured on other rows than {study.baseline}")}
-        rows, runs = ({name: some[name] for name in some if name not in unlike} for some in (rows, runs))
+        rows, runs = _without(unlike, rows), _without(unlike, runs)
     higher = study.measure == "accuracy"
     apart: dict[str, Difference] = {}
     if study.baseline in rows and len(rows) > 1:
@@ -86,6 +92,10 @@ def compare(
     )
     untuned = {name: rates for name, rates in untuned.items() if name in runs}
     return Comparison(task, budget, arms, missing, untuned, _sentence(study, arms, missing, untuned))
+
+
+def _without(names: Collection[str], arms: Mapping[str, T]) -> dict[str, T]:
+    return {name: found for name, found in arms.items() if name not in names}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
