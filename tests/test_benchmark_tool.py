@@ -79,6 +79,13 @@ def test_a_frozen_prefix_is_compared(capsys):
         assert variant in said
 
 
+def test_the_trainer_is_compared_with_a_bare_loop(capsys):
+    said = report(capsys, "trainer", *TINY, "--rounds", "1", "--interval", "3")
+    assert "3 training steps of opt_lora" in said
+    assert "bare loop" in said
+    assert "the trainer adds" in said
+
+
 def test_the_time_of_a_budget_is_predicted_and_measured(capsys):
     said = report(capsys, "budget-time", *TINY, "--rounds", "2")
     shares = ("0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "all on")

@@ -11,5 +11,5 @@ is a torch device and `args.command` the whole command. `measure.py` times varia
 
 NAMES = (
     "alpha-test", "budget-time", "compile", "dyrealloc", "frozen-prefix", "lora-vs-peft", "padding", "sharding",
-    "shortcuts",
+    "shortcuts", "trainer",
 )  # fmt: skip
