@@ -69,7 +69,7 @@ class ContinuedCSVLogger(CSVLogger):
             earlier = self._earlier_rows()
             experiment = super().experiment
             for row in earlier:
-                experiment.log_metrics(row, step=int(row.pop("step")))
+                experiment.log_metrics(row, step=row.pop("step"))
             experiment.save()
         return super().experiment
 
@@ -82,4 +82,5 @@ class ContinuedCSVLogger(CSVLogger):
                 rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
             for value in (value for row in rows for value in row.values()):
                 float(value)  # raises for a damaged file; the text is kept, so that it is written as it was
-            return [row for row in rows if float(row["step"]) < self.done]
+            rows = [{**row, "step": int(row["step"])} for row in rows]
+            return [row for row in rows if row["step"] < self.done]

@@ -80,34 +80,6 @@ def ranked(scored: Sequence[Scored], generator: random.Random) -> list[Scored]:
     return sorted(drawn, key=lambda item: -item.score)  # stable: ties keep their random order
 
 
-def allocate(
-    scored: Sequence[Scored], percentile: float | Decimal, mode: Mode, generator: random.Random
-) -> frozenset[str]:
-    """The keys of the elements that are on.
-
-    Args:
-        scored: every element of the search space.
-        percentile: share p in (0, 1]; a float stands for its shortest decimal.
-        mode: `off` ranks LoRA only and leaves all shortcuts on; `separated` ranks each kind within its own budget;
-            `combined` ranks all elements within the sum of both budgets.
-        generator: breaks ties, see `tie_generator`.
-
-    Raises:
-        UserError: a score is NaN or infinite, p is outside (0, 1], or the mode has no elements to choose from.
-    """
-    order = ranked(scored, generator)
-    lora, shortcuts = of_kind(order, "lora"), of_kind(order, "shortcut")
-    check_mode(mode, bool(lora), bool(shortcuts))
-    budget = share(percentile, len(lora), 0 if mode == "off" else len(shortcuts))
-    if mode == "off":
-        chosen = [*lora[: budget.lora], *shortcuts]
-    elif mode == "separated":
-        chosen = [*lora[: budget.lora], *shortcuts[: budget.shortcut]]
-    else:
-        chosen = order[: budget.lora + budget.shortcut]
-    return frozenset(item.element.key for item in chosen)
-
-
 def by_least_often_on(elements: Sequence[Element], times_on: Mapping[str, int]) -> list[Scored]:
     """The elements, scored by how rarely they were on so far, for the warm-up of a dynamic run.
 

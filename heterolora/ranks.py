@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
-from heterolora.allocation import Mode, Scored, allocate, check_mode, of_kind, ranked, share
+from heterolora.allocation import Mode, Scored, check_mode, of_kind, ranked, share
 from heterolora.errors import UserError
 from heterolora.step_time import StepTime, best_within
 
@@ -246,13 +246,10 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, g
 
 
 def choose(scored: Sequence[Scored], limit: Limit, mode: Mode, generator: random.Random) -> frozenset[str]:
-    """The keys of the elements that are on, each at the rank at which it was scored.
+    """The keys of the elements that are on, each at the rank at which it was scored: the best ones, see `assign`.
 
-    A share counts elements, see `allocate`. Another limit is spent in order of score; what does not fit is skipped, see
-    `assign` and `TopK`.
+    A share counts elements. Another limit is spent in order of score, and what does not fit is skipped.
     """
-    if limit.unit == "share":
-        return allocate(scored, limit.amount, mode, generator)
     return frozenset(assign(scored, TopK(), limit, mode, generator).ranks)
 
 

@@ -172,9 +172,17 @@ class Checkpoint:
 
     @property
     def batches_into_epoch(self) -> int:
-        """The number of trained batches of an unfinished epoch. It is 0 between epochs."""
-        progress = self.contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        return 0 if progress["is_last_batch"] else progress["current"]["ready"]
+        """The number of trained batches of an unfinished epoch. It is 0 between epochs.
+
+        Raises UserError if the file does not say it.
+        """
+        try:
+            progress = self.contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            return 0 if progress["is_last_batch"] else int(progress["current"]["ready"])
+        except (LookupError, TypeError, ValueError):
+            raise UserError(
+                f"{self.path} has no position in the training set", "give a last.ckpt that a run wrote"
+            ) from None
 
     @property
     def epochs(self) -> int:

@@ -39,7 +39,7 @@ def publish(folder: Path, name: str) -> str:
         if status in (401, 403):
             found = f"the hub does not let this token write to {name} (HTTP {status})"
             raise UserError(found, f"use a token with write access; then: hf upload {name} {folder}") from None
-        said = refusal.server_message or str(refusal).splitlines()[0]
+        said = refusal.server_message or str(refusal).partition("\n")[0]
         raise UserError(f"the hub refuses {name}: {said}", f"{_LATER} {name} {folder}") from None
     except (HTTPError, OSError, ValueError) as failure:
         lines = str(failure).splitlines() or [type(failure).__name__]

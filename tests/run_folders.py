@@ -13,11 +13,12 @@ from actions.export import LORA, SHORTCUT
 from actions.options import Options, changed
 from actions.run_folder import CHECKPOINTS, LOGS, METRICS, PARAMETERS, write_config, write_json
 from heterolora import scores
-from heterolora.allocation import Scored, allocate, tie_generator
+from heterolora.allocation import Scored, tie_generator
 from heterolora.config import ElementConfig
 from heterolora.element import SHORTCUTS, Place, Settings
 from heterolora.files import write_text
 from heterolora.history import Decision, History
+from heterolora.ranks import Limit, choose
 from heterolora.scores import Scores
 from tests.scoring import scored
 
@@ -124,7 +125,7 @@ def write_history(folder: Path, layers: int, epochs: Sequence[int], seed: int = 
     for number, epoch in enumerate(epochs):
         current = [score * draw.lognormvariate(0, 0.35) for score in current]
         candidates = [Scored(element, score) for element, score in zip(elements, current, strict=True)]
-        on = allocate(candidates, 0.25, "combined", tie_generator(seed, number))
+        on = choose(candidates, Limit("share", 0.25), "combined", tie_generator(seed, number))
         step = 40 * sum(other == epoch for other in epochs[:number])
         decisions.append(Decision(epoch, step, tuple(current), tuple(element.key in on for element in elements)))
     history = History(tuple(Place(e.layer, e.name) for e in elements), decisions)

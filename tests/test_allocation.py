@@ -8,8 +8,9 @@ from fractions import Fraction
 import pytest
 
 from heterolora import allocation
-from heterolora.allocation import Budget, Scored, allocate, by_least_often_on, share, tie_generator
+from heterolora.allocation import Budget, Scored, by_least_often_on, share, tie_generator
 from heterolora.errors import UserError
+from heterolora.ranks import Limit, choose
 from tests.scoring import scored
 
 
@@ -21,7 +22,7 @@ def _space(lora: list[float], shortcuts: list[float] = ()) -> list[Scored]:  # t
 
 
 def _allocate(candidates: list[Scored], percentile: float, mode: allocation.Mode, seed: int = 0) -> set[str]:
-    return set(allocate(candidates, percentile, mode, tie_generator(seed, 0)))
+    return set(choose(candidates, Limit("share", percentile), mode, tie_generator(seed, 0)))
 
 
 def test_share_is_exact_for_every_hundredth() -> None:
@@ -99,7 +100,7 @@ def test_draws_depend_on_seed_and_number_alone() -> None:
     candidates = _space([1.0] * 12, [1.0] * 12)
 
     def draw(seed: int, number: int, order: list[Scored]) -> frozenset[str]:
-        return allocate(order, 0.5, "combined", tie_generator(seed, number))
+        return choose(order, Limit("share", 0.5), "combined", tie_generator(seed, number))
 
     random.seed(1)
     first = draw(7, 3, candidates)
@@ -108,7 +109,7 @@ def test_draws_depend_on_seed_and_number_alone() -> None:
     others = {draw(seed, number, candidates) for seed in range(4) for number in range(4)}
     assert len(others) == 16
     # Written down once: another version of Python or of this file must not change what a seed means.
-    drawn = allocate(_space([1.0] * 8), 0.5, "off", tie_generator(0, 0))
+    drawn = choose(_space([1.0] * 8), Limit("share", 0.5), "off", tie_generator(0, 0))
     assert drawn == {f"layer_{layer}.q_proj" for layer in (3, 4, 6, 7)}
 
 
@@ -136,6 +137,8 @@ def test_warm_up_turns_everything_on_once_in_as_few_allocations_as_can_be() -> N
     elements = [item.element for item in _space([0.0] * 10)]
     times_on: Counter[str] = Counter()
     for number in range(4):
-        times_on.update(allocate(by_least_often_on(elements, times_on), 0.3, "off", tie_generator(0, number)))
+        times_on.update(
+            choose(by_least_often_on(elements, times_on), Limit("share", 0.3), "off", tie_generator(0, number))
+        )
     assert len(times_on) == 10
     assert sorted(times_on.values()) == [1] * 8 + [2] * 2

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heterolora.adapt import wrap
-from heterolora.allocation import Scored, allocate, tie_generator
+from heterolora.allocation import Scored, tie_generator
 from heterolora.element import Element, Settings
+from heterolora.ranks import Limit, choose
 from heterolora.saliency.heuristics.gain import grow, keep
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Loss, Problem, Step
@@ -81,7 +82,6 @@ def test_noise_is_no_growth() -> None:
 
 TOWERS, WIDTH, CLASSES = 8, 16, 4
 PLANTED, NOISE = {"layer_2.w1", "layer_5.w1"}, {"layer_0.w1", "layer_7.w1"}
-NEW = ("gain", "spectral", "weight_grad_norm", "weight_gradient")
 
 
 class Towers(nn.Module):
@@ -155,18 +155,37 @@ class Planted:
                 optimizer.step()
             scores = self.scores(name, scoring, Step(rate * steps))
             scored = [Scored(element, scores[element.key]) for element in self.space.elements]
-            choices.append(allocate(scored, 0.25, "off", tie_generator(0, index)))
+            choices.append(choose(scored, Limit("share", 0.25), "off", tie_generator(0, index)))
             self.space.switch(choices[-1])
         return choices
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3])
-def test_new_scores_find_the_planted_places(seed: int) -> None:
+def two_best(scores: dict[str, float]) -> set[str]:
+    return set(sorted(scores, key=scores.get)[-2:])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_scores_of_the_weights_find_the_planted_places(seed: int) -> None:
     planted = Planted.with_seed(seed)
     batches = [planted.batch() for _ in range(32)]
-    for name in NEW:
-        scores = planted.scores(name, batches)
-        assert set(sorted(scores, key=scores.get)[-2:]) == PLANTED, name
+    for name in ("spectral", "weight_grad_norm", "weight_gradient"):
+        assert two_best(planted.scores(name, batches)) == PLANTED, name
+
+
+def test_gain_finds_the_planted_places_with_most_draws_of_a() -> None:
+    """A of rank 2 sees two of sixteen directions of the gradient: no score of new elements can find them with all."""
+    found = {"gain": 0, "grad_norm": 0}
+    for seed in range(4):
+        planted = Planted.with_seed(seed)
+        batches = [planted.batch() for _ in range(32)]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(4):
+            for low_rank in planted.space:
+                low_rank.A.data = torch.randn(low_rank.A.shape, generator=generator) / 7  # the spread of a new A
+            for name in found:
+                found[name] += two_best(planted.scores(name, batches)) == PLANTED
+    assert found["gain"] >= 12
+    assert found["grad_norm"] < found["gain"]
 
 
 def test_activation_cannot_see_what_the_labels_need() -> None:
@@ -176,7 +195,7 @@ def test_activation_cannot_see_what_the_labels_need() -> None:
     assert planted.scores("activation", batches) == planted.scores("activation", other_labels)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3])
+@pytest.mark.parametrize("seed", [0, 1, 3])  # with 8 of the seeds 0 to 8; with 2, A hides one of the planted places
 class TestFromTheWrongChoice:
     def test_gain_leaves_it_and_stays(self, seed: int) -> None:
         assert Planted.with_seed(seed).search("gain")[-3:] == [PLANTED] * 3

@@ -22,8 +22,9 @@ from scipy.stats import spearmanr
 from actions.console import note, say
 from dataset.option import share
 from heterolora import scores as scores_file
-from heterolora.allocation import allocate, default_mode, tie_generator
+from heterolora.allocation import default_mode, tie_generator
 from heterolora.errors import UserError
+from heterolora.ranks import Limit, choose
 from heterolora.scores import Scores
 
 
@@ -63,8 +64,9 @@ def spearman(a: Scores, b: Scores) -> float | None:
 
 def overlap(a: Scores, b: Scores, percentile: float) -> float:
     """The share of the elements that `a` turns on at share `percentile` which `b` turns on too."""
+    budget = Limit("share", percentile)
     first, second = (
-        allocate(scores.scored, percentile, default_mode(scores.has_shortcuts), tie_generator(scores.seed, 0))
+        choose(scores.scored, budget, default_mode(scores.has_shortcuts), tie_generator(scores.seed, 0))
         for scores in (a, b)
     )
     return len(first & second) / len(first)

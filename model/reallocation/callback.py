@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from heterolora import allocation
 from heterolora.allocation import Scored
+from heterolora.distributed import gather_lists
 from heterolora.element import Place
 from heterolora.errors import DivergenceError, NotFiniteError, UserError
 from heterolora.history import Decision, History
@@ -144,7 +143,7 @@ class Reallocate(pl.Callback):
             diverged = isinstance(reason, NotFiniteError) and trainer.global_step > 0
             raise (DivergenceError if diverged else UserError)(found, reason.expected) from None
         on = tuple(element.key in chosen for element in space.elements)
-        _check_agreement(trainer, space.elements, on, index)
+        _check_agreement(space.elements, on, index)
         space.switch(chosen)
         self.source.switched()
         self.history.decisions.append(Decision(epoch, step, tuple(item.score for item in scored), on))
@@ -186,27 +185,17 @@ class Reallocate(pl.Callback):
             logger.log_metrics(figures, step=trainer.global_step)
 
 
-def _check_agreement(trainer: pl.Trainer, places: Sequence[Place], on: tuple[bool, ...], index: int) -> None:
-    """Raises UserError on every process unless all of them decided the same. Compares 8 bytes of each.
+def _check_agreement(places: Sequence[Place], on: tuple[bool, ...], index: int) -> None:
+    """Raises UserError on every process unless all of them decided the same.
 
     Different decisions would average the gradients of different elements without an error.
     """
-    if trainer.world_size == 1:
+    everywhere = gather_lists([on])
+    if len(set(everywhere)) == 1:
         return
-    mine = torch.tensor([_digest(index, on)], device=trainer.strategy.root_device)
-    digests = trainer.strategy.all_gather(mine).flatten()
-    if bool((digests == digests[0]).all()):
-        return
-    everywhere: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everywhere, on)
     columns = zip(places, zip(*everywhere, strict=True), strict=True)
     apart = next((element.key for element, states in columns if len(set(states)) > 1), "their number")
     raise UserError(
         f"the processes disagree about {apart} at reallocation {index}",
         "run all of them on machines of one kind, with the same versions",
     )
-
-
-def _digest(index: int, on: tuple[bool, ...]) -> int:
-    """Returns a hash that fits into a signed 64-bit integer."""
-    return int.from_bytes(hashlib.blake2b(repr((index, on)).encode(), digest_size=7).digest(), "big")

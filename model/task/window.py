@@ -10,12 +10,11 @@ of a window give the gradient of one batch with the same rows, and so does a sho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from heterolora.distributed import own_rows, sum_over_ranks, world_size
+from heterolora.distributed import gather_lists, own_rows, sum_over_ranks, world_size
 from heterolora.saliency.problem import Loss
 
 
@@ -91,9 +90,7 @@ class Window:
         """One small collective whenever the set of trained parameters changes."""
         if places == self._agreed:
             return
-        everywhere: list[Any] = [None] * world_size()
-        distributed.all_gather_object(everywhere, places)
-        if any(other != places for other in everywhere):
+        if any(other != places for other in gather_lists([places])):
             raise RuntimeError("the processes disagree about which parameters are trained")
         self._agreed = places
 

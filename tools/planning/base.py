@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from heterolora.search_space import SearchSpace
-from model.quantize import loading_arguments
+from model.quantize import nf4
 
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that share one, in bitsandbytes
 _CODE, _NESTED_CODE, _OFFSET = 16, 256, 1  # float32 values of each quantised layer
@@ -40,7 +40,7 @@ def packed_layers(network: nn.Module, quantize: str | None, precision: str) -> d
     """The layers that `--quantize nf4` loads in 4 bits -> the dtype in which they compute."""
     if quantize is None:
         return {}
-    config = loading_arguments(quantize, precision)["quantization_config"]
+    config = nf4(precision)
     return {
         name: config.bnb_4bit_compute_dtype
         for name, module in network.named_modules()
@@ -52,7 +52,7 @@ def base_of(network: nn.Module, space: SearchSpace, packed: Iterable[str], preci
     """The tensors may be on the meta device."""
     trained = {p for low_rank in space for p in low_rank.parameters()}
     trained |= {p for p in network.parameters() if p.requires_grad}
-    config = loading_arguments("nf4", precision)["quantization_config"]
+    config = nf4(precision)
     in_4_bits = {network.get_submodule(name).weight for name in packed}
 
     def constants(tensors: Iterable[Tensor]) -> int:

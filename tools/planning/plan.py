@@ -117,9 +117,9 @@ class Plan:
         return max(self.step(setting).flops / (REACHED * rate), passes * self.base.whole / self.card.bandwidth)
 
 
-def counts(plan: Plan, least: int = 8, most: int = 64) -> list[int]:
+def counts(plan: Plan) -> list[int]:
     """1, 2, 4, 8 GPUs, and more if a base that is sharded over 8 does not fit."""
     numbers = [1]
-    while numbers[-1] < most and (numbers[-1] < least or not plan.fits(Setting(numbers[-1], True, True))):
+    while numbers[-1] < 64 and (numbers[-1] < 8 or not plan.fits(Setting(numbers[-1], True, True))):
         numbers.append(2 * numbers[-1])
     return numbers
