@@ -110,7 +110,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
         )
     try:
         marks = "{% generation" in template or "{%- generation" in template
-        if marks and all(map(_is_learned, (message for message in messages if message["role"] == ASSISTANT))):
+        if marks and all(_is_learned(message) for message in messages if message["role"] == ASSISTANT):
             ids, learned = _marked_by_template(tokenizer, messages)
         else:
             ids, learned = _marked_by_turns(tokenizer, messages)

@@ -97,10 +97,10 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     if job.folder.is_dir():
         with in_use(job.folder, patience=_ENDING):  # by a job whose study was killed just now
             pass
-    if job.folder.is_dir() and not (last.is_file() and _continues(job, started)):
-        shutil.rmtree(job.folder, ignore_errors=True)  # the run would get another name beside it
-        for path in (folder / f"{job.folder.name}.json", *folder.glob(f"{job.folder.name}.to*.json")):
-            path.unlink(missing_ok=True)
+        if not (last.is_file() and _continues(job, started)):
+            shutil.rmtree(job.folder, ignore_errors=True)  # the run would get another name beside it
+            for path in (folder / f"{job.folder.name}.json", *folder.glob(f"{job.folder.name}.to*.json")):
+                path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(started, json.dumps({"digest": job.digest, "share": job.share}) + "\n")
     record_path = folder / f"{job.name}.json"
