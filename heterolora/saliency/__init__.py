@@ -79,4 +79,6 @@ def get(name: str) -> Heuristic:
         raise UserError(f"importance test '{name}' is not known", nearest(name, names()))
     if name not in _registered:
         importlib.import_module(f"{heuristics.__name__}.{name}")
+    if name not in _registered:
+        raise UserError(f"heuristics/{name}.py registers no heuristic '{name}'", f'expected @register("{name}")')
     return _registered[name]
