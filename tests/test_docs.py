@@ -23,7 +23,7 @@ from dataset import registry
 from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from tests.tiny import tiny_network, word_tokenizer
-from tests.world import ROOT, World, model_folder, sentences, write_jsonl
+from tests.world import ROOT, World, model_folder, sentences, text_folder, write_jsonl
 
 OPTIONS, DATA_SETS = ROOT / "docs" / "options.md", ROOT / "docs" / "data-sets.md"
 MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -209,6 +209,7 @@ class Stage:
         question = {"question": "a", "choices": {"text": ["good", "bad"], "label": ["A", "B"]}, "answerKey": "A"}
         for split in ("train", "validation", "test"):
             write_jsonl(folder / "path" / "to" / "ai2_arc" / "ARC-Easy" / f"{split}.jsonl", [question] * 4)
+        text_folder(folder / "wikitext2")
         (folder / "book.txt").write_text("".join(f"{row['sentence1']}\n" for row in rows))
         turns = [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "good"}]
         write_jsonl(folder / "chat.jsonl", [{"messages": turns}] * 20)
@@ -231,8 +232,8 @@ class Stage:
     def _small(self, words: list[str]) -> list[str]:
         action = words[words.index("main") + 1]
         small = ["--accelerator", "cpu", "--max-token-len", "32"]
-        if "rte" in words:
-            small += ["--dataset-saved-path", "rte"]
+        for name in {"rte", "wikitext2"} & {*words}:
+            small += ["--dataset-saved-path", name]
         if action.startswith("train") and "--resume-training" not in words:
             small += ["--max-epochs", "1", "--max-steps", "2"]
         if "--load" in words and ".ckpt" in words[words.index("--load") + 1]:

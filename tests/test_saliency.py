@@ -138,7 +138,9 @@ def test_a_new_one_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "def rank(problem):\n"
         "    return [float(low_rank.element.rank) for low_rank in problem.space]\n"
     )
-    (tmp_path / "other.py").write_text('from heterolora.saliency import register\n@register("another")\ndef f(_): ...\n')
+    (tmp_path / "other.py").write_text(
+        'from heterolora.saliency import register\n@register("another")\ndef f(_): ...\n'
+    )
     assert saliency.names() == NAMES
     monkeypatch.setattr(heuristics, "__path__", [*heuristics.__path__, str(tmp_path)])
     monkeypatch.setattr(saliency, "_registered", dict(saliency._registered))  # other tests do not see it
