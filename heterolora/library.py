@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from heterolora import saliency
 from heterolora.adapt import wrap
 from heterolora.allocation import Scored, of_kind, tie_generator
 from heterolora.checks import ABOVE_0, check_known, whole_number
-from heterolora.element import Element, Settings, at_ranks
+from heterolora.element import Element, Settings, at_ranks, check_ranks
 from heterolora.errors import UserError
 from heterolora.family import Family
 from heterolora.peft_config import peft_config
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+
+_FROM_SCORES = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
 
 
 @torch.inference_mode(False)  # elements and batches that are made in inference mode would have no gradients
@@ -59,7 +62,7 @@ def score(
         heuristic: one of `heterolora.heuristics()`.
         loss: (network, batch) -> scalar loss; by default `network(**batch).loss`.
         target_modules: the layers to score, as in PEFT: `all-linear`, a list of names, or a regular expression.
-        rank: the rank at which the elements are scored.
+        rank: the rank at which the elements are scored; lower for a layer of less width.
         alpha: the scaling of the elements is alpha / rank.
         max_batches: the number of batches to use; by default all.
         warmup_batches: the number of batches on which the elements are trained before scoring; the training is undone
@@ -84,7 +87,8 @@ def score(
     for name, limit in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
         whole_number(0).check("score", name, 0 if limit is None else limit)
     names = {} if family is None else {path: name for name, path in family.linears.items()}
-    elements = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
+    found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
+    elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
     with random_state(model):  # a DataLoader draws random numbers
         kept = list(itertools.islice(batches, max_batches))
     if not kept and not chosen.is_baseline:
@@ -94,13 +98,18 @@ def score(
 
     def evaluated(batch: Any) -> Loss:
         try:
-            value = (loss or _loss_of_output)(model, batch)
+            with torch.autocast(device, as_called[1], enabled=as_called[0]):
+                value = (loss or _loss_of_output)(model, batch)
         except RuntimeError:
             _check_devices(model, batch)
             raise
         return Loss(_scalar(value), torch.ones(()))
 
-    with random_state(model, seed), _wrapped(model, elements, family) as space:
+    device = next(model.parameters()).device.type
+    as_called = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    # The algebra of the scores needs float32, also if the caller is inside autocast.
+    outside = torch.autocast(device, enabled=False)
+    with outside, random_state(model, seed), _wrapped(model, elements, family) as space:
         problem = Problem(model, space, evaluated, kept, Metric(nonnegative=False), track)
         scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
     return Scores(scored, heuristic, batches=len(kept), seed=seed)
@@ -130,7 +139,8 @@ def lora_config(
         rank: for `topk` only: the rank of each element; by default the rank at which it was scored.
         max_rank: for `proportional` only: the highest rank; by default the highest rank in the scores.
         task_type: PEFT's name of the task, e.g. `CAUSAL_LM`.
-        more: further arguments of `peft.LoraConfig`.
+        more: further arguments of `peft.LoraConfig`, except those that follow from the scores: `r`, `lora_alpha`,
+            `target_modules` and the patterns. `use_rslora=True` keeps alpha at every rank.
 
     Returns:
         `peft.LoraConfig` with `target_modules`, `rank_pattern` and `alpha_pattern`. The scaling of each layer is that
@@ -145,13 +155,18 @@ def lora_config(
     given = [(name, Limit(unit, amount)) for name, unit, amount in budgets if amount is not None]
     if len(given) != 1:
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
+    if fixed := [name for name in _FROM_SCORES if name in more]:
+        raise UserError(f"lora_config is given {fixed[0]}", "leave it out: it follows from the scores and the budget")
     name, limit = given[0]
     ABOVE_0.check("lora_config", name, limit.amount)
     lora = of_kind(scores.scored, "lora")
     assigned = assign(lora, _policy(policy, rank, max_rank, lora), limit, "off", tie_generator(scores.seed, 0))
     elements = [item.element for item in lora]
+    if more.pop("use_rslora", False):
+        elements = [replace(each, settings=replace(each.settings, use_rslora=True)) for each in elements]
     on = at_ranks(elements, assigned.ranks)
-    values = peft_config(on, task_type, modules=[element.module for element in elements])
+    check_ranks(on)
+    values = peft_config(on, task_type, modules=None)
     del values["peft_type"]
     return LoraConfig(**{**values, **more})
 

@@ -21,13 +21,13 @@ def peft_config(
     task_type: str | None,
     base: str | None = None,
     heads: Sequence[str] = (),
-    modules: Iterable[str] = (),
+    modules: Iterable[str] | None = (),
 ) -> dict[str, Any]:
     """The arguments of `peft.LoraConfig`, in plain values.
 
     PEFT matches the end of a module's path and reads patterns as regular expressions, so modules are named by their
-    full path, which is escaped in patterns. If a path is the end of another path of the network (`modules` are the
-    known ones), the modules are named by a regular expression for whole paths instead.
+    full path, which is escaped in patterns. If a path is the end of another path of the network (`modules`; None: not
+    known), the modules are named by a regular expression for whole paths instead.
 
     PEFT has one dropout and one kind of scaling for all modules: the largest dropout is written, and if only some
     elements use rsLoRA, their alpha is written so that the scaling stays the same. `base` is the hub name or folder of
@@ -44,8 +44,10 @@ def peft_config(
     }
     ranks = {module: each.rank for module, each in settings.items()}
     # Tools without patterns read only these two values. A uniform adapter needs no pattern, and no rank is above `r`.
-    in_another = any(end in settings for module in modules if module not in settings for end in _ends(module))
-    start = "^" if any(end in settings for module in settings for end in _ends(module)) else ""
+    others = [module for module in modules or () if module not in settings]
+    in_another = modules is None or any(end in settings for module in others for end in _ends(module))
+    in_each_other = any(end in settings for module in settings for end in _ends(module))
+    start = "^" if modules is None or in_each_other else ""
     r, alpha = max(ranks.values(), default=1), max(alphas.values(), default=1)
     return {
         "peft_type": "LORA",

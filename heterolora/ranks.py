@@ -98,7 +98,7 @@ class Proportional:
 
     Args:
         min_rank: at least 0; with 0 only the proportion decides which elements are off.
-        max_rank: at least 1, and not below `min_rank`.
+        max_rank: at least 1, and not below `min_rank`. A layer of less width has its width instead.
     """
 
     min_rank: int
@@ -111,7 +111,10 @@ class Proportional:
             raise UserError(found, "expected 0 <= lowest <= highest, and highest >= 1")
 
     def bounds(self, item: Scored) -> tuple[int, int]:
-        return max(1, self.min_rank), self.max_rank
+        return max(1, self.min_rank), self._highest(item)
+
+    def _highest(self, item: Scored) -> int:
+        return max(1, self.min_rank, min(self.max_rank, item.element.highest_rank))
 
     def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
         """Ranks within `budget`, from `order`, best first.
@@ -134,24 +137,25 @@ class Proportional:
         return _fill(order, ranks, left, cost, self.bounds)
 
     def _quotas(self, members: Sequence[Scored], budget: int, cost: Cost) -> dict[str, Fraction]:
-        """min(max(λ · score, min_rank), max_rank) of each member, with the λ for which they cost `budget` (less if all
-        are at their highest). The arithmetic is exact, so that no whole number is rounded down to the one below.
+        """min(max(λ · score, min_rank), highest rank) of each member, with the λ for which they cost `budget` (less if
+        all are at their highest). The arithmetic is exact, so that no whole number is rounded down to the one below.
         """
         score = {item.element.key: Fraction(item.score) for item in members}
         if not any(score.values()):
             score = dict.fromkeys(score, Fraction(1))  # all scores are 0: equal shares
         price = {item.element.key: cost(item, 1) for item in members}
+        highest = {item.element.key: Fraction(self._highest(item)) for item in members}
 
         def quotas(scale: Fraction) -> dict[str, Fraction]:
-            low, high = Fraction(self.min_rank), Fraction(self.max_rank)
-            return {key: min(max(scale * value, low), high) for key, value in score.items()}
+            low = Fraction(self.min_rank)
+            return {key: min(max(scale * value, low), highest[key]) for key, value in score.items()}
 
         def total(scale: Fraction) -> Fraction:
             return sum((price[key] * quota for key, quota in quotas(scale).items()), Fraction(0))
 
         # Between two neighbours of this list no quota reaches a bound, so the total is linear in the scale.
-        bounds = (self.min_rank, self.max_rank)
-        bends = sorted({Fraction(0), *(bound / value for value in score.values() if value for bound in bounds)})
+        bounds = ((value, (self.min_rank, highest[key])) for key, value in score.items() if value)
+        bends = sorted({Fraction(0), *(bound / value for value, both in bounds for bound in both)})
         above = bisect.bisect_right(bends, budget, key=total)
         if above == len(bends):
             return quotas(bends[-1])

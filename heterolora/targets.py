@@ -64,7 +64,7 @@ def _is_linear(module: nn.Module) -> bool:
     The output projection of `nn.MultiheadAttention` is none: its `forward` is never called.
     """
     linear = isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
-    return linear or type(module).__name__ == "Conv1D"
+    return linear or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
 def _widths(linear: nn.Module) -> tuple[int, int]:

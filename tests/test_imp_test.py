@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from pytorch_lightning import Callback
 from scipy.stats import spearmanr
 
 from actions import imp_test, train
-from actions.experiment import build
 from actions.parse import parse
 from actions.resolve import resolve
 from actions.run_folder import open_run
@@ -395,18 +392,3 @@ class TestSeveralProcesses:
         assert two.returncode == 0, two.stderr
         assert two.stdout.count("run folder:") == 1
         assert values(scores.read(world.runs / f"two-{name}" / "scores.toml")) == pytest.approx(values(one), rel=1e-5)
-
-
-def test_float16_does_not_lose_small_gradients(world: World) -> None:
-    """A weight of 1e-8 is 0 in float16, and so would be every gradient before it."""
-    experiment = build(resolve(parse(list(map(str, world.training())))))
-    task, data = experiment.task, experiment.data
-    with torch.no_grad():
-        task.network.score.weight.mul_(1e-8)
-    half = partial(torch.autocast, "cpu", torch.float16)
-    exact, found = (
-        score("grad_norm", scoring_problem(task, list(data.scoring_batches(2)), 0.0, precision=precision))
-        for precision in (nullcontext, half)
-    )
-    assert min(exact.values()) > 0
-    assert found == pytest.approx(exact, rel=0.05)

@@ -14,7 +14,7 @@ from tests.scoring import scored
 def _sites(scores: list[float], widths: list[int] | None = None, kind: str = "lora", rank: int = 4) -> list[Scored]:
     """One element a block; its parameters are rank · 2 · width."""
     name = "q_proj" if kind == "lora" else "shortcut1"
-    widths = widths or [1] * len(scores)
+    widths = widths or [8] * len(scores)
     return [
         scored(layer, name, score, rank, (width, width))
         for layer, (score, width) in enumerate(zip(scores, widths, strict=True))
@@ -113,10 +113,17 @@ def test_proportional_by_total_rank(
 
 
 def test_proportional_by_parameters() -> None:
-    # A rank costs 20 and 2. In proportion 2 : 1, 64 parameters buy λ·2·20 + λ·2 = 64, λ = 1.52…: 3.05 and 1.52. That is
-    # 3 · 20 + 1 · 2, and with the 2 left the second is rounded up.
-    assignment = _assign(_sites([2, 1], widths=[10, 1]), Proportional(0, 8), Limit("parameters", 64))
+    # A rank costs 80 and 8. In proportion 2 : 1, 256 parameters buy λ·2·80 + λ·8 = 256, λ = 1.52…: 3.05 and 1.52. That
+    # is 3 · 80 + 1 · 8, and with the 8 left the second is rounded up.
+    assignment = _assign(_sites([2, 1], widths=[40, 4]), Proportional(0, 8), Limit("parameters", 256))
     assert _by_block(assignment, 2) == [3, 2]
+
+
+def test_no_proportional_rank_is_above_the_width() -> None:
+    # The second is at most of rank 2, so the first gets what is left: 2 + 10 instead of 6 + 6.
+    assignment = _assign(_sites([1, 1], widths=[20, 2]), Proportional(0, 16), Limit("rank", 12))
+    assert _by_block(assignment, 2) == [10, 2]
+    assert assignment.spending[0].whole == 18
 
 
 def test_proportional_share_is_one_of_the_whole_space_of_ranks() -> None:
@@ -220,7 +227,7 @@ def test_better_scores_never_get_lower_ranks_and_shares_are_off_by_less_than_one
     for _ in range(100):
         scores = [generator.random() + 0.1 for _ in range(10)]
         total = generator.randint(5, 60)
-        ranks = _by_block(_assign(_sites(scores), Proportional(0, 60), Limit("rank", total)), 10)
+        ranks = _by_block(_assign(_sites(scores, [60] * 10), Proportional(0, 60), Limit("rank", total)), 10)
         for score, rank in zip(scores, ranks, strict=True):
             assert abs(rank - total * score / math.fsum(scores)) < 1
         by_score = [rank for _, rank in sorted(zip(scores, ranks, strict=True))]
@@ -234,7 +241,7 @@ def test_better_scores_never_get_lower_ranks_and_shares_are_off_by_less_than_one
         (TopK(4), Limit("rank", 0), "pays for no element; expected at least 4"),
         (Proportional(2, 8), Limit("rank", -3), "pays for no element; expected at least 2"),
         (TopK(4), Limit("rank", 13), "above the whole space; expected at most 12"),
-        (Proportional(0, 8), Limit("parameters", 385), "above the whole space; expected at most 384"),
+        (Proportional(0, 8), Limit("parameters", 341), "above the whole space; expected at most 340"),
         (TopK(4), Limit("share", 1.5), "at most 1"),
     ],
 )
@@ -284,9 +291,9 @@ class TestChoose:
         ],
     )
     def test_modes(self, mode: Mode, on: set[str]) -> None:
-        """Each costs 8 parameters. With mode `off`, the shortcuts cost nothing of the budget."""
+        """Each costs 64 parameters. With mode `off`, the shortcuts cost nothing of the budget."""
         sites = [*_sites([2, 1]), *_sites([3, 4], kind="shortcut")]
-        assert choose(sites, Limit("parameters", 16), mode, tie_generator(0, 0)) == on
+        assert choose(sites, Limit("parameters", 128), mode, tie_generator(0, 0)) == on
 
     def test_never_more_than_the_budget(self) -> None:
         draw = random.Random(0)

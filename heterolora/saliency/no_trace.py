@@ -44,6 +44,8 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
 
         network.eval()
+        if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its backward pass needs training mode
         for block in _checkpointed_blocks(network):
             stack.enter_context(_checkpointed_in_evaluation(block))
         network.requires_grad_(False)

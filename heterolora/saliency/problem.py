@@ -14,6 +14,10 @@ from heterolora.search_space import SearchSpace
 Batch = Mapping[str, Any]
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
+#: In float16, gradients below 6e-8 are 0, and those below 6e-5 inexact. So the backward pass has larger ones, as in
+#: mixed-precision training (Micikevicius et al. 2018, arXiv:1710.03740). A power of two changes no digit elsewhere.
+LOSS_SCALE = 2.0**12
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -73,6 +77,17 @@ class Step:
 
     length: float = 0.01
     adaptive: bool = True
+
+
+def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """∂loss/∂input of each input, zeros where the loss does not depend on it."""
+    found = torch.autograd.grad(scaled(loss), inputs, materialize_grads=True)
+    return [gradient / LOSS_SCALE for gradient in found]
+
+
+def scaled(loss: Tensor) -> Tensor:
+    """The loss for a backward pass, whose gradients are `LOSS_SCALE` times as large as those of the loss."""
+    return loss.float() * LOSS_SCALE
 
 
 def untracked(items: Sequence[Any], what: str) -> Iterable[Any]:

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from heterolora.adapt import heads
-from heterolora.saliency.problem import Batch, Problem
+from heterolora.distributed import world_size
+from heterolora.saliency.problem import Batch, Problem, gradients
+
+_TRAINABLE = (torch.float32, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
         return
     in_heads = [parameter for head in heads(problem.network) for parameter in head.parameters()]
     elements = set(problem.space.parameters)  # a head may hold some of them
-    of_head = [each for each in in_heads if each not in elements and each.is_floating_point()]  # others are quantised
+    # The others are quantised, or float16, in which AdamW divides by 0: its ε is 0 there.
+    of_head = [each for each in in_heads if each not in elements and each.dtype in _TRAINABLE]
     parameters = [*problem.space.parameters, *of_head]
     values = [parameter.detach().clone() for parameter in parameters]
     try:
@@ -58,8 +62,11 @@ def _train(problem: Problem, parameters: Sequence[Tensor], warm_up: WarmUp) -> N
     for parameter in parameters:
         parameter.requires_grad_(True)
     for batch in problem.track(warm_up.batches, "warm-up"):
-        gradients = torch.autograd.grad(problem.evaluate(batch).mean, parameters, materialize_grads=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        found = gradients(problem.evaluate(batch).mean, parameters)
+        for parameter, gradient in zip(parameters, found, strict=True):
             parameter.grad = gradient
         optimizer.step()
     optimizer.zero_grad()
+    if world_size() > 1:  # a caller of the library may have warmed up on other batches in each process
+        for parameter in problem.space.parameters:
+            distributed.broadcast(parameter.data, src=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heterolora.distributed import sum_over_ranks, this_rank, world_size
 from heterolora.saliency.probe import Watch
-from heterolora.saliency.problem import Batch, Problem
+from heterolora.saliency.problem import LOSS_SCALE, Batch, Problem, scaled
 
 WHOLE = 2**27  # the matrices of all places are kept whole up to this number of entries (0.5 GB)
 WIDTH = 64  # k, the number of random directions onto which larger ones are projected
@@ -51,6 +51,11 @@ class ProductSum:
         """Sum over all processes, in place."""
         self.sums = [sum_over_ranks(each) for each in self.sums]
 
+    def divide(self, number: float) -> None:
+        """Divide M by a number, in place."""
+        for each in self.sums:
+            each /= number
+
     def norm(self) -> float:
         """‖M‖₂ over all entries; for projections an estimate, because E ‖Ψᵀ M‖² = (2k + 1) ‖M‖²."""
         return float(self.sums[0].norm() if self.whole else self.sums[1].norm() / len(self.sums[1]) ** 0.5)
@@ -77,7 +82,9 @@ def product_sums(problem: Problem, sizes: Sequence[tuple[int, int]], parts: int 
 
 
 class Place(Watch):
-    """Watches the place of one element. `number` is that of the current batch, among the batches of all processes."""
+    """Watches the place of one element, and sees gradients of the scaled loss. `number` is that of the current batch,
+    among the batches of all processes.
+    """
 
     number: int
     batch: Batch
@@ -96,7 +103,7 @@ def observe(problem: Problem, places: Sequence[Place], backward: bool = True) ->
         with torch.set_grad_enabled(backward):
             loss = problem.evaluate(batch).mean
         if backward:
-            torch.autograd.grad(loss, anchor, allow_unused=True)
+            torch.autograd.grad(scaled(loss), anchor, allow_unused=True)
 
 
 class _Unobserved(Place):
@@ -124,6 +131,7 @@ def weight_gradients(problem: Problem, parts: int = 1) -> list[tuple[ProductSum,
     for of_place in sums:
         for each in of_place:
             each.reduce()
+            each.divide(LOSS_SCALE)
     return sums
 
 
@@ -150,4 +158,4 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
 
 def gaussian(rows: int, columns: int, seed: int, device: torch.device) -> Tensor:
     """Normal random numbers (rows, columns) that depend on the seed alone, on every process and device."""
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(device)
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), device="cpu").to(device)

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from typing import Any
 
-import torch
-
 from heterolora.saliency.problem import Batch, Loss, Problem, Step, Track, untracked
 from model import metrics
 from model.sharding import is_sharded
@@ -36,7 +34,7 @@ def scoring_problem(
         raise ValueError("a plain model has no elements to score")
 
     def evaluate(batch: Batch) -> Loss:
-        with precision(), _without_float16(task.device.type):
+        with precision():
             return task.loss(batch)
 
     name = task.spec.metrics[0] if task.spec.task == "classification" else "loss"
@@ -44,18 +42,6 @@ def scoring_problem(
     real = batches[:-1] if batches and not bool(batches[-1]["weight"].any()) else batches
     fillers = batches[len(real) :] if is_sharded(task.network) else ()
     return Problem(task.network, task.space, evaluate, real, metric, track, step or Step(), fillers)
-
-
-def _without_float16(device_type: str) -> AbstractContextManager[Any]:
-    """The context in which small gradients stay apart from 0, inside of autocast's.
-
-    Training in float16 scales its loss, because a gradient below 6e-8 is 0 there. Scoring does not, so it computes in
-    bfloat16, or in float32 on a GPU without it.
-    """
-    if not torch.is_autocast_enabled(device_type) or torch.get_autocast_dtype(device_type) != torch.float16:
-        return nullcontext()
-    has_bfloat16 = device_type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device_type, torch.bfloat16, enabled=has_bfloat16)
 
 
 def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:

@@ -2,8 +2,9 @@
 
 With x (tokens, in) the inputs of a place and μ their mean, the directions are the eigenvectors of the covariance
 C = Σ (x - μ)ᵀ (x - μ) of shape (in, in), and the share of direction k is λ_k / trace C. Padding, where a batch's
-`attention_mask` is 0, does not count. The loss has no influence, so no backward pass is needed.
-The share of direction k is also the score of the element's k-th rank.
+`attention_mask` is 0, does not count, except in the decoder of an encoder-decoder model, where no mask is known. The
+loss has no influence, so no backward pass is needed. The share of direction k is also the score of the element's k-th
+rank.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from heterolora.distributed import sum_over_ranks
+from heterolora.element import Element
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.weight_gradients import Place, ProductSum, leading_directions, observe, product_sums
@@ -25,11 +27,12 @@ CONSTANT = 1e-5
 class Inputs(Place):
     """The moments of one place's inputs: Σ xᵀ x (in, in), Σ x (in,), Σ ‖x‖² and the number of tokens."""
 
-    def __init__(self, products: ProductSum, rank: int, sums: Tensor) -> None:
+    def __init__(self, products: ProductSum, rank: int, sums: Tensor, masked: bool) -> None:
         self.products, self.rank, self.sums = products, rank, sums  # sums (in + 2,): Σ x, Σ ‖x‖², tokens
+        self.masked = masked
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        mask = self.batch.get("attention_mask") if isinstance(self.batch, Mapping) else None
+        mask = self.batch.get("attention_mask") if self.masked and isinstance(self.batch, Mapping) else None
         tokens = x.detach().reshape(-1, x.shape[-1])
         number = x.new_full((1,), len(tokens), dtype=torch.float32)
         if mask is not None and mask.numel() == len(tokens):
@@ -64,13 +67,19 @@ def inputs(problem: Problem) -> list[Inputs]:
     elements = problem.space.elements
     products = product_sums(problem, [(element.in_features,) * 2 for element in elements])
     places = [
-        Inputs(each, element.rank, each.sums[0].new_zeros(element.in_features + 2))
+        Inputs(each, element.rank, each.sums[0].new_zeros(element.in_features + 2), _masked(problem.network, element))
         for (each,), element in zip(products, elements, strict=True)
     ]
     observe(problem, places, backward=False)
     for place in places:
         place.reduce()
     return places
+
+
+def _masked(network: nn.Module, element: Element) -> bool:
+    """Whether the batch's mask is that of the element's tokens. It is that of an encoder, if there are two parts."""
+    two_parts = getattr(getattr(network, "config", None), "is_encoder_decoder", False)
+    return not (two_parts and "decoder" in element.module.split("."))
 
 
 @register("activation", ignores=("metric", "cut"))

@@ -8,12 +8,11 @@ soon as the verdict is certain, batches that probably decide it come first, and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 
-from heterolora.distributed import sum_numbers_over_ranks, world_size
+from heterolora.distributed import gather_lists
 from heterolora.low_rank import LowRank
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
@@ -38,8 +37,7 @@ class Walk:
 
     def __init__(self, problem: Problem) -> None:
         mine = len(problem.batches)
-        (everywhere,) = sum_numbers_over_ranks((mine,), problem.space.device)
-        self.rounds = math.ceil(everywhere / world_size())
+        self.rounds = max(gather_lists([mine]))
         self.problem, self.restarts = problem, Restarts(problem)
         self.judge = judge(problem.metric, problem.space.device)
         self.order = list(range(mine))

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from heterolora.distributed import sum_each_over_ranks, sum_numbers_over_ranks
 from heterolora.saliency import register
-from heterolora.saliency.problem import Problem, Step
+from heterolora.saliency.problem import Problem, Step, gradients
 
 
 @register("gain", ignores=("metric",))
@@ -43,22 +43,22 @@ def gain(problem: Problem) -> list[float]:
     examples: Tensor | float = 0.0
     for batch, counts in problem.passes("scoring batches"):
         loss = problem.evaluate(batch)
-        gradients = torch.autograd.grad(loss.mean, every_B, materialize_grads=True)
+        found = gradients(loss.mean, every_B)
         if not counts:
             continue
-        for B, g, moment, slope in zip(every_B, gradients, moments, slopes, strict=True):
+        for B, g, moment, slope in zip(every_B, found, moments, slopes, strict=True):
             d = (g * B.detach()).sum()
             moment += torch.stack([g, g.square()])
             slope += torch.stack([d, d.square()])
         examples = examples + loss.count
     n, examples = sum_numbers_over_ranks((len(problem.batches), float(examples)), problem.space.device)
     moments, slopes = sum_each_over_ranks(moments), sum_each_over_ranks(slopes)
-    found = []
+    scores = []
     for low_rank, moment, slope in zip(problem.space, moments, slopes, strict=True):
         grown = grow(low_rank.B.detach(), *(moment / n), n, problem.step)
         total = keep(*(slope / n).tolist(), n, examples / n) + grown
-        found.append(max(total, 0.0) / low_rank.element.parameters)
-    return found
+        scores.append(max(total, 0.0) / low_rank.element.parameters)
+    return scores
 
 
 def keep(d: float, square: float, n: float, m: float) -> float:
