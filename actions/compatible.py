@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from actions.configurations import UNIFORM
 from actions.halving import check_optuna
 from actions.options import DYREALLOC, FSDP, TRAIN, Options, declared
+from actions.run_folder import check_writable
 from dataset.option import flag_of
 from dataset.spec import DatasetSpec
 from heterolora import saliency
@@ -58,6 +59,8 @@ def check_options(
     folder = options.cache_folder if options.cache_frozen_prefix and used["cache_folder"] else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
+    if folder is not None:
+        check_writable(folder, "give another --cache-folder")
     if options.run.lm_eval is not None and used["lm_eval"]:
         if spec.task == "classification":
             raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")

@@ -62,8 +62,9 @@ def explanation(failure: BaseException) -> str | None:
     if isinstance(failure, RuntimeError) and _is_lost_process(failure):
         return LOST
     if _is_out_of_memory(failure):
+        where = "machine" if _is_out_of_cpu_memory(failure) else "GPU"
         return (
-            "the memory of the GPU is full; use a smaller --batch-size, --gradient-checkpointing or --precision "
+            f"the memory of the {where} is full; use a smaller --batch-size, --gradient-checkpointing or --precision "
             "bf16-true, and see `tools/inspect_model.py --plan`"
         )
     return None
@@ -116,7 +117,8 @@ def _code(reason: BaseException) -> int | None:
         where = "" if is_first_of_node() or not of_one else f"local rank {local_rank()}: "
         with contextlib.suppress(OSError):
             print(f"error: {where}{line}", file=sys.stderr)
-    return FAILED if is_lost or isinstance(reason, DivergenceError) else USER_ERROR
+    failed = is_lost or _is_out_of_memory(reason) or isinstance(reason, DivergenceError)
+    return FAILED if failed else USER_ERROR
 
 
 def _chain(reason: BaseException | None) -> Iterator[BaseException]:
@@ -135,7 +137,12 @@ def _is_disk_failure(failure: BaseException) -> TypeGuard[OSError]:
 
 
 def _is_out_of_memory(failure: BaseException) -> bool:
-    return type(failure).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+    """torch's own class is for a GPU, and torch is not imported here."""
+    return type(failure).__name__ == "OutOfMemoryError" or _is_out_of_cpu_memory(failure)
+
+
+def _is_out_of_cpu_memory(failure: BaseException) -> bool:
+    return isinstance(failure, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(failure)
 
 
 def _is_lost_process(failure: RuntimeError) -> bool:

@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from actions.console import say
+from actions.endings import explanation
 from actions.experiment import Experiment
 from heterolora.errors import UserError
 from model.load import load_tokenizer
@@ -68,7 +69,9 @@ def evaluate(harness: Harness, experiment: Experiment, device: torch.device) -> 
             model=model, tasks=list(harness.tasks), task_manager=harness.manager, log_samples=False,
             random_seed=experiment.options.seed,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError) as failure:
+    except Exception as failure:  # the harness has no class of its own for a mistake in a task or in its data
+        if explanation(failure) is not None:
+            raise
         lines = str(failure).splitlines() or [type(failure).__name__]
         raise UserError(f"--lm-eval {','.join(harness.tasks)}: {lines[0]}", "check the task and its data") from failure
     metrics = {f"{PREFIX}{name}": _numbers(values) for name, values in found["results"].items()}

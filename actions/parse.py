@@ -28,6 +28,9 @@ examples:
 """
 
 
+# Options whose earlier value a second one would hide. For others, the last one counts, as in scripts that add options.
+_GIVEN_ONCE = ("config", "dataset")
+
 # Options whose value is several names, with commas between them.
 _LISTS = ("text_columns", "prompt_column", "labels", "target", "lm_eval")
 
@@ -43,6 +46,18 @@ class Command:
     on_command_line: frozenset[str] = frozenset()  # options that the command line sets
     tables: Mapping[Kind, ElementConfig] = field(default_factory=dict)  # configurations that the file itself holds
     identity: str | None = None  # fingerprint of the command that this one of a requeued job stands for
+
+
+class _Once(argparse.Action):
+    """Stores a value. A second, other one is an error: only the last one would count."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        earlier = getattr(namespace, self.dest, values)
+        if earlier != values:
+            raise UserError(f"{option_string} is given twice: '{earlier}' and '{values}'", "give it once")
+        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,6 +147,7 @@ def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
                 info.flag,
                 *info.aliases,
                 dest=info.name,
+                action=_Once if info.name in _GIVEN_ONCE else "store",
                 default=argparse.SUPPRESS,
                 nargs="?" if info.type is bool else None,
                 const="true" if info.type is bool else None,

@@ -50,6 +50,18 @@ def check_processes(devices: DeviceOptions) -> None:
             f"--num-nodes {devices.num_nodes}, and nothing has started the other nodes",
             "start it with torchrun or srun, see docs/multi-gpu.md",
         )
+    elif devices.num_nodes * devices.num_devices == 1:
+        _check_alone()
+
+
+def _check_alone() -> None:
+    """Raise UserError if a variable says that this process, the only one, is not the first: it would write nothing."""
+    stray = [name for name in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(name, "0") != "0"]
+    if stray:
+        found = f"the environment has {stray[0]}={os.environ[stray[0]]}, and this run has one process"
+        for name in stray:
+            del os.environ[name]  # it also says that another process prints the errors
+        raise UserError(found, f"unset {' '.join(stray)}, or give --num-devices")
 
 
 def _tasks() -> int:

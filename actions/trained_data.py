@@ -12,6 +12,7 @@ from dataset import registry
 from dataset.roles import label_names
 from dataset.settings import OwnDataOptions
 from dataset.spec import DatasetSpec
+from heterolora.errors import UserError
 
 if TYPE_CHECKING:
     from actions.resolve import Request
@@ -47,10 +48,18 @@ def trained_classes(recorded: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def notes_on_classes(trained: tuple[str, ...], spec: DatasetSpec) -> tuple[str, ...]:
-    """A line to print if the classes of the data are others than those of the head, or in another order."""
+    """A line to print if the classes of the data are others than those of the head, or in another order. Raises
+    UserError if there are more or fewer.
+    """
     classes = _classes(spec)
-    if classes == trained or len(classes) != len(trained):  # another number is an error
+    if classes == trained or not classes or not trained:
         return ()
+    if len(classes) != len(trained):
+        raise UserError(
+            f"the head was trained with {len(trained)} labels ({_listing(trained)}), and {spec.name} has "
+            f"{len(classes)} ({_listing(classes)})",
+            "give data with these labels, or --load the base",
+        )
     return (
         f"the head was trained with the labels {_listing(trained)}; those of {spec.name} are {_listing(classes)}, and "
         "are taken for them in this order",

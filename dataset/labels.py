@@ -67,6 +67,12 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
                 f"column '{column}' of {where} has the number {large:g}, whose digits are not kept",
                 "give the classes names, or --regression to predict numbers",
             )
+        different = set(values)
+        if len(different) <= _FEW and all(float(value).is_integer() for value in different):
+            raise UserError(
+                f"column '{column}' of {where} has whole numbers such as {max(different)}, as pandas writes classes",
+                "give --regression false to predict classes, or --regression to predict numbers",
+            )
         return ()
     ordered = sorted({value.strip() if isinstance(value, str) else value for value in values})
     names = [*dict.fromkeys(map(_name, ordered))]

@@ -86,12 +86,16 @@ class OptionInfo:
 
     def from_text(self, text: str) -> Any:
         """The value of a command-line argument. Raises UserError if it has the wrong type or is out of range."""
-        return None if self._is_none(text) else self.value_of(text)
+        if self._is_none(text) and (self.default is None or text == "NA"):
+            return None
+        return self.value_of(text)
 
     def value_of(self, text: str) -> Any:
         """The value of a command-line argument that cannot be left open. Raises UserError as `from_text` does."""
         if text in self.words:
             return text
+        if not text and self.type in (str, Path):
+            raise UserError(f"{self.flag} is empty", f"give {self.expected}, or leave it out")
         try:
             value = self._parse(text)
         except (ValueError, KeyError):
@@ -129,6 +133,7 @@ class OptionInfo:
             raise UserError(f"{name} {value!r} is not supported: {self.refused[value]}", nearest(value, self.choices))
         if self.choices and value not in self.choices:
             raise UserError(f"{name} {value!r} is not known", nearest(str(value), self.choices))
+        value = os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
         value = self.type(value) if self.type in (float, Path) else value
         if self.check is not None and (expected := self.check(value)) is not None:
             raise UserError(f"{name} {value} is out of range", f"give {expected}")

@@ -35,6 +35,7 @@ def epoch_order(
     order = rng.permutation(n)
     if lengths is None:
         return order
+    global_batch = min(global_batch, n)
     window = global_batch * max(1, min(n // (4 * global_batch), _WINDOW))
     for start in range(0, n, window):
         part = order[start : start + window]

@@ -16,7 +16,8 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 def split_of(path: Path) -> str:
     """Returns the name of the split that a file of a folder belongs to."""
-    return _SHARD.sub("", path.stem)
+    name = _SHARD.sub("", path.stem)
+    return name.lower() if name.lower() in _SPLITS else name
 
 
 def missing_shards(paths: Iterable[Path]) -> list[str]:

@@ -69,7 +69,7 @@ def read_text(path: str | Path, what: str, expected: str, largest: int = LARGEST
         if len(content) > largest:
             raise UserError(f"{what} '{path}' has more than the {largest:,} bytes that are allowed", expected)
         try:
-            return content.decode("utf-8")
+            return content.decode("utf-8-sig")  # editors on Windows write a byte order mark
         except UnicodeDecodeError as error:
             raise UserError(f"{what} '{path}' is not UTF-8 text (byte {error.start})", expected) from error
 

@@ -133,8 +133,9 @@ def test_a_warm_up_that_is_too_short_or_too_long_is_said(searching, capsys, tmp_
     said = " ".join("".join(capsys.readouterr()).split())
     assert re.search(r"note: \d elements were never on in the warm-up", said)
     assert "takes the whole run" not in said
-    assert run(*searching(*arguments, "--max-epochs", 1)) == 0
-    assert "the warm-up takes the whole run (--max-epochs 1)" in " ".join("".join(capsys.readouterr()).split())
+    for short in (("--max-epochs", 1), ("--max-epochs", 2, "--max-steps", 7)):
+        assert run(*searching(*arguments, *short)) == 0
+        assert "the warm-up takes the whole run (" in " ".join("".join(capsys.readouterr()).split())
 
 
 def test_the_first_scores_are_those_of_imp_test(searching, tmp_path) -> None:

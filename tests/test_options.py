@@ -50,7 +50,7 @@ class TestDeclarations:
         ("name", "text", "value"),
         [
             ("kind", "none", "none"), ("kind", "NA", None), ("on", "yes", True), ("size", "1", 1), ("size", "1.0", 1.0),
-            ("size", "1e0", 1.0), ("where", "x/y", Path("x/y")), ("where", "none", None), ("count", "None", None),
+            ("size", "1e0", 1.0), ("where", "x/y", Path("x/y")), ("where", "none", None), ("count", "NA", None),
         ],
     )  # fmt: skip
     def test_text(self, name: str, text: str, value: object) -> None:

@@ -456,7 +456,8 @@ def test_mistakes_end_before_the_model_loads(
 ) -> None:
     monkeypatch.setattr("actions.experiment.load_base", None)
     given = (argument.format(reviews.parent) for argument in arguments)
-    head, _, advice = complaint(capfd, "train", "opt_lora", "--dataset", reviews, *given).partition(";")
+    data = () if "--dataset" in arguments else ("--dataset", reviews)
+    head, _, advice = complaint(capfd, "train", "opt_lora", *data, *given).partition(";")
     assert found in head
     assert expected in advice
 

@@ -31,6 +31,7 @@ from tests.tiny import tiny_network
 from tests.world import ROOT, World, weights
 from tools import study as tool
 from tools.studies import adalora, execution, peft_run, running
+from tools.studies.data import check_data
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment
 from tools.studies.page import markdown
@@ -443,7 +444,8 @@ def test_a_failed_run_is_reported_and_tried_again(
     tmp_path: Path, world: World, start: InThisProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start.fail = "grad_norm.lr"
-    study(write(tmp_path, world), tmp_path / "out")
+    with pytest.raises(SystemExit, match="1"):
+        study(write(tmp_path, world), tmp_path / "out")
     assert "error: the base is damaged" in capsys.readouterr().out
     assert "grad_norm has no result: error: the base is damaged" in (tmp_path / "out" / "report.md").read_text()
     start.fail, start.commands = None, []
@@ -665,6 +667,39 @@ def test_mistakes_in_the_study_file(tmp_path: Path, world: World, old: str, new:
     with pytest.raises(UserError) as mistake:
         read_study(write(tmp_path, world, **{old: new}))
     assert message in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("max_epochs = 1", 'max_epochs = 1\nmetric = "acuracy"', "task reviews, arm uniform: --metric 'acuracy'"),
+        ("seeds = ", 'tuning_split = "valid"\nseeds = ', "tuning_split of task reviews"),
+    ],
+)
+def test_a_mistake_that_every_run_would_meet_is_found_first(
+    tmp_path: Path, world: World, start: InThisProcess, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        study(write(tmp_path, world, **{old: new}), tmp_path / "out")
+    assert not start.commands
+
+
+def test_a_study_that_has_other_data_than_before_is_refused(tmp_path: Path, world: World) -> None:
+    data = tmp_path / "reviews.csv"
+    data.write_text("text,label\n" + "good,yes\nbad,no\n" * 10)
+    path = write(tmp_path, world, **{'dataset = "sst2"': f'dataset = "{data}"', 'dataset_saved_path = "{data}"': ""})
+    planned, folder = read_study(path), tmp_path / "out"
+    for _ in range(2):
+        check_data(planned, folder)
+    data.write_text("text,label\n" + "good,yes\npoor,no\n" * 10)
+    with pytest.raises(UserError, match="the data of task reviews have changed since the study began"):
+        check_data(planned, folder)
+
+
+def test_there_is_nothing_to_report(tmp_path: Path, world: World) -> None:
+    with pytest.raises(UserError, match="holds no study"):
+        study(write(tmp_path, world), tmp_path / "typo", "--report-only")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_a_budget_that_no_arm_can_spend_is_reported(

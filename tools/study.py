@@ -39,10 +39,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from actions.console import note, say
+from actions.endings import FAILED
 from actions.in_use import in_use
 from actions.run_folder import check_writable
 from heterolora.errors import UserError
 from heterolora.files import write_text
+from tools.studies.data import check_data
 from tools.studies.execution import Execution
 from tools.studies.page import markdown, render
 from tools.studies.spec import read_study
@@ -70,11 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = args.output or Path("studies") / args.study.stem
     execution = Execution(study, folder.resolve(), args.workers, args.executor, _pairs(args.slurm))
     if args.report_only:
+        if not execution.jobs_folder.is_dir():
+            raise UserError(f"{folder} holds no study", "give the --output of a study that was started")
         comparisons = execution.comparisons(run_jobs=False, track=_progress)
     else:
         check_writable(folder, "give another --output")
+        execution.commands.check()
         folder.mkdir(parents=True, exist_ok=True)
         with in_use(folder):
+            check_data(study, folder)
             comparisons = execution.comparisons(run_jobs=True, track=_progress)
     for failed in execution.failures:
         note(f"{failed.name} failed with code {failed.code}: {failed.error}")
@@ -84,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for comparison in comparisons:
         say(f"{comparison.task}, {comparison.budget:,} parameters: {comparison.sentence}")
     say(f"report: {folder / 'report.html'}, report.md; all runs: results.csv")
+    if execution.failures:
+        raise SystemExit(FAILED)
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -110,9 +111,10 @@ class Reallocate(pl.Callback):
             found = f"--realloc-N {every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
             self.note(f"{found}: reallocating once an epoch")
         self.schedule = Schedule(batches, self.options.realloc_warmup_epochs)
-        if 0 < (trainer.max_epochs or 0) <= self.schedule.warmup_epochs:
-            found = f"the warm-up takes the whole run (--max-epochs {trainer.max_epochs}), and no score decides in it"
-            self.note(f"{found}: raise --max-epochs, or lower --realloc-warmup-epochs")
+        warm_up = self.schedule.warmup_epochs * math.ceil(per_epoch / trainer.accumulate_grad_batches)
+        if 0 < pl_module.total_steps() <= warm_up:
+            found = f"the warm-up takes the whole run ({pl_module.total_steps()} steps), and no score decides in it"
+            self.note(f"{found}: raise --max-epochs or --max-steps, or lower --realloc-warmup-epochs")
         if trainer.is_global_zero:
             self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
 

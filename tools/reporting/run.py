@@ -159,7 +159,11 @@ def _names(folders: list[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     if not (folder / CONFIG).is_file():
         raise UserError(
-            f"{folder} is no run: it has no {CONFIG}" if folder.is_dir() else f"{folder} is not there",
+            f"{folder} is no run: it has no {CONFIG}"
+            if folder.is_dir()
+            else f"{folder} is a file"
+            if folder.exists()
+            else f"{folder} is not there",
             "give folders that train, train-dyrealloc or imp-test made, such as runs/NAME",
         )
     action, options = _options(folder)

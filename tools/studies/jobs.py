@@ -13,6 +13,8 @@ from typing import Any
 
 from actions.options import DYREALLOC, IMP_TEST, TRAIN, declared, defaults
 from actions.origin import TOY_BASE
+from actions.parse import parse
+from actions.resolve import resolve
 from actions.run_folder import METRICS, SCORES
 from dataset import registry
 from dataset.option import flag_of
@@ -113,6 +115,17 @@ class Commands:
     def runs(self) -> Path:
         return self.folder / "runs"
 
+    def check(self) -> None:
+        """Raise UserError if a training run would be refused because of its options or its data."""
+        for task, arm in itertools.product(self.study.tasks, self.study.arms.values()):
+            case = Case(task, self.study.parameters[0], arm, self.study.learning_rates[0], self.study.seeds[0])
+            plain = {} if arm.peft_method is None else self._plain(case)
+            action = DYREALLOC if arm.method == DYNAMIC else TRAIN
+            try:
+                resolve(parse([action, *self._options(action, case.run, case, _training(case) | plain)]))
+            except UserError as mistake:
+                raise UserError(f"task {task}, arm {arm.name}: {mistake.found}", mistake.expected) from mistake
+
     # ---- scores
 
     def scoring(self, case: Case) -> Job:
@@ -186,13 +199,17 @@ class Commands:
 
     def _peft(self, case: Case) -> Job:
         """A run of PEFT's own layers, on the plain model."""
-        base = {**self.study.tasks[case.task], **case.arm.options}.get("load")
-        base = _from_here("load", base) if base else str(TOY_BASE)
-        options = self._options(TRAIN, case.run, case, _training(case) | {"model": base, "load": base})
+        options = self._options(TRAIN, case.run, case, _training(case) | self._plain(case))
         scores = str(self.runs / self._scores_name(case) / SCORES)
         command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
         digest = self._digest(command, options)
         return Job(case.name, command, options, self.runs / case.run, share=case.share, digest=digest)
+
+    def _plain(self, case: Case) -> dict[str, str]:
+        """The options of the plain model that PEFT adapts."""
+        base = {**self.study.tasks[case.task], **case.arm.options}.get("load")
+        base = from_here("load", base) if base else str(TOY_BASE)
+        return {"model": base, "load": base}
 
     def _digest(self, command: Sequence[str], options: Sequence[str], configuration: str = "") -> str:
         """Of what a job runs. The folder of the study may move, and options may be in another order."""
@@ -205,7 +222,7 @@ class Commands:
     ) -> tuple[str, ...]:
         """The options of a new run in the folder `name`, for the command line. `own` are the arm's, by default all."""
         options = {**self.study.tasks[case.task], **(case.arm.options if own is None else own)}
-        options = {key: _from_here(key, value) for key, value in options.items()} | dict(chosen)
+        options = {key: from_here(key, value) for key, value in options.items()} | dict(chosen)
         if not registry.is_known(options.get("dataset", defaults()["dataset"])):
             options.setdefault("validation_seed", 0)  # all seeds measure the same rows
         options |= {"project_dir": str(self.runs), "project": name}
@@ -220,7 +237,7 @@ def _training(case: Case) -> dict[str, Any]:
     return {"learning_rate": case.learning_rate, "seed": case.seed, "measured": "last", "row_results": True}
 
 
-def _from_here(name: str, value: Any) -> Any:
+def from_here(name: str, value: Any) -> Any:
     """An option as the jobs understand it, which run in the folder of the program: a path must not depend on that."""
     if name not in _PATHS or Path.cwd() == PROGRAM or (name == "dataset" and registry.is_known(value)):
         return value

@@ -146,5 +146,7 @@ def rows_of(study: Study, runs: Iterable[Measured]) -> Rows:
     """The measuring rows of an arm's runs, by seed. All runs have the same rows."""
     found = [run.on(study, tuning=False) for run in sorted(runs, key=lambda run: run.case.seed)]
     indices = sorted(found[0])
+    if any(sorted(rows) != indices for rows in found):
+        raise UserError("the runs of a study were measured on other rows than each other", "give another --output")
     totals = np.array([[rows[index][0] for index in indices] for rows in found])
     return Rows(totals, np.array([found[0][index][1] for index in indices]))

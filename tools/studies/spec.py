@@ -183,15 +183,18 @@ def read_study(path: Path) -> Study:
     if len(arms) < 2:
         raise UserError(f"{path} has one arm", "a comparison needs two: add a table [arms.NAME]")
     for (task, options), arm in itertools.product(tasks.items(), arms.values()):
-        _check_arm_on_task(path, task, arm, {**options, **arm.options}, values.get("measure", "loss"))
+        _check_arm_on_task(path, task, arm, {**options, **arm.options}, values)
     lists.setdefault("tuning_seeds", lists["seeds"][:1])
     if values.get("tuning") == "halving":
         check_optuna(f'{path}: tuning = "halving"')
     return Study(tasks=tasks, arms=arms, baseline=baseline, measure=values.pop("measure", "loss"), **lists, **values)
 
 
-def _check_arm_on_task(path: Path, task: str, arm: Arm, options: Mapping[str, Any], measure: Measure) -> None:
-    """Raise UserError if the runs of an arm would fail, or would be measured on other rows than those of other arms."""
+def _check_arm_on_task(path: Path, task: str, arm: Arm, options: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise UserError if the runs of an arm would fail, or would be measured on other rows than those of other arms.
+
+    `values`: the keys of the study itself.
+    """
     for name in _OF_THE_ROWS:
         if name in arm.options:
             found = f"{path}: [arms.{arm.name}] has the option {name}, and all arms are measured on the same rows"
@@ -203,10 +206,15 @@ def _check_arm_on_task(path: Path, task: str, arm: Arm, options: Mapping[str, An
                 "give it in the options of the other arms",
             )
     dataset = options.get("dataset", defaults()["dataset"])
-    if measure == "accuracy" and registry.is_known(dataset):
-        spec = registry.get(dataset)
-        if not spec.labels and spec.choices is None:
-            raise UserError(f"{path}: task {task} has no labels, and measure is accuracy", 'give measure = "loss"')
+    if not registry.is_known(dataset):
+        return
+    spec = registry.get(dataset)
+    splits = [*(spec.validation or ("validation",)), *((spec.test,) if spec.test else ())]
+    for key in ("tuning_split", "measuring_split"):
+        if key in values:
+            check_known(f"{path}: {key} of task {task}", values[key], splits)
+    if values.get("measure") == "accuracy" and not spec.labels and spec.choices is None:
+        raise UserError(f"{path}: task {task} has no labels, and measure is accuracy", 'give measure = "loss"')
 
 
 def _list(path: Path, key: str, value: Any, form: Field) -> tuple[Any, ...]:
