@@ -106,6 +106,7 @@ def score(
         return Loss(_scalar(value), torch.ones(()))
 
     device = next(model.parameters()).device.type
+    device = device if torch.amp.is_autocast_available(device) else "cpu"  # a model on the meta device can be listed
     as_called = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     # The algebra of the scores needs float32, also if the caller is inside autocast.
     outside = torch.autocast(device, enabled=False)

@@ -95,6 +95,10 @@ def test_no_rank_is_above_the_width_of_its_layer(policy: str) -> None:
     assert [layer.r["default"] for layer in layers] == [16, 2, 2]
 
 
+def test_the_layers_of_a_model_without_values_can_be_listed() -> None:
+    assert set(hl.score(Headed().to("meta"), [], "constant").by_module()) == {"body"}
+
+
 class Conv1D(nn.Conv1d):
     """A layer with the name of Transformers' transposed linear layer."""
 

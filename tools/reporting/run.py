@@ -158,12 +158,10 @@ def _names(folders: list[Path]) -> list[str]:
 
 def _read(folder: Path, name: str) -> Run:
     if not (folder / CONFIG).is_file():
+        other = "is a file" if folder.exists() else "is not there"
+        found = f"is no run: it has no {CONFIG}" if folder.is_dir() else other
         raise UserError(
-            f"{folder} is no run: it has no {CONFIG}"
-            if folder.is_dir()
-            else f"{folder} is a file"
-            if folder.exists()
-            else f"{folder} is not there",
+            f"{folder} {found}",
             "give folders that train, train-dyrealloc or imp-test made, such as runs/NAME",
         )
     action, options = _options(folder)
