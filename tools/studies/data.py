@@ -10,6 +10,7 @@ from typing import Any
 
 from actions.options import defaults
 from dataset import registry
+from dataset.cache import file_digest
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.outside import read_json
@@ -38,8 +39,7 @@ def _digest(options: Mapping[str, Any]) -> str:
     for place in (Path(PROGRAM, from_here("dataset", place)) for place in places if place is not None):
         for file in _files(place):
             digest.update(str(file.relative_to(place)).encode())
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+            digest.update(file_digest(file).encode())
     return digest.hexdigest()[:16]
 
 
