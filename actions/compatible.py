@@ -57,9 +57,9 @@ def check_options(
     if used["logger"] and (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
         _check_installed(f"--logger {logger}", logger, "use tensorboard or csv")
     folder = options.cache_folder if options.cache_frozen_prefix and used["cache_folder"] else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
     if folder is not None:
+        if not folder.is_dir():
+            raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
         check_writable(folder, "give another --cache-folder")
     if options.run.lm_eval is not None and used["lm_eval"]:
         if spec.task == "classification":

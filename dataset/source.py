@@ -71,10 +71,9 @@ def read_splits(
     if spec.own and spec.label_column and _TEST in available:
         available = _labelled(spec, available, cache, notes)
     validation_names, test = _evaluated(spec, available, whole, from_folder=saved_path is not None)
-    if spec.own and (
-        unread := [name for name in available if name not in (spec.train, *validation_names, test, _TEST)]
-    ):
-        notes.append(f"not read: {', '.join(unread)}; splits are train, {', '.join(VALIDATION)} and test")
+    unread = available.keys() - {spec.train, *validation_names, _TEST} if spec.own else ()
+    if unread:
+        notes.append(f"not read: {', '.join(sorted(unread))}; splits are train, {', '.join(VALIDATION)} and test")
 
     def read(split: str) -> Dataset:
         return _read(spec, available, split, saved_path, cache, notes)

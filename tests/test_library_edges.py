@@ -11,7 +11,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import heterolora as hl
-from tests.test_library import VOCABULARY, Own, batches, neox, own_batches, squared
+from tests.test_library import VOCABULARY, Headed, Own, batches, neox, own_batches, squared
 
 
 @pytest.mark.parametrize("heuristic", ["grad_norm", "fisher", "weight_grad_norm"])
@@ -23,15 +23,6 @@ def test_a_float16_model_does_not_lose_small_gradients(heuristic: str) -> None:
     found = hl.score(neox().half(), batches(), heuristic, loss=small).by_module()
     assert min(exact.values()) > 0
     assert found == pytest.approx(exact, rel=0.1)
-
-
-class Headed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.score = nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.score(torch.tanh(self.body(x)))
 
 
 def test_the_warm_up_of_a_float16_model_leaves_its_head() -> None:

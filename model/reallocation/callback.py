@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from heterolora.step_time import StepTime
 from model.reallocation.options import ReallocationOptions
 from model.reallocation.schedule import Schedule, interval
 from model.task.fine_tuning import FineTuning
+from model.task.optimization import steps_of_run
 
 
 class ScoreSource:
@@ -111,9 +111,9 @@ class Reallocate(pl.Callback):
             found = f"--realloc-N {every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
             self.note(f"{found}: reallocating once an epoch")
         self.schedule = Schedule(batches, self.options.realloc_warmup_epochs)
-        warm_up = self.schedule.warmup_epochs * math.ceil(per_epoch / trainer.accumulate_grad_batches)
-        if 0 < pl_module.total_steps() <= warm_up:
-            found = f"the warm-up takes the whole run ({pl_module.total_steps()} steps), and no score decides in it"
+        warm_up = steps_of_run(per_epoch, trainer.accumulate_grad_batches, self.schedule.warmup_epochs, max_steps=-1)
+        if 0 < (steps := pl_module.total_steps()) <= warm_up:
+            found = f"the warm-up takes the whole run ({steps} steps), and no score decides in it"
             self.note(f"{found}: raise --max-epochs or --max-steps, or lower --realloc-warmup-epochs")
         if trainer.is_global_zero:
             self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint

@@ -74,11 +74,9 @@ def _batches(generator: torch.Generator, args: argparse.Namespace) -> Iterator[t
 
 def _reused(prefix: FrozenPrefix | None, index: torch.Tensor, batch: Batch) -> AbstractContextManager[None]:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return (
-        nullcontext()
-        if prefix is None
-        else prefix.reused({**inputs, "index": index.to(inputs["input_ids"].device)}, inputs)
-    )
+    if prefix is None:
+        return nullcontext()
+    return prefix.reused({**inputs, "index": index.to(inputs["input_ids"].device)}, inputs)
 
 
 def _check_same(network: PreTrainedModel, prefix: FrozenPrefix, args: argparse.Namespace) -> None:

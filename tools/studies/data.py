@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from actions.options import defaults
+from actions.run_folder import write_json
 from dataset import registry
 from dataset.cache import file_digest
 from heterolora.errors import UserError
-from heterolora.files import write_text
 from heterolora.outside import read_json
 from tools.studies.jobs import PROGRAM, from_here
 from tools.studies.spec import Study
@@ -29,7 +28,7 @@ def check_data(study: Study, folder: Path) -> None:
     for task, digest in found.items():
         if known.get(task, digest) != digest:
             raise UserError(f"the data of task {task} have changed since the study began", _AGAIN)
-    write_text(path, json.dumps({**known, **found}, indent=2) + "\n")
+    write_json(path, {**known, **found})
 
 
 def _digest(options: Mapping[str, Any]) -> str:

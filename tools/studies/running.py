@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 from actions.endings import ENDS_WITH_PARENT
 from actions.export import LORA
 from actions.in_use import in_use
-from actions.run_folder import CHECKPOINTS
+from actions.run_folder import CHECKPOINTS, write_json
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from heterolora.outside import read_json, reading
@@ -102,7 +101,7 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
             for path in (folder / f"{job.folder.name}.json", *folder.glob(f"{job.folder.name}.to*.json")):
                 path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(started, json.dumps({"digest": job.digest, "share": job.share}) + "\n")
+    write_json(started, {"digest": job.digest, "share": job.share})
     record_path = folder / f"{job.name}.json"
     continued = last if last.is_file() else None
     earlier = _read(record_path).seconds if continued and record_path.is_file() else 0.0  # of this job, interrupted
@@ -114,7 +113,7 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
             write_text(job.results / name, (job.folder / name).read_text(encoding="utf-8"))
     error = "" if code == 0 else _last_line(folder / f"{job.name}.log")
     record = Record(job.name, code, seconds, error, job.digest)
-    write_text(record_path, json.dumps(asdict(record), indent=2) + "\n")
+    write_json(record_path, asdict(record))
     return record
 
 
