@@ -247,16 +247,19 @@ def count_or_share(value: int | float) -> str | None:
 
 _BYTES = {"": 1, "B": 1, **{f"{unit}B": 1000**n for n, unit in enumerate("KMGT", 1)}}
 _BYTES |= {f"{unit}iB": 1024**n for n, unit in enumerate("KMGT", 1)}
+_PLAIN = 1_000_000  # a smaller number without a unit is more likely meant in GiB than in bytes
 
 
 def bytes_of(text: str) -> int:
-    """The bytes of a size such as 4GiB, 1.5 GB or 2000. Raises ValueError if it is none, or less than a byte."""
+    """The bytes of a size such as 4GiB, 1.5 GB or 1000000. Raises ValueError if it is none, or less than a byte, or if
+    the unit of a small number is missing.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip(), re.ASCII)
     units = {unit.lower(): count for unit, count in _BYTES.items()}
     if found is None or found[2].lower() not in units:
         raise ValueError(text)
     size = int(Decimal(found[1]) * units[found[2].lower()])
-    if not 1 <= size < 2**63:
+    if not (1 if found[2] else _PLAIN) <= size < 2**63:
         raise ValueError(text)
     return size
 
@@ -266,5 +269,5 @@ def byte_size(text: str) -> str | None:
     try:
         bytes_of(text)
     except ValueError:
-        return "a size such as 4GiB, 500MB or 1000000"
+        return "a size such as 4GiB or 500MB"
     return None

@@ -254,13 +254,20 @@ def test_blocks_that_are_left_out_at_random_are_refused(world: World, tmp_path: 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("4GiB", 4 * 2**30), ("1.5 GB", 1_500_000_000), ("500mb", 500_000_000), ("7", 7), ("2 kib", 2048)],
+    [
+        ("4GiB", 4 * 2**30),
+        ("1.5 GB", 1_500_000_000),
+        ("500mb", 500_000_000),
+        ("7B", 7),
+        ("2 kib", 2048),
+        ("1000000", 10**6),
+    ],
 )
 def test_sizes(text: str, expected: int) -> None:
     assert bytes_of(text) == expected
     assert byte_size(text) is None
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "0.5B", "1e9", "4 Gib b", "٣", "9" * 30])
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "24", "999999", "0.5B", "1e9", "4 Gib b", "٣", "9" * 30])
 def test_no_sizes(text: str) -> None:
     assert byte_size(text) is not None
