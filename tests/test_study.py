@@ -24,6 +24,7 @@ from peft import AdaLoraConfig, get_peft_model
 from actions.endings import TERMINATED, ended
 from actions.in_use import in_use
 from heterolora import scores
+from heterolora.element import Element
 from heterolora.errors import UserError
 from main import main as program
 from tests.scoring import scored
@@ -573,6 +574,25 @@ def test_a_budget_below_rank_1_gives_each_seed_its_own_places() -> None:
         assert len(on[seed]) == 3
         assert {element.key for element in peft_run.uniform_ranks(elements, budget, seed)} == on[seed]
     assert len({frozenset(each) for each in on.values()}) > 1
+
+
+@pytest.mark.parametrize(("budget", "starts"), [(256, [[2] * 4, [1] * 4]), (128, [[1] * 4, [1] * 2]), (31, [])])
+def test_eva_stays_within_the_budget(budget: int, starts: list[list[int]]) -> None:
+    """Where EVA prefers wide places, its ranks cost more. It starts again from a lower rank, or from fewer places."""
+    places = [scored(layer, "q_proj", 1.0).element for layer in range(4)]  # a rank costs 16 + 16
+    found = []
+
+    def redistribute(start: Sequence[Element]) -> list[Element]:  # every rank goes to a wider place
+        found.append([element.rank for element in start])
+        return [replace(element, out_features=40) for element in start]
+
+    if not starts:
+        with pytest.raises(UserError, match="does not pay for the ranks that EVA gives"):
+            peft_run.affordable(places, budget, 0, redistribute)
+    else:
+        on = peft_run.affordable(places, budget, 0, redistribute)
+        assert sum(element.parameters for element in on) <= budget
+    assert found == starts
 
 
 def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InThisProcess) -> None:

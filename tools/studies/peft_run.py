@@ -82,9 +82,10 @@ def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[El
     """Put PEFT's layers into the network, within the budget."""
     if method == "adalora":
         adapted = _adalora(experiment, places, budget)
+    elif method == "eva":
+        adapted = _eva(experiment, places, budget)
     else:
-        uniform = uniform_ranks(places, budget, experiment.options.seed)
-        adapted = _eva(experiment, uniform, budget) if method == "eva" else _fixed(experiment, uniform, method)
+        adapted = _fixed(experiment, uniform_ranks(places, budget, experiment.options.seed), method)
     experiment.task.network = adapted.network
     experiment.task.trained = trained_names(adapted.network, None)
     return adapted
@@ -132,16 +133,18 @@ def _config(experiment: Experiment, on: Sequence[Element], **more: Any) -> LoraC
     return LoraConfig(**(values | more))
 
 
-def _eva(experiment: Experiment, uniform: Sequence[Element], budget: int) -> Adapted:
-    """EVA redistributes the ranks of a uniform adapter by explained variance. Its ranks cost more where it prefers wide
-    places, so it starts from the highest uniform rank whose redistribution stays within the budget.
-    """
-    cost_of_one = sum(element.in_features + element.out_features for element in uniform)
-    batches = _batches(experiment)
-    for rank in range(budget // cost_of_one, 0, -1):
-        start = [replace(element, settings=element.settings.at(rank)) for element in uniform]
-        config = _config(experiment, start, init_lora_weights="eva", eva_config=EvaConfig(rho=2.0))
-        network = get_peft_model(experiment.task.network, config)
+def _eva(experiment: Experiment, places: Sequence[Element], budget: int) -> Adapted:
+    """EVA redistributes the ranks of a uniform adapter by explained variance."""
+    plain, batches = experiment.task.network, _batches(experiment)
+    adapted = []
+
+    def redistribute(start: Sequence[Element]) -> list[Element]:
+        if adapted:
+            adapted.pop().unload()
+        network = get_peft_model(
+            plain, _config(experiment, start, init_lora_weights="eva", eva_config=EvaConfig(rho=2.0))
+        )
+        adapted.append(network)
         initialize_lora_eva_weights(
             network,
             batches,
@@ -149,10 +152,28 @@ def _eva(experiment: Experiment, uniform: Sequence[Element], budget: int) -> Ada
             prepare_layer_inputs_fn=_real_tokens,
             show_progress_bar=False,
         )
-        on = _redistributed(network, start)
-        if sum(element.parameters for element in on) <= budget:
-            return Adapted(network, functools.partial(list, on))
-        experiment.task.network = network.unload()
+        return _redistributed(network, start)
+
+    on = affordable(places, budget, experiment.options.seed, redistribute)
+    return Adapted(adapted[0], functools.partial(list, on))
+
+
+def affordable(
+    places: Sequence[Element], budget: int, seed: int, redistribute: Callable[[Sequence[Element]], list[Element]]
+) -> list[Element]:
+    """What EVA makes of a uniform adapter, within the budget. Its ranks cost more where it prefers wide places. Then it
+    starts again from a lower rank, or from fewer places of rank 1. Raises UserError if no place is left.
+    """
+    spend, cheapest = budget, min(element.in_features + element.out_features for element in places)
+    while spend >= cheapest:
+        uniform = uniform_ranks(places, spend, seed)
+        rank = min(element.rank for element in uniform)
+        start = [replace(element, settings=element.settings.at(rank)) for element in uniform]
+        on = redistribute(start)
+        cost = sum(element.parameters for element in on)
+        if cost <= budget:
+            return on
+        spend = sum(element.parameters for element in start) * budget // cost  # less than this start
     raise UserError(
         f"a budget of {budget} does not pay for the ranks that EVA gives at rank 1", "leave EVA out, or give more"
     )
