@@ -15,6 +15,7 @@ from heterolora import saliency
 from heterolora.adapt import wrap
 from heterolora.allocation import Scored, of_kind, tie_generator
 from heterolora.checks import ABOVE_0, check_known, whole_number
+from heterolora.distributed import gather_lists
 from heterolora.element import Element, Settings, at_ranks, check_ranks
 from heterolora.errors import UserError
 from heterolora.family import Family
@@ -91,8 +92,8 @@ def score(
     elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
     with random_state(model):  # a DataLoader draws random numbers
         kept = list(itertools.islice(batches, max_batches))
-    if not kept and not chosen.is_baseline:
-        raise UserError("there are no batches to score on", "give at least one batch")
+    if 0 in gather_lists([len(kept)]) and not chosen.is_baseline:
+        raise UserError("there are no batches to score on", "give every process at least one batch")
     _check_parameters(model, chosen.is_baseline)
     steps = chosen.warmup_batches if warmup_batches is None else warmup_batches
 
@@ -164,12 +165,23 @@ def lora_config(
     assigned = assign(lora, _policy(policy, rank, max_rank, lora), limit, "off", tie_generator(scores.seed, 0))
     elements = [item.element for item in lora]
     if more.pop("use_rslora", False):
-        elements = [replace(each, settings=replace(each.settings, use_rslora=True)) for each in elements]
+        elements = _with_rslora(elements)
     on = at_ranks(elements, assigned.ranks)
     check_ranks(on)
     values = peft_config(on, task_type, modules=None)
     del values["peft_type"]
     return LoraConfig(**{**values, **more})
+
+
+def _with_rslora(elements: Sequence[Element]) -> list[Element]:
+    """The elements with the alpha of the highest rank. A narrow layer was scored at a lower rank and a lower alpha."""
+    highest = max((each.rank for each in elements), default=0)
+    return [
+        replace(each, settings=replace(each.settings, alpha=each.settings.scaling * highest, use_rslora=True))
+        if not each.settings.use_rslora
+        else each
+        for each in elements
+    ]
 
 
 def _policy(name: str, rank: int | None, max_rank: int | None, lora: Sequence[Scored]) -> Policy:

@@ -80,7 +80,8 @@ class LoraLinear(nn.Module):
     """`y = base(x) + delta(x)`; exactly `base(x)` while the element is off.
 
     The base layer is wrapped, neither copied nor subclassed. It can be any module that maps (..., in) to (..., out),
-    also a quantised one. `weight` and `bias` are those of the base, because some networks read them (T5 reads a dtype).
+    also a quantised one. `weight`, `bias` and the widths are those of the base, because some networks read them (T5
+    reads a dtype).
     """
 
     def __init__(self, base: nn.Module, low_rank: LowRank) -> None:
@@ -95,6 +96,14 @@ class LoraLinear(nn.Module):
     @property
     def bias(self) -> torch.Tensor | None:
         return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.low_rank.element.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.low_rank.element.out_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> y (..., out), in the dtype of base(x)."""

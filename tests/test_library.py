@@ -442,6 +442,19 @@ def test_a_network_that_reads_the_weight_of_a_layer_can_be_scored() -> None:
     assert "encoder.block.0.layer.1.DenseReluDense.wo" in hl.score(network, batches()).by_module()
 
 
+class ReadsWidths(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) / (self.body.in_features + 10 * self.body.out_features)
+
+
+def test_a_network_that_reads_the_widths_of_a_layer_can_be_scored() -> None:
+    assert hl.score(ReadsWidths(), own_batches(), loss=squared).by_module()["body"] > 0
+
+
 class Headed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

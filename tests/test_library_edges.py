@@ -11,18 +11,32 @@ from torch import Tensor, distributed, multiprocessing, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import heterolora as hl
+from heterolora.errors import UserError
 from tests.test_library import VOCABULARY, Headed, Own, batches, neox, own_batches, squared
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e4])
 @pytest.mark.parametrize("heuristic", ["grad_norm", "fisher", "weight_grad_norm"])
-def test_a_float16_model_does_not_lose_small_gradients(heuristic: str) -> None:
-    def small(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return network(**batch).loss * 1e-3
+def test_a_float16_model_has_small_and_large_gradients(heuristic: str, factor: float) -> None:
+    """The range of float16 ends at 6e-8 and at 65504."""
 
-    exact = hl.score(neox(), batches(), heuristic, loss=small).by_module()
-    found = hl.score(neox().half(), batches(), heuristic, loss=small).by_module()
+    def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return network(**batch).loss.float() * factor
+
+    exact = hl.score(neox(), batches(), heuristic, loss=loss).by_module()
+    found = hl.score(neox().half(), batches(), heuristic, loss=loss).by_module()
     assert min(exact.values()) > 0
     assert found == pytest.approx(exact, rel=0.1)
+
+
+def test_rslora_has_the_alpha_of_the_scoring_for_narrow_layers_too() -> None:
+    network = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 4))  # rank 16 and rank 4
+    scores = hl.score(network, [torch.randn(8, 32)], loss=lambda network, x: network(x).square().mean(), rank=16)
+    found = peft.get_peft_model(network, hl.lora_config(scores, share=1.0, use_rslora=True))
+    scalings = {
+        layer.r["default"]: layer.scaling["default"] for layer in (found.base_model.model[0], found.base_model.model[1])
+    }
+    assert scalings == pytest.approx({16: 16 / 4, 4: 16 / 2})
 
 
 def test_the_warm_up_of_a_float16_model_leaves_its_head() -> None:
@@ -145,6 +159,16 @@ def _own_share(rank: int, folder: str) -> None:
         (torch.randn(4, 6, generator=generator), torch.randn(4, 3, generator=generator)) for _ in range(4 - 2 * rank)
     ]
     found = {name: hl.score(network, rows, name, loss=squared).by_module() for name in ("alpha_test", "snip")}
+    heads = []
+
+    def watched(network: nn.Module, row: tuple[Tensor, Tensor]) -> Tensor:
+        heads.append(network.classifier.weight.detach().clone())
+        return squared(network, row)
+
+    hl.score(Headed(), rows, "snip", loss=watched)
+    found["head"] = heads[-1]
+    with pytest.raises(UserError, match="give every process at least one batch"):
+        hl.score(network, rows[:rank], loss=squared)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -152,5 +176,6 @@ def _own_share(rank: int, folder: str) -> None:
 def test_processes_with_other_batches_get_the_same_scores(tmp_path: Path) -> None:
     multiprocessing.spawn(_own_share, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first.pop("head"), second.pop("head"))
     assert first == second
     assert max(first["snip"].values()) > 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heterolora.distributed import sum_each_over_ranks
-from heterolora.saliency.problem import Problem, gradients
+from heterolora.saliency.problem import Problem
 
 
 class GradientHeuristic(ABC):
@@ -30,7 +30,7 @@ class GradientHeuristic(ABC):
         parameters = problem.space.parameters
         totals = [torch.zeros_like(parameter) for parameter in parameters]
         for batch, counts in problem.passes("scoring batches"):
-            found = gradients(problem.evaluate(batch).mean, parameters)
+            found = problem.gradients(problem.evaluate(batch).mean, parameters)
             for total, gradient in zip(totals, found, strict=True) if counts else ():
                 total += self.of_batch(gradient)
         return self.scores(parameters, sum_each_over_ranks(totals))

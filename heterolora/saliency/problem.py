@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 #: In float16, gradients below 6e-8 are 0, and those below 6e-5 inexact. So the backward pass has larger ones, as in
 #: mixed-precision training (Micikevicius et al. 2018, arXiv:1710.03740). A power of two changes no digit elsewhere.
-LOSS_SCALE = 2.0**12
+_LOSS_SCALE = 2.0**12
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,6 @@ class Step:
     adaptive: bool = True
 
 
-def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """∂loss/∂input of each input, zeros where the loss does not depend on it."""
-    found = torch.autograd.grad(scaled(loss), inputs, materialize_grads=True)
-    return [gradient / LOSS_SCALE for gradient in found]
-
-
-def scaled(loss: Tensor) -> Tensor:
-    """The loss for a backward pass, whose gradients are `LOSS_SCALE` times as large as those of the loss."""
-    return loss.float() * LOSS_SCALE
-
-
 def untracked(items: Sequence[Any], what: str) -> Iterable[Any]:
     """The default `Problem.track`: it shows no progress."""
     return items
@@ -106,6 +95,7 @@ class Problem:
         step: what the optimizer will do with the elements that are chosen.
         fillers: batches without effect on the scores, of a process that has fewer batches than another. A sharded base
             needs as many passes on every process, because each pass gathers weights.
+        loss_scale: of the gradients inside a backward pass.
     """
 
     network: nn.Module
@@ -116,8 +106,22 @@ class Problem:
     track: Track = untracked
     step: Step = Step()
     fillers: Sequence[Batch] = ()
+    loss_scale: float = _LOSS_SCALE
 
     def passes(self, what: str) -> Iterator[tuple[Batch, bool]]:
         """The batches and the fillers, each with whether it counts; `what` describes the progress."""
         yield from ((batch, True) for batch in self.track(self.batches, what))
         yield from ((batch, False) for batch in self.fillers)
+
+    def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """∂loss/∂input of each input, zeros where the loss does not depend on it."""
+        found = torch.autograd.grad(self.scaled(loss), inputs, materialize_grads=True)
+        return [gradient / self.loss_scale for gradient in found]
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss for a backward pass, whose gradients are `loss_scale` times as large as those of the loss."""
+        return loss.float() * self.loss_scale
+
+    def unscaled(self) -> Problem:
+        """The same problem for gradients so large that their scaled values are infinite in float16."""
+        return replace(self, loss_scale=1.0)

@@ -25,15 +25,20 @@ def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[
     Raises:
         UserError: the name is not known, or a score is NaN or infinite.
     """
-    heuristic = get(name)
-    with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
-        values = heuristic.score(problem)
-    items = tuple(_scored(*each) for each in zip(problem.space.elements, values, strict=True))
+    items = _attempt(name, problem, warm_up)
+    if not all(math.isfinite(item.score) for item in items):
+        items = _attempt(name, problem.unscaled(), warm_up)
     for item in items:
         if not math.isfinite(item.score):
             found = f"the {name} score of {item.element.key} is {item.score}"
             raise NotFiniteError(found, "expected a finite score; check the loss and the precision")
     return items
+
+
+def _attempt(name: str, problem: Problem, warm_up: WarmUp | None) -> tuple[Scored, ...]:
+    with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
+        values = get(name).score(problem)
+    return tuple(_scored(*each) for each in zip(problem.space.elements, values, strict=True))
 
 
 def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[str, float]:

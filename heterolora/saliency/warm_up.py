@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from heterolora.adapt import heads
 from heterolora.distributed import world_size
-from heterolora.saliency.problem import Batch, Problem, gradients
+from heterolora.saliency.problem import Batch, Problem
 
 _TRAINABLE = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -62,11 +62,11 @@ def _train(problem: Problem, parameters: Sequence[Tensor], warm_up: WarmUp) -> N
     for parameter in parameters:
         parameter.requires_grad_(True)
     for batch in problem.track(warm_up.batches, "warm-up"):
-        found = gradients(problem.evaluate(batch).mean, parameters)
+        found = problem.gradients(problem.evaluate(batch).mean, parameters)
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.grad = gradient
         optimizer.step()
     optimizer.zero_grad()
     if world_size() > 1:  # a caller of the library may have warmed up on other batches in each process
-        for parameter in problem.space.parameters:
+        for parameter in parameters:
             distributed.broadcast(parameter.data, src=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heterolora.distributed import sum_over_ranks, this_rank, world_size
 from heterolora.saliency.probe import Watch
-from heterolora.saliency.problem import LOSS_SCALE, Batch, Problem, scaled
+from heterolora.saliency.problem import Batch, Problem
 
 WHOLE = 2**27  # the matrices of all places are kept whole up to this number of entries (0.5 GB)
 WIDTH = 64  # k, the number of random directions onto which larger ones are projected
@@ -103,7 +103,7 @@ def observe(problem: Problem, places: Sequence[Place], backward: bool = True) ->
         with torch.set_grad_enabled(backward):
             loss = problem.evaluate(batch).mean
         if backward:
-            torch.autograd.grad(scaled(loss), anchor, allow_unused=True)
+            torch.autograd.grad(problem.scaled(loss), anchor, allow_unused=True)
 
 
 class _Unobserved(Place):
@@ -131,7 +131,7 @@ def weight_gradients(problem: Problem, parts: int = 1) -> list[tuple[ProductSum,
     for of_place in sums:
         for each in of_place:
             each.reduce()
-            each.divide(LOSS_SCALE)
+            each.divide(problem.loss_scale)
     return sums
 
 

@@ -67,6 +67,8 @@ def start(problem: Problem, kind: Start, seed: int = 0) -> None:
     """
     with no_trace(problem.network, problem.space):
         found = _directions(problem, kind, seed)
+        if not all(bool(directions.isfinite().all()) for directions in found):
+            found = _directions(problem.unscaled(), kind, seed)
     for low_rank, directions in zip(problem.space, found, strict=True):
         if not bool(directions.isfinite().all()):
             at = f"--lora-init {kind}: the {kind} at {low_rank.element.key} is not finite"

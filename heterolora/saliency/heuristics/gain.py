@@ -32,7 +32,7 @@ from torch import Tensor
 
 from heterolora.distributed import sum_each_over_ranks, sum_numbers_over_ranks
 from heterolora.saliency import register
-from heterolora.saliency.problem import Problem, Step, gradients
+from heterolora.saliency.problem import Problem, Step
 
 
 @register("gain", ignores=("metric",))
@@ -43,7 +43,7 @@ def gain(problem: Problem) -> list[float]:
     examples: Tensor | float = 0.0
     for batch, counts in problem.passes("scoring batches"):
         loss = problem.evaluate(batch)
-        found = gradients(loss.mean, every_B)
+        found = problem.gradients(loss.mean, every_B)
         if not counts:
             continue
         for B, g, moment, slope in zip(every_B, found, moments, slopes, strict=True):
