@@ -15,6 +15,7 @@ import torch
 
 from actions.checkpoints import SafeCheckpointIO
 from heterolora import history, saliency
+from heterolora.saliency.problem import Problem
 from main import main
 from model.reallocation import sources
 from tests.test_bad_input import complaint
@@ -124,6 +125,23 @@ class TestBudget:
         in_warm_up = [decision.on for decision in past.decisions if decision.epoch == 0]
         assert [sum(states) for states in zip(*in_warm_up, strict=True)] == [1] * 14 + [2]  # 4 · 4 turns of 15
         assert all(score > 0 for score in past.decisions[-1].scores)
+
+
+def test_gain_predicts_with_the_rates_of_the_coming_steps(searching, tmp_path, monkeypatch) -> None:
+    lengths, score = [], sources.score
+
+    def watched(name: str, problem: Problem) -> dict[str, float]:
+        lengths.append(problem.step.length)
+        return score(name, problem)
+
+    monkeypatch.setattr(sources, "score", watched)
+    options = ("--learning-rate", 1e-3, "--lr-scheduler", "linear", "--realloc-N", 0.5, "--max-epochs", 1)
+    assert run(*searching(*options, "--loraplus-ratio", 2, "--project-dir", tmp_path, "--project", "run")) == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert run("train-dyrealloc", "--resume-training", "--load", last, "--max-epochs", 2) == 0
+    intervals = [(12, range(6)), (12, range(6, 12)), (24, range(12, 18)), (24, range(18, 24))]
+    expected = [sum(2e-3 * (1 - step / steps) for step in interval) for steps, interval in intervals]
+    assert lengths == pytest.approx(expected)
 
 
 def test_a_warm_up_that_is_too_short_or_too_long_is_said(searching, capsys, tmp_path) -> None:

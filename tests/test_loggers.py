@@ -237,6 +237,15 @@ def test_the_rates_are_those_of_the_schedule(train: Callable[..., Path]) -> None
     assert series["learning_rate/B"] == [(i, pytest.approx(4e-2 * (1 - i / 4))) for i in range(4)]
 
 
+def test_a_longer_run_has_the_rates_of_its_schedule_from_the_checkpoint_on(train: Callable[..., Path]) -> None:
+    """The first run ends at the rate 0."""
+    folder = train("csv", "longer", "--max-steps", 4, "--lr-scheduler", "linear")
+    resume(folder, "--max-steps", 8)
+    series = read_csv(folder)["learning_rate/matrices"]
+    expected = [1e-2 * (1 - i / 4) for i in range(4)] + [1e-2 * (1 - i / 8) for i in range(4, 8)]
+    assert series == [(i, pytest.approx(rate)) for i, rate in enumerate(expected)]
+
+
 def test_final_figures_are_those_of_the_best_weights_and_end_no_curve(train: Callable[..., Path]) -> None:
     folder = train("csv", "final", "--max-epochs", 2)
     series, saved = read_csv(folder), json.loads((folder / "metrics.json").read_text())["metrics"]["validation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from heterolora.saliency.score import score
 from model.reallocation.callback import ScoreSource
 from model.reallocation.options import ScoringOptions
 from model.task.fine_tuning import FineTuning
+from model.task.optimization import coming_rates
 from model.task.scoring import batch_count, scoring_problem
 
 
@@ -81,7 +83,9 @@ class TrainingScores(ScoreSource):
 
 
 def _step(trainer: pl.Trainer, task: FineTuning, batches: int) -> Step:
-    """Returns what the optimizer does to every B in the next batches, at the current learning rate."""
-    rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    """Returns what the optimizer does to every B in the next batches, at the learning rates of the schedule."""
+    groups = [group["name"] for group in trainer.optimizers[0].param_groups]
+    group = groups.index("B" if "B" in groups else "matrices")
+    rates = coming_rates(trainer.lr_scheduler_configs[0].scheduler, group)
     steps = math.ceil(batches / trainer.accumulate_grad_batches)
-    return Step(rates.get("B", rates["matrices"]) * steps, adaptive=task.optimization.optimizer != "sgd")
+    return Step(sum(itertools.islice(rates, steps)), adaptive=task.optimization.optimizer != "sgd")

@@ -24,7 +24,14 @@ from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
 from model.sharding import Sharding, is_sharded, shard, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
-from model.task.optimization import Optimization, build_optimizer, build_scheduler, steps_of_run, within
+from model.task.optimization import (
+    Optimization,
+    build_optimizer,
+    build_scheduler,
+    coming_rates,
+    steps_of_run,
+    within,
+)
 from model.task.rows import RowLosses, RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
@@ -122,6 +129,12 @@ class FineTuning(pl.LightningModule, ABC):
             self._ddp_params_and_buffers_to_ignore = sharded_names(self)  # Lightning would broadcast them
 
     # ---- training
+
+    def on_train_start(self) -> None:
+        """Sets the learning rates of the schedule. A checkpoint restores those of a run of another length."""
+        for config in self.trainer.lr_scheduler_configs:
+            for number, group in enumerate(config.scheduler.optimizer.param_groups):
+                group["lr"] = next(coming_rates(config.scheduler, number))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning clears the gradients now

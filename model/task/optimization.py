@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from dataset.option import above, at_least, idle_without, option, positive_or_un
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.optim.lr_scheduler import LambdaLR
 
     from heterolora.search_space import SearchSpace
 
@@ -130,3 +132,9 @@ def build_scheduler(optimizer: torch.optim.Optimizer, total: float, settings: Op
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, settings))
     return {"scheduler": schedule, "interval": "step", "name": "learning_rate"}
+
+
+def coming_rates(schedule: LambdaLR, group: int) -> Iterator[float]:
+    """The learning rates of a group of parameters at the next optimizer steps."""
+    peak, factor = schedule.base_lrs[group], schedule.lr_lambdas[group]
+    return (peak * factor(step) for step in itertools.count(schedule.last_epoch))
