@@ -66,8 +66,9 @@ def _mlflow(folder: Path, resumed: bool) -> MLFlowLogger:
     from mlflow.exceptions import MlflowException
 
     id_file = folder / LOGS / "mlflow_id"
-    address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent.resolve() / 'mlflow.db'}"
-    artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else str(folder.parent.resolve() / "mlartifacts")
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    address = given or f"sqlite:///{folder.parent.resolve() / 'mlflow.db'}"
+    artifacts = None if given else str(folder.parent.resolve() / "mlartifacts")
     run_id = _read_id(id_file) if is_first_process() and id_file.is_file() else None
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     try:

@@ -46,9 +46,9 @@ def start(request: Request, folder: Path) -> Experiment:
     experiment = build(request)
     say(f"run folder: {folder}")
     show_parameters(experiment, folder)
-    if experiment.options.optimization.learning_rate == AUTO:
-        experiment = with_best_rate(experiment, folder, _starting(experiment))
     if request.action != TEST:
+        if experiment.options.optimization.learning_rate == AUTO:
+            experiment = with_best_rate(experiment, folder, _starting(experiment))
         say(recipe(experiment.options.optimization, experiment.options.loop.gradient_clip_val))
     if is_first_process():
         write_config(folder, request.action, experiment.options, experiment.task.record.configs)

@@ -55,7 +55,7 @@ def is_ambiguous(label: object, texts: Sequence[str]) -> bool:
     name = label.strip() if isinstance(label, str) else None
     if name not in texts:
         return False
-    number = int(name) if name.isdecimal() else LETTERS.find(name) if len(name) == 1 else -1
+    number = int(name) if name.isdecimal() and len(name) < 10 else LETTERS.find(name) if len(name) == 1 else -1
     return 0 <= number < len(texts) and texts[number] != name
 
 

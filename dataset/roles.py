@@ -211,8 +211,10 @@ def _candidates(columns: Mapping[str, Kind]) -> str:
 
 
 def check_columns(roles: Roles, columns: Mapping[str, Kind], name: str) -> None:
-    """Raises UserError if a column is not there."""
+    """Raises UserError if a column is not there, or if config.toml cannot hold its name."""
     for column in (*roles.columns, *((roles.label,) if roles.label else ())):
+        if not column.isprintable():
+            raise UserError(f"data set '{name}' has the column {column!r}", "give it a name without control characters")
         if column not in columns:
             raise UserError(
                 f"data set '{name}' has no column '{column}'", nearest(column, filter(str.isprintable, columns))

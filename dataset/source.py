@@ -78,9 +78,9 @@ def read_splits(
     def read(split: str) -> Dataset:
         return _read(spec, available, split, saved_path, cache, notes)
 
+    train = read(spec.train)
     if spec.own and (spec.chat or spec.response is not None):
         notes += _unused(spec, available[spec.train].columns())
-    train = read(spec.train)
     validation = {split: read(split) for split in validation_names}
     tested = {} if test is None else {test: read(test)}
     if not validation and share == 0:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from heterolora import scores
+from heterolora.allocation import Scored
 from heterolora.element import Element
 from heterolora.errors import UserError
 from heterolora.scores import Scores
@@ -130,6 +131,28 @@ def test_of_a_classifier(tmp_path: Path, form: str, how: str, capsys: pytest.Cap
 
 def at(element: Element, **settings: float) -> Element:
     return dataclasses.replace(element, settings=dataclasses.replace(element.settings, **settings))
+
+
+@pytest.mark.parametrize("form", ["llamafactory", "trl"])
+@pytest.mark.parametrize("alphas", [(16, 16), (16, 12)], ids=["equal", "other"])
+def test_one_alpha_for_rslora(
+    tmp_path: Path, form: str, alphas: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alpha is the same at all ranks, and the scaling is not. Rank 4 has the larger scaling, and the smaller alpha."""
+    content = language_model_scores(tmp_path / "scores.toml")
+    large, small = content.scored[:2]
+    pair = (
+        at(large.element, rank=16, alpha=alphas[0], use_rslora=True),
+        at(small.element, rank=4, alpha=alphas[1], use_rslora=True),
+    )
+    pair = (Scored(pair[0], 2.0), Scored(pair[1], 1.0))
+    scores.write(tmp_path / "scores.toml", dataclasses.replace(content, scored=pair))
+    tool.main([str(tmp_path), "--turn-on-percentile", "1.0", "--format", form, "--output", str(tmp_path / "lora.yaml")])
+    block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
+    assert (block["lora_alpha"], block["use_rslora"]) == (16, True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("the largest alpha is written, 16" in shown) == (alphas[1] != 16)
+    assert "scaling" not in shown
 
 
 @pytest.mark.parametrize("form", READERS)

@@ -1,6 +1,7 @@
 """`tools/compare_scores.py` against SciPy, and by hand."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from scipy import stats
 
 from heterolora import scores
+from heterolora.element import Place
 from heterolora.errors import UserError
+from heterolora.history import Decision, History
 from heterolora.scores import Scores
 from tests.run_folders import write_history
 from tests.scoring import scored
@@ -67,6 +70,9 @@ def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
 def test_files_of_one_heuristic_are_told_apart(write, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     paths = [write("a.toml", A), write("b.toml", dataclasses.replace(B, importance_test_name="grad_norm"))]
+    bracketed = Path(paths[0]).parent / "[x]" / "c.toml"
+    bracketed.parent.mkdir()
+    paths.append(str(shutil.copy(paths[0], bracketed)))
     tool.main(paths)
     shown = capsys.readouterr().out
     assert all(f"grad_norm ({path})" in shown for path in paths)
@@ -87,6 +93,23 @@ def test_wrong_input(write) -> None:
         tool.main([a, a + ".missing"])
     with pytest.raises(UserError, match="is given twice; give each of them once"):
         tool.main([a, f"{Path(a).parent}/../{Path(a).parent.name}/a.toml"])
+
+
+def test_the_mean_churn_is_that_of_the_switches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first reallocation of a run switches nothing, and does not count."""
+    places = (Place(0, "q_proj"), Place(0, "v_proj"))
+    on = [(True, False), (False, True), (False, True)]
+    decisions = [Decision(epoch, 0, (1.0, 1.0), each) for epoch, each in enumerate(on)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        History(places, decisions).write(tmp_path / name)
+    runs = [str(tmp_path / name) for name in ("one", "two")]
+    monkeypatch.setattr(sys, "argv", ["plot_realloc.py", *runs, "--output", str(tmp_path / "pictures")])
+    monkeypatch.setenv("COLUMNS", "200")
+    plot_realloc.main()
+    assert capsys.readouterr().out.count("50.0%") == 2  # of 100% and 0%
 
 
 def test_the_same_history_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

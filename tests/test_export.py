@@ -307,6 +307,14 @@ class TestTool:
         assert not (tmp_path / "adapter" / "shortcuts.safetensors").exists()
         self.check_in_peft(world.opt, tmp_path / "adapter")
 
+    def test_shortcuts_that_an_adapter_does_not_have_are_none(self, plain: Path, world: World, tmp_path: Path) -> None:
+        """`--model opt_lora_ags` adds untrained shortcuts to it, whose sum is 0."""
+        for model in ("opt_lora", "opt_lora_ags"):
+            more = ("--model", model, "--output", str(tmp_path / model))
+            export.main([str(plain / "adapter"), "--format", "merged", *more])
+        one, other = ((tmp_path / model / "model.safetensors").read_bytes() for model in ("opt_lora", "opt_lora_ags"))
+        assert one == other
+
     def check_in_peft(self, base: Path, adapter: Path) -> None:
         theirs = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
         theirs: PreTrainedModel = peft.PeftModel.from_pretrained(theirs, adapter)

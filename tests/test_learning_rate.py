@@ -63,6 +63,13 @@ def test_auto_is_the_run_with_the_rate_that_it_finds(capfd, world: World, tmp_pa
     assert configs[0] == configs[1]
     assert metrics_of(tmp_path / "auto") == metrics_of(tmp_path / "given")
 
+    capfd.readouterr()
+    tested = ("test", "--load", tmp_path / "auto", "--project-dir", tmp_path, "--project", "tested")
+    assert run(*tested, "--learning-rate", "auto") == 0
+    shown = capfd.readouterr().out
+    assert "--learning-rate has no effect on test" in shown
+    assert "learning rate:" not in shown
+
 
 @pytest.mark.parametrize(
     ("more", "message"),

@@ -236,6 +236,22 @@ def test_the_lines_of_a_text_are_held_out_in_one_piece(tmp_path: Path) -> None:
     assert len(splits.train) == 90
 
 
+@pytest.mark.parametrize("row", [{"prompt": "a", "response": "b"}, {"messages": [{"role": "user", "content": "a"}]}])
+def test_responses_without_a_train_split(tmp_path: Path, row: dict[str, object]) -> None:
+    for split in ("validation", "test"):
+        write(tmp_path, f"{split}.jsonl", [row] * 4)
+    spec, _ = described(tmp_path)
+    with pytest.raises(UserError, match="train"):
+        read_splits(spec, cache=False, share=0.0)
+
+
+def test_a_column_whose_name_no_file_of_options_can_hold(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text('"review\ntext",label\n' + "good,yes\nbad,no\n" * 10)
+    with pytest.raises(UserError, match=r"has the column 'review\\ntext'; give it a name without control characters"):
+        described(path)
+
+
 def test_which_folders_hold_one_text(tmp_path: Path) -> None:
     """Lines of txt files are one text, also in `data`. Rows beside a text file that is no data are documents."""
     for name, files in {

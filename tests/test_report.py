@@ -17,6 +17,7 @@ from heterolora import scores as scores_file
 from heterolora.config import ElementConfig
 from heterolora.element import Place, Settings
 from heterolora.errors import UserError
+from heterolora.history import FREQUENCY, HISTORY
 from heterolora.step_time import StepTime
 from tests import chromium
 from tests.run_folders import (
@@ -511,6 +512,13 @@ class TestDynamicRun:
         assert caption == "Share of the elements that each reallocation switched"
         (line,) = figures(page)[-1]["data"]
         assert list(zip(line["x"], line["y"], strict=True)) == list(enumerate(history.churn()))[1:]
+
+    def test_a_search_that_has_not_decided_yet(self, tmp_path: Path) -> None:
+        """The history is there, and empty, from the start of the run on."""
+        folder = dynamic_run(tmp_path / "dynamic", layers=3)
+        for name in (HISTORY, FREQUENCY):
+            (folder / name).write_text("")
+        assert "dynamic" in report(tmp_path, folder).text
 
     def test_how_often_and_what_is_left(self, tmp_path: Path) -> None:
         folder = dynamic_run(tmp_path / "dynamic", layers=3)

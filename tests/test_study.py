@@ -34,7 +34,7 @@ from tools import study as tool
 from tools.studies import adalora, execution, peft_run, running
 from tools.studies.data import check_data
 from tools.studies.figures import pareto
-from tools.studies.jobs import Case, Commands, Job, assignment
+from tools.studies.jobs import Case, Commands, Job, assignment, from_here
 from tools.studies.page import markdown
 from tools.studies.results import Measured
 from tools.studies.running import Record, check_unfinished, record_of, run_here, run_job
@@ -417,6 +417,32 @@ def test_the_time_of_a_job_counts_the_processes_whose_work_it_keeps(tmp_path: Pa
     assert (run_job(job, tmp_path, start).seconds > 1000) == saved
 
 
+def test_the_error_of_a_job_is_that_of_its_last_start(tmp_path: Path) -> None:
+    def start(arguments: Sequence[str], log: Path) -> int:
+        with log.open("a") as file:
+            file.write(next(said))
+        return 1
+
+    said = iter(("error: the disk is full\n", "Killed\n"))
+    job = Job("job", (), (), tmp_path / "run")
+    assert run_job(job, tmp_path, start).error == "error: the disk is full"
+    assert run_job(job, tmp_path, start).error == "Killed"
+
+
+def test_paths_of_a_study_are_those_of_the_folder_where_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs run in the folder of the program."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("base", "cache"):
+        (tmp_path / name).mkdir()
+    assert from_here("cache_folder", "cache") == str(tmp_path / "cache")
+    assert from_here("load", "~/base") == from_here("load", "base") == str(tmp_path / "base")
+    assert from_here("load", "facebook/opt-350m") == "facebook/opt-350m"
+    assert from_here("dataset", "sst2") == "sst2"
+
+
 def test_runs_of_one_seed_are_paired(tmp_path: Path, world: World, start: InThisProcess) -> None:
     """Both arms of a seed measure the same rows, and start from the same head: without steps they are equal."""
     text = MINIMAL.replace("max_epochs = 1", "max_epochs = 1\nlimit_train_batches = 1").replace("1e-3, 1e-2", "1e-30")
@@ -704,10 +730,15 @@ def test_a_mistake_that_every_run_would_meet_is_found_first(
     assert not start.commands
 
 
-def test_a_study_that_has_other_data_than_before_is_refused(tmp_path: Path, world: World) -> None:
+@pytest.mark.parametrize("home", [False, True])
+def test_a_study_that_has_other_data_than_before_is_refused(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, home: bool
+) -> None:
     data = tmp_path / "reviews.csv"
     data.write_text("text,label\n" + "good,yes\nbad,no\n" * 10)
-    path = write(tmp_path, world, **{'dataset = "sst2"': f'dataset = "{data}"', 'dataset_saved_path = "{data}"': ""})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = "~/reviews.csv" if home else data
+    path = write(tmp_path, world, **{'dataset = "sst2"': f'dataset = "{named}"', 'dataset_saved_path = "{data}"': ""})
     planned, folder = read_study(path), tmp_path / "out"
     for _ in range(2):
         check_data(planned, folder)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tools.cli import Parser, check_different, real, run
 
-from rich.markup import escape
 from rich.table import Table
 from scipy.stats import spearmanr
 
@@ -88,10 +87,10 @@ def check_same_elements(files: Mapping[Path, Scores]) -> None:
 
 
 def _matrix(title: str, named: Mapping[str, Scores], measure: Callable[[Scores, Scores], float | None]) -> Table:
-    table = Table(title, *(escape(name) for name in named))
+    table = Table(title, *named)
     for name, a in named.items():
         values = [measure(a, b) for b in named.values()]
-        table.add_row(escape(name), *("–" if value is None else f"{value:.3f}" for value in values))
+        table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values))
     return table
 
 

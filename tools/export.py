@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.format == "merged" or has_shortcuts(request):
         check_devices(request.options)
     if has_shortcuts(request):
-        say(cost_of_dropping(request, args.output.parent))
+        say(cost_of_dropping(replace(request, notes=()), args.output.parent))
         request = without_shortcuts(request)
     if args.format != "merged":
         _write_adapter(args, request)

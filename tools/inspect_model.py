@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about = {"model": request.options.model, "base": request.base.name, "load": request.options.load}
         print(json.dumps({**about, "elements": [_values(each) for each in space], "totals": named}, indent=2))
         return
-    for text in restored.notes:
+    for text in (*request.notes, *restored.notes):
         note(text)
     say(_element_table(restored.network, space))
     say(_total_table(totals, base))

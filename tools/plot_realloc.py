@@ -62,7 +62,8 @@ def _comparison(histories: dict[str, History]) -> Table:
         never = sum(times == 0 for times in past.times_on().values())
         shared = len(on & first) / max(len(on | first), 1)
         counts = (len(past.decisions), len(on), len(past.places), never)
-        table.add_row(name, *map(str, counts), f"{statistics.mean(past.churn()):.1%}", f"{shared:.1%}")
+        churn = statistics.mean(past.churn()[1:] or (0.0,))  # the first reallocation switches nothing
+        table.add_row(name, *map(str, counts), f"{churn:.1%}", f"{shared:.1%}")
     return table
 
 

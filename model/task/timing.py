@@ -45,5 +45,5 @@ def _seconds(problem: Problem, batch: Batch, on: frozenset[str]) -> float:
 
 
 def _wait(problem: Problem) -> None:
-    if problem.space.device.type == "cuda":
-        torch.cuda.synchronize(problem.space.device)
+    if problem.space.device.type != "cpu":
+        torch.accelerator.synchronize(problem.space.device)

@@ -104,12 +104,16 @@ BLOCKS: Mapping[str, Callable[[Sequence[Element], str, str | None, Sequence[str]
 
 
 def _of_one_rank(lora: Sequence[Element], who: str) -> tuple[list[Element], tuple[str, ...]]:
-    """The elements at one rank and one scaling, and a note for each of the two that differed."""
-    ranks, scalings = ({read(element) for element in lora} for read in (_rank, _scaling))
+    """The elements at one rank and one scaling, and a note for each of the two that differed. With rsLoRA, alpha stays
+    the same at every rank, and the scaling does not.
+    """
+    fixed = "alpha" if all(element.settings.use_rslora for element in lora) else "scaling"
+    ranks = {element.rank for element in lora}
+    values = {element.key: round(getattr(element.settings, fixed), 9) for element in lora}
     spent = sum(element.parameters for element in lora)
     rank = spent // sum(element.in_features + element.out_features for element in lora)
     rank = max(1, min(rank, *(element.highest_rank for element in lora)))
-    shared = max(lora, key=_scaling).settings.at(rank)
+    shared = max(lora, key=lambda element: values[element.key]).settings.at(rank)
     even = [replace(element, settings=replace(shared, dropout=element.settings.dropout)) for element in lora]
     notes = ()
     if len(ranks) > 1:
@@ -118,17 +122,9 @@ def _of_one_rank(lora: Sequence[Element], who: str) -> tuple[list[Element], tupl
             f"{who} one rank for all modules: {rank} is written instead of {min(ranks)} to {max(ranks)} "
             f"({now:,} parameters instead of {spent:,})",
         )
-    if len(scalings) > 1:
-        notes += (f"{who} one alpha for all modules: the largest scaling is written, {max(scalings):g}",)
+    if len(set(values.values())) > 1:
+        notes += (f"{who} one alpha for all modules: the largest {fixed} is written, {max(values.values()):g}",)
     return even, notes
-
-
-def _rank(element: Element) -> int:
-    return element.rank
-
-
-def _scaling(element: Element) -> float:
-    return round(element.settings.scaling, 9)
 
 
 def _whole(what: str, alpha: float) -> tuple[int, tuple[str, ...]]:

@@ -176,10 +176,15 @@ def _read(folder: Path, name: str) -> Run:
         versions=versions,
         parameters=_parameters(folder / PARAMETERS),
         scores=scores_file.read(folder / SCORES) if (folder / SCORES).is_file() else None,
-        history=history_file.read(folder) if (folder / history_file.HISTORY).is_file() else None,
+        history=history_file.read(folder) if _has_reallocated(folder / history_file.HISTORY) else None,
         ranks={} if action == IMP_TEST else _ranks(folder),  # a user may keep a chosen configuration beside the scores
         resources=read_resources(folder),
     )
+
+
+def _has_reallocated(history: Path) -> bool:
+    """The file is there, and empty, from the start of the run on."""
+    return history.is_file() and history.stat().st_size > 0
 
 
 def _action(folder: Path) -> str:

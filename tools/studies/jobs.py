@@ -30,7 +30,7 @@ from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 SCALING = 2.0  # alpha / r of every element, before tuning
 Key = tuple[str, int, str]  # task, parameters, arm
 _OF_THE_ELEMENTS = {"model", "load"}  # the options that the list of elements depends on
-_PATHS = {"load", "backbone_model", "dataset", "dataset_saved_path"}  # the options that may be a path
+_PATHS = {"load", "backbone_model", "dataset", "dataset_saved_path", "cache_folder"}  # the options that may be a path
 PROGRAM = TOY_BASE.parents[1]  # the folder of the program
 EVEN = Proportional(0, 1 << 16)  # ranks as equal as the budget allows: `uniform` has no highest rank of its own
 
@@ -239,9 +239,10 @@ def _training(case: Case) -> dict[str, Any]:
 
 def from_here(name: str, value: Any) -> Any:
     """An option as the jobs understand it, which run in the folder of the program: a path must not depend on that."""
-    if name not in _PATHS or Path.cwd() == PROGRAM or (name == "dataset" and registry.is_known(value)):
+    if name not in _PATHS or (name == "dataset" and registry.is_known(value)):
         return value
-    return os.path.abspath(value) if os.path.exists(value) else value
+    path = os.path.expanduser(value)
+    return os.path.abspath(path) if os.path.exists(path) and Path.cwd() != PROGRAM else path
 
 
 def _text(value: Any) -> str:

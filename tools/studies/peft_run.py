@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 
-from actions.console import say, set_log_level
+from actions.console import is_first_process, say, set_log_level
 from actions.experiment import Experiment, build
 from actions.export import LORA
 from actions.parse import parse
@@ -73,9 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         experiment = replace(plain, resumed=request.resumed)
         say(f"run folder: {folder}")
         show_parameters(experiment, folder)
-        write_config(folder, request.action, experiment.options, experiment.task.record.configs)
+        if is_first_process():
+            write_config(folder, request.action, experiment.options, experiment.task.record.configs)
         fit(experiment, opened, adapted.callbacks)
-        write_text(folder / LORA, ElementConfig.of(adapted.elements(), "lora").to_toml())
+        if is_first_process():
+            write_text(folder / LORA, ElementConfig.of(adapted.elements(), "lora").to_toml())
 
 
 def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[Element]) -> Adapted:

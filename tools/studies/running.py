@@ -105,13 +105,15 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
     record_path = folder / f"{job.name}.json"
     continued = last if last.is_file() else None
     earlier = _read(record_path).seconds if continued and record_path.is_file() else 0.0  # of this job, interrupted
+    log = folder / f"{job.name}.log"
+    said_before = log.stat().st_size if log.is_file() else 0
     began = time.perf_counter()
-    code = start(job.arguments(continued), folder / f"{job.name}.log")
+    code = start(job.arguments(continued), log)
     seconds = earlier + time.perf_counter() - began
     if code == 0 and job.results != job.folder:
         for name in (ROWS, LORA, job.result):
             write_text(job.results / name, (job.folder / name).read_text(encoding="utf-8"))
-    error = "" if code == 0 else _last_line(folder / f"{job.name}.log")
+    error = "" if code == 0 else _last_line(log, said_before)
     record = Record(job.name, code, seconds, error, job.digest)
     write_json(record_path, asdict(record))
     return record
@@ -136,8 +138,10 @@ def _continues(job: Job, started: Path) -> bool:
         return found["digest"] == job.digest and found["share"] <= job.share
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _last_line(log: Path, start: int) -> str:
+    """The last error in a log from the byte `start` on, or its last line."""
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["no output"])[-1][:300]
 
