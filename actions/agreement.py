@@ -8,22 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytorch_lightning as pl
-
 from actions.experiment import Experiment
 from actions.options import declared, flat
 from heterolora.distributed import gather_lists
 from heterolora.errors import UserError
-
-
-class Agree(pl.Callback):
-    """Runs `check_agreement` at the start of every `fit`, `validate` and `test`."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        check_agreement(self.experiment)
 
 
 def check_agreement(experiment: Experiment) -> None:

@@ -9,13 +9,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 import model.family as families
 from actions.console import is_first_process, note, say
-from actions.limits import check_batches, check_generation, check_window, measures_validation
+from actions.limits import check_batches, check_generation, check_packing, measures_validation
 from actions.options import DYREALLOC, IMP_TEST, TEST, TRAIN, Options, as_plain
 from actions.resolve import Request
 from actions.trained_data import notes_on_rows
 from dataset.module import TextDataModule
 from dataset.preview import preview
-from heterolora.adapt import Plan, adapt, plan
+from heterolora.adapt import Plan, adapt, check_blocks, plan
 from heterolora.allocation import Scored, default_mode, tie_generator
 from heterolora.element import check_ranks
 from heterolora.errors import UserError
@@ -38,7 +38,6 @@ from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
 from model.task.fine_tuning import FineTuning
-from model.task.frozen_prefix import check_fixed_blocks
 from model.task.multiple_choice import MultipleChoice
 from model.task.optimization import steps_of_run, within
 from model.task.summarization import Summarization
@@ -75,9 +74,9 @@ def build(request: Request) -> Experiment:
     config = load_config(base_source.name, spec, options.attention)
     planned = plan_elements(request, config)
     if options.cache_frozen_prefix and planned is not None and request.action in (TRAIN, DYREALLOC):
-        check_fixed_blocks(config, "--cache-frozen-prefix")
+        check_blocks(config, "--cache-frozen-prefix does", "layerdrop")
     if (sharding := _sharding(request)) is not None:  # all processes must gather the same blocks
-        check_fixed_blocks(config, "--strategy fsdp")
+        check_blocks(config, "--strategy fsdp does", "layerdrop")
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
     tokenizer = load_tokenizer(base_source.name, config)
@@ -87,7 +86,7 @@ def build(request: Request) -> Experiment:
     shown = preview_of(data, request.action) if unlike_files and is_first_process() else None
     check_batches(request.action, options, data)
     check_generation(options, data.limits, positions)
-    check_window(data, config)
+    check_packing(data, config)
     limited = str(options.loop.limit_val_batches) != "1.0"  # 1 is one batch
     if request.action == TEST and limited and not measures_validation(data):
         notes.append("--limit-val-batches has no effect on test of this data set: it measures no validation split")

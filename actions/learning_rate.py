@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -27,15 +27,6 @@ _SHARE, _FEWEST = 0.2, 100  # the run that trials are parts of: a share of the w
 _BATCHES = 32  # of the first validation split
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A trial of a learning rate. `loss`: on the validation batches; None if it diverged."""
-
-    learning_rate: float
-    steps: int
-    loss: float | None
-
-
 def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callback, ...] = ()) -> Experiment:
     """Returns the experiment with the best learning rate, as if its number had been given.
 
@@ -46,22 +37,23 @@ def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callbac
     rates = RATES_OF_PLAIN if task.space is None else RATES
     before = {name: value.detach().cpu().clone() for name, value in _trained(task).items()}
     longest = min(whole, max(_SHARE * whole, _FEWEST))
-    trials: list[Trial] = []
+    trials: list[dict[str, float | None]] = []
     for share in shares(len(rates))[:-1]:
         losses = {}
         for rate in rates:
-            options = _of_trial(experiment.options, rate, max(1, round(share * longest)), whole)
+            steps = max(1, round(share * longest))
+            options = _of_trial(experiment.options, rate, steps, whole)
             losses[rate] = _trial(replace(experiment, options=options), folder, start)
             for name, parameter in _trained(task).items():
                 put(parameter, before[name])
-            loss = losses[rate] if math.isfinite(losses[rate]) else None
-            trials.append(Trial(rate, options.optimization.max_steps, loss))
-            say(f"trial of learning rate {rate:g}, {trials[-1].steps} steps: validation loss {losses[rate]:.4f}")
+            loss = losses[rate] if math.isfinite(losses[rate]) else None  # None: it diverged
+            trials.append({"learning_rate": rate, "steps": steps, "loss": loss})
+            say(f"trial of learning rate {rate:g}, {steps} steps: validation loss {losses[rate]:.4f}")
         rates = promoted(losses, higher_is_better=False)
         if not rates:
             raise UserError("every trial of --learning-rate auto diverged", "check the data, or give --precision 32")
     if is_first_process():
-        record_trials(folder, [asdict(trial) for trial in trials])
+        record_trials(folder, trials)
     say(f"learning rate: {rates[0]:g}")
     return _prepared(experiment, changed(experiment.options, {"learning_rate": rates[0]}))
 

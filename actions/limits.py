@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import pytorch_lightning as pl
 from datasets import Dataset
 from transformers import PretrainedConfig
 
@@ -13,6 +11,7 @@ from actions.options import DYREALLOC, TEST, TRAIN, Options
 from dataset.encode import Lengths
 from dataset.module import TextDataModule
 from heterolora.errors import UserError
+from model.skeleton import skeleton
 from model.task.optimization import steps_of_run
 
 
@@ -79,10 +78,19 @@ def check_generation(options: Options, limits: Lengths, positions: int | None) -
         )
 
 
-def check_window(data: TextDataModule, config: PretrainedConfig) -> None:
-    """Raise UserError if packed rows can be longer than the model's attention window: their mask has no window."""
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    if data.packs and window is not None and data.limits.max_token_len > window:
+def check_packing(data: TextDataModule, config: PretrainedConfig) -> None:
+    """Raise UserError if packed rows would see each other. Their mask needs an attention that applies it as a mask, and
+    has no window.
+    """
+    if not data.packs:
+        return
+    own, text = skeleton(config, data.spec.task).config, config.get_text_config()
+    others = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if own._attn_implementation != "sdpa" or others:
+        what = f"layers of the type {min(others)}" if others else f"the attention '{own._attn_implementation}'"
+        raise UserError(f"--packing does not work with {config.model_type}, which has {what}", "leave --packing out")
+    window = getattr(text, "sliding_window", None)
+    if window is not None and data.limits.max_token_len > window:
         raise UserError(
             f"--packing with --max-token-len {data.limits.max_token_len}, and the model attends to {window} tokens",
             f"give --max-token-len of at most {window}, or leave --packing out",
@@ -92,15 +100,3 @@ def check_window(data: TextDataModule, config: PretrainedConfig) -> None:
 def measures_validation(data: TextDataModule) -> bool:
     """Whether the final metrics are also of validation splits, besides the test splits."""
     return bool(set(data.validation_names) - set(data.test_names))
-
-
-@dataclass
-class CheckBatches(pl.Callback):
-    """Checks the limits again when the rows are encoded, before the first batch."""
-
-    action: str
-    options: Options
-    data: TextDataModule
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        check_batches(self.action, self.options, self.data)

@@ -166,17 +166,12 @@ def _new_folder(options: Options) -> Path:
 
 def new_folder(folder: Path) -> Path:
     """Makes a folder with this name, or with a number after it if there is one already."""
-    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return next(made for name in names if (made := _made(folder.with_name(name))))
-
-
-def _made(folder: Path) -> Path | None:
-    """The folder, if it did not exist before."""
-    with suppress(FileExistsError):
-        folder.mkdir()
-        return folder
-    return None
+    for number in itertools.count(1):
+        made = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with suppress(FileExistsError):
+            made.mkdir()
+            return made
 
 
 def _mark(folder: Path, finished: bool) -> _Identity | None:

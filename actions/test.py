@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from actions.console import note
+from actions.harness import evaluate, read_tasks
 from actions.resolve import Request
 from actions.results import measure
 from actions.run_folder import open_run
@@ -14,11 +15,8 @@ from actions.trainer import build_trainer, check_devices
 
 def run(request: Request) -> None:
     check_devices(request.options)
-    harness = None
-    if request.options.run.lm_eval is not None:
-        from actions.harness import evaluate, read_tasks
-
-        harness = read_tasks(request.options.run.lm_eval)
+    tasks = request.options.run.lm_eval
+    harness = None if tasks is None else read_tasks(tasks)
     with open_run(request) as opened:
         experiment = start(request, opened.folder)
         if experiment.untrained_head:

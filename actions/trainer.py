@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.callbacks import LambdaCallback, LearningRateMonitor
 
-from actions.agreement import Agree
+from actions.agreement import check_agreement
 from actions.callbacks import (
     CountOptimizerSteps,
     EarlyStopping,
@@ -26,7 +27,7 @@ from actions.callbacks import (
 from actions.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.experiment import Experiment
 from actions.health import StopOnNaN
-from actions.limits import CheckBatches
+from actions.limits import check_batches
 from actions.loggers import build_loggers
 from actions.options import Options
 from actions.processes import check_processes, cluster_environment
@@ -78,6 +79,12 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
     else:
         strategy = PlainDDPStrategy(find_unused_parameters=options.devices.strategy.endswith("_true"))
     environment = cluster_environment()
+
+    def check(*_: Any, **__: Any) -> None:
+        """At the start of every `fit`, `validate` and `test`, when the rows are encoded."""
+        check_agreement(experiment)
+        check_batches(experiment.task.record.action, options, experiment.data)
+
     return pl.Trainer(
         **options.devices.for_lightning(strategy),
         **vars(options.loop),
@@ -92,8 +99,7 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
         callbacks=[
             Progress(),
             EndTogether(),
-            Agree(experiment),
-            CheckBatches(experiment.task.record.action, options, experiment.data),
+            LambdaCallback(setup=check),
             *callbacks,
         ],
         plugins=[SafeCheckpointIO(resumed), *([] if environment is None else [environment])],

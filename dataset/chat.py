@@ -102,13 +102,14 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
     The spans are one list: start, end, start, end, and so on. A conversation that is too long loses its end. If its
     first answer begins so late that nothing of it would remain, it also loses its beginning.
     """
-    messages, template = json.loads(conversation), _template(tokenizer)
-    if TOOLS not in template and any(TOOLS in message for message in messages):
-        raise UserError(
-            f"the chat template does not write the tool calls in the conversation {conversation[:80]}",
-            "use a model that was tuned for tools, or leave the conversation out",
-        )
+    messages = json.loads(conversation)
     try:
+        template = tokenizer.get_chat_template()
+        if TOOLS not in template and any(TOOLS in message for message in messages):
+            raise UserError(
+                f"the chat template does not write the tool calls in the conversation {conversation[:80]}",
+                "use a model that was tuned for tools, or leave the conversation out",
+            )
         marks = "{% generation" in template or "{%- generation" in template
         if marks and all(_is_learned(message) for message in messages if message["role"] == ASSISTANT):
             ids, learned = _marked_by_template(tokenizer, messages)
@@ -129,12 +130,6 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
     dropped = max(0, first - (limit - min(answer, limit - max(1, limit // 4)))) if len(ids) > limit else 0
     kept = [(max(0, start - dropped), min(end - dropped, limit)) for start, end in spans]
     return ids[dropped : dropped + limit], [edge for start, end in kept if start < end for edge in (start, end)]
-
-
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template, or the default one of several."""
-    found = tokenizer.chat_template
-    return found if isinstance(found, str) else found.get("default", "")
 
 
 def _marked_by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:

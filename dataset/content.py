@@ -1,40 +1,25 @@
-"""The content of a file of rows as text, and which of its columns are read."""
+"""The content of a file of rows as text, and its columns that are read."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from dataset.spec import DatasetSpec
 from heterolora.errors import UserError, nearest
 
 LARGEST_FILE = 2**30  # bytes of a csv file or JSON array, which are read at once
 _SMALLER = "divide it into train-00000-of-00002 and so on, or write it as jsonl or parquet"
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns to read. `nested` are those of `texts` in which a JSON file may hold lists or objects. They are read
-    as JSON text.
-    """
-
-    texts: Sequence[str]
-    label: str | None = None
-    nested: Sequence[str] = ()
-
-    @property
-    def names(self) -> list[str]:
-        return [*self.texts, *([self.label] if self.label else [])]
-
-
 def empty(found: object) -> UserError:
     return UserError(f"{found} is empty", "give it at least one row")
 
 
-def wanted_columns(path: Path, present: Sequence[str], columns: Columns) -> list[str]:
+def wanted_columns(path: Path, present: Sequence[str], spec: DatasetSpec) -> list[str]:
     """Returns the names of the columns to read."""
-    wanted, counts = columns.names, Counter(present)
+    wanted, counts = spec.read_columns, Counter(present)
     for column in wanted:
         if column not in counts:
             raise UserError(f"'{path}' has no column '{column}'", nearest(column, filter(str.isprintable, counts)))

@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from dataset.content import Columns, empty, not_utf8, utf8, wanted_columns
+from dataset.content import empty, not_utf8, utf8, wanted_columns
 from dataset.csv_files import columns_of_csv, read_csv
 from dataset.kinds import Kind, kind_of, kinds
+from dataset.spec import DatasetSpec
 from heterolora.errors import UserError
 from heterolora.outside import reading
 
@@ -39,7 +40,7 @@ TEXT = "text"  # the column of a txt file
 Place = str  # such as "line 3"
 
 
-def read_table(path: Path, columns: Columns) -> pa.Table:
+def read_table(path: Path, spec: DatasetSpec) -> pa.Table:
     """Returns the text columns and the label column of a file.
 
     A text or label is null where the row has none. Raises UserError if the file is damaged, if a column is missing or
@@ -47,8 +48,8 @@ def read_table(path: Path, columns: Columns) -> pa.Table:
     """
     with reading_file(path):
         if path.stat().st_size == 0:
-            return _no_rows(columns.names)
-        table = READERS[path.suffix](path, columns)
+            return _no_rows(spec.read_columns)
+        table = READERS[path.suffix](path, spec)
         table.validate(full=True)  # damaged offsets would end the whole process when a text is read
         return table
 
@@ -63,12 +64,12 @@ def reading_file(path: Path) -> Iterator[None]:
         yield
 
 
-def _jsonl(path: Path, columns: Columns) -> pa.Table:
-    return _table(path, _lines(path), columns)
+def _jsonl(path: Path, spec: DatasetSpec) -> pa.Table:
+    return _table(path, _lines(path), spec)
 
 
-def _json(path: Path, columns: Columns) -> pa.Table:
-    return _table(path, _objects(path), columns)
+def _json(path: Path, spec: DatasetSpec) -> pa.Table:
+    return _table(path, _objects(path), spec)
 
 
 def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -88,18 +89,18 @@ def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         yield f"row {index}", row
 
 
-def _parquet(path: Path, columns: Columns) -> pa.Table:
+def _parquet(path: Path, spec: DatasetSpec) -> pa.Table:
     with path.open("rb") as file, parquet.ParquetFile(file, page_checksum_verification=True) as rows:
-        return rows.read(columns=wanted_columns(path, rows.schema_arrow.names, columns))
+        return rows.read(columns=wanted_columns(path, rows.schema_arrow.names, spec))
 
 
-def _txt(path: Path, columns: Columns) -> pa.Table:
+def _txt(path: Path, spec: DatasetSpec) -> pa.Table:
     """Reads the lines of a text, with their line ends, as the column `text`."""
     lines = pa.table({TEXT: pa.array(io.StringIO(utf8(path), newline=None), pa.string())})
-    return lines.select(wanted_columns(path, lines.column_names, columns))
+    return lines.select(wanted_columns(path, lines.column_names, spec))
 
 
-READERS: Mapping[str, Callable[[Path, Columns], pa.Table]] = {
+READERS: Mapping[str, Callable[[Path, DatasetSpec], pa.Table]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": read_csv,
@@ -171,18 +172,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _table(path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], columns: Columns) -> pa.Table:
+def _table(path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], spec: DatasetSpec) -> pa.Table:
     """Returns the columns of JSON rows. A key that a row lacks is null."""
-    names, present, batches = columns.names, set(), []
+    names, present, batches = spec.read_columns, set(), []
     while part := list(islice(rows, _BATCH)):
         present.update(*(row.keys() for _, row in part))
         placed = {name: [(place, row.get(name)) for place, row in part] for name in names}
-        for name in columns.nested:
+        for name in spec.nested:
             placed[name] = [(place, _as_text(value)) for place, value in placed[name]]
-        batches.append(pa.table({name: _array(path, name, placed[name], name in columns.texts) for name in names}))
+        batches.append(pa.table({name: _array(path, name, placed[name], name in spec.columns) for name in names}))
     if not batches:
         return _no_rows(names)
-    wanted_columns(path, sorted(present), columns)
+    wanted_columns(path, sorted(present), spec)
     return joined(batches)
 
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 from datasets import Dataset
 
 from dataset.cache import cached, file_digest
-from dataset.content import Columns, empty
+from dataset.content import empty
 from dataset.files import READERS, VERSION, columns_of, joined, read_table, reading_file
 from dataset.identity import digest
 from dataset.kinds import Kind, kinds
 from dataset.spec import DatasetSpec
-from dataset.splits import holds_rows, is_packed, missing_shards, split_of
+from dataset.splits import are_shards, holds_rows, is_packed, missing_shards, split_of
 from heterolora.errors import UserError
 from heterolora.outside import read_json, reading
 
@@ -103,7 +103,7 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: 
     if not files:
         raise UserError(f"{flag} {folder} holds no data", _LAYOUT)
     for split, paths in files.items():
-        if len({path.suffix for path in paths}) > 1:
+        if len({path.suffix for path in paths}) > 1 or (len(paths) > 1 and not are_shards(paths)):
             found = ", ".join(path.name for path in paths)
             raise UserError(f"{folder} has split '{split}' more than once ({found})", "keep one of them")
         if missing := missing_shards(paths):
@@ -154,8 +154,7 @@ def _from_files(paths: list[Path], spec: DatasetSpec, cache: bool) -> Dataset:
 
 
 def _rows(paths: list[Path], spec: DatasetSpec) -> Dataset:
-    columns = Columns(spec.columns, spec.label_column, spec.nested)
-    tables = [read_table(path, columns) for path in paths]
+    tables = [read_table(path, spec) for path in paths]
     filled = [table for table in tables if table.num_rows]
     if not filled:
         raise empty(paths[0])

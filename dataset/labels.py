@@ -58,7 +58,7 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     feature, values = rows.features[column], [value for value in _values(rows, column) if not _is_missing(value)]
     if isinstance(feature, ClassLabel):
         _check_several(where, column, feature.names)
-        return tuple(feature.names)
+        return tuple(map(_name, feature.names))
     if not isinstance(feature, Value):
         raise UserError(f"column '{column}' of {where} holds lists or objects", "give each row one name or number")
     if may_be_numbers and any(isinstance(value, float) for value in values):

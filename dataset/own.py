@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from dataset import registry
 from dataset.choices import GAP, Choices
@@ -114,7 +112,7 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
         label=roles.label or "label",
         labels=labels,
         validation=(),
-        prompt=_prompt(roles.prompt),
+        prompt=partial(_paragraphs, roles.prompt) if roles.prompt else None,
         cue=CUE if answers else GAP if roles.choices is not None else "",
         response=itemgetter(roles.response) if answers else None,
         choices=None if roles.choices is None else Choices(itemgetter(roles.choices), nested=(roles.choices,)),
@@ -125,13 +123,8 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
     )
 
 
-def _prompt(columns: tuple[str, ...]) -> Callable[[Row], Any] | None:
-    """The prompt of a row: the text in the column, or the texts in several, separated by line breaks."""
-    return None if not columns else itemgetter(*columns) if len(columns) == 1 else partial(_paragraphs, columns)
-
-
 def _paragraphs(columns: tuple[str, ...], row: Row) -> str:
-    """The texts of the columns, without those that are empty or missing."""
+    """The texts of the columns on lines of their own, without those that are empty or missing."""
     return "\n".join(row[column] for column in columns if row[column])
 
 

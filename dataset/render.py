@@ -93,7 +93,7 @@ def _right(where: str, column: str, label: object, texts: Sequence[str], keys: S
         if keys is None and is_ambiguous(label, texts):
             raise UserError(
                 f"{where} has {found} in column '{column}', the text of one choice and the place of another",
-                "write places as numbers, without quotation marks, or change the texts",
+                "write places as letters (A, B, …), or as JSON numbers, or change the texts",
             )
         raise UserError(f"{where} has {found} in column '{column}'", f"give {expected_label(texts, keys)}")
     return place

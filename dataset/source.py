@@ -212,6 +212,8 @@ def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool)
 
     The lines of one text are held out in one piece, so that both parts remain texts.
     """
+    if len(rows) < 2 and running_text:
+        raise UserError("the text has one line, and part of it must be held out", "break it into lines")
     if len(rows) < 2:
         raise UserError(f"split 'train' has {len(rows)} row, and part of it must be held out", "give at least 2 rows")
     draw = np.random.default_rng(DATA_SEED if seed is None else seed)
@@ -225,7 +227,7 @@ def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool)
 
 def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> Dataset:
     """Returns the entry's columns of a split, with label ids and without missing texts. Appends to `notes`."""
-    wanted = [*spec.columns, *([spec.label_column] if spec.label_column else [])]
+    wanted = spec.read_columns
     if len(rows) == 0:
         raise empty(where)
     for column in wanted:

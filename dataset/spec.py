@@ -115,6 +115,11 @@ class DatasetSpec:
         require(not self.chat or (models and not prompted), "has conversations for another task", "leave chat out")
 
     @property
+    def read_columns(self) -> list[str]:
+        """The names of the columns that are read from a file."""
+        return [*self.columns, *([self.label_column] if self.label_column else [])]
+
+    @property
     def num_labels(self) -> int:
         """Width of the classification head, which is 1 for regression."""
         return max(1, len(self.labels))

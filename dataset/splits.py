@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dataset.files import READERS
@@ -18,6 +18,12 @@ def split_of(path: Path) -> str:
     """Returns the name of the split that a file of a folder belongs to."""
     name = _SHARD.sub("", path.stem)
     return name.lower() if name.lower() in _SPLITS else name
+
+
+def are_shards(paths: Sequence[Path]) -> bool:
+    """Whether all files of a split are parts of the same whole."""
+    found = [_SHARD.search(path.stem) for path in paths]
+    return None not in found and len({match[2] for match in found}) == 1
 
 
 def missing_shards(paths: Iterable[Path]) -> list[str]:

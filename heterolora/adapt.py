@@ -81,13 +81,14 @@ def plan(network: nn.Module, family: Family, lora: ElementConfig | None, shortcu
             elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
     planned = Plan(family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes)))
     if planned.shortcuts:
-        _check_blocks(network.config)
+        check_blocks(network.config, "shortcuts do", "layerdrop", "chunk_size_feed_forward")
     return planned
 
 
 def _notes(config: ElementConfig, family: Family, layers: int, names: Sequence[str]) -> Iterator[str]:
     yield from config.notes
-    for layer, name in config.named_sites():
+    for site in config.sites:
+        layer, name = (None, site) if isinstance(site, str) else site
         if layer is not None and layer >= layers:
             raise UserError(
                 f"{config.kind} configuration: [model_layer_{layer}.{name}] is beyond the model",
@@ -97,12 +98,14 @@ def _notes(config: ElementConfig, family: Family, layers: int, names: Sequence[s
             yield f"{config.kind} configuration: {name} is ignored: {family.name} has none"
 
 
-def _check_blocks(hf_config: Any) -> None:
-    """Shortcuts need blocks that always run, once a forward pass, over the whole sequence."""
-    for key in ("layerdrop", "chunk_size_feed_forward"):
-        if getattr(hf_config, key, 0):
+def check_blocks(hf_config: Any, what: str, *keys: str) -> None:
+    """Raise UserError if a key of the model's configuration says that some blocks do not run, or run in parts, which
+    `what` (with "do" or "does") needs.
+    """
+    for key in keys:
+        if value := getattr(hf_config, key, 0):
             raise UserError(
-                f"shortcuts do not work with {key} = {getattr(hf_config, key)} in the model's configuration",
+                f"{what} not work with {key} = {value} in the model's configuration",
                 "expected 0: every block must run, over the whole sequence at once",
             )
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
-def replaced(blocks: nn.ModuleList, layers: range, stand_in: nn.Module) -> Iterator[None]:
-    """`stand_in` replaces the blocks `layers` in the list of the network's blocks."""
-    kept = [blocks[layer] for layer in layers]
+def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None) -> Iterator[None]:
+    """The blocks `layers` in the list of the network's blocks do not run: each returns `output`, or its input if that
+    is None.
+    """
+    kept, stand_in = [blocks[layer] for layer in layers], _StandIn(output)
     try:
         for layer in layers:
             blocks[layer] = stand_in
@@ -19,3 +22,12 @@ def replaced(blocks: nn.ModuleList, layers: range, stand_in: nn.Module) -> Itera
     finally:
         for layer, block in zip(layers, kept, strict=True):
             blocks[layer] = block
+
+
+class _StandIn(nn.Module):
+    def __init__(self, output: Tensor | None) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x if self.output is None else self.output

@@ -17,7 +17,7 @@ A table is merged over `[default]` key by key. With `r = 0` or `disable_… = tr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -123,10 +123,6 @@ class ElementConfig:
             return None
         settings = self.sites.get(name if self.granularity == "network" else (layer, name), self.default)
         return settings if settings.candidate else None
-
-    def named_sites(self) -> Iterator[tuple[int | None, str]]:
-        """(block, or None for all blocks; canonical name) of every table besides `[default]`."""
-        return ((None, site) if isinstance(site, str) else site for site in self.sites)
 
     def to_document(self) -> dict[str, Any]:
         """The plain values of the file: `parse(document, kind)` returns an equal configuration."""

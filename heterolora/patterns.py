@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from heterolora.errors import UserError, shown
@@ -37,6 +38,13 @@ def match(pattern: str, text: str, whole: bool = False) -> Any:
             f"the regular expression {shown(pattern)} takes too long on '{text}'",
             "write it without nested repetition",
         ) from None
+
+
+def names_module(wanted: str | Sequence[str], path: str) -> bool:
+    """Whether `wanted` is a regular expression of the whole path of a module, or a list with it or an end of it."""
+    if isinstance(wanted, str):
+        return match(wanted, path, whole=True) is not None
+    return any(path == name or path.endswith(f".{name}") for name in wanted)
 
 
 @functools.lru_cache(maxsize=10_000)

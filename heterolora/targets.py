@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from heterolora.adapt import heads
 from heterolora.element import Element, Settings, order_of
 from heterolora.errors import UserError, nearest
-from heterolora.patterns import match
+from heterolora.patterns import names_module
 
 ALL_LINEAR = "all-linear"
 
@@ -41,7 +41,10 @@ def lora_elements(
     _refuse_peft(network)
     linears = {path: module for path, module in network.named_modules() if path and _is_linear(module)}
     outputs = _output_layers(network)
-    chosen = [path for path in linears if _matches(target_modules, path, linears[path] in outputs)]
+    if target_modules == ALL_LINEAR:
+        chosen = [path for path in linears if linears[path] not in outputs]
+    else:
+        chosen = [path for path in linears if names_module(target_modules, path)]
     if not chosen:
         ends = sorted({path.rsplit(".", 1)[-1] for path in linears})
         found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
@@ -76,14 +79,6 @@ def _output_layers(network: nn.Module) -> list[nn.Module]:
     """The layers that `all-linear` skips: the language-model head and a classification head."""
     embeddings = getattr(network, "get_output_embeddings", lambda: None)()
     return [embeddings, *(module for head in heads(network) for module in head.modules())]
-
-
-def _matches(target_modules: str | Sequence[str], path: str, is_output: bool) -> bool:
-    if target_modules == ALL_LINEAR:
-        return not is_output
-    if isinstance(target_modules, str):
-        return match(target_modules, path, whole=True) is not None
-    return any(path == name or path.endswith(f".{name}") for name in target_modules)
 
 
 def _place(path: str) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,17 @@ class Base:
 def load_config(source: str, spec: DatasetSpec, attention: str | None = None) -> PretrainedConfig:
     """Returns the configuration of `source`, with the data set's labels for classification.
 
-    `attention` is `--attention`; by default transformers chooses.
+    `attention` is `--attention`; by default transformers chooses. Raises UserError if it cannot be read, or if models
+    of its family cannot do the task.
     """
     labels: dict[str, Any] = {"num_labels": spec.num_labels} if spec.task == "classification" else {}
     if labels and spec.labels:
         labels["id2label"] = dict(enumerate(spec.labels))
         labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
     config = read_config(source, **labels, attn_implementation=attention)
+    family, decodes = families.for_model_type(config.model_type), getattr(config, "is_decoder", False)
+    if family is not None and not decodes:  # an encoder would see the tokens that it predicts
+        family.check_task(spec.task)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"'{source}' is quantised already", "give the unquantised model, and --quantize")
     return config
@@ -211,9 +215,25 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
     if lacking:
         raise UserError(
             f"'{source}' lacks {len(lacking)} weights of {type(network).__name__}, such as {lacking[0]}",
-            "give a folder or hub name of the complete pretrained model",
+            "give a folder or hub name of the complete pretrained model"
+            if any(".pooler." not in name for name in lacking)
+            else "give a base with a pooler, which a masked language model lacks, or a RoBERTa, which needs none",
         )
+    if not new:
+        _follow_labels(network, read_config(source).id2label)
     return network, bool(new)
+
+
+def _follow_labels(network: PreTrainedModel, stored: Mapping[int, str]) -> None:
+    """Reorders the outputs of a pretrained head: the same labels may have another order in the data set."""
+    named = {name.casefold(): index for index, name in stored.items()}
+    order = [named.get(name.casefold()) for _, name in sorted(network.config.id2label.items())]
+    if None in order or len(named) != len(order) or order == sorted(order):
+        return
+    layers = [layer for head in heads(network) for layer in head.modules()]
+    outputs = [layer for layer in layers if getattr(layer, "out_features", None) == len(order)]
+    for parameter in outputs[-1].parameters() if outputs else ():
+        parameter.data = parameter.data[order]
 
 
 def enable_gradient_checkpointing(network: PreTrainedModel, space: SearchSpace | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -303,6 +304,15 @@ def test_one_split_in_two_formats(tmp_path):
     save(tmp_path / "data", SPLITS, "jsonl")
     folder = save(tmp_path / "data", SPLITS, "csv")
     with pytest.raises(UserError, match=r"split 'train' more than once \(train.csv, train.jsonl\)"):
+        read_splits(RTE, folder)
+
+
+@pytest.mark.parametrize("other", ["train-00000-of-00001", "Train"])
+def test_one_split_in_a_file_and_in_others(tmp_path, other):
+    """The rows would be read twice, and some of them held out and trained on."""
+    folder = save(tmp_path / "data", SPLITS, "csv")
+    shutil.copy(folder / "train.csv", folder / f"{other}.csv")
+    with pytest.raises(UserError, match=r"has split 'train' more than once"):
         read_splits(RTE, folder)
 
 

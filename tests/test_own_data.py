@@ -16,6 +16,7 @@ from pyarrow import parquet
 from actions.parse import parse
 from actions.resolve import resolve
 from dataset.chat import encode_chat
+from dataset.choices import is_ambiguous, place_of
 from dataset.collate import Collator
 from dataset.module import TextDataModule
 from dataset.own import describe, name_of
@@ -243,6 +244,32 @@ def test_responses_without_a_train_split(tmp_path: Path, row: dict[str, object])
     spec, _ = described(tmp_path)
     with pytest.raises(UserError, match="train"):
         read_splits(spec, cache=False, share=0.0)
+
+
+def test_a_quotation_mark_of_the_text_in_a_tsv_file(tmp_path: Path) -> None:
+    """Two of them would join the rows between them."""
+    path = tmp_path / "glue.tsv"
+    path.write_text('text\tlabel\n"hello world\t1\nfoo bar"\t0\nx\t1\ny\t0\n')
+    with pytest.raises(UserError, match=r"line 3 of .*a cell between quotation marks holds a tab"):
+        read_splits(described(path)[0], cache=False)
+
+
+def test_a_csv_label_that_is_the_text_of_one_choice_and_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "questions.csv"
+    path.write_text('q,choices,answer\nhow many?,"[""2"", ""0"", ""1""]",2\nwhere?,"[""a"", ""b"", ""c""]",1\n')
+    spec, _ = described(path, prompt_column="q", choices_column="choices", label_column="answer")
+    first, second = read_splits(spec, cache=False, share=0.0).train["answer"][:]
+    assert is_ambiguous(first, ["2", "0", "1"])
+    assert place_of(second, ["a", "b", "c"], None) == 1
+
+
+def test_names_of_classes_have_no_spaces_around_them(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg ", " pos"])})
+    rows = Dataset.from_dict({"text": ["a", "b"] * 4, "label": [0, 1] * 4}, features=features)
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "data")
+    spec, _ = described(tmp_path / "data")
+    assert spec.labels == ("neg", "pos")
+    assert read_splits(spec, cache=False, share=0.0).train["label"][:2] == [0, 1]
 
 
 def test_a_column_whose_name_no_file_of_options_can_hold(tmp_path: Path) -> None:

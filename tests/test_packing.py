@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPTNeoForCausalLM, Lfm2ForCausalLM, PreTrainedModel
 
 from dataset.collate import Collator
 from dataset.packing import first_fit, pack
@@ -112,6 +112,28 @@ def test_packs_longer_than_the_attention_window(world, instructions, tmp_path, c
     arguments = ("mistral_lora", "alpaca", "--dataset-saved-path", instructions, "--load", tmp_path, "--packing")
     assert run("train", *arguments, "--max-token-len", 33, "--project-dir", tmp_path) == 2
     assert "give --max-token-len of at most 32" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "has"),
+    [
+        (GPTNeoForCausalLM, "the attention 'eager'"),
+        (Lfm2ForCausalLM, "layers of the type conv"),
+    ],
+)
+def test_models_whose_packed_rows_would_see_each_other(
+    world: World, instructions: Path, tmp_path: Path, capfd, made: type[PreTrainedModel], has: str
+) -> None:
+    AutoTokenizer.from_pretrained(world.opt).save_pretrained(tmp_path)
+    shape = {"vocab_size": 600, "hidden_size": 32, "num_attention_heads": 4, "num_heads": 4, "num_key_value_heads": 4}
+    if made is GPTNeoForCausalLM:
+        shape |= {"num_layers": 2, "attention_types": [[["global"], 2]]}
+    else:
+        shape |= {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+    made(made.config_class(**shape)).save_pretrained(tmp_path)
+    data = ("--dataset", "alpaca", "--dataset-saved-path", instructions, "--packing")
+    assert run("train", "--model", tmp_path, *data, "--project-dir", tmp_path) == 2
+    assert f"--packing does not work with {made.config_class.model_type}, which has {has}" in capfd.readouterr().err
 
 
 def test_packing_without_effect(world, tmp_path, capfd) -> None:

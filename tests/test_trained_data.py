@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from actions.parse import parse
 from actions.resolve import Request, resolve
 from dataset import registry
-from tests.world import World, metrics_of, run, sentences, write_jsonl
+from tests.world import World, metrics_of, model_folder, run, sentences, write_jsonl
 
 QQP = registry.get("qqp").labels
 
@@ -56,6 +58,29 @@ def test_own_data_keep_the_order_of_the_head(capfd, questions: Path) -> None:
     options = tomllib.loads((questions / "checkpoint" / "config.toml").read_text())
     assert options["labels"] == "not_duplicate,duplicate"
     assert resolved("train", "--load", questions / "run", *own).spec.labels == QQP
+
+
+def test_a_pretrained_head_keeps_its_order(world: World, tmp_path: Path) -> None:
+    """Two models that differ in the order of their labels alone, as those of MNLI on the hub do."""
+    one, other = (model_folder(tmp_path / name, "opt", "classification", num_labels=2) for name in ("one", "other"))
+    for folder, names in ((one, ("negative", "positive")), (other, ("POSITIVE", "NEGATIVE"))):
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(other / "model.safetensors")
+    weights["score.weight"] = weights["score.weight"].flip(0)
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    for folder in (one, other):
+        project = ("--project-dir", tmp_path, "--project", f"{folder.name}-run")
+        assert run("test", "--model", folder, "--dataset", "sst2", "--dataset-saved-path", world.sst2, *project) == 0
+    assert metrics_of(tmp_path / "one-run") == metrics_of(tmp_path / "other-run")
+
+
+def test_an_encoder_is_no_language_model(world: World, tmp_path: Path, capfd) -> None:
+    folder = model_folder(tmp_path / "encoder", "roberta", "classification")
+    data = ("--dataset", "wikitext2", "--dataset-saved-path", tmp_path, "--project-dir", tmp_path)
+    assert run("test", "--model", folder, *data) == 2
+    assert "task 'causal_language_modeling' is not something roberta models do" in capfd.readouterr().err
 
 
 def test_other_labels_than_those_of_the_head_are_noted(questions: Path) -> None:

@@ -57,11 +57,6 @@ from tools.reallocation.choice import Choice, choice_of_run
 
 _MARK = "(tools/realloc_lora_rank.py from "  # in the first line of its TOML files
 
-# Arguments that spend a budget on scores.
-_OF_SCORES = (
-    *("policy", "turn_on_percentile", "total_rank", "parameters", "rank", "min_rank", "max_rank", "mode", "seed"),
-    *("budget_time", "shortcut_output", "load"),
-)
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
 
 
@@ -133,8 +128,8 @@ def _limit(args: argparse.Namespace, scores: Scores) -> Limit:
 
 def _of_run(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
     """What a run chose. Its configurations are in its folder already."""
-    for name in _OF_SCORES:
-        if getattr(args, name) is not None:
+    for name, value in vars(args).items():
+        if name not in ("source", "output", "format") and value is not None:
             raise UserError(f"{flag_of(name)} has no effect on a run, which has chosen", "leave it out")
     if args.format == "toml":
         raise UserError(f"{args.source} is a run", f"use its {args.source / LORA}, or give another --format")
@@ -149,12 +144,7 @@ def _parser() -> Parser:
     parser.add_argument("--policy", choices=("topk", "proportional", "greedy"), help="default: topk")
 
     add = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group().add_argument
-    add(
-        "--turn-on-percentile",
-        type=real(share),
-        metavar="P",
-        help="a share in (0, 1] of the search space",
-    )
+    add("--turn-on-percentile", type=real(share), metavar="P", help="a share in (0, 1] of the search space")
     add("--total-rank", type=whole_number(at_least(1)), metavar="N", help="the sum of all ranks")
     add(
         "--parameters",

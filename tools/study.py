@@ -33,7 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools.cli import Parser, run
+from tools.cli import Parser, run, whole_number
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -42,6 +42,7 @@ from actions.console import note, say
 from actions.endings import FAILED
 from actions.in_use import in_use
 from actions.run_folder import check_writable
+from dataset.option import at_least
 from heterolora.errors import UserError
 from heterolora.files import write_text
 from tools.studies.data import check_data
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY.toml", help="the study file")
     add("--output", type=Path, metavar="DIR", help="folder of the study (default: studies/ and the file's name)")
-    add("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    add("--workers", type=whole_number(at_least(1)), default=1, metavar="N", help="runs at a time (default: 1)")
     add("--executor", choices=("here", "local", "slurm"), default="here",
         help="here: child processes; slurm: job arrays through submitit; local: submitit on this machine, "
         "where it gives a job no GPU without --slurm gpus_per_node=1")  # fmt: skip
@@ -66,8 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.slurm and args.executor == "here":
         raise UserError("--slurm has no effect with --executor here", "add --executor slurm")
-    if args.workers < 1:
-        raise UserError(f"--workers {args.workers} is out of range", "give at least 1")
     study = read_study(args.study)
     folder = args.output or Path("studies") / args.study.stem
     execution = Execution(study, folder.resolve(), args.workers, args.executor, _pairs(args.slurm))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,16 +37,6 @@ class Loss:
         return self.total / self.count.clamp(min=1)
 
 
-class RunningMetric(Protocol):
-    """A metric that is updated batch by batch, such as a torchmetrics object."""
-
-    def reset(self) -> None: ...
-
-    def update(self, logits: Tensor, labels: Tensor) -> None: ...
-
-    def compute(self) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Metric:
     """The metric of the task.
@@ -54,14 +44,15 @@ class Metric:
     Attributes:
         name: `loss` (the mean over rows or target tokens), `accuracy`, or the name of `running`.
         tolerance: how much worse, relative to its own size, the metric may get and still counts as unchanged.
-        running: builds any other metric on a device; it reduces over processes by itself.
+        running: builds any other metric on a device: a torchmetrics object, or another one with `reset()`,
+            `update(logits, labels)` and `compute()` that reduces over processes by itself.
         higher_is_better: the direction of `running`.
         nonnegative: whether losses are never negative, so that a verdict can be certain before the last batch.
     """
 
     name: str = "loss"
     tolerance: float = 0.01
-    running: Callable[[torch.device], RunningMetric] | None = None
+    running: Callable[[torch.device], Any] | None = None
     higher_is_better: bool = False
     nonnegative: bool = True
 

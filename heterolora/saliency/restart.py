@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from heterolora.blocks import replaced
 from heterolora.saliency.problem import Loss, Problem
-from heterolora.shortcut import Carry
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,11 @@ class Restarts:
             raise ValueError(f"batch {batch} can't go back from block {state.layer} to block {layer}")
         hook = self.blocks[layer].register_forward_pre_hook(partial(self._keep, batch, layer))
         try:
-            with replaced(self.blocks, range(state.layer), _StandIn(state, self.problem.space.carry)):
+            with replaced(self.blocks, range(state.layer), state.x):
+                self.problem.space.carry.held.before = state.before
                 return self.problem.evaluate(self.batches[batch])
         finally:
             hook.remove()
 
     def _keep(self, batch: int, layer: int, _block: nn.Module, args: tuple[Any, ...]) -> None:
         self.states[batch] = State(layer, args[0], self.problem.space.carry.held.before)
-
-
-class _StandIn(nn.Module):
-    """Returns the output of the blocks that it replaces."""
-
-    def __init__(self, state: State, carry: Carry) -> None:
-        super().__init__()
-        self.state, self.carry = state, carry
-
-    def forward(self, *_: Any, **__: Any) -> Tensor:
-        if self.state.before is not None:
-            self.carry.put(*self.state.before)
-        return self.state.x

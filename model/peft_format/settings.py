@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, whole_nu
 from heterolora.element import Settings
 from heterolora.errors import UserError, shown
 from heterolora.outside import read_json
-from heterolora.patterns import match, valid
+from heterolora.patterns import match, names_module, valid
 
 # The variant of LoRA that a key turns on.
 _VARIANTS: Mapping[str, str] = {
@@ -129,12 +129,12 @@ class PeftSettings:
         if wanted is None or wanted == "all-linear":
             return None
         excluded = self.values.get("exclude_modules")
-        if excluded and _matches(excluded, module):
+        if excluded and names_module(excluded, module):
             return False
         if any(match(rf"(^|.*\.){saved}($|\..*)", module) for saved in self.values.get("modules_to_save") or ()):
             return False
         whole = isinstance(wanted, str) or module in wanted
-        return _matches(wanted, module) and (whole or self._in_layers(module))
+        return names_module(wanted, module) and (whole or self._in_layers(module))
 
     def _in_layers(self, module: str) -> bool:
         layers = self.values.get("layers_to_transform")
@@ -146,13 +146,6 @@ class PeftSettings:
             if found := match(rf"{pattern}\.(?P<idx>\d+)\.", module):
                 return int(found["idx"]) in _listed(layers)
         return False
-
-
-def _matches(wanted: str | Sequence[str], module: str) -> bool:
-    """Matches a path against a pattern for the whole path, or a list of paths or path endings."""
-    if isinstance(wanted, str):
-        return match(wanted, module, whole=True) is not None
-    return any(module == name or module.endswith(f".{name}") for name in wanted)
 
 
 def read_settings(path: Path) -> PeftSettings:

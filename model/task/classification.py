@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
-from model.task.rows import RowLosses
 
 
 class Classification(FineTuning):
@@ -24,9 +23,9 @@ class Classification(FineTuning):
             each = F.cross_entropy(logits, batch["labels"], reduction="none")
         return Loss((each * batch["weight"]).sum(), batch["weight"].sum(), logits, each.detach())
 
-    def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | None]:
         correct = None if self.spec.regression else loss.logits.argmax(-1) == batch["labels"]
-        return RowLosses(loss.each, torch.ones_like(loss.each), correct)
+        return torch.ones_like(loss.each), correct
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0

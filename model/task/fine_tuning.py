@@ -32,7 +32,7 @@ from model.task.optimization import (
     steps_of_run,
     within,
 )
-from model.task.rows import RowLosses, RowResult
+from model.task.rows import RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
 
@@ -109,8 +109,10 @@ class FineTuning(pl.LightningModule, ABC):
         """Returns the two arguments of the running metrics' `update`, without filler rows."""
 
     @abstractmethod
-    def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
-        """Returns the losses of the rows of an evaluated batch, also of filler rows."""
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | None]:
+        """Returns what each row (rows,) of an evaluated batch counts, 1 or its target tokens, and whether its predicted
+        label is right: None for a task without labels. Filler rows have values too.
+        """
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
         """Converts the result of `predictions` to predictions and references for the benchmark's own metric."""
@@ -210,7 +212,7 @@ class FineTuning(pl.LightningModule, ABC):
         pair = self.predictions(batch, loss)
         if self.keeps_rows:
             kept = batch["weight"] > 0
-            self.rows += RowResult.of_batch(split, batch["index"], kept, self.row_losses(batch, loss))
+            self.rows += RowResult.of_batch(split, batch["index"], kept, loss.each, *self.row_counts(batch, loss))
         if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
             self.mean_loss[split].update(loss.total, loss.count)
             self.running[split].update(*pair)

@@ -13,22 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from heterolora.blocks import replaced
-from heterolora.errors import UserError
 from heterolora.saliency.problem import Batch
 from heterolora.search_space import SearchSpace
 from model.task.row_cache import RowCache
-
-
-def check_fixed_blocks(config: PretrainedConfig, flag: str) -> None:
-    """Raise UserError if the network leaves out blocks at random in training, which `flag` does not allow."""
-    if drop := getattr(config, "layerdrop", 0):
-        raise UserError(
-            f"{flag} does not work with layerdrop = {drop} in the model's configuration",
-            "expected 0: every block must run",
-        )
 
 
 class _Piece(NamedTuple):
@@ -85,7 +75,7 @@ class FrozenPrefix:
         if depth == 0:
             yield
             return
-        with replaced(self.blocks, range(depth), _StandIn(self._output(batch, inputs, depth))):
+        with replaced(self.blocks, range(depth), self._output(batch, inputs, depth)):
             yield
 
     def _turn_dropout_off(self, frozen: int) -> None:
@@ -147,7 +137,7 @@ class FrozenPrefix:
 
         hook = self.blocks[depth - 1].register_forward_hook(keep)
         try:
-            with replaced(self.blocks, range(depth, len(self.blocks)), _StandIn()):
+            with replaced(self.blocks, range(depth, len(self.blocks))):
                 self.base(**inputs)
         finally:
             hook.remove()
@@ -161,14 +151,3 @@ def _pieces(batch: Batch) -> list[_Piece]:
     numbers = torch.stack([batch["index"], batch["attention_mask"].sum(1)])  # (2, rows)
     rows, lengths = numbers.tolist()  # one transfer from the device for both
     return [_Piece(row, place, 0, length) for place, (row, length) in enumerate(zip(rows, lengths, strict=True))]
-
-
-class _StandIn(nn.Module):
-    """Takes the place of blocks, and returns their output. Without `output` it returns its input."""
-
-    def __init__(self, output: Tensor | None = None) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return x if self.output is None else self.output

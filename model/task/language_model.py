@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from dataset.targets import IGNORE
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
-from model.task.rows import RowLosses
 from model.task.token_losses import Head
 
 
@@ -29,9 +28,9 @@ class LanguageModel(FineTuning):
         by_position = each.new_zeros(kept.shape).masked_scatter(kept, each)  # (rows, tokens)
         return Loss(total, kept.sum(), each=by_position.sum(-1))
 
-    def row_losses(self, batch: Batch, loss: Loss) -> RowLosses:
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, None]:
         _, kept = next_tokens(batch)
-        return RowLosses(loss.each, kept.sum(-1))
+        return kept.sum(-1), None
 
 
 def next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,21 +15,6 @@ from heterolora.files import write_text
 ROWS = "rows.csv"
 
 
-@dataclass(frozen=True)
-class RowLosses:
-    """The losses of a batch, row by row.
-
-    Attributes:
-        totals: (rows,) the sum over what the task counts in a row: 1 for the row itself, or its target tokens.
-        counts: (rows,) their numbers.
-        correct: (rows,) whether the predicted label is right; None for a task without labels.
-    """
-
-    totals: Tensor
-    counts: Tensor
-    correct: Tensor | None = None
-
-
 @dataclass(frozen=True, order=True)
 class RowResult:
     """The result of a row. `index` is its place in the split; `correct` is 1 or 0, and None without labels."""
@@ -41,10 +26,12 @@ class RowResult:
     correct: int | None = None
 
     @classmethod
-    def of_batch(cls, split: str, indices: Tensor, kept: Tensor, losses: RowLosses) -> list[RowResult]:
+    def of_batch(
+        cls, split: str, indices: Tensor, kept: Tensor, losses: Tensor, counts: Tensor, correct: Tensor | None
+    ) -> list[RowResult]:
         """The rows of a batch that `kept` (rows,) marks; the others are filler."""
-        correct = [None] * len(indices) if losses.correct is None else losses.correct.int().tolist()
-        columns = (indices.tolist(), losses.totals.tolist(), losses.counts.tolist(), correct, kept.tolist())
+        hits = [None] * len(indices) if correct is None else correct.int().tolist()
+        columns = (indices.tolist(), losses.tolist(), counts.tolist(), hits, kept.tolist())
         return [
             cls(split, index, loss, int(count), hit)
             for index, loss, count, hit, keep in zip(*columns, strict=True)

@@ -83,12 +83,14 @@ def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
     costs = (
         ("training time", [run.resources.get("train_seconds") for run in runs], "min", duration),
         ("median step", [run.resources.get("step_seconds") for run in runs], "min", duration),
-        ("peak memory", [run.resources.get("peak_memory_bytes") for run in runs], "min", "{:.3g} GiB".format),
+        ("peak memory", [run.resources.get("peak_memory_bytes") for run in runs], "min", _gib),
     )
-    gib = [(name, [v and v / 2**30 for v in values] if "memory" in name else values, *more)
-           for name, values, *more in costs]  # fmt: skip
-    parts = {"parameters": rows, "training": _rows(runs, gib)}
+    parts = {"parameters": rows, "training": _rows(runs, costs)}
     return {heading: some for heading, some in parts.items() if some} | metrics([[run] for run in runs])
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
 
 
 def _rows(runs: Sequence[Run], figures: Sequence[tuple]) -> list[Row]:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from actions.run_folder import LOGS
 from tools.reporting.curves import read_curves
 from tools.reporting.figures import COLOURS, Chart, heat_map, new_figure
-from tools.studies.results import Measured, Rung
+from tools.studies.results import Rung
 from tools.studies.spec import Study
 from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
@@ -77,16 +77,12 @@ def _against(study: Study, points: Sequence[tuple[float, ArmResult]], title: str
         x=xs, y=ys, mode="lines", line={"color": "gray", "dash": "dot"}, hoverinfo="skip", showlegend=False
     )
     for x, arm in points:
-        _mark(figure, x, arm, _colour_of(study, arm))
+        found, shade = arm.quality, _colour_of(study, arm)
+        figure.add_scatter(
+            x=[x], y=[found.estimate], mode="markers", name=arm.name, marker={"size": 9, "color": shade},
+            error_y=_bars([found], shade),
+        )  # fmt: skip
     return figure
-
-
-def _mark(figure: go.Figure, x: float, arm: ArmResult, shade: str) -> None:
-    found = arm.quality
-    figure.add_scatter(
-        x=[x], y=[found.estimate], mode="markers", name=arm.name, marker={"size": 9, "color": shade},
-        error_y=_bars([found], shade),
-    )  # fmt: skip
 
 
 def _bars(intervals: Sequence[Interval], shade: str) -> dict[str, object]:
@@ -124,9 +120,10 @@ def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart:
 
 def curves(study: Study, comparison: Comparison) -> list[Chart]:
     """The logged curves of the measured runs: the mean over seeds, in a band from the lowest to the highest."""
-    series = {arm.name: [_curves(run) for run in arm.runs] for arm in comparison.arms}
+    series = {arm.name: [read_curves(run.folder / LOGS, "").series for run in arm.runs] for arm in comparison.arms}
     shades = {name: colour(position) for position, name in enumerate(study.arms)}
-    names = ["train/loss", *(f"{split}/{study.measure}" for split in _splits(comparison))]
+    splits = [split for arm in comparison.arms for run in arm.runs for split in run.rows]
+    names = ["train/loss", *(f"{split}/{study.measure}" for split in splits)]
     charts = []
     for name in dict.fromkeys(names):
         figure = new_figure(300, xaxis={"title": {"text": "optimizer step"}}, showlegend=True)
@@ -137,14 +134,6 @@ def curves(study: Study, comparison: Comparison) -> list[Chart]:
         if figure.data:
             charts.append(Chart(name, figure, note="Mean over seeds; the band reaches from the lowest to the highest."))
     return charts
-
-
-def _curves(run: Measured) -> Mapping[str, Sequence[tuple[int, float]]]:
-    return read_curves(run.folder / LOGS, "").series
-
-
-def _splits(comparison: Comparison) -> list[str]:
-    return list(dict.fromkeys(split for arm in comparison.arms for run in arm.runs for split in run.rows))
 
 
 def _band(figure: go.Figure, steps: Sequence[int], seeds: Sequence[Mapping[int, float]], arm: str, shade: str) -> None:

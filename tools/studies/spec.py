@@ -1,23 +1,4 @@
-"""The study file: what is compared, on what, and how the comparison is judged.
-
-::
-
-    parameters = [9216]                     # LoRA parameters of every arm; several budgets are several comparisons
-    seeds = [0, 1, 2, 3, 4]
-    learning_rates = [1e-3, 2e-3, 4e-3]     # every arm gets the best of them, by the tuning rows
-    [options]                               # options of every run, as in a --config file
-    max_epochs = 4
-    [tasks.toy]                             # more options for each task
-    dataset = "toy_nli"
-    [arms.uniform]
-    method = "uniform"
-    [arms.attention]
-    method = "uniform"
-    places = ["q_proj", "v_proj"]
-    [arms.grad_norm]
-    method = "grad_norm"                    # a heuristic: its best places at `rank`
-    rank = 8
-"""
+"""The study file: what is compared, on what, and how the comparison is judged. `tools/study.py` shows one."""
 
 from __future__ import annotations
 
@@ -273,7 +254,5 @@ def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
         check_known(f"{where}: places", place, PROJECTIONS)
     for block in table.get("blocks", ()):
         whole_number(0).check(where, "blocks", block)
-    given = {key: value for key, value in table.items() if key in {found.name for found in fields(Arm)}}
-    given["options"] = _options(f"{where} options", table.get("options", {}))
-    given |= {key: tuple(table.get(key, ())) for key in ("places", "blocks")}
-    return Arm(name, **given)
+    lists = {key: tuple(table.get(key, ())) for key in ("places", "blocks")}
+    return Arm(name, **{**table, **lists, "options": _options(f"{where} options", table.get("options", {}))})

@@ -49,15 +49,13 @@ class Difference:
 
     Attributes:
         interval: arm − baseline, oriented so that a positive value means that the arm is better.
-        p: two-sided p value, not corrected.
-        corrected: the p value after Holm's correction for the number of arms.
+        corrected: the two-sided p value after Holm's correction for the number of arms.
         simultaneous: the interval at the level that Bonferroni's correction for the number of arms demands.
         seeds_needed: seeds for which `simultaneous` would show the difference, or be within the difference that
             matters; None if the rows alone make it wider, see `seeds_needed`.
     """
 
     interval: Interval
-    p: float
     corrected: float
     simultaneous: Interval
     seeds_needed: int | None
@@ -115,7 +113,7 @@ def differences(
         found[name] = (_interval(estimate, draws, confidence), _interval(estimate, draws, all_arms), needed)
     corrected = holm(p_values)
     return {
-        name: Difference(pointwise, p_values[name], corrected[name], simultaneous, needed)
+        name: Difference(pointwise, corrected[name], simultaneous, needed)
         for name, (pointwise, simultaneous, needed) in found.items()
     }
 

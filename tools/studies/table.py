@@ -22,18 +22,9 @@ def table(runs: Iterable[Measured], study: Study) -> str:
     writer.writerow(COLUMNS)
     for run in runs:
         case = run.case
-        who = (
-            case.task,
-            case.parameters,
-            case.arm.name,
-            case.arm.method,
-            case.learning_rate,
-            case.seed,
-            case.share,
-            run.parameters,
-        )
+        who = (case.task, case.parameters, case.arm.name, case.arm.method, case.learning_rate, case.seed, case.share)
         cost = (run.step_seconds, run.peak_memory_bytes, round(run.seconds, 2))
-        for tuning in (True, False):
-            which = "tuning" if tuning else "measuring"
-            writer.writerow((*who, which, study.measure, mean(run.on(study, tuning)), *cost))
+        for rows in ("tuning", "measuring"):
+            value = mean(run.on(study, tuning=rows == "tuning"))
+            writer.writerow((*who, run.parameters, rows, study.measure, value, *cost))
     return text.getvalue()
