@@ -12,7 +12,7 @@ from actions.options import Options, changed
 from actions.options_file import inferred_load_type
 from actions.parse import Command
 from actions.resuming import check_resumable
-from actions.run_folder import CHECKPOINTS, RUN
+from actions.run_folder import CHECKPOINTS, RUN, measured_checkpoint
 from heterolora.config import ElementConfig
 from heterolora.element import Kind
 from heterolora.errors import UserError
@@ -57,12 +57,15 @@ def load_type_of(options: Options) -> str:
 
 
 def of_run(command: Command) -> Command:
-    """If `--load` is the folder of a run, the command with its checkpoint: the last to resume, otherwise the best."""
+    """If `--load` is the folder of a run, the command with its checkpoint: the last to resume, otherwise the one that
+    the run has measured, which is the best by default.
+    """
     options, folder = command.options, Path(command.options.load or "")
     is_run = (folder / CHECKPOINTS).is_dir() or (folder / RUN).is_file()
     if options.load is None or options.load_type not in (None, "pl") or not is_run:
         return command
-    names = ("last",) if options.resume_training else ("best", "last")
+    last = options.resume_training or measured_checkpoint(folder) == "last.ckpt"
+    names = ("last",) if last else ("best", "last")
     found = [path for name in names if (path := folder / CHECKPOINTS / f"{name}.ckpt").is_file()]
     if not found:
         raise UserError(f"{folder} has no {CHECKPOINTS}/{names[0]}.ckpt", "give a run of train or train-dyrealloc")

@@ -182,6 +182,14 @@ def _mark(folder: Path, finished: bool) -> _Identity | None:
     return identity
 
 
+def measured_checkpoint(folder: Path) -> str | None:
+    """The name of the file whose weights `metrics.json` is of; None if there is no such file yet."""
+    if not (folder / METRICS).is_file():
+        return None
+    found = read_json(folder / METRICS, "the metrics file", "expected the file that the run wrote").get("checkpoint")
+    return Path(found).name if isinstance(found, str) else None
+
+
 def record_trials(folder: Path, trials: Sequence[Mapping[str, Any]]) -> None:
     """Add the trials of learning rates to `run.json`."""
     replace(_Identity.read(folder), trials=trials).write(folder)

@@ -73,6 +73,8 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
         found = f"{resumed.path} cannot be resumed: its training state is damaged ({type(error).__name__}: {error})"
         raise UserError(found, "resume from another checkpoint of this run") from error
     has_best = experiment.options.run.measured == "best" and checkpoints.best.is_file()
+    if experiment.options.run.measured == "best" and not has_best:
+        note(f"no validation had a finite {task.monitor}: last.ckpt is measured")
     measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)
     measure(experiment, trainer, folder, measured.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,14 @@ class Rows(TorchDataset):
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+_GRACE = 60  # seconds that a worker outlives SIGTERM, in which the main process ends its step and saves
+
+
+def _outlive_sigterm(_worker: int) -> None:
+    """A signal may reach all processes of a run. One of a dead worker would end the main process in its step."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+
+
 class ResumableLoader(DataLoader):
     """A DataLoader over `GlobalBatchSampler`. Lightning saves and restores its position with the training loop.
 
@@ -54,6 +63,7 @@ class ResumableLoader(DataLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=_outlive_sigterm,
             # A loader draws a seed when it starts. Its own generator keeps the global random state unchanged.
             generator=torch.Generator().manual_seed(sampler.seed),
         )

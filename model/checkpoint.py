@@ -79,8 +79,12 @@ class BaseSource:
     seed: int = 0
 
     def moved_to(self, location: str | None) -> BaseSource:
-        """Returns the same base at another location. None means that it has not moved."""
-        return self if location is None else BaseSource(location, seed=self.seed)
+        """Returns the same base at another location, whose own weights replace a state dict. None or its own location
+        means that it has not moved.
+        """
+        if location is None or base_location(location) == self.name:
+            return self
+        return BaseSource(location, self.pretrained or self.state_file is not None, seed=self.seed)
 
 
 def base_location(name: str) -> str:

@@ -315,6 +315,19 @@ class TestTool:
         one, other = ((tmp_path / model / "model.safetensors").read_bytes() for model in ("opt_lora", "opt_lora_ags"))
         assert one == other
 
+    def test_the_card_has_metrics_of_its_own_weights_alone(self, world: World, dynamic: Path, tmp_path: Path) -> None:
+        """Those of a run are with its shortcuts. A run with --measured last measures and exports the last ones."""
+        accuracy = f"{metrics_of(dynamic)['validation']['accuracy']:.4f}"
+        assert accuracy in (dynamic / "adapter" / "README.md").read_text()
+        export.main([str(dynamic), "--format", "peft", "--output", str(tmp_path / "dropped"), "--drop-shortcuts"])
+        assert accuracy not in (tmp_path / "dropped" / "README.md").read_text()
+        options = ("--max-epochs", 2, "--measured", "last", "--project-dir", tmp_path, "--project", "last")
+        assert run(*world.training(*options)) == 0
+        export.main([str(tmp_path / "last"), "--format", "peft", "--output", str(tmp_path / "exported")])
+        texts = [(tmp_path / name / "README.md").read_text() for name in ("last/adapter", "exported")]
+        assert texts[0] == texts[1]
+        assert resolve(parse(command("test", "--load", tmp_path / "last"))).checkpoint.path.name == "last.ckpt"
+
     def check_in_peft(self, base: Path, adapter: Path) -> None:
         theirs = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
         theirs: PreTrainedModel = peft.PeftModel.from_pretrained(theirs, adapter)

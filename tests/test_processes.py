@@ -166,6 +166,21 @@ class TestSignals:
         assert same_weights(last, tmp_path / "whole" / "checkpoints" / "last.ckpt")
 
     @pytest.mark.slow
+    def test_sigterm_to_all_with_loading_processes(self, world: World, tmp_path: Path) -> None:
+        """As SLURM, systemd and `timeout` send it. The workers must not die before the step ends."""
+        arguments = world.training("--project-dir", tmp_path, "--max-epochs", 500, "--num-workers", 2)
+        started = start(*arguments, "--project", "run", "--checkpoint-every-n-steps", 1)
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        wait_for(lambda: steps_of(last) > 5, started)
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        assert len(children) >= 2
+        for pid in (*map(int, children), started.pid):
+            os.kill(pid, signal.SIGTERM)
+        said, wrong = started.communicate(timeout=60)
+        assert started.returncode == 143, wrong
+        assert f"--resume-training --load {last}" in said
+
+    @pytest.mark.slow
     def test_sigterm_to_two_processes(self, world: World, tmp_path: Path) -> None:
         arguments = world.training("--project-dir", tmp_path, "--max-epochs", 500, "--batch-size", 2, *TWO)
         started = start(*arguments, "--project", "run", "--checkpoint-every-n-steps", 1)

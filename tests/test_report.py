@@ -402,6 +402,26 @@ class TestSideBySide:
         assert listed["--target"] == ["all", "all", "q_proj", "–"]
         assert listed["--lora-config"] == ["–", "–", "–", "layer-wise, up to rank 8"]
 
+    def test_curves_of_two_loggers_are_one(self, tmp_path: Path) -> None:
+        """A resumed run may have another logger than before."""
+        folder = trained_run(tmp_path / "run", logger="none")
+        write_csv(folder, {"train/loss": [(step, 1.0) for step in range(3)]})
+        write_tensorboard(folder, {"train/loss": [(step, 2.0) for step in range(3, 5)]})
+        found = read_curves(folder / "logs", "tensorboard").series["train/loss"]
+        assert found == tuple((step, 1.0 if step < 3 else 2.0) for step in range(5))
+
+    def test_configurations_that_differ_at_one_seed_are_compared(self, tmp_path: Path) -> None:
+        """Different places for different seeds may follow from scores. Different places at one seed are two methods."""
+        folders = []
+        for name, place in (("a", (0, "q_proj")), ("b", (1, "w2"))):
+            config = ElementConfig("lora", "layer", Settings(0), {place: Settings(8, 16.0)})
+            for seed in range(2):
+                folder = trained_run(tmp_path / f"{name}-{seed}", seed=seed, logger="none")
+                write_config(folder, "train", changed(Options(), {"seed": seed, "logger": "none"}), {"lora": config})
+                folders.append(folder)
+        found = groups(read_runs(folders))
+        assert [[run.name for run in group.runs] for group in found] == [["a-0", "a-1"], ["b-0", "b-1"]]
+
     def test_rows_that_the_seed_holds_out(self, tmp_path: Path) -> None:
         own = {"dataset": "mine.csv", "logger": "none"}
         for name, drawn, count in (("by-seed", (0, 1), 1), ("by-itself", (3, 4), 0)):

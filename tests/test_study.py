@@ -443,6 +443,20 @@ def test_paths_of_a_study_are_those_of_the_folder_where_it_starts(
     assert from_here("dataset", "sst2") == "sst2"
 
 
+def test_what_a_failed_job_of_submitit_says() -> None:
+    trace = "Traceback (most recent call last):\n  File x\nUserError: the folder of the run is in use"
+    dashes = "-" * 22
+    failure = RuntimeError(f"Job (task=0) failed during processing with trace:\n{dashes}\n{trace}\n\n{dashes}\nYou can")
+    assert running._reason(failure) == "UserError: the folder of the run is in use"
+    assert running._reason(TimeoutError()) == "TimeoutError"
+
+
+def test_numbers_for_slurm_are_names_unless_they_stay_the_same() -> None:
+    pairs = {"timeout_min": "60", "mem_gb": "1.5", "slurm_account": "0123", "slurm_partition": "1e3"}
+    found = tool._pairs([f"{key}={value}" for key, value in pairs.items()])
+    assert found == {"timeout_min": 60, "mem_gb": 1.5, "slurm_account": "0123", "slurm_partition": "1e3"}
+
+
 def test_runs_of_one_seed_are_paired(tmp_path: Path, world: World, start: InThisProcess) -> None:
     """Both arms of a seed measure the same rows, and start from the same head: without steps they are equal."""
     text = MINIMAL.replace("max_epochs = 1", "max_epochs = 1\nlimit_train_batches = 1").replace("1e-3, 1e-2", "1e-30")

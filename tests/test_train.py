@@ -167,6 +167,14 @@ class TestLoading:
         assert run("train", tmp_path, "sst2", *arguments, "--project", "two-layers") == 0
         assert "network.pre_classifier.weight" in weights(world.checkpoint("two-layers"))
 
+    def test_a_base_at_its_own_location_has_not_moved(self, tmp_path: Path) -> None:
+        """--backbone-model may be given anew at each start. At another location the weights there are used."""
+        stored = BaseSource(str(tmp_path), state_file=str(tmp_path / "state.pt"), seed=3)
+        assert stored.moved_to(None) == stored.moved_to(str(tmp_path)) == stored
+        assert stored.moved_to("elsewhere") == BaseSource("elsewhere", seed=3)
+        random = BaseSource("configuration", pretrained=False, seed=3)
+        assert random.moved_to("elsewhere") == BaseSource("elsewhere", pretrained=False, seed=3)
+
     @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
     def test_a_state_dict(self, world: World, tmp_path: Path, suffix: str) -> None:
         """The weights from a file are those of the folder: the same frozen base, so the same run."""

@@ -29,7 +29,7 @@ from actions.origin import of_run
 from actions.parse import parse
 from actions.resolve import Request, resolve
 from actions.restore import cost_of_dropping, has_shortcuts, restore_trained, without_shortcuts
-from actions.run_folder import CHECKPOINTS, check_writable
+from actions.run_folder import CHECKPOINTS, check_writable, measured_checkpoint
 from actions.trainer import check_devices
 from dataset.option import byte_size, bytes_of
 from heterolora.errors import UserError
@@ -59,11 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check(args, request, dataset_given="dataset" in command.given)
     if args.format == "merged" or has_shortcuts(request):
         check_devices(request.options)
+    run_folder = _measured(args.result, request)
     if has_shortcuts(request):
         say(cost_of_dropping(replace(request, notes=()), args.output.parent))
         request = without_shortcuts(request)
     if args.format != "merged":
-        _write_adapter(args, request)
+        _write_adapter(args, request, run_folder)
     else:
         merged = write_merged(request, args.output, bytes_of(args.max_shard_size))
         say(
@@ -89,6 +90,12 @@ def _parser() -> Parser:
     return parser
 
 
+def _measured(result: Path, request: Request) -> Path | None:
+    """The folder of the run if its metrics are those of the exported weights, for the card."""
+    same = request.checkpoint is not None and measured_checkpoint(result) == request.checkpoint.path.name
+    return result if same and not has_shortcuts(request) else None
+
+
 def _check_result(result: Path) -> None:
     """Raises UserError unless there is a file, an adapter or a run with checkpoints."""
     if not result.exists():
@@ -110,9 +117,11 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
         raise UserError(f"{args.result} is a PEFT adapter already", "use it as it is, or --format merged")
     if args.format == "vllm" and spec.task == "classification":
         raise UserError(f"{args.result} has a trained head, and vLLM's adapters hold LoRA alone", "use --format merged")
-    if args.push_to_hub is not None and args.format != "merged" and Path(request.base.name).is_dir():
+    base = request.base
+    own = base.state_file or (base.name if base.pretrained else f"{base.name} with random weights")
+    if args.push_to_hub is not None and args.format != "merged" and (own != base.name or Path(own).is_dir()):
         raise UserError(
-            f"the base of {args.result} is the folder {request.base.name}, which other people do not have",
+            f"the base of {args.result} is {own}, which other people do not have",
             "give its hub name as --backbone-model, or use --format merged",
         )
     if has_shortcuts(request) and not args.drop_shortcuts:
@@ -135,7 +144,7 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
         )
 
 
-def _write_adapter(args: argparse.Namespace, request: Request) -> None:
+def _write_adapter(args: argparse.Namespace, request: Request, run_folder: Path | None) -> None:
     restored = restore_trained(request)
     network, on, for_vllm = restored.network, restored.space.on("lora"), args.format == "vllm"
     if not on:
@@ -147,7 +156,6 @@ def _write_adapter(args: argparse.Namespace, request: Request) -> None:
     tokenizer = load_tokenizer(request.base.name, network.config)
     network.config.pad_token_id = tokenizer.pad_token_id
     record = replace(restored.record, base=request.base)
-    run_folder = args.result if (args.result / CHECKPOINTS).is_dir() else None
     write_adapter_folder(
         args.output, network, restored.space, request.spec, tokenizer, record, run_folder, for_vllm=for_vllm
     )

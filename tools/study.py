@@ -104,7 +104,8 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
 def _value(text: str) -> int | float | str:
     for kind in (int, float):
         with suppress(ValueError):
-            return kind(text)
+            if str(value := kind(text)) == text:  # 0123 is a name
+                return value
     return text
 
 

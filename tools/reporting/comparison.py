@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from heterolora.errors import UserError
 from model.metrics import mode
@@ -178,9 +178,23 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         if run.figures:
             same.setdefault((run.action, *(_shown(run, name) for name in options if run.uses(name))), []).append(run)
-    if not any(len({run.option("seed") for run in group}) > 1 for group in same.values()):
+    split = [part for group in same.values() for part in _by_configuration(group)]
+    if not any(len({run.option("seed") for run in group}) > 1 for group in split):
         return []
-    return [Group(_common_start([run.name for run in group]) or group[0].name, tuple(group)) for group in same.values()]
+    return [Group(_common_start([run.name for run in group]) or group[0].name, tuple(group)) for group in split]
+
+
+def _by_configuration(group: Sequence[Run]) -> list[list[Run]]:
+    """Scores may choose other places for each seed. So configurations tell runs apart if one seed has several."""
+    of_seed: dict[Any, set[str]] = {}
+    for run in group:
+        of_seed.setdefault(run.option("seed"), set()).add(run.configurations)
+    if all(len(found) == 1 for found in of_seed.values()):
+        return [list(group)]
+    parts: dict[str, list[Run]] = {}
+    for run in group:
+        parts.setdefault(run.configurations, []).append(run)
+    return list(parts.values())
 
 
 def _shown(run: Run, name: str) -> str:

@@ -33,8 +33,9 @@ def read_curves(logs: Path, logger: str) -> Curves:
     found: dict[str, list[Point]] = {}
     if (logs / "metrics.csv").is_file():
         found = _from_csv(logs / "metrics.csv")
-    elif any(logs.glob("events.out.tfevents.*")):
-        found = _from_events(logs)
+    if any(logs.glob("events.out.tfevents.*")):  # too, if a resumed run has another logger
+        for name, points in _from_events(logs).items():
+            found.setdefault(name, []).extend(points)
     kept = {name: _by_step(points) for name, points in sorted(found.items()) if not name.startswith(_NO_CURVES)}
     trackers = {"wandb": "Weights & Biases", "mlflow": "MLflow", "trackio": "Trackio"}
     missing = "Nothing is logged yet."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class Run:
     folder: Path
     action: str
     options: Mapping[str, Any]  # the resolved options
+    configurations: str  # LoRA's and that of shortcuts, as one text
     curves: Curves
     figures: Mapping[str, Mapping[str, float | None]]  # split → metric → final value, `None` if it is not a number
     versions: Mapping[str, str]  # of the packages
@@ -164,13 +166,14 @@ def _read(folder: Path, name: str) -> Run:
             f"{folder} {found}",
             "give folders that train, train-dyrealloc or imp-test made, such as runs/NAME",
         )
-    action, options = _options(folder)
+    action, options, configurations = _options(folder)
     figures, versions = read_metrics(folder)
     return Run(
         name=name,
         folder=folder,
         action=action,
         options=options,
+        configurations=configurations,
         curves=read_curves(folder / LOGS, options.get("logger", defaults()["logger"])),
         figures=figures,
         versions=versions,
@@ -193,13 +196,14 @@ def _action(folder: Path) -> str:
     return next((action for file, action in signs.items() if (folder / file).exists()), TEST)
 
 
-def _options(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The action of a run, and the options that are still known."""
+def _options(folder: Path) -> tuple[str, dict[str, Any], str]:
+    """The action of a run, the options that are still known, and the text of its configurations."""
     path = folder / CONFIG
     values = read_toml(path, "the options of the run", _WRITTEN_BY_A_RUN)
     action = values.pop("action", None) or _action(folder)
     check_known(f"{path}: action", TEXT.check(str(path), "action", action), ACTIONS)
     known, configured = declared(), {}
+    configurations = json.dumps({key: values.get(key) for key in KEYS}, sort_keys=True)
     for key, kind in KEYS.items():
         if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result
             configured |= _stated(key, parse(values.pop(key), kind, f"{path}: {key}"), values.get("model"))
@@ -207,7 +211,7 @@ def _options(folder: Path) -> tuple[str, dict[str, Any]]:
         options = {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
     except UserError as error:
         raise UserError(f"{path}: {error.found}", error.expected) from error
-    return action, options | configured
+    return action, options | configured, configurations
 
 
 def _stated(key: str, config: ElementConfig, model: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,13 @@ def run_here(jobs: Sequence[Job], folder: Path, workers: int, start: Start = sta
             pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C the running jobs end by themselves
 
 
+def _reason(failure: BaseException) -> str:
+    """What a failed job of submitit says: the last line of the trace, which is between two lines of dashes."""
+    _, *traces = re.split(r"^-{9,}$", str(failure), flags=re.MULTILINE)
+    lines = (traces[0] if traces else str(failure)).strip().splitlines()
+    return lines[-1].strip()[:300] if lines else type(failure).__name__
+
+
 def run_submitted(
     jobs: Sequence[Job], folder: Path, workers: int, cluster: str, options: dict[str, Any]
 ) -> Iterator[Record]:
@@ -187,8 +195,4 @@ def run_submitted(
             submitted = {executor.submit(run_job, job, folder): job.name for job in jobs[start : start + size]}
         for job in submitit.helpers.as_completed(list(submitted)):
             failure = job.exception()  # of the job itself, such as a limit of the cluster; not of the command in it
-            yield (
-                job.result()
-                if failure is None
-                else Record(submitted[job], 1, 0.0, str(failure).strip().partition("\n")[0])
-            )
+            yield (job.result() if failure is None else Record(submitted[job], 1, 0.0, _reason(failure)))
