@@ -86,7 +86,12 @@ def overridden(
     """The values and configurations of a file without those that the command line replaces."""
     _check_one_lora(on_command_line, {})
     _check_one_lora(in_file, tables)
-    kept = {kind: config for kind, config in tables.items() if on_command_line.get(f"{kind}_config") is None}
+    kinds = _kinds_of(on_command_line.get("model"))
+    kept = {
+        kind: config
+        for kind, config in tables.items()
+        if kind in kinds and f"{kind}_config" not in on_command_line  # NA leaves it out
+    }
     values = _without_details(in_file, on_command_line)
     uniform = [name for name in UNIFORM if on_command_line.get(name) is not None]
     if on_command_line.get("lora_config") is not None:
@@ -103,6 +108,14 @@ def overridden(
     elif uniform:
         values.pop("lora_config", None)
     return values, kept
+
+
+def _kinds_of(model: str | None) -> frozenset[Kind]:
+    """The kinds of configurations that a model of this name has; all if it is not given."""
+    adapted = None if model is None else families.parse_model_name(model)
+    if model is not None and adapted is None:
+        return frozenset()
+    return frozenset(KEYS.values()) - (frozenset() if adapted is None or adapted.shortcuts else {"shortcut"})
 
 
 def _without_details(in_file: Mapping[str, Any], on_command_line: Mapping[str, Any]) -> dict[str, Any]:

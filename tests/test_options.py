@@ -14,6 +14,8 @@ from actions.parse import parse
 from actions.resolve import resolve
 from actions.run_folder import CONFIG, write_config
 from dataset.option import at_least, group, option, options_of
+from heterolora.config import ElementConfig
+from heterolora.element import Settings
 from heterolora.errors import UserError
 
 
@@ -155,6 +157,23 @@ class TestConfigFile:
         command = parse(["train", "--config", str(tmp_path / CONFIG)])
         assert (command.action, command.options.seed) == ("train", 3)
         assert "action" not in command.given
+
+    @pytest.mark.parametrize(
+        ("arguments", "kinds"),
+        [
+            ((), {"lora", "shortcut"}),
+            (("--model", "opt_lora"), {"lora"}),
+            (("--model", "facebook/opt-350m"), set()),
+            (("--shortcut-config", "NA"), {"lora"}),
+        ],
+    )
+    def test_another_model_has_the_configurations_that_it_can_have(
+        self, tmp_path: Path, arguments: tuple[str, ...], kinds: set[str]
+    ) -> None:
+        configs = {kind: ElementConfig(kind, "network", Settings(4, 8.0), {}) for kind in ("lora", "shortcut")}
+        write_config(tmp_path, "train", changed(Options(), {"model": "opt_lora_ags"}), configs)
+        command = parse(["train", "--config", str(tmp_path / CONFIG), *arguments])
+        assert set(command.tables) == kinds
 
     def test_of_an_older_run(self, tmp_path: Path) -> None:
         (tmp_path / CONFIG).write_text('# python -m main train --config config.toml\nload_name = "x"\nprecision = 32\n')
