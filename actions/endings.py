@@ -92,7 +92,10 @@ def end_with_parent() -> None:
     """Have the system end this process when the torchrun or the study that started it is killed. It would go on.
 
     A run of a study is told to end, and saves its state. torchrun kills its processes also when it is told to end.
+    submitit has SLURM send SIGUSR2 to all processes of a job before its time is over.
     """
+    if ENDS_WITH_PARENT in os.environ and sys.platform != "win32":
+        signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     how = signal.SIGKILL if _by_torchrun() else signal.SIGTERM if ENDS_WITH_PARENT in os.environ else None
     if how is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)

@@ -443,6 +443,13 @@ def test_paths_of_a_study_are_those_of_the_folder_where_it_starts(
     assert from_here("dataset", "sst2") == "sst2"
 
 
+def test_the_signal_of_submitit_tells_a_run_to_end() -> None:
+    own = "import os, signal, time; from actions.endings import end_with_parent; end_with_parent();"
+    code = f"{own} os.kill(os.getpid(), signal.SIGUSR2); time.sleep(60)"
+    ended_by = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, running.ENDS_WITH_PARENT: "1"})
+    assert ended_by.returncode == -signal.SIGTERM
+
+
 def test_what_a_failed_job_of_submitit_says() -> None:
     trace = "Traceback (most recent call last):\n  File x\nUserError: the folder of the run is in use"
     dashes = "-" * 22
