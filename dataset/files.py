@@ -91,7 +91,12 @@ def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
 
 def _parquet(path: Path, spec: DatasetSpec) -> pa.Table:
     with path.open("rb") as file, parquet.ParquetFile(file, page_checksum_verification=True) as rows:
-        return rows.read(columns=wanted_columns(path, rows.schema_arrow.names, spec))
+        table = rows.read(columns=wanted_columns(path, rows.schema_arrow.names, spec))
+    if spec.label_column is None or not pa.types.is_decimal(stored := table.schema.field(spec.label_column).type):
+        return table
+    number = pa.int64() if stored.scale == 0 else pa.float64()  # databases export numbers as decimals
+    place = table.column_names.index(spec.label_column)
+    return table.set_column(place, spec.label_column, table[spec.label_column].cast(number))
 
 
 def _txt(path: Path, spec: DatasetSpec) -> pa.Table:

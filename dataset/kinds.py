@@ -10,8 +10,8 @@ import pyarrow as pa
 Kind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
 _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Kind]] = (
     (lambda type: pa.types.is_string(type) or pa.types.is_large_string(type), "text"),
-    (pa.types.is_integer, "whole numbers"),
-    (pa.types.is_floating, "real numbers"),
+    (lambda type: pa.types.is_integer(type) or (pa.types.is_decimal(type) and type.scale == 0), "whole numbers"),
+    (lambda type: pa.types.is_floating(type) or pa.types.is_decimal(type), "real numbers"),
     (pa.types.is_boolean, "truth values"),
     (lambda type: pa.types.is_list(type) or pa.types.is_large_list(type), "lists"),
 )

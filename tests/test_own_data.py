@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -261,6 +262,15 @@ def test_a_csv_label_that_is_the_text_of_one_choice_and_the_place_of_another(tmp
     first, second = read_splits(spec, cache=False, share=0.0).train["answer"][:]
     assert is_ambiguous(first, ["2", "0", "1"])
     assert place_of(second, ["a", "b", "c"], None) == 1
+
+
+@pytest.mark.parametrize(("values", "labels"), [(["1.50", "2.25"], ()), (["1", "2"], ("1", "2"))])
+def test_decimal_labels_are_numbers(tmp_path: Path, values: list[str], labels: tuple[str, ...]) -> None:
+    rows = [{"text": f"row {index}", "label": Decimal(values[index % 2])} for index in range(8)]
+    spec, _ = described(write(tmp_path, "prices.parquet", rows))
+    assert (spec.labels, spec.regression) == (labels, not labels)
+    found = read_splits(spec, cache=False, share=0.0).train["label"][:2]
+    assert found == ([1.5, 2.25] if not labels else [0, 1])
 
 
 def test_names_of_classes_have_no_spaces_around_them(tmp_path: Path) -> None:
