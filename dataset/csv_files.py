@@ -34,7 +34,7 @@ def read_csv(path: Path, spec: DatasetSpec, delimiter: str = ",") -> pa.Table:
         return table
     as_text = _parsed(path, content, delimiter, [spec.label_column])[spec.label_column]
     # A whole number may be the text of a choice or its place. Only text is checked for that.
-    may_be_text = spec.choices is not None and pa.types.is_integer(table[spec.label_column].type)
+    may_be_text = spec.own and spec.choices is not None and pa.types.is_integer(table[spec.label_column].type)
     if not (may_be_text or pc.any(pc.match_substring_regex(as_text, _CODE)).as_py()):
         return table
     return table.set_column(table.column_names.index(spec.label_column), spec.label_column, as_text)
