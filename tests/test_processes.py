@@ -83,6 +83,7 @@ class TestTwoProcesses:
         _, _, *rest = world.training("--lora-config", steady, "--project-dir", tmp_path, "--max-epochs", 2)
         shared = ("train-dyrealloc", "opt_lora", *rest, "--realloc-N", 0.25, "--turn-on-percentile", 0.5)
         shared += ("--realloc-warmup-epochs", 1)  # so that it does switch
+        shared += ("--importance-test-name", "grad_norm")  # `gain` takes the noise of smaller batches into account
         assert run(*shared, "--imp-limit-test-batches", 3, "--project", "one") == 0
         two = ("--batch-size", 2, "--imp-limit-test-batches", 6, *TWO, "--strategy", strategy, "--project", "two")
         finished = run_apart(*shared, *two)
