@@ -219,7 +219,7 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
             if any(".pooler." not in name for name in lacking)
             else "give a base with a pooler, which a masked language model lacks, or a RoBERTa, which needs none",
         )
-    if not new:
+    if not new and next(heads(network), None) is not None:
         _follow_labels(network, read_config(source).id2label)
     return network, bool(new)
 
