@@ -112,10 +112,12 @@ def overridden(
 
 def _kinds_of(model: str | None) -> frozenset[Kind]:
     """The kinds of configurations that a model of this name has; all if it is not given."""
-    adapted = None if model is None else families.parse_model_name(model)
-    if model is not None and adapted is None:
+    if model is None:
+        return frozenset(KEYS.values())
+    adapted = families.parse_model_name(model)
+    if adapted is None:
         return frozenset()
-    return frozenset(KEYS.values()) - (frozenset() if adapted is None or adapted.shortcuts else {"shortcut"})
+    return frozenset(KEYS.values()) if adapted.shortcuts else frozenset({"lora"})
 
 
 def _without_details(in_file: Mapping[str, Any], on_command_line: Mapping[str, Any]) -> dict[str, Any]:
