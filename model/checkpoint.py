@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from heterolora import __version__
-from heterolora.checks import TEXT, TRUTH, Field, check_keys, whole_number
-from heterolora.config import ElementConfig, parse
-from heterolora.element import KINDS, SHORTCUTS, Kind
-from heterolora.errors import UserError, shown
+from heterolora.common.checks import TEXT, TRUTH, Field, check_keys, whole_number
+from heterolora.common.errors import UserError, shown
+from heterolora.elements.config import ElementConfig, parse
+from heterolora.elements.element import KINDS, SHORTCUTS, Kind
 from model.tensor_file import read_tensors
 
 KEY = "heterolora"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from heterolora import config
-from heterolora.adapt import adapt, plan
-from heterolora.family import Family
-from heterolora.search_space import SearchSpace
+from heterolora.elements import config
+from heterolora.elements.adapt import adapt, plan
+from heterolora.elements.family import Family
+from heterolora.elements.search_space import SearchSpace
 from model import family
 from tests.tiny import tiny_network
 

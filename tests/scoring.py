@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heterolora.allocation import Scored
-from heterolora.config import ElementConfig, parse
-from heterolora.element import SHORTCUTS, Element, Settings
+from heterolora.choosing.allocation import Scored
+from heterolora.elements.config import ElementConfig, parse
+from heterolora.elements.element import SHORTCUTS, Element, Settings
 from heterolora.saliency.problem import Batch, Loss, Metric, Problem
 from tests.adapted import Adapted
 from tests.tiny import tiny_batch

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from heterolora import config
-from heterolora.adapt import heads, plan
-from heterolora.element import PROJECTIONS, Kind
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements import config
+from heterolora.elements.adapt import heads, plan
+from heterolora.elements.element import PROJECTIONS, Kind
 from model import family
 from model.load import enable_gradient_checkpointing
 from model.parameters import count, render

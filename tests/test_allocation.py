@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import pytest
 
-from heterolora import allocation
-from heterolora.allocation import Budget, Scored, by_least_often_on, share, tie_generator
-from heterolora.errors import UserError
-from heterolora.ranks import Limit, choose
+from heterolora.choosing import allocation
+from heterolora.choosing.allocation import Budget, Scored, by_least_often_on, share, tie_generator
+from heterolora.choosing.ranks import Limit, choose
+from heterolora.common.errors import UserError
 from tests.scoring import scored
 
 

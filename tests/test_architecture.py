@@ -11,13 +11,13 @@ import pytest
 
 from tests.world import ROOT
 
-LAYERS = ("heterolora", "dataset", "model", "actions", "main", "tools")
+LAYERS = ("heterolora", "options", "dataset", "model", "actions", "main", "tools")
 
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}
 IN_FUNCTIONS_ONLY = {"transformers", "peft"}
 #: The files below `actions` that may know Lightning.
-KNOWS_LIGHTNING = ("dataset/module.py", "model/task/", "model/reallocation/")
+KNOWS_LIGHTNING = ("dataset/batching/module.py", "model/task/", "model/reallocation/")
 
 LONGEST, SHORTEST = 350, 15
 
@@ -100,7 +100,7 @@ class TestImports:
             ("heterolora/x.py", "from model.load import load_base", True),
             ("heterolora/x.py", "import torch, dataset.spec", True),
             ("dataset/x.py", "def f():\n    from actions import train", True),
-            ("model/x.py", "if TYPE_CHECKING:\n    from actions.options import Options", True),
+            ("model/x.py", "if TYPE_CHECKING:\n    from options.every import Options", True),
             ("actions/x.py", "try:\n    import tools.cli\nexcept ImportError:\n    pass", True),
             ("main.py", "from tools import report", True),
             ("actions/x.py", "from heterolora import errors", False),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from tests.world import ROOT
 from tools import benchmark, benchmarks
 from tools.benchmarks import measure, padding, shortcuts, subjects

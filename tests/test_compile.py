@@ -10,9 +10,9 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora.errors import UserError
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from heterolora.common.errors import UserError
 from model import compiling
 from tests.adapted import Adapted, adapted, lora_config, shortcut_config
 from tests.tiny import tiny_batch

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from heterolora import config
-from heterolora.config import ElementConfig
-from heterolora.element import Settings
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements import config
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Settings
 
 ROOT = Path(__file__).parent.parent
 FILES = [("lora", path) for path in sorted((ROOT / "configs/lora").glob("*.toml"))] + [
@@ -238,7 +238,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_help_needs_nothing_heavy():
-    imports = "import sys, heterolora.config; from model import family; family.names()"
+    imports = "import sys, heterolora.elements.config; from model import family; family.names()"
     code = imports + "; print([m for m in sys.modules if m in {}])"
     heavy = {"torch", "transformers", "datasets", "numpy"}
     done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, cwd=ROOT)

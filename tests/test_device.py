@@ -12,9 +12,9 @@ import pytest
 import torch
 from lightning_fabric.utilities import move_data_to_device
 
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from actions.training.experiment import build
 from heterolora.saliency.no_trace import no_trace
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import build_optimizer

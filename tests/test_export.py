@@ -15,12 +15,12 @@ import toml
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from actions.experiment import Experiment, build
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora import config
-from heterolora.element import PROJECTIONS
-from heterolora.errors import UserError
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from actions.training.experiment import Experiment, build
+from heterolora.common.errors import UserError
+from heterolora.elements import config
+from heterolora.elements.element import PROJECTIONS
 from model import family
 from model.checkpoint import BaseSource, Record
 from model.peft_format.adapter import read_adapter

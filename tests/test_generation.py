@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig
 
-from actions.experiment import Experiment, build
-from actions.parse import parse
-from actions.resolve import resolve
-from dataset.collate import Collator
-from dataset.loader import Rows
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from actions.training.experiment import Experiment, build
+from dataset.batching.collate import Collator
+from dataset.batching.loader import Rows
 from heterolora.saliency.problem import Batch
 from tests.world import World, command, metrics_of, model_folder, run, summary_folder
 

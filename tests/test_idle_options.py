@@ -21,15 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from actions import compatible
-from actions import options as module
-from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, Options, declared
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora.errors import UserError
+from actions.command.parse import parse
+from actions.request import compatible
+from actions.request.resolve import resolve
+from heterolora.common.errors import UserError
+from options import every as module
+from options.actions import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN
+from options.every import Options, declared
 from tests.world import World, command, run, same_weights, write_shortcuts
 
-GENERIC = {"flat", "changed", "as_plain"}  # functions of actions/options.py that copy all options
+GENERIC = {"flat", "changed", "as_plain"}  # functions of options/every.py that copy all options
 
 CHANGED = {  # option -> another value, for the command line
     "model": "opt_lora_ags", "dataset": "cola", "task": "summarization", "load_type": "pt", "pretrained": "false",

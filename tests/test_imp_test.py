@@ -15,16 +15,18 @@ from pytorch_lightning import Callback
 from scipy.stats import spearmanr
 
 from actions import imp_test, train
-from actions.parse import parse
-from actions.resolve import resolve
-from actions.run_folder import open_run
-from actions.stability import with_halves
-from heterolora import config, saliency, scores
-from heterolora.element import Settings
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from actions.result.stability import with_halves
+from actions.run.run_folder import open_run
+from heterolora import saliency
+from heterolora.choosing import scores
+from heterolora.choosing.scores import Scores
+from heterolora.elements import config
+from heterolora.elements.element import Settings
 from heterolora.saliency.score import score
 from heterolora.saliency.score import scored as score_of
 from heterolora.saliency.warm_up import WarmUp
-from heterolora.scores import Scores
 from model.task.scoring import scoring_problem
 from tests.adapted import adapted
 from tests.scoring import labelled, problem, q_and_v

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 import heterolora as hl
-from heterolora import scores as scores_file
-from heterolora.config import ElementConfig
+from heterolora.choosing import scores as scores_file
+from heterolora.elements.config import ElementConfig
 from model import family
 from tests.tiny import tiny_network
 from tests.world import ROOT
@@ -150,7 +150,7 @@ def test_a_model_is_unchanged_after_an_error_or_an_interruption() -> None:
 
 def test_the_command_lines_scores_are_the_librarys() -> None:
     """With a family's table, names are canonical, and scoring is the code of `imp-test`."""
-    from heterolora.adapt import adapt, plan
+    from heterolora.elements.adapt import adapt, plan
     from heterolora.saliency.score import score
     from tests.adapted import lora_config
     from tests.scoring import problem

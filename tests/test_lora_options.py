@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import model.family as families
-from actions.parse import parse
-from actions.resolve import Request, resolve
-from actions.run_folder import CONFIG, write_config
-from heterolora.adapt import plan
-from heterolora.config import ElementConfig, load
-from heterolora.element import PROJECTIONS, Settings
+from actions.command.parse import parse
+from actions.command.request import Request
+from actions.request.resolve import resolve
+from actions.run.run_folder import CONFIG, write_config
+from heterolora.elements.adapt import plan
+from heterolora.elements.config import ElementConfig, load
+from heterolora.elements.element import PROJECTIONS, Settings
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_network
 from tests.world import World, command, run, same_weights, write_lora, write_shortcuts

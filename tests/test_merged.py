@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora.errors import UserError
-from heterolora.search_space import SearchSpace
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from actions.training.experiment import build
+from heterolora.common.errors import UserError
+from heterolora.elements.search_space import SearchSpace
 from model import family
 from model.merge import fold as fold_into
 from model.merge import in_numbers, unwrap

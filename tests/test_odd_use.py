@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actions.endings import FAILED, ended
-from actions.parse import parse
-from actions.trained_data import notes_on_classes
+from actions.command.parse import parse
+from actions.request.trained_data import notes_on_classes
+from actions.run.endings import FAILED, ended
 from dataset import registry
-from dataset.own import describe
-from dataset.sampler import epoch_order
-from dataset.settings import OwnDataOptions
-from dataset.source import read_splits
-from heterolora.errors import UserError
-from heterolora.outside import read_toml
+from dataset.batching.sampler import epoch_order
+from dataset.reading.own import describe
+from dataset.reading.source import read_splits
+from heterolora.common.errors import UserError
+from heterolora.common.outside import read_toml
+from options.data import OwnDataOptions
 from tests.test_bad_input import complaint
 from tests.world import World
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
-from actions.options import Options
-from actions.parse import parse
-from actions.resolve import resolve
+from actions.command.parse import parse
+from actions.request.resolve import resolve
 from main import main
-from model.task.optimization import Optimization, build_optimizer, build_scheduler, rate_factor, recipe, warm_up
+from model.task.optimization import build_optimizer, build_scheduler, rate_factor, recipe, warm_up
+from options.every import Options
+from options.optimization import Optimization
 from tests.adapted import VARIANTS, adapted, lora_config
 from tests.tiny import tiny_network
 from tests.world import World, run, weights, write_lora

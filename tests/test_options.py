@@ -9,14 +9,16 @@ from typing import Literal
 import pytest
 from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR_ALIAS_CONVERSION
 
-from actions.options import ACTIONS, Options, changed, declared, defaults, flat
-from actions.parse import parse
-from actions.resolve import resolve
-from actions.run_folder import CONFIG, write_config
-from dataset.option import at_least, group, option, options_of
-from heterolora.config import ElementConfig
-from heterolora.element import Settings
-from heterolora.errors import UserError
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from actions.run.run_folder import CONFIG, write_config
+from heterolora.common.errors import UserError
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Settings
+from options.actions import ACTIONS
+from options.declare import group, option, options_of
+from options.every import Options, changed, declared, defaults, flat
+from options.ranges import at_least
 
 
 @dataclass(frozen=True)

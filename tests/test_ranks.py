@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from heterolora.allocation import Mode, Scored, tie_generator
-from heterolora.errors import UserError
-from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign, choose
+from heterolora.choosing.allocation import Mode, Scored, tie_generator
+from heterolora.choosing.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign, choose
+from heterolora.common.errors import UserError
 from tests.scoring import scored
 
 

@@ -8,10 +8,10 @@ import pytest
 import toml
 import torch
 
-from heterolora import history
-from heterolora.element import Place
-from heterolora.errors import UserError
-from heterolora.history import FREQUENCY, HISTORY, Decision, History
+from heterolora.choosing import history
+from heterolora.choosing.history import FREQUENCY, HISTORY, Decision, History
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Place
 from model.reallocation import callback
 from model.reallocation.schedule import Schedule, interval
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from heterolora.adapt import HEADS
-from heterolora.config import parse
-from heterolora.element import SHORTCUTS
-from heterolora.search_space import SearchSpace
+from heterolora.elements.adapt import HEADS
+from heterolora.elements.config import parse
+from heterolora.elements.element import SHORTCUTS
+from heterolora.elements.search_space import SearchSpace
 from model import family
 from model.load import enable_gradient_checkpointing
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, put_into, shortcut_config

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterolora import history, scores
-from heterolora.allocation import Scored, tie_generator
-from heterolora.element import Element, Settings
-from heterolora.errors import UserError
-from heterolora.ranks import Greedy, Limit, TopK, assign, choose
+from heterolora.choosing import history, scores
+from heterolora.choosing.allocation import Scored, tie_generator
+from heterolora.choosing.ranks import Greedy, Limit, TopK, assign, choose
+from heterolora.choosing.scores import Scores
+from heterolora.choosing.step_time import StepTime, best_within
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element, Settings
 from heterolora.saliency.problem import Loss, Problem
-from heterolora.scores import Scores
-from heterolora.step_time import StepTime, best_within
 from model.task.timing import measured
 from tests.adapted import adapted, lora_config
 from tests.tiny import tiny_batch

@@ -65,10 +65,10 @@ def test_the_package_of_a_file_is_that_of_the_repository(tmp_path: Path) -> None
     for name in ("tools.py", "cli.py"):
         (tmp_path / "tools" / name).write_text((ROOT / "tools" / name).read_text(encoding="utf-8"), encoding="utf-8")
     modules = {
-        "actions/console.py": "print_any_text = print",
-        "actions/endings.py": "ended = end_with_parent = 'found'",
-        "dataset/option.py": "Check = OptionInfo = None",
-        "heterolora/errors.py": "class UserError(Exception): ...",
+        "actions/run/console.py": "print_any_text = print",
+        "actions/run/endings.py": "ended = end_with_parent = 'found'",
+        "options/declare.py": "Check = OptionInfo = None",
+        "heterolora/common/errors.py": "class UserError(Exception): ...",
     }
     for module, text in modules.items():
         (tmp_path / module).parent.mkdir(exist_ok=True)

@@ -19,10 +19,10 @@ from transformers import (
     DistilBertConfig,
 )
 
-from actions.callbacks import Progress, SeedEachBatch
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
+from actions.command.parse import parse
+from actions.request.resolve import resolve
+from actions.training.callbacks import Progress, SeedEachBatch
+from actions.training.experiment import build
 from dataset import registry
 from model.checkpoint import BaseSource
 from model.load import load_base, load_config, load_tokenizer

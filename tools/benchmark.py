@@ -21,8 +21,8 @@ from types import ModuleType
 
 from tools.cli import Parser, run, whole_number
 
-from dataset.option import at_least
-from heterolora.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest
+from options.ranges import at_least
 from tools import benchmarks
 
 COMMON_OPTIONS = (

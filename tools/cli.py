@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from actions.console import print_any_text
-from actions.endings import end_with_parent, ended
-from dataset.option import Check, OptionInfo
-from heterolora.errors import UserError
+from actions.run.console import print_any_text
+from actions.run.endings import end_with_parent, ended
+from heterolora.common.errors import UserError
+from options.declare import Check, OptionInfo
 
 
 class Parser(argparse.ArgumentParser):

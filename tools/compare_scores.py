@@ -18,13 +18,13 @@ from tools.cli import Parser, check_different, real, run
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from actions.console import note, say
-from dataset.option import share
-from heterolora import scores as scores_file
-from heterolora.allocation import default_mode, tie_generator
-from heterolora.errors import UserError
-from heterolora.ranks import Limit, choose
-from heterolora.scores import Scores
+from actions.run.console import note, say
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.allocation import default_mode, tie_generator
+from heterolora.choosing.ranks import Limit, choose
+from heterolora.choosing.scores import Scores
+from heterolora.common.errors import UserError
+from options.ranges import share
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,14 +25,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from actions.console import say
-from actions.origin import TOY_BASE
-from dataset.option import above, at_least, seed_range
+from actions.request.origin import TOY_BASE
+from actions.run.console import say
 from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
-from heterolora.errors import UserError
-from heterolora.files import whole
+from heterolora.common.errors import UserError
+from heterolora.common.files import whole
+from options.ranges import above, at_least, seed_range
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 POSITIONS = 256

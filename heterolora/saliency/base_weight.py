@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from heterolora.distributed import whole
-from heterolora.errors import UserError
+from heterolora.common.distributed import whole
+from heterolora.common.errors import UserError
 
 
 def base_weight(base: nn.Module, heuristic: str) -> Tensor:

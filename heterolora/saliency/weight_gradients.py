@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heterolora.distributed import sum_over_ranks, this_rank, world_size
+from heterolora.common.distributed import sum_over_ranks, this_rank, world_size
 from heterolora.saliency.probe import Watch
 from heterolora.saliency.problem import Batch, Problem
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from dataset.spec import Task
-from heterolora.adapt import in_head
-from heterolora.config import ElementConfig, Site
-from heterolora.element import Settings
-from heterolora.errors import UserError
-from heterolora.family import Family
-from heterolora.peft_config import task_type
-from heterolora.search_space import SearchSpace
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import in_head
+from heterolora.elements.config import ElementConfig, Site
+from heterolora.elements.element import Settings
+from heterolora.elements.family import Family
+from heterolora.elements.peft_config import task_type
+from heterolora.elements.search_space import SearchSpace
 from model.peft_format import CONFIG, WEIGHTS
 from model.peft_format.adapter import Adapter
 

@@ -17,24 +17,18 @@ from transformers import PreTrainedModel
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
-from heterolora.distributed import gather_lists
+from heterolora.common.distributed import gather_lists
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss
-from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
 from model.sharding import Sharding, is_sharded, shard, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
-from model.task.optimization import (
-    Optimization,
-    build_optimizer,
-    build_scheduler,
-    coming_rates,
-    steps_of_run,
-    within,
-)
+from model.task.optimization import build_optimizer, build_scheduler, coming_rates, steps_of_run, within
 from model.task.rows import RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
+from options.optimization import Optimization
 
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 

@@ -18,13 +18,13 @@ import torch
 from rich.table import Table
 from torch.nn import functional as F
 
-from actions.console import say
-from dataset.option import at_least
-from heterolora.errors import UserError
-from heterolora.low_rank import LowRank
+from actions.run.console import say
+from heterolora.common.errors import UserError
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.heuristics.alpha_test import STEPS, alpha_test
 from heterolora.saliency.problem import Batch, Loss, Metric, Problem
-from heterolora.search_space import SearchSpace
+from options.ranges import at_least
 from tools.benchmarks import measure, subjects
 
 CASES = {"most elements dispensable": 0.0, "about a quarter not, in the lowest blocks": 0.5}  # share of the blocks

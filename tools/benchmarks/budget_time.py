@@ -12,13 +12,13 @@ import random
 import torch
 from rich.table import Table
 
-from actions.console import say
-from heterolora.allocation import Scored
-from heterolora.element import Element
-from heterolora.errors import UserError
-from heterolora.ranks import Limit, choose
+from actions.run.console import say
+from heterolora.choosing.allocation import Scored
+from heterolora.choosing.ranks import Limit, choose
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss, Problem
-from heterolora.search_space import SearchSpace
 from model.task.timing import measured
 from tools.benchmarks import measure, subjects
 

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from actions.console import say
+from actions.run.console import say
 from model.compiling import compile_blocks
 from tools.benchmarks import measure, subjects
 

@@ -21,20 +21,20 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from actions.callbacks import SeedEachBatch
-from actions.console import note, say, set_log_level
-from dataset.option import at_least, share
+from actions.run.console import note, say, set_log_level
+from actions.training.callbacks import SeedEachBatch
 from dataset.spec import DatasetSpec
 from heterolora import saliency
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.problem import Batch
-from heterolora.search_space import SearchSpace
 from model.checkpoint import BaseSource, Record
 from model.reallocation.callback import Reallocate, ScoreSource
-from model.reallocation.options import ReallocationOptions, ScoringOptions
 from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.classification import Classification
-from model.task.optimization import Optimization
+from options.optimization import Optimization
+from options.ranges import at_least, share
+from options.scoring import ReallocationOptions, ScoringOptions
 from tools.benchmarks import measure, subjects
 
 HEURISTICS = ("grad_norm", "snip", "fisher")  # what `training` can score by

@@ -15,12 +15,12 @@ from tools.cli import whole_number
 import torch
 from transformers import PreTrainedModel
 
-from actions.console import note, say
-from dataset.option import at_least
+from actions.run.console import note, say
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
-from heterolora.search_space import SearchSpace
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.row_cache import RowCache
+from options.ranges import at_least
 from tools.benchmarks import measure, subjects
 
 EVERYWHERE, UPPER, CACHED = "all blocks", "upper half", "upper half, cached"

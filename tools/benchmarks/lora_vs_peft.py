@@ -13,9 +13,9 @@ import peft
 import torch
 from torch import nn
 
-from actions.console import say
+from actions.run.console import say
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
-from heterolora.search_space import SearchSpace
 from tools.benchmarks import measure, subjects
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import benchmark
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 
 Step = Callable[[], Any]
 

@@ -23,14 +23,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from actions.console import say, set_log_level
+from actions.run.console import say, set_log_level
 from dataset import registry
-from dataset.module import TextDataModule
-from dataset.option import at_least
-from dataset.settings import DataOptions
+from dataset.batching.module import TextDataModule
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Batch
+from options.data import DataOptions
+from options.ranges import at_least
 from tools.benchmarks import measure, subjects
 
 PER_BATCH, GROUPED = "batch", "batch, grouped by length"

@@ -33,19 +33,19 @@ from rich.table import Table
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
-from actions.console import say, set_log_level
-from dataset.option import at_least
+from actions.run.console import say, set_log_level
 from dataset.spec import DatasetSpec
-from heterolora.adapt import adapt, plan
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import adapt, plan
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Loss
-from heterolora.search_space import SearchSpace
 from model import family
 from model.checkpoint import BaseSource
 from model.load import enable_gradient_checkpointing, load_base, load_config
 from model.sharding import Sharding, shard
 from model.skeleton import skeleton
 from model.task.window import Window
+from options.ranges import at_least
 from tools.benchmarks import measure, subjects
 from tools.planning.base import Base, base_of, packed_layers
 from tools.planning.plan import BLOCKS_AT_ONCE

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actions.console import say
-from heterolora.low_rank import LowRank
-from heterolora.search_space import SearchSpace
+from actions.run.console import say
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
 from tools.benchmarks import measure, subjects
 
 LORA, OURS, DENSE = "LoRA only", "with shortcuts", "with dense shortcuts"

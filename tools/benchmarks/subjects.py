@@ -11,11 +11,11 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
 
-from actions.console import say
-from heterolora.adapt import adapt, plan
-from heterolora.config import ElementConfig, parse
+from actions.run.console import say
+from heterolora.elements.adapt import adapt, plan
+from heterolora.elements.config import ElementConfig, parse
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
-from heterolora.search_space import SearchSpace
 from model import family
 from tools.benchmarks import measure
 

@@ -17,16 +17,16 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from actions.callbacks import Progress
-from actions.checkpoints import RunCheckpoints
-from actions.console import say, set_log_level
-from actions.loggers import build_loggers
-from actions.options import Options, changed
-from actions.run_folder import Run
-from actions.trainer import training_callbacks
-from dataset.option import at_least
+from actions.run.console import say, set_log_level
+from actions.run.run_folder import Run
+from actions.training.callbacks import Progress
+from actions.training.checkpoints import RunCheckpoints
+from actions.training.loggers import build_loggers
+from actions.training.trainer import training_callbacks
 from heterolora.saliency.problem import Batch
 from model.task.classification import Classification
+from options.every import Options, changed
+from options.ranges import at_least
 from tools.benchmarks import measure, subjects
 from tools.benchmarks.dyrealloc import Clock, adapted_task
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actions.run_folder import ADAPTER, LORA, SHORTCUT
-from heterolora.config import ElementConfig, load
-from heterolora.element import Element, Kind
-from heterolora.family import Task
-from heterolora.step_time import StepTime
+from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
+from heterolora.choosing.step_time import StepTime
+from heterolora.elements.config import ElementConfig, load
+from heterolora.elements.element import Element, Kind
+from heterolora.elements.family import Task
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def choice_of_run(folder: Path) -> Choice:
 
     Raises UserError if the folder lacks the adapter or the configuration that a finished run has.
     """
-    from actions.parse import parse
-    from actions.resolve import resolve
-    from heterolora.adapt import plan
+    from actions.command.parse import parse
+    from actions.request.resolve import resolve
+    from heterolora.elements.adapt import plan
     from model.checkpoint import base_location
     from model.load import load_config
     from model.skeleton import skeleton

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from model.metrics import mode
 from tools.reporting.run import Run, compared_options
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from actions.choice import degenerate, never_changed, with_cost
-from heterolora.allocation import default_mode, tie_generator
-from heterolora.element import Place
-from heterolora.ranks import choose
-from model.reallocation.options import BUDGETS, ReallocationOptions
+from heterolora.choosing.allocation import default_mode, tie_generator
+from heterolora.choosing.ranks import choose
+from heterolora.choosing.words import degenerate, never_changed, with_cost
+from heterolora.elements.element import Place
+from options.scoring import BUDGETS, ReallocationOptions
 from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
 from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, scatter, timeline
 from tools.reporting.run import Run

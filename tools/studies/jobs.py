@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actions.options import DYREALLOC, IMP_TEST, TRAIN, declared, defaults
-from actions.origin import TOY_BASE
-from actions.parse import parse
-from actions.resolve import resolve
-from actions.run_folder import METRICS, SCORES
+from actions.command.parse import parse
+from actions.request.origin import TOY_BASE
+from actions.request.resolve import resolve
+from actions.run.run_folder import METRICS, SCORES
 from dataset import registry
-from dataset.option import flag_of
-from heterolora import scores as scores_file
-from heterolora.allocation import Scored, tie_generator
-from heterolora.config import ElementConfig
-from heterolora.element import at_ranks
-from heterolora.errors import UserError
-from heterolora.files import to_toml, write_text
-from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.allocation import Scored, tie_generator
+from heterolora.choosing.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.common.errors import UserError
+from heterolora.common.files import to_toml, write_text
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import at_ranks
+from options.actions import DYREALLOC, IMP_TEST, TRAIN
+from options.declare import flag_of
+from options.every import declared, defaults
 from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning

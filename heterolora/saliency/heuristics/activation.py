@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from heterolora.distributed import sum_over_ranks
-from heterolora.element import Element
+from heterolora.common.distributed import sum_over_ranks
+from heterolora.elements.element import Element
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.weight_gradients import Place, ProductSum, leading_directions, observe, product_sums
