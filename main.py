@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.run.console import print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
 
@@ -23,7 +23,7 @@ def _run(arguments: Sequence[str]) -> None:
     end_with_parent()
     print_any_text()
     try:
-        command = parse(arguments)
+        command = parse_command(arguments)
         debugging = command.options.run.log_level == "debug"
         from actions.request.resolve import continue_if_requeued, resolve
 

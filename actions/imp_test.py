@@ -16,7 +16,7 @@ from rich.table import Table
 
 from actions.command.request import Request
 from actions.result.pictures import heat_map, scatter
-from actions.result.stability import FEWEST, in_words, rank_correlation, with_halves
+from actions.result.stability import FEWEST, agreement_in_words, rank_correlation, with_halves
 from actions.run.console import is_first_process, note, say
 from actions.run.endings import end_with_this_process
 from actions.run.processes import cluster_environment
@@ -30,7 +30,7 @@ from dataset.batching.module import TextDataModule
 from heterolora import saliency
 from heterolora.choosing import scores
 from heterolora.choosing.allocation import Mode, Scored, check_mode, default_mode, of_kind, tie_generator
-from heterolora.choosing.ranks import Limit, choose
+from heterolora.choosing.ranks import Budget, choose
 from heterolora.choosing.scores import Scores
 from heterolora.choosing.words import degenerate, with_cost
 from heterolora.common.errors import UserError
@@ -179,7 +179,7 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
     if why is not None:
         note(why)
     if found.stability is not None:
-        say(in_words(found.stability))
+        say(agreement_in_words(found.stability))
     elements = [item.element for item in scored]
     chosen = [element for element in elements if element.key in on]
     say(f"at this budget: {with_cost(elements, chosen, found.step_time)}")
@@ -201,7 +201,7 @@ def _table(scored: Sequence[Scored], on: frozenset[str]) -> Table:
     return table
 
 
-def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Limit) -> str | None:
+def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Budget) -> str | None:
     """A note if the budget ends among equal scores, so that ties were broken at random; None otherwise."""
     if budget.unit == "time":  # not spent in the order of the scores
         return None

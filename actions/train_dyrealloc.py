@@ -98,7 +98,7 @@ def _budget(space: SearchSpace, options: ReallocationOptions) -> str:
         texts = (f"{part.budget:,} of {part.whole:,} parameters of {part.title}" for part in parts)
         return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on at a time"
     mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))
-    share = allocation.share(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
+    share = allocation.element_counts(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
     if mode == "combined":
         text = f"{share.lora + share.shortcut} of {lora + shortcuts} elements"
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from heterolora import saliency
 from heterolora.choosing.allocation import Scored, of_kind, tie_generator
-from heterolora.choosing.ranks import Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.choosing.ranks import Budget, Greedy, Policy, Proportional, TopK, assign
 from heterolora.choosing.scores import Scores
 from heterolora.common.checks import ABOVE_0, check_known, whole_number
 from heterolora.common.distributed import gather_lists
@@ -154,7 +154,7 @@ def lora_config(
     from peft import LoraConfig
 
     budgets = (("parameters", "parameters", parameters), ("total_rank", "rank", total_rank), ("share", "share", share))
-    given = [(name, Limit(unit, amount)) for name, unit, amount in budgets if amount is not None]
+    given = [(name, Budget(unit, amount)) for name, unit, amount in budgets if amount is not None]
     if len(given) != 1:
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
     if fixed := [name for name in _FROM_SCORES if name in more]:

@@ -12,7 +12,7 @@ def at_least(low: float) -> Check:
     return lambda value: None if value >= low else f"at least {low:g}"
 
 
-def within(low: int, high: int) -> Check:
+def between(low: int, high: int) -> Check:
     return lambda value: None if low <= value <= high else f"{low} to {high}"
 
 
@@ -24,7 +24,7 @@ def positive_or_unlimited(value: int) -> str | None:
     return None if value >= 1 or value == -1 else "at least 1, or -1 for no limit"
 
 
-seed_range = within(0, 2**32 - 1)  # numpy's range
+seed_range = between(0, 2**32 - 1)  # numpy's range
 
 
 def share(value: float) -> str | None:

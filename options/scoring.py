@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from heterolora import saliency
 from heterolora.choosing.allocation import Mode
-from heterolora.choosing.ranks import Limit
+from heterolora.choosing.ranks import Budget
 from options.actions import DYREALLOC, IMP_TEST, TRAIN
 from options.declare import Idle, flag_of, option
 from options.ranges import above, at_least, count_or_share, share
@@ -109,13 +109,13 @@ class ReallocationOptions:
     # fmt: on
 
     @property
-    def budget(self) -> Limit:
+    def budget(self) -> Budget:
         """What may be on: a number of parameters, a share of the step time (not measured yet), or of the elements."""
         if self.budget_parameters is not None:
-            return Limit("parameters", self.budget_parameters)
+            return Budget("parameters", self.budget_parameters)
         if self.budget_time is not None:
-            return Limit("time", self.budget_time)
-        return Limit("share", DEFAULT_SHARE if self.turn_on_percentile is None else self.turn_on_percentile)
+            return Budget("time", self.budget_time)
+        return Budget("share", DEFAULT_SHARE if self.turn_on_percentile is None else self.turn_on_percentile)
 
     @property
     def budget_flags(self) -> tuple[str, str]:

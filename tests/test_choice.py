@@ -8,7 +8,7 @@ import pytest
 
 from heterolora.choosing.history import Decision, History
 from heterolora.choosing.step_time import StepTime
-from heterolora.choosing.words import degenerate, in_words, never_changed, with_cost
+from heterolora.choosing.words import choice_in_words, degenerate, never_changed, with_cost
 from heterolora.elements.element import Place
 from tests.run_folders import element_scores
 
@@ -29,7 +29,7 @@ def keys(*places: tuple[int, str]) -> frozenset[str]:
     ],
 )
 def test_where_it_is(on: frozenset[str], words: str) -> None:
-    assert in_words(ELEMENTS, on) == words
+    assert choice_in_words(ELEMENTS, on) == words
 
 
 def test_what_it_costs() -> None:

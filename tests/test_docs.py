@@ -277,12 +277,12 @@ def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
 
 
 def test_every_option_of_every_command_is_known() -> None:
-    from actions.command.parse import parse
+    from actions.command.parse import parse_command
 
     for line in commands():
         words = shlex.split(line.removeprefix("srun "))
         if words[:3] == ["python", "-m", "main"] and "--help" not in words:
-            assert parse(words[3:]).action in ACTIONS
+            assert parse_command(words[3:]).action in ACTIONS
 
 
 @pytest.mark.parametrize("tool", sorted(set(re.findall(r"tools/(\w+)\.py", text_of(*MANUAL)))))

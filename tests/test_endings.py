@@ -266,7 +266,7 @@ class TestProcesses:
     def test_output_that_only_fails_when_it_is_flushed(self) -> None:
         read, closed = os.pipe()
         os.close(read)
-        listing = [sys.executable, "tools/benchmark.py"]
+        listing = [sys.executable, "-m", "benchmarks"]
         full = "error: cannot write (No space left on device); free space, or give a folder on another disk\n"
         for output, ending in ((closed, (141, "")), (os.open("/dev/full", os.O_WRONLY), (2, full))):
             finished = subprocess.run(listing, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)

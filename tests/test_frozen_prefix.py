@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from actions.training.experiment import build
 from dataset.batching.packing import pack
@@ -247,7 +247,7 @@ def test_blocks_that_are_left_out_at_random_are_refused(world: World, tmp_path: 
     base = model_folder(tmp_path / "opt", layerdrop=0.1)
     assert run(*world.training(CACHE, "--load", base)) == 2
     assert "error: --cache-frozen-prefix does not work with layerdrop = 0.1" in capfd.readouterr().err
-    request = resolve(parse(command(*world.training("--load", base, "--num-devices", 2, "--strategy", "fsdp"))))
+    request = resolve(parse_command(command(*world.training("--load", base, "--num-devices", 2, "--strategy", "fsdp"))))
     with pytest.raises(UserError, match=r"--strategy fsdp does not work with layerdrop = 0\.1"):
         build(request)
 

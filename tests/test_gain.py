@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heterolora.choosing.allocation import Scored, tie_generator
-from heterolora.choosing.ranks import Limit, choose
+from heterolora.choosing.ranks import Budget, choose
 from heterolora.elements.adapt import wrap
 from heterolora.elements.element import Element, Settings
 from heterolora.elements.search_space import SearchSpace
@@ -155,7 +155,7 @@ class Planted:
                 optimizer.step()
             scores = self.scores(name, scoring, Step(rate * steps))
             scored = [Scored(element, scores[element.key]) for element in self.space.elements]
-            choices.append(choose(scored, Limit("share", 0.25), "off", tie_generator(0, index)))
+            choices.append(choose(scored, Budget("share", 0.25), "off", tie_generator(0, index)))
             self.space.switch(choices[-1])
         return choices
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request import compatible
 from actions.request.resolve import resolve
 from heterolora.common.errors import UserError
@@ -67,7 +67,7 @@ def base(world: World, action: str, *more: object) -> list[str]:
 
 
 def notes(arguments: list[str]) -> tuple[str, ...]:
-    return resolve(parse(arguments)).notes
+    return resolve(parse_command(arguments)).notes
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def reads(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     for action in ACTIONS:
         with recording() as read:
             assert run(*base(world, action, "--project-dir", tmp_path_factory.mktemp(action))) == 0
-        found[action] = read | {"config"}  # which `parse` reads
+        found[action] = read | {"config"}  # which `parse_command` reads
     return found
 
 

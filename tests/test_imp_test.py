@@ -15,7 +15,7 @@ from pytorch_lightning import Callback
 from scipy.stats import spearmanr
 
 from actions import imp_test, train
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from actions.result.stability import with_halves
 from actions.run.run_folder import open_run
@@ -360,7 +360,7 @@ def test_training_is_the_same_with_scoring_in_the_middle(world: World, tmp_path:
     found = {}
     for project in ("without", "with"):
         line = world.training(*arguments, "--project-dir", tmp_path, "--project", project)
-        request = resolve(parse(command(*line)))
+        request = resolve(parse_command(command(*line)))
         with open_run(request) as opened:
             experiment, folder = train.start(request, opened.folder), opened.folder
             callback = ScoresInBetween(list(experiment.data.scoring_batches(2)))

@@ -14,7 +14,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from pyarrow import parquet
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from dataset.batching.collate import Collator
 from dataset.batching.module import TextDataModule
@@ -488,7 +488,7 @@ def test_later_commands_need_no_flags(capfd, trained: Path, reviews: Path, tmp_p
     assert "digest of the rows" in complaint(
         capfd, *map(str, last[:-1]), "4", "--dataset", moved, "--accelerator", "cpu"
     )
-    request = resolve(parse(["test", *map(str, checkpoint), "--dataset", "sst2"]))
+    request = resolve(parse_command(["test", *map(str, checkpoint), "--dataset", "sst2"]))
     assert request.options.own == OwnDataOptions(), "the entry describes sst2"
 
 

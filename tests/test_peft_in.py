@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from actions.training.experiment import Experiment, build
 from tests.test_bad_input import complaint
@@ -42,7 +42,7 @@ def trained_by_peft(base: Path, folder: Path, task: str = "SEQ_CLS", **settings:
 
 
 def loaded(*arguments: object) -> Experiment:
-    return build(resolve(parse(command("test", *arguments))))
+    return build(resolve(parse_command(command("test", *arguments))))
 
 
 def on_sst2(world: World) -> tuple[object, ...]:

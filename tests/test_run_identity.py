@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request.resuming import fingerprint
 from actions.run.in_use import in_use
 from actions.run.run_folder import new_folder
@@ -224,7 +224,9 @@ class TestRequeue:
             if form == "table":
                 path = tmp_path / f"options{rank}.toml"
                 path.write_text(f'[lora_config]\ngranularity = "network"\ndefault = {{ r = {rank}, lora_alpha = 8 }}\n')
-            prints.add(fingerprint(parse(["train", "--lora-config" if form == "file" else "--config", str(path)])))
+            prints.add(
+                fingerprint(parse_command(["train", "--lora-config" if form == "file" else "--config", str(path)]))
+            )
         assert len(prints) == 2
 
     def test_of_a_job_with_several_commands(self, start, tmp_path: Path) -> None:

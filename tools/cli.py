@@ -15,14 +15,19 @@ from options.declare import Check, OptionInfo
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UserError, and whose `--help` shows `doc`, the docstring of the tool."""
+    """An argument parser that raises UserError, and whose `--help` shows `doc`, the docstring of the tool.
 
-    def __init__(self, doc: str) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    `command` starts the tool, if it is no file of `tools/`.
+    """
+
+    def __init__(self, doc: str, command: str | None = None) -> None:
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=command, description=doc, formatter_class=shape, allow_abbrev=False)
+        self.command = command or f"python tools/{self.prog}"
 
     def error(self, message: str) -> NoReturn:
         found, _, expected = message.partition("; ")  # as `whole_number` and `real` write it
-        raise UserError(found, expected or f"see python tools/{self.prog} --help")
+        raise UserError(found, expected or f"see {self.command} --help")
 
 
 def whole_number(check: Check) -> Callable[[str], int]:

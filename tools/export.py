@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tools.cli import Parser, run
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.command.request import Request
 from actions.request.origin import of_run
 from actions.request.resolve import resolve
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_publishing(args.push_to_hub)
     check_writable(args.output, "free space, or give --output on another disk")
     _check_result(args.result)
-    command = of_run(parse(["test", "--load", str(args.result), *others]))
+    command = of_run(parse_command(["test", "--load", str(args.result), *others]))
     for text in command.notes:
         note(text)
     request = resolve(command)

@@ -31,7 +31,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from actions.result.restore import restore_trained
 from actions.run.console import note, say, set_log_level
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--card", metavar="NAME", help=f"GPU, for times: {', '.join(CARDS)} ({BY_DEFAULT})")
     args, others = parser.parse_known_args(arguments)
     card, memory = _gpu(args)
-    request = resolve(parse(["train" if args.plan else "test", *others]))
+    request = resolve(parse_command(["train" if args.plan else "test", *others]))
     set_log_level(request.options.run.log_level)
     if request.adapted is None:
         raise UserError(

@@ -43,7 +43,7 @@ from actions.run.console import note, say
 from actions.run.run_folder import ADAPTER, LORA, SCORES
 from heterolora.choosing import scores as scores_file
 from heterolora.choosing.allocation import MODES, default_mode, tie_generator
-from heterolora.choosing.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, assign
 from heterolora.choosing.scores import Scores
 from heterolora.choosing.words import degenerate, with_cost
 from heterolora.common.errors import UserError
@@ -108,14 +108,14 @@ def _of_scores(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
     return choice, (budget_table(assignment),)
 
 
-def _limit(args: argparse.Namespace, scores: Scores) -> Limit:
+def _limit(args: argparse.Namespace, scores: Scores) -> Budget:
     amounts = {
         "share": args.turn_on_percentile,
         "rank": args.total_rank,
         "parameters": args.parameters,
         "time": args.budget_time,
     }
-    given = [Limit(unit, amount, scores.step_time) for unit, amount in amounts.items() if amount is not None]
+    given = [Budget(unit, amount, scores.step_time) for unit, amount in amounts.items() if amount is not None]
     if not given:
         raise UserError(
             "one of the arguments --turn-on-percentile --total-rank --parameters/--budget-parameters --budget-time is "

@@ -15,7 +15,7 @@ from dataset.reading.own import same_data
 from dataset.reading.roles import joined_names
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.outside import read_toml
-from heterolora.elements.config import ElementConfig, parse
+from heterolora.elements.config import ElementConfig, parse_config
 from heterolora.elements.element import Kind
 from model.peft_format import is_adapter
 from options.data import OwnDataOptions
@@ -43,7 +43,7 @@ def read_options(path: Path) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]
         if name in values:
             raise UserError(f"key '{key}' in {path} sets {name} a second time", "give it once")
         if name in KEYS and isinstance(value, Mapping):
-            tables[KEYS[name]] = parse(value, KEYS[name], f"{path}: {key}")
+            tables[KEYS[name]] = parse_config(value, KEYS[name], f"{path}: {key}")
         else:
             values[name] = known[name].from_toml(key, value)
     return values, tables

@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message, f"see {self.prog} --help")
 
 
-def parse(arguments: Sequence[str]) -> Command:
+def parse_command(arguments: Sequence[str]) -> Command:
     """Parse the arguments of `python -m main`. Raises UserError for a mistake, and SystemExit for `--help`."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in ACTIONS:
         raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], ACTIONS))

@@ -39,7 +39,7 @@ class Origin:
         """The configurations of the elements that the checkpoint or adapter holds."""
         if self.adapter is None:
             return {} if self.checkpoint is None else dict(self.checkpoint.record.configs)
-        from model.peft_format.fit import lora_config
+        from model.peft_format.fit import config_of_adapter
 
         adapted, adapter = families.parse_model_name(model), self.adapter
         if adapted is None:
@@ -48,7 +48,7 @@ class Origin:
                 "leave --model out, or use a model such as opt_lora",
             )
         shortcut: dict[Kind, ElementConfig] = {} if adapter.shortcut is None else {"shortcut": adapter.shortcut}
-        return {"lora": lora_config(adapter, adapted.family), **shortcut}
+        return {"lora": config_of_adapter(adapter, adapted.family), **shortcut}
 
 
 def load_type_of(options: Options) -> str:

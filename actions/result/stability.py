@@ -43,7 +43,7 @@ def rank_correlation(items: Sequence[Scored]) -> float | None:
     return float(spearmanr(first, second).statistic)
 
 
-def in_words(correlation: float) -> str:
+def agreement_in_words(correlation: float) -> str:
     """A line for the user."""
     text = f"stability: the scores of two halves of the batches have rank correlation {correlation:.2f}"
     return f"{text}; more --imp-limit-test-batches would make the choice firmer" if correlation < UNSTABLE else text

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from actions.run.console import say
 from actions.run.requeue import requeue, requeues
 from actions.run.run_folder import CHECKPOINTS, Run, claim
-from actions.training.health import check_weights
+from actions.training.health import check_finite_weights
 from heterolora.common.errors import DivergenceError, UserError
 from heterolora.common.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
@@ -179,7 +179,7 @@ class RunCheckpoints(CheckpointCallback):
 
     def _save_due(self, trainer: pl.Trainer) -> None:
         if self._due:
-            check_weights(trainer)
+            check_finite_weights(trainer)
             for logger in trainer.loggers:
                 logger.save()  # the resumed run continues the curves from here
         for name in ("best", "last"):

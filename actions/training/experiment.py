@@ -17,7 +17,7 @@ from dataset.batching.preview import preview
 from heterolora.choosing.allocation import Scored, default_mode, tie_generator
 from heterolora.choosing.ranks import check_time, choose
 from heterolora.common.errors import UserError
-from heterolora.elements.adapt import Plan, adapt, check_blocks, plan
+from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
 from heterolora.elements.element import check_ranks
 from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record
@@ -31,14 +31,14 @@ from model.load import (
     load_config,
     load_tokenizer,
 )
-from model.peft_format.fit import check_modules, check_weights, put_into
+from model.peft_format.fit import check_adapter_weights, check_modules, put_into
 from model.sharding import Sharding, blocks_of
 from model.skeleton import skeleton
 from model.task.causal_language_modeling import CausalLanguageModeling
 from model.task.classification import Classification
 from model.task.fine_tuning import FineTuning
 from model.task.multiple_choice import MultipleChoice
-from model.task.optimization import steps_of_run, within
+from model.task.optimization import batches_within, steps_of_run
 from model.task.summarization import Summarization
 from model.trained import take
 from options.actions import DYREALLOC, IMP_TEST, TEST, TRAIN
@@ -65,7 +65,9 @@ class Experiment:
     def steps(self) -> float:
         """The number of optimizer steps of the whole run."""
         loop, devices = self.options.loop, self.options.devices
-        batches = within(self.task.batches_per_epoch(devices.num_devices * devices.num_nodes), loop.limit_train_batches)
+        batches = batches_within(
+            self.task.batches_per_epoch(devices.num_devices * devices.num_nodes), loop.limit_train_batches
+        )
         return steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, self.options.optimization.max_steps)
 
 
@@ -164,7 +166,7 @@ def put_weights(request: Request, own: Record, network: PreTrainedModel, space: 
         take(network, space, own, request.checkpoint)
         return True
     if request.adapter is not None:
-        check_weights(request.adapter, own.base_sha256, request.spec.task)
+        check_adapter_weights(request.adapter, own.base_sha256, request.spec.task)
         return put_into(request.adapter, network, space)
     return False
 
@@ -182,7 +184,7 @@ def _check_family(adapted: AdaptedName, config: PretrainedConfig) -> None:
         ) from None
 
 
-def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
+def plan_elements(request: Request, config: PretrainedConfig) -> Placement | None:
     """The elements of an adapted model on a base with this configuration, before any weight is read.
 
     Returns None for a plain model. Raises UserError if configurations, adapter and architecture do not fit together, or
@@ -195,7 +197,7 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
     network = skeleton(config, request.spec.task)
     if request.adapter is not None:
         check_modules(request.adapter, network, request.base.name)
-    planned = plan(network, family, configs["lora"], configs.get("shortcut"))
+    planned = placement_of(network, family, configs["lora"], configs.get("shortcut"))
     if request.recorded is None and request.adapter is None:
         check_ranks(planned.elements)
     # Without elements only the head of a classifier is trained, on the frozen base.
@@ -211,7 +213,7 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Plan | None:
             choose([Scored(element, 0.0) for element in planned.elements], options.budget, mode, tie_generator(0, 0))
     if request.must_agree:
         given = {**configs, **request.must_agree}
-        other = plan(network, family, given["lora"], given.get("shortcut"))
+        other = placement_of(network, family, given["lora"], given.get("shortcut"))
         # PEFT has one dropout for all elements, so a configuration beside an adapter may give more detail.
         if not (other.same_elements(planned) if request.adapter is not None else other == planned):
             loaded = request.options.load if request.checkpoint is None else request.checkpoint.path

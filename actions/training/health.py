@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from heterolora.common.distributed import whole
+from heterolora.common.distributed import gathered
 from heterolora.common.errors import DivergenceError
 from model.task.fine_tuning import FineTuning
 
@@ -39,7 +39,7 @@ class StopOnNaN(pl.Callback):
                 raise _diverged(trainer, f"the loss on {split} became {loss}")
 
 
-def check_weights(trainer: pl.Trainer) -> None:
+def check_finite_weights(trainer: pl.Trainer) -> None:
     """Raises DivergenceError on every process if a trained weight of any process is NaN or infinite."""
     if not trainer.strategy.reduce_boolean_decision(bool(_finite_weights(trainer)), all=True):
         raise _diverged(trainer, BAD_WEIGHTS)
@@ -47,7 +47,7 @@ def check_weights(trainer: pl.Trainer) -> None:
 
 def _finite_weights(trainer: pl.Trainer) -> Tensor:
     weights = [weight.detach() for group in trainer.optimizers[0].param_groups for weight in group["params"]]
-    return whole(get_total_norm(weights, math.inf)).isfinite()  # the largest absolute value, which NaN makes NaN
+    return gathered(get_total_norm(weights, math.inf)).isfinite()  # the largest absolute value, which NaN makes NaN
 
 
 def _diverged(trainer: pl.Trainer, what: str) -> DivergenceError:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from dataset.reading.content import LARGEST_FILE, empty, line_of, utf8, wanted_columns
-from dataset.reading.kinds import Kind, kinds
+from dataset.reading.kinds import ColumnKind, kinds
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, shown
 
@@ -51,7 +51,7 @@ def _parsed(path: Path, content: bytes, delimiter: str, texts: Sequence[str]) ->
         )
 
 
-def columns_of_csv(path: Path) -> dict[str, Kind]:
+def columns_of_csv(path: Path) -> dict[str, ColumnKind]:
     """Returns the columns, from the first rows. Raises UserError if it has none, or if another mark separates them."""
     utf8(path)  # pyarrow cannot show a row that is no text
     with _parsing(path, "\t" if path.suffix == ".tsv" else ",") as parse_options:

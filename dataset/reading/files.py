@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 from dataset.reading.content import empty, not_utf8, utf8, wanted_columns
 from dataset.reading.csv_files import columns_of_csv, read_csv
-from dataset.reading.kinds import Kind, kind_of, kinds
+from dataset.reading.kinds import ColumnKind, kind_of, kinds
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from heterolora.common.outside import reading
@@ -37,7 +37,7 @@ _FIRST = 100_000  # rows that are enough to see which columns a file has
 _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a value of another type
 
 TEXT = "text"  # the column of a txt file
-Place = str  # such as "line 3"
+Location = str  # such as "line 3"
 
 
 def read_table(path: Path, spec: DatasetSpec) -> pa.Table:
@@ -72,7 +72,7 @@ def _json(path: Path, spec: DatasetSpec) -> pa.Table:
     return _table(path, _objects(path), spec)
 
 
-def _objects(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _objects(path: Path) -> Iterator[tuple[Location, dict[str, Any]]]:
     """Yields the objects of an array. A `.json` file may also hold one object per line."""
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
@@ -115,7 +115,7 @@ READERS: Mapping[str, Callable[[Path, DatasetSpec], pa.Table]] = {
 }
 
 
-def columns_of(path: Path) -> dict[str, Kind]:
+def columns_of(path: Path) -> dict[str, ColumnKind]:
     """Returns the columns of a file, from its first rows if it is long. Raises UserError if it is empty or damaged."""
     with reading_file(path):
         if path.stat().st_size == 0:
@@ -127,7 +127,7 @@ def columns_of(path: Path) -> dict[str, Kind]:
         if path.suffix in (".csv", ".tsv"):
             return columns_of_csv(path)
         rows = _objects(path) if path.suffix == ".json" else _lines(path)
-        found: dict[str, Kind] = {}
+        found: dict[str, ColumnKind] = {}
         for _, row in islice(rows, _FIRST):
             found |= {name: kind_of(value) for name, value in row.items() if value is not None or name not in found}
         if not found:
@@ -142,7 +142,7 @@ def _not_json(found: str, error: Exception, expected: str) -> UserError:
     return UserError(f"{found} ({reason[:200]})", expected)
 
 
-def _lines(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[tuple[Location, dict[str, Any]]]:
     """Yields the objects of a jsonl file, one from each line that is not blank."""
     number, one_object = 0, "each line is one JSON object, such as {…}"
     with path.open("rb") as file:
@@ -177,7 +177,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _table(path: Path, rows: Iterator[tuple[Place, dict[str, Any]]], spec: DatasetSpec) -> pa.Table:
+def _table(path: Path, rows: Iterator[tuple[Location, dict[str, Any]]], spec: DatasetSpec) -> pa.Table:
     """Returns the columns of JSON rows. A key that a row lacks is null."""
     names, present, batches = spec.read_columns, set(), []
     while part := list(islice(rows, _BATCH)):
@@ -205,7 +205,7 @@ def joined(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _array(path: Path, name: str, placed: list[tuple[Place, Any]], is_text: bool) -> pa.Array:
+def _array(path: Path, name: str, placed: list[tuple[Location, Any]], is_text: bool) -> pa.Array:
     """Returns a column. Raises UserError at the first value of another type."""
     values = [value for _, value in placed]
     kind = (

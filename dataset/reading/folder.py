@@ -19,7 +19,7 @@ from datasets import Dataset
 from dataset.reading.cache import cached, digest, file_digest
 from dataset.reading.content import empty
 from dataset.reading.files import READERS, VERSION, columns_of, joined, read_table, reading_file
-from dataset.reading.kinds import Kind, kinds
+from dataset.reading.kinds import ColumnKind, kinds
 from dataset.reading.splits import are_shards, holds_rows, is_packed, missing_shards, split_of
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
@@ -38,7 +38,7 @@ class Stored:
     """
 
     read: Callable[[DatasetSpec, bool], Dataset]
-    columns: Callable[[], Mapping[str, Kind]]
+    columns: Callable[[], Mapping[str, ColumnKind]]
 
     @classmethod
     def made_by(cls, make: Callable[[], Dataset]) -> Stored:
@@ -135,7 +135,7 @@ def _of_files(paths: list[Path]) -> Stored:
     return Stored(partial(_from_files, paths), partial(_columns, paths))
 
 
-def _columns(paths: list[Path]) -> Mapping[str, Kind]:
+def _columns(paths: list[Path]) -> Mapping[str, ColumnKind]:
     """The columns of the first file that is not empty."""
     return columns_of(next((path for path in paths if path.is_file() and path.stat().st_size), paths[0]))
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-Kind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
-_KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Kind]] = (
+ColumnKind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
+_KINDS: Sequence[tuple[Callable[[pa.DataType], bool], ColumnKind]] = (
     (lambda type: pa.types.is_string(type) or pa.types.is_large_string(type), "text"),
     (lambda type: pa.types.is_integer(type) or (pa.types.is_decimal(type) and type.scale == 0), "whole numbers"),
     (lambda type: pa.types.is_floating(type) or pa.types.is_decimal(type), "real numbers"),
@@ -17,17 +17,17 @@ _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], Kind]] = (
 )
 
 
-def kinds(schema: pa.Schema) -> dict[str, Kind]:
+def kinds(schema: pa.Schema) -> dict[str, ColumnKind]:
     """Returns what each column holds. A column of categories holds what the categories are."""
     return {name: _kind(type) for name, type in zip(schema.names, schema.types, strict=True)}
 
 
-def _kind(type: pa.DataType) -> Kind:
+def _kind(type: pa.DataType) -> ColumnKind:
     type = type.value_type if pa.types.is_dictionary(type) else type
     return next((kind for fits, kind in _KINDS if fits(type)), "other")
 
 
-def kind_of(value: Any) -> Kind:
+def kind_of(value: Any) -> ColumnKind:
     """Returns what a value of a JSON file is."""
-    names: dict[type, Kind] = {str: "text", bool: "truth values", int: "whole numbers", float: "real numbers"}
+    names: dict[type, ColumnKind] = {str: "text", bool: "truth values", int: "whole numbers", float: "real numbers"}
     return "lists" if isinstance(value, list) else names.get(type(value), "other")

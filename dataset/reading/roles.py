@@ -14,7 +14,7 @@ from options.data import OwnDataOptions
 from options.declare import flag_of
 
 if TYPE_CHECKING:
-    from dataset.reading.kinds import Kind
+    from dataset.reading.kinds import ColumnKind
 
 #: The names of columns that are recognised without options. Capitals and spaces around a name do not matter.
 TEXT, LABEL, MESSAGES = "text", "label", ("messages", "conversations")
@@ -106,7 +106,7 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
     return None
 
 
-def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None, name: str) -> Roles:
+def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task | None, name: str) -> Roles:
     """Returns the roles of the columns of the data set `name`: as given, and as the only choice where they are not.
 
     Raises UserError if there are several choices, or none.
@@ -150,14 +150,14 @@ def roles_of(columns: Mapping[str, Kind], own: OwnDataOptions, task: Task | None
     raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
 
 
-def _called(columns: Mapping[str, Kind], *names: str) -> str | None:
+def _called(columns: Mapping[str, ColumnKind], *names: str) -> str | None:
     """Returns the column with one of these names, or the only one that differs from them by capitals alone."""
     exact = [name for name in names if name in columns]
     found = exact or [column for column in columns if column.strip().lower() in names]
     return found[0] if exact or len(found) == 1 else None
 
 
-def _prompt(columns: Mapping[str, Kind]) -> tuple[str, ...]:
+def _prompt(columns: Mapping[str, ColumnKind]) -> tuple[str, ...]:
     """Returns the column of prompts, or an instruction and its input as in Alpaca and Dolly, or nothing."""
     if (prompt := _called(columns, PROMPT)) is not None:
         return (prompt,)
@@ -165,7 +165,7 @@ def _prompt(columns: Mapping[str, Kind]) -> tuple[str, ...]:
     return tuple(name for name in found if name is not None) if found[0] is not None else ()
 
 
-def _texts(columns: Mapping[str, Kind], label: str | None) -> tuple[str, ...]:
+def _texts(columns: Mapping[str, ColumnKind], label: str | None) -> tuple[str, ...]:
     """Returns the text columns if there is one choice: `text`, or all columns of text if they are one or two.
 
     Without labels, texts are modelled, and only `text` or a single column is an obvious choice.
@@ -206,12 +206,12 @@ def _fits(roles: Roles, task: Task | None) -> Roles:
     return roles
 
 
-def _candidates(columns: Mapping[str, Kind]) -> str:
+def _candidates(columns: Mapping[str, ColumnKind]) -> str:
     listing = ", ".join(f"{name} ({kind})" for name, kind in columns.items() if name.isprintable())
     return f"give {COLUMN_FLAGS}; the columns are {listing}"
 
 
-def check_columns(roles: Roles, columns: Mapping[str, Kind], name: str) -> None:
+def check_columns(roles: Roles, columns: Mapping[str, ColumnKind], name: str) -> None:
     """Raises UserError if a column is not there, or if config.toml cannot hold its name."""
     for column in (*roles.columns, *((roles.label,) if roles.label else ())):
         if not column.isprintable():

@@ -33,8 +33,8 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much of each kind may be on, in the unit of `share`."""
+class ElementCounts:
+    """How much of each kind may be on, in the unit of `element_counts`."""
 
     lora: int
     shortcut: int
@@ -44,7 +44,7 @@ def default_mode(has_shortcuts: bool) -> Mode:
     return "combined" if has_shortcuts else "off"
 
 
-def share(percentile: float | Decimal, lora: int, shortcut: int) -> Budget:
+def element_counts(percentile: float | Decimal, lora: int, shortcut: int) -> ElementCounts:
     """⌊p · lora⌋ and p · shortcut rounded half up, in exact decimals: 0.29 of 100 is 29; in floats it is 28.99….
 
     If both are 0, one element may be on: a LoRA element if there is one. The amounts are elements, or another unit.
@@ -56,8 +56,8 @@ def share(percentile: float | Decimal, lora: int, shortcut: int) -> Budget:
     some_lora = int((p * lora).to_integral_value(ROUND_FLOOR))
     some_shortcuts = int((p * shortcut).to_integral_value(ROUND_HALF_UP))
     if some_lora + some_shortcuts > 0:
-        return Budget(some_lora, some_shortcuts)
-    return Budget(1, 0) if lora else Budget(0, min(1, shortcut))
+        return ElementCounts(some_lora, some_shortcuts)
+    return ElementCounts(1, 0) if lora else ElementCounts(0, min(1, shortcut))
 
 
 def tie_generator(seed: int, draw: int) -> random.Random:

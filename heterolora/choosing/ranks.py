@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
-from heterolora.choosing.allocation import Mode, Scored, check_mode, of_kind, ranked, share
+from heterolora.choosing.allocation import Mode, Scored, check_mode, element_counts, of_kind, ranked
 from heterolora.choosing.step_time import StepTime, best_within
 from heterolora.common.errors import UserError
 
@@ -19,9 +19,9 @@ Unit = Literal["share", "rank", "parameters", "time"]
 
 
 @dataclass(frozen=True)
-class Limit:
-    """The budget: a `share` in (0, 1] of the whole space, a total `rank`, trainable `parameters` of the elements, or a
-    share of the `time` of a training step with all elements on, by `step_time`.
+class Budget:
+    """What may be on: a `share` in (0, 1] of the whole space, a total `rank`, trainable `parameters` of the elements,
+    or a share of the `time` of a training step with all elements on, by `step_time`.
     """
 
     unit: Unit
@@ -210,7 +210,7 @@ def _fill(order: Sequence[Scored], ranks: Mapping[str, int], left: int, cost: Co
     return filled
 
 
-def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, generator: random.Random) -> Assignment:
+def assign(scored: Sequence[Scored], policy: Policy, limit: Budget, mode: Mode, generator: random.Random) -> Assignment:
     """Spend `limit` on `scored`.
 
     Args:
@@ -249,7 +249,7 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode, g
     return Assignment({key: rank for key, rank in ranks.items() if rank > 0}, tuple(spending))
 
 
-def choose(scored: Sequence[Scored], limit: Limit, mode: Mode, generator: random.Random) -> frozenset[str]:
+def choose(scored: Sequence[Scored], limit: Budget, mode: Mode, generator: random.Random) -> frozenset[str]:
     """The keys of the elements that are on, each at the rank at which it was scored: the best ones, see `assign`.
 
     A share counts elements. Another limit is spent in order of score, and what does not fit is skipped.
@@ -263,7 +263,7 @@ def check_time(mode: Mode) -> None:
         raise UserError("--budget-time cannot be divided between LoRA and shortcuts", "use mode 'combined' or 'off'")
 
 
-def _within_time(order: Sequence[Scored], policy: Policy, limit: Limit, mode: Mode) -> Assignment:
+def _within_time(order: Sequence[Scored], policy: Policy, limit: Budget, mode: Mode) -> Assignment:
     """The elements with the largest sum of scores within the time, see `best_within`, at the ranks of `policy`.
 
     `order`: the whole search space, ranked.
@@ -288,10 +288,10 @@ def _within_time(order: Sequence[Scored], policy: Policy, limit: Limit, mode: Mo
     return Assignment(ranks, (Spending(title, "µs of a step", *micros),))
 
 
-def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:
+def _split(limit: Budget, unit: str, whole: Sequence[int]) -> list[int]:
     """The budget of each kind, from the size of each kind's whole space (LoRA first)."""
     if limit.unit == "share":
-        budget = share(limit.amount, whole[0], sum(whole[1:]))
+        budget = element_counts(limit.amount, whole[0], sum(whole[1:]))
         return [budget.lora, budget.shortcut][: len(whole)]
     amount = int(limit.amount)
     if amount > sum(whole):
@@ -300,7 +300,7 @@ def _split(limit: Limit, unit: str, whole: Sequence[int]) -> list[int]:
     return [lora, amount - lora][: len(whole)]
 
 
-def _enough(limit: Limit, unit: str, cheapest: Sequence[float], budgets: list[int]) -> list[int]:
+def _enough(limit: Budget, unit: str, cheapest: Sequence[float], budgets: list[int]) -> list[int]:
     """`budgets`, if one of them pays for an element; a share that pays for none is raised to one element."""
     if any(budget >= price for budget, price in zip(budgets, cheapest, strict=True)):
         return budgets

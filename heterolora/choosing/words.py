@@ -10,7 +10,7 @@ from heterolora.choosing.step_time import StepTime
 from heterolora.elements.element import Element, Place
 
 
-def in_words(places: Sequence[Place], on: Collection[str]) -> str:
+def choice_in_words(places: Sequence[Place], on: Collection[str]) -> str:
     """Such as `6 of 24 places on, all in block 0`. `on` are the keys of the places that are on."""
     blocks = sorted({place.layer for place in places if place.key in on})
     every = sorted({place.layer for place in places})
@@ -31,7 +31,7 @@ def with_cost(
     step_time: StepTime | None = None,
     places: Sequence[Place] | None = None,
 ) -> str:
-    """`in_words`, and the shares of what all elements cost: `0.25 of the parameters, 0.9 of the step time`.
+    """`choice_in_words`, and the shares of what all elements cost: `0.25 of the parameters, 0.9 of the step time`.
 
     The time is known only with the constants of the model, `step_time`. `places` are those of the whole model, which
     may have an element in some of them only.
@@ -42,7 +42,7 @@ def with_cost(
     costs = [f"{'all' if spent == whole else f'{spent / whole:.2g}'} of the parameters"]
     if step_time is not None and step_time.of(elements) > 0:
         costs.append(f"{step_time.of(on) / step_time.of(elements):.2g} of the step time")
-    return f"{in_words(places, {element.key for element in on})}; {of_which}{', '.join(costs)}"
+    return f"{choice_in_words(places, {element.key for element in on})}; {of_which}{', '.join(costs)}"
 
 
 def degenerate(places: Sequence[Place], on: Collection[str]) -> str | None:

@@ -42,7 +42,7 @@ def sum_numbers_over_ranks(numbers: Sequence[float], device: torch.device) -> li
     return sum_over_ranks(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
 
 
-def whole(weight: torch.Tensor) -> torch.Tensor:
+def gathered(weight: torch.Tensor) -> torch.Tensor:
     """A weight of the base. Every process gathers it if it is sharded (FSDP2), so every process must call this."""
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 

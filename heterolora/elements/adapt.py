@@ -24,7 +24,7 @@ HEADS = ("score", "classifier")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Placement:
     """The elements that a network gets from its configurations.
 
     Two configurations are equivalent for a model exactly when their plans are equal.
@@ -45,9 +45,11 @@ class Plan:
         """Whether the blocks need the shortcuts' hooks."""
         return self.renormalize or any(element.kind == "shortcut" for element in self.elements)
 
-    def same_elements(self, other: Plan) -> bool:
+    def same_elements(self, other: Placement) -> bool:
         """Whether both make a model that computes the same: equal places, ranks and scalings. Dropout may differ."""
-        mine, others = ({element.key: element.settings for element in plan.elements} for plan in (self, other))
+        mine, others = (
+            {element.key: element.settings for element in placement.elements} for placement in (self, other)
+        )
         return (
             self.renormalize == other.renormalize
             and mine.keys() == others.keys()
@@ -56,7 +58,9 @@ class Plan:
         )
 
 
-def plan(network: nn.Module, family: Family, lora: ElementConfig | None, shortcut: ElementConfig | None = None) -> Plan:
+def placement_of(
+    network: nn.Module, family: Family, lora: ElementConfig | None, shortcut: ElementConfig | None = None
+) -> Placement:
     """Decide which elements a Hugging Face model gets, before any weight is loaded (it may be on the meta device).
 
     Raises UserError if the family does not fit the model, or a configuration names a block that it does not have.
@@ -79,7 +83,9 @@ def plan(network: nn.Module, family: Family, lora: ElementConfig | None, shortcu
                 module = block.get_submodule(family.linears[name])
                 widths = (module.in_features, module.out_features)
             elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
-    planned = Plan(family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes)))
+    planned = Placement(
+        family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes))
+    )
     if planned.shortcuts:
         check_blocks(network.config, "shortcuts do", "layerdrop", "chunk_size_feed_forward")
     return planned
@@ -110,7 +116,7 @@ def check_blocks(hf_config: Any, what: str, *keys: str) -> None:
             )
 
 
-def adapt(network: nn.Module, planned: Plan) -> SearchSpace:
+def adapt(network: nn.Module, planned: Placement) -> SearchSpace:
     """Add the planned elements to a pretrained network, in place. The network computes what it did before, since B = 0.
 
     The base, of any floating dtype or quantised, is frozen. Linear layers are wrapped, shortcuts are attached to their

@@ -125,7 +125,7 @@ class ElementConfig:
         return settings if settings.candidate else None
 
     def to_document(self) -> dict[str, Any]:
-        """The plain values of the file: `parse(document, kind)` returns an equal configuration."""
+        """The plain values of the file: `parse_config(document, kind)` returns an equal configuration."""
         form = _FORMATS[self.kind]
         document: dict[str, Any] = {"granularity": self.granularity}
         document.update({key: getattr(self, key) for key in form.top})
@@ -142,10 +142,10 @@ class ElementConfig:
 def load(path: str | Path, kind: Kind) -> ElementConfig:
     """Read a configuration file. Raises UserError if it cannot be read, or holds an unknown name or a wrong value."""
     title = _FORMATS[kind].title
-    return parse(read_toml(path, f"the {title}", f"expected a {title} file"), kind, source=str(path))
+    return parse_config(read_toml(path, f"the {title}", f"expected a {title} file"), kind, source=str(path))
 
 
-def parse(document: Mapping[str, Any], kind: Kind, source: str = "configuration") -> ElementConfig:
+def parse_config(document: Mapping[str, Any], kind: Kind, source: str = "configuration") -> ElementConfig:
     """Read the plain values of a file, or of a checkpoint that holds a configuration; `source` is its name in messages.
 
     Raises UserError if the document holds an unknown name or a wrong value.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from heterolora.common.distributed import whole
+from heterolora.common.distributed import gathered
 from heterolora.common.errors import UserError
 from heterolora.elements.low_rank import LoraLinear
 from heterolora.elements.search_space import SearchSpace
@@ -143,7 +143,7 @@ class PositiveNetwork:
         return x if module.weight is None else self._positive(self.family.norm_offset + module.weight) * x
 
     def _positive(self, weight: Tensor) -> Tensor:
-        return whole(weight.detach()).to(self.device, torch.float64).abs()
+        return gathered(weight.detach()).to(self.device, torch.float64).abs()
 
 
 def _base(module: nn.Module) -> nn.Module:

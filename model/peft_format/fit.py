@@ -19,7 +19,7 @@ from model.peft_format import CONFIG, WEIGHTS
 from model.peft_format.adapter import Adapter
 
 
-def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
+def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
     """Returns the layer-wise configuration with LoRA on the layers of the adapter.
 
     Raises UserError if a layer is not in the family's table.
@@ -72,7 +72,7 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
             )
 
 
-def check_weights(adapter: Adapter, base_sha256: str, task: Task) -> None:
+def check_adapter_weights(adapter: Adapter, base_sha256: str, task: Task) -> None:
     """Raises UserError if the adapter's record names other weights. A different head changes the fingerprint of the
     same base, so then there is no check."""
     record = adapter.record

@@ -42,7 +42,7 @@ def build_optimizer(
     return kinds[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
 
 
-def within(batches: int, limit: int | float) -> int:
+def batches_within(batches: int, limit: int | float) -> int:
     """Returns the number of training batches of an epoch of `batches`, within `--limit-train-batches`."""
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 

@@ -19,11 +19,11 @@ from heterolora.choosing import history as history_file
 from heterolora.choosing import scores as scores_file
 from heterolora.choosing.history import History
 from heterolora.choosing.scores import Scores
-from heterolora.choosing.words import in_words
+from heterolora.choosing.words import choice_in_words
 from heterolora.common.checks import TEXT, Field, check_keys, check_known, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.outside import read_json, read_toml
-from heterolora.elements.config import ElementConfig, load, parse
+from heterolora.elements.config import ElementConfig, load, parse_config
 from heterolora.elements.element import Kind, Place
 from model.family import parse_model_name
 from options.actions import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN
@@ -118,7 +118,7 @@ class Run:
     @property
     def choice(self) -> str:
         """Which elements are on, in words; empty for a plain model."""
-        return in_words([*self.ranks], self.elements_on) if self.ranks else ""
+        return choice_in_words([*self.ranks], self.elements_on) if self.ranks else ""
 
     @property
     def missing_figures(self) -> str:
@@ -208,7 +208,7 @@ def _options(folder: Path) -> tuple[str, dict[str, Any], str]:
     configurations = json.dumps({key: values.get(key) for key in KEYS}, sort_keys=True)
     for key, kind in KEYS.items():
         if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result
-            configured |= _stated(key, parse(values.pop(key), kind, f"{path}: {key}"), values.get("model"))
+            configured |= _stated(key, parse_config(values.pop(key), kind, f"{path}: {key}"), values.get("model"))
     try:
         options = {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
     except UserError as error:

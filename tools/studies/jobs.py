@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actions.command.parse import parse
+from actions.command.parse import parse_command
 from actions.request.origin import TOY_BASE
 from actions.request.resolve import resolve
 from actions.run.run_folder import METRICS, SCORES
 from dataset import registry
 from heterolora.choosing import scores as scores_file
 from heterolora.choosing.allocation import Scored, tie_generator
-from heterolora.choosing.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, assign
 from heterolora.common.errors import UserError
 from heterolora.common.files import to_toml, write_text
 from heterolora.elements.config import ElementConfig
@@ -123,7 +123,7 @@ class Commands:
             plain = {} if arm.peft_method is None else self._plain(case)
             action = DYREALLOC if arm.method == DYNAMIC else TRAIN
             try:
-                resolve(parse([action, *self._options(action, case.run, case, _training(case) | plain)]))
+                resolve(parse_command([action, *self._options(action, case.run, case, _training(case) | plain)]))
             except UserError as mistake:
                 raise UserError(f"task {task}, arm {arm.name}: {mistake.found}", mistake.expected) from mistake
 
@@ -269,4 +269,4 @@ def assignment(case: Case, elements: Sequence[Scored]) -> Assignment:
     else:
         policy = TopK(arm.rank, to_the_last=True)
     draw = 1 if arm.method == DRAWN else 0
-    return assign(elements, policy, Limit("parameters", case.parameters), "off", tie_generator(case.seed, draw))
+    return assign(elements, policy, Budget("parameters", case.parameters), "off", tie_generator(case.seed, draw))

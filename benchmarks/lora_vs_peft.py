@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from actions.run.console import say
+from benchmarks import measure, subjects
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
-from tools.benchmarks import measure, subjects
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

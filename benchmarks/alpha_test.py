@@ -19,13 +19,13 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from actions.run.console import say
+from benchmarks import measure, subjects
 from heterolora.common.errors import UserError
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.heuristics.alpha_test import STEPS, alpha_test
 from heterolora.saliency.problem import Batch, Loss, Metric, Problem
 from options.ranges import at_least
-from tools.benchmarks import measure, subjects
 
 CASES = {"most elements dispensable": 0.0, "about a quarter not, in the lowest blocks": 0.5}  # share of the blocks
 

@@ -13,8 +13,8 @@ import time
 import torch
 
 from actions.run.console import say
+from benchmarks import measure, subjects
 from model.compiling import compile_blocks
-from tools.benchmarks import measure, subjects
 
 PLAIN, COMPILED = "uncompiled", "compiled"
 

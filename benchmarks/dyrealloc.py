@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from actions.run.console import note, say, set_log_level
 from actions.training.callbacks import SeedEachBatch
+from benchmarks import measure, subjects
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.elements.search_space import SearchSpace
@@ -35,7 +36,6 @@ from model.task.classification import Classification
 from options.optimization import Optimization
 from options.ranges import at_least, share
 from options.scoring import ReallocationOptions, ScoringOptions
-from tools.benchmarks import measure, subjects
 
 HEURISTICS = ("grad_norm", "snip", "fisher")  # what `training` can score by
 SPEC = DatasetSpec("random", "classification", ("sentence",), ("accuracy",), labels=("no", "yes"))
@@ -69,8 +69,10 @@ def run(args: argparse.Namespace) -> None:
     base = subjects.base(args)
     tasks = {name: adapted_task(base, args) for name in (PLAIN, TRAINING, DEDICATED)}
     say(measure.heading(args, f"{args.interval} batches of training, {args.scoring} for the scores"))
-    intervals = {name: partial(interval, task, name, args) for name, task in tasks.items()}
-    seconds = measure.by_turns(intervals, args.rounds, args.device, warm_up=1, seconds_of=lambda interval: interval())
+    intervals = {name: partial(step_interval, task, name, args) for name, task in tasks.items()}
+    seconds = measure.by_turns(
+        intervals, args.rounds, args.device, warm_up=1, seconds_of=lambda step_interval: step_interval()
+    )
     space = tasks[TRAINING].space
     on = space.on()
     say(seconds.table(PLAIN, f"{len(space)} elements, {len(on)} on, the lowest in block {on[0].element.layer}"))
@@ -103,7 +105,7 @@ def source_of(name: str, space: SearchSpace, args: argparse.Namespace) -> ScoreS
     return TrainingScores(gradients, args.scoring, dedicated)
 
 
-def interval(task: Classification, name: str, args: argparse.Namespace) -> float:
+def step_interval(task: Classification, name: str, args: argparse.Namespace) -> float:
     """Seconds of one interval, its reallocation included."""
     clock = Clock(args.interval, measure.clock(args.device))
     callbacks: list[pl.Callback] = [SeedEachBatch(0), clock]

@@ -34,9 +34,10 @@ from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
 from actions.run.console import say, set_log_level
+from benchmarks import measure, subjects
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
-from heterolora.elements.adapt import adapt, plan
+from heterolora.elements.adapt import adapt, placement_of
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Loss
 from model import family
@@ -46,7 +47,6 @@ from model.sharding import Sharding, shard
 from model.skeleton import skeleton
 from model.task.window import Window
 from options.ranges import at_least
-from tools.benchmarks import measure, subjects
 from tools.planning.base import Base, base_of, packed_layers
 from tools.planning.plan import BLOCKS_AT_ONCE
 
@@ -75,7 +75,7 @@ MODES = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class Sample:
     """What one process measured in one mode. `trained` holds the elements after the last step."""
 
     loading: int  # peak bytes while the base is loaded
@@ -137,12 +137,12 @@ def _sizes(folder: str, quantize: str | None) -> Base:
     return base_of(network, space, packed_layers(network, quantize, PRECISION), PRECISION)
 
 
-def _peak(results: Sequence[Measured]) -> int:
+def _peak(results: Sequence[Sample]) -> int:
     return max(each.training for each in results)
 
 
 def _add_row(
-    table: Table, mode: Mode, results: Sequence[Measured], base: Base, rest: int, seconds: measure.Seconds
+    table: Table, mode: Mode, results: Sequence[Sample], base: Base, rest: int, seconds: measure.Seconds
 ) -> None:
     """`rest`: bytes that a process with a replicated base has besides the base."""
     share = base.whole
@@ -161,7 +161,7 @@ def _mebi(size: int) -> str:
 
 def _measured(
     processes: int, folder: str, tiny: str, args: argparse.Namespace
-) -> tuple[Mapping[str, list[Measured]], measure.Seconds]:
+) -> tuple[Mapping[str, list[Sample]], measure.Seconds]:
     """What each process measured in each mode, and the seconds of the first process."""
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (processes, folder, tiny, meeting, args)
@@ -195,7 +195,7 @@ def _process(rank: int, processes: int, folder: str, tiny: str, meeting: str, ar
     trained = {
         name: torch.cat([p.detach().flatten().cpu() for p in space.parameters]) for name, space in spaces.items()
     }
-    found = {name: Measured(*peaks, trained[name]) for name, peaks in results.items()}
+    found = {name: Sample(*peaks, trained[name]) for name, peaks in results.items()}
     torch.save((found, seconds), Path(meeting) / f"{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
@@ -228,7 +228,7 @@ def _load(folder: str, mode: Mode, processes: int, device: torch.device) -> tupl
 
 def _adapt(network: nn.Module) -> SearchSpace:
     torch.manual_seed(1)
-    return adapt(network, plan(network, family.get("opt"), subjects.lora(8, subjects.QV)))
+    return adapt(network, placement_of(network, family.get("opt"), subjects.lora(8, subjects.QV)))
 
 
 def _step(

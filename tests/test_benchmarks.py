@@ -1,19 +1,19 @@
-"""`tools/benchmark.py`: what it runs, compares and says. How fast anything is, is no matter of tests."""
+"""`python -m benchmarks`: what it runs, compares and says. No test measures speed."""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import benchmarks
+from benchmarks import __main__ as benchmark
+from benchmarks import measure, padding, shortcuts, subjects
 from heterolora.common.errors import UserError
 from tests.world import ROOT
-from tools import benchmark, benchmarks
-from tools.benchmarks import measure, padding, shortcuts, subjects
 
 CPU = torch.device("cpu")
 TINY = ("--hidden-size", "64", "--layers", "2", "--rows", "2", "--tokens", "8", "--rank", "2", "--device", "cpu")
@@ -30,8 +30,8 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_every_file_of_the_folder_is_a_benchmark(capsys):
     listed = report(capsys, "--help")
-    shared = {"__init__", "measure", "subjects"}
-    files = [path.stem for path in (ROOT / "tools/benchmarks").glob("*.py") if path.stem not in shared]
+    shared = {"__init__", "__main__", "measure", "subjects", "pretrain_toy_opt"}
+    files = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in shared]
     assert {"lora_vs_peft", "padding", "shortcuts"} <= set(files)
     assert {name.replace("_", "-") for name in files} == set(benchmarks.NAMES)
     for name in files:
@@ -43,7 +43,7 @@ def test_every_file_of_the_folder_is_a_benchmark(capsys):
 
 
 def test_help_needs_nothing_heavy():
-    code = "import sys; from tools import benchmark; benchmark.main(['--help']); assert 'torch' not in sys.modules"
+    code = "import sys; from benchmarks.__main__ import main; main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "lora-vs-peft" in done.stdout
@@ -54,14 +54,14 @@ def test_mistakes_are_one_line():
         benchmark.main(["shortcut"])
     with pytest.raises(UserError, match="--device tpu is not here"):
         benchmark.main(["shortcuts", *TINY[:-1], "tpu"])
-    with pytest.raises(UserError, match=r"see python tools/benchmark.py shortcuts --help"):
+    with pytest.raises(UserError, match=r"see python -m benchmarks shortcuts --help"):
         benchmark.main(["shortcuts", "--size", "3"])
 
 
 @pytest.mark.parametrize(("name", "variants"), [("lora-vs-peft", ("ours", "peft")), ("shortcuts", ("with shortcuts",))])
 def test_a_report_says_what_was_measured_and_where(capsys, name, variants):
     said = report(capsys, name, *TINY, "--rounds", "3")
-    assert f"command: python tools/benchmark.py {name} --hidden-size 64" in said
+    assert f"command: python -m benchmarks {name} --hidden-size 64" in said
     assert f"torch {torch.__version__}" in said
     assert "1 thread" in said
     assert "LoRA on q, v" in said
@@ -193,10 +193,10 @@ def test_a_step_moves_what_is_trained():
     assert len(space) == 2
 
 
-def test_the_program_runs_from_anywhere(tmp_path: Path):
-    tool = [sys.executable, str(ROOT / "tools/benchmark.py")]
-    assert subprocess.run([*tool, "--help"], cwd=tmp_path, capture_output=True).returncode == 0
-    wrong = subprocess.run([*tool, "nothing"], cwd=tmp_path, capture_output=True, text=True)
+def test_it_ends_with_a_code_and_one_line():
+    tool = [sys.executable, "-m", "benchmarks"]
+    assert subprocess.run([*tool, "--help"], cwd=ROOT, capture_output=True).returncode == 0
+    wrong = subprocess.run([*tool, "nothing"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: ")
     assert wrong.stderr.count("\n") == 1

@@ -5,7 +5,7 @@ An epoch's batches are padded four ways: to the longest row of the batch, with r
 the whole epoch; --batches of them, evenly spread over it, are timed as training steps of opt_lora at q and v.
 
 example:
-  python tools/benchmark.py padding --dataset rte --dataset-saved-path FOLDER
+  python -m benchmarks padding --dataset rte --dataset-saved-path FOLDER
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from actions.run.console import say, set_log_level
+from benchmarks import measure, subjects
 from dataset import registry
 from dataset.batching.module import TextDataModule
 from dataset.spec import DatasetSpec
@@ -31,7 +32,6 @@ from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Batch
 from options.data import DataOptions
 from options.ranges import at_least
-from tools.benchmarks import measure, subjects
 
 PER_BATCH, GROUPED = "batch", "batch, grouped by length"
 PIECES = 8000  # tokens of the tokenizer if none is given

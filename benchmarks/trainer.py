@@ -23,12 +23,12 @@ from actions.training.callbacks import Progress
 from actions.training.checkpoints import RunCheckpoints
 from actions.training.loggers import build_loggers
 from actions.training.trainer import training_callbacks
+from benchmarks import measure, subjects
+from benchmarks.dyrealloc import Clock, adapted_task
 from heterolora.saliency.problem import Batch
 from model.task.classification import Classification
 from options.every import Options, changed
 from options.ranges import at_least
-from tools.benchmarks import measure, subjects
-from tools.benchmarks.dyrealloc import Clock, adapted_task
 
 BARE, TRAINER = "bare loop", "trainer"
 

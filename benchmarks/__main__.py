@@ -4,9 +4,9 @@ Variants run in turn in one process with one thread, and are compared round by r
 them slow down alike. On a CPU, seconds are the CPU time of the process.
 
 examples:
-  python tools/benchmark.py lora-vs-peft
-  python tools/benchmark.py shortcuts --rounds 25
-  python tools/benchmark.py padding --help
+  python -m benchmarks lora-vs-peft
+  python -m benchmarks shortcuts --rounds 25
+  python -m benchmarks padding --help
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from types import ModuleType
 
 from tools.cli import Parser, run, whole_number
 
+import benchmarks
 from heterolora.common.errors import UserError, nearest
 from options.ranges import at_least
-from tools import benchmarks
 
 COMMON_OPTIONS = (
     ("--rounds", 15, "rounds to time"),
@@ -45,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {name:<14}{summary}")
         return
     benchmark = get(given[0])
-    parser = Parser(benchmark.__doc__)
-    parser.prog = f"benchmark.py {given[0]}"
+    parser = Parser(benchmark.__doc__, f"python -m benchmarks {given[0]}")
     for flag, default, meaning in COMMON_OPTIONS:
         parser.add_argument(
             flag, type=whole_number(at_least(1)), default=default, metavar="N", help=f"{meaning} (default: %(default)s)"
@@ -56,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(given[1:])
 
     _check_widths(args.hidden_size, args.rank)
-    from tools.benchmarks import measure  # imports torch, which the list does not need
+    from benchmarks import measure  # imports torch, which the list does not need
 
     args.device = measure.device(args.device)
-    args.command = shlex.join(["python", "tools/benchmark.py", *given])
+    args.command = shlex.join(["python", "-m", "benchmarks", *given])
     benchmark.run(args)
 
 
@@ -82,7 +81,7 @@ def get(name: str) -> ModuleType:
     """The benchmark of that name. Raises UserError with the nearest name if there is none."""
     if name not in benchmarks.NAMES:
         raise UserError(f"the benchmark '{name}' is not known", nearest(name, benchmarks.NAMES))
-    return importlib.import_module(f"tools.benchmarks.{name.replace('-', '_')}")
+    return importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
 
 
 if __name__ == "__main__":

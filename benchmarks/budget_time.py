@@ -13,14 +13,14 @@ import torch
 from rich.table import Table
 
 from actions.run.console import say
+from benchmarks import measure, subjects
 from heterolora.choosing.allocation import Scored
-from heterolora.choosing.ranks import Limit, choose
+from heterolora.choosing.ranks import Budget, choose
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss, Problem
 from model.task.timing import measured
-from tools.benchmarks import measure, subjects
 
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the time of a step with all elements on
 ALL_ON = "all on"
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = {}
     for share in SHARES:
         try:
-            keys = choose(scored, Limit("time", share, time), "off", draw)
+            keys = choose(scored, Budget("time", share, time), "off", draw)
         except UserError as error:  # the forward pass alone takes longer
             say(f"--budget-time {share:g}: {error}")
         else:

@@ -4,7 +4,7 @@ The text contains only facts of the training split (dataset/toy/world.py), and n
 generated when it is needed, is read once, and is a row of its own.
 
 example:
-  python tools/pretrain_toy_opt.py --output model/toy_opt
+  python -m benchmarks.pretrain_toy_opt --output model/toy_opt
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, "python -m benchmarks.pretrain_toy_opt")
     add = parser.add_argument
     add("--output", type=Path, default=TOY_BASE, metavar="DIR", help="default: model/toy_opt")
     counts = (

@@ -16,12 +16,12 @@ import torch
 from transformers import PreTrainedModel
 
 from actions.run.console import note, say
+from benchmarks import measure, subjects
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.row_cache import RowCache
 from options.ranges import at_least
-from tools.benchmarks import measure, subjects
 
 EVERYWHERE, UPPER, CACHED = "all blocks", "upper half", "upper half, cached"
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actions.run.console import say
+from benchmarks import measure, subjects
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
-from tools.benchmarks import measure, subjects
 
 LORA, OURS, DENSE = "LoRA only", "with shortcuts", "with dense shortcuts"
 

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrainedModel
 
 from actions.run.console import say
-from heterolora.elements.adapt import adapt, plan
-from heterolora.elements.config import ElementConfig, parse
+from benchmarks import measure
+from heterolora.elements.adapt import adapt, placement_of
+from heterolora.elements.config import ElementConfig, parse_config
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
 from model import family
-from tools.benchmarks import measure
 
 QV = ("q_proj", "v_proj")
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
@@ -53,19 +53,19 @@ def batch(args: argparse.Namespace) -> Batch:
 def lora(rank: int, names: Iterable[str]) -> ElementConfig:
     """LoRA of rank `rank` on the projections `names` of every block."""
     on = {name: {"r": rank, "lora_alpha": 2 * rank} for name in names}
-    return parse({"granularity": "network", "default": {"r": 0}, "all_layers": on}, "lora")
+    return parse_config({"granularity": "network", "default": {"r": 0}, "all_layers": on}, "lora")
 
 
 def shortcuts(rank: int) -> ElementConfig:
     """Every shortcut in every block."""
-    return parse({"granularity": "network", "default": {"r": rank, "shortcut_alpha": 2 * rank}}, "shortcut")
+    return parse_config({"granularity": "network", "default": {"r": rank, "shortcut_alpha": 2 * rank}}, "shortcut")
 
 
 def adapted(network: PreTrainedModel, *configs: ElementConfig) -> tuple[PreTrainedModel, SearchSpace]:
     """A copy of `network` with the elements of a LoRA and perhaps a shortcut configuration, all on, B as if trained."""
     network = copy.deepcopy(network)
     torch.manual_seed(1)
-    space = adapt(network, plan(network, family.get("opt"), *configs))
+    space = adapt(network, placement_of(network, family.get("opt"), *configs))
     with torch.no_grad():
         for low_rank in space:
             low_rank.B.normal_(std=0.01)
