@@ -44,9 +44,10 @@ fuzz: $(VENV)/.installed-tests  ## run 5,000 malformed inputs, and show how they
 	$(TEST_ENV) $(RUN) -m tests.fuzz
 
 .PHONY: lint
-lint: $(VENV)/.installed-tests  ## check style and formatting
+lint: $(VENV)/.installed-tests  ## check style, formatting and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 .PHONY: format
 format: $(VENV)/.installed-tests  ## format the code
@@ -59,7 +60,7 @@ docs: $(VENV)/.installed-docs  ## build the documentation in site/; a warning is
 
 .PHONY: clean
 clean:  ## remove .venv, site and caches; runs stay
-	rm -rf $(VENV) site .pytest_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so that make repeats an interrupted installation.

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from heterolora import saliency
 from heterolora.choosing.allocation import Scored, of_kind, tie_generator
-from heterolora.choosing.ranks import Budget, Greedy, Policy, Proportional, TopK, assign
+from heterolora.choosing.ranks import Budget, Greedy, Policy, Proportional, TopK, Unit, assign
 from heterolora.choosing.scores import Scores
 from heterolora.common.checks import ABOVE_0, check_known, whole_number
 from heterolora.common.distributed import gather_lists
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import wrap
+from heterolora.elements.blocks import blocks_of
 from heterolora.elements.element import Element, Settings, at_ranks, check_ranks
 from heterolora.elements.family import Family
 from heterolora.elements.peft_config import peft_config
@@ -153,8 +154,9 @@ def lora_config(
     """
     from peft import LoraConfig
 
-    budgets = (("parameters", "parameters", parameters), ("total_rank", "rank", total_rank), ("share", "share", share))
-    given = [(name, Budget(unit, amount)) for name, unit, amount in budgets if amount is not None]
+    units: dict[str, Unit] = {"parameters": "parameters", "total_rank": "rank", "share": "share"}
+    amounts = zip(units.items(), (parameters, total_rank, share), strict=True)
+    given = [(name, Budget(unit, amount)) for (name, unit), amount in amounts if amount is not None]
     if len(given) != 1:
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
     if fixed := [name for name in _FROM_SCORES if name in more]:
@@ -207,7 +209,7 @@ def _wrapped(model: nn.Module, elements: Sequence[Element], family: Family | Non
             yield SearchSpace(wrap(model, elements))
         else:
             family.check(model.config)
-            blocks = tuple(model.base_model.get_submodule(family.blocks))
+            blocks = tuple(blocks_of(model, family))
             yield SearchSpace(wrap(model, elements), blocks, family, family.pre_norm(model.config))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -219,7 +221,7 @@ def _loss_of_output(network: nn.Module, batch: Any) -> Tensor:
     if not isinstance(batch, Mapping):
         expected = "give batches that are dictionaries, or loss=(network, batch) -> scalar"
         raise UserError(f"a batch is a {type(batch).__name__}", expected)
-    loss = getattr(network(**batch), "loss", None)
+    loss: Tensor | None = getattr(network(**batch), "loss", None)
     if loss is None:
         raise UserError("the output of the network has no loss", "add labels to the batches, or give loss=")
     return loss

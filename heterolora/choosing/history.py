@@ -102,7 +102,8 @@ class History:
         self.write_frequency(folder)
 
     def write_frequency(self, folder: Path) -> None:
-        times, by_layer = self.times_on(), {}
+        times = self.times_on()
+        by_layer: dict[str, dict[str, int]] = {}
         for place in self.places:
             by_layer.setdefault(f"layer_{place.layer}", {})[place.name] = times[place.key]
         write_text(folder / FREQUENCY, to_toml({"total_reallocation_number": len(self.decisions), **by_layer}))

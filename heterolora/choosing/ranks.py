@@ -156,7 +156,7 @@ class Proportional:
         # Between two neighbours of this list no quota reaches a bound, so the total is linear in the scale.
         bounds = ((value, (self.min_rank, highest[key])) for key, value in score.items() if value)
         bends = sorted({Fraction(0), *(bound / value for value, both in bounds for bound in both)})
-        above = bisect.bisect_right(bends, budget, key=total)
+        above = bisect.bisect_right(bends, Fraction(budget), key=total)
         if above == len(bends):
             return quotas(bends[-1])
         low, high = bends[above - 1], bends[above]
@@ -272,6 +272,8 @@ def _within_time(order: Sequence[Scored], policy: Policy, limit: Budget, mode: M
     if not isinstance(policy, TopK):
         raise UserError("--budget-time chooses elements, not ranks", "use --policy topk, or another budget")
     time, everything = limit.step_time, [item.element for item in order]
+    if time is None:
+        raise ValueError("a budget of time needs the constants of the model's step time")
     always = [element for element in everything if mode == "off" and element.kind == "shortcut"]
     pool = of_kind(order, "lora") if mode == "off" else list(order)
     whole = time.of(everything)

@@ -51,7 +51,7 @@ from heterolora.common.checks import (
 from heterolora.common.errors import UserError, shown
 from heterolora.common.files import to_toml, write_text
 from heterolora.common.outside import read_toml
-from heterolora.elements.element import NAMES, SHORTCUTS, Element, Settings
+from heterolora.elements.element import NAMES, SHORTCUTS, Element, Kind, Settings
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def write(path: str | Path, scores: Scores) -> None:
         element, settings = item.element, item.element.settings
         if not _SCORE.valid(item.score):
             raise UserError(f"the score of {element.key} is {item.score}", f"expected {_SCORE.expected}")
-        values = {
+        values: dict[str, Any] = {
             "score": item.score,
             "kind": element.kind,
             "module": element.module,
@@ -193,7 +193,7 @@ def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Score
     found = check_keys(where, _ELEMENT, _table(where, values), _EXPECTED)
     if f".{name}." not in f".{found['module']}.":  # without a family table, the name is a part of the path
         check_known(where, name, NAMES)
-    kind = "shortcut" if name in SHORTCUTS else "lora"
+    kind: Kind = "shortcut" if name in SHORTCUTS else "lora"
     if found["kind"] != kind:
         raise UserError(f"{where}: kind is '{found['kind']}'", f"expected '{kind}' for {name}")
     if name == "shortcut2" and layer == 0:

@@ -30,7 +30,7 @@ class Field:
 
 def whole_number(least: int, most: int = LARGEST) -> Field:
     return Field(
-        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most,
+        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most,
         f"a whole number, {least} or more" + (f", at most {most:,}" if most < LARGEST else ""),
     )
 

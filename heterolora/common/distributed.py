@@ -31,7 +31,7 @@ def sum_each_over_ranks(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if world_size() == 1:
         return list(tensors)
     flat = sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in tensors]))
-    pieces = flat.split([tensor.numel() for tensor in tensors])
+    pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 

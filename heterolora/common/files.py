@@ -217,7 +217,7 @@ def to_toml(document: Mapping[str, Any]) -> str:
     _refuse_control_characters(document)
     encoder = toml.TomlEncoder()
     encoder.dump_funcs[str] = partial(json.dumps, ensure_ascii=False)  # the library's own escapes fail on \\x
-    text = toml.dumps(document, encoder)
+    text: str = toml.dumps(document, encoder)
     if tomllib.loads(text) != document:
         raise ValueError("the TOML text does not hold the values of the document")
     return text

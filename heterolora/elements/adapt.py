@@ -6,18 +6,22 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from heterolora.common.errors import UserError
+from heterolora.elements.blocks import blocks_of
 from heterolora.elements.config import ElementConfig
 from heterolora.elements.element import SHORTCUTS, Element
 from heterolora.elements.family import Family
 from heterolora.elements.low_rank import LoraLinear, LowRank
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.shortcut import Carry, Shortcuts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Hugging Face's names of a classification head. `lm_head` is not one: it is tied to the embedding.
 HEADS = ("score", "classifier")
@@ -59,14 +63,14 @@ class Placement:
 
 
 def placement_of(
-    network: nn.Module, family: Family, lora: ElementConfig | None, shortcut: ElementConfig | None = None
+    network: PreTrainedModel, family: Family, lora: ElementConfig | None, shortcut: ElementConfig | None = None
 ) -> Placement:
     """Decide which elements a Hugging Face model gets, before any weight is loaded (it may be on the meta device).
 
     Raises UserError if the family does not fit the model, or a configuration names a block that it does not have.
     """
     family.check(network.config)
-    blocks = network.base_model.get_submodule(family.blocks)
+    blocks = blocks_of(network, family)
     paths = {module: path for path, module in network.named_modules()}
     names = {"lora": tuple(family.linears), "shortcut": SHORTCUTS}
     configs = [config for config in (lora, shortcut) if config is not None]
@@ -80,8 +84,8 @@ def placement_of(
                 continue
             module, widths = block, (network.config.hidden_size,) * 2
             if config.kind == "lora":
-                module = block.get_submodule(family.linears[name])
-                widths = (module.in_features, module.out_features)
+                linear = cast(nn.Linear, block.get_submodule(family.linears[name]))
+                module, widths = linear, (linear.in_features, linear.out_features)
             elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
     planned = Placement(
         family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes))
@@ -116,7 +120,7 @@ def check_blocks(hf_config: Any, what: str, *keys: str) -> None:
             )
 
 
-def adapt(network: nn.Module, planned: Placement) -> SearchSpace:
+def adapt(network: PreTrainedModel, planned: Placement) -> SearchSpace:
     """Add the planned elements to a pretrained network, in place. The network computes what it did before, since B = 0.
 
     The base, of any floating dtype or quantised, is frozen. Linear layers are wrapped, shortcuts are attached to their
@@ -124,7 +128,7 @@ def adapt(network: nn.Module, planned: Placement) -> SearchSpace:
     """
     family = planned.family
     pre_norm = family.pre_norm(network.config)
-    blocks = tuple(network.base_model.get_submodule(family.blocks))
+    blocks = tuple(blocks_of(network, family))
     carry = Carry()
     network.requires_grad_(False)
     low_ranks = wrap(network, planned.elements)

@@ -1,12 +1,20 @@
-"""Running a network with some of its blocks replaced, during one call."""
+"""The blocks of a network, and running it with some of them replaced, during one call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+
+from heterolora.elements.family import Family
+
+
+def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
+    """The blocks of a Transformers model, in order."""
+    base = cast(nn.Module, network.base_model)
+    return cast(nn.ModuleList, base.get_submodule(family.blocks))
 
 
 @contextmanager

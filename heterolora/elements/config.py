@@ -109,9 +109,11 @@ class ElementConfig:
 
         Raises UserError if an element has no canonical name, because its network has no family table.
         """
-        sites = {(element.layer, element.name): element.settings for element in elements if element.kind == kind}
-        for layer, name in sites:
-            check_known(f"layer_{layer}.{name} in a {_FORMATS[kind].title}", name, _FORMATS[kind].names)
+        sites: dict[Site, Settings] = {}
+        for element in elements:
+            if element.kind == kind:
+                check_known(f"{element.key} in a {_FORMATS[kind].title}", element.name, _FORMATS[kind].names)
+                sites[element.layer, element.name] = element.settings
         return cls(kind, "layer", Settings(), sites, renormalize)
 
     def lookup(self, layer: int, name: str) -> Settings | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -58,7 +58,7 @@ class LowRank(nn.Module):
         With `onto`, as many rows of width `out`: a tensor like `onto` that holds `onto + delta(x)`. The sum avoids a
         separate delta(x) if the dtypes allow it.
         """
-        y = self._add(x, onto) if self.enabled else onto
+        y = self._add(x, onto) if self.enabled or onto is None else onto
         return y if self.probe is None else self.probe(x, y)
 
     def _add(self, x: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
@@ -67,8 +67,8 @@ class LowRank(nn.Module):
         dtype = _autocast_dtype(x.device.type) or self.A.dtype
         factors = (self.A.to(dtype), self.B.to(dtype), self.importance * self.scaling)
         if onto is None or onto.dtype == dtype:
-            return _Product.apply(x, onto, *factors)
-        return onto + _Product.apply(x, None, *factors).to(onto.dtype).view_as(onto)
+            return _product(x, onto, *factors)
+        return onto + _product(x, None, *factors).to(onto.dtype).view_as(onto)
 
     def extra_repr(self) -> str:
         element, state = self.element, "on" if self.enabled else "off"
@@ -91,11 +91,11 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.base.weight
+        return cast(torch.Tensor, self.base.weight)
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return self.base.bias
+        return cast("torch.Tensor | None", self.base.bias)
 
     @property
     def in_features(self) -> int:
@@ -107,7 +107,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> y (..., out), in the dtype of base(x)."""
-        y = self.base(x)
+        y: torch.Tensor = self.base(x)
         return self.low_rank(x, onto=y) if self.low_rank.present else y
 
 
@@ -154,6 +154,9 @@ class _Product(torch.autograd.Function):
             of_x = A.new_empty(ctx.x_shape)
             torch.mm(g.t(), A, out=_rows(of_x))  # autograd casts it to x's dtype
         return of_x, G if for_onto else None, of_A, of_B, None
+
+
+_product: Callable[..., torch.Tensor] = _Product.apply
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -76,12 +76,12 @@ class Carry:
             raise RuntimeError(f"block {layer} runs without the h of block {layer - 1}")
         return before[1]
 
-    def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` of `torch.utils.checkpoint` (non-reentrant), which is called once for each call of a block."""
         return nullcontext(), _Recomputation(self, self.held.before)
 
 
-class _Recomputation(AbstractContextManager):
+class _Recomputation(AbstractContextManager[None]):
     """Gives a recomputed block the h of its forward call, and drops the tensors that the recomputation leaves.
 
     A recomputation stops as soon as backward has all tensors that it needs, so a captured x may remain unused.
@@ -104,6 +104,11 @@ class Shortcuts(nn.Module):
     Every hook is a method of this module, so a deep copy of the network uses its own copy of the module. x and h are
     captured only for elements that are present (on, or probed), and are released after their last use.
     """
+
+    residual1: LowRank | None
+    residual2: LowRank | None
+    shortcut1: LowRank | None
+    shortcut2: LowRank | None
 
     def __init__(self, layer: int, elements: Mapping[str, LowRank], carry: Carry, renormalize: bool) -> None:
         super().__init__()
@@ -170,10 +175,12 @@ class Shortcuts(nn.Module):
     # The second normalisation calls `forward` of the norms, so that their hooks do not run again.
 
     def cross_and_normalise_h(self, norm1: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
-        return norm1.forward(self._add_shortcut2(output))
+        h: torch.Tensor = norm1.forward(self._add_shortcut2(output))
+        return h
 
     def cross_and_normalise_y(self, norm2: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
-        return norm2.forward(self._add_shortcut1(output))
+        y: torch.Tensor = norm2.forward(self._add_shortcut1(output))
+        return y
 
     def normalise_h(self, _norm2: nn.Module, args: Inputs) -> Inputs:
         """The feed-forward half gets LN1(h). The block adds its own h to the sum; `normalise_y` corrects that."""
@@ -190,5 +197,5 @@ class Shortcuts(nn.Module):
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
 
-def _present(element: LowRank | None) -> bool:
+def _present(element: LowRank | None) -> TypeGuard[LowRank]:
     return element is not None and element.present

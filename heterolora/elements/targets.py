@@ -6,8 +6,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from heterolora.common.errors import UserError, nearest
@@ -72,10 +73,13 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _widths(linear: nn.Module) -> tuple[int, int]:
     """(in, out). The weight of `Conv1D` is (in, out), and it has no `in_features`."""
-    return (linear.in_features, linear.out_features) if isinstance(linear, nn.Linear) else tuple(linear.weight.shape)
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    rows, columns = cast(Tensor, linear.weight).shape
+    return rows, columns
 
 
-def _output_layers(network: nn.Module) -> list[nn.Module]:
+def _output_layers(network: nn.Module) -> list[nn.Module | None]:
     """The layers that `all-linear` skips: the language-model head and a classification head."""
     embeddings = getattr(network, "get_output_embeddings", lambda: None)()
     return [embeddings, *(module for head in heads(network) for module in head.modules())]

@@ -19,7 +19,7 @@ from heterolora.saliency import heuristics
 if TYPE_CHECKING:
     from heterolora.saliency.problem import Problem
 
-Scorer = Callable[["Problem"], Sequence[float] | Sequence[Sequence[float]]]
+Scorer = Callable[["Problem"], Sequence[float | Sequence[float]]]
 
 
 @dataclass(frozen=True)

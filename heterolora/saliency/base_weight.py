@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from heterolora.common.distributed import gathered
@@ -13,7 +15,7 @@ def base_weight(base: nn.Module, heuristic: str) -> Tensor:
 
     Raises UserError if the layer is quantised: then its tensor has another shape, or whole numbers.
     """
-    weight = base.weight.detach()
+    weight = cast(Tensor, base.weight).detach()
     own_shape = not isinstance(base, nn.Linear) or weight.shape == (base.out_features, base.in_features)
     if not own_shape or not weight.is_floating_point():
         raise UserError(

@@ -125,7 +125,7 @@ class TrainingGradients:
 
     def _each(self, flat: Tensor) -> Iterator[tuple[LowRank, Tensor, Tensor]]:
         """Each element with its parts of `flat`: A (r, in) and Bᵀ (r, out)."""
-        parts = iter(flat.split([parameter.numel() for parameter in self.space.parameters]))
+        parts = iter(torch.split(flat, [parameter.numel() for parameter in self.space.parameters]))
         for low_rank in self.space:
             rank = low_rank.element.rank
             yield low_rank, next(parts).view(rank, -1), next(parts).view(rank, -1)

@@ -85,7 +85,7 @@ def _checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _checkpointed_in_evaluation(block: nn.Module) -> Iterator[None]:
+def _checkpointed_in_evaluation(block: Any) -> Iterator[None]:
     """The block recomputes its activations although all modules inside it are in evaluation mode.
 
     transformers checkpoints a block only if its `training` is true when it is called. Some blocks (OPT's) also use

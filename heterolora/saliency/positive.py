@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from heterolora.common.errors import UserError
 from heterolora.elements.low_rank import LoraLinear
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.base_weight import base_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS = 64  # length of the row
 
@@ -53,11 +57,11 @@ class PositiveNetwork:
         UserError: the network has no family table, or a weight of the base cannot be read because it is quantised.
     """
 
-    def __init__(self, network: nn.Module, space: SearchSpace) -> None:
+    def __init__(self, network: PreTrainedModel, space: SearchSpace) -> None:
         if space.family is None:
             raise UserError("synflow needs a family table", "give family=, or use another heuristic such as grad_norm")
         self.family, self.space = space.family, space
-        self.width = network.get_input_embeddings().embedding_dim
+        self.width = cast(nn.Embedding, network.get_input_embeddings()).embedding_dim
         self.heads = network.config.num_attention_heads
         self.modules = dict(network.base_model.named_modules())
         self.device = torch.device("cpu") if space.device.type == "mps" else space.device  # MPS has no float64
@@ -100,7 +104,7 @@ class PositiveNetwork:
 
         def attention(source: Tensor) -> Tensor:
             values = linear("v_proj", source)
-            wanted = _base(block.get_submodule(self.family.linears["o_proj"])).in_features
+            wanted = cast(nn.Linear, _base(block.get_submodule(self.family.linears["o_proj"]))).in_features
             of_head = values.view(-1, wanted // self.heads)  # (key-value heads, width of a head)
             return linear("o_proj", of_head.repeat_interleave(wanted // values.numel(), dim=0).flatten())
 
@@ -140,7 +144,8 @@ class PositiveNetwork:
         return 0.0 if factors is None else factors.delta(x)
 
     def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
-        return x if module.weight is None else self._positive(self.family.norm_offset + module.weight) * x
+        weight = cast("Tensor | None", module.weight)
+        return x if weight is None else self._positive(self.family.norm_offset + weight) * x
 
     def _positive(self, weight: Tensor) -> Tensor:
         return gathered(weight.detach()).to(self.device, torch.float64).abs()

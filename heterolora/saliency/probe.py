@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Watch(ABC):
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """x (..., in), y (..., out) with as many rows -> y."""
-        return _Watched.apply(y, x.detach(), self.anchor, self) if torch.is_grad_enabled() else y
+        return _watched(y, x.detach(), self.anchor, self) if torch.is_grad_enabled() else y
 
     @abstractmethod
     def add(self, x: Tensor, G: Tensor) -> None:
@@ -72,7 +73,7 @@ class _Watched(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, watch: Watch) -> Tensor:
         ctx.save_for_backward(x)
         ctx.watch = watch
-        return y.new_empty(0).set_(y)
+        return y.new_empty(0).set_(y)  # type: ignore[call-overload, no-any-return]  # torch's stub has no form with a tensor
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -80,3 +81,6 @@ class _Watched(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         ctx.watch.add(x.reshape(-1, x.shape[-1]), G.reshape(-1, G.shape[-1]))
         return G, None, None, None
+
+
+_watched: Callable[..., Tensor] = _Watched.apply

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from heterolora.elements.blocks import replaced
+from heterolora.elements.blocks import blocks_of, replaced
 from heterolora.saliency.problem import Loss, Problem
 
 
@@ -31,7 +31,7 @@ class Restarts:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, family = problem, problem.space.family
-        self.blocks = None if family is None else problem.network.base_model.get_submodule(family.blocks)
+        self.blocks = None if family is None else blocks_of(problem.network, family)
         self.batches = (*problem.batches, *problem.fillers)
         self.states = [State() for _ in self.batches]
 

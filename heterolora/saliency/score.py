@@ -38,7 +38,7 @@ def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[
 def _attempt(name: str, problem: Problem, warm_up: WarmUp | None) -> tuple[Scored, ...]:
     with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
         values = get(name).score(problem)
-    return tuple(_scored(*each) for each in zip(problem.space.elements, values, strict=True))
+    return tuple(_scored(element, value) for element, value in zip(problem.space.elements, values, strict=True))
 
 
 def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[str, float]:
@@ -47,8 +47,10 @@ def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[st
 
 
 def _scored(element: Element, value: float | Sequence[float]) -> Scored:
-    by_rank = tuple(sorted(value, reverse=True)) if isinstance(value, Sequence) else ()
-    return Scored(element, sum(by_rank), by_rank) if by_rank else Scored(element, value)
+    if not isinstance(value, Sequence):
+        return Scored(element, value)
+    by_rank = tuple(sorted(value, reverse=True))
+    return Scored(element, sum(by_rank), by_rank)
 
 
 def why_all_equal(name: str, scores: Mapping[str, float]) -> str | None:

@@ -115,7 +115,7 @@ class AccuracyJudge(MeanJudge):
     higher_is_better = True
 
     def parts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | int]:
-        right = loss.logits.argmax(-1) == batch["labels"]
+        right = _logits(loss).argmax(-1) == batch["labels"]
         return right.sum(), len(right)
 
     def certain(self) -> bool | None:
@@ -126,9 +126,9 @@ class AccuracyJudge(MeanJudge):
 
     def doubt(self, batch: Batch, loss: Loss) -> float:
         """Correct answers; an answer counts more if its margin over the next best is small."""
-        labels = batch["labels"].unsqueeze(-1)
-        of_label = loss.logits.gather(-1, labels).squeeze(-1)
-        of_others = loss.logits.scatter(-1, labels, -math.inf).amax(-1)
+        logits, labels = _logits(loss), batch["labels"].unsqueeze(-1)
+        of_label = logits.gather(-1, labels).squeeze(-1)
+        of_others = logits.scatter(-1, labels, -math.inf).amax(-1)
         margin = of_label - of_others
         return float(torch.where(margin > 0, (-margin).exp(), 0.0).sum())
 
@@ -162,7 +162,7 @@ class RunningMetricJudge(Judge):
     def add(self, evaluated: Evaluated | None) -> None:
         if evaluated is not None:
             batch, loss = evaluated
-            self.running.update(loss.logits, batch["labels"])
+            self.running.update(_logits(loss), batch["labels"])
 
     def value(self) -> float:
         return float(self.running.compute())
@@ -171,3 +171,9 @@ class RunningMetricJudge(Judge):
 def judge(metric: Metric, device: torch.device) -> Judge:
     kinds: dict[str, type[Judge]] = {"accuracy": AccuracyJudge, "loss": LossJudge}
     return kinds.get(metric.name, RunningMetricJudge)(metric, device)
+
+
+def _logits(loss: Loss) -> Tensor:
+    if loss.logits is None:
+        raise ValueError("the metric needs the logits of the network")
+    return loss.logits

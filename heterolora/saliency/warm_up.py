@@ -48,8 +48,8 @@ def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
     values = [parameter.detach().clone() for parameter in parameters]
     try:
         _train(problem, parameters, warm_up)
-        for parameter in of_head:
-            parameter.requires_grad_(False)
+        for trained in of_head:
+            trained.requires_grad_(False)
         yield
     finally:
         with torch.no_grad():

@@ -68,7 +68,8 @@ class ProductSum:
         if not bool(left.isfinite().all() and right.isfinite().all()):  # torch.linalg raises an error of its own
             return left.new_full((len(left), right.shape[1]), torch.nan)
         Q = torch.linalg.qr(left).Q
-        return Q @ torch.linalg.lstsq(self.psi.t() @ Q, right).solution
+        product: Tensor = Q @ torch.linalg.lstsq(self.psi.t() @ Q, right).solution
+        return product
 
 
 def product_sums(problem: Problem, sizes: Sequence[tuple[int, int]], parts: int = 1) -> list[tuple[ProductSum, ...]]:
@@ -141,9 +142,10 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
     """
     rank = min(rank, *matrix.shape)
     if not bool(matrix.isfinite().all()):  # torch.linalg raises an error of its own
-        return tuple(
+        U, S, V = (
             matrix.new_full(shape, torch.nan) for shape in ((len(matrix), rank), (rank,), (matrix.shape[1], rank))
         )
+        return U, S, V
     if min(matrix.shape) <= EXACT:
         U, S, Vt = torch.linalg.svd(matrix, full_matrices=False)
     else:

@@ -55,8 +55,8 @@ def gain(problem: Problem) -> list[float]:
     moments, slopes = sum_each_over_ranks(moments), sum_each_over_ranks(slopes)
     scores = []
     for low_rank, moment, slope in zip(problem.space, moments, slopes, strict=True):
-        grown = grow(low_rank.B.detach(), *(moment / n), n, problem.step)
-        total = keep(*(slope / n).tolist(), n, examples / n) + grown
+        (g, g_square), (d, d_square) = moment / n, (slope / n).tolist()
+        total = keep(d, d_square, n, examples / n) + grow(low_rank.B.detach(), g, g_square, n, problem.step)
         scores.append(max(total, 0.0) / low_rank.element.parameters)
     return scores
 

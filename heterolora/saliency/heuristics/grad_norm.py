@@ -11,4 +11,5 @@ from heterolora.saliency.gradients import GradientHeuristic
 @register("grad_norm", ignores=("metric", "cut"))
 class GradNorm(GradientHeuristic):
     def measure(self, weight: Tensor, total: Tensor) -> Tensor:
-        return total.norm()
+        norm: Tensor = total.norm()
+        return norm

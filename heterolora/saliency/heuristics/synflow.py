@@ -5,11 +5,16 @@ R is the sum of the last hidden state of `heterolora.saliency.positive.PositiveN
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 
 from heterolora.saliency import register
 from heterolora.saliency.positive import PositiveNetwork
 from heterolora.saliency.problem import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @register(
@@ -20,7 +25,7 @@ from heterolora.saliency.problem import Problem
     remark="synflow scores q_proj and k_proj 0, because no path of its linear network leads through them",
 )
 def synflow(problem: Problem) -> list[float]:
-    network = PositiveNetwork(problem.network, problem.space)
+    network = PositiveNetwork(cast("PreTrainedModel", problem.network), problem.space)
     parameters = [parameter for factors in network.factors.values() for parameter in (factors.A, factors.B)]
     gradients = torch.autograd.grad(network.flow(), parameters, materialize_grads=True)
     parts = [(parameter * gradient).detach().sum() for parameter, gradient in zip(parameters, gradients, strict=True)]

@@ -5,9 +5,12 @@ A shortcut has no frozen weight: its W is 0, and so is its score.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 from heterolora.elements.element import Element
+from heterolora.elements.low_rank import LoraLinear
 from heterolora.saliency import register
 from heterolora.saliency.base_weight import base_weight
 from heterolora.saliency.problem import Problem
@@ -22,11 +25,13 @@ from heterolora.saliency.weight_gradients import ProductSum, weight_gradients
 )
 def weight_gradient(problem: Problem) -> list[float]:
     gradients = weight_gradients(problem)
-    return [_score(problem.network, *each) for each in zip(problem.space.elements, gradients, strict=True)]
+    pairs = zip(problem.space.elements, gradients, strict=True)
+    return [_score(problem.network, element, G) for element, (G,) in pairs]
 
 
-def _score(network: nn.Module, element: Element, gradient: tuple[ProductSum]) -> float:
+def _score(network: nn.Module, element: Element, G: ProductSum) -> float:
     if element.kind == "shortcut":
         return 0.0
-    W = base_weight(network.get_submodule(element.module).base, "weight_gradient")
-    return float((W.float() * gradient[0].matrix()).abs().mean())
+    layer = cast(LoraLinear, network.get_submodule(element.module))
+    W = base_weight(layer.base, "weight_gradient")
+    return float((W.float() * G.matrix()).abs().mean())
