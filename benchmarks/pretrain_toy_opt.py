@@ -30,9 +30,10 @@ from actions.run.console import say
 from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
+from heterolora.common.checks import ABOVE_0
 from heterolora.common.errors import UserError
 from heterolora.common.files import whole
-from options.ranges import above, at_least, seed_range
+from options.ranges import at_least, seed_range
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 POSITIONS = 256
@@ -78,7 +79,7 @@ def _parser() -> Parser:
             metavar="N",
             help=f"{meaning} (default: %(default)s)",
         )
-    add("--learning-rate", type=real(above(0)), default=3e-3, metavar="X", help="peak (default: %(default)s)")
+    add("--learning-rate", type=real(ABOVE_0), default=3e-3, metavar="X", help="peak (default: %(default)s)")
     add("--precision", choices=("bf16-mixed", "32"), default="32", help="default: %(default)s")
     return parser
 

@@ -13,15 +13,15 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from heterolora.common.checks import Field, whole_number
+from heterolora.common.checks import Condition, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.outside import read_json, reading
 from heterolora.elements.adapt import in_head
 
 _LAYERS = whole_number(0, most=2_000)
 _COUNT = whole_number(0, most=1_000_000)
-_SHARE = Field(lambda value: 0 <= value <= 1, "a number from 0 to 1")
-_CODE = Field(lambda value: "/" not in str(value), "a name without /: code from the hub never runs here")
+_SHARE = Condition(lambda value: 0 <= value <= 1, "a number from 0 to 1")
+_CODE = Condition(lambda value: "/" not in str(value), "a name without /: code from the hub never runs here")
 
 
 def where_from(source: str) -> str:
@@ -63,7 +63,7 @@ def _numbers_and_names(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _field_of(key: str, value: int | float | str) -> Field | None:
+def _field_of(key: str, value: int | float | str) -> Condition | None:
     """The check of a value, by the words in its key: architectures have many keys of the same kind."""
     if isinstance(value, str):
         return _CODE if key.endswith("_implementation") else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from heterolora import __version__
-from heterolora.common.checks import TEXT, TRUTH, Field, check_keys, whole_number
+from heterolora.common.checks import TEXT, TRUTH, Condition, check_keys, whole_number
 from heterolora.common.errors import UserError, shown
 from heterolora.elements.config import ElementConfig, parse_config
 from heterolora.elements.element import KINDS, SHORTCUTS, Kind
@@ -36,30 +36,30 @@ def _plain_options(value: Any) -> bool:
     )
 
 
-_TABLE = Field(lambda value: isinstance(value, Mapping), "a table")
-_RECORD: Mapping[str, Field] = {
+_TABLE = Condition(lambda value: isinstance(value, Mapping), "a table")
+_RECORD: Mapping[str, Condition] = {
     "action": TEXT,
-    "options": Field(_plain_options, "a table of the options' values"),
+    "options": Condition(_plain_options, "a table of the options' values"),
     "base": _TABLE,
     "base_sha256": TEXT,
-    "run": Field(lambda value: value is None or isinstance(value, str), "the id of a run", required=False),
-    "on": Field(lambda value: isinstance(value, list | tuple) and all(map(TEXT.valid, value)), "a list of names"),
+    "run": Condition(lambda value: value is None or isinstance(value, str), "the id of a run"),
+    "on": Condition(lambda value: isinstance(value, list | tuple) and all(map(TEXT.valid, value)), "a list of names"),
 }
-_BASE: Mapping[str, Field] = {
+_BASE: Mapping[str, Condition] = {
     "name": TEXT,
     "pretrained": TRUTH,
-    "state_file": Field(lambda value: value is None or isinstance(value, str), "a path"),
+    "state_file": Condition(lambda value: value is None or isinstance(value, str), "a path"),
     "seed": whole_number(0),
 }
 # What Lightning resumes from.
-_STATE: Mapping[str, Field] = {
+_STATE: Mapping[str, Condition] = {
     "state_dict": _TABLE,
     "global_step": whole_number(0),
     "epoch": whole_number(0),
     "loops": _TABLE,
     "callbacks": _TABLE,
-    "optimizer_states": Field(lambda value: isinstance(value, list), "a list"),
-    "lr_schedulers": Field(lambda value: isinstance(value, list), "a list"),
+    "optimizer_states": Condition(lambda value: isinstance(value, list), "a list"),
+    "lr_schedulers": Condition(lambda value: isinstance(value, list), "a list"),
 }
 
 
@@ -123,7 +123,7 @@ class Record:
         version = values.get("version") if isinstance(values, Mapping) else None
         try:
             own = {key: values[key] for key in _RECORD if key in values} if isinstance(values, Mapping) else values
-            check_keys("the record", _RECORD, own, "expected the record of a model")
+            check_keys("the record", _RECORD, own, "expected the record of a model", optional=("run",))
             base = BaseSource(**check_keys("base", _BASE, {**asdict(BaseSource("")), **own["base"]}, "expected a base"))
             configs = {kind: parse_config(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
         except UserError as error:

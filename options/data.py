@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heterolora.common.checks import Condition
 from options.actions import MEASURING, TRAINING
 from options.declare import idle_without, option
 from options.ranges import at_least, seed_range
 
 HELD_OUT = 0.05  # default of `--validation-share`
 
+_share_below_1 = Condition(lambda value: 0 <= value < 1, "a share in [0, 1)")
+
 
 def _described_by_entry(run: Mapping[str, Any]) -> str | None:
     return f"with --dataset {run['dataset']}, which is not own data" if run["entry"] is not None else None
-
-
-def _below_one(value: float) -> str | None:
-    return None if 0.0 <= value < 1.0 else "a share in [0, 1)"
 
 
 def _own_place(run: Mapping[str, Any]) -> str | None:
@@ -87,7 +86,7 @@ class DataOptions:
         "read the data set from a save_to_disk folder or a folder of jsonl, csv or parquet files", from_checkpoint=True,
         resume="free", idle=_own_place)
     validation_share: float = option(HELD_OUT, "share of the training rows to hold out if there is no validation "
-        "split; 0 (test only): measure all rows", _below_one, from_checkpoint=True)
+        "split; 0 (test only): measure all rows", _share_below_1, from_checkpoint=True)
     validation_seed: int | None = option(None, "seed of the rows of own data to hold out; by default --seed",
         seed_range, from_checkpoint=True, idle=_described_by_entry)
     disable_dataset_cache: bool = option(False, "tokenise again instead of reading the cache", resume="free")

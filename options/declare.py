@@ -13,11 +13,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from heterolora.common.checks import LARGEST, Condition
 from heterolora.common.errors import UserError, nearest
 
 NONE_WORDS = ("NA", "none", "None")  # older configuration files write "NA"
-
-Check = Callable[[Any], str | None]  # value -> what would be right, or None if the value is right
 
 # What a resumed run may do with an option:
 # fixed: it has the value of the run. This is the default, so that a new option cannot make a resumed run inexact.
@@ -51,7 +50,7 @@ class OptionInfo:
     default: Any
     group: str  # the heading in `--help`
     help: str  # one line
-    check: Check | None = None
+    check: Condition | None = None
     choices: tuple[str, ...] = ()  # the valid values, if they can be listed
     words: tuple[str, ...] = ()  # valid values besides those of the type
     spellings: Mapping[str, str] = field(default_factory=dict)  # other spellings of choices, such as Lightning's
@@ -134,14 +133,14 @@ class OptionInfo:
             raise UserError(f"{name} {value!r} is not known", nearest(str(value), self.choices))
         value = os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
         value = self.type(value) if self.type in (float, Path) else value
-        if self.check is not None and (expected := self.check(value)) is not None:
-            raise UserError(f"{name} {value} is out of range", f"give {expected}")
+        if self.check is not None and not self.check.valid(value):
+            raise UserError(f"{name} {value} is out of range", f"give {self.check.expected}")
         return value
 
 
-def _storable(value: Any) -> Any:
+def _storable(value: Any) -> str | None:
     """None if the run can store the value in its files, otherwise what would be right."""
-    if isinstance(value, int) and abs(value) >= 2**63:
+    if isinstance(value, int) and abs(value) > LARGEST:
         return "a whole number below 2^63"
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
@@ -166,7 +165,7 @@ def _shown(value: Any) -> Any:
     return value if len(text) <= 60 else text[:57] + "..."
 
 
-def option(default: Any, help: str, check: Check | None = None, **more: Any) -> Any:
+def option(default: Any, help: str, check: Condition | None = None, **more: Any) -> Any:
     """A dataclass field that declares an option. `more` holds other attributes of `OptionInfo`."""
     return field(default=default, metadata={"help": help, "check": check, **more})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from heterolora.common.checks import ABOVE_0
 from heterolora.elements.family import Task
 from options.actions import DYREALLOC, IMP_TEST, MEASURING, TEST, TRAINING
 from options.data import DataOptions, OwnDataOptions
@@ -15,7 +16,7 @@ from options.declare import OptionInfo, group, idle_with, idle_without, option, 
 from options.devices import DeviceOptions
 from options.loop import LoopOptions
 from options.optimization import Optimization
-from options.ranges import above, at_least, byte_size, seed_range
+from options.ranges import at_least, byte_size, seed_range
 from options.run import RunOptions
 from options.scoring import ReallocationOptions, ScoringOptions
 
@@ -68,7 +69,7 @@ class Options:
         "load the frozen base in 4 or 8 bits (needs bitsandbytes and a GPU)", from_checkpoint=True)
     rank: int | None = option(None, "rank of LoRA; by default 8", at_least(1))
     alpha: float | None = option(None, "alpha of LoRA, whose scaling is alpha / rank; by default twice the rank",
-        above(0))
+        ABOVE_0)
     target: str | None = option(None, "projections that get LoRA: all, attention, mlp, or names such as q_proj,v_proj; "
         "by default all of the family")
     lora_config: Path | None = option(None, "LoRA configuration (TOML) with settings for each place, instead of "

@@ -1,48 +1,27 @@
-"""The ranges of options: checks of a value that say what would be right."""
+"""The ranges of options. A value has the type of its option already, so that they name the range alone."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
 
-from options.declare import Check
+from heterolora.common.checks import Condition
 
 
-def at_least(low: float) -> Check:
-    return lambda value: None if value >= low else f"at least {low:g}"
+def at_least(low: float) -> Condition:
+    return Condition(lambda value: value >= low, f"at least {low:g}")
 
 
-def between(low: int, high: int) -> Check:
-    return lambda value: None if low <= value <= high else f"{low} to {high}"
-
-
-def above(low: float) -> Check:
-    return lambda value: None if value > low else f"a number above {low:g}"
-
-
-def positive_or_unlimited(value: int) -> str | None:
-    return None if value >= 1 or value == -1 else "at least 1, or -1 for no limit"
-
-
-seed_range = between(0, 2**32 - 1)  # numpy's range
-
-
-def share(value: float) -> str | None:
-    return None if 0.0 < value <= 1.0 else "a share in (0, 1]"
-
-
-def count_or_share(value: int | float) -> str | None:
-    """int: at least 1; float: in (0, 1]."""
-    fits = 0.0 < value <= 1.0 if isinstance(value, float) else value >= 1
-    return None if fits else "a count of at least 1, or a share in (0, 1] written with a point, such as 0.5 or 1.0"
-
+positive_or_unlimited = Condition(lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit")
+seed_range = Condition(lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}")  # numpy's range
+share = Condition(lambda value: 0 < value <= 1, "a share in (0, 1]")
+count_or_share = Condition(
+    lambda value: 0 < value <= 1 if isinstance(value, float) else value >= 1,
+    "a count of at least 1, or a share in (0, 1] written with a point, such as 0.5 or 1.0",
+)
 
 _BYTES = {"": 1, "B": 1, **{f"{unit}B": 1000**n for n, unit in enumerate("KMGT", 1)}}
-
-
 _BYTES |= {f"{unit}iB": 1024**n for n, unit in enumerate("KMGT", 1)}
-
-
 _PLAIN = 1_000_000  # a smaller number without a unit is more likely meant in GiB than in bytes
 
 
@@ -60,10 +39,11 @@ def bytes_of(text: str) -> int:
     return size
 
 
-def byte_size(text: str) -> str | None:
-    """The check of an option whose value is a size."""
+def _is_size(text: str) -> bool:
     try:
-        bytes_of(text)
+        return bytes_of(text) > 0
     except ValueError:
-        return "a size such as 4GiB or 500MB"
-    return None
+        return False
+
+
+byte_size = Condition(_is_size, "a size such as 4GiB or 500MB")

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from heterolora.common.checks import Condition
 from options.actions import IMP_TEST, TEST, TRAINING
 from options.declare import option
 from options.ranges import at_least, count_or_share
 
-
-def _names_a_folder(value: str) -> str | None:
-    return None if Path(value).name not in ("", "..") else "a name, such as rte-rank8"
+_folder_name = Condition(lambda value: Path(value).name not in ("", ".."), "a name, such as rte-rank8")
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class RunOptions:
         resume="start")
     project_dir: Path = option(Path("runs"), "folder of all runs", resume="start")
     project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>",
-        _names_a_folder, resume="start")
+        _folder_name, resume="start")
     measured: Literal["best", "last"] = option("best",
         "checkpoint that is measured and exported at the end of training", actions=TRAINING, resume="free")
     row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",

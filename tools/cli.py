@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 from actions.run.console import print_any_text
 from actions.run.endings import end_with_parent, ended
+from heterolora.common.checks import Condition
 from heterolora.common.errors import UserError
-from options.declare import Check, OptionInfo
+from options.declare import OptionInfo
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,17 +31,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(found, expected or f"see {self.command} --help")
 
 
-def whole_number(check: Check) -> Callable[[str], int]:
+def whole_number(check: Condition) -> Callable[[str], int]:
     """The `type` of an argument that is a whole number, checked as the options of `python -m main` are."""
     return _reader(int, check)
 
 
-def real(check: Check) -> Callable[[str], float]:
+def real(check: Condition) -> Callable[[str], float]:
     """The `type` of an argument that is a finite number, checked as the options of `python -m main` are."""
     return _reader(float, check)
 
 
-def _reader(kind: type, check: Check) -> Callable[[str], Any]:
+def _reader(kind: type, check: Condition) -> Callable[[str], Any]:
     option = OptionInfo("", kind, None, "", "", check)
 
     def read(text: str) -> Any:

@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, others = _parser().parse_known_args(arguments)
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise UserError(f"--output {args.output} is there already", "give a folder that is empty or not there")
-    if (expected := byte_size(args.max_shard_size)) is not None:
-        raise UserError(f"--max-shard-size '{args.max_shard_size}' is no size", f"give {expected}")
+    if not byte_size.valid(args.max_shard_size):
+        raise UserError(f"--max-shard-size '{args.max_shard_size}' is no size", f"give {byte_size.expected}")
     if args.push_to_hub is not None:
         check_publishing(args.push_to_hub)
     check_writable(args.output, "free space, or give --output on another disk")

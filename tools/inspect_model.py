@@ -100,8 +100,8 @@ def _gpu(args: argparse.Namespace) -> tuple[Card, int]:
     card = card_named(args.card or BY_DEFAULT)
     if args.gpu_memory is None:
         return card, card.memory
-    if (expected := byte_size(args.gpu_memory)) is not None:
-        raise UserError(f"--gpu-memory '{args.gpu_memory}' is no size", f"give {expected}")
+    if not byte_size.valid(args.gpu_memory):
+        raise UserError(f"--gpu-memory '{args.gpu_memory}' is no size", f"give {byte_size.expected}")
     return card, bytes_of(args.gpu_memory)
 
 

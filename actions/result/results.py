@@ -16,7 +16,7 @@ from actions.run.run_folder import METRICS, PARAMETERS, write_json
 from actions.training.experiment import Experiment
 from actions.training.limits import measures_validation
 from actions.training.resources import Resources
-from heterolora.common.checks import TEXT, Field, number
+from heterolora.common.checks import TEXT, Condition, number
 from heterolora.common.distributed import gather_lists
 from heterolora.common.outside import read_json
 from model.parameters import count, render
@@ -34,12 +34,12 @@ def _table_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _FINITE = number(lambda value: abs(value) < 1e300, "a number")
-_METRICS = Field(
+_METRICS = Condition(
     _table_of(_table_of(lambda value: value is None or _FINITE.valid(value))), "for each split a number for each metric"
 )
-_RESOURCES = Field(_table_of(lambda value: value is None or _FINITE.valid(value)), "a number for each resource")
+_RESOURCES = Condition(_table_of(lambda value: value is None or _FINITE.valid(value)), "a number for each resource")
 _WRITTEN = "expected the file that the run wrote"
-_VERSIONS = Field(_table_of(TEXT.valid), "a version for each package")
+_VERSIONS = Condition(_table_of(TEXT.valid), "a version for each package")
 
 
 def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from heterolora.common.checks import TEXT, TRUTH, Field, check_keys, number, whole_number
+from heterolora.common.checks import TEXT, TRUTH, Condition, check_keys, number, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.files import to_toml, whole, write_text
 from heterolora.common.outside import read_toml, reading
@@ -24,7 +24,7 @@ from heterolora.elements.element import Place
 HISTORY, FREQUENCY = "reallocation_history.toml", "reallocation_frequency.toml"
 
 _COUNT = whole_number(0, most=10**9)
-_DECISION = {"epoch": _COUNT, "step": _COUNT, "elements": Field(lambda value: isinstance(value, list), "tables")}
+_DECISION = {"epoch": _COUNT, "step": _COUNT, "elements": Condition(lambda value: isinstance(value, list), "tables")}
 _ELEMENT = {"layer": _COUNT, "name": TEXT, "score": number(lambda _: True, "a finite number"), "on": TRUTH}
 
 

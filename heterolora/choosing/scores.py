@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from heterolora.common.checks import (
     PROBABILITY,
     TEXT,
     TRUTH,
-    Field,
+    Condition,
     check_keys,
     check_known,
     number,
@@ -93,44 +93,42 @@ class Scores:
         return {item.element.module: item.score for item in lora}
 
 
-_OPTIONAL = replace(TRUTH, required=False)
 _SCORE = number(lambda value: value >= 0, "a finite number, 0 or more")
-_BY_RANK = Field(
+_BY_RANK = Condition(
     lambda given: isinstance(given, list) and all(map(_SCORE.valid, given)) and given == sorted(given, reverse=True),
     "a list of finite numbers, 0 or more, each at most as large as the one before",
-    required=False,
 )
-_HALVES = Field(
+_HALVES = Condition(
     lambda given: isinstance(given, list) and len(given) == 2 and all(map(_SCORE.valid, given)),
     "a list of two finite numbers, 0 or more",
-    required=False,
 )
-_TOP: Mapping[str, Field] = {
+_TOP: Mapping[str, Condition] = {
     **dict.fromkeys(("task", "dataset", "model", "load", "importance_test_name"), TEXT),
     "batches": whole_number(0),
     "batch_size": whole_number(1),
     "seed": whole_number(0),
-    "renormalize": _OPTIONAL,
-    "stability": replace(number(lambda value: -1 <= value <= 1, "a number from -1 to 1"), required=False),
+    "renormalize": TRUTH,
+    "stability": number(lambda value: -1 <= value <= 1, "a number from -1 to 1"),
 }
 _SECONDS = number(lambda value: 0 <= value <= 10**6, "seconds, from 0 to 1,000,000")
-_STEP_TIME: Mapping[str, Field] = {
+_STEP_TIME: Mapping[str, Condition] = {
     "blocks": whole_number(1, 10**6),
     **dict.fromkeys(("forward", "block", "width"), _SECONDS),
 }
-_ELEMENT: Mapping[str, Field] = {
+_ELEMENT: Mapping[str, Condition] = {
     "score": _SCORE,
-    "kind": Field(lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
+    "kind": Condition(lambda value: value in ("lora", "shortcut"), '"lora" or "shortcut"'),
     "module": TEXT,
     "in": whole_number(1),
     "out": whole_number(1),
     "r": whole_number(1),
     "alpha": ABOVE_0,
     "dropout": PROBABILITY,
-    "use_rslora": _OPTIONAL,
+    "use_rslora": TRUTH,
     "by_rank": _BY_RANK,
     "halves": _HALVES,
 }
+_OPTIONAL = ("renormalize", "stability", "use_rslora", "by_rank", "halves")
 _TABLES = "a table [layer_<i>.<name>]"
 _EXPECTED = "expected a scores file, as imp-test writes it"
 
@@ -145,7 +143,7 @@ def read(path: str | Path) -> Scores:
         for table, names in tables.items()
         for name, values in _table(f"{path}: [{table}]", names).items()
     ]
-    check_keys(str(path), _TOP, top, _EXPECTED, f", or {_TABLES} for each element")
+    check_keys(str(path), _TOP, top, _EXPECTED, f", or {_TABLES} for each element", _OPTIONAL)
     if not scored:
         raise UserError(f"{path}: no element is scored", f"expected {_TABLES} for each element")
     scored.sort(key=lambda item: item.element.layer)  # stable: the file's order within a block
@@ -190,7 +188,7 @@ def _read_step_time(path: str | Path, document: Mapping[str, Any], scored: Seque
 
 def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Scored:
     where = f"{path}: [layer_{layer}.{name}]"
-    found = check_keys(where, _ELEMENT, _table(where, values), _EXPECTED)
+    found = check_keys(where, _ELEMENT, _table(where, values), _EXPECTED, optional=_OPTIONAL)
     if f".{name}." not in f".{found['module']}.":  # without a family table, the name is a part of the path
         check_known(where, name, NAMES)
     kind: Kind = "shortcut" if name in SHORTCUTS else "lora"

@@ -1,9 +1,9 @@
-"""Checks of the names and values in a file. Configurations and scores documents use them. Imports nothing heavy."""
+"""Which values are valid: those of options, arguments, configurations and documents. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -14,39 +14,38 @@ LARGEST = 2**63 - 1  # the largest whole number of a tensor, and of the TOML sta
 
 
 @dataclass(frozen=True)
-class Field:
-    """Which values a key may have, and how a message describes them."""
+class Condition:
+    """Which values are valid, and how a message describes them."""
 
     valid: Callable[[Any], bool]
     expected: str
-    required: bool = True
 
     def check(self, where: str, key: str, value: Any) -> Any:
-        """Returns `value`. Raises UserError if it is not valid."""
+        """`value` itself. Raises UserError if it is not valid."""
         if not self.valid(value):
             raise UserError(f"{where}: {key} is {shown(value)}", f"expected {self.expected}")
         return value
 
 
-def whole_number(least: int, most: int = LARGEST) -> Field:
-    return Field(
+def whole_number(least: int, most: int = LARGEST) -> Condition:
+    return Condition(
         lambda value: isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most,
         f"a whole number, {least} or more" + (f", at most {most:,}" if most < LARGEST else ""),
     )
 
 
-def number(valid: Callable[[float], bool], expected: str) -> Field:
+def number(valid: Callable[[float], bool], expected: str) -> Condition:
     """A finite number for which `valid` is true."""
 
     def check(value: Any) -> bool:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         return is_number and abs(value) <= sys.float_info.max and valid(value)
 
-    return Field(check, expected)
+    return Condition(check, expected)
 
 
-TEXT = Field(lambda value: isinstance(value, str), "a text")
-TRUTH = Field(lambda value: isinstance(value, bool), "true or false")
+TEXT = Condition(lambda value: isinstance(value, str), "a text")
+TRUTH = Condition(lambda value: isinstance(value, bool), "true or false")
 ABOVE_0 = number(lambda value: value > 0, "a number above 0")
 PROBABILITY = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
 
@@ -60,14 +59,23 @@ def check_known(where: str, name: str, valid: Iterable[str], also: str = "") -> 
         raise UserError(f"{where}: '{name}' is not known", nearest(str(name), names) + also)
 
 
-def check_keys(where: str, keys: Mapping[str, Field], table: Any, expected: str, also: str = "") -> Mapping[str, Any]:
-    """Returns `table`. Raises UserError if it is no table, a key is unknown or missing, or a value is not valid."""
+def check_keys(
+    where: str,
+    keys: Mapping[str, Condition],
+    table: Any,
+    expected: str,
+    also: str = "",
+    optional: Collection[str] = (),
+) -> Mapping[str, Any]:
+    """`table` itself. Raises UserError if it is no table, a key is unknown, one that is not `optional` is missing, or a
+    value is not valid.
+    """
     if not isinstance(table, Mapping):
         raise UserError(f"{where} is {shown(table)}", expected)
     for key, value in table.items():
         check_known(where, key, keys, also)
         keys[key].check(where, key, value)
-    missing = [key for key, form in keys.items() if form.required and key not in table]
+    missing = [key for key in keys if key not in table and key not in optional]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} missing", expected)
     return table

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from heterolora.common.checks import PROBABILITY, TEXT, TRUTH, Field, check_known, number, whole_number
+from heterolora.common.checks import PROBABILITY, TEXT, TRUTH, Condition, check_known, number, whole_number
 from heterolora.common.errors import UserError, nearest, shown
 from heterolora.common.files import to_toml
 from heterolora.common.outside import read_toml
@@ -74,7 +74,7 @@ _FORMATS: Mapping[Kind, _Format] = {
         top=("renormalize",),
     ),
 }
-_FIELDS: Mapping[str, Field] = {  # by attribute of Settings
+_FIELDS: Mapping[str, Condition] = {  # by attribute of Settings
     "rank": whole_number(0),
     "alpha": number(lambda value: value >= 0, "a number, 0 or more"),
     "dropout": PROBABILITY,

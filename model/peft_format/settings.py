@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterolora.common.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, whole_number
+from heterolora.common.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Condition, whole_number
 from heterolora.common.errors import UserError, shown
 from heterolora.common.outside import read_json
 from heterolora.common.patterns import match, names_module, valid
@@ -40,11 +40,11 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _by_pattern(values: Field) -> Field:
+def _by_pattern(values: Condition) -> Condition:
     def fits(patterns: Any) -> bool:
         return isinstance(patterns, dict) and all(valid(key) and values.valid(value) for key, value in patterns.items())
 
-    return Field(fits, f"regular expressions, each with {values.expected}")
+    return Condition(fits, f"regular expressions, each with {values.expected}")
 
 
 def _is_names(value: Any) -> bool:
@@ -52,13 +52,13 @@ def _is_names(value: Any) -> bool:
 
 
 _RANK = whole_number(1)
-_MODULES = Field(lambda value: _is_names(value) or valid(value), "a regular expression or a list of names")
-_PATTERNS = Field(lambda value: all(map(valid, _listed(value))), "a regular expression or a list of them")
+_MODULES = Condition(lambda value: _is_names(value) or valid(value), "a regular expression or a list of names")
+_PATTERNS = Condition(lambda value: all(map(valid, _listed(value))), "a regular expression or a list of them")
 _INDEX = whole_number(0)
 _LARGEST = 4 * 2**20  # bytes of the file
 _DEFAULTS = {"r": 8, "lora_alpha": 8}  # a key without a default may also be null
-_FIELDS: Mapping[str, Field] = {
-    "task_type": Field(lambda value: value in ("SEQ_CLS", "CAUSAL_LM"), "SEQ_CLS or CAUSAL_LM"),
+_FIELDS: Mapping[str, Condition] = {
+    "task_type": Condition(lambda value: value in ("SEQ_CLS", "CAUSAL_LM"), "SEQ_CLS or CAUSAL_LM"),
     "r": _RANK,
     "lora_alpha": ABOVE_0,
     "lora_dropout": PROBABILITY,
@@ -67,8 +67,8 @@ _FIELDS: Mapping[str, Field] = {
     "target_modules": _MODULES,
     "exclude_modules": _MODULES,
     "layers_pattern": _PATTERNS,
-    "modules_to_save": Field(lambda value: _is_names(value) and all(map(valid, value)), "a list of names"),
-    "layers_to_transform": Field(lambda value: all(map(_INDEX.valid, _listed(value))), "block numbers"),
+    "modules_to_save": Condition(lambda value: _is_names(value) and all(map(valid, value)), "a list of names"),
+    "layers_to_transform": Condition(lambda value: all(map(_INDEX.valid, _listed(value))), "block numbers"),
     "base_model_name_or_path": TEXT,
     "revision": TEXT,
     "use_rslora": TRUTH,

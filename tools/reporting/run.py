@@ -20,7 +20,7 @@ from heterolora.choosing import scores as scores_file
 from heterolora.choosing.history import History
 from heterolora.choosing.scores import Scores
 from heterolora.choosing.words import choice_in_words
-from heterolora.common.checks import TEXT, Field, check_keys, check_known, whole_number
+from heterolora.common.checks import TEXT, Condition, check_keys, check_known, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.outside import read_json, read_toml
 from heterolora.elements.config import ElementConfig, load, parse_config
@@ -33,8 +33,8 @@ from tools.reporting.curves import Curves, read_curves
 
 _OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config")  # where a run reads and writes
 _WRITTEN_BY_A_RUN = "expected the file that the run wrote"
-_COUNT, _LIST = whole_number(0), Field(lambda value: isinstance(value, list), "a list")
-_RANKS = Field(lambda value: _LIST.valid(value) and all(map(_COUNT.valid, value)), "a list of ranks")
+_COUNT, _LIST = whole_number(0), Condition(lambda value: isinstance(value, list), "a list")
+_RANKS = Condition(lambda value: _LIST.valid(value) and all(map(_COUNT.valid, value)), "a list of ranks")
 _PARAMETERS = {"trainable": _COUNT, "total": whole_number(1), "rows": _LIST}
 _ROW = {
     **{"kind": TEXT, "name": TEXT, "ranks": _RANKS},

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from actions.training.halving import check_optuna
 from dataset import registry
 from heterolora import saliency
-from heterolora.common.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
+from heterolora.common.checks import ABOVE_0, TEXT, TRUTH, Condition, check_known, number, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.outside import read_toml
 from heterolora.elements.element import PROJECTIONS
@@ -109,16 +109,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
 _LARGEST_SEED = 2**32 - 1  # of --seed
 _ROWS_SHARE = number(lambda value: 0.001 <= value <= 0.999, "a number from 0.001 to 0.999")
 _SHARE = number(lambda value: 0 < value < 1, "a number between 0 and 1")
-_LISTS: Mapping[str, Field] = {
+_LISTS: Mapping[str, Condition] = {
     "parameters": whole_number(1),
     "seeds": whole_number(0, _LARGEST_SEED),
     "tuning_seeds": whole_number(0, _LARGEST_SEED),
     "learning_rates": ABOVE_0,
 }
-_VALUES: Mapping[str, Field] = {
+_VALUES: Mapping[str, Condition] = {
     "baseline": TEXT,
-    "measure": Field(lambda value: value in ("loss", "accuracy"), '"loss" or "accuracy"'),
-    "tuning": Field(lambda value: value in ("grid", "halving"), '"grid" or "halving"'),
+    "measure": Condition(lambda value: value in ("loss", "accuracy"), '"loss" or "accuracy"'),
+    "tuning": Condition(lambda value: value in ("grid", "halving"), '"grid" or "halving"'),
     "tuning_split": TEXT,
     "measuring_split": TEXT,
     "tuning_share": _ROWS_SHARE,
@@ -126,14 +126,18 @@ _VALUES: Mapping[str, Field] = {
     "confidence": _SHARE,
 }
 _TABLES = ("options", "tasks", "arms")
-_ARM: Mapping[str, Field] = {
+_ARM: Mapping[str, Condition] = {
     "method": TEXT,
-    "places": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of names such as q_proj"),
-    "blocks": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of numbers of blocks, from 0"),
+    "places": Condition(lambda value: isinstance(value, list) and len(value) > 0, "a list of names such as q_proj"),
+    "blocks": Condition(
+        lambda value: isinstance(value, list) and len(value) > 0, "a list of numbers of blocks, from 0"
+    ),
     "rank": whole_number(1),
     "use_rslora": TRUTH,
-    "policy": Field(lambda value: value in ("topk", "proportional", "greedy"), '"topk", "proportional" or "greedy"'),
-    "options": Field(lambda value: isinstance(value, dict), "a table of options"),
+    "policy": Condition(
+        lambda value: value in ("topk", "proportional", "greedy"), '"topk", "proportional" or "greedy"'
+    ),
+    "options": Condition(lambda value: isinstance(value, dict), "a table of options"),
 }
 _IDLE: Mapping[str, tuple[tuple[str, ...], str]] = {
     UNIFORM: (("rank", "policy"), "which spends the budget as evenly as it can"),
@@ -198,7 +202,7 @@ def _check_arm_on_task(path: Path, task: str, arm: Arm, options: Mapping[str, An
         raise UserError(f"{path}: task {task} has no labels, and measure is accuracy", 'give measure = "loss"')
 
 
-def _list(path: Path, key: str, value: Any, form: Field) -> tuple[Any, ...]:
+def _list(path: Path, key: str, value: Any, form: Condition) -> tuple[Any, ...]:
     items = value if isinstance(value, list) else [value]
     if not items:
         raise UserError(f"{path}: {key} is empty", f"expected a list of {form.expected}")
