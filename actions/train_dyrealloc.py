@@ -95,7 +95,7 @@ def _budget(space: SearchSpace, options: ReallocationOptions) -> str:
         unscored = [Scored(element, 0.0) for element in space.elements]
         ties = allocation.tie_generator(0, 0)
         parts = assign(unscored, TopK(), options.budget, options.dyrealloc_ags_mode, ties).spending
-        texts = (f"{part.budget:,} of {part.whole:,} parameters of {part.title}" for part in parts)
+        texts = (f"{part.budget:,} of {part.size:,} parameters of {part.title}" for part in parts)
         return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on at a time"
     mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))
     share = allocation.element_counts(options.budget.amount, lora, 0 if mode == "off" else shortcuts)

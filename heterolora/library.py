@@ -86,8 +86,8 @@ def score(
     whole_number(0).check("score", "seed", seed)
     ABOVE_0.check("score", "alpha", alpha)
     ABOVE_0.check("score", "warmup_lr", warmup_lr)
-    for name, limit in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
-        whole_number(0).check("score", name, 0 if limit is None else limit)
+    for name, number in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
+        whole_number(0).check("score", name, 0 if number is None else number)
     names = {} if family is None else {path: name for name, path in family.linears.items()}
     found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
     elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
@@ -161,10 +161,10 @@ def lora_config(
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
     if fixed := [name for name in _FROM_SCORES if name in more]:
         raise UserError(f"lora_config is given {fixed[0]}", "leave it out: it follows from the scores and the budget")
-    name, limit = given[0]
-    ABOVE_0.check("lora_config", name, limit.amount)
+    name, budget = given[0]
+    ABOVE_0.check("lora_config", name, budget.amount)
     lora = of_kind(scores.scored, "lora")
-    assigned = assign(lora, _policy(policy, rank, max_rank, lora), limit, "off", tie_generator(scores.seed, 0))
+    assigned = assign(lora, _policy(policy, rank, max_rank, lora), budget, "off", tie_generator(scores.seed, 0))
     elements = [item.element for item in lora]
     if more.pop("use_rslora", False):
         elements = _with_rslora(elements)

@@ -43,5 +43,5 @@ class Optimization:
 
 
 def default_rate(plain: bool) -> float:
-    """Returns the learning rate if none is given."""
+    """The learning rate if none is given."""
     return 5e-5 if plain else 2e-4

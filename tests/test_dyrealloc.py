@@ -132,7 +132,7 @@ def test_gain_predicts_with_the_rates_of_the_coming_steps(searching, tmp_path, m
     lengths, score = [], sources.score
 
     def watched(name: str, problem: Problem) -> dict[str, float]:
-        lengths.append(problem.step.length)
+        lengths.append(problem.movement.length)
         return score(name, problem)
 
     monkeypatch.setattr(sources, "score", watched)
@@ -171,7 +171,7 @@ def test_the_first_scores_are_those_of_imp_test(searching, tmp_path) -> None:
 def test_heuristics_know_how_far_the_optimizer_will_go(searching, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 batches an epoch, in windows of 2. The reallocations, at batches 0 and 8, come before 4 and 2 steps."""
     seen = []
-    monkeypatch.setattr(sources, "score", lambda _, problem: seen.append(problem.step) or scores_of(problem))
+    monkeypatch.setattr(sources, "score", lambda _, problem: seen.append(problem.movement) or scores_of(problem))
 
     def scores_of(problem):
         return {element.key: 1.0 for element in problem.space.elements}

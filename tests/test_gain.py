@@ -18,20 +18,20 @@ from heterolora.elements.element import Element, Settings
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.heuristics.gain import grow, keep
 from heterolora.saliency.no_trace import no_trace
-from heterolora.saliency.problem import Loss, Problem, Step
+from heterolora.saliency.problem import Loss, Movement, Problem
 from heterolora.saliency.score import score
 from heterolora.saliency.weight_gradients import weight_gradients
 from tests.adapted import adapted, lora_config, shortcut_config
 from tests.scoring import labelled, problem
 
 
-@pytest.mark.parametrize("step", [Step(0.05), Step(0.2, adaptive=False)])
-def test_it_is_its_formula(step: Step) -> None:
+@pytest.mark.parametrize("movement", [Movement(0.05), Movement(0.2, adaptive=False)])
+def test_it_is_its_formula(movement: Movement) -> None:
     """NumPy, from the gradient of the whole weight in each batch, for LoRA and shortcuts."""
     made = adapted("roberta", lora=lora_config(), shortcut=shortcut_config()).train_b(std=0.05)
     batches = labelled(made, 4)
     asked = problem(made, batches)
-    asked = Problem(asked.network, asked.space, asked.evaluate, batches, step=step)
+    asked = Problem(asked.network, asked.space, asked.evaluate, batches, movement=movement)
     with no_trace(made.network, made.space):
         of_batches = weight_gradients(asked, parts=4)
     found = score("gain", asked)
@@ -42,9 +42,9 @@ def test_it_is_its_formula(step: Step) -> None:
         kept = -d.mean() + (d.mean() ** 2 + 3 * d.var(ddof=1)) / 2  # three rows a batch
         g = s * G @ A.T
         mean = g.mean(0)
-        unit = np.sqrt((g**2).mean(0)) if step.adaptive else np.ones_like(mean)
+        unit = np.sqrt((g**2).mean(0)) if movement.adaptive else np.ones_like(mean)
         across = mean / unit - B * (mean / unit * B).sum() / (B * B).sum()
-        grown = step.length * ((mean * across).sum() - (g.var(0, ddof=1) / 4 / unit).sum())
+        grown = movement.length * ((mean * across).sum() - (g.var(0, ddof=1) / 4 / unit).sum())
         expected = max(kept + max(grown, 0), 0) / low_rank.element.parameters
         assert found[low_rank.element.key] == pytest.approx(expected, rel=1e-3, abs=1e-9)
 
@@ -55,8 +55,8 @@ def test_an_element_that_was_never_on_has_nothing_to_keep() -> None:
 
 def test_scaling_its_own_delta_is_no_growth() -> None:
     B = torch.tensor([[1.0], [2.0]])
-    assert grow(B, 3 * B, 9 * B.square(), n=1, step=Step()) == pytest.approx(0, abs=1e-9)
-    assert grow(torch.zeros(2, 1), B, B.square(), n=1, step=Step(0.1)) == pytest.approx(0.1 * 3)
+    assert grow(B, 3 * B, 9 * B.square(), n=1, movement=Movement()) == pytest.approx(0, abs=1e-9)
+    assert grow(torch.zeros(2, 1), B, B.square(), n=1, movement=Movement(0.1)) == pytest.approx(0.1 * 3)
 
 
 @pytest.mark.parametrize("of_one_row", [0.0, 1e-6])
@@ -65,7 +65,7 @@ def test_a_row_with_little_gradient_is_little_growth(of_one_row: float) -> None:
     generator = torch.Generator().manual_seed(0)
     B, g = torch.randn(6, 2, generator=generator), torch.randn(8, 6, 2, generator=generator) + 1
     g[:, 3] *= of_one_row
-    found = grow(B, g.mean(0), g.square().mean(0), n=8, step=Step(0.1))
+    found = grow(B, g.mean(0), g.square().mean(0), n=8, movement=Movement(0.1))
     assert 0 < found < 0.2 * float(g.mean(0).abs().sum())
 
 
@@ -73,9 +73,9 @@ def test_noise_is_no_growth() -> None:
     """On average over many draws, a gradient with mean 0 predicts about as much as its sum of squares, not of |g|."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(8, 40, 5, generator=generator)
-    assert grow(torch.zeros(40, 5), noise.mean(0), noise.square().mean(0), n=8, step=Step(1.0)) < 10
+    assert grow(torch.zeros(40, 5), noise.mean(0), noise.square().mean(0), n=8, movement=Movement(1.0)) < 10
     signal = noise + 1
-    assert grow(torch.zeros(40, 5), signal.mean(0), signal.square().mean(0), n=8, step=Step(1.0)) > 100
+    assert grow(torch.zeros(40, 5), signal.mean(0), signal.square().mean(0), n=8, movement=Movement(1.0)) > 100
 
 
 # ---- planted places
@@ -139,8 +139,8 @@ class Planted:
         total = F.cross_entropy(self.network(x).flatten(0, 1), labels.flatten(), reduction="sum")
         return Loss(total, torch.tensor(float(labels.numel())))
 
-    def scores(self, name: str, batches: list, step: Step | None = None) -> dict[str, float]:
-        return score(name, Problem(self.network, self.space, self.evaluate, batches, step=step or Step()))
+    def scores(self, name: str, batches: list, movement: Movement | None = None) -> dict[str, float]:
+        return score(name, Problem(self.network, self.space, self.evaluate, batches, movement=movement or Movement()))
 
     def search(self, name: str, reallocations: int = 6, steps: int = 20, rate: float = 0.06) -> list[frozenset[str]]:
         """Train the wrong places for 150 steps, then search as `train-dyrealloc` does; returns the choices."""
@@ -153,7 +153,7 @@ class Planted:
                 optimizer.zero_grad()
                 self.evaluate(self.batch()).mean.backward()
                 optimizer.step()
-            scores = self.scores(name, scoring, Step(rate * steps))
+            scores = self.scores(name, scoring, Movement(rate * steps))
             scored = [Scored(element, scores[element.key]) for element in self.space.elements]
             choices.append(choose(scored, Budget("share", 0.25), "off", tie_generator(0, index)))
             self.space.switch(choices[-1])
@@ -210,7 +210,7 @@ def test_what_it_keeps_is_the_loss_without_the_element() -> None:
     planted = Planted.with_seed(0)
     planted.search("gain", reallocations=8, rate=0.02)
     batches = [planted.batch() for _ in range(64)]
-    scores = planted.scores("gain", batches, Step(0.0))
+    scores = planted.scores("gain", batches, Movement(0.0))
     planted.space.switch({low_rank.element.key for low_rank in planted.space})
 
     def mean_loss() -> float:

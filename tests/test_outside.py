@@ -196,7 +196,7 @@ class TestPatterns:
     )
     def test_they_match_as_re_does(self, pattern: str, path: str) -> None:
         assert bool(patterns.match(pattern, path)) == bool(re.match(pattern, path))
-        assert bool(patterns.match(pattern, path, whole=True)) == bool(re.fullmatch(pattern, path))
+        assert bool(patterns.match(pattern, path, full=True)) == bool(re.fullmatch(pattern, path))
 
     @pytest.mark.parametrize(
         "values",

@@ -33,7 +33,7 @@ def test_topk_by_share_counts_elements() -> None:
     assignment = _assign(_sites([3, 1, 4, 2]), TopK(8), Budget("share", 0.5))
     assert _by_block(assignment, 4) == [8, 0, 8, 0]
     (spending,) = assignment.spending
-    assert (spending.unit, spending.whole, spending.budget, spending.spent) == ("elements", 4, 2, 2)
+    assert (spending.unit, spending.size, spending.budget, spending.spent) == ("elements", 4, 2, 2)
 
 
 def test_topk_without_a_rank_keeps_each_ones_own() -> None:
@@ -123,13 +123,13 @@ def test_no_proportional_rank_is_above_the_width() -> None:
     # The second is at most of rank 2, so the first gets what is left: 2 + 10 instead of 6 + 6.
     assignment = _assign(_sites([1, 1], widths=[20, 2]), Proportional(0, 16), Budget("rank", 12))
     assert _by_block(assignment, 2) == [10, 2]
-    assert assignment.spending[0].whole == 18
+    assert assignment.spending[0].size == 18
 
 
 def test_proportional_share_is_one_of_the_whole_space_of_ranks() -> None:
     assignment = _assign(_sites([4, 3, 2, 1]), Proportional(0, 8), Budget("share", 0.5))
     assert _by_block(assignment, 4) == [6, 5, 3, 2]  # of 16: 6.4, 4.8, 3.2, 1.6
-    assert assignment.spending[0].whole == 32
+    assert assignment.spending[0].size == 32
 
 
 def test_a_share_that_buys_nothing_buys_one_element() -> None:
@@ -208,7 +208,7 @@ def test_any_budget_is_used_up_and_never_exceeded(policy: Policy, mode: Mode) ->
         ranks = {site.element.key: assignment.ranks.get(site.element.key, 0) for site in sites}
         spent = sum(ranks[site.element.key] * prices[site.element.key] for site in of_mode)
         assert spent == sum(part.spent for part in assignment.spending)
-        assert all(part.spent <= part.budget <= part.whole for part in assignment.spending)
+        assert all(part.spent <= part.budget <= part.size for part in assignment.spending)
         assert sum(part.budget for part in assignment.spending) == amount
         pools = {"off": (["lora"],), "separated": (["lora"], ["shortcut"]), "combined": (["lora", "shortcut"],)}[mode]
         for pool, part in zip(pools, assignment.spending, strict=True):

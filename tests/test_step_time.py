@@ -100,7 +100,7 @@ def test_spending() -> None:
     assignment = assign(items, TopK(5), limit, "combined", ties)
     (spending,) = assignment.spending
     assert (spending.title, spending.unit) == ("LoRA and shortcuts", "µs of a step")
-    assert spending.whole == 5_800_000
+    assert spending.size == 5_800_000
     assert spending.spent <= spending.budget == 5_220_000
     assert set(assignment.ranks.values()) == {5}
     assert "layer_1.residual1" in choose(items, limit, "off", ties), "as it was scored"

@@ -195,10 +195,10 @@ class TestProjections:
     def test_the_error_is_bounded_by_the_tail(self) -> None:
         left, right = self.low_rank_and_noise()
         M = left.t() @ right
-        projected = ProductSum(*M.shape, whole=False, seed=0, device=M.device)
+        projected = ProductSum(*M.shape, complete=False, seed=0, device=M.device)
         for rows in range(0, 500, 100):  # as batches come
             projected.add(left[rows : rows + 100], right[rows : rows + 100])
-        assert not projected.whole
+        assert not projected.complete
         values = np.linalg.svd(M.numpy(), compute_uv=False)
         tail = (values[module.WIDTH // 2 - 1 :] ** 2).sum()
         error = float((projected.matrix() - M).square().sum())
@@ -216,12 +216,12 @@ class TestProjections:
         )
 
     def test_a_small_matrix_is_kept_whole(self) -> None:
-        assert ProductSum(32, 5000, whole=False, seed=0, device=torch.device("cpu")).whole
+        assert ProductSum(32, 5000, complete=False, seed=0, device=torch.device("cpu")).complete
 
     @pytest.mark.parametrize("name", ["weight_gradient", "spectral", "activation"])
     def test_what_is_not_finite_is_named(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         made, batches = trained_with("opt-pre", "causal_language_modeling")
-        monkeypatch.setattr(module, "WHOLE", 0)
+        monkeypatch.setattr(module, "COMPLETE", 0)
         monkeypatch.setattr(module, "WIDTH", 10)
         with torch.no_grad():
             made.network.get_input_embeddings().weight.fill_(torch.nan)
@@ -232,7 +232,7 @@ class TestProjections:
     def test_under_autocast(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """The sums are float32, as they are without autocast."""
         made, batches = trained_with("opt-pre", "causal_language_modeling")
-        monkeypatch.setattr(module, "WHOLE", 0)
+        monkeypatch.setattr(module, "COMPLETE", 0)
         monkeypatch.setattr(module, "WIDTH", 10)
         expected = score(name, problem(made, batches))
         with torch.autocast("cpu", torch.bfloat16):
@@ -244,7 +244,7 @@ class TestProjections:
     def test_scores_are_close_to_those_of_whole_matrices(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         made, batches = trained_with("opt-pre", "causal_language_modeling")
         exact = score(name, problem(made, batches))
-        monkeypatch.setattr(module, "WHOLE", 0)
+        monkeypatch.setattr(module, "COMPLETE", 0)
         monkeypatch.setattr(module, "WIDTH", 10)
         monkeypatch.setattr(module, "EXACT", 8)
         close = score(name, problem(made, batches))

@@ -271,7 +271,7 @@ def budget_table(assignment: Assignment) -> Table:
     """The budget, and how much of it is spent."""
     table = Table("budget", "counts", "whole space", "budget", "spent")
     for part in assignment.spending:
-        table.add_row(part.title, part.unit, f"{part.whole:,}", f"{part.budget:,}", f"{part.spent:,}")
+        table.add_row(part.title, part.unit, f"{part.size:,}", f"{part.budget:,}", f"{part.spent:,}")
     return table
 
 

@@ -35,7 +35,7 @@ class Spending:
 
     title: str
     unit: str  # of the three numbers
-    whole: int  # every element at its highest rank
+    size: int  # every element at its highest rank
     budget: int  # the part of it that could be spent
     spent: int
 
@@ -80,12 +80,12 @@ class TopK:
         rank = self.rank or item.element.rank
         return rank, rank
 
-    def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
-        """Ranks within `budget`, from `order`, best first: an element is on if the rest of the budget pays for it."""
-        ranks = _fill(order, {}, budget, cost, self.bounds)
+    def spend(self, order: Sequence[Scored], amount: int, cost: Cost) -> dict[str, int]:
+        """Ranks within `amount`, from `order`, best first: an element is on if the rest of the budget pays for it."""
+        ranks = _fill(order, {}, amount, cost, self.bounds)
         if not self.to_the_last:
             return ranks
-        left = budget - sum(cost(item, ranks[item.element.key]) for item in order)
+        left = amount - sum(cost(item, ranks[item.element.key]) for item in order)
         return _fill(order, ranks, left, cost, lambda item: (1, self.bounds(item)[1]))
 
 
@@ -116,19 +116,19 @@ class Proportional:
     def _highest(self, item: Scored) -> int:
         return max(1, self.min_rank, min(self.max_rank, item.element.highest_rank))
 
-    def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
-        """Ranks within `budget`, from `order`, best first.
+    def spend(self, order: Sequence[Scored], amount: int, cost: Cost) -> dict[str, int]:
+        """Ranks within `amount`, from `order`, best first.
 
         The best elements, as many as the budget pays for at their lowest rank, share it in proportion. The rest of the
         budget goes to the best-scored addition that fits, until none fits.
         """
         members = list(order)
         if self.min_rank > 0:
-            base = _fill(order, {}, budget, cost, lambda item: (self.min_rank, self.min_rank))
+            base = _fill(order, {}, amount, cost, lambda item: (self.min_rank, self.min_rank))
             members = [item for item in order if base[item.element.key]]
-        quotas = self._quotas(members, budget, cost)
+        quotas = self._quotas(members, amount, cost)
         ranks = {key: math.floor(quota) for key, quota in quotas.items()}
-        left = budget - sum(cost(item, ranks[item.element.key]) for item in members)
+        left = amount - sum(cost(item, ranks[item.element.key]) for item in members)
         for item in sorted(members, key=lambda item: ranks[item.element.key] - quotas[item.element.key]):
             key, price = item.element.key, cost(item, 1)
             if quotas[key] > ranks[key] and price <= left:
@@ -136,8 +136,8 @@ class Proportional:
                 left -= price
         return _fill(order, ranks, left, cost, self.bounds)
 
-    def _quotas(self, members: Sequence[Scored], budget: int, cost: Cost) -> dict[str, Fraction]:
-        """min(max(λ · score, min_rank), highest rank) of each member, with the λ for which they cost `budget` (less if
+    def _quotas(self, members: Sequence[Scored], amount: int, cost: Cost) -> dict[str, Fraction]:
+        """min(max(λ · score, min_rank), highest rank) of each member, with the λ for which they cost `amount` (less if
         all are at their highest). The arithmetic is exact, so that no whole number is rounded down to the one below.
         """
         score = {item.element.key: Fraction(item.score) for item in members}
@@ -156,11 +156,11 @@ class Proportional:
         # Between two neighbours of this list no quota reaches a bound, so the total is linear in the scale.
         bounds = ((value, (self.min_rank, highest[key])) for key, value in score.items() if value)
         bends = sorted({Fraction(0), *(bound / value for value, both in bounds for bound in both)})
-        above = bisect.bisect_right(bends, Fraction(budget), key=total)
+        above = bisect.bisect_right(bends, Fraction(amount), key=total)
         if above == len(bends):
             return quotas(bends[-1])
         low, high = bends[above - 1], bends[above]
-        return quotas(low + (high - low) * (budget - total(low)) / (total(high) - total(low)))
+        return quotas(low + (high - low) * (amount - total(low)) / (total(high) - total(low)))
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,14 @@ class Greedy:
             )
         return 1, len(item.by_rank)
 
-    def spend(self, order: Sequence[Scored], budget: int, cost: Cost) -> dict[str, int]:
-        """Ranks within `budget`. A rank that does not fit is skipped, and so are the further ranks of its element."""
+    def spend(self, order: Sequence[Scored], amount: int, cost: Cost) -> dict[str, int]:
+        """Ranks within `amount`. A rank that does not fit is skipped, and so are the further ranks of its element."""
         ranks = dict.fromkeys((item.element.key for item in order), 0)
         additions = [(score, item) for item in order for score in item.by_rank]
         for _, item in sorted(additions, key=lambda addition: -addition[0]):  # stable: ties keep their random order
-            if (price := cost(item, 1)) <= budget:
+            if (price := cost(item, 1)) <= amount:
                 ranks[item.element.key] += 1
-                budget -= price
+                amount -= price
         return ranks
 
 
@@ -210,13 +210,15 @@ def _fill(order: Sequence[Scored], ranks: Mapping[str, int], left: int, cost: Co
     return filled
 
 
-def assign(scored: Sequence[Scored], policy: Policy, limit: Budget, mode: Mode, generator: random.Random) -> Assignment:
-    """Spend `limit` on `scored`.
+def assign(
+    scored: Sequence[Scored], policy: Policy, budget: Budget, mode: Mode, generator: random.Random
+) -> Assignment:
+    """Spend `budget` on `scored`.
 
     Args:
         scored: the whole search space.
         policy: the ranks that an element may have, and how they follow from the scores.
-        limit: the budget. A share is taken of each kind: LoRA rounded down, shortcuts rounded half up.
+        budget: a share is taken of each kind: LoRA rounded down, shortcuts rounded half up.
         mode: `off` spends on LoRA only and leaves shortcuts at the ranks at which they were scored; `separated` ranks
             each kind within its own part (a total is split in proportion to the whole space); `combined` ranks all.
         generator: breaks ties, see `allocation.tie_generator`.
@@ -228,33 +230,33 @@ def assign(scored: Sequence[Scored], policy: Policy, limit: Budget, mode: Mode, 
     order = ranked(scored, generator)  # of all elements, so that every mode breaks ties alike
     lora, shortcuts = of_kind(order, "lora"), of_kind(order, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
-    if limit.unit == "time":
-        return _within_time(order, policy, limit, mode)
-    unit = {"share": policy.share_of, "rank": "total rank", "parameters": "parameters"}[limit.unit]
+    if budget.unit == "time":
+        return _within_time(order, policy, budget, mode)
+    unit = {"share": policy.share_of, "rank": "total rank", "parameters": "parameters"}[budget.unit]
     cost = _COSTS[unit]
     pools = [("LoRA", lora)] if mode == "off" else [("LoRA", lora), ("shortcuts", shortcuts)]
-    whole = [sum(cost(item, policy.bounds(item)[1]) for item in pool) for _, pool in pools]
-    budgets = _split(limit, unit, whole)
+    sizes = [sum(cost(item, policy.bounds(item)[1]) for item in pool) for _, pool in pools]
+    amounts = _split(budget, unit, sizes)
     if mode == "combined":
-        pools, whole, budgets = [("LoRA and shortcuts", order)], [sum(whole)], [sum(budgets)]
+        pools, sizes, amounts = [("LoRA and shortcuts", order)], [sum(sizes)], [sum(amounts)]
     cheapest = [min((cost(item, policy.bounds(item)[0]) for item in pool), default=math.inf) for _, pool in pools]
-    budgets = _enough(limit, unit, cheapest, budgets)
+    amounts = _enough(budget, unit, cheapest, amounts)
 
     ranks = {item.element.key: item.element.rank for item in shortcuts} if mode == "off" else {}
     spending = []
-    for (title, pool), size, budget in zip(pools, whole, budgets, strict=True):
-        given = policy.spend(pool, budget, cost)
+    for (title, pool), size, amount in zip(pools, sizes, amounts, strict=True):
+        given = policy.spend(pool, amount, cost)
         ranks |= given
-        spending.append(Spending(title, unit, size, budget, sum(cost(item, given[item.element.key]) for item in pool)))
+        spending.append(Spending(title, unit, size, amount, sum(cost(item, given[item.element.key]) for item in pool)))
     return Assignment({key: rank for key, rank in ranks.items() if rank > 0}, tuple(spending))
 
 
-def choose(scored: Sequence[Scored], limit: Budget, mode: Mode, generator: random.Random) -> frozenset[str]:
+def choose(scored: Sequence[Scored], budget: Budget, mode: Mode, generator: random.Random) -> frozenset[str]:
     """The keys of the elements that are on, each at the rank at which it was scored: the best ones, see `assign`.
 
-    A share counts elements. Another limit is spent in order of score, and what does not fit is skipped.
+    A share counts elements. Another budget is spent in order of score, and what does not fit is skipped.
     """
-    return frozenset(assign(scored, TopK(), limit, mode, generator).ranks)
+    return frozenset(assign(scored, TopK(), budget, mode, generator).ranks)
 
 
 def check_time(mode: Mode) -> None:
@@ -263,7 +265,7 @@ def check_time(mode: Mode) -> None:
         raise UserError("--budget-time cannot be divided between LoRA and shortcuts", "use mode 'combined' or 'off'")
 
 
-def _within_time(order: Sequence[Scored], policy: Policy, limit: Budget, mode: Mode) -> Assignment:
+def _within_time(order: Sequence[Scored], policy: Policy, budget: Budget, mode: Mode) -> Assignment:
     """The elements with the largest sum of scores within the time, see `best_within`, at the ranks of `policy`.
 
     `order`: the whole search space, ranked.
@@ -271,45 +273,46 @@ def _within_time(order: Sequence[Scored], policy: Policy, limit: Budget, mode: M
     check_time(mode)
     if not isinstance(policy, TopK):
         raise UserError("--budget-time chooses elements, not ranks", "use --policy topk, or another budget")
-    time, everything = limit.step_time, [item.element for item in order]
+    time, elements = budget.step_time, [item.element for item in order]
     if time is None:
         raise ValueError("a budget of time needs the constants of the model's step time")
-    always = [element for element in everything if mode == "off" and element.kind == "shortcut"]
+    always = [element for element in elements if mode == "off" and element.kind == "shortcut"]
     pool = of_kind(order, "lora") if mode == "off" else list(order)
-    whole = time.of(everything)
-    chosen = best_within(pool, always, time, float(limit.amount) * whole)
+    everything = time.of(elements)
+    seconds = float(budget.amount) * everything
+    chosen = best_within(pool, always, time, seconds)
     if not chosen:
-        least = min(time.of([*always, item.element]) for item in pool) / whole
-        found = f"a budget of {limit.amount:g} of the step time pays for no element"
+        least = min(time.of([*always, item.element]) for item in pool) / everything
+        found = f"a budget of {budget.amount:g} of the step time pays for no element"
         raise UserError(found, f"expected at least {math.ceil(1000 * least) / 1000:g}")
     on = [*always, *(item.element for item in pool if item.element.key in chosen)]
-    micros = (round(1e6 * seconds) for seconds in (whole, float(limit.amount) * whole, time.of(on)))
+    micros = (round(1e6 * each) for each in (everything, seconds, time.of(on)))
     ranks = {item.element.key: policy.bounds(item)[1] for item in pool if item.element.key in chosen}
     ranks |= {element.key: element.rank for element in always}
     title = "LoRA" if mode == "off" else "LoRA and shortcuts"
     return Assignment(ranks, (Spending(title, "µs of a step", *micros),))
 
 
-def _split(limit: Budget, unit: str, whole: Sequence[int]) -> list[int]:
-    """The budget of each kind, from the size of each kind's whole space (LoRA first)."""
-    if limit.unit == "share":
-        budget = element_counts(limit.amount, whole[0], sum(whole[1:]))
-        return [budget.lora, budget.shortcut][: len(whole)]
-    amount = int(limit.amount)
-    if amount > sum(whole):
-        raise UserError(f"a budget of {amount} ({unit}) is above the whole space", f"expected at most {sum(whole)}")
-    lora = amount * whole[0] // sum(whole)
-    return [lora, amount - lora][: len(whole)]
+def _split(budget: Budget, unit: str, sizes: Sequence[int]) -> list[int]:
+    """The part of each kind in `budget`, from the size of each kind's whole space (LoRA first)."""
+    if budget.unit == "share":
+        counts = element_counts(budget.amount, sizes[0], sum(sizes[1:]))
+        return [counts.lora, counts.shortcut][: len(sizes)]
+    amount = int(budget.amount)
+    if amount > sum(sizes):
+        raise UserError(f"a budget of {amount} ({unit}) is above the whole space", f"expected at most {sum(sizes)}")
+    lora = amount * sizes[0] // sum(sizes)
+    return [lora, amount - lora][: len(sizes)]
 
 
-def _enough(limit: Budget, unit: str, cheapest: Sequence[float], budgets: list[int]) -> list[int]:
-    """`budgets`, if one of them pays for an element; a share that pays for none is raised to one element."""
-    if any(budget >= price for budget, price in zip(budgets, cheapest, strict=True)):
-        return budgets
-    if limit.unit == "share":
+def _enough(budget: Budget, unit: str, cheapest: Sequence[float], amounts: list[int]) -> list[int]:
+    """`amounts`, if one of them pays for an element; a share that pays for none is raised to one element."""
+    if any(amount >= price for amount, price in zip(amounts, cheapest, strict=True)):
+        return amounts
+    if budget.unit == "share":
         first = next(index for index, price in enumerate(cheapest) if price < math.inf)
-        return [int(cheapest[index]) if index == first else budget for index, budget in enumerate(budgets)]
+        return [int(cheapest[index]) if index == first else amount for index, amount in enumerate(amounts)]
     raise UserError(
-        f"a budget of {limit.amount} ({unit}) pays for no element",
-        f"expected at least {min(cheapest)}" + (", or mode 'combined'" if len(budgets) > 1 else ""),
+        f"a budget of {budget.amount} ({unit}) pays for no element",
+        f"expected at least {min(cheapest)}" + (", or mode 'combined'" if len(amounts) > 1 else ""),
     )

@@ -38,8 +38,8 @@ def with_cost(
     """
     places = elements if places is None else places
     of_which = "" if len(places) == len(elements) else f"of the {len(elements)} that could be: "
-    spent, whole = (sum(element.parameters for element in some) for some in (on, elements))
-    costs = [f"{'all' if spent == whole else f'{spent / whole:.2g}'} of the parameters"]
+    spent, total = (sum(element.parameters for element in some) for some in (on, elements))
+    costs = [f"{'all' if spent == total else f'{spent / total:.2g}'} of the parameters"]
     if step_time is not None and step_time.of(elements) > 0:
         costs.append(f"{step_time.of(on) / step_time.of(elements):.2g} of the step time")
     return f"{choice_in_words(places, {element.key for element in on})}; {of_which}{', '.join(costs)}"

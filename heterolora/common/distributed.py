@@ -53,7 +53,7 @@ def own_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_lists(mine: list[Any]) -> list[Any]:
-    """Returns the elements of the lists of all processes, in the order of the processes."""
+    """The elements of the lists of all processes, in the order of the processes."""
     if world_size() == 1:
         return mine
     shares: list[Any] = [None] * world_size()

@@ -35,7 +35,7 @@ _IN_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors reports the numb
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, with the same suffix, and renames it to `path` when the block ends.
+    """Write a file: a temporary path beside `path`, with the same suffix, is renamed to `path` when the block ends.
 
     If the block raises (also on Ctrl-C), the temporary file is deleted and the file at `path` stays. Missing folders
     are created. Raises UserError if the system cannot write the file.
@@ -58,7 +58,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a new folder beside `path` and renames it to `path` when the block ends; an existing folder is replaced.
+    """Write a folder: a new one beside `path` is renamed to `path` when the block ends, and replaces a folder there.
 
     If the block raises, the new folder is deleted and the folder at `path` stays. The files get the permissions of new
     files, which some writers do not give them. Raises UserError if the system cannot write the folder.
@@ -87,7 +87,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None, exclusive: bool = False) -> None:
-    """Removes the temporary files and folders that killed processes left in a folder.
+    """Remove the temporary files and folders that killed processes left in a folder.
 
     A process counts as killed if no process with its id runs on this host.
 
@@ -130,7 +130,7 @@ def cannot_write(path: str | Path, error: OSError) -> UserError:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Converts a failure of the system to a UserError."""
+    """Convert a failure of the system to a UserError."""
     try:
         yield
     except UserError:
@@ -178,7 +178,7 @@ def _has_ended(process: int) -> bool:
 
 
 def _discard_replaced(replaced: Path, path: Path) -> None:
-    """Removes the folder that was at `path` before, or puts it back if there is no other."""
+    """Remove the folder that was at `path` before, or put it back if there is no other."""
     with contextlib.suppress(FileNotFoundError):
         if replaced.is_dir() and not path.exists():
             os.replace(replaced, path)
@@ -193,7 +193,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir():
         with contextlib.suppress(OSError):  # Windows and some network file systems cannot flush a folder
             descriptor = os.open(path, os.O_RDONLY)

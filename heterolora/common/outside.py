@@ -27,7 +27,7 @@ _COSTLY = re.compile(
 
 @contextmanager
 def reading(what: str, path: str | Path, expected: str) -> Iterator[None]:
-    """Converts any exception of the block, except `UserError`, to a UserError about the file or folder `path`.
+    """Convert any exception of the block, except `UserError`, to a UserError about the file or folder `path`.
 
     Raises UserError before the block if `path` is a pipe or a device, because a reader could wait without end.
 
@@ -62,7 +62,7 @@ def _not_regular(path: Path) -> Path | None:
 
 
 def read_text(path: str | Path, what: str, expected: str, largest: int = LARGEST_DOCUMENT) -> str:
-    """Returns a UTF-8 text. Raises UserError if it cannot be read, or has more than `largest` bytes."""
+    """The UTF-8 text of a file. Raises UserError if it cannot be read, or has more than `largest` bytes."""
     with reading(what, path, expected):
         with Path(path).open("rb") as file:
             content = file.read(largest + 1)
@@ -75,12 +75,12 @@ def read_text(path: str | Path, what: str, expected: str, largest: int = LARGEST
 
 
 def read_toml(path: str | Path, what: str, expected: str) -> dict[str, Any]:
-    """Returns a TOML document. Raises UserError if it cannot be read or is not valid TOML."""
+    """A TOML document. Raises UserError if it cannot be read or is not valid TOML."""
     return _document(path, what, expected, _parse_toml, "TOML")
 
 
 def read_json(path: str | Path, what: str, expected: str, largest: int = LARGEST_DOCUMENT) -> dict[str, Any]:
-    """Returns a JSON object. Raises UserError if it cannot be read, is not valid JSON or is not an object."""
+    """A JSON object. Raises UserError if it cannot be read, is not valid JSON or is not an object."""
     return _document(path, what, expected, json.loads, "JSON", largest)
 
 

@@ -28,11 +28,11 @@ def valid(pattern: Any) -> bool:
         return False
 
 
-def match(pattern: str, text: str, whole: bool = False) -> Any:
-    """`re.match`, or `re.fullmatch` if `whole`. Raises UserError if the pattern is invalid or takes too long."""
+def match(pattern: str, text: str, full: bool = False) -> Any:
+    """`re.match`, or `re.fullmatch` if `full`. Raises UserError if the pattern is invalid or takes too long."""
     found = _compiled(pattern)
     try:
-        return (found.fullmatch if whole else found.match)(text, timeout=SECONDS)
+        return (found.fullmatch if full else found.match)(text, timeout=SECONDS)
     except (TimeoutError, MemoryError):
         raise UserError(
             f"the regular expression {shown(pattern)} takes too long on '{text}'",
@@ -43,7 +43,7 @@ def match(pattern: str, text: str, whole: bool = False) -> Any:
 def names_module(wanted: str | Sequence[str], path: str) -> bool:
     """Whether `wanted` is a regular expression of the whole path of a module, or a list with it or an end of it."""
     if isinstance(wanted, str):
-        return match(wanted, path, whole=True) is not None
+        return match(wanted, path, full=True) is not None
     return any(path == name or path.endswith(f".{name}") for name in wanted)
 
 

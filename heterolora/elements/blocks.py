@@ -19,8 +19,10 @@ def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
 
 @contextmanager
 def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None) -> Iterator[None]:
-    """The blocks `layers` in the list of the network's blocks do not run: each returns `output`, or its input if that
-    is None.
+    """Stop the blocks with the numbers `layers` from running: each returns `output`, or its input if that is None.
+
+    Args:
+        blocks: the list of blocks in the network, which is changed inside the block of code and restored afterwards.
     """
     kept, stand_in = [blocks[layer] for layer in layers], _StandIn(output)
     try:
@@ -33,9 +35,12 @@ def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None)
 
 
 class _StandIn(nn.Module):
+    """Takes the place of a block, whatever its other arguments are."""
+
     def __init__(self, output: Tensor | None) -> None:
         super().__init__()
         self.output = output
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """x (rows, tokens, width) -> the output of the block, of the same shape."""
         return x if self.output is None else self.output

@@ -43,7 +43,7 @@ class Held:
     x: torch.Tensor | None = None  # input of the running block
     h: torch.Tensor | None = None  # input of its feed-forward half
     before: tuple[int, torch.Tensor] | None = None  # (block, its h), for the next block
-    step: torch.Tensor | None = None  # the change of h by a pre-norm block's second LN1; the block's output needs it
+    shift: torch.Tensor | None = None  # the change of h by a pre-norm block's second LN1; the block's output needs it
 
 
 @dataclass(eq=False)
@@ -185,14 +185,14 @@ class Shortcuts(nn.Module):
     def normalise_h(self, _norm2: nn.Module, args: Inputs) -> Inputs:
         """The feed-forward half gets LN1(h). The block adds its own h to the sum; `normalise_y` corrects that."""
         h = self.norms[0].forward(args[0])
-        self.carry.held.step = h - args[0]
+        self.carry.held.shift = h - args[0]
         return (h, *args[1:])
 
     def normalise_y(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         y = output[0] if isinstance(output, tuple) else output
-        if self.carry.held.step is not None:
-            y = y + self.carry.held.step.view_as(y)
-            self.carry.held.step = None
+        if self.carry.held.shift is not None:
+            y = y + self.carry.held.shift.view_as(y)
+            self.carry.held.shift = None
         y = self.norms[1].forward(y)
         return (y, *output[1:]) if isinstance(output, tuple) else y
 

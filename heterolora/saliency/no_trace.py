@@ -58,7 +58,7 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
 
 @contextmanager
 def random_state(network: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Restores the random state of Python, NumPy, and torch on the CPU and on the network's GPUs.
+    """Restore the random state of Python, NumPy, and torch on the CPU and on the network's GPUs.
 
     Inside, torch starts from `seed` if there is one. `torch.manual_seed` would also change all other devices.
     """

@@ -58,7 +58,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Step:
+class Movement:
     """How far the optimizer will move the elements that are chosen, until the next choice.
 
     Attributes:
@@ -83,7 +83,7 @@ class Problem:
         space: its elements; while a heuristic runs, all are on, dropout is off, and only elements require gradients.
         batches: this process's share of the scoring batches: batch i belongs to process i mod world.
         track: (items, description) -> the same items, while progress is shown.
-        step: what the optimizer will do with the elements that are chosen.
+        movement: what the optimizer will do with the elements that are chosen.
         fillers: batches without effect on the scores, of a process that has fewer batches than another. A sharded base
             needs as many passes on every process, because each pass gathers weights.
         loss_scale: of the gradients inside a backward pass.
@@ -95,7 +95,7 @@ class Problem:
     batches: Sequence[Batch]
     metric: Metric = field(default_factory=Metric)
     track: Track = untracked
-    step: Step = Step()
+    movement: Movement = Movement()
     fillers: Sequence[Batch] = ()
     loss_scale: float = _LOSS_SCALE
 

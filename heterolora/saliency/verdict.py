@@ -54,9 +54,10 @@ class Judge(ABC):
             verdict = self.certain()
             if verdict is not None:
                 return verdict
-        return self.within(self.value())
+        return self.tolerates(self.value())
 
-    def within(self, value: float) -> bool:
+    def tolerates(self, value: float) -> bool:
+        """Whether the metric may have this value."""
         return value >= self.limit if self.higher_is_better else value <= self.limit
 
     @abstractmethod
@@ -119,10 +120,10 @@ class AccuracyJudge(MeanJudge):
         return right.sum(), len(right)
 
     def certain(self) -> bool | None:
-        if self.within(self.total / self.full_count):
+        if self.tolerates(self.total / self.full_count):
             return True
         left = self.full_count - self.count
-        return None if self.within((self.total + left) / self.full_count) else False
+        return None if self.tolerates((self.total + left) / self.full_count) else False
 
     def doubt(self, batch: Batch, loss: Loss) -> float:
         """Correct answers; an answer counts more if its margin over the next best is small."""
@@ -169,6 +170,7 @@ class RunningMetricJudge(Judge):
 
 
 def judge(metric: Metric, device: torch.device) -> Judge:
+    """The judge of a metric."""
     kinds: dict[str, type[Judge]] = {"accuracy": AccuracyJudge, "loss": LossJudge}
     return kinds.get(metric.name, RunningMetricJudge)(metric, device)
 

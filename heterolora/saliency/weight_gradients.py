@@ -16,24 +16,24 @@ from heterolora.common.distributed import sum_over_ranks, this_rank, world_size
 from heterolora.saliency.probe import Watch
 from heterolora.saliency.problem import Batch, Problem
 
-WHOLE = 2**27  # the matrices of all places are kept whole up to this number of entries (0.5 GB)
+COMPLETE = 2**27  # the matrices of all places are kept completely up to this number of entries (0.5 GB)
 WIDTH = 64  # k, the number of random directions onto which larger ones are projected
 EXACT = 256  # a matrix with a side of at most this length is decomposed exactly
 
 
 class ProductSum:
-    """M = Σ leftᵀ right, of shape (rows, columns), kept whole or as two random projections, which need little memory.
+    """M = Σ leftᵀ right, of shape (rows, columns), kept completely or as two small random projections.
 
     The projections are M Ω (rows, k) and Ψᵀ M (2k + 1, columns), with Gaussian Ω and Ψ. They give Q X ≈ M, whose
     expected squared error is at most 4 times that of the best approximation of rank k / 2 - 1 (Tropp et al. 2017,
     arXiv:1609.00048, algorithm 4 and theorem 4.3).
     """
 
-    def __init__(self, rows: int, columns: int, whole: bool, seed: int, device: torch.device) -> None:
-        self.whole = whole or min(rows, columns) <= 3 * WIDTH
-        shapes = [(rows, columns)] if self.whole else [(rows, WIDTH), (2 * WIDTH + 1, columns)]
+    def __init__(self, rows: int, columns: int, complete: bool, seed: int, device: torch.device) -> None:
+        self.complete = complete or min(rows, columns) <= 3 * WIDTH
+        shapes = [(rows, columns)] if self.complete else [(rows, WIDTH), (2 * WIDTH + 1, columns)]
         self.sums = [torch.zeros(shape, device=device) for shape in shapes]
-        if not self.whole:
+        if not self.complete:
             self.omega = gaussian(columns, WIDTH, 2 * seed, device)
             self.psi = gaussian(rows, 2 * WIDTH + 1, 2 * seed + 1, device)
 
@@ -41,7 +41,7 @@ class ProductSum:
         """left (tokens, rows), right (tokens, columns), of any floating dtype."""
         left, right = left.float(), right.float()
         with torch.autocast(left.device.type, enabled=False):
-            if self.whole:
+            if self.complete:
                 self.sums[0].addmm_(left.t(), right)
             else:
                 self.sums[0].addmm_(left.t(), right @ self.omega)
@@ -58,11 +58,11 @@ class ProductSum:
 
     def norm(self) -> float:
         """‖M‖₂ over all entries; for projections an estimate, because E ‖Ψᵀ M‖² = (2k + 1) ‖M‖²."""
-        return float(self.sums[0].norm() if self.whole else self.sums[1].norm() / len(self.sums[1]) ** 0.5)
+        return float(self.sums[0].norm() if self.complete else self.sums[1].norm() / len(self.sums[1]) ** 0.5)
 
     def matrix(self) -> Tensor:
         """M (rows, columns); for projections its approximation Q X, or NaN if they are not finite."""
-        if self.whole:
+        if self.complete:
             return self.sums[0]
         left, right = self.sums
         if not bool(left.isfinite().all() and right.isfinite().all()):  # torch.linalg raises an error of its own
@@ -74,10 +74,10 @@ class ProductSum:
 
 def product_sums(problem: Problem, sizes: Sequence[tuple[int, int]], parts: int = 1) -> list[tuple[ProductSum, ...]]:
     """`parts` empty sums for each element of the problem, of the given (rows, columns)."""
-    whole = parts * sum(rows * columns for rows, columns in sizes) <= WHOLE
+    complete = parts * sum(rows * columns for rows, columns in sizes) <= COMPLETE
     places = enumerate(zip(problem.space, sizes, strict=True))
     return [
-        tuple(ProductSum(*size, whole, seed, low_rank.A.device) for _ in range(parts))
+        tuple(ProductSum(*size, complete, seed, low_rank.A.device) for _ in range(parts))
         for seed, (low_rank, size) in places
     ]
 

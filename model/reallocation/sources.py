@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from heterolora.saliency.from_training import TrainingGradients, recorded
-from heterolora.saliency.problem import Batch, Step, Track, untracked
+from heterolora.saliency.problem import Batch, Movement, Track, untracked
 from heterolora.saliency.score import score
 from model.reallocation.callback import ScoreSource
 from model.task.fine_tuning import FineTuning
@@ -38,8 +38,8 @@ class DedicatedScores(ScoreSource):
             share = self.batches(trainer.global_rank, trainer.world_size)
             self._on_device = [trainer.strategy.batch_to_device(batch) for batch in share]
         tolerance, precision = self.options.metric_red_tolerance, trainer.precision_plugin.forward_context
-        step = _step(trainer, task, until_due)
-        problem = scoring_problem(task, self._on_device, tolerance, self.track, precision, step)
+        movement = _movement(trainer, task, until_due)
+        problem = scoring_problem(task, self._on_device, tolerance, self.track, precision, movement)
         return score(self.options.importance_test_name, problem)
 
 
@@ -82,10 +82,10 @@ class TrainingScores(ScoreSource):
         self.gradients.load_state_dict(state)
 
 
-def _step(trainer: pl.Trainer, task: FineTuning, batches: int) -> Step:
+def _movement(trainer: pl.Trainer, task: FineTuning, batches: int) -> Movement:
     """Returns what the optimizer does to every B in the next batches, at the learning rates of the schedule."""
     groups = [group["name"] for group in trainer.optimizers[0].param_groups]
     group = groups.index("B" if "B" in groups else "matrices")
     rates = coming_rates(trainer.lr_scheduler_configs[0].scheduler, group)
     steps = math.ceil(batches / trainer.accumulate_grad_batches)
-    return Step(sum(itertools.islice(rates, steps)), adaptive=task.optimization.optimizer != "sgd")
+    return Movement(sum(itertools.islice(rates, steps)), adaptive=task.optimization.optimizer != "sgd")

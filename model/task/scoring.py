@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from typing import Any
 
-from heterolora.saliency.problem import Batch, Loss, Problem, Step, Track, untracked
+from heterolora.saliency.problem import Batch, Loss, Movement, Problem, Track, untracked
 from model import metrics
 from model.sharding import is_sharded
 from model.task.fine_tuning import FineTuning
@@ -20,7 +20,7 @@ def scoring_problem(
     tolerance: float,
     track: Track = untracked,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    step: Step | None = None,
+    movement: Movement | None = None,
 ) -> Problem:
     """Returns the problem of scoring the elements of `task`, an adapted network and its loss.
 
@@ -28,7 +28,7 @@ def scoring_problem(
         batches: this process's share of the scoring batches, on the device of the task. The last one may be a filler.
         tolerance: `--metric-red-tolerance`.
         precision: the context of a forward pass, such as a trainer's `precision_plugin.forward_context`.
-        step: what the optimizer will do with the elements that are chosen.
+        movement: what the optimizer will do with the elements that are chosen.
     """
     if task.space is None:
         raise ValueError("a plain model has no elements to score")
@@ -41,7 +41,7 @@ def scoring_problem(
     metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
     real = batches[:-1] if batches and not bool(batches[-1]["weight"].any()) else batches
     fillers = batches[len(real) :] if is_sharded(task.network) else ()
-    return Problem(task.network, task.space, evaluate, real, metric, track, step or Step(), fillers)
+    return Problem(task.network, task.space, evaluate, real, metric, track, movement or Movement(), fillers)
 
 
 def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:

@@ -32,11 +32,12 @@ from torch import Tensor
 
 from heterolora.common.distributed import sum_each_over_ranks, sum_numbers_over_ranks
 from heterolora.saliency import register
-from heterolora.saliency.problem import Problem, Step
+from heterolora.saliency.problem import Movement, Problem
 
 
 @register("gain", ignores=("metric",))
 def gain(problem: Problem) -> list[float]:
+    """(keep + grow) / parameters of each element, not below 0, from one forward and backward pass per batch."""
     every_B = [low_rank.B for low_rank in problem.space]
     moments = [B.new_zeros(2, *B.shape) for B in every_B]  # Σ g and Σ g²
     slopes = [B.new_zeros(2) for B in every_B]  # Σ d and Σ d²
@@ -56,7 +57,7 @@ def gain(problem: Problem) -> list[float]:
     scores = []
     for low_rank, moment, slope in zip(problem.space, moments, slopes, strict=True):
         (g, g_square), (d, d_square) = moment / n, (slope / n).tolist()
-        total = keep(d, d_square, n, examples / n) + grow(low_rank.B.detach(), g, g_square, n, problem.step)
+        total = keep(d, d_square, n, examples / n) + grow(low_rank.B.detach(), g, g_square, n, problem.movement)
         scores.append(max(total, 0.0) / low_rank.element.parameters)
     return scores
 
@@ -67,10 +68,10 @@ def keep(d: float, square: float, n: float, m: float) -> float:
     return -d + (d**2 + m * variance) / 2
 
 
-def grow(B: Tensor, g: Tensor, square: Tensor, n: float, step: Step) -> float:
+def grow(B: Tensor, g: Tensor, square: Tensor, n: float, movement: Movement) -> float:
     """The decrease of the loss while B (out, r) moves, from the means of g_b and g_b² over n batches."""
     tiny = torch.finfo(B.dtype).tiny
-    unit = square.sqrt().clamp(min=tiny) if step.adaptive else torch.ones_like(square)  # (out, r)
+    unit = square.sqrt().clamp(min=tiny) if movement.adaptive else torch.ones_like(square)  # (out, r)
     move, variance = g / unit, (square - g.square()) / max(n - 1, 1)
     along = (g * B).sum() * (move * B).sum() / B.square().sum().clamp(min=tiny)
-    return step.length * max(float((g * move - variance / unit).sum() - along), 0.0)
+    return movement.length * max(float((g * move - variance / unit).sum() - along), 0.0)
