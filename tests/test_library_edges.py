@@ -29,6 +29,22 @@ def test_a_float16_model_has_small_and_large_gradients(heuristic: str, factor: f
     assert found == pytest.approx(exact, rel=0.1)
 
 
+@pytest.mark.parametrize(("too_large", "passes"), [(0, 2 + 2 * 3), (1, 1 + 2 * 3)])
+def test_only_what_leaves_the_range_of_float16_is_repeated(too_large: int, passes: int) -> None:
+    """The first of three batches is also the warm-up. The scaled gradients of one batch are infinite in float16."""
+    given, seen = batches(), []
+
+    def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        seen.append(batch)
+        return network(**batch).loss.float() * (1e4 if batch is given[too_large] else 1.0)
+
+    exact = hl.score(neox(), given, "snip", loss=loss, warmup_batches=1).by_module()
+    assert len(seen) == 1 + 3
+    found = hl.score(neox().half(), given, "snip", loss=loss, warmup_batches=1).by_module()
+    assert len(seen) == 1 + 3 + passes
+    assert found == pytest.approx(exact, rel=0.2)
+
+
 def test_rslora_has_the_alpha_of_the_scoring_for_narrow_layers_too() -> None:
     network = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 4))  # rank 16 and rank 4
     scores = hl.score(network, [torch.randn(8, 32)], loss=lambda network, x: network(x).square().mean(), rank=16)

@@ -366,6 +366,12 @@ class TestCheckpoints:
         for state in ({}, {"places": [], "when": 3}, {"places": [], "when": [(0, 0)], "scores": 1, "on": 1}):
             refused(lambda state=state: mine.load_state_dict(state))
 
+    @pytest.mark.parametrize(("key", "when"), [("epoch", ("1", 0)), ("step", (0, "1")), ("step", (0, -1))])
+    def test_a_history_with_another_kind_of_number(self, key: str, when: tuple) -> None:
+        none = torch.zeros(1, 0)
+        state = {"places": [], "when": [when], "scores": none, "on": none}
+        assert f"a reallocation: {key} is" in refused(lambda: history.History(()).load_state_dict(state))
+
     @pytest.mark.parametrize("state", [[torch.zeros(2)], {"a": 1}, {3: torch.zeros(2)}, "text"])
     def test_a_state_dict_that_is_none(self, tmp_path: Path, state: object) -> None:
         torch.save(state, tmp_path / "x.pt")

@@ -82,8 +82,7 @@ class History:
                 raise UserError(found, "resume with its own configurations")
             rows = zip(state["when"], state["scores"].tolist(), state["on"].tolist(), strict=True)
             self.decisions = [
-                Decision(_COUNT.check("a reallocation", "epoch", epoch), step, tuple(scores), tuple(on))
-                for (epoch, step), scores, on in rows
+                Decision(*_when(epoch, step), tuple(scores), tuple(on)) for (epoch, step), scores, on in rows
             ]
 
     def write(self, folder: Path) -> None:
@@ -114,6 +113,10 @@ class History:
         elements = [{"layer": p.layer, "name": p.name, "score": score, "on": on} for p, score, on in rows]
         table = {"epoch": decision.epoch, "step": decision.step, "elements": elements}
         return to_toml({f"dyrealloc_{index}": table}) + "\n"
+
+
+def _when(epoch: Any, step: Any) -> tuple[int, int]:
+    return _COUNT.check("a reallocation", "epoch", epoch), _COUNT.check("a reallocation", "step", step)
 
 
 def read(folder: Path) -> History:

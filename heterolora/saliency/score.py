@@ -25,9 +25,10 @@ def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[
     Raises:
         UserError: the name is not known, or a score is NaN or infinite.
     """
-    items = _attempt(name, problem, warm_up)
-    if not all(math.isfinite(item.score) for item in items):
-        items = _attempt(name, problem.unscaled(), warm_up)
+    with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
+        items = _items(name, problem)
+        if not all(math.isfinite(item.score) for item in items):
+            items = _items(name, problem.unscaled())
     for item in items:
         if not math.isfinite(item.score):
             found = f"the {name} score of {item.element.key} is {item.score}"
@@ -35,9 +36,8 @@ def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[
     return items
 
 
-def _attempt(name: str, problem: Problem, warm_up: WarmUp | None) -> tuple[Scored, ...]:
-    with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
-        values = get(name).score(problem)
+def _items(name: str, problem: Problem) -> tuple[Scored, ...]:
+    values = get(name).score(problem)
     return tuple(_scored(element, value) for element, value in zip(problem.space.elements, values, strict=True))
 
 

@@ -48,13 +48,20 @@ def warmed_up(problem: Problem, warm_up: WarmUp) -> Iterator[None]:
     values = [parameter.detach().clone() for parameter in parameters]
     try:
         _train(problem, parameters, warm_up)
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+            _set(parameters, values)
+            _train(problem.unscaled(), parameters, warm_up)
         for trained in of_head:
             trained.requires_grad_(False)
         yield
     finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
-                parameter.copy_(value)
+        _set(parameters, values)
+
+
+@torch.no_grad()
+def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def _train(problem: Problem, parameters: Sequence[Tensor], warm_up: WarmUp) -> None:
