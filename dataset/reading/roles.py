@@ -14,7 +14,7 @@ from options.data import OwnDataOptions
 from options.declare import flag_of
 
 if TYPE_CHECKING:
-    from dataset.reading.kinds import ColumnKind
+    from dataset.reading.columns import ColumnKind
 
 #: The names of columns that are recognised without options. Capitals and spaces around a name do not matter.
 TEXT, LABEL, MESSAGES = "text", "label", ("messages", "conversations")
