@@ -127,7 +127,7 @@ class DatasetSpec:
         both_or_none = prompted == (self.response is not None or chooses)
         require(both_or_none, "has only one of prompt and response", "give both, or neither")
         require(not (chooses and self.response), "has both choices and a response", "leave one of them out")
-        read = {*self.nested, *((self.choices.group,) if chooses and self.choices.group else ())}
+        read = {*self.nested, *([self.choices.group] if self.choices and self.choices.group else [])}
         lacks = ", ".join(sorted(read - {*self.columns}))
         require(not lacks, f"has choices from other columns than its own ({lacks})", "name them in columns too")
         require(not (classifies and prompted), "classifies and has a prompt", "give columns or texts, and a label")

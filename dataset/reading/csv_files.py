@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from dataset.reading.columns import ColumnKind, check_present, kinds_of
-from dataset.reading.content import empty, utf8_lines
-from dataset.reading.row_file import BATCH, FIRST, RowFile, no_rows
+from dataset.reading.row_file import BATCH, FIRST, RowFile, empty, no_rows
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError, shown
 
@@ -38,28 +37,20 @@ class Csv(RowFile):
 
     def _columns(self) -> dict[str, ColumnKind]:
         batches = self._batches()
-        header = next(batches)
-        only = header.column_names[0]
-        if header.num_columns == 1 and (wrong := next((mark for mark in self.other_marks if mark in only), None)):
-            raise UserError(
-                f"'{self.path}' has one column, {shown(only)[:60]}",
-                f"separate columns by a {self.mark_name}, not by {wrong!r}",
-            )
-        head = [header, *islice(batches, FIRST // BATCH)]
+        head = [*islice(batches, 1 + FIRST // BATCH)]
         self._begun = chain(head, batches)
         schema = _typed(pa.concat_tables(head)).schema
         if all(map(pa.types.is_null, schema.types)):
             raise empty(self.path)
+        self._check_mark(schema.names)
         return kinds_of(schema)
 
     def _table(self, wanted: Wanted) -> pa.Table:
         """Returns the wanted columns. Texts are text whatever they look like, and an empty cell is no null."""
         batches, self._begun = self._begun or self._batches(), None
-        parts = []
-        for batch in batches:
-            check_present(self.path, wanted, batch.column_names)
-            parts.append(batch.select(wanted.columns))
-        table = pa.concat_tables(parts)
+        head = [*islice(batches, 2)]  # rows of another width than the header are named before a missing column
+        check_present(self.path, wanted, head[0].column_names)
+        table = pa.concat_tables(batch.select(wanted.columns) for batch in chain(head, batches))
         if wanted.label is None:
             return table
         labels = _labels(table.select([wanted.label]), wanted.label_may_be_text)
@@ -78,50 +69,54 @@ class Csv(RowFile):
     def _rows(self) -> Iterator[list[str]]:
         """Yields the cells of the header and of each row. Blank lines are no rows."""
         lines: list[str] = []  # of the row
-        rows = csv.reader(self._lines(lines), delimiter=self.mark, strict=True)
-        number, width = 0, 0
+        rows = csv.reader(self._texts(lines), delimiter=self.mark, strict=True)
+        header: list[str] = []
         try:
-            for row in filter(None, rows):
-                number, width = number + 1, width or len(row)
-                if len(row) != width:
+            for number, row in enumerate(filter(None, rows), 1):
+                header = header or row
+                if len(row) != len(header):
                     raise UserError(
                         f"row {number} of '{self.path}' (the header is row 1) has {len(row)} columns, and the header "
-                        f"has {width}: {shown(''.join(lines).strip(_ENDS))[:80]}",
+                        f"has {len(header)}: {shown(''.join(lines).strip(_ENDS))[:80]}",
                         f"separate columns by a {self.mark_name}, and put text that holds a {self.mark_name} into "
                         "quotation marks",
                     )
-                self._check(row, rows.line_num)
+                if self.mark == "\t" and any("\t" in cell for cell in row):
+                    raise UserError(
+                        f"line {rows.line_num} of '{self.path}': a cell between quotation marks holds a tab",
+                        "write a quotation mark that belongs to the text twice, in a cell between quotation marks",
+                    )
                 yield row
                 lines.clear()
         except csv.Error as error:
+            self._check_mark(header)
             raise UserError(
                 f"line {rows.line_num} of '{self.path}': {error}",
                 "a cell that begins with a quotation mark ends with one, and others inside are written twice",
             ) from error
 
-    def _lines(self, taken: list[str]) -> Iterator[str]:
-        for number, text in utf8_lines(self.path, "put each row on a line of its own"):
+    def _texts(self, taken: list[str]) -> Iterator[str]:
+        """Yields the lines, and appends them to `taken`."""
+        for number, text in self._lines("put each row on a line of its own"):
             if "\0" in text:
                 raise UserError(f"line {number} of '{self.path}' holds a NUL byte", "give text in UTF-8")
             for line in io.StringIO(text, newline="") if "\r" in text else (text,):  # old files end their lines with it
                 taken.append(line)
                 yield line
 
-    def _check(self, row: list[str], line: int) -> None:
-        """Raises UserError if a row is not what it seems to be."""
+    def _check_mark(self, header: list[str]) -> None:
+        """Raises UserError if the only name in the header holds another mark between columns."""
+        if len(header) == 1 and (wrong := next((mark for mark in self.other_marks if mark in header[0]), None)):
+            raise UserError(
+                f"'{self.path}' has one column, {shown(header[0])[:60]}",
+                f"separate columns by a {self.mark_name}, not by {wrong!r}",
+            )
 
 
 class Tsv(Csv):
     """A tsv file. A tab between quotation marks says that the marks belong to the text."""
 
     mark, mark_name, other_marks = "\t", "tab", ",;|"
-
-    def _check(self, row: list[str], line: int) -> None:
-        if any("\t" in cell for cell in row):
-            raise UserError(
-                f"line {line} of '{self.path}': a cell between quotation marks holds a tab",
-                "write a quotation mark that belongs to the text twice, in a cell between quotation marks",
-            )
 
 
 def _typed(texts: pa.Table) -> pa.Table:

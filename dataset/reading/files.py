@@ -10,7 +10,6 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from dataset.reading.columns import ColumnKind, check_present, kinds_of
-from dataset.reading.content import utf8
 from dataset.reading.csv_files import Csv, Tsv
 from dataset.reading.json_files import JsonArray, JsonLines
 from dataset.reading.row_file import RowFile
@@ -45,7 +44,7 @@ class Text(RowFile):
 
     def _table(self, wanted: Wanted) -> pa.Table:
         check_present(self.path, wanted, [_TEXT])
-        return pa.table({_TEXT: pa.array(io.StringIO(utf8(self.path), newline=None), pa.string())})
+        return pa.table({_TEXT: pa.array(io.StringIO(self._text(), newline=None), pa.string())})
 
 
 #: The keys are `dataset.reading.splits.SUFFIXES`.

@@ -16,8 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataset.reading.columns import ColumnKind, check_present, kind_of_json
-from dataset.reading.content import empty, utf8, utf8_lines
-from dataset.reading.row_file import BATCH, FIRST, RowFile, joined, no_rows
+from dataset.reading.row_file import BATCH, FIRST, RowFile, empty, joined, no_rows
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError
 
@@ -52,7 +51,7 @@ class JsonLines(RowFile):
         return joined(batches)
 
     def _rows(self) -> Iterator[tuple[Location, dict[str, Any]]]:
-        for number, text in utf8_lines(self.path, _ONE_OBJECT):
+        for number, text in self._lines(_ONE_OBJECT):
             if text.strip():
                 where = f"line {number} of '{self.path}'"
                 row = _parsed(text, where, _ONE_OBJECT)
@@ -89,7 +88,7 @@ class JsonArray(JsonLines):
         if start != b"[":
             yield from super()._rows()
             return
-        for index, row in enumerate(_parsed(utf8(self.path), f"'{self.path}'", "give an array of objects")):
+        for index, row in enumerate(_parsed(self._text(), f"'{self.path}'", "give an array of objects")):
             if not isinstance(row, dict):
                 raise UserError(f"row {index} of '{self.path}' is {_shown(row)}", "each row is an object")
             yield f"row {index}", row
@@ -126,3 +125,15 @@ def _label_type(values: list[Any]) -> pa.DataType:
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def check_characters(where: str, value: Any) -> None:
+    """Raises UserError if a text in a JSON value holds one half of a surrogate pair without the other.
+
+    JSON can write half of a character, which no file in UTF-8 and no tokenizer takes.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        found = f"{where} holds {error.object[error.start]!a}, which is half of a character"
+        raise UserError(found, "write the whole character, or leave it out") from error

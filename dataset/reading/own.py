@@ -16,7 +16,7 @@ from pathlib import Path
 from dataset import registry
 from dataset.choices import GAP, Choices
 from dataset.reading.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
-from dataset.reading.splits import SUFFIXES, holds_rows, split_of
+from dataset.reading.splits import SUFFIXES, files_by_split
 from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Row, Task
 from options.data import OwnDataOptions
 
@@ -26,10 +26,20 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 def name_of(dataset: str) -> str:
     """Returns the name of a data set: of its entry, or of its file, folder or repository."""
-    if registry.is_known(dataset):
-        return registry.get(dataset).name
+    if (entry := registry.find(dataset)) is not None:
+        return entry.name
     place = Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset))
     return place.stem if place.suffix in SUFFIXES else place.name  # v1.0 is a name
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two values of `--dataset` name the same data set, perhaps by different paths or an alias."""
+
+    def resolved(dataset: str) -> str:
+        entry = registry.find(dataset)
+        return os.path.realpath(os.path.expanduser(dataset)) if entry is None else entry.name
+
+    return resolved(one) == resolved(other)
 
 
 def check_name(dataset: str) -> None:
@@ -142,18 +152,6 @@ def _is_txt(place: Path) -> bool:
     if not folder.is_dir():
         return place.suffix == ".txt"
     for inside in (folder, folder / "data"):
-        suffixes = {split_of(path): path.suffix for path in inside.glob("*") if holds_rows(path)}
-        if suffixes:
+        if suffixes := {split: paths[0].suffix for split, paths in files_by_split(inside).items()}:
             return suffixes.get("train", min(suffixes.values())) == ".txt"
     return False
-
-
-def same_data(one: str, other: str) -> bool:
-    """Whether two values of `--dataset` name the same data set, perhaps by different paths."""
-    return _identity(one) == _identity(other)
-
-
-def _identity(dataset: str) -> str:
-    if registry.is_known(dataset):
-        return registry.get(dataset).name
-    return os.path.realpath(os.path.expanduser(dataset))

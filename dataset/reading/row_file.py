@@ -10,13 +10,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from dataset.reading.columns import ColumnKind
-from dataset.reading.content import empty
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError
 from heterolora.common.outside import reading
 
 BATCH = 10_000  # rows that are converted at once
 FIRST = 100_000  # rows that are enough to see which columns a file has
+_LARGEST_FILE = 2**30  # bytes of a text or JSON array, which are read at once
+_LARGEST_LINE = 64 * 2**20  # bytes
+_SMALLER = "divide it into train-00000-of-00002 and so on, or write it as jsonl or parquet"
 
 
 class RowFile:
@@ -54,6 +56,37 @@ class RowFile:
 
     def _table(self, wanted: Wanted) -> pa.Table:
         raise NotImplementedError
+
+    def _text(self) -> str:
+        """Returns the text of the file, without a byte order mark."""
+        size = self.path.stat().st_size
+        if size > _LARGEST_FILE:
+            raise UserError(f"'{self.path}' has {size:,} bytes, more than the {_LARGEST_FILE:,} allowed", _SMALLER)
+        content = self.path.read_bytes()
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(content.count(b"\n", 0, error.start) + 1) from error
+
+    def _lines(self, each: str) -> Iterator[tuple[int, str]]:
+        """Yields the number of each line from 1, and its text. `each` says what a line is."""
+        number = 0
+        with self.path.open("rb") as file:
+            while line := file.readline(_LARGEST_LINE + 1):
+                number += 1
+                if len(line) > _LARGEST_LINE:
+                    raise UserError(f"line {number} of '{self.path}' has more than {_LARGEST_LINE:,} bytes", each)
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise self._not_utf8(number) from error
+
+    def _not_utf8(self, line: int) -> UserError:
+        return UserError(f"line {line} of '{self.path}' is not UTF-8 text", "convert the file to UTF-8")
+
+
+def empty(found: object) -> UserError:
+    return UserError(f"{found} is empty", "give it at least one row")
 
 
 def no_rows(names: Sequence[str]) -> pa.Table:

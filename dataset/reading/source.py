@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Value
 
-from dataset.reading.content import empty
 from dataset.reading.conversations import conversations
 from dataset.reading.labels import are_hidden, label_ids
+from dataset.reading.row_file import empty
 from dataset.reading.splits import VALIDATION
 from dataset.reading.stored import DATA_SEED, UNNAMED, StoredSplits, stored_splits
 from dataset.spec import DatasetSpec
@@ -38,9 +38,21 @@ class Splits:
     train: Dataset  # in file order
     validation: Mapping[str, Dataset]  # by name, in the entry's order
     test: Mapping[str, Dataset]  # by name; the validation splits if there is no test split with labels
+    examples: Dataset  # what the examples of `--few-shot` come from
     notes: tuple[str, ...]  # decisions that the user should know, one sentence each
     validated: bool = True  # False if no rows were held out, and `validation` is what `test` measures
     held_out: bool = False  # whether `validation` are rows of the training split that were held out
+
+    def replaced(self, make: Callable[[Dataset], Dataset]) -> Splits:
+        """Returns the splits with what `make` returns for each of them."""
+        validation, test = ({name: make(rows) for name, rows in of.items()} for of in (self.validation, self.test))
+        return replace(self, train=make(self.train), validation=validation, test=test)
+
+    @property
+    def each(self) -> list[Dataset]:
+        """The training, validation and test splits. One split may serve as several of them, and is there once."""
+        splits = (self.train, *self.validation.values(), *self.test.values())
+        return [*{id(rows): rows for rows in splits}.values()]
 
 
 def read_splits(
@@ -49,6 +61,7 @@ def read_splits(
     cache: bool = True,
     share: float = HELD_OUT,
     seed: int | None = None,
+    examples: bool = False,
 ) -> Splits:
     """Reads and checks the splits of `spec`, from `saved_path` if given, else from its place, generator or the hub.
 
@@ -62,6 +75,7 @@ def read_splits(
         share: of the training rows, to hold out where there is no validation split. 0: nothing is held out, and the
             test split, or all rows if there is one split only, is the only measured one.
         seed: of the rows to hold out. None: the same rows in every run.
+        examples: whether to read the split that the examples of `--few-shot` come from, if it is another one.
     """
     notes: list[str] = []
     stored = stored_splits(spec, saved_path)
@@ -83,9 +97,10 @@ def read_splits(
         notes += _unused(spec, stored[spec.train].columns())
     validation = {split: read(split) for split in names}
     tested = {} if test is None else {test: read(test)}
+    source = read(spec.choices.examples) if examples and spec.choices and spec.choices.examples else None
     if not validation and share == 0:
         tested = tested or {"test": train}
-        return Splits(train, tested, tested, tuple(notes), validated=False)
+        return Splits(train, tested, tested, source or train, tuple(notes), validated=False)
     if from_train := not validation:
         train, held_out = _hold_out(train, share, seed, spec.running_text)
         validation = {"validation": held_out}
@@ -100,12 +115,7 @@ def read_splits(
             left = ", and the folder's test split is not read" if saved_path is not None and _TEST in stored else ""
             reason = f"the test labels of {spec.name} are hidden{left}"
         notes.append(f"{reason}: test uses {' and '.join(validation)}")
-    return Splits(train, validation, tested or validation, tuple(notes), held_out=from_train)
-
-
-def read_split(spec: DatasetSpec, split: str, saved_path: str | Path | None = None, cache: bool = True) -> Dataset:
-    """Reads and checks another split of `spec` than those of `read_splits`. Raises UserError as it does."""
-    return _read(spec, stored_splits(spec, saved_path), saved_path, cache, [], split)
+    return Splits(train, validation, tested or validation, source or train, tuple(notes), held_out=from_train)
 
 
 def _read(

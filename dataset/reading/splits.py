@@ -38,8 +38,11 @@ def is_packed(path: Path) -> bool:
     return path.suffix in _PACKED and inner.suffix in SUFFIXES and split_of(inner) in _SPLITS
 
 
-def holds_rows(path: Path) -> bool:
-    """Whether a file of a folder is data. Other text files, such as a readme, are not."""
-    if path.name == "dataset_infos.json":  # of older repositories of the hub
-        return False
-    return path.suffix in SUFFIXES and (path.suffix != ".txt" or split_of(path) in _SPLITS)
+def files_by_split(folder: Path) -> dict[str, list[Path]]:
+    """Returns the files of a folder that hold rows. Other text files, such as a readme, do not."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*")):
+        is_data = path.suffix in SUFFIXES and (path.suffix != ".txt" or split_of(path) in _SPLITS)
+        if is_data and path.name != "dataset_infos.json":  # of older repositories of the hub
+            found.setdefault(split_of(path), []).append(path)
+    return found

@@ -18,10 +18,9 @@ from datasets import Dataset
 
 from dataset.reading.cache import cached, digest, file_digest
 from dataset.reading.columns import ColumnKind, kinds_of
-from dataset.reading.content import empty
 from dataset.reading.files import VERSION, row_file
-from dataset.reading.row_file import RowFile, joined
-from dataset.reading.splits import SUFFIXES, are_shards, holds_rows, is_packed, missing_shards, split_of
+from dataset.reading.row_file import RowFile, empty, joined
+from dataset.reading.splits import SUFFIXES, are_shards, files_by_split, is_packed, missing_shards
 from dataset.spec import DatasetSpec, Wanted
 from heterolora.common.errors import UserError
 from heterolora.common.outside import read_json, reading
@@ -90,17 +89,20 @@ def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> St
             )
         name = spec.path if spec.own else spec.name
         raise UserError(f"data set '{name}' could not be fetched from the hub ({reason})", expected) from error
-    return {split: Stored.made_by(partial(_intact, spec.name, rows)) for split, rows in on_hub.items()}
+    about = "the copy in the cache of data set", spec.name, "delete it from the cache of `datasets`"
+    return {split: Stored.made_by(partial(_intact, about, partial(on_hub.get, split))) for split in on_hub}
 
 
 def _generated(generate: Callable[[str, int], list[dict[str, object]]], split: str) -> Dataset:
     return Dataset.from_list(generate(split, DATA_SEED))
 
 
-def _intact(name: str, rows: Dataset) -> Dataset:
-    with reading("the copy in the cache of data set", name, "delete it from the cache of `datasets`"):
+def _intact(about: tuple[str, str | Path, str], load: Callable[[], Dataset]) -> Dataset:
+    """Returns the rows that `load` returns. `about` are the arguments of `reading`."""
+    with reading(*about):
+        rows = load()
         rows.data.validate(full=True)  # damaged offsets would end the whole process when a text is read
-    return rows
+        return rows
 
 
 def file_or_folder(place: Path) -> StoredSplits:
@@ -142,9 +144,7 @@ def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: 
         return {UNNAMED: Stored.made_by(partial(_from_disk, folder))}
     if packed := next((name for name in names if is_packed(Path(name))), None):
         raise UserError(f"{folder / packed} is compressed", "unpack it")
-    files: dict[str, list[Path]] = {}
-    for path in (folder / name for name in names if holds_rows(Path(name))):
-        files.setdefault(split_of(path), []).append(path)
+    files = files_by_split(folder)
     if not files and inside in names:
         return saved_splits(folder / inside, flag)
     if not files:
@@ -168,15 +168,12 @@ def _from_disk(folder: Path) -> Dataset:
     state = read_json(folder / "state.json", "the state of the rows", _SAVE_AGAIN)
     read_json(folder / "dataset_info.json", "the description of the rows", _SAVE_AGAIN)
     files = state.get("_data_files")
-    listed = isinstance(files, list) and all(isinstance(file, dict) for file in files)
-    if not listed or not _is_names([file.get("filename") for file in files]):
+    listed = files if isinstance(files, list) and all(isinstance(file, dict) for file in files) else None
+    if listed is None or not _is_names([file.get("filename") for file in listed]):
         raise UserError(f"'{folder / 'state.json'}' lists no data files", _SAVE_AGAIN)
     if not files:  # `datasets` writes a split without rows this way, and cannot load it
         raise empty(folder)
-    with reading("the folder", folder, _SAVE_AGAIN):
-        rows = datasets.load_from_disk(str(folder))
-        rows.data.validate(full=True)  # damaged offsets would end the whole process when a text is read
-        return rows
+    return _intact(("the folder", folder, _SAVE_AGAIN), partial(datasets.load_from_disk, str(folder)))
 
 
 def _columns_of(files: list[RowFile]) -> Mapping[str, ColumnKind]:
