@@ -52,8 +52,7 @@ def place_of(label: object, texts: Sequence[str], keys: Sequence[str] | None) ->
 
 def is_ambiguous(label: object, texts: Sequence[str]) -> bool:
     """Whether a label without keys is the text of one choice, and the number or letter of another."""
-    name = label.strip() if isinstance(label, str) else None
-    if name not in texts:
+    if not isinstance(label, str) or (name := label.strip()) not in texts:
         return False
     number = int(name) if name.isdecimal() and len(name) < 10 else LETTERS.find(name) if len(name) == 1 else -1
     return 0 <= number < len(texts) and texts[number] != name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,27 @@ METRICS: Mapping[Task, tuple[str, ...]] = {
 CHOICE_METRICS = ("accuracy", "accuracy_norm")  # of multiple choice
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns that are read from a file.
+
+    Attributes:
+        texts: the columns of text.
+        label: the label column.
+        nested: those of `texts` that hold lists or objects.
+        label_may_be_text: whether a whole number in the label column of a csv file stays text.
+    """
+
+    texts: tuple[str, ...]
+    label: str | None = None
+    nested: tuple[str, ...] = ()
+    label_may_be_text: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.texts, *([self.label] if self.label else [])]
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class DatasetSpec:
         own: the entry describes own data, see `dataset.reading.own`. The label column holds the names of classes, also
             if they are numbers, and validation and test splits are found by their usual names.
         place: file or folder of own data.
+        opened: the splits of own data by name (`dataset.reading.stored.Stored`), if they were opened to describe it.
         summary: one line for `--help` and the README.
     """
 
@@ -82,6 +104,7 @@ class DatasetSpec:
     aliases: tuple[str, ...] = ()
     own: bool = False
     place: Path | None = None
+    opened: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     summary: str = ""
 
     def __post_init__(self) -> None:
@@ -104,7 +127,7 @@ class DatasetSpec:
         both_or_none = prompted == (self.response is not None or chooses)
         require(both_or_none, "has only one of prompt and response", "give both, or neither")
         require(not (chooses and self.response), "has both choices and a response", "leave one of them out")
-        read = {*self.nested, *((self.choices.group,) if chooses and self.choices.group else ())}
+        read = {*self.nested, *([self.choices.group] if self.choices and self.choices.group else [])}
         lacks = ", ".join(sorted(read - {*self.columns}))
         require(not lacks, f"has choices from other columns than its own ({lacks})", "name them in columns too")
         require(not (classifies and prompted), "classifies and has a prompt", "give columns or texts, and a label")
@@ -115,9 +138,9 @@ class DatasetSpec:
         require(not self.chat or (models and not prompted), "has conversations for another task", "leave chat out")
 
     @property
-    def read_columns(self) -> list[str]:
-        """The names of the columns that are read from a file."""
-        return [*self.columns, *([self.label_column] if self.label_column else [])]
+    def wanted(self) -> Wanted:
+        """The columns that are read from a file. The label of a question in own data may be the text of a choice."""
+        return Wanted(self.columns, self.label_column, self.nested, self.own and self.choices is not None)
 
     @property
     def num_labels(self) -> int:

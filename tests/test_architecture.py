@@ -106,6 +106,16 @@ def points_up(found: Import) -> bool:
     return found.package in LAYERS and LAYERS.index(found.package) > LAYERS.index(importer)
 
 
+#: What happens to rows, in this order: files to rows, rows to token ids, token ids to batches.
+STAGES = ("dataset.reading", "dataset.encoding", "dataset.batching")
+
+
+def points_to_a_later_stage(found: Import) -> bool:
+    importer = found.file.replace("/", ".")
+    here = next((index for index, stage in enumerate(STAGES) if importer.startswith(stage)), len(STAGES))
+    return found.module.startswith(STAGES[here + 1 :])
+
+
 def all_imports() -> list[Import]:
     files = ((path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in product_files())
     return [found for file, source in files for found in imports(source, file)]
@@ -118,6 +128,11 @@ class TestImports:
 
     def test_they_point_down(self, found: list[Import]) -> None:
         assert not [str(one) for one in found if points_up(one)]
+
+    def test_each_stage_of_the_data_knows_only_the_stages_before(self, found: list[Import]) -> None:
+        assert not [str(one) for one in found if points_to_a_later_stage(one)]
+        (wrong,) = imports("from dataset.encoding.encode import encode", "dataset/reading/x.py")
+        assert points_to_a_later_stage(wrong)
 
     def test_the_library_does_without_lightning_metrics_and_data_sets(self, found: list[Import]) -> None:
         ours = [one for one in found if one.file.startswith("heterolora/")]

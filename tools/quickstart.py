@@ -36,7 +36,7 @@ from actions.result.export import ALLOCATION
 from actions.run.console import say, set_log_level
 from actions.run.run_folder import ADAPTER, METRICS, new_folder
 from dataset import registry
-from dataset.reading.source import DATA_SEED
+from dataset.reading.stored import DATA_SEED
 from heterolora.common.files import check_writable
 from options.ranges import seed_range
 from tools import realloc_lora_rank

@@ -67,19 +67,20 @@ class ResumableLoader(DataLoader):
             # A loader draws a seed when it starts. Its own generator keeps the global random state unchanged.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
+        self._order = sampler
         self._epoch, self._position = -1, 0  # the epoch that was iterated, and its consumed batches
         self._identity = {**sampler.identity, **(identity or {})}
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._epoch, self._position = self.batch_sampler.epoch, self.batch_sampler.start
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # of any kind
+        self._epoch, self._position = self._order.epoch, self._order.start
         for batch in super().__iter__():
             self._position += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        sampler = self.batch_sampler
-        position = self._position if sampler.epoch == self._epoch else sampler.start
-        return {"epoch": sampler.epoch, "position": position, **self._identity}
+        epoch = self._order.epoch
+        position = self._position if epoch == self._epoch else self._order.start
+        return {"epoch": epoch, "position": position, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues after the last consumed batch, or with the next epoch if it was the last batch of its epoch.
@@ -94,4 +95,4 @@ class ResumableLoader(DataLoader):
                 )
         self._epoch = -1
         finished = state["position"] >= len(self)
-        self.batch_sampler.resume(state["epoch"] + finished, 0 if finished else state["position"])
+        self._order.resume(state["epoch"] + finished, 0 if finished else state["position"])

@@ -15,7 +15,7 @@ from dataset.batching.sampler import GlobalBatchSampler, epoch_order
 from dataset.encoding.encode import DEFAULT_LENGTH, FEW_SHOT_LENGTH, Lengths, cache_key, encode, lengths, truncated
 from dataset.encoding.few_shot import with_examples
 from dataset.encoding.identity import rows_digest, tokenizer_digest
-from dataset.reading.source import read_split, read_splits
+from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
 from heterolora.saliency.problem import Batch
 from options.data import DataOptions
@@ -31,29 +31,30 @@ class TextDataModule(pl.LightningDataModule):
     Raises UserError in the same cases as `dataset.reading.source.read_splits` and `dataset.encoding.render.render`.
     """
 
-    limits: Lengths  # resolved by `attach`
+    tokenizer: PreTrainedTokenizerBase  # set by `attach`, as `limits` is
+    limits: Lengths
 
     def __init__(self, spec: DatasetSpec, options: DataOptions, seed: int = 0) -> None:
         super().__init__()
         self.spec, self.options, self.seed = spec, options, seed
         self._cache = not options.disable_dataset_cache
-        saved_path = None if spec.own else options.dataset_saved_path
-        seed_of_rows = options.validation_seed if spec.own else None
-        self.splits = read_splits(spec, saved_path, self._cache, options.validation_share, seed_of_rows)
+        self.splits = read_splits(
+            spec,
+            None if spec.own else options.dataset_saved_path,
+            self._cache,
+            options.validation_share,
+            options.validation_seed if spec.own else None,
+            examples=self.few_shot > 0,
+        )
         if self.few_shot:
-            split = spec.choices.examples
-            source = self.splits.train if split is None else read_split(spec, split, saved_path, self._cache)
-            self.splits = with_examples(self.splits, spec, source, self.few_shot)
+            self.splits = with_examples(self.splits, spec, self.few_shot)
         self.validation_names, self.test_names = tuple(self.splits.validation), tuple(self.splits.test)
-        splits = [self.splits.train, *self.splits.validation.values(), *self.splits.test.values()]
-        distinct = {id(rows): rows for rows in splits}  # one split may serve as validation and test
-        self._digests = {name: rows_digest(rows, spec) for name, rows in distinct.items()}
-        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._digests = {id(rows): rows_digest(rows, spec) for rows in self.splits.each}
         self._tokenizer_digest = ""
         self._encoded: dict[int, Dataset] = {}  # by id of the raw split
 
     def attach(self, tokenizer: PreTrainedTokenizerBase, model_limit: int | None = None) -> None:
-        """Set the tokenizer, which has a pad token, and the number of positions of the model.
+        """Sets the tokenizer, which has a pad token, and the number of positions of the model.
 
         Raises UserError if the lengths exceed the model's limit, or leave no room for text.
         """
@@ -92,9 +93,10 @@ class TextDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Encodes the splits of a stage (`fit`, `validate`, `test`; `None`: all)."""
-        train, validation, test = [self.splits.train], self.splits.validation.values(), self.splits.test.values()
-        needed = {"fit": [*train, *validation], "validate": validation, "test": test}
-        for rows in [*train, *validation, *test] if stage is None else needed[stage]:
+        splits = self.splits
+        validation, test = splits.validation.values(), splits.test.values()
+        needed = {None: splits.each, "fit": [splits.train, *validation], "validate": validation, "test": test}
+        for rows in needed[stage]:
             self.encoded(rows)
 
     def encoded(self, rows: Dataset) -> Dataset:
@@ -114,14 +116,15 @@ class TextDataModule(pl.LightningDataModule):
 
         A question that lost examples only is not counted.
         """
+        encoded = self.encoded(rows)
         if self.spec.choices is not None:
-            return sum(self.encoded(rows)["cut"])
-        lengths = self.encoded(rows).with_format("numpy")["length"][:]
+            return sum(encoded["cut"])
         if self.spec.packed:
             return 0
+        found = _lengths(encoded)
         limit = self.limits.max_token_len if self.spec.task != "summarization" else 1  # a summary is cut before
-        longest = rows.select(np.flatnonzero(lengths >= limit))
-        return truncated(longest, lengths[lengths >= limit], self.spec, self.tokenizer) if len(longest) else 0
+        longest = np.flatnonzero(found >= limit)
+        return truncated(rows.select(longest), found[longest], self.spec, self.tokenizer) if len(longest) else 0
 
     def lost_examples(self, rows: Dataset) -> int:
         """The number of rows of one of `splits` that have fewer than `few_shot` examples."""
@@ -144,13 +147,11 @@ class TextDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """One for each of `validation_names`."""
-        whole = self.trainer is None or str(self.trainer.limit_val_batches) == "1.0"
-        return [self._evaluation_loader(rows, whole) for rows in self.splits.validation.values()]
+        return self._evaluation_loaders(self.splits.validation, "limit_val_batches")
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """One for each of `test_names`."""
-        whole = self.trainer is None or str(self.trainer.limit_test_batches) == "1.0"
-        return [self._evaluation_loader(rows, whole) for rows in self.splits.test.values()]
+        return self._evaluation_loaders(self.splits.test, "limit_test_batches")
 
     def train_batches_per_epoch(self, world: int) -> int:
         """Batches of an epoch on each of `world` processes."""
@@ -195,13 +196,17 @@ class TextDataModule(pl.LightningDataModule):
         """(rank, world) of this process."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _evaluation_loader(self, rows: Dataset, whole: bool) -> ResumableLoader:
-        """If the whole split is evaluated, rows of similar length share a batch: metrics do not depend on batches."""
-        encoded = self.encoded(rows)
-        lengths = _lengths(encoded) if whole else None
-        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place(), lengths=lengths)
-        summarises, chooses = self.spec.task == "summarization", self.spec.choices is not None
-        return self._loader(encoded, sampler, Collator(self.tokenizer, generate=summarises, choices=chooses))
+    def _evaluation_loaders(self, splits: Mapping[str, Dataset], limit: str) -> list[ResumableLoader]:
+        """If all rows are evaluated, those of similar length share a batch: metrics do not depend on batches."""
+        all_rows = self.trainer is None or str(getattr(self.trainer, limit)) == "1.0"
+        collate = Collator(self.tokenizer, self.spec.task == "summarization", self.spec.choices is not None)
+        loaders = []
+        for rows in splits.values():
+            encoded = self.encoded(rows)
+            lengths = _lengths(encoded) if all_rows else None
+            sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place(), lengths=lengths)
+            loaders.append(self._loader(encoded, sampler, collate))
+        return loaders
 
     def _loader(
         self,

@@ -93,5 +93,5 @@ def _first_row(data: TextDataModule, rows: Dataset) -> str:
 
 
 def _text(data: TextDataModule, ids: Sequence[int]) -> str:
-    text = data.tokenizer.decode(ids)
+    text = str(data.tokenizer.decode([*ids]))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
 # Rows are sorted by length within windows of up to this many global batches, and at most a quarter of the rows, so that
@@ -14,7 +15,7 @@ _WINDOW = 256
 
 
 def epoch_order(
-    n: int, seed: int, epoch: int, shuffle: bool = True, global_batch: int = 1, lengths: Sequence[int] | None = None
+    n: int, seed: int, epoch: int, shuffle: bool = True, global_batch: int = 1, lengths: ArrayLike | None = None
 ) -> np.ndarray:
     """Returns the order of the rows in an epoch, (n,) int64. Global batch j is its j-th slice of `global_batch` rows.
 
@@ -28,18 +29,18 @@ def epoch_order(
             within windows, and the full batches are shuffled. A short last batch stays last. Without `shuffle` all rows
             are sorted, the longest first. Equal lengths change nothing.
     """
-    lengths = None if lengths is None or n == 0 or np.ptp(lengths) == 0 else np.asarray(lengths)
+    sizes = None if lengths is None or n == 0 or np.ptp(lengths) == 0 else np.asarray(lengths)
     if not shuffle:
-        return np.arange(n) if lengths is None else np.argsort(-lengths, kind="stable")
+        return np.arange(n) if sizes is None else np.argsort(-sizes, kind="stable")
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(n)
-    if lengths is None:
+    if sizes is None:
         return order
     global_batch = min(global_batch, n)
     window = global_batch * max(1, min(n // (4 * global_batch), _WINDOW))
     for start in range(0, n, window):
         part = order[start : start + window]
-        order[start : start + window] = part[np.argsort(-lengths[part], kind="stable")]
+        order[start : start + window] = part[np.argsort(-sizes[part], kind="stable")]
     full = n // global_batch
     batches = order[: full * global_batch].reshape(full, global_batch)
     return np.concatenate([batches[rng.permutation(full)].reshape(-1), order[full * global_batch :]])
@@ -63,7 +64,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
     rank: int = 0
     world: int = 1  # number of processes
     shuffle: bool = False
-    lengths: Sequence[int] | None = None
+    lengths: ArrayLike | None = None
     accumulate: int = 1  # batches of an optimizer step, whose rows have similar lengths together
     epoch: int = field(default=0, init=False)  # of the next iteration
     start: int = field(default=0, init=False)  # the first batch of the next iteration

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dataset.reading.conversations import _FORM, ASSISTANT, TOOLS, Message, _is_learned
+from dataset.reading.conversations import ASSISTANT, FORM, TOOLS, Message, is_learned
 from heterolora.common.errors import UserError
 
 Span = tuple[int, int]  # start, end
@@ -47,7 +48,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
                 "use a model that was tuned for tools, or leave the conversation out",
             )
         marks = "{% generation" in template or "{%- generation" in template
-        if marks and all(_is_learned(message) for message in messages if message["role"] == ASSISTANT):
+        if marks and all(is_learned(message) for message in messages if message["role"] == ASSISTANT):
             ids, learned = _marked_by_template(tokenizer, messages)
         else:
             ids, learned = _marked_by_turns(tokenizer, messages)
@@ -60,7 +61,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
         ) from error
     spans = _runs(learned)
     if not spans:
-        raise UserError(f"no token is left of the answers in the conversation {conversation[:80]}", _FORM)
+        raise UserError(f"no token is left of the answers in the conversation {conversation[:80]}", FORM)
     first, answer = spans[0][0], spans[0][1] - spans[0][0]
     # Three quarters of the row are enough for an answer; the rest is for what comes before it.
     dropped = max(0, first - (limit - min(answer, limit - max(1, limit // 4)))) if len(ids) > limit else 0
@@ -70,7 +71,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
 
 def _marked_by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
     """The ids, and 1 for each token inside the template's own marks `{% generation %}`."""
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     return list(encoded["input_ids"]), list(encoded["assistant_masks"])
 
 
@@ -78,11 +79,11 @@ def _marked_by_turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
     """The ids, and 1 for each token that the template adds after the prompt of an assistant's turn."""
 
     def text_of(count: int, prompt: bool = False) -> str:
-        return tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt)
+        return str(tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt))
 
     whole, turns = text_of(len(messages)), []
     for index, message in enumerate(messages):
-        if _is_learned(message):
+        if is_learned(message):
             after = text_of(index + 1)
             if index > 0:
                 start = len(before := text_of(index, prompt=True))

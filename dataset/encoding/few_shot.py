@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from itertools import repeat
 
 from datasets import Dataset
 
@@ -20,21 +19,18 @@ from dataset.spec import DatasetSpec
 BETWEEN = "\n\n"  # after each example
 
 
-def with_examples(splits: Splits, spec: DatasetSpec, source: Dataset, count: int) -> Splits:
+def with_examples(splits: Splits, spec: DatasetSpec, count: int) -> Splits:
     """Returns the splits with up to `count` examples for each measured row, as the column `EXAMPLES`.
 
-    `source` are the rows that the examples come from. Training rows have no examples. Raises UserError in the same
-    cases as `dataset.encoding.render.render`.
+    Training rows have no examples. Raises UserError in the same cases as `dataset.encoding.render.render`.
     """
-    pool = _pool(spec, source, count + 1)
-    measured = {id(rows): rows for rows in (*splits.validation.values(), *splits.test.values())}
-    made = {key: _exemplified(rows, spec, pool, count) for key, rows in measured.items()}
-
-    def of(named: Any) -> dict[str, Dataset]:
-        return {name: made[id(rows)] for name, rows in named.items()}
-
-    train = made.get(id(splits.train), splits.train)  # the same rows if all of them are measured
-    return replace(splits, train=train, validation=of(splits.validation), test=of(splits.test))
+    pool = _pool(spec, splits.examples, count + 1)
+    made: dict[int, Dataset] = {}  # by id of the split: one may serve as validation and test
+    for rows in (*splits.validation.values(), *splits.test.values()):
+        if id(rows) not in made:
+            others = ([each for each in pool.get(group, ()) if each != own] for group, own in _solved(spec, rows))
+            made[id(rows)] = rows.add_column(EXAMPLES, [json.dumps(each[:count]) for each in others])
+    return splits.replaced(lambda rows: made.get(id(rows), rows))
 
 
 def _pool(spec: DatasetSpec, source: Dataset, most: int) -> dict[str | None, list[str]]:
@@ -44,24 +40,15 @@ def _pool(spec: DatasetSpec, source: Dataset, most: int) -> dict[str | None, lis
         found = pool.setdefault(group, [])
         if len(found) < most and example not in found:
             found.append(example)
-        if spec.choices.group is None and len(found) == most:
+        if group is None and len(found) == most:  # all rows are of this group
             break
     return pool
 
 
-def _exemplified(rows: Dataset, spec: DatasetSpec, pool: dict[str | None, list[str]], count: int) -> Dataset:
-    columns = [
-        json.dumps([example for example in pool.get(group, ()) if example != own][:count])
-        for group, own in _solved(spec, rows)
-    ]
-    return rows.add_column(EXAMPLES, columns)
-
-
 def _solved(spec: DatasetSpec, rows: Dataset) -> Iterator[tuple[str | None, str]]:
-    """Yields the group of each row, and its prompt with the right choice."""
-    column = spec.choices.group
-    groups = iter(rows[column]) if column is not None else None
-    for batch in rendered(rows, spec):
-        for row in batch.to_pylist():
-            right = json.loads(row["choices"])[row["label"]]
-            yield None if groups is None else next(groups), f"{row['prompt']}{spec.cue}{right}"
+    """Yields the group of each row, or None, and its prompt with the right choice."""
+    column = spec.choices.group if spec.choices else None
+    groups = repeat(None) if column is None else iter(rows[column])
+    texts = (row for batch in rendered(rows, spec) for row in batch.to_pylist())
+    for group, row in zip(groups, texts, strict=False):
+        yield group, f"{row['prompt']}{spec.cue}{json.loads(row['choices'])[row['label']]}"

@@ -57,7 +57,7 @@ def encode_questions(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
     """
     questions = [_Question.of(row) for row in render(spec, rows).to_pylist()]
     start, prefix = start_of(tokenizer), end_of(tokenizer)
-    encoded: list[dict[str, Any] | None] = [None] * len(questions)
+    encoded: dict[int, dict[str, Any]] = {}  # by the place in `questions`
     waiting = list(range(len(questions)))
     while waiting:
         tokens = iter(ids_of(tokenizer, [text for each in waiting for text in questions[each].texts(spec.cue)]))
@@ -73,8 +73,8 @@ def encode_questions(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
                 encoded[each] = _row(question, start, prompt, choices, limit, prefix)
             else:
                 questions[each] = replace(question, shots=question.shots - 1)
-        waiting = [each for each in waiting if encoded[each] is None]
-    return {name: [row[name] for row in encoded] for name in encoded[0]}
+        waiting = [each for each in waiting if each not in encoded]
+    return {name: [encoded[each][name] for each in range(len(questions))] for name in encoded[0]}
 
 
 def _row(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
 
-from dataset.choices import expected_label, is_ambiguous, place_of
-from dataset.reading.content import check_characters
-from dataset.spec import DatasetSpec, Row
+from dataset.choices import Choices, expected_label, is_ambiguous, place_of
+from dataset.reading.json_files import check_characters
+from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, shown
 
 EXAMPLES = "few-shot examples"  # a column of raw rows: a JSON list of texts, see `dataset.encoding.few_shot`
@@ -33,14 +33,12 @@ def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
     Raises UserError if a function of the entry fails, or returns anything but texts.
     """
     if spec.choices is not None:
-        return _questions(spec, rows, first)
+        return _questions(spec, spec.choices, rows, first)
     if spec.prompt is not None:
-        listed = rows.to_pylist()
         functions = {"prompt": spec.prompt, "response": spec.response}
-        texts = {name: _strings(spec, name, function, listed, first) for name, function in functions.items()}
+        texts = {name: _strings(spec, name, function, rows.to_pylist(), first) for name, function in functions.items()}
     elif spec.texts is not None:
-        expected = "it must return the same number of texts, 1 or 2"
-        pairs = _results(spec, "texts", spec.texts, rows.to_pylist(), first, _is_texts, expected)
+        pairs = _results(spec, "texts", spec.texts, rows.to_pylist(), first)
         texts = {name: pa.array(column, pa.large_string()) for name, column in _named(zip(*pairs, strict=True))}
     else:
         texts = dict(_named(rows[column] for column in spec.columns))
@@ -59,14 +57,11 @@ def _named(columns: Any) -> Iterator[tuple[str, Any]]:
     return zip(("text", "pair"), columns, strict=False)
 
 
-def _questions(spec: DatasetSpec, table: pa.Table, first: int) -> pa.Table:
+def _questions(spec: DatasetSpec, chosen: Choices, table: pa.Table, first: int) -> pa.Table:
     """Returns the texts of multiple choice, as `render` describes them."""
-    chosen, rows = spec.choices, _decoded(spec, table, first)
-    header = chosen.header or (lambda row: "")
-    choices = _results(spec, "choices", chosen.texts, rows, first, _are_choices, "it must return at least two texts")
-    keys = [None] * len(rows)
-    if chosen.keys is not None:
-        keys = _results(spec, "keys", chosen.keys, rows, first, _is_list, "it must return a list")
+    rows = _decoded(spec, table, first)
+    choices = _results(spec, "choices", chosen.texts, rows, first)
+    keys = _results(spec, "keys", chosen.keys, rows, first) if chosen.keys else [None] * len(rows)
     right = [
         _right(f"row {index} of data set '{spec.name}'", spec.label, *of_row)
         for index, of_row in enumerate(zip(table[spec.label].to_pylist(), choices, keys, strict=True), first)
@@ -74,7 +69,7 @@ def _questions(spec: DatasetSpec, table: pa.Table, first: int) -> pa.Table:
     empty = pa.array(["[]"] * len(rows), pa.large_string())
     return pa.table(
         {
-            "header": _strings(spec, "header", header, rows, first),
+            "header": _strings(spec, "header", chosen.header or (lambda row: ""), rows, first),
             "examples": table[EXAMPLES] if EXAMPLES in table.column_names else empty,
             "prompt": _strings(spec, "prompt", spec.prompt, rows, first),
             "choices": pa.array([json.dumps([*texts]) for texts in choices], pa.large_string()),
@@ -114,41 +109,33 @@ def _decoded(spec: DatasetSpec, table: pa.Table, first: int) -> list[dict[str, A
     return rows
 
 
-def _strings(
-    spec: DatasetSpec, name: str, function: Callable[[Row], Any], rows: list[dict[str, Any]], first: int
-) -> pa.Array:
-    made = _results(spec, name, function, rows, first, _is_text, "it must return text")
-    return pa.array(made, pa.large_string())
+def _strings(spec: DatasetSpec, name: str, function: Any, rows: list[dict[str, Any]], first: int) -> pa.Array:
+    return pa.array(_results(spec, name, function, rows, first), pa.large_string())
 
 
-def _are_choices(result: object, _: list[Any]) -> bool:
-    return isinstance(result, tuple | list) and len(result) > 1 and all(isinstance(text, str) for text in result)
+def _are_texts(result: Any) -> bool:
+    return isinstance(result, tuple | list) and all(isinstance(text, str) for text in result)
 
 
-def _is_list(result: object, _: list[Any]) -> bool:
-    return isinstance(result, tuple | list)
+_TEXT: tuple[Callable[[Any], bool], str] = (lambda result: isinstance(result, str), "it must return text")
+#: A function of the entry -> whether its result is right, and what is right.
+_RETURNS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "prompt": _TEXT,
+    "response": _TEXT,
+    "header": _TEXT,
+    "texts": (
+        lambda result: _are_texts(result) and len(result) in (1, 2),
+        "it must return the same number of texts, 1 or 2",
+    ),
+    "choices": (lambda result: _are_texts(result) and len(result) > 1, "it must return at least two texts"),
+    "keys": (lambda result: isinstance(result, tuple | list), "it must return a list"),
+}
 
 
-def _is_text(result: object, _: list[Any]) -> bool:
-    return isinstance(result, str)
-
-
-def _is_texts(result: object, earlier: list[Any]) -> bool:
-    several = isinstance(result, tuple | list) and all(isinstance(text, str) for text in result)
-    return several and len(result) in ({len(earlier[0])} if earlier else {1, 2})
-
-
-def _results(
-    spec: DatasetSpec,
-    name: str,
-    function: Callable[[Row], Any],
-    rows: list[dict[str, Any]],
-    first: int,
-    valid: Callable[[object, list[Any]], bool],
-    expected: str,
-) -> list[Any]:
+def _results(spec: DatasetSpec, name: str, function: Any, rows: list[dict[str, Any]], first: int) -> list[Any]:
     """Returns what a function of the entry, which is called `name`, returns for each row."""
     results: list[Any] = []
+    is_right, expected = _RETURNS[name]
     for index, row in enumerate(rows, first):
         try:
             result = function(row)
@@ -157,7 +144,7 @@ def _results(
         except Exception as error:
             found = f"'{name}' of data set '{spec.name}' fails for row {index} ({type(error).__name__}: {error})"
             raise UserError(found, "correct the entry or the row") from error
-        if not valid(result, results):
+        if not is_right(result) or (name == "texts" and results and len(result) != len(results[0])):
             raise UserError(f"'{name}' of data set '{spec.name}' returns {result!r} for row {index}", expected)
         results.append(result)
     return results

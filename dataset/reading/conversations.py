@@ -6,17 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataset.reading.content import check_characters
+from dataset.reading.json_files import check_characters
 from heterolora.common.errors import UserError, shown
 
 ASSISTANT, TOOLS = "assistant", "tool_calls"
-
-
-_FORM = 'a conversation is a list of {"role": "user" or "assistant" or "system", "content": text}'
-
-
+FORM = 'a conversation is a list of {"role": "user" or "assistant" or "system", "content": text}'
 _AUTHORS = {"human": "user", "user": "user", "gpt": ASSISTANT, ASSISTANT: ASSISTANT, "system": "system"}  # of ShareGPT
-
 
 Message = dict[str, Any]
 
@@ -32,19 +27,19 @@ def _as_json(where: str, value: Any) -> str:
             value = json.loads(value)
             check_characters(where, value)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} has messages that are not JSON", _FORM) from error
+            raise UserError(f"{where} has messages that are not JSON", FORM) from error
     else:
         value = _without_nulls(value)
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where} has {shown(value)[:60]} for messages", _FORM)
+        raise UserError(f"{where} has {shown(value)[:60]} for messages", FORM)
     messages = []
     for turn, found in enumerate(value, 1):
         message = _with_role(f"turn {turn} in {where}", found)
         if not _is_message(message):
-            raise UserError(f"turn {turn} in {where} is {shown(message)[:60]}", _FORM)
+            raise UserError(f"turn {turn} in {where} is {shown(message)[:60]}", FORM)
         kept = {key: each for key, each in message.items() if each is not None and (key != TOOLS or each)}
         messages.append({"content": "", **kept})
-    if not any(_is_learned(message) and (message["content"] or TOOLS in message) for message in messages):
+    if not any(is_learned(message) and (message["content"] or TOOLS in message) for message in messages):
         raise UserError(f"{where} has no turn of the role '{ASSISTANT}'", "the loss is taken on its turns")
     return json.dumps(messages, default=str)  # a turn may have a time
 
@@ -56,7 +51,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def _is_learned(message: Message) -> bool:
+def is_learned(message: Message) -> bool:
     """Whether the loss is taken on a turn. As in OpenAI's files, a turn of weight 0 is only read."""
     return message["role"] == ASSISTANT and message.get("weight", 1) != 0
 

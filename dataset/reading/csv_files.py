@@ -1,118 +1,155 @@
-"""Reads csv and tsv files with Arrow, and refuses what it would read in another way than it is meant."""
+"""csv and tsv files. A file is parsed once, as text, and Arrow then finds the types of its columns.
+
+Python's parser says which line is wrong. Arrow's would join the rows between two quotation marks that belong to the
+text.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from dataset.reading.content import LARGEST_FILE, empty, line_of, utf8, wanted_columns
-from dataset.reading.kinds import ColumnKind, kinds
-from dataset.spec import DatasetSpec
+from dataset.reading.columns import ColumnKind, check_present, kinds_of
+from dataset.reading.row_file import BATCH, FIRST, RowFile, empty, no_rows
+from dataset.spec import Wanted
 from heterolora.common.errors import UserError, shown
 
-_BLOCK = 64 * 2**20  # bytes of the start of a file, which must hold its first row
+_ENDS = "\r\n"
+_LARGEST_CELL = 2**30  # characters
 _CODE = r"^\s*[+-]?0[0-9xX]|^\s*[0-9]+[eE][0-9]+\s*$"  # of a label: 01, 0x1F and 1E5 are names, and no numbers
 
 
-def read_csv(path: Path, spec: DatasetSpec, delimiter: str = ",") -> pa.Table:
-    """Reads a csv file with a header. Text columns are text whatever they look like, and an empty cell is no null."""
-    text = utf8(path)
-    content = text.encode()
-    if (nul := content.find(b"\0")) >= 0:
-        raise UserError(f"line {line_of(content, nul)} of '{path}' holds a NUL byte", "give text in UTF-8")
-    table = _parsed(path, content, delimiter, spec.columns)
-    _check_quotes(path, text, delimiter)
-    table = table.select(wanted_columns(path, table.column_names, spec))
-    if spec.label_column is None or kinds(table.schema)[spec.label_column] not in ("whole numbers", "real numbers"):
-        return table
-    as_text = _parsed(path, content, delimiter, [spec.label_column])[spec.label_column]
-    # A whole number may be the text of a choice or its place. Only text is checked for that.
-    may_be_text = spec.own and spec.choices is not None and pa.types.is_integer(table[spec.label_column].type)
-    if not (may_be_text or pc.any(pc.match_substring_regex(as_text, _CODE)).as_py()):
-        return table
-    return table.set_column(table.column_names.index(spec.label_column), spec.label_column, as_text)
+class Csv(RowFile):
+    """A csv file with a header. `table` goes on where `columns` has stopped."""
+
+    mark, mark_name, other_marks = ",", "comma", ";\t|"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._begun: Iterator[pa.Table] | None = None  # what `columns` has read, and the rest of the file
+
+    def _columns(self) -> dict[str, ColumnKind]:
+        batches = self._batches()
+        head = [*islice(batches, 1 + FIRST // BATCH)]
+        self._begun = chain(head, batches)
+        schema = _typed(pa.concat_tables(head)).schema
+        if all(map(pa.types.is_null, schema.types)):
+            raise empty(self.path)
+        self._check_mark(schema.names)
+        return kinds_of(schema)
+
+    def _table(self, wanted: Wanted) -> pa.Table:
+        """Returns the wanted columns. Texts are text whatever they look like, and an empty cell is no null."""
+        batches, self._begun = self._begun or self._batches(), None
+        head = [*islice(batches, 2)]  # rows of another width than the header are named before a missing column
+        check_present(self.path, wanted, head[0].column_names)
+        table = pa.concat_tables(batch.select(wanted.columns) for batch in chain(head, batches))
+        if wanted.label is None:
+            return table
+        labels = _labels(table.select([wanted.label]), wanted.label_may_be_text)
+        return table.set_column(table.num_columns - 1, wanted.label, labels)
+
+    def _batches(self) -> Iterator[pa.Table]:
+        """Yields the rows as text, after a table of the header without rows."""
+        rows = self._rows()
+        if not (header := _next(rows, 1)):
+            raise empty(self.path)
+        yield no_rows(header[0])
+        while part := _next(rows, BATCH):
+            cells = (pa.array(column, pa.string()) for column in zip(*part, strict=True))
+            yield pa.Table.from_arrays([*cells], names=header[0])
+
+    def _rows(self) -> Iterator[list[str]]:
+        """Yields the cells of the header and of each row. Blank lines are no rows."""
+        lines: list[str] = []  # of the row
+        rows = csv.reader(self._texts(lines), delimiter=self.mark, strict=True)
+        header: list[str] = []
+        try:
+            for number, row in enumerate(filter(None, rows), 1):
+                header = header or row
+                if len(row) != len(header):
+                    raise UserError(
+                        f"row {number} of '{self.path}' (the header is row 1) has {len(row)} columns, and the header "
+                        f"has {len(header)}: {shown(''.join(lines).strip(_ENDS))[:80]}",
+                        f"separate columns by a {self.mark_name}, and put text that holds a {self.mark_name} into "
+                        "quotation marks",
+                    )
+                if self.mark == "\t" and any("\t" in cell for cell in row):
+                    raise UserError(
+                        f"line {rows.line_num} of '{self.path}': a cell between quotation marks holds a tab",
+                        "write a quotation mark that belongs to the text twice, in a cell between quotation marks",
+                    )
+                yield row
+                lines.clear()
+        except csv.Error as error:
+            self._check_mark(header)
+            raise UserError(
+                f"line {rows.line_num} of '{self.path}': {error}",
+                "a cell that begins with a quotation mark ends with one, and others inside are written twice",
+            ) from error
+
+    def _texts(self, taken: list[str]) -> Iterator[str]:
+        """Yields the lines, and appends them to `taken`."""
+        for number, text in self._lines("put each row on a line of its own"):
+            if "\0" in text:
+                raise UserError(f"line {number} of '{self.path}' holds a NUL byte", "give text in UTF-8")
+            for line in io.StringIO(text, newline="") if "\r" in text else (text,):  # old files end their lines with it
+                taken.append(line)
+                yield line
+
+    def _check_mark(self, header: list[str]) -> None:
+        """Raises UserError if the only name in the header holds another mark between columns."""
+        if len(header) == 1 and (wrong := next((mark for mark in self.other_marks if mark in header[0]), None)):
+            raise UserError(
+                f"'{self.path}' has one column, {shown(header[0])[:60]}",
+                f"separate columns by a {self.mark_name}, not by {wrong!r}",
+            )
 
 
-def _parsed(path: Path, content: bytes, delimiter: str, texts: Sequence[str]) -> pa.Table:
-    with _parsing(path, delimiter) as parse_options:
-        return arrow_csv.read_csv(
-            pa.BufferReader(content),
-            # One block, so that the type of a column does not depend on its first rows alone.
-            arrow_csv.ReadOptions(use_threads=False, block_size=len(content) + 1),
-            parse_options,
-            arrow_csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False),
-        )
+class Tsv(Csv):
+    """A tsv file. A tab between quotation marks says that the marks belong to the text."""
+
+    mark, mark_name, other_marks = "\t", "tab", ",;|"
 
 
-def columns_of_csv(path: Path) -> dict[str, ColumnKind]:
-    """Returns the columns, from the first rows. Raises UserError if it has none, or if another mark separates them."""
-    utf8(path)  # pyarrow cannot show a row that is no text
-    with _parsing(path, "\t" if path.suffix == ".tsv" else ",") as parse_options:
-        schema = arrow_csv.open_csv(
-            path,
-            arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK),
-            parse_options,
-            arrow_csv.ConvertOptions(strings_can_be_null=False),
-        ).schema
-    if all(map(pa.types.is_null, schema.types)):
-        raise empty(path)
-    separators = {".csv": ("comma", ";\t|"), ".tsv": ("tab", ",;|")}
-    right, wrong = separators[path.suffix]
-    if len(schema) == 1 and (mark := next((mark for mark in wrong if mark in schema.names[0]), None)):
-        raise UserError(
-            f"'{path}' has one column, {shown(schema.names[0])[:60]}", f"separate columns by a {right}, not by {mark!r}"
-        )
-    return kinds(schema)
+def _typed(texts: pa.Table) -> pa.Table:
+    """Returns the columns with the types that Arrow's reader finds in all of their cells. An empty cell has no type."""
+    written = pa.BufferOutputStream()
+    arrow_csv.write_csv(texts, written)
+    content = written.getvalue()
+    return arrow_csv.read_csv(
+        pa.BufferReader(content),
+        # One block, so that the type of a column does not depend on its first rows alone.
+        arrow_csv.ReadOptions(use_threads=False, block_size=len(content) + 1),
+        arrow_csv.ParseOptions(newlines_in_values=True),
+        arrow_csv.ConvertOptions(strings_can_be_null=False),
+    )
 
 
-def _check_quotes(path: Path, text: str, delimiter: str) -> None:
-    """Raise UserError if a cell goes on after its closing quotation mark, or if one of a tsv file holds a tab. Then the
-    marks belong to the text, and Arrow would join the rows between two of them.
+def _labels(texts: pa.Table, may_be_text: bool) -> pa.ChunkedArray:
+    """Returns the labels with the type of their cells, or as text if one is a code such as 01.
+
+    `may_be_text`: a whole number may be the text of a choice or its place, and only text is checked for that.
     """
-    if '"' not in text:
-        return
-    longest = csv.field_size_limit(LARGEST_FILE)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    typed = _typed(texts)
+    (kind,) = kinds_of(typed.schema).values()
+    if kind == "whole numbers" and may_be_text:
+        return texts[0]
+    is_number = kind in ("whole numbers", "real numbers")
+    return texts[0] if is_number and pc.any(pc.match_substring_regex(texts[0], _CODE)).as_py() else typed[0]
+
+
+def _next(rows: Iterator[list[str]], count: int) -> list[list[str]]:
+    """Returns the next rows of a csv reader, which takes long cells here only."""
+    longest = csv.field_size_limit(_LARGEST_CELL)
     try:
-        for row in rows:
-            if delimiter == "\t" and any("\t" in cell for cell in row):
-                raise UserError(
-                    f"line {rows.line_num} of '{path}': a cell between quotation marks holds a tab",
-                    "write a quotation mark that belongs to the text twice, in a cell between quotation marks",
-                )
-    except csv.Error as error:
-        raise UserError(
-            f"line {rows.line_num} of '{path}': {error}",
-            "a cell that begins with a quotation mark ends with one, and others inside are written twice",
-        ) from error
+        return list(islice(rows, count))
     finally:
         csv.field_size_limit(longest)
-
-
-@contextmanager
-def _parsing(path: Path, delimiter: str) -> Iterator[arrow_csv.ParseOptions]:
-    """The options to parse a csv file. Raises UserError if the block finds a row of another width than the header."""
-    wrong: list[arrow_csv.InvalidRow] = []
-
-    def refuse(row: arrow_csv.InvalidRow) -> str:
-        wrong.append(row)
-        return "error"
-
-    try:
-        yield arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse)
-    except pa.ArrowInvalid as error:
-        if not wrong:
-            raise
-        row, mark = wrong[0], "tab" if delimiter == "\t" else "comma"
-        raise UserError(
-            f"row {row.number} of '{path}' (the header is row 1) has {row.actual_columns} columns, and the header has "
-            f"{row.expected_columns}: {shown(row.text)[:80]}",
-            f"separate columns by a {mark}, and put text that holds a {mark} into quotation marks",
-        ) from error

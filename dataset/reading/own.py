@@ -12,16 +12,13 @@ from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataset import registry
 from dataset.choices import GAP, Choices
 from dataset.reading.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
+from dataset.reading.splits import SUFFIXES, files_by_split
 from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Row, Task
 from options.data import OwnDataOptions
-
-if TYPE_CHECKING:
-    pass
 
 CUE = "\n"  # between prompt and response
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -29,12 +26,20 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 def name_of(dataset: str) -> str:
     """Returns the name of a data set: of its entry, or of its file, folder or repository."""
-    if registry.is_known(dataset):
-        return registry.get(dataset).name
-    from dataset.reading.files import READERS
-
+    if (entry := registry.find(dataset)) is not None:
+        return entry.name
     place = Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset))
-    return place.stem if place.suffix in READERS else place.name  # v1.0 is a name
+    return place.stem if place.suffix in SUFFIXES else place.name  # v1.0 is a name
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two values of `--dataset` name the same data set, perhaps by different paths or an alias."""
+
+    def resolved(dataset: str) -> str:
+        entry = registry.find(dataset)
+        return os.path.realpath(os.path.expanduser(dataset)) if entry is None else entry.name
+
+    return resolved(one) == resolved(other)
 
 
 def check_name(dataset: str) -> None:
@@ -64,20 +69,21 @@ def describe(
     if roles is not None and not (roles.classifies and needs_labels):
         return _described(dataset, own, roles, labels)
     from dataset.reading.labels import found_labels
-    from dataset.reading.source import stored_splits
+    from dataset.reading.stored import stored_splits
 
     name, of_any_roles = name_of(dataset), roles or Roles("causal_language_modeling", ("text",))
-    stored = stored_splits(_spec(dataset, of_any_roles, ()))
-    train = stored["train"] if "train" in stored else next(iter(stored.values()))
+    opened = stored_splits(_spec(dataset, of_any_roles, ()))
+    train = opened["train"] if "train" in opened else next(iter(opened.values()))
     columns = train.columns()
     roles = roles or roles_of(columns, own, task, name)
     check_columns(roles, columns, name)
-    if roles.classifies and needs_labels:
-        rows = train.read(_spec(dataset, roles, ()), cache)
+    if roles.label is not None and roles.classifies and needs_labels:
+        rows = train.read(_spec(dataset, roles, ()).wanted, cache)
         labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
         if labels and {*labels} <= {*classes}:
             labels = classes
-    return _described(dataset, own, roles, labels)
+    spec, filled = _described(dataset, own, roles, labels)
+    return replace(spec, opened=opened), filled
 
 
 def _described(
@@ -137,31 +143,15 @@ def _on_hub(dataset: str) -> bool:
 
 
 def _is_path(dataset: str) -> bool:
-    from dataset.reading.files import READERS
-
-    return dataset.startswith((".", "/", "~")) or os.path.exists(dataset) or Path(dataset).suffix in READERS
+    return dataset.startswith((".", "/", "~")) or os.path.exists(dataset) or Path(dataset).suffix in SUFFIXES
 
 
 def _is_txt(place: Path) -> bool:
-    """Whether the training rows are the lines of txt files, which `dataset.reading.folder` finds in the same way."""
-    from dataset.reading.splits import holds_rows, split_of
-
+    """Whether the training rows are the lines of txt files, which `dataset.reading.stored` finds in the same way."""
     folder = Path(os.path.expanduser(place))
     if not folder.is_dir():
         return place.suffix == ".txt"
     for inside in (folder, folder / "data"):
-        suffixes = {split_of(path): path.suffix for path in inside.glob("*") if holds_rows(path)}
-        if suffixes:
+        if suffixes := {split: paths[0].suffix for split, paths in files_by_split(inside).items()}:
             return suffixes.get("train", min(suffixes.values())) == ".txt"
     return False
-
-
-def same_data(one: str, other: str) -> bool:
-    """Whether two values of `--dataset` name the same data set, perhaps by different paths."""
-    return _identity(one) == _identity(other)
-
-
-def _identity(dataset: str) -> str:
-    if registry.is_known(dataset):
-        return registry.get(dataset).name
-    return os.path.realpath(os.path.expanduser(dataset))

@@ -14,7 +14,7 @@ from options.data import OwnDataOptions
 from options.declare import flag_of
 
 if TYPE_CHECKING:
-    from dataset.reading.kinds import ColumnKind
+    from dataset.reading.columns import ColumnKind
 
 #: The names of columns that are recognised without options. Capitals and spaces around a name do not matter.
 TEXT, LABEL, MESSAGES = "text", "label", ("messages", "conversations")
@@ -46,7 +46,8 @@ class Roles:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.texts or ((self.messages,) if self.messages else (*self.prompt, self.response or self.choices))
+        last = self.response or self.choices or self.messages
+        return self.texts or (*self.prompt, *((last,) if last else ()))
 
     @property
     def classifies(self) -> bool:
@@ -55,8 +56,10 @@ class Roles:
 
 def split_names(text: str | None) -> tuple[str, ...]:
     """Returns names that commas separate. A name with a comma is in quotation marks, as in a csv file."""
+    if text is None:
+        return ()
     try:
-        return () if text is None else tuple(next(csv.reader([text], skipinitialspace=True), ()))
+        return tuple(next(csv.reader([text], skipinitialspace=True), ()))
     except csv.Error as error:
         raise UserError(f"'{text[:60]}' cannot be read as names ({error})", "separate names by commas") from error
 
@@ -180,8 +183,8 @@ def _texts(columns: Mapping[str, ColumnKind], label: str | None) -> tuple[str, .
 def _answers(prompt: tuple[str, ...], response: str, task: Task | None) -> Roles:
     if response in prompt:
         raise UserError(f"--prompt-column and --response-column are both {response}", "give two columns")
-    summary = "summarization" if task == "summarization" else "causal_language_modeling"
-    return Roles(summary, prompt=prompt, response=response)
+    found: Task = "summarization" if task == "summarization" else "causal_language_modeling"
+    return Roles(found, prompt=prompt, response=response)
 
 
 def _questions(choices: str, prompt: tuple[str, ...], label: str | None, task: Task | None) -> Roles | None:

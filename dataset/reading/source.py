@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import datasets
 import numpy as np
 from datasets import Dataset, Value
 
-from dataset.reading.content import empty
 from dataset.reading.conversations import conversations
-from dataset.reading.folder import WHOLE, Stored, file_or_folder, saved_splits
-from dataset.reading.folder import Splits as StoredSplits
 from dataset.reading.labels import are_hidden, label_ids
+from dataset.reading.row_file import empty
 from dataset.reading.splits import VALIDATION
+from dataset.reading.stored import DATA_SEED, UNNAMED, StoredSplits, stored_splits
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, nearest
-from heterolora.common.outside import reading
 from options.data import HELD_OUT
 
-# The data of an entry do not depend on `--seed`: a `test` with another seed would score rows of the training split.
-DATA_SEED = 0
 _TEST = "test"  # the usual name of this split
-_BESIDE = ("tools", "functions", "system", "system_prompt", "history")
+_BESIDE = (
+    "tools",
+    "functions",
+    "system",
+    "system_prompt",
+    "history",
+)  # columns that other programs put before a prompt
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,21 @@ class Splits:
     train: Dataset  # in file order
     validation: Mapping[str, Dataset]  # by name, in the entry's order
     test: Mapping[str, Dataset]  # by name; the validation splits if there is no test split with labels
+    examples: Dataset  # what the examples of `--few-shot` come from
     notes: tuple[str, ...]  # decisions that the user should know, one sentence each
     validated: bool = True  # False if no rows were held out, and `validation` is what `test` measures
     held_out: bool = False  # whether `validation` are rows of the training split that were held out
+
+    def replaced(self, make: Callable[[Dataset], Dataset]) -> Splits:
+        """Returns the splits with what `make` returns for each of them."""
+        validation, test = ({name: make(rows) for name, rows in of.items()} for of in (self.validation, self.test))
+        return replace(self, train=make(self.train), validation=validation, test=test)
+
+    @property
+    def each(self) -> list[Dataset]:
+        """The training, validation and test splits. One split may serve as several of them, and is there once."""
+        splits = (self.train, *self.validation.values(), *self.test.values())
+        return [*{id(rows): rows for rows in splits}.values()]
 
 
 def read_splits(
@@ -47,6 +61,7 @@ def read_splits(
     cache: bool = True,
     share: float = HELD_OUT,
     seed: int | None = None,
+    examples: bool = False,
 ) -> Splits:
     """Reads and checks the splits of `spec`, from `saved_path` if given, else from its place, generator or the hub.
 
@@ -60,32 +75,32 @@ def read_splits(
         share: of the training rows, to hold out where there is no validation split. 0: nothing is held out, and the
             test split, or all rows if there is one split only, is the only measured one.
         seed: of the rows to hold out. None: the same rows in every run.
+        examples: whether to read the split that the examples of `--few-shot` come from, if it is another one.
     """
     notes: list[str] = []
-    available = stored_splits(spec, saved_path)
-    if whole := _is_whole(spec, available):
-        (name,) = available
+    stored = stored_splits(spec, saved_path)
+    if is_only := _is_only(spec, stored):
+        (name,) = stored
         if share > 0 and name in (*VALIDATION, _TEST):  # `test` gives 0, and measures all rows
             raise UserError(f"data set '{spec.name}' has only the split '{name}'", "give it a split 'train'")
-        available = {spec.train: next(iter(available.values()))}
-    if spec.own and spec.label_column and _TEST in available:
-        available = _labelled(spec, available, cache, notes)
-    validation_names, test = _evaluated(spec, available, whole, from_folder=saved_path is not None)
-    unread = available.keys() - {spec.train, *validation_names, _TEST} if spec.own else ()
+        stored = {spec.train: stored[name]}
+    if spec.own and spec.label_column and _TEST in stored:
+        stored = _labelled(spec, stored, cache, notes)
+    names, test = _evaluated(spec, stored, is_only, from_folder=saved_path is not None)
+    unread = stored.keys() - {spec.train, *names, _TEST} if spec.own else ()
     if unread:
         notes.append(f"not read: {', '.join(sorted(unread))}; splits are train, {', '.join(VALIDATION)} and test")
 
-    def read(split: str) -> Dataset:
-        return _read(spec, available, split, saved_path, cache, notes)
-
+    read = partial(_read, spec, stored, saved_path, cache, notes)
     train = read(spec.train)
     if spec.own and (spec.chat or spec.response is not None):
-        notes += _unused(spec, available[spec.train].columns())
-    validation = {split: read(split) for split in validation_names}
+        notes += _unused(spec, stored[spec.train].columns())
+    validation = {split: read(split) for split in names}
     tested = {} if test is None else {test: read(test)}
+    source = read(spec.choices.examples) if examples and spec.choices and spec.choices.examples else None
     if not validation and share == 0:
         tested = tested or {"test": train}
-        return Splits(train, tested, tested, tuple(notes), validated=False)
+        return Splits(train, tested, tested, source or train, tuple(notes), validated=False)
     if from_train := not validation:
         train, held_out = _hold_out(train, share, seed, spec.running_text)
         validation = {"validation": held_out}
@@ -93,45 +108,35 @@ def read_splits(
         found = f"{len(held_out)} of {len(train) + len(held_out)} training rows ({100 * share:.3g}%, {how})"
         notes.append(f"no validation split: {found} are held out; --validation-share sets the share")
     elif share not in (0, HELD_OUT):
-        notes.append(f"--validation-share has no effect: there is a split '{validation_names[0]}'")
-    if tested:
-        return Splits(train, validation, tested, tuple(notes), held_out=from_train)
-    if spec.hidden_test:
-        left = ", and the folder's test split is not read" if saved_path is not None and _TEST in available else ""
-        notes.append(f"the test labels of {spec.name} are hidden{left}: test uses {' and '.join(validation)}")
-    else:
-        notes.append(f"there is no test split: test uses {' and '.join(validation)}")
-    return Splits(train, validation, validation, tuple(notes), held_out=from_train)
-
-
-def read_split(spec: DatasetSpec, split: str, saved_path: str | Path | None = None, cache: bool = True) -> Dataset:
-    """Reads and checks another split of `spec` than those of `read_splits`. Raises UserError as it does."""
-    return _read(spec, stored_splits(spec, saved_path), split, saved_path, cache, [])
+        notes.append(f"--validation-share has no effect: there is a split '{names[0]}'")
+    if not tested:
+        reason = "there is no test split"
+        if spec.hidden_test:
+            left = ", and the folder's test split is not read" if saved_path is not None and _TEST in stored else ""
+            reason = f"the test labels of {spec.name} are hidden{left}"
+        notes.append(f"{reason}: test uses {' and '.join(validation)}")
+    return Splits(train, validation, tested or validation, source or train, tuple(notes), held_out=from_train)
 
 
 def _read(
-    spec: DatasetSpec,
-    available: StoredSplits,
-    split: str,
-    saved_path: str | Path | None,
-    cache: bool,
-    notes: list[str],
+    spec: DatasetSpec, stored: StoredSplits, saved_path: str | Path | None, cache: bool, notes: list[str], split: str
 ) -> Dataset:
-    if split not in available:
-        raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, available))
+    """Reads and checks one of the stored splits. Appends to `notes`."""
+    if split not in stored:
+        raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, stored))
     where = f"split '{split}' of data set '{spec.name}'" + (f" in '{saved_path}'" if saved_path else "")
-    return _checked(spec, where, available[split].read(spec, cache), notes)
+    return _checked(spec, where, stored[split].read(spec.wanted, cache), notes)
 
 
-def _is_whole(spec: DatasetSpec, available: StoredSplits) -> bool:
+def _is_only(spec: DatasetSpec, stored: StoredSplits) -> bool:
     """Whether there is one split, and it holds all rows.
 
     For an entry without a validation split, it may have any name that is not one of another split.
     """
-    if len(available) != 1:
+    if len(stored) != 1:
         return False
-    (name,) = available
-    return spec.own or name == WHOLE or not (spec.validation or name in (*VALIDATION, _TEST))
+    (name,) = stored
+    return spec.own or name == UNNAMED or not (spec.validation or name in (*VALIDATION, _TEST))
 
 
 def _unused(spec: DatasetSpec, columns: Iterable[str]) -> list[str]:
@@ -143,68 +148,31 @@ def _unused(spec: DatasetSpec, columns: Iterable[str]) -> list[str]:
     ]
 
 
-def _labelled(spec: DatasetSpec, available: StoredSplits, cache: bool, notes: list[str]) -> StoredSplits:
+def _labelled(spec: DatasetSpec, stored: StoredSplits, cache: bool, notes: list[str]) -> StoredSplits:
     """Returns the splits of own data, without the test split if it has no labels. Appends to `notes`."""
     column, lack = spec.label_column, "no column"
-    if column in available[_TEST].columns():
-        rows = available[_TEST].read(spec, cache)
-        if not are_hidden(spec, rows):
-            return {**available, _TEST: Stored.made_by(lambda: rows)}
+    if column in stored[_TEST].columns():
+        if not are_hidden(spec, stored[_TEST].read(spec.wanted, cache)):
+            return stored
         lack = "no labels in column"
     notes.append(f"split '{_TEST}' has {lack} '{column}' and is not read")
-    return {name: split for name, split in available.items() if name != _TEST}
+    return {name: split for name, split in stored.items() if name != _TEST}
 
 
 def _evaluated(
-    spec: DatasetSpec, available: StoredSplits, whole: bool, from_folder: bool
+    spec: DatasetSpec, stored: StoredSplits, is_only: bool, from_folder: bool
 ) -> tuple[tuple[str, ...], str | None]:
     """Returns the names of the validation splits, and that of the test split or None.
 
-    `whole` says that there is one split, and `from_folder` that the splits are in the folder `--dataset-saved-path`.
+    `is_only` says that there is one split, and `from_folder` that the splits are in the folder `--dataset-saved-path`.
     """
     if spec.own:
-        validation = [name for name in VALIDATION if name in available]
-        return tuple(validation[:1]), _TEST if _TEST in available else None
-    names = () if whole else spec.validation
-    if from_folder and not names and "validation" in available:
+        validation = [name for name in VALIDATION if name in stored]
+        return tuple(validation[:1]), _TEST if _TEST in stored else None
+    names = () if is_only else spec.validation
+    if from_folder and not names and "validation" in stored:
         names = ("validation",)
-    return names, spec.test if spec.test in available or not from_folder else None
-
-
-def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> StoredSplits:
-    """Returns the splits of `spec` by name, before they are read. Raises UserError if there are none."""
-    if saved_path is not None:
-        return saved_splits(saved_path, inside=spec.config or "data")
-    if spec.place is not None:
-        return file_or_folder(spec.place)
-    if spec.generate is not None:
-        splits = (spec.train, *spec.validation, *((spec.test,) if spec.test else ()))
-        return {split: Stored.made_by(partial(_generated, spec, split)) for split in splits}
-    if spec.path is None:
-        raise UserError(f"data set '{spec.name}' has no hub repository", "give --dataset-saved-path")
-    try:
-        on_hub = datasets.load_dataset(spec.path, spec.config)
-    except Exception as error:  # the HTTP library of the hub's client raises its own errors
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        expected = "give --dataset a file, a folder, or a hub name such as owner/name or owner/name:configuration"
-        if not spec.own:
-            expected = (
-                "connect to it, correct path and config of the entry, or give --dataset-saved-path a folder that holds "
-                f"'{spec.path}'"
-            )
-        name = spec.path if spec.own else spec.name
-        raise UserError(f"data set '{name}' could not be fetched from the hub ({reason})", expected) from error
-    return {split: Stored.made_by(partial(_intact, spec, rows)) for split, rows in on_hub.items()}
-
-
-def _generated(spec: DatasetSpec, split: str) -> Dataset:
-    return Dataset.from_list(spec.generate(split, DATA_SEED))
-
-
-def _intact(spec: DatasetSpec, rows: Dataset) -> Dataset:
-    with reading("the copy in the cache of data set", spec.name, "delete it from the cache of `datasets`"):
-        rows.data.validate(full=True)  # damaged offsets would end the whole process when a text is read
-    return rows
+    return names, spec.test if spec.test in stored or not from_folder else None
 
 
 def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool) -> tuple[Dataset, Dataset]:
@@ -227,35 +195,32 @@ def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool)
 
 def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> Dataset:
     """Returns the entry's columns of a split, with label ids and without missing texts. Appends to `notes`."""
-    wanted = spec.read_columns
+    columns = spec.wanted.columns
     if len(rows) == 0:
         raise empty(where)
-    for column in wanted:
+    for column in columns:
         if column not in rows.column_names:
             raise UserError(f"{where} has no column '{column}'", nearest(column, rows.column_names))
-    rows = rows.with_format(None).select_columns(wanted)
+    rows = rows.with_format(None).select_columns(columns)
     if spec.chat:
         return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:])})
-    for column in spec.nested:
-        rows = _as_json(rows, column)
+    for column in spec.nested:  # text is JSON already
+        texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in rows[column][:]]
+        rows = _with_column(rows, column, texts)
     for column in spec.columns:
         feature = rows.features[column]
         kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
         if kind not in ("string", "large_string"):
             raise UserError(f"column '{column}' of {where} holds {kind}", "it must hold text")
-        missing = rows.with_format("arrow")[:][column].null_count
-        if missing:
+        texts = rows.with_format("arrow")[:][column]
+        if missing := texts.null_count:
             notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
-            rows = rows.map(
-                lambda row, column=column: {column: row[column] or ""}, keep_in_memory=True, load_from_cache_file=False
-            )
+            rows = _with_column(rows, column, texts.fill_null(""))
     if spec.task != "classification":
         return rows
-    labels = np.asarray(label_ids(spec, where, rows))
-    return rows.remove_columns(spec.label).add_column(spec.label, labels)
+    return _with_column(rows, spec.label, np.asarray(label_ids(spec, where, rows)))
 
 
-def _as_json(rows: Dataset, column: str) -> Dataset:
-    """Returns the rows with the lists or objects of a column as JSON text. Text is JSON already."""
-    texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in rows[column][:]]
-    return rows.remove_columns(column).add_column(column, texts)
+def _with_column(rows: Dataset, column: str, values: Any) -> Dataset:
+    """Returns the rows with other values in a column."""
+    return rows.remove_columns(column).add_column(column, values).select_columns(rows.column_names)

@@ -1,4 +1,4 @@
-"""Which files of a folder hold rows, and of which split."""
+"""Which files of a folder hold rows, and of which split. Importing this file is cheap."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dataset.reading.files import READERS
-
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")  # of the formats in `dataset.reading.files`
 VALIDATION = ("validation", "valid", "val", "dev", "eval")  # the usual names of this split
 _SPLITS = ("train", *VALIDATION, "test")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")  # older files of the hub end with a digest
@@ -21,9 +20,9 @@ def split_of(path: Path) -> str:
 
 
 def are_shards(paths: Sequence[Path]) -> bool:
-    """Whether all files of a split are parts of the same whole."""
+    """Whether all files of a split are parts of one data set."""
     found = [_SHARD.search(path.stem) for path in paths]
-    return None not in found and len({match[2] for match in found}) == 1
+    return None not in found and len({match[2] for match in found if match}) == 1
 
 
 def missing_shards(paths: Iterable[Path]) -> list[str]:
@@ -36,11 +35,14 @@ def missing_shards(paths: Iterable[Path]) -> list[str]:
 def is_packed(path: Path) -> bool:
     """Whether a file of a folder is data of a split in a compressed file."""
     inner = path.with_suffix("")
-    return path.suffix in _PACKED and inner.suffix in READERS and split_of(inner) in _SPLITS
+    return path.suffix in _PACKED and inner.suffix in SUFFIXES and split_of(inner) in _SPLITS
 
 
-def holds_rows(path: Path) -> bool:
-    """Whether a file of a folder is data. Other text files, such as a readme, are not."""
-    if path.name == "dataset_infos.json":  # of older repositories of the hub
-        return False
-    return path.suffix in READERS and (path.suffix != ".txt" or split_of(path) in _SPLITS)
+def files_by_split(folder: Path) -> dict[str, list[Path]]:
+    """Returns the files of a folder that hold rows. Other text files, such as a readme, do not."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*")):
+        is_data = path.suffix in SUFFIXES and (path.suffix != ".txt" or split_of(path) in _SPLITS)
+        if is_data and path.name != "dataset_infos.json":  # of older repositories of the hub
+            found.setdefault(split_of(path), []).append(path)
+    return found

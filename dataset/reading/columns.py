@@ -1,11 +1,16 @@
-"""What the columns of a file hold."""
+"""What the columns of a file or table hold, and the checks that the wanted ones are there."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+
+from dataset.spec import Wanted
+from heterolora.common.errors import UserError, nearest
 
 ColumnKind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
 _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], ColumnKind]] = (
@@ -17,7 +22,7 @@ _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], ColumnKind]] = (
 )
 
 
-def kinds(schema: pa.Schema) -> dict[str, ColumnKind]:
+def kinds_of(schema: pa.Schema) -> dict[str, ColumnKind]:
     """Returns what each column holds. A column of categories holds what the categories are."""
     return {name: _kind(type) for name, type in zip(schema.names, schema.types, strict=True)}
 
@@ -27,7 +32,17 @@ def _kind(type: pa.DataType) -> ColumnKind:
     return next((kind for fits, kind in _KINDS if fits(type)), "other")
 
 
-def kind_of(value: Any) -> ColumnKind:
+def kind_of_json(value: Any) -> ColumnKind:
     """Returns what a value of a JSON file is."""
     names: dict[type, ColumnKind] = {str: "text", bool: "truth values", int: "whole numbers", float: "real numbers"}
     return "lists" if isinstance(value, list) else names.get(type(value), "other")
+
+
+def check_present(path: Path, wanted: Wanted, present: Sequence[str]) -> None:
+    """Raises UserError if a wanted column is not in a file, or is there twice."""
+    counts = Counter(present)
+    for column in wanted.columns:
+        if column not in counts:
+            raise UserError(f"'{path}' has no column '{column}'", nearest(column, filter(str.isprintable, counts)))
+        if counts[column] > 1:
+            raise UserError(f"'{path}' has {counts[column]} columns named '{column}'", "keep one of them")

@@ -1,0 +1,139 @@
+"""Files of JSON objects.
+
+JSON is parsed here and not by Arrow's reader, which ends the whole process for some files, such as one whose first line
+is `null`, and does not say in which line a value has another type.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from dataset.reading.columns import ColumnKind, check_present, kind_of_json
+from dataset.reading.row_file import BATCH, FIRST, RowFile, empty, joined, no_rows
+from dataset.spec import Wanted
+from heterolora.common.errors import UserError
+
+_ONE_OBJECT = "each line is one JSON object, such as {…}"
+_UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a value of another type
+
+Location = str  # such as "line 3"
+
+
+class JsonLines(RowFile):
+    """A jsonl file: one object in each line that is not blank."""
+
+    def _columns(self) -> dict[str, ColumnKind]:
+        found: dict[str, ColumnKind] = {}
+        for _, row in islice(self._rows(), FIRST):
+            found |= {
+                name: kind_of_json(value) for name, value in row.items() if value is not None or name not in found
+            }
+        if not found:
+            raise empty(self.path)
+        return found
+
+    def _table(self, wanted: Wanted) -> pa.Table:
+        """Returns the wanted columns. A key that a row lacks is null."""
+        rows, present, batches = self._rows(), set[str](), []
+        while part := list(islice(rows, BATCH)):
+            present.update(*(row.keys() for _, row in part))
+            batches.append(pa.table({name: self._array(name, part, wanted) for name in wanted.columns}))
+        if not batches:
+            return no_rows(wanted.columns)
+        check_present(self.path, wanted, sorted(present))
+        return joined(batches)
+
+    def _rows(self) -> Iterator[tuple[Location, dict[str, Any]]]:
+        for number, text in self._lines(_ONE_OBJECT):
+            if text.strip():
+                where = f"line {number} of '{self.path}'"
+                row = _parsed(text, where, _ONE_OBJECT)
+                if not isinstance(row, dict):
+                    raise UserError(f"{where} is {_shown(row)}", _ONE_OBJECT)
+                yield f"line {number}", row
+
+    def _array(self, name: str, rows: list[tuple[Location, dict[str, Any]]], wanted: Wanted) -> pa.Array:
+        """Returns a column. Raises UserError at the first value of another type."""
+        values = [row.get(name) for _, row in rows]
+        if name in wanted.nested:
+            values = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+        is_text = name in wanted.texts
+        kind = pa.string() if is_text else _label_type(values)
+        try:
+            return pa.array(values, kind)
+        except _UNFIT:
+            for (place, _), value in zip(rows, values, strict=True):
+                try:
+                    pa.array([value], kind)
+                except _UNFIT as error:
+                    what = f"{_shown(value)} in column '{name}'" if is_text else f"label {_shown(value)}"
+                    expected = "it must hold text" if is_text else "labels are all names, or all numbers below 2^63"
+                    raise UserError(f"{place} of '{self.path}' has {what}", expected) from error
+            raise
+
+
+class JsonArray(JsonLines):
+    """A json file: an array of objects, or one object per line."""
+
+    def _rows(self) -> Iterator[tuple[Location, dict[str, Any]]]:
+        with self.path.open("rb") as file:
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        if start != b"[":
+            yield from super()._rows()
+            return
+        for index, row in enumerate(_parsed(self._text(), f"'{self.path}'", "give an array of objects")):
+            if not isinstance(row, dict):
+                raise UserError(f"row {index} of '{self.path}' is {_shown(row)}", "each row is an object")
+            yield f"row {index}", row
+
+
+def _parsed(text: str, where: str, expected: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at character {error.pos + 1}"
+        raise UserError(f"{where} is not JSON ({reason[:200]})", expected) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key {twice!r} occurs twice")
+    return made
+
+
+def _label_type(values: list[Any]) -> pa.DataType:
+    """Returns the Arrow type for these labels. If their types do not agree, the first one decides."""
+    types = [*dict.fromkeys(type(value) for value in values if value is not None)]
+    if {*types} <= {bool}:
+        return pa.bool_() if types else pa.null()
+    if types[0] is str:
+        return pa.string()
+    return pa.float64() if float in types else pa.int64()
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def check_characters(where: str, value: Any) -> None:
+    """Raises UserError if a text in a JSON value holds one half of a surrogate pair without the other.
+
+    JSON can write half of a character, which no file in UTF-8 and no tokenizer takes.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        found = f"{where} holds {error.object[error.start]!a}, which is half of a character"
+        raise UserError(found, "write the whole character, or leave it out") from error

@@ -1,0 +1,98 @@
+"""A file of rows. Each format is a class that says how its columns and its rows are read."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from dataset.reading.columns import ColumnKind
+from dataset.spec import Wanted
+from heterolora.common.errors import UserError
+from heterolora.common.outside import reading
+
+BATCH = 10_000  # rows that are converted at once
+FIRST = 100_000  # rows that are enough to see which columns a file has
+_LARGEST_FILE = 2**30  # bytes of a text or JSON array, which are read at once
+_LARGEST_LINE = 64 * 2**20  # bytes
+_SMALLER = "divide it into train-00000-of-00002 and so on, or write it as jsonl or parquet"
+
+
+class RowFile:
+    """One file of rows. Every mistake in it raises a UserError that names its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def columns(self) -> dict[str, ColumnKind]:
+        """Returns what each column holds, from the first rows if the file is long."""
+        with self.opened():
+            if self.path.stat().st_size == 0:
+                raise empty(self.path)
+            return self._columns()
+
+    def table(self, wanted: Wanted) -> pa.Table:
+        """Returns the wanted columns. A text or label is null where a row has none."""
+        with self.opened():
+            table = self._table(wanted) if self.path.stat().st_size else no_rows(wanted.columns)
+            table.validate(full=True)  # damaged offsets would end the whole process when a text is read
+            return table
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Converts any exception of the block to a UserError about this file."""
+        suffix = self.path.suffix
+        expected = "write it again" if suffix == ".parquet" else f"give a {suffix[1:]} file in UTF-8"
+        with reading("the file", self.path, expected):
+            if not stat.S_ISREG(self.path.stat().st_mode):  # also of a folder, which `reading` allows
+                raise UserError(f"'{self.path}' is not a regular file", expected)
+            yield
+
+    def _columns(self) -> dict[str, ColumnKind]:
+        raise NotImplementedError
+
+    def _table(self, wanted: Wanted) -> pa.Table:
+        raise NotImplementedError
+
+    def _text(self) -> str:
+        """Returns the text of the file, without a byte order mark."""
+        size = self.path.stat().st_size
+        if size > _LARGEST_FILE:
+            raise UserError(f"'{self.path}' has {size:,} bytes, more than the {_LARGEST_FILE:,} allowed", _SMALLER)
+        content = self.path.read_bytes()
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(content.count(b"\n", 0, error.start) + 1) from error
+
+    def _lines(self, each: str) -> Iterator[tuple[int, str]]:
+        """Yields the number of each line from 1, and its text. `each` says what a line is."""
+        number = 0
+        with self.path.open("rb") as file:
+            while line := file.readline(_LARGEST_LINE + 1):
+                number += 1
+                if len(line) > _LARGEST_LINE:
+                    raise UserError(f"line {number} of '{self.path}' has more than {_LARGEST_LINE:,} bytes", each)
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise self._not_utf8(number) from error
+
+    def _not_utf8(self, line: int) -> UserError:
+        return UserError(f"line {line} of '{self.path}' is not UTF-8 text", "convert the file to UTF-8")
+
+
+def empty(found: object) -> UserError:
+    return UserError(f"{found} is empty", "give it at least one row")
+
+
+def no_rows(names: Sequence[str]) -> pa.Table:
+    return pa.Table.from_arrays([pa.array([], pa.string()) for _ in names], names=[*names])
+
+
+def joined(tables: list[pa.Table]) -> pa.Table:
+    """Returns the rows of all tables. A column of whole numbers and one of real numbers make one of real numbers."""
+    return pa.concat_tables(tables, promote_options="permissive")
