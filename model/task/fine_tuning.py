@@ -22,6 +22,7 @@ from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
+from model.lightning import leave_out_of_broadcasts, window_ends
 from model.sharding import Sharding, is_sharded, shard, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import batches_within, build_optimizer, build_scheduler, coming_rates, steps_of_run
@@ -122,7 +123,7 @@ class FineTuning(pl.LightningModule, ABC):
         """Shards the base, or a plain model, if it is to be sharded. Needs the process group."""
         if self.sharding is not None:
             shard(self.network, self.space, self.sharding, device)
-            self._ddp_params_and_buffers_to_ignore = sharded_names(self)  # Lightning would broadcast them
+            leave_out_of_broadcasts(self, sharded_names(self))
 
     # ---- training
 
@@ -145,7 +146,7 @@ class FineTuning(pl.LightningModule, ABC):
 
     def on_after_backward(self) -> None:
         """At the end of an accumulation window, makes the gradients those of its mean loss on all processes."""
-        if self.trainer.fit_loop._should_accumulate():
+        if not window_ends(self.trainer):
             return
         # Lightning divides each loss by the number of batches of a full window.
         divided_by, averaged = self.trainer.accumulate_grad_batches, self._averages_gradients()
