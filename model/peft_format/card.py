@@ -16,12 +16,11 @@ from dataset.spec import DatasetSpec
 from heterolora.elements.element import order_of
 from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.task import TASKS
 from model.checkpoint import Record, base_location
 from model.load import base_dtype
 from model.parameters import count
 from model.skeleton import auto_class
-
-_PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def card(result: CardContents) -> str:
 
 
 def _front_matter(result: CardContents) -> str:
-    pipeline = _PIPELINES.get(result.spec.task, "text-generation")
+    pipeline = TASKS[result.spec.task].pipeline
     lines = ["library_name: peft", f"pipeline_tag: {pipeline}", "tags:", "- lora", "- heterolora"]
     base = json.dumps(base_location(result.record.base.name))  # a JSON text is a YAML text
     return "\n".join(["---", *lines, f"base_model: {base}", "---"])
@@ -169,7 +168,7 @@ def _in_peft(result: CardContents, base: str) -> list[str]:
     spec, auto = result.spec, auto_class(result.spec.task).__name__
     dtype = str(base_dtype(str(result.record.options.get("precision", "32")))).removeprefix(f"{torch.__name__}.")
     arguments = f"{base!r}, dtype={dtype!r}"
-    if spec.task == "classification":
+    if spec.classifies:
         labels = f"id2label={dict(enumerate(spec.labels))!r}" if spec.labels else f"num_labels={spec.num_labels}"
         arguments += f", {labels}"
     code = f"""```python

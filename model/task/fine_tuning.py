@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
@@ -34,10 +34,20 @@ from options.optimization import Optimization
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
-class FineTuning(pl.LightningModule, ABC):
-    """A network and its task.
+@dataclass(frozen=True)
+class Generation:
+    """How text is generated for the metrics: by greedy search, or with a number of beams above 1."""
 
-    Args:
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    num_beams: int = 1
+
+
+@dataclass(frozen=True)
+class TaskParts:
+    """What a task is made of.
+
+    Attributes:
         network: the Hugging Face model, adapted or plain.
         space: its search space. None for a plain model, which is trained completely.
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
@@ -45,44 +55,55 @@ class FineTuning(pl.LightningModule, ABC):
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
         metric: the metric, or `loss`, that selects the best checkpoint. None: the data set's first metric.
         sharding: how the base, or a plain model, is divided over processes. None: every process holds all of it.
+        generation: how text is generated, for a task whose metrics compare it.
+        uncompiled: makes a context in which compiled blocks run uncompiled.
     """
 
-    def __init__(
-        self,
-        network: PreTrainedModel,
-        space: SearchSpace | None,
-        spec: DatasetSpec,
-        validation_names: Sequence[str],
-        test_names: Sequence[str],
-        optimization: Optimization,
-        record: Record,
-        batches_per_epoch: Callable[[int], int],
-        sharding: Sharding | None = None,
-        metric: str | None = None,
-    ) -> None:
+    network: PreTrainedModel
+    space: SearchSpace | None
+    spec: DatasetSpec
+    validation_names: Sequence[str]
+    test_names: Sequence[str]
+    optimization: Optimization
+    record: Record
+    batches_per_epoch: Callable[[int], int]
+    sharding: Sharding | None = None
+    metric: str | None = None
+    generation: Generation | None = None
+    uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+class FineTuning(pl.LightningModule, ABC):
+    """A network and its task."""
+
+    def __init__(self, parts: TaskParts) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints lack the base; `take` checks them
-        self.network = network.train()
-        self.space, self.spec, self.optimization, self.record = space, spec, optimization, record
-        self.validation_names, self.test_names = tuple(validation_names), tuple(test_names)
-        self.batches_per_epoch, self.sharding = batches_per_epoch, sharding
+        self.parts, self.network, self.space, spec = parts, parts.network.train(), parts.space, parts.spec
+        self.spec, self.optimization, self.record = spec, parts.optimization, parts.record
+        self.validation_names, self.test_names = tuple(parts.validation_names), tuple(parts.test_names)
+        self.batches_per_epoch, self.sharding = parts.batches_per_epoch, parts.sharding
+        self.uncompiled = parts.uncompiled
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
         self.mean_loss = nn.ModuleDict({split: metrics.WeightedMean() for split in splits})
         chooses = spec.choices is not None
         self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels, chooses) for split in splits})
-        counted = splits if spec.task == "classification" and not spec.regression else ()
+        counted = splits if spec.classifies and not spec.regression else ()
         self.only_class = nn.ModuleDict({split: metrics.OnlyClass(spec.num_labels) for split in counted})
         self.one_class: dict[str, str] = {}  # split -> the class of all predictions of the last evaluation
-        self.metric = metric or spec.metrics[0]
-        self.trained = trained_names(network, space)
+        self.metric = parts.metric or spec.metrics[0]
+        self.trained = trained_names(self.network, self.space)
         self.official: dict[str, dict[str, float]] = {}
         self.window = Window()
         self.frozen_prefix: FrozenPrefix | None = None  # set for --cache-frozen-prefix
-        self.uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext  # set for --compile
         self.global_loss = torch.zeros(())  # of the last optimizer step: the mean over its window on all processes
         self.keeps_rows = False  # whether evaluation fills `rows`
         self.rows: list[RowResult] = []  # of this process
         self._predictions: list[tuple[str, int, Any, Any]] = []
+
+    def again(self, **changes: Any) -> Self:
+        """Returns a new task with the parts of this one, except for `changes`, and nothing of its training."""
+        return type(self)(replace(self.parts, **changes))
 
     @property
     def monitor(self) -> str:
