@@ -23,8 +23,8 @@ from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import Record
 from model.load import load_tokenizer
 from model.peft_format import CARD
-from model.peft_format.card import CardContents, card
-from model.peft_format.vllm import max_lora_rank, uniform
+from model.peft_format.card import Described, card
+from model.peft_format.vllm import how_to_load, uniform
 from model.peft_format.writing import result_config, write_adapter
 from options.every import declared
 
@@ -70,14 +70,14 @@ def write_adapter_folder(
     """
     metrics = {} if run_folder is None else read_metrics(run_folder)[0]
     on = space.on("lora")
-    result = CardContents(
+    result = Described(
         network,
         space,
         spec,
         record,
         metrics or None,
         _configurations(record),
-        max_lora_rank=max_lora_rank(on) if for_vllm else None,
+        also=how_to_load(on, record.base.name) if for_vllm else "",
     )
     shortcut = result_config(space, "shortcut", record.renormalizes) if result.beyond_peft else None
     remembered = _to_remember(record, shortcut is not None)
