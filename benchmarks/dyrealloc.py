@@ -29,7 +29,7 @@ from heterolora import saliency
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.problem import Batch
-from model.checkpoint import BaseSource, Record
+from model.checkpoint import BaseSource, ModelRecord
 from model.reallocation.callback import Reallocate, ScoreSource
 from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.classification import Classification
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 def adapted_task(base: Any, args: argparse.Namespace) -> Classification:
     """A task of its own network, every element on."""
     network, space = subjects.adapted(base, subjects.lora(args.rank, args.projections), subjects.shortcuts(args.rank))
-    record = Record("train-dyrealloc", {}, BaseSource("random"), "")
+    record = ModelRecord("train-dyrealloc", {}, BaseSource("random"), "")
     optimization, batches = Optimization(learning_rate=5e-5), lambda world: args.interval + 1
     return Classification(TaskParts(network, space, SPEC, ("validation",), ("test",), optimization, record, batches))
 

@@ -13,6 +13,7 @@ Tested with pytorch-lightning 2.6.0 and 2.6.6:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
@@ -34,7 +35,8 @@ def epoch_ends(trainer: pl.Trainer) -> bool:
 
 def validation_follows(trainer: pl.Trainer) -> bool:
     """Returns whether Lightning validates after the batch that is trained."""
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    loop = trainer.fit_loop
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def log_optimizer_steps(trainer: pl.Trainer) -> None:
@@ -42,8 +44,8 @@ def log_optimizer_steps(trainer: pl.Trainer) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
-def leave_out_of_broadcasts(module: pl.LightningModule, names: Sequence[str]) -> None:
-    """Keeps DDP from broadcasting the parameters with these names when it starts."""
+def leave_out_of_broadcasts(module: Any, names: Sequence[str]) -> None:
+    """Keeps DDP from broadcasting the parameters of a LightningModule with these names when it starts."""
     module._ddp_params_and_buffers_to_ignore = names
 
 
@@ -83,6 +85,9 @@ class WithLauncher:
     """A strategy whose processes are started by a launcher of the class `launches`."""
 
     launches: type[ScriptLauncher]
+    cluster_environment: Any
+    num_processes: int
+    num_nodes: int
 
     def _configure_launcher(self) -> None:
         self._launcher = self.launches(self.cluster_environment, self.num_processes, self.num_nodes)

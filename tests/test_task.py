@@ -52,7 +52,7 @@ def test_a_task_made_again_shares_the_network_alone(request_of_auto: Request) ->
     assert type(other) is type(task)
     assert other.network is task.network
     assert other.trained == task.trained
-    assert other.mean_loss is not task.mean_loss
+    assert other.figures is not task.figures
     assert not other.keeps_rows
     assert (task.optimization.optimizer, other.optimization.optimizer) == ("adamw", "sgd")
 

@@ -21,7 +21,7 @@ from heterolora.common.errors import UserError
 from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
 from heterolora.elements.element import check_ranks
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import Checkpoint, Record
+from model.checkpoint import Checkpoint, ModelRecord
 from model.compiling import compile_blocks, uncompiled
 from model.family import AdaptedName
 from model.load import (
@@ -104,7 +104,7 @@ def build(request: Request) -> Experiment:
     space = None if planned is None else adapt(base.network, planned)
     if options.gradient_checkpointing:
         enable_gradient_checkpointing(base.network, space)
-    record = Record(request.action, as_plain(options), base_source, base.sha256, request.configs)
+    record = ModelRecord(request.action, as_plain(options), base_source, base.sha256, request.configs)
     has_head = put_weights(request, record, base.network, space)
     compiles = options.compile and request.action == TRAIN  # only training runs compiled blocks
     if compiles:
@@ -145,7 +145,7 @@ def preview_of(data: TextDataModule, action: str) -> str:
     return preview(data, data.splits.train, "training")
 
 
-def put_weights(request: Request, own: Record, network: PreTrainedModel, space: SearchSpace | None) -> bool:
+def put_weights(request: Request, own: ModelRecord, network: PreTrainedModel, space: SearchSpace | None) -> bool:
     """Load the weights of the request's checkpoint or adapter, if any. Returns whether they include the head.
 
     `own` is the identity of the network. Raises UserError if the weights do not fit it.

@@ -83,7 +83,7 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def packs(self) -> bool:
         """Whether the training rows are joined. Text for language modelling is in blocks already."""
-        return self.options.packing and self.spec.task != "classification" and not self.spec.packed
+        return self.options.packing and not self.spec.classifies and not self.spec.packed
 
     def prepare_data(self) -> None:
         """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
@@ -119,7 +119,7 @@ class TextDataModule(pl.LightningDataModule):
         lengths = self.encoded(rows).with_format("numpy")["length"][:]
         if self.spec.packed:
             return 0
-        limit = self.limits.max_token_len if self.spec.task != "summarization" else 1  # a summary is cut before
+        limit = self.limits.max_token_len if not self.spec.generates else 1  # a summary is cut before
         longest = rows.select(np.flatnonzero(lengths >= limit))
         return truncated(longest, lengths[lengths >= limit], self.spec, self.tokenizer) if len(longest) else 0
 
@@ -183,7 +183,7 @@ class TextDataModule(pl.LightningDataModule):
         rows, collate, size = Rows(encoded), Collator(self.tokenizer), self.options.batch_size
         count = min(count, self.scoring_batch_count)
         order = np.arange(min(count * size, len(encoded)))
-        if by_length and self.spec.task == "classification":
+        if by_length and self.spec.classifies:
             full = len(order) // size * size
             order[:full] = epoch_order(full, 0, 0, shuffle=False, lengths=_lengths(encoded)[:full])
         for batch in range(rank, count, world):
@@ -200,7 +200,7 @@ class TextDataModule(pl.LightningDataModule):
         encoded = self.encoded(rows)
         lengths = _lengths(encoded) if whole else None
         sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place(), lengths=lengths)
-        summarises, chooses = self.spec.task == "summarization", self.spec.choices is not None
+        summarises, chooses = self.spec.generates, self.spec.choices is not None
         return self._loader(encoded, sampler, Collator(self.tokenizer, generate=summarises, choices=chooses))
 
     def _loader(

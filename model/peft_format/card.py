@@ -16,7 +16,7 @@ from heterolora.elements.element import KINDS, order_of
 from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS
-from model.checkpoint import Record, base_location
+from model.checkpoint import ModelRecord, base_location
 from model.load import base_dtype
 from model.parameters import count
 
@@ -37,7 +37,7 @@ class Described:
     network: PreTrainedModel
     space: SearchSpace
     spec: DatasetSpec
-    record: Record
+    record: ModelRecord
     metrics: Mapping[str, Mapping[str, float | None]] | None = None
     configurations: Sequence[str] = ()
     pictures: Sequence[str] = ()
@@ -94,7 +94,7 @@ def _facts(result: Described) -> Iterator[tuple[str, str]]:
             yield f"budget, {_KINDS[kind]}", f"{on}, {share}"
 
 
-def _choice(record: Record) -> Iterator[tuple[str, str]]:
+def _choice(record: ModelRecord) -> Iterator[tuple[str, str]]:
     """How a dynamic run chose its elements."""
     options = record.options
     if record.action == "train-dyrealloc":
