@@ -29,10 +29,11 @@ from heterolora import saliency
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.problem import Batch
-from model.checkpoint import BaseSource, Record
+from model.checkpoint import BaseSource, ModelRecord
 from model.reallocation.callback import Reallocate, ScoreSource
 from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.classification import Classification
+from model.task.fine_tuning import TaskParts
 from options.optimization import Optimization
 from options.ranges import at_least, share
 from options.scoring import ReallocationOptions, ScoringOptions
@@ -81,17 +82,9 @@ def run(args: argparse.Namespace) -> None:
 def adapted_task(base: Any, args: argparse.Namespace) -> Classification:
     """A task of its own network, every element on."""
     network, space = subjects.adapted(base, subjects.lora(args.rank, args.projections), subjects.shortcuts(args.rank))
-    record = Record("train-dyrealloc", {}, BaseSource("random"), "")
-    return Classification(
-        network,
-        space,
-        SPEC,
-        ("validation",),
-        ("test",),
-        Optimization(learning_rate=5e-5),
-        record,
-        lambda world: args.interval + 1,
-    )
+    record = ModelRecord("train-dyrealloc", {}, BaseSource("random"), "")
+    optimization, batches = Optimization(learning_rate=5e-5), lambda world: args.interval + 1
+    return Classification(TaskParts(network, space, SPEC, ("validation",), ("test",), optimization, record, batches))
 
 
 def source_of(name: str, space: SearchSpace, args: argparse.Namespace) -> ScoreSource | None:

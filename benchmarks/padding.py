@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     set_log_level("warning")
     spec = registry.get(args.dataset)
-    if spec.task != "classification":
+    if not spec.classifies:
         raise UserError(
             f"--dataset '{args.dataset}' is not for classification", "expected a classification data set, such as rte"
         )

@@ -9,13 +9,8 @@ from typing import Any
 
 from dataset.choices import Choices
 from heterolora.common.errors import UserError, nearest
-from heterolora.elements.family import TASKS, Task
+from heterolora.elements.task import TASKS, Task
 
-METRICS: Mapping[Task, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "matthews", "pearson", "spearman"),
-    "causal_language_modeling": ("perplexity",),
-    "summarization": ("rouge1", "rouge2", "rougeL"),
-}
 CHOICE_METRICS = ("accuracy", "accuracy_norm")  # of multiple choice
 
 Row = Mapping[str, Any]
@@ -116,10 +111,10 @@ class DatasetSpec:
 
         require(self.task in TASKS, f"has task '{self.task}'", nearest(self.task, TASKS))
         for metric in self.metrics:
-            known = METRICS[self.task] if self.choices is None else CHOICE_METRICS
+            known = TASKS[self.task].metrics if self.choices is None else CHOICE_METRICS
             require(metric in known, f"has metric '{metric}'", nearest(metric, known))
         require(bool(self.metrics and self.columns), "has no metrics or no columns", "name at least one of each")
-        prompted, classifies = self.prompt is not None, self.task == "classification"
+        prompted, classifies = self.prompt is not None, self.classifies
         chooses, models = self.choices is not None, self.task == "causal_language_modeling"
         require(
             not chooses or (models and prompted), "has choices without a prompt", "give a prompt to a language model"
@@ -131,7 +126,7 @@ class DatasetSpec:
         lacks = ", ".join(sorted(read - {*self.columns}))
         require(not lacks, f"has choices from other columns than its own ({lacks})", "name them in columns too")
         require(not (classifies and prompted), "classifies and has a prompt", "give columns or texts, and a label")
-        require(self.task != "summarization" or prompted, "summarises without a prompt", "give prompt and response")
+        require(not self.generates or prompted, "summarises without a prompt", "give prompt and response")
         most, columns = 2 if classifies else 1, len(self.columns)
         few = bool(self.texts) or prompted or columns <= most
         require(few, f"has {columns} text columns", f"give at most {most}, or a function")
@@ -148,8 +143,18 @@ class DatasetSpec:
         return max(1, len(self.labels))
 
     @property
+    def classifies(self) -> bool:
+        """Whether the networks of its task have a head for its labels."""
+        return TASKS[self.task].classifies
+
+    @property
+    def generates(self) -> bool:
+        """Whether the metrics of its task compare generated text."""
+        return TASKS[self.task].generates
+
+    @property
     def regression(self) -> bool:
-        return self.task == "classification" and not self.labels
+        return self.classifies and not self.labels
 
     @property
     def packed(self) -> bool:
@@ -158,7 +163,7 @@ class DatasetSpec:
 
     @property
     def label_column(self) -> str | None:
-        return self.label if self.task == "classification" or self.choices is not None else None
+        return self.label if self.classifies or self.choices is not None else None
 
     @property
     def nested(self) -> tuple[str, ...]:

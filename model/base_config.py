@@ -26,11 +26,8 @@ _CODE = Condition(lambda value: "/" not in str(value), "a name without /: code f
 
 def where_from(source: str) -> str:
     """The advice of a message about a base model that cannot be loaded."""
-    return (
-        "give a folder that save_pretrained wrote"
-        if os.path.isdir(source)
-        else ("give a hub name or a folder that save_pretrained wrote")
-    )
+    folder = "a folder that save_pretrained wrote"
+    return f"give {folder}" if os.path.isdir(source) else f"give a hub name or {folder}"
 
 
 def read_config(source: str, **more: Any) -> PretrainedConfig:

@@ -1,6 +1,6 @@
 """Checkpoints: what a `.ckpt` file of this program holds, and reading it safely.
 
-A `.ckpt` holds the trained weights, never the frozen base, and a `Record` under the key `heterolora`. It has plain
+A `.ckpt` holds the trained weights, never the frozen base, and a `ModelRecord` under the key `heterolora`. It has plain
 values only, so that `torch.load(weights_only=True)` reads it and refuses a pickle that would run code.
 """
 
@@ -93,7 +93,7 @@ def base_location(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Record:
+class ModelRecord:
     """The identity of a trained model.
 
     Attributes:
@@ -115,7 +115,7 @@ class Record:
     run: str | None = None
 
     @classmethod
-    def from_dict(cls, values: Any, source: str | Path) -> Record:
+    def from_dict(cls, values: Any, source: str | Path) -> ModelRecord:
         """Returns the record with the plain values of `as_dict`; `source` is the name of its file in messages.
 
         Raises UserError if another version wrote values that this one does not know, or a value has the wrong type.
@@ -150,7 +150,7 @@ class Record:
         """Whether a shortcut is on, or the blocks normalise once more."""
         return self.renormalizes or any(map(_is_shortcut, self.on))
 
-    def without_shortcuts(self) -> Record:
+    def without_shortcuts(self) -> ModelRecord:
         options = {name: value for name, value in self.options.items() if name != "shortcut_config"}
         options["model"] = options["model"].removesuffix("_ags")
         configs = {kind: config for kind, config in self.configs.items() if kind != "shortcut"}
@@ -169,7 +169,7 @@ class Checkpoint:
     """
 
     path: Path
-    record: Record
+    record: ModelRecord
     weights: Mapping[str, Tensor] = field(repr=False)
     step: int
     contents: dict[str, Any] = field(repr=False)
@@ -221,7 +221,7 @@ def checkpoint_of(path: Path, contents: Any) -> Checkpoint:
     """Returns the checkpoint with these contents. Raises UserError if this program did not make them."""
     if not isinstance(contents, Mapping) or KEY not in contents or "state_dict" not in contents:
         raise UserError(f"{path} is not a checkpoint of this program", "give a .ckpt file that `train` wrote")
-    record = Record.from_dict(contents[KEY], path)
+    record = ModelRecord.from_dict(contents[KEY], path)
     for key, form in _STATE.items():
         if key in contents:
             form.check(str(path), key, contents[key])
@@ -236,7 +236,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
 
 
-def keep_trained(contents: dict[str, Any], trained: Iterable[str], record: Record) -> None:
+def keep_trained(contents: dict[str, Any], trained: Iterable[str], record: ModelRecord) -> None:
     """Reduces the contents of a checkpoint that Lightning is about to save to the trained weights, and adds the record.
 
     `trained` are the names of the trained parameters of the network. Of a plain model that is sharded, only the first

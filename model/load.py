@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import model.family as families
-from dataset.spec import DatasetSpec, Task
+from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from heterolora.common.outside import reading
 from heterolora.elements.adapt import heads, in_head
 from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.task import TASKS, Task
 from model.base_config import check_size, read_config, where_from
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments, put_nf4_layers
@@ -47,7 +48,7 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
     `attention` is `--attention`; by default transformers chooses. Raises UserError if it cannot be read, or if models
     of its family cannot do the task.
     """
-    labels: dict[str, Any] = {"num_labels": spec.num_labels} if spec.task == "classification" else {}
+    labels: dict[str, Any] = {"num_labels": spec.num_labels} if spec.classifies else {}
     if labels and spec.labels:
         labels["id2label"] = dict(enumerate(spec.labels))
         labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
@@ -146,7 +147,7 @@ def load_base(
     else:
         config.dtype = torch.float32
         check_size(skeleton(config, task), source.name, from_files=False)
-        network, untrained_head = auto.from_config(config, trust_remote_code=False), task == "classification"
+        network, untrained_head = auto.from_config(config, trust_remote_code=False), TASKS[task].classifies
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
     sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision

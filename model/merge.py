@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ def unwrap(network: PreTrainedModel, space: SearchSpace) -> None:
     Shortcuts are lost. Without training they add 0.
     """
     for low_rank in space.of_kind("lora"):
-        path = low_rank.element.module
-        network.set_submodule(path, network.get_submodule(path).base)
+        wrapped: Any = network.get_submodule(low_rank.element.module)
+        network.set_submodule(low_rank.element.module, wrapped.base)
     for block in space.blocks:
         if hasattr(block, "shortcuts"):
             del block.shortcuts

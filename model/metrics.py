@@ -7,16 +7,18 @@ several processes compute the same value as one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
+from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, nearest
+from heterolora.saliency.problem import Loss
 from heterolora.saliency.problem import Metric as ScoringMetric
 
 
@@ -179,11 +181,38 @@ def build(names: Sequence[str], num_labels: int, choices: bool = False) -> Metri
     Raises UserError if a name is not known.
     """
     # Groups of metrics with equal states save little, and torchmetrics forms them from the values of the first batch.
-    if choices:
-        made: dict[str, Metric] = {name: ChoiceAccuracy(_OF_CHOICES[_known(name, _OF_CHOICES)]) for name in names}
-    else:
-        made = {name: _BUILD[_known(name)](num_labels) for name in names}
+    made: dict[str, Metric | MetricCollection] = {}
+    for name in names:
+        if choices:
+            made[name] = ChoiceAccuracy(_OF_CHOICES[_known(name, _OF_CHOICES)])
+        else:
+            made[name] = _BUILD[_known(name)](num_labels)
     return MetricCollection(made, compute_groups=False)
+
+
+class Figures(nn.Module):
+    """The loss and the metrics of a split in one evaluation, over all batches and processes."""
+
+    def __init__(self, spec: DatasetSpec) -> None:
+        super().__init__()
+        self.loss = WeightedMean()
+        self.metrics = build(spec.metrics, spec.num_labels, spec.choices is not None)
+        self.only_class = OnlyClass(spec.num_labels) if spec.classifies and not spec.regression else None
+
+    def update(self, loss: Loss, predicted: Any, true: Any) -> None:
+        self.loss.update(loss.total, loss.count)
+        self.metrics.update(predicted, true)
+        if self.only_class is not None:
+            self.only_class.update(predicted, true)
+
+    def taken(self) -> tuple[dict[str, Tensor], int]:
+        """Returns the values by name, and the class of all predictions or -1 (see `OnlyClass`). Starts again."""
+        values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        only_class = -1 if self.only_class is None else int(self.only_class.compute())
+        for each in (self.loss, self.metrics, self.only_class):
+            if each is not None:
+                each.reset()
+        return values, only_class
 
 
 def mode(name: str) -> Literal["max", "min"]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
 
-from dataset.spec import Task
 from heterolora.common.outside import reading
+from heterolora.elements.task import TASKS, Task
 
 
-def auto_class(task: Task) -> type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]:
+def auto_class(task: Task) -> Any:
     """Returns the class of transformers that builds a network with the head of `task`."""
-    return AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+    return getattr(transformers, TASKS[task].network)
 
 
 def skeleton(config: PretrainedConfig, task: Task) -> PreTrainedModel:

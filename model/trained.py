@@ -6,7 +6,7 @@ from torch import nn
 
 from heterolora.common.errors import UserError
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import Checkpoint, Record, check_fit
+from model.checkpoint import Checkpoint, ModelRecord, check_fit
 from model.sharding import put
 
 
@@ -20,7 +20,7 @@ def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, .
     )
 
 
-def take(network: nn.Module, space: SearchSpace | None, own: Record, checkpoint: Checkpoint) -> None:
+def take(network: nn.Module, space: SearchSpace | None, own: ModelRecord, checkpoint: Checkpoint) -> None:
     """Copies trained weights and on/off state into a network, whose own identity is `own`.
 
     Raises UserError if the base is another one, or if weights are missing, unknown or of another shape.

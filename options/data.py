@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heterolora.common.checks import Condition
+from heterolora.elements.task import CLASSIFYING, GENERATING
 from options.actions import MEASURING, TRAINING
 from options.declare import idle_without, option
 from options.ranges import at_least, seed_range
@@ -31,8 +32,8 @@ def _no_choices(run: Mapping[str, Any]) -> str | None:
 
 
 def _nothing_to_pack(run: Mapping[str, Any]) -> str | None:
-    if run["task"] == "classification":
-        return "on classification"
+    if run["task"] in CLASSIFYING:
+        return f"on {run['task']}"
     if run["entry"] is None:
         is_packed = run["prompt_column"] is None and run["messages_column"] is None
     else:
@@ -75,7 +76,7 @@ class DataOptions:
     few_shot: int = option(0, "examples before each question of multiple choice that is measured; 5 is usual for MMLU",
         at_least(0), from_checkpoint=True, actions=MEASURING, idle=_no_choices)
     max_target_len: int = option(64, "longest summary in tokens", at_least(1), from_checkpoint=True,
-        idle=idle_without("task", "summarization"))
+        idle=idle_without("task", *GENERATING))
     group_by_length: bool = option(True, "train on batches of rows of similar length, which need less padding",
         actions=TRAINING, resume="epoch_end")
     packing: bool = option(False, "join several training rows in one sequence of --max-token-len tokens, in which they "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heterolora.common.checks import ABOVE_0
-from heterolora.elements.family import Task
+from heterolora.elements.task import CLASSIFYING, GENERATING, TASKS, Task
 from options.actions import DYREALLOC, IMP_TEST, MEASURING, TEST, TRAINING
 from options.data import DataOptions, OwnDataOptions
 from options.declare import OptionInfo, group, idle_with, idle_without, option, options_of
@@ -30,7 +30,7 @@ def _weights_are_known(run: Mapping[str, Any]) -> str | None:
 def _no_random_numbers(run: Mapping[str, Any]) -> str | None:
     if run["action"] != TEST:
         return None
-    complete = run["load_type"] == "pl" or (run["pretrained"] and run["task"] != "classification")
+    complete = run["load_type"] == "pl" or (run["pretrained"] and run["task"] not in CLASSIFYING)
     return "on test: no weight is random" if complete else None
 
 
@@ -51,7 +51,8 @@ class Options:
         "Hugging Face name or folder", from_checkpoint=True)
     dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
         "name", from_checkpoint=True)
-    task: Task | None = option(None, "what to learn; by default the data set's task", from_checkpoint=True)
+    task: Task | None = option(None, "what to learn; by default the data set's task", choices=tuple(TASKS),
+        from_checkpoint=True)
     load: str | None = option(None, "weights to start from: hub name, folder, run, checkpoint or state dict",
         old_keys=("load_name",), resume="start")
     load_type: Literal["hf", "pl", "pt", "peft"] | None = option(None,
@@ -93,9 +94,9 @@ class Options:
     attention: Literal["sdpa", "flash_attention_2", "eager"] | None = option(None, "implementation of attention in "
         "transformers; by default the fastest that the model supports without other packages", resume="free")
     max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",
-        at_least(1), from_checkpoint=True, actions=MEASURING, idle=idle_without("task", "summarization"))
+        at_least(1), from_checkpoint=True, actions=MEASURING, idle=idle_without("task", *GENERATING))
     num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),
-        from_checkpoint=True, actions=MEASURING, idle=idle_without("task", "summarization"))
+        from_checkpoint=True, actions=MEASURING, idle=idle_without("task", *GENERATING))
     seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers)
     resume_training: bool = option(False,
         "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=TRAINING,

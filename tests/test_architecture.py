@@ -4,6 +4,8 @@ each other, and the files stay small."""
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}
 IN_FUNCTIONS_ONLY = {"transformers", "peft"}
 #: The files below `actions` that may know Lightning.
-KNOWS_LIGHTNING = ("dataset/batching/module.py", "model/task/", "model/reallocation/")
+KNOWS_LIGHTNING = ("dataset/batching/module.py", "model/lightning.py", "model/task/", "model/reallocation/")
 
 LONGEST, SHORTEST = 350, 15
 
@@ -101,6 +103,23 @@ def arrows_between(sources: Mapping[str, str]) -> dict[str, set[str]]:
     return found
 
 
+def names_of_lightning() -> set[str]:
+    """The private names that the installed Lightning defines."""
+    folders = [Path(importlib.util.find_spec(name).origin).parent for name in ("pytorch_lightning", "lightning_fabric")]
+    texts = (path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
+    return {name for text in texts for name in re.findall(r"(?:\bdef |\bclass |self\.)(_[a-zA-Z]\w*)", text)}
+
+
+def private_names(source: str) -> set[str]:
+    """The private names that a file imports or reads from an object, other than those that it defines itself."""
+    nodes = list(ast.walk(ast.parse(source)))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    used |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    own = {node.attr for node in nodes if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {name for name in used - own if name.startswith("_") and not name.startswith("__")}
+
+
 def points_up(found: Import) -> bool:
     importer = Path(found.file).parts[0].removesuffix(".py")
     return found.package in LAYERS and LAYERS.index(found.package) > LAYERS.index(importer)
@@ -142,6 +161,16 @@ class TestImports:
     def test_only_tasks_reallocation_and_the_data_module_know_lightning(self, found: list[Import]) -> None:
         below = [one for one in found if one.file.startswith(("heterolora/", "dataset/", "model/"))]
         assert not [str(one) for one in below if one.package in LIGHTNING and not one.file.startswith(KNOWS_LIGHTNING)]
+
+    def test_private_parts_of_lightning_are_used_in_one_file(self, found: list[Import]) -> None:
+        knows = {one.file for one in found if one.package in LIGHTNING} - {"model/lightning.py"}
+        private, own = names_of_lightning(), {file: (ROOT / file).read_text(encoding="utf-8") for file in knows}
+        assert not {file: used for file, text in own.items() if (used := private_names(text) & private)}
+
+    def test_a_private_name_of_another_object_is_found(self) -> None:
+        text = "from pytorch_lightning import _graph\nclass C:\n    def f(self, loop):\n        self._n = loop._fetcher"
+        assert private_names(text) == {"_graph", "_fetcher"}
+        assert {"_should_accumulate", "_SubprocessScriptLauncher"} <= names_of_lightning()
 
     def test_no_files_import_each_other(self) -> None:
         sources = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in product_files()}

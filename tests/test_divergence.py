@@ -36,7 +36,7 @@ def poison(task: FineTuning, value: float = math.nan) -> None:
 
 
 def poison_validation_loss(task: FineTuning) -> None:
-    task.mean_loss["validation"].update(torch.tensor(math.nan), torch.tensor(1.0))
+    task.figures["validation"].loss.update(torch.tensor(math.nan), torch.tensor(1.0))
 
 
 def install(patch: pytest.MonkeyPatch, callback: pl.Callback, first: bool = True) -> None:
@@ -119,7 +119,7 @@ def test_two_processes_end_together(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize("patience", [(), ("--patience", 2)], ids=["", "patience"])
 def test_a_first_score_that_is_no_number_blocks_no_later_one(world, tmp_path, monkeypatch, patience) -> None:
     def no_number(task: FineTuning) -> None:
-        scores = task.running["validation"]
+        scores = task.figures["validation"].metrics
         compute = scores.compute
 
         def once() -> dict[str, torch.Tensor]:

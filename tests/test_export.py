@@ -22,7 +22,7 @@ from heterolora.common.errors import UserError
 from heterolora.elements import config
 from heterolora.elements.element import PROJECTIONS
 from model import family
-from model.checkpoint import BaseSource, Record
+from model.checkpoint import BaseSource, ModelRecord
 from model.peft_format.adapter import read_adapter
 from model.peft_format.fit import config_of_adapter, put_into
 from model.peft_format.writing import write_adapter
@@ -32,7 +32,7 @@ from tests.tiny import tiny_batch, tiny_network
 from tests.world import ROOT, World, command, metrics_of, model_folder, run, write_lora, write_shortcuts
 from tools import export, realloc_lora_rank
 
-RECORD = Record("train", {}, BaseSource("somewhere"), base_sha256="0")
+RECORD = ModelRecord("train", {}, BaseSource("somewhere"), base_sha256="0")
 
 
 def mixed(variant: str, task: str, **overrides: object) -> Adapted:

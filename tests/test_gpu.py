@@ -19,6 +19,7 @@ from torch import Tensor
 from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from actions.training.experiment import build
+from benchmarks import __main__ as benchmark
 from heterolora.choosing import history
 from heterolora.saliency import get
 from heterolora.saliency.from_training import TrainingGradients
@@ -30,7 +31,6 @@ from options.scoring import ReallocationOptions, ScoringOptions
 from tests import test_plan
 from tests.test_device import on_device, step
 from tests.world import World, model_folder, run_apart, text_folder, weights, write_lora
-from tools import benchmark
 
 GPUS = torch.cuda.device_count()
 STEPS = 8

@@ -113,11 +113,11 @@ def test_another_process_that_ends_before_this_one_waits_for_it(
 def test_a_later_trainer_ends_the_processes_that_the_first_one_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--learning-rate auto` has a trainer for each trial. Later ones start no processes."""
     monkeypatch.setattr(launcher, "_started", [])
-    monkeypatch.setattr(launcher, "_set_num_threads_if_needed", lambda num_processes: None)
+    monkeypatch.setattr(Launcher, "limit_threads", lambda self: None)
     monkeypatch.setattr(launcher, "_watch", lambda others: None)
     made = [Launcher(SimpleNamespace(creates_processes_externally=later), 2, 1) for later in (False, True)]
     sleeping = subprocess.Popen(["sleep", "600"])
-    monkeypatch.setattr(made[0], "_call_children_scripts", lambda: made[0].procs.append(sleeping))
+    monkeypatch.setattr(made[0], "start", lambda: made[0].procs.append(sleeping))
     for one in made:
         one.launch(lambda: None)
 

@@ -27,6 +27,7 @@ from dataset.encoding.render import EXAMPLES
 from dataset.reading.own import describe
 from heterolora.common.errors import UserError
 from model import metrics
+from model.task.fine_tuning import TaskParts
 from model.task.multiple_choice import MultipleChoice
 from options.data import DataOptions, OwnDataOptions
 from options.optimization import Optimization
@@ -279,10 +280,8 @@ def test_padding_does_not_change_the_scores(model: Path, side: str) -> None:
         {**row, "index": 0, "weight": 1.0}
         for row in encoded([("a b", ["c", "d e a b"], "A"), ("c", ["b", "a"], "B")], 9)
     ]
-    task = MultipleChoice(
-        network=network, space=None, spec=ARC, validation_names=("validation",), test_names=(), metric=None,
-        optimization=Optimization(), record=None, batches_per_epoch=len,
-    )  # fmt: skip
+    parts = TaskParts(network, None, ARC, ("validation",), (), Optimization(), record=None, batches_per_epoch=len)
+    task = MultipleChoice(parts)
     batch = Collator(tokenizer, choices=True)(rows)
     if side == "left":
         width = batch["attention_mask"].sum(-1).tolist()

@@ -5,6 +5,7 @@ tests/fixtures/runs/README.md shows the commands that made them.
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -16,13 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from heterolora.common.errors import UserError
-from model.task.fine_tuning import FineTuning
 from tests.world import ROOT, metrics_of, run, weights
 from tools import export, plot_realloc, report
 
 RUNS = ROOT / "tests" / "fixtures" / "runs"
 ACTIONS = ("train", "train-dyrealloc")
-RESUMED = json.loads((RUNS / "resumed.json").read_text())
 
 of_each_run = pytest.mark.parametrize("action", ACTIONS)
 
@@ -43,6 +42,14 @@ def assert_metrics(found: Path, expected: dict[str, dict[str, float]]) -> None:
     assert metrics_of(found).keys() == expected.keys()
     for split, values in expected.items():
         assert metrics_of(found)[split] == pytest.approx(values, abs=1e-4), split
+
+
+def curves(folder: Path) -> dict[str, float]:
+    """Column and step -> training loss or validation figure."""
+    with (folder / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ("train/loss", "validation/loss", "validation/accuracy")
+    return {f"{name} {row['step']}": float(row[name]) for row in rows for name in names if row[name]}
 
 
 def reallocations(folder: Path) -> list[list]:
@@ -73,13 +80,23 @@ class TestLoading:
 
 
 class TestResuming:
-    @of_each_run
-    def test_one_more_epoch_gives_what_the_older_version_gave(
-        self, copy, monkeypatch: pytest.MonkeyPatch, action: str
-    ) -> None:
-        """But for the first step, which had the learning rate of the shorter schedule then."""
-        monkeypatch.delattr(FineTuning, "on_train_start")
-        folder, expected = copy(action), RESUMED[action]
+    def test_from_the_middle_it_ends_as_the_older_version_did(self, copy) -> None:
+        """`best.ckpt` is of the first epoch. The learning rate falls linearly over both."""
+        old, folder = RUNS / "train", copy("train")
+        checkpoints = folder / "checkpoints"
+        (checkpoints / "last.ckpt").unlink()
+        assert run("train", "--resume-training", "--load", checkpoints / "best.ckpt") == 0
+        assert_metrics(folder, metrics_of(old))
+        assert curves(folder) == pytest.approx(curves(old), abs=1e-5)
+        found, expected = (weights(run / "checkpoints" / "last.ckpt") for run in (folder, old))
+        assert found.keys() == expected.keys()
+        for name in found:
+            assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-5), name
+
+    def test_one_more_epoch_gives_what_the_older_version_gave(self, copy) -> None:
+        """The learning rate is constant. A falling one would be that of the longer run now, in the first step too."""
+        action = "train-dyrealloc"
+        folder, expected = copy(action), json.loads((RUNS / "resumed.json").read_text())
         last = folder / "checkpoints" / "last.ckpt"
         assert run(action, "--resume-training", "--load", last, "--max-epochs", 3) == 0
         assert_metrics(folder, expected["metrics"])
@@ -88,8 +105,7 @@ class TestResuming:
         assert sorted(checkpoint["heterolora"]["on"]) == sorted(expected["on"])
         norms = {name: tensor.norm().item() for name, tensor in weights(last).items()}
         assert norms == pytest.approx(expected["norms"], rel=1e-3, abs=1e-4)
-        if action == "train-dyrealloc":
-            assert reallocations(folder) == expected["reallocations"]
+        assert reallocations(folder) == expected["reallocations"]
 
 
 class TestTools:

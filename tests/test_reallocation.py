@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import toml
 import torch
+from torch import distributed
 
 from heterolora.choosing import history
 from heterolora.choosing.history import FREQUENCY, HISTORY, Decision, History
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Place
-from model.reallocation import callback
+from model.reallocation.callback import Reallocate, ScoreSource
 from model.reallocation.schedule import Schedule, realloc_interval
+from options.scoring import ReallocationOptions
+from tests.adapted import adapted, lora_config
+from tests.together import together
 
 
 @pytest.mark.parametrize(
@@ -109,9 +115,41 @@ class TestHistory:
             history.read(tmp_path)
 
 
-def test_processes_that_disagree_are_stopped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, other = (True, False, True), (True, True, False)
-    monkeypatch.setattr(callback, "gather_lists", lambda lists: [*lists, other])
-    with pytest.raises(UserError, match=r"disagree about layer_0\.v_proj at reallocation 0"):
-        callback._check_agreement(PLACES, mine, 0)
-    callback._check_agreement(PLACES, other, 0)
+class OtherScoresElsewhere(ScoreSource):
+    """The best element is the first one on the first process, and the last one on another process."""
+
+    def scores(self, trainer: SimpleNamespace, task: SimpleNamespace, until_due: int) -> Mapping[str, float]:
+        keys = [element.key for element in task.space.elements]
+        return dict(zip(keys if distributed.get_rank() else reversed(keys), map(float, range(len(keys))), strict=True))
+
+
+def reallocate_once(folder: Path) -> str:
+    """The message of this process."""
+    distributed.init_process_group("gloo")
+    task = SimpleNamespace(space=adapted("opt-pre", lora=lora_config()).space, total_steps=lambda: 4)
+    options = ReallocationOptions(
+        turn_on_percentile=0.25, dyrealloc_ags_mode="off", realloc_N=2, realloc_warmup_epochs=0
+    )
+    trainer = SimpleNamespace(
+        num_training_batches=4,
+        accumulate_grad_batches=1,
+        current_epoch=0,
+        global_step=0,
+        is_global_zero=False,
+        loggers=(),
+    )
+    reallocate = Reallocate(options, 0, OtherScoresElsewhere(), folder, print)
+    reallocate.setup(trainer, task, "fit")
+    reallocate.on_train_start(trainer, task)
+    try:
+        reallocate.on_train_batch_start(trainer, task, None, 0)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_processes_that_disagree_are_stopped_by_name(tmp_path: Path) -> None:
+    one, other = together(2, reallocate_once, tmp_path)
+    assert one == other
+    assert one.startswith("the processes disagree about layer_0.")
+    assert " at reallocation 0; run all of them on machines of one kind" in one

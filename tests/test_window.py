@@ -11,17 +11,19 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from actions.training.experiment import build
 from heterolora.choosing import history
+from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Loss
 from main import main
 from model.task.fine_tuning import FineTuning
 from model.task.window import Window
+from tests.together import together
 from tests.world import World, command, instruction_folder, run, summary_folder, weights, write_lora
 
 ROWS = 22  # of the instructions: windows of 8 rows, and a last one of 6
@@ -179,3 +181,27 @@ def test_scores_from_training_see_the_gradient_of_the_window(world, steady, task
     assert len(ours.decisions) == 6
     for one, other in zip(ours.decisions, theirs.decisions, strict=True):
         assert other.scores == pytest.approx(one.scores, rel=1e-4)
+
+
+def test_processes_that_train_different_parameters_are_stopped() -> None:
+    """Without the check, they would add gradients of different parameters."""
+    same, other = together(2, train_one_parameter_each, False), together(2, train_one_parameter_each, True)
+    assert same == ["", ""]
+    assert len(set(other)) == 1
+    assert "the processes disagree about which parameters are trained; run all of them on machines" in other[0]
+
+
+def train_one_parameter_each(differ: bool) -> str:
+    """The message of this process."""
+    distributed.init_process_group("gloo")
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    trained, frozen = (first, second) if not differ or distributed.get_rank() == 0 else (second, first)
+    frozen.requires_grad_(False)
+    window = Window()
+    window.start()
+    window.add(Loss(trained.sum(), torch.tensor(3))).backward()
+    try:
+        window.finish(torch.optim.SGD([first, second], lr=1.0))
+    except UserError as error:
+        return str(error)
+    return ""

@@ -34,7 +34,8 @@ from actions.run.run_folder import CHECKPOINTS, measured_checkpoint
 from actions.training.trainer import check_devices
 from heterolora.common.errors import UserError
 from heterolora.common.files import check_writable
-from heterolora.elements.peft_config import peft_notes, task_type
+from heterolora.elements.peft_config import peft_notes
+from heterolora.elements.task import TASKS
 from model.hub import check_publishing, publish
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
@@ -117,7 +118,7 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
         raise UserError(f"{args.result} is a plain model, without LoRA", "use --format merged")
     if args.format == "peft" and adapter is not None and not has_shortcuts(request):
         raise UserError(f"{args.result} is a PEFT adapter already", "use it as it is, or --format merged")
-    if args.format == "vllm" and spec.task == "classification":
+    if args.format == "vllm" and spec.classifies:
         raise UserError(f"{args.result} has a trained head, and vLLM's adapters hold LoRA alone", "use --format merged")
     base = request.base
     own = base.state_file or (base.name if base.pretrained else f"{base.name} with random weights")
@@ -139,7 +140,7 @@ def _check(args: argparse.Namespace, request: Request, dataset_given: bool) -> N
     if adapter is not None and adapter.record is None and not dataset_given:
         # The data set gives the head and the names of the labels.
         raise UserError(f"{adapter.folder} does not say what it was trained on", "give --dataset")
-    if adapter is not None and adapter.settings.task_type not in (None, task_type(spec.task)):
+    if adapter is not None and adapter.settings.task_type not in (None, TASKS[spec.task].peft_type):
         raise UserError(
             f"{adapter.folder} is for {adapter.settings.task_type}, and {spec.name} for {spec.task}",
             "give a --dataset of the adapter's task",

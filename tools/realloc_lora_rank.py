@@ -50,7 +50,8 @@ from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.elements.config import ElementConfig
 from heterolora.elements.element import Element, Kind, at_ranks, check_ranks
-from heterolora.elements.peft_config import peft_config, peft_notes, task_type
+from heterolora.elements.peft_config import peft_config, peft_notes
+from heterolora.elements.task import TASKS
 from options.declare import flag_of
 from options.ranges import at_least, seed_range, share
 from tools.reallocation.blocks import BLOCKS
@@ -227,10 +228,10 @@ def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
         modules = [element.module for element in choice.elements if element.kind == "lora"]
         if args.format == "peft":
             notes = peft_notes(lora)
-            values = peft_config(lora, task_type(choice.task), choice.base, modules=modules)
+            values = peft_config(lora, TASKS[choice.task].peft_type, choice.base, modules=modules)
             outputs[args.output] = json.dumps(values, indent=2) + "\n"
         else:
-            block = BLOCKS[args.format](lora, task_type(choice.task), choice.base, modules)
+            block = BLOCKS[args.format](lora, TASKS[choice.task].peft_type, choice.base, modules)
             notes = block.notes
             outputs[args.output] = comment + block.to_yaml()
         for text in notes:

@@ -11,7 +11,7 @@ from model.family import AdaptedName
 from options.every import Options
 
 if TYPE_CHECKING:
-    from model.checkpoint import BaseSource, Checkpoint, Record
+    from model.checkpoint import BaseSource, Checkpoint, ModelRecord
     from model.peft_format.adapter import Adapter
 
 
@@ -38,7 +38,7 @@ class Request:
         return self.checkpoint if self.resumes else None
 
     @property
-    def recorded(self) -> Record | None:
+    def recorded(self) -> ModelRecord | None:
         """The record of the checkpoint or adapter. Adapters that were made elsewhere have none."""
         loaded = self.checkpoint or self.adapter
         return None if loaded is None else loaded.record

@@ -64,7 +64,7 @@ def check_options(
             raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
         check_writable(folder, "give another --cache-folder")
     if options.run.lm_eval is not None and used["lm_eval"]:
-        if spec.task == "classification":
+        if spec.classifies:
             raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")
         if options.devices.num_devices * options.devices.num_nodes > 1:
             raise UserError("--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")

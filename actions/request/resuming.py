@@ -17,7 +17,7 @@ from options.actions import DYREALLOC
 from options.every import Options, as_plain, changed, declared, flat
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoint, Record
+    from model.checkpoint import Checkpoint, ModelRecord
 
 _OF_THIS_START = ("config", "stop_after")  # options that a resumed run does not take over, nor record
 _ANEW = "leave it out, or start a new run from the checkpoint without --resume-training"
@@ -58,7 +58,7 @@ def check_resumable(command: Command, checkpoint: Checkpoint) -> tuple[str, ...]
     return ()
 
 
-def options_of_run(options: Options, record: Record, same_folder: bool) -> Options:
+def options_of_run(options: Options, record: ModelRecord, same_folder: bool) -> Options:
     """The options of a resumed run, as an uninterrupted run states them.
 
     Options that belong to one start of the program are those of the first start. A run that continues in a new folder
@@ -92,7 +92,7 @@ def resumed_from(command: Command, last: Path) -> Command:
     return replace(command, options=options, notes=notes, on_command_line=frozenset(), identity=fingerprint(command))
 
 
-def _recorded(record: Record) -> dict[str, Any]:
+def _recorded(record: ModelRecord) -> dict[str, Any]:
     """Name -> value of every option of the run. An option that its version did not have has its default."""
     return {
         name: info.from_toml(name, record.options[name]) if name in record.options else info.default

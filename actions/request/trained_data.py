@@ -57,7 +57,7 @@ def notes_on_classes(trained: tuple[str, ...], spec: DatasetSpec) -> tuple[str, 
 
 
 def _classes(spec: DatasetSpec) -> tuple[str, ...]:
-    return spec.labels if spec.task == "classification" else ()
+    return spec.labels if spec.classifies else ()
 
 
 def _listing(names: tuple[str, ...]) -> str:

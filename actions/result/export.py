@@ -20,11 +20,11 @@ from heterolora.common.files import whole_folder, write_text
 from heterolora.common.outside import read_text
 from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import Record
+from model.checkpoint import ModelRecord
 from model.load import load_tokenizer
 from model.peft_format import CARD
-from model.peft_format.card import CardContents, card
-from model.peft_format.vllm import max_lora_rank, uniform
+from model.peft_format.card import Described, card
+from model.peft_format.vllm import how_to_load, uniform
 from model.peft_format.writing import result_config, write_adapter
 from options.every import declared
 
@@ -59,7 +59,7 @@ def write_adapter_folder(
     space: SearchSpace,
     spec: DatasetSpec,
     tokenizer: PreTrainedTokenizerBase,
-    record: Record,
+    record: ModelRecord,
     run_folder: Path | None,
     for_vllm: bool = False,
 ) -> None:
@@ -70,14 +70,14 @@ def write_adapter_folder(
     """
     metrics = {} if run_folder is None else read_metrics(run_folder)[0]
     on = space.on("lora")
-    result = CardContents(
+    result = Described(
         network,
         space,
         spec,
         record,
         metrics or None,
         _configurations(record),
-        max_lora_rank=max_lora_rank(on) if for_vllm else None,
+        also=how_to_load(on, record.base.name) if for_vllm else "",
     )
     shortcut = result_config(space, "shortcut", record.renormalizes) if result.beyond_peft else None
     remembered = _to_remember(record, shortcut is not None)
@@ -91,7 +91,7 @@ def write_adapter_folder(
         write_text(unfinished / CARD, card(replace(result, pictures=pictures)))
 
 
-def _to_remember(record: Record, shortcuts: bool) -> Record:
+def _to_remember(record: ModelRecord, shortcuts: bool) -> ModelRecord:
     """The record for an adapter: model and data. Its configurations are in its own files."""
     known = {name for name, info in declared().items() if info.from_checkpoint}
     options = {name: value for name, value in record.options.items() if name in known}
@@ -100,7 +100,7 @@ def _to_remember(record: Record, shortcuts: bool) -> Record:
     return replace(record, options=options, configs={}, on=())
 
 
-def _configurations(record: Record) -> list[str]:
+def _configurations(record: ModelRecord) -> list[str]:
     """The name of each configuration file, with its first comment if the file still exists."""
     paths = [Path(path) for key in ("lora_config", "shortcut_config") if (path := record.options.get(key))]
     return [f"`{path.name}`" + (f": {comment}" if (comment := _first_comment(path)) else "") for path in paths]

@@ -14,7 +14,7 @@ from actions.training.experiment import plan_elements, put_weights
 from heterolora.common.files import whole_folder
 from heterolora.elements.adapt import adapt
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import Record
+from model.checkpoint import ModelRecord
 from model.load import load_base, load_config, load_tokenizer
 from model.merge import fold, in_numbers, logits, probe, unwrap
 from model.tensor_file import MappedTensors
@@ -73,5 +73,5 @@ def _trained(
     precision = None if frozen else options.devices.precision
     base = load_base(request.base, config, tokenizer, request.spec.task, precision, options.quantize)
     space = None if planned is None else adapt(base.network, planned)
-    put_weights(request, Record(request.action, {}, request.base, base.sha256), base.network, space)
+    put_weights(request, ModelRecord(request.action, {}, request.base, base.sha256), base.network, space)
     return base.network, space

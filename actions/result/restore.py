@@ -16,7 +16,7 @@ from actions.training.experiment import build, plan_elements, put_weights
 from actions.training.trainer import build_trainer
 from heterolora.elements.adapt import adapt, heads
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import Record
+from model.checkpoint import ModelRecord
 from model.load import load_config
 from model.skeleton import skeleton
 
@@ -27,7 +27,7 @@ class Restored:
 
     network: PreTrainedModel
     space: SearchSpace | None  # None for a plain network
-    record: Record  # of the run that trained it
+    record: ModelRecord  # of the run that trained it
     notes: tuple[str, ...]  # lines to print
 
 
@@ -48,7 +48,7 @@ def restore_trained(request: Request, dtype: torch.dtype | None = None) -> Resto
         for module in (*space, *heads(network)):
             module.to_empty(device="cpu")
     # The fingerprint of a base without weights cannot be computed.
-    own = Record(request.action, {}, request.base, recorded.base_sha256 if recorded else "")
+    own = ModelRecord(request.action, {}, request.base, recorded.base_sha256 if recorded else "")
     put_weights(request, own, network, space)
     record = recorded or own
     if request.adapter is None:

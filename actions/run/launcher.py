@@ -10,16 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
-from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-
 from actions.run.endings import FAILED, LOST, is_ending
+from model.lightning import ScriptLauncher
 
 _started: list[subprocess.Popen[bytes]] = []  # the first trainer starts them, and later trainers use them too
 _PATIENCE = 30.0  # seconds in which this process can find out by itself that another one is lost
 
 
-class Launcher(_SubprocessScriptLauncher):
+class Launcher(ScriptLauncher):
     """Starts the processes. If one of them is lost, this process ends in one line, as do processes of torchrun.
 
     Lightning kills this process within five seconds, perhaps before it has printed its line, and prints another one.
@@ -27,11 +25,11 @@ class Launcher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: object = None, **kwargs: Any) -> Any:
         if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
+            self.start()
             _started.extend(self.procs)
             threading.Thread(target=_watch, args=(self.procs,), daemon=True).start()
         self.procs = _started
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        self.limit_threads()
         return function(*args, **kwargs)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from actions.training.experiment import Experiment
-from heterolora.common.distributed import gather_lists
-from heterolora.common.errors import UserError
+from heterolora.common import distributed
 from options.every import declared, flat
 
 
@@ -28,9 +27,4 @@ def check_agreement(experiment: Experiment) -> None:
     values["the rows of the data set"] = repr(experiment.data.digests)
     values["the base model"] = experiment.task.record.base_sha256
     values["the elements and which of them are on"] = repr([(each.element, each.enabled) for each in space or ()])
-    everywhere = gather_lists([values])
-    for name in values:
-        if len({each.get(name) for each in everywhere}) > 1:
-            raise UserError(
-                f"the processes disagree about {name}", "start all of them with the same command, files and versions"
-            )
+    distributed.check_agreement(values, expected="start all of them with the same command, files and versions")

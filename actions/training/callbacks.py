@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from actions.run.console import note, say
 from actions.run.endings import end_with_this_process, terminate
 from heterolora.common.files import DISK_FAILURES, cannot_write
+from model.lightning import log_optimizer_steps, window_ends
 from model.task.fine_tuning import FineTuning
 
 
@@ -45,10 +46,10 @@ class SeedEachBatch(pl.Callback):
 
 
 class CountOptimizerSteps(pl.Callback):
-    """Loggers count optimizer steps. Lightning's own count is one too low after some resumes."""
+    """Loggers count optimizer steps."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        log_optimizer_steps(trainer)
 
 
 class ValidateAfterWindows(pl.Callback):
@@ -78,7 +79,7 @@ class LogLoss(pl.Callback):
     """
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if not window_ends(trainer):
             return
         if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.should_stop:
             figures = {"train/loss": float(pl_module.global_loss), "epoch": trainer.current_epoch}
@@ -193,7 +194,9 @@ class Progress(RichProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        self._update(self.train_progress_bar_id, trainer.global_step)  # Lightning starts again from 0
+        if self.train_progress_bar_id is not None:  # Lightning starts again from 0
+            self.progress.update(self.train_progress_bar_id, completed=trainer.global_step)
+            self.refresh()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: FineTuning, outputs: Any, batch: Any, batch_idx: int

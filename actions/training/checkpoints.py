@@ -23,6 +23,7 @@ from actions.training.health import check_finite_weights
 from heterolora.common.errors import DivergenceError, UserError
 from heterolora.common.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
+from model.lightning import epoch_ends, validation_follows, window_ends
 from model.task.fine_tuning import FineTuning
 from options.run import RunOptions
 
@@ -109,13 +110,11 @@ class RunCheckpoints(CheckpointCallback):
             self._save_due(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
+        if not window_ends(trainer):
             return
         if trainer.should_stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._due.add("last")
-        validates_next = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-        if not (validates_next or loop._num_ready_batches_reached()):
+        if not (validation_follows(trainer) or epoch_ends(trainer)):
             self._window_is_over(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,11 +127,11 @@ class RunCheckpoints(CheckpointCallback):
             self._due.add("best")
         if trainer.should_stop:
             self._due.add("last")
-        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+        if not epoch_ends(trainer):
             self._window_is_over(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():  # otherwise the run stops inside the epoch
+        if epoch_ends(trainer):  # otherwise the run stops inside the epoch
             self._due.add("last")
             self._window_is_over(trainer)
 

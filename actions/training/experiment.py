@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ from heterolora.common.errors import UserError
 from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
 from heterolora.elements.element import check_ranks
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import Checkpoint, Record
+from model.checkpoint import Checkpoint, ModelRecord
 from model.compiling import compile_blocks, uncompiled
 from model.family import AdaptedName
 from model.load import (
@@ -34,21 +35,12 @@ from model.load import (
 from model.peft_format.fit import check_adapter_weights, check_modules, put_into
 from model.sharding import Sharding, blocks_of
 from model.skeleton import skeleton
-from model.task.causal_language_modeling import CausalLanguageModeling
-from model.task.classification import Classification
-from model.task.fine_tuning import FineTuning
-from model.task.multiple_choice import MultipleChoice
+from model.task import class_of
+from model.task.fine_tuning import FineTuning, Generation, TaskParts
 from model.task.optimization import batches_within, steps_of_run
-from model.task.summarization import Summarization
 from model.trained import take
 from options.actions import DYREALLOC, IMP_TEST, TEST, TRAIN
 from options.every import Options, as_plain
-
-_TASKS = {
-    "classification": Classification,
-    "causal_language_modeling": CausalLanguageModeling,
-    "summarization": Summarization,
-}
 
 
 @dataclass(frozen=True)
@@ -112,14 +104,12 @@ def build(request: Request) -> Experiment:
     space = None if planned is None else adapt(base.network, planned)
     if options.gradient_checkpointing:
         enable_gradient_checkpointing(base.network, space)
-    record = Record(request.action, as_plain(options), base_source, base.sha256, request.configs)
+    record = ModelRecord(request.action, as_plain(options), base_source, base.sha256, request.configs)
     has_head = put_weights(request, record, base.network, space)
-    more = {}
-    if spec.task == "summarization":
-        length = options.max_new_tokens or data.limits.max_target_len
-        more = {"tokenizer": tokenizer, "max_new_tokens": length, "num_beams": options.num_beams}
-    task_class = _TASKS[spec.task] if spec.choices is None else MultipleChoice
-    task = task_class(
+    compiles = options.compile and request.action == TRAIN  # only training runs compiled blocks
+    if compiles:
+        compile_blocks(blocks_of(base.network, space))
+    parts = TaskParts(
         network=base.network,
         space=space,
         spec=spec,
@@ -130,12 +120,10 @@ def build(request: Request) -> Experiment:
         batches_per_epoch=data.train_batches_per_epoch,
         sharding=sharding,
         metric=options.run.metric,
-        **more,
+        generation=Generation(tokenizer, options.max_new_tokens or data.limits.max_target_len, options.num_beams),
+        uncompiled=uncompiled if compiles else nullcontext,
     )
-    if options.compile and request.action == TRAIN:  # only training runs compiled blocks
-        compile_blocks(blocks_of(base.network, space))
-        task.uncompiled = uncompiled
-    return Experiment(options, data, task, base.untrained_head and not has_head, request.resumed)
+    return Experiment(options, data, class_of(spec)(parts), base.untrained_head and not has_head, request.resumed)
 
 
 def _sharding(request: Request) -> Sharding | None:
@@ -157,7 +145,7 @@ def preview_of(data: TextDataModule, action: str) -> str:
     return preview(data, data.splits.train, "training")
 
 
-def put_weights(request: Request, own: Record, network: PreTrainedModel, space: SearchSpace | None) -> bool:
+def put_weights(request: Request, own: ModelRecord, network: PreTrainedModel, space: SearchSpace | None) -> bool:
     """Load the weights of the request's checkpoint or adapter, if any. Returns whether they include the head.
 
     `own` is the identity of the network. Raises UserError if the weights do not fit it.
@@ -201,7 +189,7 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Placement | Non
     if request.recorded is None and request.adapter is None:
         check_ranks(planned.elements)
     # Without elements only the head of a classifier is trained, on the frozen base.
-    head_alone = request.spec.task == "classification" and request.action in (TRAIN, TEST)
+    head_alone = request.spec.classifies and request.action in (TRAIN, TEST)
     if not planned.elements and (not head_alone or any(one.sites for one in configs.values())):
         raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
     if request.action in (IMP_TEST, DYREALLOC):

@@ -11,6 +11,7 @@ from torch.nn.utils import get_total_norm
 
 from heterolora.common.distributed import gathered
 from heterolora.common.errors import DivergenceError
+from model.lightning import window_ends
 from model.task.fine_tuning import FineTuning
 
 BAD_WEIGHTS = "a trained weight became NaN or infinite"
@@ -23,7 +24,7 @@ class StopOnNaN(pl.Callback):
     """
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: object) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if not window_ends(trainer):
             return
         loss = pl_module.global_loss
         if not bool(torch.isfinite(loss) & _finite_weights(trainer)):  # one transfer from the device for both

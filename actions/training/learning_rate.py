@@ -73,10 +73,10 @@ def _of_trial(options: Options, rate: float, steps: int, whole: float) -> Option
 
 def _prepared(experiment: Experiment, options: Options) -> Experiment:
     """The experiment with other options, in the random state that it was built with."""
-    task = experiment.task
-    task.optimization, task.record = options.optimization, replace(task.record, options=as_plain(options))
+    record = replace(experiment.task.record, options=as_plain(options))
+    task = experiment.task.again(optimization=options.optimization, record=record)
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    return replace(experiment, options=options)
+    return replace(experiment, options=options, task=task)
 
 
 def _trial(experiment: Experiment, folder: Path, start: tuple[pl.Callback, ...]) -> float:
@@ -84,8 +84,8 @@ def _trial(experiment: Experiment, folder: Path, start: tuple[pl.Callback, ...])
     options = experiment.options
     judge = _Judge(options.optimization.max_steps)
     callbacks = (CountOptimizerSteps(), SeedEachBatch(options.seed), *start, judge)
-    trainer = build_trainer(_prepared(experiment, options), folder, callbacks)
-    trainer.fit(experiment.task, datamodule=experiment.data)
+    prepared = _prepared(experiment, options)
+    build_trainer(prepared, folder, callbacks).fit(prepared.task, datamodule=prepared.data)
     return judge.loss
 
 

@@ -60,12 +60,13 @@ class ContinuedCSVLogger(CSVLogger):
 
     def __init__(self, folder: Path, done: int) -> None:
         super().__init__(folder, name="", version=LOGS)
-        self.done = done
+        self.done, self._continues = done, done > 0
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
+        if self._continues:
+            self._continues = False
             earlier = self._earlier_rows()
             experiment = super().experiment
             for row in earlier:
@@ -75,7 +76,7 @@ class ContinuedCSVLogger(CSVLogger):
 
     def _earlier_rows(self) -> list[dict[str, Any]]:
         path = Path(self.log_dir, "metrics.csv")
-        if not self.done or not path.is_file():
+        if not path.is_file():
             return []
         with reading("the curves", path, "delete the file, or restore the one that the run wrote"):
             with path.open(newline="", encoding="utf-8") as file:

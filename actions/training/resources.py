@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 
 from heterolora.common.distributed import sum_over_ranks
+from model.lightning import window_ends
 
 
 class Resources(Timer):
@@ -41,7 +42,7 @@ class Resources(Timer):
     ) -> None:
         self._window += time.perf_counter() - self._batch_start
         self._tokens += batch["tokens"]
-        if not trainer.fit_loop.epoch_loop._should_accumulate():
+        if window_ends(trainer):
             self._steps.append(self._window)
             self._window = 0.0
 

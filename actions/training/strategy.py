@@ -12,28 +12,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import strategies as fabric
-from pytorch_lightning.overrides.distributed import _sync_module_states
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from actions.run.launcher import Launcher
+from model.lightning import Resident, WithLauncher, make_equal
 
 
-class _Resident(Strategy):
-    """The network stays on its device when a `fit`, `validate` or `test` ends.
-
-    Lightning would move it to the CPU each time, and back for the next one. That takes seconds, and memory: on the host
-    for all shares of a sharded base, and twice on the GPU for a base in 8 bits, whose layers keep a second reference.
-    """
-
-    def teardown(self) -> None:
-        network, self._lightning_module = self._lightning_module, None
-        try:
-            super().teardown()
-        finally:
-            self._lightning_module = network
-
-
-class OneDeviceStrategy(_Resident, SingleDeviceStrategy):
+class OneDeviceStrategy(Resident, SingleDeviceStrategy):
     """Lightning sets `parallel_devices` to the device that it chose."""
 
     parallel_devices: list[torch.device] | None = None
@@ -43,11 +28,8 @@ class OneDeviceStrategy(_Resident, SingleDeviceStrategy):
         return self.parallel_devices[0] if self.parallel_devices else torch.device("cpu")
 
 
-class _WithLauncher:
-    """A strategy whose processes `actions.run.launcher` starts."""
-
-    def _configure_launcher(self) -> None:
-        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+class _WithLauncher(WithLauncher):
+    launches = Launcher
 
 
 class ScoringStrategy(_WithLauncher, fabric.DDPStrategy):
@@ -58,7 +40,7 @@ class PlainDDPStrategy(_WithLauncher, DDPStrategy):
     """PyTorch's own wrapper, for a plain model."""
 
 
-class FlatDDPStrategy(_Resident, _WithLauncher, DDPStrategy):
+class FlatDDPStrategy(Resident, _WithLauncher, DDPStrategy):
     """DDP without the wrapper: the backward pass gives the gradients of this process.
 
     The task sums them over processes when an accumulation window ends; see `model.task.window`. At that moment
@@ -67,7 +49,7 @@ class FlatDDPStrategy(_Resident, _WithLauncher, DDPStrategy):
     """
 
     def configure_ddp(self) -> None:
-        _sync_module_states(self.model)  # the same initial weights everywhere, as the wrapper does
+        make_equal(self.model)
 
 
 class PlainFSDPStrategy(_WithLauncher, ModelParallelStrategy):

@@ -84,7 +84,7 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def packs(self) -> bool:
         """Whether the training rows are joined. Text for language modelling is in blocks already."""
-        return self.options.packing and self.spec.task != "classification" and not self.spec.packed
+        return self.options.packing and not self.spec.classifies and not self.spec.packed
 
     def prepare_data(self) -> None:
         """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
@@ -122,7 +122,7 @@ class TextDataModule(pl.LightningDataModule):
         if self.spec.packed:
             return 0
         found = _lengths(encoded)
-        limit = self.limits.max_token_len if self.spec.task != "summarization" else 1  # a summary is cut before
+        limit = self.limits.max_token_len if not self.spec.generates else 1  # a summary is cut before
         longest = np.flatnonzero(found >= limit)
         return truncated(rows.select(longest), found[longest], self.spec, self.tokenizer) if len(longest) else 0
 
@@ -184,7 +184,7 @@ class TextDataModule(pl.LightningDataModule):
         rows, collate, size = Rows(encoded), Collator(self.tokenizer), self.options.batch_size
         count = min(count, self.scoring_batch_count)
         order = np.arange(min(count * size, len(encoded)))
-        if by_length and self.spec.task == "classification":
+        if by_length and self.spec.classifies:
             full = len(order) // size * size
             order[:full] = epoch_order(full, 0, 0, shuffle=False, lengths=_lengths(encoded)[:full])
         for batch in range(rank, count, world):
@@ -199,7 +199,7 @@ class TextDataModule(pl.LightningDataModule):
     def _evaluation_loaders(self, splits: Mapping[str, Dataset], limit: str) -> list[ResumableLoader]:
         """If all rows are evaluated, those of similar length share a batch: metrics do not depend on batches."""
         all_rows = self.trainer is None or str(getattr(self.trainer, limit)) == "1.0"
-        collate = Collator(self.tokenizer, self.spec.task == "summarization", self.spec.choices is not None)
+        collate = Collator(self.tokenizer, self.spec.generates, self.spec.choices is not None)
         loaders = []
         for rows in splits.values():
             encoded = self.encoded(rows)

@@ -37,12 +37,12 @@ def _meaning(spec: DatasetSpec) -> str:
     if spec.choices is not None:
         return f"multiple choice from {columns}; '{spec.label}' says which choice is right"
     if spec.prompt is not None:
-        what = "summarisation" if spec.task == "summarization" else "language modelling"
+        what = "summarisation" if spec.generates else "language modelling"
         *prompts, response = (f"'{column}'" for column in spec.columns)
         return f"{what} of the response in {response} to the prompt in {' and '.join(prompts)}"
     if spec.chat:
         return f"language modelling of the conversations in {columns}, with the chat template of the tokenizer"
-    if spec.task != "classification":
+    if not spec.classifies:
         return f"language modelling of the text in {columns}"
     if spec.regression:
         return f"regression of the numbers in '{spec.label}' on the text in {columns}"
@@ -74,13 +74,13 @@ def _examples(data: TextDataModule) -> list[str]:
 
 
 def _legend(spec: DatasetSpec) -> str:
-    return "" if spec.task == "classification" else f" (the loss is taken on what is between {OPEN} and {CLOSE})"
+    return "" if spec.classifies else f" (the loss is taken on what is between {OPEN} and {CLOSE})"
 
 
 def _first_row(data: TextDataModule, rows: Dataset) -> str:
     row = data.encoded(rows)[0]
     ids, spec = row["input_ids"], data.spec
-    if spec.task == "classification":
+    if spec.classifies:
         label = row["labels"] if spec.regression else spec.labels[row["labels"]]
         return f"{_text(data, ids)}\nlabel: {label}"
     parts, position = [], 0

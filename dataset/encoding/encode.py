@@ -79,11 +79,11 @@ def lengths(
     if spec.chat:
         check_template(tokenizer)
     target, content = 0, "text" if spec.prompt is None else "prompt"
-    if spec.task == "classification":
+    if spec.classifies:
         pair = len(spec.columns) == 2 or spec.texts is not None
         needed = tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
     else:
-        if spec.task == "summarization":
+        if spec.generates:
             target = max_target_len
             if target < 1:
                 raise UserError(f"--max-target-len {target} leaves no room for a summary", "at least 1 is needed")
@@ -116,7 +116,7 @@ def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits
 
 def truncated(rows: Dataset, kept: np.ndarray, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns how many rows lost tokens. `kept` (rows,) are the numbers of tokens that they have."""
-    whole = encode(rows, spec, tokenizer, Lengths(2 * _NO_LIMIT, _NO_LIMIT if spec.task == "summarization" else 0))
+    whole = encode(rows, spec, tokenizer, Lengths(2 * _NO_LIMIT, _NO_LIMIT if spec.generates else 0))
     return int((whole.with_format("numpy")["length"][:] > kept).sum())
 
 
@@ -124,7 +124,7 @@ def _encoded(
     rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, path: Path | None
 ) -> Dataset:
     """Encodes a split, in a file at `path` if it is given."""
-    if spec.task == "classification":
+    if spec.classifies:
         return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), path)
     if spec.choices is not None:
         return _map(rows, partial(encode_questions, spec, tokenizer, limits.max_token_len), path)
@@ -193,7 +193,7 @@ def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
         encoded["input_ids"].append(context + response[: target or total - len(context)])
         encoded["context"].append(len(context))
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
-    return encoded | ({"target": references} if spec.task == "summarization" else {})
+    return encoded | ({"target": references} if spec.generates else {})
 
 
 def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:

@@ -42,7 +42,7 @@ def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
         texts = {name: pa.array(column, pa.large_string()) for name, column in _named(zip(*pairs, strict=True))}
     else:
         texts = dict(_named(rows[column] for column in spec.columns))
-    return pa.table({**texts, "label": rows[spec.label]} if spec.task == "classification" else texts)
+    return pa.table({**texts, "label": rows[spec.label]} if spec.classifies else texts)
 
 
 def rendered(rows: Dataset, spec: DatasetSpec) -> Iterator[pa.Table]:

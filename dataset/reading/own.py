@@ -17,7 +17,8 @@ from dataset import registry
 from dataset.choices import GAP, Choices
 from dataset.reading.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
 from dataset.reading.splits import SUFFIXES, files_by_split
-from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Row, Task
+from dataset.spec import CHOICE_METRICS, DatasetSpec, Row
+from heterolora.elements.task import TASKS, Task
 from options.data import OwnDataOptions
 
 CUE = "\n"  # between prompt and response
@@ -106,7 +107,7 @@ def _described(
 def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
     path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
     place = None if path else Path(dataset)
-    metrics = METRICS[roles.task]
+    metrics = TASKS[roles.task].metrics
     if roles.choices is not None:
         metrics = CHOICE_METRICS
     elif roles.classifies:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataset.registry import COLUMN_FLAGS
-from dataset.spec import Task
 from heterolora.common.errors import UserError, nearest
+from heterolora.elements.task import Task
 from options.data import OwnDataOptions
 from options.declare import flag_of
 

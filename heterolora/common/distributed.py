@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import distributed
+
+from heterolora.common.errors import UserError
 
 
 def world_size() -> int:
@@ -59,3 +61,20 @@ def gather_lists(mine: list[Any]) -> list[Any]:
     shares: list[Any] = [None] * world_size()
     distributed.all_gather_object(shares, mine)
     return [item for share in shares for item in share]
+
+
+ONE_KIND = "run all of them on machines of one kind, with the same versions"
+
+
+def check_agreement(values: Mapping[str, Any], when: str = "", expected: str = ONE_KIND) -> None:
+    """Raises UserError on every process unless all of them have the same value of each name.
+
+    Args:
+        values: name -> value of this process. Names and values are pickled.
+        when: the end of the message, such as ` at reallocation 3`.
+        expected: what would be right.
+    """
+    first, *others = gather_lists([dict(values)])
+    for name in dict.fromkeys(name for each in (first, *others) for name in each):
+        if any(other.get(name) != first.get(name) for other in others):
+            raise UserError(f"the processes disagree about {name}{when}", expected)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from heterolora.common.errors import UserError, nearest
-
-Task = Literal["classification", "causal_language_modeling", "summarization"]
-TASKS: tuple[Task, ...] = ("classification", "causal_language_modeling", "summarization")
+from heterolora.elements.task import TASKS, Task
 
 
 def always(config: Any) -> bool:
@@ -43,6 +41,7 @@ class Family:
         norm_offset: a constant that a norm adds to its weight.
         positions_after_padding: whether position ids start after the padding index, so that the model has fewer usable
             positions than rows in its position table.
+        tasks: what models of the family can do.
         misfits: `model_type` of a similar architecture -> why the table does not fit it.
     """
 
@@ -57,7 +56,7 @@ class Family:
     after_blocks: tuple[str, ...] = ()
     norm_offset: float = 0.0
     positions_after_padding: bool = False
-    tasks: tuple[Task, ...] = TASKS
+    tasks: tuple[Task, ...] = tuple(TASKS)
     misfits: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, config: Any) -> None:

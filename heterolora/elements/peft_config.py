@@ -8,12 +8,6 @@ from typing import Any
 
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
-from heterolora.elements.family import Task
-
-
-def task_type(task: Task) -> str:
-    """PEFT's name of a task."""
-    return "SEQ_CLS" if task == "classification" else "CAUSAL_LM"
 
 
 def peft_config(

@@ -1,6 +1,7 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-RoBERTa and CamemBERT. Post-norm encoders. Classification only."""
 
 from heterolora.elements.family import Family, never
+from heterolora.elements.task import CLASSIFYING
 
 FAMILY = Family(
     name="roberta",
@@ -18,6 +19,6 @@ FAMILY = Family(
     norm2="output.LayerNorm",
     pre_norm=never,
     before_blocks=("embeddings.LayerNorm",),
-    tasks=("classification",),
+    tasks=CLASSIFYING,
     positions_after_padding=True,
 )

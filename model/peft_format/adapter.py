@@ -19,7 +19,7 @@ from heterolora.common.outside import reading
 from heterolora.elements.adapt import in_head
 from heterolora.elements.config import ElementConfig, load
 from heterolora.elements.element import Settings
-from model.checkpoint import KEY, BaseSource, Record, read_state_dict
+from model.checkpoint import KEY, BaseSource, ModelRecord, read_state_dict
 from model.peft_format import CONFIG, FILES, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings
 
@@ -53,7 +53,7 @@ class Adapter:
     settings: PeftSettings
     lora: Mapping[str, LoraWeights]
     head: Mapping[str, Tensor]
-    record: Record | None = None
+    record: ModelRecord | None = None
     shortcut: ElementConfig | None = None
     shortcut_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -153,10 +153,10 @@ def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Te
     return LoraWeights(element, a, b)
 
 
-def _read_record(path: Path) -> Record | None:
+def _read_record(path: Path) -> ModelRecord | None:
     """Returns the record that this program wrote into the header of the file."""
     if path.suffix != ".safetensors":
         return None
     with reading("the header of", path, "give a complete adapter"), safe_open(path, "pt") as file:
         record = (file.metadata() or {}).get(KEY)
-        return None if record is None else Record.from_dict(json.loads(record), path)
+        return None if record is None else ModelRecord.from_dict(json.loads(record), path)

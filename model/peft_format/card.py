@@ -1,48 +1,47 @@
-"""Writes the model card, the README.md of an adapter folder."""
+"""Writes the model card, the README.md of an adapter folder. `card.md.j2` has its text."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
-from heterolora.elements.element import order_of
+from heterolora.elements.element import KINDS, order_of
 from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import Record, base_location
+from heterolora.elements.task import TASKS
+from model.checkpoint import ModelRecord, base_location
 from model.load import base_dtype
 from model.parameters import count
-from model.skeleton import auto_class
 
-_PIPELINES = {"classification": "text-classification", "summarization": "summarization"}
+_KINDS = {"lora": "LoRA", "shortcut": "shortcuts"}
 
 
 @dataclass(frozen=True)
-class CardContents:
+class Described:
     """The result that a card describes.
 
     Attributes:
         metrics: values by split and metric, if they are known.
         configurations: the configuration files with their descriptions.
         pictures: image files of the folder.
-        max_lora_rank: vLLM's option of that name. None for an adapter that is not in vLLM's form.
+        also: how another program than PEFT loads the adapter, as a section of the card.
     """
 
     network: PreTrainedModel
     space: SearchSpace
     spec: DatasetSpec
-    record: Record
+    record: ModelRecord
     metrics: Mapping[str, Mapping[str, float | None]] | None = None
     configurations: Sequence[str] = ()
     pictures: Sequence[str] = ()
-    max_lora_rank: int | None = None
+    also: str = ""
 
     @property
     def beyond_peft(self) -> bool:
@@ -50,140 +49,83 @@ class CardContents:
         return self.record.renormalizes or bool(self.space.on("shortcut"))
 
 
-def card(result: CardContents) -> str:
+def card(result: Described) -> str:
     """Returns the text of the file."""
-    base = base_location(result.record.base.name)
-    parts = [
-        _front_matter(result),
-        f"# LoRA for {Path(base).name}, trained on {result.spec.name}",
-        *_warnings(result),
-        "## Description",
-        _facts(result),
-        *_allocation(result),
-        *_metrics(result),
-        "## How to load it",
-        *_in_vllm(result, base),
-        *_in_peft(result, base),
-        "### With the program that made it\n\nRun this in its folder. Other options are as for any checkpoint:",
-        "```bash\npython -m main test --load path/to/this/folder\n```",
-        "### Merged into the base",
-        "This writes a plain model folder, for any program that reads `transformers` models"
-        + (" (without the shortcuts: add `--drop-shortcuts`):" if result.beyond_peft else ":"),
-        "```bash\npython tools/export.py path/to/the/run --format merged --output merged\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
+    base, lora = base_location(result.record.base.name), result.space.on("lora")
+    places, ranks = _allocation(result.space)
+    return _template().render(
+        {name: getattr(result, name) for name in ("network", "spec", "record", "pictures", "also", "beyond_peft")},
+        task=TASKS[result.spec.task],
+        base=repr(base),
+        base_name=Path(base).name,
+        quoted_base=json.dumps(base),  # a JSON text is a YAML text
+        shortcuts_on=result.space.on("shortcut"),
+        lora_on=lora,
+        notes=peft_notes([low_rank.element for low_rank in lora]),
+        facts=[*_facts(result), *_choice(result.record)],
+        places=places,
+        ranks=ranks,
+        metrics=_metrics(result),
+        arguments=_arguments(result, base),
+    )
 
 
-def _front_matter(result: CardContents) -> str:
-    pipeline = _PIPELINES.get(result.spec.task, "text-generation")
-    lines = ["library_name: peft", f"pipeline_tag: {pipeline}", "tags:", "- lora", "- heterolora"]
-    base = json.dumps(base_location(result.record.base.name))  # a JSON text is a YAML text
-    return "\n".join(["---", *lines, f"base_model: {base}", "---"])
+def _template() -> Any:
+    folder = FileSystemLoader(Path(__file__).parent)
+    how = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    made = Environment(loader=folder, undefined=StrictUndefined, autoescape=False, **how)
+    made.filters["escaped"] = lambda cell: str(cell).replace("|", "\\|")
+    return made.get_template("card.md.j2")
 
 
-def _warnings(result: CardContents) -> list[str]:
-    warnings, base = [], result.record.base
-    if result.space.on("shortcut"):
-        warnings.append(
-            "**This model has shortcuts that are on.** PEFT does not support shortcuts, so it loads a different model "
-            "from this folder, without them. They are in `shortcuts.safetensors`, with their configuration in "
-            "`shortcut.toml`. The program that made this folder loads them too."
-        )
-    elif result.beyond_peft:
-        warnings.append(
-            "**The blocks of this model normalise once more** (`renormalize` in `shortcut.toml`). PEFT does not "
-            "support that, so it loads a different model from this folder. The program that made this folder loads it "
-            "as it is."
-        )
-    if not result.space.on("lora"):
-        warnings.append("**No LoRA element is on.** PEFT cannot load such an adapter.")
-    if not base.pretrained or base.state_file:
-        weights = f"the state dict {base.state_file}" if base.state_file else f"random, drawn from seed {base.seed}"
-        warnings.append(f"**The weights of the base are {weights}**, not the weights of `{base.name}`.")
-    return [*warnings, *(f"{text}." for text in peft_notes([low_rank.element for low_rank in result.space.on("lora")]))]
-
-
-def _facts(result: CardContents) -> str:
-    record, spec, options = result.record, result.spec, result.record.options
-    rows = [
-        ("base", f"`{record.base.name}`"),
-        ("base SHA-256", f"`{record.base_sha256}`"),
-        ("data", f"`{spec.name}` ({spec.task.replace('_', ' ')})"),
-        *(("configuration", text) for text in result.configurations),
-    ]
+def _facts(result: Described) -> Iterator[tuple[str, str]]:
+    record, spec = result.record, result.spec
+    yield "base", f"`{record.base.name}`"
+    yield "base SHA-256", f"`{record.base_sha256}`"
+    yield "data", f"`{spec.name}` ({spec.task.replace('_', ' ')})"
+    yield from (("configuration", text) for text in result.configurations)
     total = count(result.network, result.space).total
-    for kind, title in (("lora", "LoRA"), ("shortcut", "shortcuts")):
+    for kind in KINDS:
         chosen = [low_rank.element for low_rank in result.space.on(kind)]
         rank, parameters = sum(each.rank for each in chosen), sum(each.parameters for each in chosen)
         if result.space.of_kind(kind):
-            available = len(result.space.places(kind))
-            text = f"{len(chosen)} of {available} elements on, rank {rank:,} in all, {parameters:,} parameters"
-            rows.append((f"budget, {title}", f"{text} ({100 * parameters / total:.2g}% of the model's)"))
+            on = f"{len(chosen)} of {len(result.space.places(kind))} elements on, rank {rank:,} in all"
+            share = f"{parameters:,} parameters ({100 * parameters / total:.2g}% of the model's)"
+            yield f"budget, {_KINDS[kind]}", f"{on}, {share}"
+
+
+def _choice(record: ModelRecord) -> Iterator[tuple[str, str]]:
+    """How a dynamic run chose its elements."""
+    options = record.options
     if record.action == "train-dyrealloc":
-        rows.append(("heuristic", f"{options.get('importance_test_name')}, repeatedly during training"))
+        yield "heuristic", f"{options.get('importance_test_name')}, repeatedly during training"
         if (parameters := options.get("budget_parameters")) is not None:
-            rows.append(("parameters turned on", f"at most {parameters:,}"))
+            yield "parameters turned on", f"at most {parameters:,}"
         elif (time := options.get("budget_time")) is not None:
-            rows.append(("step time", f"at most {time} of that with all elements on"))
+            yield "step time", f"at most {time} of that with all elements on"
         else:
-            rows.append(("share turned on", f"{options.get('turn_on_percentile')}"))
-    return _table(("", ""), rows)
+            yield "share turned on", f"{options.get('turn_on_percentile')}"
 
 
-def _allocation(result: CardContents) -> list[str]:
-    """Returns a table of blocks × places with the ranks (`·`: off, empty: no such place), and the pictures."""
-    ranks: dict[tuple[int, str], int | str] = {(place.layer, place.name): "·" for place in result.space.places()}
-    ranks |= {(each.element.layer, each.element.name): each.element.rank for each in result.space.on()}
+def _allocation(space: SearchSpace) -> tuple[list[str], list[list[Any]]]:
+    """Returns the names of the places, and for each block its number and ranks (`·`: off, empty: no such place)."""
+    ranks: dict[tuple[int, str], Any] = {(place.layer, place.name): "·" for place in space.places()}
+    ranks |= {(each.element.layer, each.element.name): each.element.rank for each in space.on()}
     names = sorted({name for _, name in ranks}, key=order_of)
-    if not names:
-        return []
-    rows = [(layer, *(ranks.get((layer, name), "") for name in names)) for layer in range(len(result.space.blocks))]
+    return names, [[layer, *(ranks.get((layer, name), "") for name in names)] for layer in range(len(space.blocks))]
+
+
+def _metrics(result: Described) -> list[tuple[str, str, str]]:
     return [
-        "## Allocation",
-        "The rank of each element. `·`: the element is off.",
-        _table(("block", *names), rows),
-        *(f"![{name}]({name})" for name in result.pictures),
-    ]
-
-
-def _metrics(result: CardContents) -> list[str]:
-    rows = [
         (split, name, "–" if value is None else f"{value:.4f}")
         for split, values in (result.metrics or {}).items()
         for name, value in values.items()
     ]
-    return ["## Metrics", _table(("split", "metric", "value"), rows)] if result.metrics else []
 
 
-def _in_vllm(result: CardContents, base: str) -> list[str]:
-    if result.max_lora_rank is None:
-        return []
-    serve = f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {result.max_lora_rank}"
-    text = "The scaling of each element is folded into its B, and lower ranks are padded with zeros."
-    return [f"### In vLLM\n\n{text}", f"```bash\n{serve} --lora-modules NAME=path/to/this/folder\n```"]
-
-
-def _in_peft(result: CardContents, base: str) -> list[str]:
-    if not result.space.on("lora"):
-        return []
-    spec, auto = result.spec, auto_class(result.spec.task).__name__
-    dtype = str(base_dtype(str(result.record.options.get("precision", "32")))).removeprefix(f"{torch.__name__}.")
-    arguments = f"{base!r}, dtype={dtype!r}"
-    if spec.task == "classification":
-        labels = f"id2label={dict(enumerate(spec.labels))!r}" if spec.labels else f"num_labels={spec.num_labels}"
-        arguments += f", {labels}"
-    code = f"""```python
-from peft import PeftModel
-from transformers import {auto}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained({base!r})
-base = {auto}.from_pretrained({arguments})
-base.config.pad_token_id = {result.network.config.pad_token_id}
-model = PeftModel.from_pretrained(base, ".").eval()  # this folder
-```"""
-    return ["### In PEFT" + (", without the shortcuts" if result.beyond_peft else ""), code]
-
-
-def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _arguments(result: Described, base: str) -> str:
+    """The arguments with which transformers loads the base."""
+    spec = result.spec
+    dtype = str(base_dtype(str(result.record.options.get("precision", "32")))).removeprefix("torch.")
+    labels = f"id2label={dict(enumerate(spec.labels))!r}" if spec.labels else f"num_labels={spec.num_labels}"
+    return ", ".join([repr(base), f"dtype={dtype!r}", *([labels] if spec.classifies else [])])

@@ -7,14 +7,13 @@ import re
 import torch
 from torch import nn
 
-from dataset.spec import Task
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import in_head
 from heterolora.elements.config import ElementConfig, Site
 from heterolora.elements.element import Settings
 from heterolora.elements.family import Family
-from heterolora.elements.peft_config import task_type
 from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.task import TASKS, Task
 from model.peft_format import CONFIG, WEIGHTS
 from model.peft_format.adapter import Adapter
 
@@ -76,7 +75,7 @@ def check_adapter_weights(adapter: Adapter, base_sha256: str, task: Task) -> Non
     """Raises UserError if the adapter's record names other weights. A different head changes the fingerprint of the
     same base, so then there is no check."""
     record = adapter.record
-    if record is None or adapter.settings.task_type != task_type(task):
+    if record is None or adapter.settings.task_type != TASKS[task].peft_type:
         return
     if record.base_sha256 != base_sha256:
         raise UserError(

@@ -12,6 +12,7 @@ from heterolora.common.errors import UserError, shown
 from heterolora.common.outside import read_json
 from heterolora.common.patterns import match, names_module, valid
 from heterolora.elements.element import Settings
+from heterolora.elements.task import TASKS
 
 # The variant of LoRA that a key turns on.
 _VARIANTS: Mapping[str, str] = {
@@ -51,6 +52,7 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+_TASK_TYPES = tuple(dict.fromkeys(task.peft_type for task in TASKS.values()))
 _RANK = whole_number(1)
 _MODULES = Condition(lambda value: _is_names(value) or valid(value), "a regular expression or a list of names")
 _PATTERNS = Condition(lambda value: all(map(valid, _listed(value))), "a regular expression or a list of them")
@@ -58,7 +60,7 @@ _INDEX = whole_number(0)
 _LARGEST = 4 * 2**20  # bytes of the file
 _DEFAULTS = {"r": 8, "lora_alpha": 8}  # a key without a default may also be null
 _FIELDS: Mapping[str, Condition] = {
-    "task_type": Condition(lambda value: value in ("SEQ_CLS", "CAUSAL_LM"), "SEQ_CLS or CAUSAL_LM"),
+    "task_type": Condition(lambda value: value in _TASK_TYPES, " or ".join(_TASK_TYPES)),
     "r": _RANK,
     "lora_alpha": ABOVE_0,
     "lora_dropout": PROBABILITY,

@@ -6,6 +6,7 @@ vLLM takes `r` and `lora_alpha` from the configuration and ignores `rank_pattern
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element, Settings
 from heterolora.elements.low_rank import LowRank
+from model.checkpoint import base_location
 
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # valid values of --max-lora-rank
 
@@ -42,6 +44,18 @@ def uniform(lora: Sequence[LowRank]) -> list[Pair]:
         B = F.pad(low_rank.scaling * low_rank.B.detach(), (0, missing))
         pairs.append(Pair(replace(low_rank.element, settings=settings), A, B))
     return pairs
+
+
+def how_to_load(lora: Sequence[LowRank], base: str) -> str:
+    """Returns a section of the model card."""
+    served = f"vllm serve {shlex.quote(base_location(base))} --enable-lora --max-lora-rank {max_lora_rank(lora)}"
+    return f"""### In vLLM
+
+The scaling of each element is folded into its B, and lower ranks are padded with zeros.
+
+```bash
+{served} --lora-modules NAME=path/to/this/folder
+```"""
 
 
 def max_lora_rank(lora: Sequence[LowRank]) -> int:

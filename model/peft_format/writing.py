@@ -11,13 +11,13 @@ from torch import nn
 
 from heterolora.common.files import write_text
 from heterolora.elements.adapt import HEADS, in_head
-from heterolora.elements.config import ElementConfig
+from heterolora.elements.config import ElementConfig, Site
 from heterolora.elements.element import Kind, Settings
-from heterolora.elements.family import Task
 from heterolora.elements.low_rank import LowRank
-from heterolora.elements.peft_config import peft_config, task_type
+from heterolora.elements.peft_config import peft_config
 from heterolora.elements.search_space import SearchSpace
-from model.checkpoint import KEY, Record, base_location
+from heterolora.elements.task import TASKS, Task
+from model.checkpoint import KEY, ModelRecord, base_location
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.vllm import Pair
 from model.tensor_file import write_safetensors
@@ -25,7 +25,7 @@ from model.tensor_file import write_safetensors
 
 def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> ElementConfig:
     """Returns the layer-wise configuration of all places of a kind. Those that are off or empty are disabled."""
-    found = {(place.layer, place.name): Settings(disabled=True) for place in space.places(kind)}
+    found: dict[Site, Settings] = {(place.layer, place.name): Settings(disabled=True) for place in space.places(kind)}
     for each in space.of_kind(kind):
         settings = replace(each.element.settings, disabled=not each.enabled, adapter="default")
         found[each.element.layer, each.element.name] = settings
@@ -37,7 +37,7 @@ def write_adapter(
     network: nn.Module,
     space: SearchSpace,
     task: Task,
-    record: Record,
+    record: ModelRecord,
     shortcut: ElementConfig | None = None,
     lora: Sequence[LowRank | Pair] | None = None,
 ) -> None:
@@ -51,7 +51,7 @@ def write_adapter(
     trained_whole = [name for name, _ in network.named_children() if name in HEADS]
     elements = [low_rank.element for low_rank in lora]
     modules = [path for path, _ in network.named_modules()]
-    config = peft_config(elements, task_type(task), base_location(record.base.name), trained_whole, modules)
+    config = peft_config(elements, TASKS[task].peft_type, base_location(record.base.name), trained_whole, modules)
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
     tensors = {
         **{f"{PREFIX}{each.element.module}.lora_A.weight": each.A for each in lora},

@@ -15,9 +15,8 @@ from heterolora.choosing.allocation import Scored
 from heterolora.choosing.history import Decision, History
 from heterolora.choosing.ranks import choose
 from heterolora.choosing.step_time import StepTime
-from heterolora.common.distributed import gather_lists
+from heterolora.common.distributed import check_agreement
 from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
-from heterolora.elements.element import Place
 from heterolora.elements.search_space import SearchSpace
 from model.reallocation.schedule import Schedule, realloc_interval
 from model.task.fine_tuning import FineTuning
@@ -145,7 +144,8 @@ class Reallocate(pl.Callback):
             diverged = isinstance(reason, NotFiniteError) and trainer.global_step > 0
             raise (DivergenceError if diverged else UserError)(found, reason.expected) from None
         on = tuple(element.key in chosen for element in space.elements)
-        _check_agreement(space.elements, on, index)
+        # Different decisions would average the gradients of different elements without an error.
+        check_agreement({element.key: element.key in chosen for element in space.elements}, f" at reallocation {index}")
         space.switch(chosen)
         self.source.switched()
         self.history.decisions.append(Decision(epoch, step, tuple(item.score for item in scored), on))
@@ -185,19 +185,3 @@ class Reallocate(pl.Callback):
                 figures[f"realloc/{kind}_on"] = float(len(space.on(kind)))
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
-
-
-def _check_agreement(places: Sequence[Place], on: tuple[bool, ...], index: int) -> None:
-    """Raises UserError on every process unless all of them decided the same.
-
-    Different decisions would average the gradients of different elements without an error.
-    """
-    everywhere = gather_lists([on])
-    if len(set(everywhere)) == 1:
-        return
-    columns = zip(places, zip(*everywhere, strict=True), strict=True)
-    apart = next((element.key for element, states in columns if len(set(states)) > 1), "their number")
-    raise UserError(
-        f"the processes disagree about {apart} at reallocation {index}",
-        "run all of them on machines of one kind, with the same versions",
-    )

@@ -1,0 +1,15 @@
+"""The tasks. Each row of `heterolora.elements.task.TASKS` has a file here with its name and a function `class_of`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dataset.spec import DatasetSpec
+    from model.task.fine_tuning import FineTuning
+
+
+def class_of(spec: DatasetSpec) -> type[FineTuning]:
+    """Returns the class that trains and measures the task of a data set."""
+    return importlib.import_module(f"{__name__}.{spec.task}").class_of(spec)

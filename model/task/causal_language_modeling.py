@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dataset.spec import DatasetSpec
 from heterolora.saliency.problem import Batch, Loss
+from model.task.fine_tuning import FineTuning
 from model.task.language_model import LanguageModel
+from model.task.multiple_choice import MultipleChoice
+
+
+def class_of(spec: DatasetSpec) -> type[FineTuning]:
+    return CausalLanguageModeling if spec.choices is None else MultipleChoice
 
 
 class CausalLanguageModeling(LanguageModel):

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dataset.spec import DatasetSpec
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
+
+
+def class_of(spec: DatasetSpec) -> type[FineTuning]:
+    return Classification
 
 
 class Classification(FineTuning):

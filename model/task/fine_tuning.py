@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
@@ -21,7 +22,8 @@ from heterolora.common.distributed import gather_lists
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss
 from model import metrics
-from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
+from model.checkpoint import Checkpoint, ModelRecord, checkpoint_of, keep_trained
+from model.lightning import leave_out_of_broadcasts, window_ends
 from model.sharding import Sharding, is_sharded, shard, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import batches_within, build_optimizer, build_scheduler, coming_rates, steps_of_run
@@ -33,10 +35,20 @@ from options.optimization import Optimization
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
-class FineTuning(pl.LightningModule, ABC):
-    """A network and its task.
+@dataclass(frozen=True)
+class Generation:
+    """How text is generated for the metrics: by greedy search, or with a number of beams above 1."""
 
-    Args:
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    num_beams: int = 1
+
+
+@dataclass(frozen=True)
+class TaskParts:
+    """What a task is made of.
+
+    Attributes:
         network: the Hugging Face model, adapted or plain.
         space: its search space. None for a plain model, which is trained completely.
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
@@ -44,44 +56,51 @@ class FineTuning(pl.LightningModule, ABC):
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
         metric: the metric, or `loss`, that selects the best checkpoint. None: the data set's first metric.
         sharding: how the base, or a plain model, is divided over processes. None: every process holds all of it.
+        generation: how text is generated, for a task whose metrics compare it.
+        uncompiled: makes a context in which compiled blocks run uncompiled.
     """
 
-    def __init__(
-        self,
-        network: PreTrainedModel,
-        space: SearchSpace | None,
-        spec: DatasetSpec,
-        validation_names: Sequence[str],
-        test_names: Sequence[str],
-        optimization: Optimization,
-        record: Record,
-        batches_per_epoch: Callable[[int], int],
-        sharding: Sharding | None = None,
-        metric: str | None = None,
-    ) -> None:
+    network: PreTrainedModel
+    space: SearchSpace | None
+    spec: DatasetSpec
+    validation_names: Sequence[str]
+    test_names: Sequence[str]
+    optimization: Optimization
+    record: ModelRecord
+    batches_per_epoch: Callable[[int], int]
+    sharding: Sharding | None = None
+    metric: str | None = None
+    generation: Generation | None = None
+    uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+class FineTuning(pl.LightningModule, ABC):
+    """A network and its task."""
+
+    def __init__(self, parts: TaskParts) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints lack the base; `take` checks them
-        self.network = network.train()
-        self.space, self.spec, self.optimization, self.record = space, spec, optimization, record
-        self.validation_names, self.test_names = tuple(validation_names), tuple(test_names)
-        self.batches_per_epoch, self.sharding = batches_per_epoch, sharding
+        self.parts, self.network, self.space = parts, parts.network.train(), parts.space
+        self.spec, self.optimization, self.record = parts.spec, parts.optimization, parts.record
+        self.validation_names, self.test_names = tuple(parts.validation_names), tuple(parts.test_names)
+        self.batches_per_epoch, self.sharding = parts.batches_per_epoch, parts.sharding
+        self.uncompiled = parts.uncompiled
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
-        self.mean_loss = nn.ModuleDict({split: metrics.WeightedMean() for split in splits})
-        chooses = spec.choices is not None
-        self.running = nn.ModuleDict({split: metrics.build(spec.metrics, spec.num_labels, chooses) for split in splits})
-        counted = splits if spec.task == "classification" and not spec.regression else ()
-        self.only_class = nn.ModuleDict({split: metrics.OnlyClass(spec.num_labels) for split in counted})
+        self.figures = nn.ModuleDict({split: metrics.Figures(parts.spec) for split in splits})
         self.one_class: dict[str, str] = {}  # split -> the class of all predictions of the last evaluation
-        self.metric = metric or spec.metrics[0]
-        self.trained = trained_names(network, space)
+        self.metric = parts.metric or parts.spec.metrics[0]
+        self.trained = trained_names(self.network, self.space)
         self.official: dict[str, dict[str, float]] = {}
         self.window = Window()
         self.frozen_prefix: FrozenPrefix | None = None  # set for --cache-frozen-prefix
-        self.uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext  # set for --compile
         self.global_loss = torch.zeros(())  # of the last optimizer step: the mean over its window on all processes
         self.keeps_rows = False  # whether evaluation fills `rows`
         self.rows: list[RowResult] = []  # of this process
         self._predictions: list[tuple[str, int, Any, Any]] = []
+
+    def again(self, **changes: Any) -> Self:
+        """Returns a new task with the parts of this one, except for `changes`, and nothing of its training."""
+        return type(self)(replace(self.parts, **changes))
 
     @property
     def monitor(self) -> str:
@@ -122,7 +141,7 @@ class FineTuning(pl.LightningModule, ABC):
         """Shards the base, or a plain model, if it is to be sharded. Needs the process group."""
         if self.sharding is not None:
             shard(self.network, self.space, self.sharding, device)
-            self._ddp_params_and_buffers_to_ignore = sharded_names(self)  # Lightning would broadcast them
+            leave_out_of_broadcasts(self, sharded_names(self))
 
     # ---- training
 
@@ -135,17 +154,14 @@ class FineTuning(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning clears the gradients now
             self.window.start()
-        with self._prefix_reused(batch):
+        prefix = self.frozen_prefix
+        with nullcontext() if prefix is None else prefix.reused(batch, network_inputs(batch)):
             loss = self.loss(batch)
         return self.window.add(loss, averaged=self._averages_gradients())
 
-    def _prefix_reused(self, batch: Batch) -> AbstractContextManager[None]:
-        prefix = self.frozen_prefix
-        return nullcontext() if prefix is None else prefix.reused(batch, network_inputs(batch))
-
     def on_after_backward(self) -> None:
         """At the end of an accumulation window, makes the gradients those of its mean loss on all processes."""
-        if self.trainer.fit_loop._should_accumulate():
+        if not window_ends(self.trainer):
             return
         # Lightning divides each loss by the number of batches of a full window.
         divided_by, averaged = self.trainer.accumulate_grad_batches, self._averages_gradients()
@@ -156,7 +172,7 @@ class FineTuning(pl.LightningModule, ABC):
         sharded = self.space is None and is_sharded(self.network)
         return sharded or isinstance(self.trainer.strategy.model, DistributedDataParallel)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         by_name = dict(self.network.named_parameters(remove_duplicate=False))
         parameters = dict.fromkeys(by_name[name] for name in self.trained)  # tied weights once
         optimizer = build_optimizer(parameters, self.optimization, self.space)
@@ -172,8 +188,8 @@ class FineTuning(pl.LightningModule, ABC):
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.
         """
-        trainer, batches = self.trainer, self.train_batches()
-        return steps_of_run(batches, trainer.accumulate_grad_batches, trainer.max_epochs, self.optimization.max_steps)
+        windows, epochs = self.trainer.accumulate_grad_batches, self.trainer.max_epochs
+        return steps_of_run(self.train_batches(), windows, epochs, self.optimization.max_steps)
 
     # ---- evaluation
 
@@ -199,7 +215,7 @@ class FineTuning(pl.LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         self._log_metrics(self.test_names)
         if self.spec.official is not None:
-            self.official = self._official_metrics()
+            self.official = self._official_metrics(official_metric(self.spec.official))
 
     def _evaluate(self, batch: Batch, split: str) -> tuple[Any, Any]:
         loss = self.loss(batch)
@@ -208,30 +224,25 @@ class FineTuning(pl.LightningModule, ABC):
             kept = batch["weight"] > 0
             self.rows += RowResult.of_batch(split, batch["index"], kept, loss.each, *self.row_counts(batch, loss))
         if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
-            self.mean_loss[split].update(loss.total, loss.count)
-            self.running[split].update(*pair)
-            if split in self.only_class:
-                self.only_class[split].update(*pair)
+            self._figures(split).update(loss, *pair)
         return pair
+
+    def _figures(self, split: str) -> metrics.Figures:
+        return cast(metrics.Figures, self.figures[split])
 
     def _log_metrics(self, splits: Sequence[str]) -> None:
         for split in dict.fromkeys(splits):
-            values = {"loss": self.mean_loss[split].compute(), **self.running[split].compute()}
+            values, only_class = self._figures(split).taken()
             for name, value in values.items():
                 figure = f"{split}/{name}"
                 self.log(figure, value, prog_bar=figure == self.monitor)
-            if split in self.only_class:
-                self.one_class.pop(split, None)
-                if (found := int(self.only_class[split].compute())) >= 0:
-                    self.one_class[split] = self.spec.labels[found] if self.spec.labels else str(found)
-                self.only_class[split].reset()
-            self.mean_loss[split].reset()
-            self.running[split].reset()
+            self.one_class.pop(split, None)
+            if only_class >= 0:
+                self.one_class[split] = self.spec.labels[only_class] if self.spec.labels else str(only_class)
 
-    def _official_metrics(self) -> dict[str, dict[str, float]]:
+    def _official_metrics(self, metric: Any) -> dict[str, dict[str, float]]:
         """Returns the metrics of the benchmark itself, over all rows of all processes."""
-        predictions = sorted(gather_lists(self._predictions), key=lambda row: row[1])  # by row of the split
-        metric, figures = official_metric(self.spec.official), {}
+        predictions, figures = sorted(gather_lists(self._predictions), key=itemgetter(1)), {}  # by row of the split
         for split in dict.fromkeys(self.test_names):
             rows = [row for row in predictions if row[0] == split]
             figures[split] = metric.compute(predictions=[row[2] for row in rows], references=[row[3] for row in rows])
@@ -249,7 +260,7 @@ class FineTuning(pl.LightningModule, ABC):
         """Loads trained weights and on/off state. Raises UserError if they do not fit the network."""
         take(self.network, self.space, self.record, checkpoint)
 
-    def current_record(self) -> Record:
+    def current_record(self) -> ModelRecord:
         on = () if self.space is None else tuple(low_rank.element.key for low_rank in self.space.on())
         return replace(self.record, on=on)
 

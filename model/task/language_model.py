@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.batching.targets import IGNORE
 from heterolora.saliency.problem import Batch, Loss
-from model.task.fine_tuning import FineTuning, network_inputs
+from model.task.fine_tuning import FineTuning, TaskParts, network_inputs
 from model.task.token_losses import Head
 
 
 class LanguageModel(FineTuning):
     """A task that predicts tokens. Batches have `labels` (rows, tokens), `IGNORE` where there is no target."""
 
-    def __init__(self, **others: Any) -> None:
-        super().__init__(**others)
+    def __init__(self, parts: TaskParts) -> None:
+        super().__init__(parts)
         self.head = Head(self.network)
 
     def loss(self, batch: Batch) -> Loss:

@@ -47,9 +47,9 @@ def batches_within(batches: int, limit: int | float) -> int:
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
-def steps_of_run(batches: int, accumulate: int, max_epochs: int, max_steps: int) -> float:
+def steps_of_run(batches: int, accumulate: int, max_epochs: int | None, max_steps: int) -> float:
     """Returns the optimizer steps of a run with `batches` training batches an epoch on each process. -1: no limit."""
-    by_epochs = math.inf if max_epochs == -1 else -(-batches // accumulate) * max_epochs
+    by_epochs = math.inf if max_epochs is None or max_epochs == -1 else -(-batches // accumulate) * max_epochs
     return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
 
 

@@ -37,7 +37,7 @@ def scoring_problem(
         with precision():
             return task.loss(batch)
 
-    name = task.spec.metrics[0] if task.spec.task == "classification" else "loss"
+    name = task.spec.metrics[0] if task.spec.classifies else "loss"
     metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
     real = batches[:-1] if batches and not bool(batches[-1]["weight"].any()) else batches
     fillers = batches[len(real) :] if is_sharded(task.network) else ()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from heterolora.common.distributed import gather_lists, own_rows, sum_over_ranks, world_size
+from heterolora.common.distributed import check_agreement, own_rows, sum_over_ranks, world_size
 from heterolora.saliency.problem import Loss
 
 
@@ -39,7 +39,7 @@ class Window:
     def __init__(self) -> None:
         self._unit: Tensor | None = None
         self._sums: Tensor | None = None  # (2,): the loss and the count of this process
-        self._agreed: tuple[tuple[int, int], ...] | None = None
+        self._agreed: list[tuple[int, int]] | None = None
 
     def start(self) -> None:
         self._unit = self._sums = None
@@ -66,7 +66,7 @@ class Window:
             divided_by: a factor by which the losses were divided after `add`.
             averaged: see `add`.
 
-        Raises RuntimeError if the processes disagree about which parameters are trained.
+        Raises UserError if the processes disagree about which parameters are trained.
         """
         weight, world = self._unit * divided_by, world_size()
         places = [
@@ -81,18 +81,12 @@ class Window:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_mul_([own_rows(gradient) for gradient in gradients], world * weight / count)
         else:
-            self._check_agreement(tuple(places))
+            if places != self._agreed:  # one small collective whenever the set of trained parameters changes
+                check_agreement({"which parameters are trained": places})
+                self._agreed = places
             total, count = _sum_gradients(parameters, weight, self._sums)
         self.share = weight / count
         return total / count
-
-    def _check_agreement(self, places: tuple[tuple[int, int], ...]) -> None:
-        """One small collective whenever the set of trained parameters changes."""
-        if places == self._agreed:
-            return
-        if any(other != places for other in gather_lists([places])):
-            raise RuntimeError("the processes disagree about which parameters are trained")
-        self._agreed = places
 
 
 def _sum_gradients(parameters: Sequence[nn.Parameter], weight: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:

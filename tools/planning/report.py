@@ -43,7 +43,7 @@ def planned(request: Request, card: Card, memory: int) -> Planned:
     network, space = restored.network, restored.space
     network.config.use_cache = False
     network.config.pad_token_id = network.config.pad_token_id or 0
-    labels = request.spec.num_labels if request.spec.task == "classification" else None
+    labels = request.spec.num_labels if request.spec.classifies else None
     batch = Batch(options.data.batch_size, _length(request, network.config), labels)
     packed = packed_layers(network, quantize, precision)
     base = base_of(network, space, packed, precision)

@@ -10,7 +10,7 @@ from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
 from heterolora.choosing.step_time import StepTime
 from heterolora.elements.config import ElementConfig, load
 from heterolora.elements.element import Element, Kind
-from heterolora.elements.family import Task
+from heterolora.elements.task import Task
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element, at_ranks
+from model.lightning import window_ends
 from model.task.fine_tuning import FineTuning
 
 ADAPTER = "default"  # PEFT's name of the first adapter
@@ -88,7 +89,7 @@ class Allocate(pl.Callback):
             matrix.grad = gradient if matrix.grad is None else matrix.grad + gradient
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if not window_ends(trainer):
             return
         step, config = trainer.global_step, self.config
         if step == config.total_step - config.tfinal:

@@ -36,9 +36,9 @@ from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.elements.config import ElementConfig
 from heterolora.elements.element import Element, at_ranks
-from heterolora.elements.peft_config import peft_config, task_type
+from heterolora.elements.peft_config import peft_config
+from heterolora.elements.task import TASKS
 from model.task.scoring import batch_count
-from model.trained import trained_names
 from tools.studies.adalora import Allocate, adalora_config
 from tools.studies.jobs import EVEN
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The weights of a checkpoint fit only once PEFT's layers are there. Lightning loads them when training starts.
         plain, folder = build(replace(request, checkpoint=None, resumes=False)), opened.folder
         adapted = _adapt(plain, method, int(parameters), places)
-        experiment = replace(plain, resumed=request.resumed)
+        experiment = replace(plain, task=plain.task.again(network=adapted.network), resumed=request.resumed)
         say(f"run folder: {folder}")
         show_parameters(experiment, folder)
         if is_first_process():
@@ -83,14 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _adapt(experiment: Experiment, method: str, budget: int, places: Sequence[Element]) -> Adapted:
     """Put PEFT's layers into the network, within the budget."""
     if method == "adalora":
-        adapted = _adalora(experiment, places, budget)
-    elif method == "eva":
-        adapted = _eva(experiment, places, budget)
-    else:
-        adapted = _fixed(experiment, uniform_ranks(places, budget, experiment.options.seed), method)
-    experiment.task.network = adapted.network
-    experiment.task.trained = trained_names(adapted.network, None)
-    return adapted
+        return _adalora(experiment, places, budget)
+    if method == "eva":
+        return _eva(experiment, places, budget)
+    return _fixed(experiment, uniform_ranks(places, budget, experiment.options.seed), method)
 
 
 def _fixed(experiment: Experiment, uniform: Sequence[Element], method: str) -> Adapted:
@@ -104,7 +100,7 @@ def _fixed(experiment: Experiment, uniform: Sequence[Element], method: str) -> A
 def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> Adapted:
     if experiment.options.run.patience is not None:
         raise UserError("peft:adalora cannot end early: its ranks follow from the length of the run", "no --patience")
-    values = peft_config(places, task_type(experiment.task.spec.task))
+    values = peft_config(places, TASKS[experiment.task.spec.task].peft_type)
     shared = {name: values[name] for name in ("task_type", "lora_dropout", "target_modules")}
     config = adalora_config(places, budget, int(experiment.steps), **shared)
     network = get_peft_model(experiment.task.network, config)
@@ -130,7 +126,7 @@ def _settings(element: Element, method: str) -> Any:
 
 
 def _config(experiment: Experiment, on: Sequence[Element], **more: Any) -> LoraConfig:
-    values = peft_config(on, task_type(experiment.task.spec.task))
+    values = peft_config(on, TASKS[experiment.task.spec.task].peft_type)
     values.pop("peft_type")
     return LoraConfig(**(values | more))
 
