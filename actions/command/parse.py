@@ -1,11 +1,13 @@
-"""Command line and `--config` file -> `Options`. The command line takes precedence over the file."""
+"""Command line and `--config` file -> `Command`. The command line takes precedence over the file."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -13,10 +15,11 @@ import model.family as families
 from actions.command.command import Command
 from actions.command.options_file import overridden, read_options
 from actions.command.other_names import flag_meant_by
+from dataset.reading.own import check_name
 from heterolora.common.errors import UserError, nearest
 from options.actions import ACTIONS
 from options.declare import OptionInfo, flag_of
-from options.every import Options, changed, declared
+from options.every import declared
 
 EXAMPLES = """\
 examples:
@@ -69,16 +72,24 @@ def parse_command(arguments: Sequence[str]) -> Command:
     if namespace.action is None:
         raise UserError("no action is given", f"give one of {', '.join(ACTIONS)}, or --help")
     _check_lists(arguments, namespace.positional)
-    on_command_line = _command_line_values(namespace)
-    config = on_command_line.get("config")
-    in_file, tables = read_options(config) if config else ({}, {})
-    in_file, tables = overridden(in_file, tables, on_command_line)
-    given = {**in_file, **on_command_line}
-    # "NA" for an option that must have a value means its default.
-    options = changed(Options(), {name: value for name, value in given.items() if value is not None})
-    return Command(
-        namespace.action, options, frozenset(given), on_command_line=frozenset(on_command_line), tables=tables
-    )
+    typed = _command_line_values(namespace)
+    config = typed.get("config")
+    in_file, tables = overridden(*(read_options(config) if config else ({}, {})), typed)
+    command = Command(namespace.action, typed, in_file, tables)
+    _check_names(command.given)
+    return command
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    """Raises UserError for a model or data set that is not known. Other names may exist on the hub."""
+    if "dataset" in given:
+        check_name(given["dataset"])
+    name = given.get("model")
+    if name is None or families.parse_model_name(name) is not None or os.path.isdir(name):
+        return
+    close = difflib.get_close_matches(name, families.model_names(), n=1, cutoff=0.75)
+    if close or f"_{name}".endswith(("_lora", "_ags")):  # similar to the name of an adapted model
+        raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
 
 
 def _with_dashes(argument: str) -> str:

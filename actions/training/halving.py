@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
 
-from heterolora.common.errors import UserError
-
 _MOST = 1.9  # full runs that the rungs before the last one may cost, besides the run of the best rate
-
-
-def check_optuna(what: str) -> None:
-    """Raise UserError if Optuna is missing."""
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError(f"{what} needs the package optuna", "pip install optuna")
 
 
 def shares(rates: int) -> list[float]:

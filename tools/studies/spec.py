@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from actions.training.halving import check_optuna
+from actions.request.compatible import check_optuna
 from dataset import registry
 from heterolora import saliency
 from heterolora.common.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number

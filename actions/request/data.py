@@ -1,19 +1,20 @@
-"""The data that a loaded model was trained on, compared with the data of a command."""
+"""The data set of a command, compared with the data that a loaded model was trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from actions.run.console import set_log_level
 from dataset import registry
-from dataset.reading.own import same_data
+from dataset.reading.own import describe, from_anywhere, same_data
 from dataset.reading.roles import label_names
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from options.actions import IMP_TEST
 from options.data import OwnDataOptions
-from options.every import as_plain, declared
+from options.every import as_plain, declared, flat
 
 if TYPE_CHECKING:
     from actions.command.request import Request
@@ -24,10 +25,39 @@ _MOST_LISTED = 20
 _SPLIT = ("task", "validation_share", "validation_seed", *(found.name for found in fields(OwnDataOptions)))
 
 
+@dataclass(frozen=True)
+class Data:
+    """The data set of a command."""
+
+    spec: DatasetSpec
+    values: Mapping[str, Any]  # options that it decides, and those that were found in own data
+    notes: tuple[str, ...] = ()  # lines to print
+
+
+def data_of(values: Mapping[str, Any], recorded: Mapping[str, Any]) -> Data:
+    """The data set with these values of options. Own data are read for those that are not given.
+
+    `recorded`: the options of the checkpoint or adapter.
+    """
+    classes, task, spec = _trained_classes(recorded), values["task"], registry.find(values["dataset"])
+    if spec is not None:
+        if task not in (None, spec.task):
+            raise UserError(f"data set '{spec.name}' is not for --task {task}", f"it is for {spec.task}")
+        found = {"task": spec.task, "dataset": spec.name, **flat(OwnDataOptions())}
+        return Data(spec, found, notes_on_classes(classes, spec))
+    set_log_level(values["log_level"])  # `datasets` reads the data now
+    given = OwnDataOptions(**{found.name: values[found.name] for found in fields(OwnDataOptions)})
+    spec, described = describe(values["dataset"], given, task, not values["disable_dataset_cache"], classes)
+    found = {"task": spec.task, "dataset": from_anywhere(values["dataset"]), **flat(described)}
+    if values["validation_seed"] is None:
+        found["validation_seed"] = values["seed"]
+    return Data(spec, found, notes_on_classes(classes, spec))
+
+
 # ---- classes
 
 
-def trained_classes(recorded: Mapping[str, Any]) -> tuple[str, ...]:
+def _trained_classes(recorded: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that the head was trained with, in the order of their ids. Empty if it has none."""
     dataset = recorded.get("dataset", "")
     if registry.is_known(dataset):
