@@ -1,7 +1,7 @@
-"""Options that do not fit each other, the data set, the model or its files. Found before anything is loaded.
+"""Options that do not fit each other, the data set, the model or its base. Found before anything is loaded.
 
-A rule looks at a request and raises UserError. A new one is a function and a place in `_RULES`, or in `_STRATEGIES` for
-a way to use several devices.
+A rule raises UserError for a request that it refuses. A new one has a place in `_RULES`, or in `_STRATEGIES` if it is
+about one way to use several devices.
 """
 
 from __future__ import annotations
@@ -26,14 +26,11 @@ from options.optimization import AUTO, RATES, RATES_OF_PLAIN
 if TYPE_CHECKING:
     from model.checkpoint import BaseSource
 
-_LIBRARY_FILES = "needs pretrained weights in the library's own files"
-_WITH_WEIGHTS = "give --load with a hub name or folder, without --random-init"
+Rule = Callable[[Request], None]
 
-# (option, value) -> the package that it needs, and what does without it.
-_PACKAGES: Mapping[tuple[str, str | None], tuple[str, str]] = {
-    ("attention", "flash_attention_2"): ("flash-attn", "use sdpa"),
-    **{("logger", name): (name, "use tensorboard or csv") for name in ("wandb", "mlflow", "trackio")},
-}
+_EITHER = "leave one of them out"
+_OWN_FILES = "needs pretrained weights in the library's own files"
+_WITH_WEIGHTS = "give --load with a hub name or folder, without --random-init"
 
 
 def check(request: Request, given: Configs) -> None:
@@ -41,19 +38,20 @@ def check(request: Request, given: Configs) -> None:
 
     `given`: the configurations that the command gives.
     """
-    _check_elements(request, given)
+    _elements(request, given)
     for rule in (*_RULES, *_STRATEGIES.get(request.options.devices.strategy, ())):
         rule(request)
 
 
 def check_optuna(what: str) -> None:
     """Raise UserError if Optuna is missing."""
-    _refuse(not _is_installed("optuna"), f"{what} needs the package optuna", "pip install optuna")
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(f"{what} needs the package optuna", "pip install optuna")
 
 
-def _refuse(when: bool, found: str, right: str) -> None:
-    if when:
-        raise UserError(found, right)
+def _check_installed(option: str, package: str, otherwise: str) -> None:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise UserError(f"{option} needs {package}", f"pip install {package}, or {otherwise}")
 
 
 def _is_used(option: str, request: Request) -> bool:
@@ -61,196 +59,151 @@ def _is_used(option: str, request: Request) -> bool:
     return declared()[option].used_by(request.action)
 
 
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package.replace("-", "_")) is not None
-
-
-def _check_installed(option: str, package: str, otherwise: str) -> None:
-    _refuse(not _is_installed(package), f"{option} needs {package}", f"pip install {package}, or {otherwise}")
-
-
-def _has_library_files(base: BaseSource) -> bool:
+def _has_own_files(base: BaseSource) -> bool:
     return base.pretrained and base.state_file is None
 
 
 # ---- model and data set
 
 
-def _check_elements(request: Request, given: Configs) -> None:
-    """Raise UserError for settings of elements that the model does not have."""
-    options, adapted, ratio = request.options, request.adapted, request.options.optimization.loraplus_ratio
-    if adapted is not None:
-        _refuse(
-            "shortcut" in given and not adapted.shortcuts,
-            f"--shortcut-config is given, but '{options.model}' has no shortcuts",
-            f"leave it out, or use a model such as {options.model}_ags",
-        )
+def _elements(request: Request, given: Configs) -> None:
+    """Settings of elements that the model does not have."""
+    options, ratio = request.options, request.options.optimization.loraplus_ratio
+    if request.adapted is not None:
+        if "shortcut" in given and not request.adapted.shortcuts:
+            found = f"--shortcut-config is given, but '{options.model}' has no shortcuts"
+            raise UserError(found, f"leave it out, or use a model such as {options.model}_ags")
         return
-    unusable = [
-        *(f"--{kind}-config is given" for kind in given),
-        *(f"{flag_of(name)} is given" for name in UNIFORM if getattr(options, name) is not None),
-        *([] if options.quantize is None else [f"--quantize {options.quantize} is given"]),
-        *([] if ratio == 1 else [f"--loraplus-ratio is {ratio:g}"]),
-        *([] if options.lora_init == "kaiming" else [f"--lora-init is {options.lora_init}"]),
-    ]
+    unusable = [f"--{kind}-config is given" for kind in given]
+    unusable += [f"{flag_of(name)} is given" for name in UNIFORM if getattr(options, name) is not None]
+    unusable += [] if options.quantize is None else [f"--quantize {options.quantize} is given"]
+    unusable += [] if ratio == 1 else [f"--loraplus-ratio is {ratio:g}"]
+    unusable += [] if options.lora_init == "kaiming" else [f"--lora-init is {options.lora_init}"]
     if unusable:
-        raise UserError(
-            f"{unusable[0]}, but '{options.model}' is a plain model without LoRA",
-            "leave it out, or use a model such as opt_lora",
-        )
+        found = f"{unusable[0]}, but '{options.model}' is a plain model without LoRA"
+        raise UserError(found, "leave it out, or use a model such as opt_lora")
 
 
-def _check_task(request: Request) -> None:
+def _task(request: Request) -> None:
     if request.adapted is not None:
         request.adapted.family.check_task(request.spec.task)
 
 
-def _check_metrics(request: Request) -> None:
+def _metrics(request: Request) -> None:
     options, spec, chosen = request.options, request.spec, request.options.run.metric
     measured = (*spec.metrics, "loss")
     if request.action in TRAINING and chosen is not None and chosen not in measured:
         raise UserError(f"--metric '{chosen}' is not measured on '{spec.name}'", nearest(chosen, measured))
-    if options.run.lm_eval is not None and _is_used("lm_eval", request):
-        classifies, several = spec.task == "classification", options.devices.world > 1
-        _refuse(classifies, "--lm-eval measures language models, and this is a classifier", "leave it out")
-        _refuse(several, "--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")
-        _check_installed("--lm-eval", "lm_eval", "leave it out")
+    if options.run.lm_eval is None or not _is_used("lm_eval", request):
+        return
+    if spec.task == "classification":
+        raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")
+    if options.devices.world > 1:
+        raise UserError("--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")
+    _check_installed("--lm-eval", "lm_eval", "leave it out")
 
 
 # ---- training
 
 
-def _check_schedule(request: Request) -> None:
+def _schedule(request: Request) -> None:
     loop, update = request.options.loop, request.options.optimization
-    endless = loop.max_epochs == -1 and update.max_steps == -1
-    _refuse(endless, "neither --max-epochs nor --max-steps ends the run", "give one of them")
+    if loop.max_epochs == -1 and update.max_steps == -1:
+        raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
     lowest = update.learning_rate
     if lowest == AUTO:
         lowest = min(RATES_OF_PLAIN if request.adapted is None else RATES)
-    _refuse(
-        update.lr_scheduler == "cosine_annealing" and update.eta_min > lowest,
-        f"--eta-min {update.eta_min:g} is above --learning-rate {lowest:g}",
-        f"give at most {lowest:g}, the rate that cosine_annealing starts from",
-    )
+    if update.lr_scheduler == "cosine_annealing" and update.eta_min > lowest:
+        found = f"--eta-min {update.eta_min:g} is above --learning-rate {lowest:g}"
+        raise UserError(found, f"give at most {lowest:g}, the rate that cosine_annealing starts from")
 
 
-def _check_trials(request: Request) -> None:
-    """Raise UserError if trials cannot choose the learning rate."""
+def _trials(request: Request) -> None:
+    """Trials that cannot choose the learning rate."""
     options, auto = request.options, "--learning-rate auto"
     if options.optimization.learning_rate != AUTO or request.action not in TRAINING:
         return
-    _refuse(
-        request.action == DYREALLOC,
-        f"{auto} cannot be used with train-dyrealloc: its trials would not reallocate",
-        "give a number, such as the one that auto finds with train",
-    )
-    by_sgd = options.optimization.optimizer == "sgd"
-    _refuse(by_sgd, f"{auto} tries rates for adam and adamw, not for sgd", "give a number")
-    # After a trial the weights are put back, which are parts then.
-    in_parts = request.adapted is None and options.devices.strategy == FSDP
-    _refuse(in_parts, f"{auto} cannot be used with --strategy fsdp of a plain model", "give a number")
+    if request.action == DYREALLOC:
+        found = f"{auto} cannot be used with train-dyrealloc: its trials would not reallocate"
+        raise UserError(found, "give a number, such as the one that auto finds with train")
+    if options.optimization.optimizer == "sgd":
+        raise UserError(f"{auto} tries rates for adam and adamw, not for sgd", "give a number")
+    if request.adapted is None and options.devices.strategy == FSDP:  # the weights to put back after a trial are parts
+        raise UserError(f"{auto} cannot be used with --strategy fsdp of a plain model", "give a number")
     check_optuna(auto)
 
 
 # ---- speed and memory
 
 
-def _check_speed(request: Request) -> None:
-    options = request.options
+def _speed(request: Request) -> None:
+    options, folder = request.options, request.options.cache_folder
     if options.data.packing and _is_used("packing", request) and options.attention not in (None, "sdpa"):
         raise UserError(f"--packing does not work with --attention {options.attention}", "use --attention sdpa")
-    if options.compile and _is_used("compile", request):
-        _check_compile(request)
-    folder = options.cache_folder
+    if options.attention == "flash_attention_2":
+        _check_installed("--attention flash_attention_2", "flash-attn", "use sdpa")
+    if _is_used("logger", request) and (logger := options.run.logger) in ("wandb", "mlflow", "trackio"):
+        _check_installed(f"--logger {logger}", logger, "use tensorboard or csv")
     if folder is not None and options.cache_frozen_prefix and _is_used("cache_folder", request):
-        exists = folder.is_dir()
-        _refuse(not exists, f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
+        if not folder.is_dir():
+            raise UserError(f"--cache-folder '{folder}' is no folder", "give an existing folder, such as /tmp")
         check_writable(folder, "give another --cache-folder")
 
 
-def _check_compile(request: Request) -> None:
+def _compile(request: Request) -> None:
     options = request.options
-    _refuse(
-        request.action == DYREALLOC,
-        "--compile cannot be used with train-dyrealloc: each reallocation would compile its blocks again",
-        "leave it out, or train the result with train",
-    )
+    if not options.compile or not _is_used("compile", request):
+        return
+    if request.action == DYREALLOC:
+        found = "--compile cannot be used with train-dyrealloc: each reallocation would compile its blocks again"
+        raise UserError(found, "leave it out, or train the result with train")
     others = {
         "--cache-frozen-prefix": options.cache_frozen_prefix,
         "--gradient-checkpointing": options.gradient_checkpointing,
         f"--quantize {options.quantize}": options.quantize is not None,
         "--strategy fsdp": options.devices.strategy == FSDP,
     }
-    for other, is_given in others.items():
-        _refuse(is_given, f"--compile cannot be used with {other}", "leave one of them out")
-    has_compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-    _refuse(not has_compiler, "--compile needs a C++ compiler", "install g++, or leave it out")
+    for other in (name for name, is_given in others.items() if is_given):
+        raise UserError(f"--compile cannot be used with {other}", _EITHER)
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("--compile needs a C++ compiler", "install g++, or leave it out")
 
 
-def _check_packages(request: Request) -> None:
-    for name, value in {"attention": request.options.attention, "logger": request.options.run.logger}.items():
-        if (name, value) in _PACKAGES and _is_used(name, request):
-            _check_installed(f"{flag_of(name)} {value}", *_PACKAGES[name, value])
-
-
-def _check_quantize(request: Request) -> None:
-    options, test = request.options, request.options.scoring.importance_test_name
-    if options.quantize is None:
-        return
-    _refuse(not _has_library_files(request.base), f"--quantize {options.quantize} {_LIBRARY_FILES}", _WITH_WEIGHTS)
-    _refuse(
-        _is_used("importance_test_name", request) and saliency.get(test).needs_base_weights,
-        f"{test} cannot be used with --quantize: it needs the weights of the base",
-        "use another --importance-test-name, such as grad_norm",
-    )
+def _quantize(request: Request) -> None:
+    quantize, test = request.options.quantize, request.options.scoring.importance_test_name
+    if quantize is not None and not _has_own_files(request.base):
+        raise UserError(f"--quantize {quantize} {_OWN_FILES}", _WITH_WEIGHTS)
+    if quantize and _is_used("importance_test_name", request) and saliency.get(test).needs_base_weights:
+        found = f"{test} cannot be used with --quantize: it needs the weights of the base"
+        raise UserError(found, "use another --importance-test-name, such as grad_norm")
 
 
 # ---- several devices
 
 
-def _check_fsdp(request: Request) -> None:
+def _fsdp(request: Request) -> None:
     options, devices, sharded = request.options, request.options.devices, "--strategy fsdp"
     if devices.shards is None:
         return
-    _refuse(
-        devices.shards == 1,
-        f"{sharded} shards within a node, and --num-devices is 1",
-        f"give --shard-size {devices.world} to shard over the nodes, or more devices",
-    )
-    sizes = [str(size) for size in range(2, devices.world + 1) if devices.world % size == 0]
-    _refuse(
-        devices.world % devices.shards > 0,
-        f"--shard-size {devices.shards} does not divide the {devices.world} devices",
-        f"give {' or '.join(sizes)}",
-    )
-    _refuse(
-        request.adapted is None and devices.precision in ("64", "16-mixed"),
-        f"{sharded} cannot train a plain model with --precision {devices.precision}",
-        "use 32, bf16-mixed, or a -true kind",
-    )
-    _refuse(
-        options.quantize == "int8",
-        f"{sharded} cannot be used with --quantize int8, whose scales are no parameters",
-        "use --quantize nf4",
-    )
-    # A row may be in the cache of one process only, and all gather the blocks together.
-    cached = options.cache_frozen_prefix
-    _refuse(cached, f"{sharded} cannot be used with --cache-frozen-prefix", "leave one of them out")
-    _refuse(
-        request.adapted is not None and not _has_library_files(request.base),
-        f"{sharded} {_LIBRARY_FILES}, of which each process reads its share",
-        _WITH_WEIGHTS,
-    )
+    if devices.shards == 1:
+        found = f"{sharded} shards within a node, and --num-devices is 1"
+        raise UserError(found, f"give --shard-size {devices.world} to shard over the nodes, or more devices")
+    if devices.world % devices.shards:
+        sizes = [str(size) for size in range(2, devices.world + 1) if devices.world % size == 0]
+        found = f"--shard-size {devices.shards} does not divide the {devices.world} devices"
+        raise UserError(found, f"give {' or '.join(sizes)}")
+    if request.adapted is None and devices.precision in ("64", "16-mixed"):
+        found = f"{sharded} cannot train a plain model with --precision {devices.precision}"
+        raise UserError(found, "use 32, bf16-mixed, or a -true kind")
+    if options.quantize == "int8":
+        found = f"{sharded} cannot be used with --quantize int8, whose scales are no parameters"
+        raise UserError(found, "use --quantize nf4")
+    if options.cache_frozen_prefix:  # a row may be in the cache of one process only, and all gather the blocks together
+        raise UserError(f"{sharded} cannot be used with --cache-frozen-prefix", _EITHER)
+    if request.adapted is not None and not _has_own_files(request.base):
+        raise UserError(f"{sharded} {_OWN_FILES}, of which each process reads its share", _WITH_WEIGHTS)
 
 
-_RULES: tuple[Callable[[Request], None], ...] = (
-    _check_task,
-    _check_schedule,
-    _check_metrics,
-    _check_trials,
-    _check_speed,
-    _check_packages,
-    _check_quantize,
-)
+_RULES: tuple[Rule, ...] = (_task, _schedule, _metrics, _trials, _speed, _compile, _quantize)
 #: What else holds for a `--strategy`.
-_STRATEGIES: Mapping[str, tuple[Callable[[Request], None], ...]] = {FSDP: (_check_fsdp,)}
+_STRATEGIES: Mapping[str, tuple[Rule, ...]] = {FSDP: (_fsdp,)}
