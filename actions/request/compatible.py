@@ -43,12 +43,6 @@ def check(request: Request, given: Configs) -> None:
         rule(request)
 
 
-def check_optuna(what: str) -> None:
-    """Raise UserError if Optuna is missing."""
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError(f"{what} needs the package optuna", "pip install optuna")
-
-
 def _check_installed(option: str, package: str, otherwise: str) -> None:
     if importlib.util.find_spec(package.replace("-", "_")) is None:
         raise UserError(f"{option} needs {package}", f"pip install {package}, or {otherwise}")
@@ -130,7 +124,6 @@ def _trials(request: Request) -> None:
         raise UserError(f"{auto} tries rates for adam and adamw, not for sgd", "give a number")
     if request.adapted is None and options.devices.strategy == FSDP:  # the weights to put back after a trial are parts
         raise UserError(f"{auto} cannot be used with --strategy fsdp of a plain model", "give a number")
-    check_optuna(auto)
 
 
 # ---- speed and memory
