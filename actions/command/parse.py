@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import itertools
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -76,20 +74,10 @@ def parse_command(arguments: Sequence[str]) -> Command:
     config = typed.get("config")
     in_file, tables = overridden(*(read_options(config) if config else ({}, {})), typed)
     command = Command(namespace.action, typed, in_file, tables)
-    _check_names(command.given)
+    families.check_name(command.values["model"])
+    if "dataset" in command.given:
+        check_name(command.given["dataset"])
     return command
-
-
-def _check_names(given: Mapping[str, Any]) -> None:
-    """Raises UserError for a model or data set that is not known. Other names may exist on the hub."""
-    if "dataset" in given:
-        check_name(given["dataset"])
-    name = given.get("model")
-    if name is None or families.parse_model_name(name) is not None or os.path.isdir(name):
-        return
-    close = difflib.get_close_matches(name, families.model_names(), n=1, cutoff=0.75)
-    if close or f"_{name}".endswith(("_lora", "_ags")):  # similar to the name of an adapted model
-        raise UserError(f"--model '{name}' is not known", nearest(name, families.model_names()))
 
 
 def _with_dashes(argument: str) -> str:

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from actions.command.configurations import UNIFORM, Configs
 from actions.command.request import Request
@@ -23,14 +22,7 @@ from options.devices import FSDP
 from options.every import declared
 from options.optimization import AUTO, RATES, RATES_OF_PLAIN
 
-if TYPE_CHECKING:
-    from model.checkpoint import BaseSource
-
 Rule = Callable[[Request], None]
-
-_EITHER = "leave one of them out"
-_OWN_FILES = "needs pretrained weights in the library's own files"
-_WITH_WEIGHTS = "give --load with a hub name or folder, without --random-init"
 
 
 def check(request: Request, given: Configs) -> None:
@@ -53,17 +45,20 @@ def _is_used(option: str, request: Request) -> bool:
     return declared()[option].used_by(request.action)
 
 
-def _has_own_files(base: BaseSource) -> bool:
-    return base.pretrained and base.state_file is None
+def _check_own_files(option: str, request: Request, why: str = "") -> None:
+    if not request.base.pretrained or request.base.state_file is not None:
+        found = f"{option} needs pretrained weights in the library's own files{why}"
+        raise UserError(found, "give --load with a hub name or folder, without --random-init")
 
 
 # ---- model and data set
 
 
 def _elements(request: Request, given: Configs) -> None:
-    """Settings of elements that the model does not have."""
+    """A task that the family does not do, or settings of elements that the model does not have."""
     options, ratio = request.options, request.options.optimization.loraplus_ratio
     if request.adapted is not None:
+        request.adapted.family.check_task(request.spec.task)
         if "shortcut" in given and not request.adapted.shortcuts:
             found = f"--shortcut-config is given, but '{options.model}' has no shortcuts"
             raise UserError(found, f"leave it out, or use a model such as {options.model}_ags")
@@ -76,11 +71,6 @@ def _elements(request: Request, given: Configs) -> None:
     if unusable:
         found = f"{unusable[0]}, but '{options.model}' is a plain model without LoRA"
         raise UserError(found, "leave it out, or use a model such as opt_lora")
-
-
-def _task(request: Request) -> None:
-    if request.adapted is not None:
-        request.adapted.family.check_task(request.spec.task)
 
 
 def _metrics(request: Request) -> None:
@@ -157,16 +147,17 @@ def _compile(request: Request) -> None:
         "--strategy fsdp": options.devices.strategy == FSDP,
     }
     for other in (name for name, is_given in others.items() if is_given):
-        raise UserError(f"--compile cannot be used with {other}", _EITHER)
+        raise UserError(f"--compile cannot be used with {other}", "leave one of them out")
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise UserError("--compile needs a C++ compiler", "install g++, or leave it out")
 
 
 def _quantize(request: Request) -> None:
     quantize, test = request.options.quantize, request.options.scoring.importance_test_name
-    if quantize is not None and not _has_own_files(request.base):
-        raise UserError(f"--quantize {quantize} {_OWN_FILES}", _WITH_WEIGHTS)
-    if quantize and _is_used("importance_test_name", request) and saliency.get(test).needs_base_weights:
+    if quantize is None:
+        return
+    _check_own_files(f"--quantize {quantize}", request)
+    if _is_used("importance_test_name", request) and saliency.get(test).needs_base_weights:
         found = f"{test} cannot be used with --quantize: it needs the weights of the base"
         raise UserError(found, "use another --importance-test-name, such as grad_norm")
 
@@ -192,11 +183,11 @@ def _fsdp(request: Request) -> None:
         found = f"{sharded} cannot be used with --quantize int8, whose scales are no parameters"
         raise UserError(found, "use --quantize nf4")
     if options.cache_frozen_prefix:  # a row may be in the cache of one process only, and all gather the blocks together
-        raise UserError(f"{sharded} cannot be used with --cache-frozen-prefix", _EITHER)
-    if request.adapted is not None and not _has_own_files(request.base):
-        raise UserError(f"{sharded} {_OWN_FILES}, of which each process reads its share", _WITH_WEIGHTS)
+        raise UserError(f"{sharded} cannot be used with --cache-frozen-prefix", "leave one of them out")
+    if request.adapted is not None:
+        _check_own_files(sharded, request, ", of which each process reads its share")
 
 
-_RULES: tuple[Rule, ...] = (_task, _schedule, _metrics, _trials, _speed, _compile, _quantize)
+_RULES: tuple[Rule, ...] = (_schedule, _metrics, _trials, _speed, _compile, _quantize)
 #: What else holds for a `--strategy`.
 _STRATEGIES: Mapping[str, tuple[Rule, ...]] = {FSDP: (_fsdp,)}

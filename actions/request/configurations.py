@@ -44,18 +44,16 @@ def configured(command: Command, values: Mapping[str, Any], adapted: AdaptedName
     if adapted is None:
         return Configured(recorded, given, {})
     uniform = _uniform_values(values)
-    is_given = any(command.given.get(name) is not None for name in UNIFORM)
-    if is_given:
-        given["lora"] = _uniform(uniform, adapted.family)
+    default: Configs = {"lora": _uniform(uniform, adapted.family), "shortcut": load(_SHORTCUTS, "shortcut")}
+    if any(command.given.get(name) is not None for name in UNIFORM):
+        given["lora"] = default["lora"]
     if origin.checkpoint is not None:
         return Configured(recorded, given, {})
-    configs = {**recorded, **given}
-    stated = uniform if is_given or "lora" not in configs else {}
-    if "lora" not in configs:
-        configs["lora"] = _uniform(uniform, adapted.family)
-    if adapted.shortcuts and "shortcut" not in configs:
-        configs["shortcut"], stated = load(_SHORTCUTS, "shortcut"), {**stated, "shortcut_config": _SHORTCUTS}
-    return Configured({kind: configs[kind] for kind in kinds_of(adapted)}, given, stated)
+    configs = {kind: {**default, **recorded, **given}[kind] for kind in kinds_of(adapted)}
+    stated = uniform if configs["lora"] is default["lora"] else {}
+    if configs.get("shortcut") is default["shortcut"]:
+        stated = {**stated, "shortcut_config": _SHORTCUTS}
+    return Configured(configs, given, stated)
 
 
 def _uniform_values(values: Mapping[str, Any]) -> dict[str, Any]:

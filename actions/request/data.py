@@ -59,9 +59,8 @@ def data_of(values: Mapping[str, Any], recorded: Mapping[str, Any]) -> Data:
 
 def _trained_classes(recorded: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that the head was trained with, in the order of their ids. Empty if it has none."""
-    dataset = recorded.get("dataset", "")
-    if registry.is_known(dataset):
-        return _classes(registry.get(dataset))
+    if (entry := registry.find(recorded.get("dataset", ""))) is not None:
+        return _classes(entry)
     if "labels" not in recorded:
         return ()
     return label_names(OwnDataOptions(labels=declared()["labels"].from_toml("labels", recorded["labels"])))

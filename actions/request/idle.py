@@ -29,12 +29,12 @@ def idle_notes(
         recorded: options that the checkpoint or adapter records.
     """
     about = {"action": command.action, "adapted": adapted is not None, "entry": None if spec.own else spec}
-    run, given = {**values, **about}, command.given
+    run = {**values, **about}
     for name, info in declared().items():
-        in_file = name in given and str(run[name]) not in (str(info.default), str(recorded.get(name)))
+        other = not info.is_default(run[name]) and str(run[name]) != str(recorded.get(name))
         if not info.used_by(command.action):
             why = f"on {command.action}" if name in command.typed else None
-        elif name in command.typed or in_file:
+        elif name in command.typed or (name in command.in_file and other):
             why = info.idle(run) if info.idle is not None else None
         else:
             why = None

@@ -47,8 +47,9 @@ def continued(command: Command, checkpoint: Checkpoint) -> tuple[dict[str, Any],
     Options that belong to one start of the program are those of the first start. A run that continues in a new folder
     has its own `project` and `project_dir`. Raises UserError unless the run can be continued exactly.
     """
-    own, given, folder = _recorded(checkpoint.record), _given(command), folder_of(checkpoint)
-    notes = _check_resumable(command.action, given, own, checkpoint)
+    own, given, folder = _recorded(checkpoint.record), command.given, folder_of(checkpoint)
+    stated = {"learning_rate": own["learning_rate"]} if given.get("learning_rate") == AUTO else {}  # it is chosen
+    notes = _check_resumable(command.action, {**given, **stated}, own, checkpoint)
     if folder is None:
         notes += (f"{checkpoint.path} is not in the folder of its run: continuing in a new folder",)
     else:
@@ -57,10 +58,7 @@ def continued(command: Command, checkpoint: Checkpoint) -> tuple[dict[str, Any],
     if own["resume_training"]:  # an older version recorded the options of its last start
         own |= {"load": checkpoint.record.base.name, "load_type": None, "resume_training": False}
     starts = [name for name, info in declared().items() if info.resume == "start" and name not in _OF_THIS_START]
-    stated = {name: own[name] for name in starts if folder is not None or name not in _PLACE}
-    if command.given.get("learning_rate") == AUTO:
-        stated["learning_rate"] = own["learning_rate"]  # the run has chosen it
-    return stated, notes
+    return stated | {name: own[name] for name in starts if folder is not None or name not in _PLACE}, notes
 
 
 def _recorded(record: Record) -> dict[str, Any]:
@@ -69,13 +67,6 @@ def _recorded(record: Record) -> dict[str, Any]:
         name: info.from_toml(name, record.options[name]) if name in record.options else info.default
         for name, info in declared().items()
     }
-
-
-def _given(command: Command) -> dict[str, Any]:
-    values = {name: value for name, value in command.given.items() if (name, value) != ("learning_rate", AUTO)}
-    if (entry := registry.find(values.get("dataset", ""))) is not None:
-        values["dataset"] = entry.name
-    return values
 
 
 def _check_resumable(
@@ -94,8 +85,8 @@ def _check_resumable(
     for name, now in given.items():
         info, was = declared()[name], own[name]
         same = now == was and type(now) is type(was)  # 1 is a batch, and 1.0 is an epoch
-        if name == "dataset" and not (registry.is_known(now) or registry.is_known(was)):
-            continue  # own data that moved: the loader compares the rows
+        if name == "dataset":  # own data may have moved: the loader compares the rows
+            same = registry.find(now) is registry.find(was)
         if same or not info.used_by(action):
             continue
         found = f"{info.flag} is {_shown(now)}, but the run to resume has {_shown(was)}"

@@ -41,7 +41,7 @@ def _taken_over(command: Command, recorded: Mapping[str, Any]) -> dict[str, Any]
         and known[name].resume != "start"
         and (resumes or known[name].from_checkpoint)
     }
-    if resumes or _is_same_data(command, recorded.get("dataset")):
+    if resumes or _is_trained_on(command, recorded.get("dataset")):
         return values
     values = {name: value for name, value in values.items() if name not in _OF_ONE_DATA_SET}
     if command.action == TEST and registry.find(command.values["dataset"]) is None and "validation_share" not in given:
@@ -49,7 +49,7 @@ def _taken_over(command: Command, recorded: Mapping[str, Any]) -> dict[str, Any]
     return values
 
 
-def _is_same_data(command: Command, recorded: Any) -> bool:
+def _is_trained_on(command: Command, recorded: Any) -> bool:
     """Whether the data set is the recorded one, also by another path."""
     if recorded is None or "dataset" not in command.given:
         return recorded is not None
