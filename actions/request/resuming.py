@@ -82,8 +82,9 @@ def _check_resumable(
             f"{checkpoint.path} was saved {into} batches into an epoch, inside an accumulation window of {window}",
             "resume from last.ckpt of this run",
         )
-    for name, now in given.items():
-        info, was = declared()[name], own[name]
+    for info in declared().values():
+        name, was = info.name, own[info.name]
+        now = given.get(name, was)
         same = now == was and type(now) is type(was)  # 1 is a batch, and 1.0 is an epoch
         if name == "dataset":  # own data may have moved: the loader compares the rows
             same = registry.find(now) is registry.find(was)
