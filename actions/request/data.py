@@ -39,19 +39,24 @@ def data_of(values: Mapping[str, Any], recorded: Mapping[str, Any]) -> Data:
 
     `recorded`: the options of the checkpoint or adapter.
     """
-    classes, task, spec = _trained_classes(recorded), values["task"], registry.find(values["dataset"])
-    if spec is not None:
-        if task not in (None, spec.task):
-            raise UserError(f"data set '{spec.name}' is not for --task {task}", f"it is for {spec.task}")
-        found = {"task": spec.task, "dataset": spec.name, **flat(OwnDataOptions())}
-        return Data(spec, found, notes_on_classes(classes, spec))
+    classes, entry, task = _trained_classes(recorded), registry.find(values["dataset"]), values["task"]
+    if entry is None:
+        spec, found = _own_data(values, classes)
+    elif task in (None, entry.task):
+        spec, found = entry, {"task": entry.task, "dataset": entry.name, **flat(OwnDataOptions())}
+    else:
+        raise UserError(f"data set '{entry.name}' is not for --task {task}", f"it is for {entry.task}")
+    return Data(spec, found, notes_on_classes(classes, spec))
+
+
+def _own_data(values: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[DatasetSpec, dict[str, Any]]:
     set_log_level(values["log_level"])  # `datasets` reads the data now
     given = OwnDataOptions(**{found.name: values[found.name] for found in fields(OwnDataOptions)})
-    spec, described = describe(values["dataset"], given, task, not values["disable_dataset_cache"], classes)
-    found = {"task": spec.task, "dataset": from_anywhere(values["dataset"]), **flat(described)}
-    if values["validation_seed"] is None:
-        found["validation_seed"] = values["seed"]
-    return Data(spec, found, notes_on_classes(classes, spec))
+    cache = not values["disable_dataset_cache"]
+    spec, described = describe(values["dataset"], given, values["task"], cache, classes)
+    seed = values["seed"] if values["validation_seed"] is None else values["validation_seed"]
+    place = from_anywhere(values["dataset"])
+    return spec, {"task": spec.task, "dataset": place, "validation_seed": seed, **flat(described)}
 
 
 # ---- classes

@@ -154,7 +154,9 @@ def _base(command: Command) -> Origin:
     from model.checkpoint import BaseSource, base_location
 
     load, model, pretrained, seed = (command.values[name] for name in ("load", "model", "pretrained", "seed"))
-    adapted, stated, notes = families.parse_model_name(model), {}, ()
+    adapted = families.parse_model_name(model)
+    stated: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if adapted is not None and load is None:
         if adapted.family.name != "opt":
             raise UserError(

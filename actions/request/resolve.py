@@ -1,4 +1,8 @@
-"""From a parsed command to a checked request."""
+"""From a parsed command to a checked request.
+
+The value of an option is the first of: on the command line, in the options file, recorded in the checkpoint or adapter,
+found in the data, by default.
+"""
 
 from __future__ import annotations
 

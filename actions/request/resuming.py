@@ -82,6 +82,7 @@ def _check_resumable(
             f"{checkpoint.path} was saved {into} batches into an epoch, inside an accumulation window of {window}",
             "resume from last.ckpt of this run",
         )
+    scores_batches = action == DYREALLOC and own["imp_source"] == "dedicated"  # which have --batch-size rows
     for info in declared().values():
         name, was = info.name, own[info.name]
         now = given.get(name, was)
@@ -91,7 +92,7 @@ def _check_resumable(
         if same or not info.used_by(action):
             continue
         found = f"{info.flag} is {_shown(now)}, but the run to resume has {_shown(was)}"
-        if info.resume == "fixed" or (name == "batch_size" and _scores_batches(action, own)):
+        if info.resume == "fixed" or (name == "batch_size" and scores_batches):
             raise UserError(found, _ANEW)
         if info.resume == "epoch_end" and into:
             raise UserError(
@@ -104,11 +105,6 @@ def _check_resumable(
     if length and (own["lr_scheduler"] != "none" or isinstance(own["warmup_steps"], float)):
         return (f"{length[0]} changes the length of the run: the learning rate follows the longer or shorter schedule",)
     return ()
-
-
-def _scores_batches(action: str, own: Mapping[str, Any]) -> bool:
-    """Whether the run scores elements on separate batches, which have `--batch-size` rows."""
-    return action == DYREALLOC and own["imp_source"] == "dedicated"
 
 
 def _check_global_batch(own: Mapping[str, Any], now: Mapping[str, Any]) -> None:
