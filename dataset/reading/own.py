@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataset import registry
 from dataset.choices import GAP, Choices
@@ -19,14 +20,17 @@ from dataset.reading.roles import Roles, check_columns, given_roles, joined_name
 from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Row, Task
 from options.data import OwnDataOptions
 
+if TYPE_CHECKING:
+    pass
+
 CUE = "\n"  # between prompt and response
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def name_of(dataset: str) -> str:
     """Returns the name of a data set: of its entry, or of its file, folder or repository."""
-    if (entry := registry.find(dataset)) is not None:
-        return entry.name
+    if registry.is_known(dataset):
+        return registry.get(dataset).name
     from dataset.reading.files import READERS
 
     place = Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset))
@@ -154,7 +158,10 @@ def _is_txt(place: Path) -> bool:
 
 def same_data(one: str, other: str) -> bool:
     """Whether two values of `--dataset` name the same data set, perhaps by different paths."""
-    entry, others = registry.find(one), registry.find(other)
-    if entry is not None or others is not None:
-        return entry is others
-    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+    return _identity(one) == _identity(other)
+
+
+def _identity(dataset: str) -> str:
+    if registry.is_known(dataset):
+        return registry.get(dataset).name
+    return os.path.realpath(os.path.expanduser(dataset))
