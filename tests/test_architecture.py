@@ -71,6 +71,13 @@ def imports(source: str, file: str) -> Iterator[Import]:
     return walk(ast.parse(source), on_import=True)
 
 
+def within_actions(found: Import) -> tuple[str, str] | None:
+    """The folder of `actions` that imports, and the folder that is imported. None for any other import."""
+    importer, imported = Path(found.file).parts[:2], found.module.split(".")[:2]
+    both = importer[0] == imported[0] == "actions" and {importer[-1], imported[-1]} <= {*FOLDERS}
+    return (importer[1], imported[1]) if both else None
+
+
 def circles(arrows: Mapping[str, Collection[str]]) -> list[set[str]]:
     """The groups of files that import each other, directly or through others. `arrows`: file -> files it imports."""
 
@@ -107,13 +114,6 @@ def arrows_between(sources: Mapping[str, str]) -> dict[str, set[str]]:
 def points_up(found: Import) -> bool:
     importer = Path(found.file).parts[0].removesuffix(".py")
     return found.package in LAYERS and LAYERS.index(found.package) > LAYERS.index(importer)
-
-
-def within_actions(found: Import) -> tuple[str, str] | None:
-    """The folder of `actions` that imports, and the folder that is imported. None for any other import."""
-    importer, imported = Path(found.file).parts[:2], found.module.split(".")[:2]
-    both = importer[0] == imported[0] == "actions" and {importer[-1], imported[-1]} <= {*FOLDERS}
-    return (importer[1], imported[1]) if both else None
 
 
 def all_imports() -> list[Import]:
