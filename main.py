@@ -24,12 +24,13 @@ def _run(arguments: Sequence[str]) -> None:
     print_any_text()
     try:
         command = parse_command(arguments)
-        debugging = command.options.run.log_level == "debug"
-        from actions.request.resolve import continue_if_requeued, resolve
+        debugging = command.values["log_level"] == "debug"
+        from actions.request.resolve import resolve
+        from actions.request.resuming import continue_if_requeued
 
         request = resolve(continue_if_requeued(command))
         action = importlib.import_module(f"actions.{command.action.replace('-', '_')}")
-        set_log_level(command.options.run.log_level)  # after the libraries are imported: they set levels
+        set_log_level(command.values["log_level"])  # after the libraries are imported: they set levels
         action.run(request)
     except Exception as failure:
         if debugging and explanation(failure) is not None:

@@ -79,6 +79,9 @@ class OptionInfo:
         """The flag that gives this value."""
         return flag_of(self.opposite) if self.opposite and value is False else self.flag
 
+    def is_default(self, value: Any) -> bool:
+        return str(value) == str(self.default)  # 1 is a batch, and 1.0 is an epoch
+
     def used_by(self, action: str) -> bool:
         return not self.actions or action in self.actions
 

@@ -142,7 +142,12 @@ def changed(options: Any, values: Mapping[str, Any]) -> Any:
     return replace(options, **changes)
 
 
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options as TOML values, without those that are `None`."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: value for name, value in plain.items() if value is not None and name != "config"}
+
+
 def as_plain(options: Options) -> dict[str, Any]:
     """The options as TOML values, without those that are `None`."""
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in flat(options).items()}
-    return {name: value for name, value in values.items() if value is not None and name != "config"}
+    return plain(flat(options))

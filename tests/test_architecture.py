@@ -16,6 +16,9 @@ from tests.world import ROOT
 
 LAYERS = ("heterolora", "options", "dataset", "model", "actions", "main", "tools", "benchmarks")
 
+#: The folders of `actions`. Each imports only itself and those before it.
+FOLDERS = ("command", "run", "request", "training", "result")
+
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}
 IN_FUNCTIONS_ONLY = {"transformers", "peft"}
@@ -68,6 +71,13 @@ def imports(source: str, file: str) -> Iterator[Import]:
                 yield from walk(child, on_import)
 
     return walk(ast.parse(source), on_import=True)
+
+
+def within_actions(found: Import) -> tuple[str, str] | None:
+    """The folder of `actions` that imports, and the folder that is imported. None for any other import."""
+    importer, imported = Path(found.file).parts[:2], found.module.split(".")[:2]
+    both = importer[0] == imported[0] == "actions" and {importer[-1], imported[-1]} <= {*FOLDERS}
+    return (importer[1], imported[1]) if both else None
 
 
 def circles(arrows: Mapping[str, Collection[str]]) -> list[set[str]]:
@@ -175,6 +185,11 @@ class TestImports:
     def test_no_files_import_each_other(self) -> None:
         sources = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in product_files()}
         assert circles(arrows_between(sources)) == []
+
+    def test_the_folders_of_actions_point_down(self, found: list[Import]) -> None:
+        pairs = {str(one): pair for one in found if (pair := within_actions(one)) is not None}
+        assert len(pairs) > 50
+        assert not [one for one, (low, high) in pairs.items() if FOLDERS.index(low) < FOLDERS.index(high)]
 
     def test_a_circle_is_found(self) -> None:
         sources = {

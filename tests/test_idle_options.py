@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from actions.command.command import Command
 from actions.command.parse import parse_command
 from actions.request import compatible
 from actions.request.resolve import resolve
@@ -93,10 +94,27 @@ def recording() -> Iterator[set[str]]:
             read.update([item.name for item in dataclasses.fields(options)] if name == "__dict__" else [name])
         return object.__getattribute__(options, name)
 
+    class Layer(dict):
+        """Values of options before there are `Options`."""
+
+        def __getitem__(self, name: str) -> object:
+            read.add(name)
+            return super().__getitem__(name)
+
+        def get(self, name: str, default: object = None) -> object:
+            read.add(name)
+            return super().get(name, default)
+
+        def __or__(self, other: dict) -> Layer:
+            return Layer({**self, **other})
+
     groups = [value for value in vars(Options()).values() if dataclasses.is_dataclass(value)]
     with pytest.MonkeyPatch.context() as patch:
         for kind in (Options, *map(type, groups)):
             patch.setattr(kind, "__getattribute__", getattribute)
+        for name in ("given", "values"):
+            layer = vars(Command)[name].fget
+            patch.setattr(Command, name, property(lambda command, layer=layer: Layer(layer(command))))
         yield read
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actions.command.parse import parse_command
-from actions.request.trained_data import notes_on_classes
+from actions.request.data import notes_on_classes
 from actions.run.endings import FAILED, ended
 from dataset import registry
 from dataset.batching.sampler import epoch_order
@@ -46,15 +46,15 @@ def test_options(capfd, arguments: str, message: str) -> None:
 
 
 def test_an_option_may_be_given_twice_with_one_value() -> None:
-    assert parse_command(["train", "--dataset", "rte", "--dataset", "rte"]).options.dataset == "rte"
+    assert parse_command(["train", "--dataset", "rte", "--dataset", "rte"]).values["dataset"] == "rte"
 
 
 def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The shell does not replace `~` after `=` or in a file."""
     monkeypatch.setenv("HOME", "/home/someone")
     (tmp_path / "options.toml").write_text('project_dir = "~/runs"\n')
-    options = parse_command(["train", "--load=~/model", "--config", str(tmp_path / "options.toml")]).options
-    assert (options.load, options.run.project_dir) == ("/home/someone/model", Path("/home/someone/runs"))
+    given = parse_command(["train", "--load=~/model", "--config", str(tmp_path / "options.toml")]).given
+    assert (given["load"], given["project_dir"]) == ("/home/someone/model", Path("/home/someone/runs"))
 
 
 def test_a_file_of_an_editor_that_writes_a_byte_order_mark(tmp_path: Path) -> None:

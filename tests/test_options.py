@@ -84,10 +84,10 @@ def test_groups_and_flat_names() -> None:
     ("spelling", "meaning"), [("16", "16-mixed"), ("bf16", "bf16-mixed"), ("32-true", "32"), ("64-true", "64")]
 )
 def test_precisions_as_in_lightning(tmp_path: Path, spelling: str, meaning: str) -> None:
-    assert parse_command(["train", "--precision", spelling]).options.devices.precision == meaning
+    assert parse_command(["train", "--precision", spelling]).values["precision"] == meaning
     for text in {spelling.removesuffix("-true"), f'"{spelling}"'} - {"bf16"}:
         (tmp_path / "options.toml").write_text(f"precision = {text}\n")
-        assert parse_command(["train", "--config", str(tmp_path / "options.toml")]).options.devices.precision == meaning
+        assert parse_command(["train", "--config", str(tmp_path / "options.toml")]).values["precision"] == meaning
     theirs = _PRECISION_INPUT_STR_ALIAS_CONVERSION
     assert theirs.get(spelling, spelling) == theirs.get(meaning, meaning)
 
@@ -107,7 +107,7 @@ def test_weights_are_read_unless_random_init_is_given(
     (tmp_path / "options.toml").write_text(in_file)
     for model in (("--model", "some/model"), ("opt_lora", "--load", "some/base")):
         command = parse_command(["train", *model, "--config", str(tmp_path / "options.toml"), *arguments])
-        assert command.options.pretrained is expected
+        assert command.values["pretrained"] is expected
         assert resolve(command).base.pretrained is expected
 
 
@@ -127,16 +127,15 @@ def test_the_default_heuristic(action: str, arguments: tuple[str, ...], expected
 
 @pytest.mark.parametrize("model", ["opt_lora", "some/model"])
 def test_model_and_data_set_may_follow_a_list(model: str) -> None:
-    options = parse_command(["train", "--target", "all", model, "rte"]).options
-    assert (options.model, options.dataset, options.target) == (model, "rte", "all")
+    values = parse_command(["train", "--target", "all", model, "rte"]).values
+    assert (values["model"], values["dataset"], values["target"]) == (model, "rte", "all")
 
 
 def test_underscores_are_dashes_in_names_only() -> None:
-    options = parse_command(
+    given = parse_command(
         ["train", "--batch_size", "4", "--max_steps=3", "--lora_config=a_b", "--project", "c_d"]
-    ).options
-    assert (options.data.batch_size, options.optimization.max_steps) == (4, 3)
-    assert (options.lora_config, options.run.project) == (Path("a_b"), "c_d")
+    ).given
+    assert given == {"batch_size": 4, "max_steps": 3, "lora_config": Path("a_b"), "project": "c_d"}
 
 
 class TestConfigFile:
@@ -154,12 +153,12 @@ class TestConfigFile:
         options = changed(Options(), {"learning_rate": 1e-30, "load": "a 'b' \"c\" é", "limit_val_batches": 3})
         write_config(tmp_path, "train", options, {})
         again = parse_command(["train", "--config", str(tmp_path / CONFIG)])
-        assert flat(again.options) == {**flat(options), "config": tmp_path / CONFIG}
+        assert again.values == {**flat(options), "config": tmp_path / CONFIG}
 
     def test_another_action_runs_with_it(self, tmp_path: Path) -> None:
         write_config(tmp_path, "imp-test", changed(Options(), {"seed": 3}), {})
         command = parse_command(["train", "--config", str(tmp_path / CONFIG)])
-        assert (command.action, command.options.seed) == ("train", 3)
+        assert (command.action, command.values["seed"]) == ("train", 3)
         assert "action" not in command.given
 
     @pytest.mark.parametrize(
@@ -181,8 +180,8 @@ class TestConfigFile:
 
     def test_of_an_older_run(self, tmp_path: Path) -> None:
         (tmp_path / CONFIG).write_text('# python -m main train --config config.toml\nload_name = "x"\nprecision = 32\n')
-        options = parse_command(["train", "--config", str(tmp_path / CONFIG)]).options
-        assert (options.load, options.devices.precision) == ("x", "32")
+        values = parse_command(["train", "--config", str(tmp_path / CONFIG)]).values
+        assert (values["load"], values["precision"]) == ("x", "32")
 
     def test_no_number(self, tmp_path: Path) -> None:
         (tmp_path / CONFIG).write_text("seed = --1\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from model.checkpoint import BaseSource
 from model.load import Base, enable_gradient_checkpointing, load_base, load_config, load_tokenizer
 from model.parameters import count
 from model.quantize import check_quantize
-from options.every import Options, changed
 from tests.adapted import gradients, lora_config, put_into, shortcut_config
 from tests.packed import PackedLinear, pack, round_to_packed
 from tests.tiny import tiny_batch, tiny_network
@@ -262,22 +260,19 @@ class TestMistakes:
         assert "did you mean 'nf4'?" in capsys.readouterr().err
 
     def test_weights_that_are_made_anew(self, world: World) -> None:
-        options = Options(model="opt_lora", dataset="sst2", load=str(world.opt), pretrained=False, quantize="nf4")
-        command = Command("train", options, frozenset({"model", "load", "quantize"}), ())
+        typed = {"model": "opt_lora", "dataset": "sst2", "load": str(world.opt), "quantize": "nf4"}
         with pytest.raises(UserError, match="needs pretrained weights"):
-            resolve(command)
-        resolve(replace(command, options=replace(options, pretrained=True)))
+            resolve(Command("train", {**typed, "pretrained": False}))
+        resolve(Command("train", typed))
 
     @pytest.mark.parametrize("name", ["synflow", "weight_gradient"])
     def test_a_score_that_reads_the_base(self, world: World, name: str) -> None:
-        options = Options(
-            model="opt_lora", dataset="sst2", load=str(world.opt), pretrained=True, quantize="int8"
-        )  # fmt: skip
-        by_weights = changed(options, {"importance_test_name": name})
+        typed = {"model": "opt_lora", "dataset": "sst2", "load": str(world.opt), "quantize": "int8"}
+        by_weights = {**typed, "importance_test_name": name}
         with pytest.raises(UserError, match=f"{name} cannot be used with --quantize"):
-            resolve(Command("imp-test", by_weights, frozenset(), ()))
-        resolve(Command("train", by_weights, frozenset(), ()))  # nothing is scored
-        resolve(Command("imp-test", options, frozenset(), ()))
+            resolve(Command("imp-test", by_weights))
+        resolve(Command("train", by_weights))  # nothing is scored
+        resolve(Command("imp-test", typed))
 
     def test_a_base_that_is_quantised_already(self, capsys, world: World, tmp_path: Path) -> None:
         folder = model_folder(tmp_path / "quantised")

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from actions.command.parse import parse_command
-from actions.request.resuming import fingerprint
 from actions.run.in_use import in_use
 from actions.run.run_folder import new_folder
 from heterolora.common.errors import UserError
@@ -224,9 +223,8 @@ class TestRequeue:
             if form == "table":
                 path = tmp_path / f"options{rank}.toml"
                 path.write_text(f'[lora_config]\ngranularity = "network"\ndefault = {{ r = {rank}, lora_alpha = 8 }}\n')
-            prints.add(
-                fingerprint(parse_command(["train", "--lora-config" if form == "file" else "--config", str(path)]))
-            )
+            arguments = ["train", "--lora-config" if form == "file" else "--config", str(path)]
+            prints.add(parse_command(arguments).fingerprint)
         assert len(prints) == 2
 
     def test_of_a_job_with_several_commands(self, start, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import model.family as families
-from actions.command.configurations import KEYS, UNIFORM, in_options
+from actions.command.command import inferred_load_type
+from actions.command.configurations import KEYS, UNIFORM, in_options, kinds_of
 from actions.command.other_names import key_meant_by
 from dataset import registry
 from dataset.reading.own import same_data
@@ -17,10 +18,9 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.common.outside import read_toml
 from heterolora.elements.config import ElementConfig, parse_config
 from heterolora.elements.element import Kind
-from model.peft_format import is_adapter
 from options.data import OwnDataOptions
 from options.declare import flag_of
-from options.every import Options, declared
+from options.every import declared, defaults
 from options.scoring import BUDGETS
 
 
@@ -70,34 +70,25 @@ def _with_flat_data_set(document: dict[str, Any], path: Path) -> dict[str, Any]:
     return flat
 
 
-def inferred_load_type(load: str | None) -> str:
-    """What `--load` names: `pl`, a checkpoint; `peft`, an adapter; `pt`, a state dict; or `hf`, a base."""
-    suffix = Path(load or "").suffix
-    if suffix == ".ckpt":
-        return "pl"
-    if load and is_adapter(load):
-        return "peft"
-    return "pt" if suffix in (".safetensors", ".pt", ".pth", ".bin") else "hf"
-
-
 def overridden(
-    in_file: Mapping[str, Any], tables: Mapping[Kind, ElementConfig], on_command_line: Mapping[str, Any]
+    in_file: Mapping[str, Any], tables: Mapping[Kind, ElementConfig], typed: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]:
     """The values and configurations of a file without those that the command line replaces."""
-    _check_one_lora(on_command_line, {})
+    _check_one_lora(typed, {})
     _check_one_lora(in_file, tables)
-    kinds = _kinds_of(on_command_line.get("model"))
+    model = typed.get("model")
+    kinds = KEYS.values() if model is None else kinds_of(families.parse_model_name(model))
     kept = {
         kind: config
         for kind, config in tables.items()
-        if kind in kinds and f"{kind}_config" not in on_command_line  # NA leaves it out
+        if kind in kinds and f"{kind}_config" not in typed  # NA leaves it out
     }
-    values = _without_details(in_file, on_command_line)
-    uniform = [name for name in UNIFORM if on_command_line.get(name) is not None]
-    if on_command_line.get("lora_config") is not None:
+    values = _without_details(in_file, typed)
+    uniform = [name for name in UNIFORM if typed.get(name) is not None]
+    if typed.get("lora_config") is not None:
         values = {name: value for name, value in values.items() if name not in UNIFORM}
     elif uniform and "lora" in kept:
-        model = on_command_line.get("model") or in_file.get("model") or Options().model
+        model = model or in_file.get("model") or defaults()["model"]
         expressed = in_options(kept.pop("lora"), families.parse_model_name(model))
         if expressed is None:
             raise UserError(
@@ -110,27 +101,17 @@ def overridden(
     return values, kept
 
 
-def _kinds_of(model: str | None) -> frozenset[Kind]:
-    """The kinds of configurations that a model of this name has; all if it is not given."""
-    if model is None:
-        return frozenset(KEYS.values())
-    adapted = families.parse_model_name(model)
-    if adapted is None:
-        return frozenset()
-    return frozenset(KEYS.values()) if adapted.shortcuts else frozenset({"lora"})
-
-
-def _without_details(in_file: Mapping[str, Any], on_command_line: Mapping[str, Any]) -> dict[str, Any]:
+def _without_details(in_file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file without those that belong to a value that the command line replaces.
 
     The file of a run states all values, also those that followed from others.
     """
     values = dict(in_file)
-    if any(name in on_command_line for name in BUDGETS):
+    if any(name in typed for name in BUDGETS):
         values = {name: value for name, value in values.items() if name not in BUDGETS}
-    if "load" in on_command_line and values.get("load_type") == inferred_load_type(values.get("load")):
+    if "load" in typed and values.get("load_type") == inferred_load_type(values.get("load")):
         values.pop("load_type", None)
-    stated, other = values.get("dataset"), on_command_line.get("dataset")
+    stated, other = values.get("dataset"), typed.get("dataset")
     if stated is not None and other is not None and not same_data(stated, other):
         values.pop("dataset_saved_path", None)
         if registry.is_known(other):

@@ -1,4 +1,4 @@
-"""Command line and `--config` file -> `Options`. The command line takes precedence over the file."""
+"""Command line and `--config` file -> `Command`. The command line takes precedence over the file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import model.family as families
 from actions.command.command import Command
 from actions.command.options_file import overridden, read_options
 from actions.command.other_names import flag_meant_by
+from dataset.reading.own import check_name
 from heterolora.common.errors import UserError, nearest
 from options.actions import ACTIONS
 from options.declare import OptionInfo, flag_of
-from options.every import Options, changed, declared
+from options.every import declared
 
 EXAMPLES = """\
 examples:
@@ -69,16 +70,14 @@ def parse_command(arguments: Sequence[str]) -> Command:
     if namespace.action is None:
         raise UserError("no action is given", f"give one of {', '.join(ACTIONS)}, or --help")
     _check_lists(arguments, namespace.positional)
-    on_command_line = _command_line_values(namespace)
-    config = on_command_line.get("config")
-    in_file, tables = read_options(config) if config else ({}, {})
-    in_file, tables = overridden(in_file, tables, on_command_line)
-    given = {**in_file, **on_command_line}
-    # "NA" for an option that must have a value means its default.
-    options = changed(Options(), {name: value for name, value in given.items() if value is not None})
-    return Command(
-        namespace.action, options, frozenset(given), on_command_line=frozenset(on_command_line), tables=tables
-    )
+    typed = _command_line_values(namespace)
+    config = typed.get("config")
+    in_file, tables = overridden(*(read_options(config) if config else ({}, {})), typed)
+    command = Command(namespace.action, typed, in_file, tables)
+    families.check_name(command.values["model"])
+    if "dataset" in command.given:
+        check_name(command.given["dataset"])
+    return command
 
 
 def _with_dashes(argument: str) -> str:

@@ -111,11 +111,14 @@ def folder_of(checkpoint: Checkpoint) -> Path | None:
     return folder if made_without_ids else None
 
 
-def unfinished_run(options: Options, fingerprint: str, job: str) -> Path | None:
-    """The last checkpoint of the unfinished run that this SLURM job started or resumed with the same command."""
-    paths = sorted((options.run.project_dir / (options.run.project or "any")).parent.glob(f"*/{RUN}"))
-    if options.resume_training and options.load is not None:  # a resumed run stays in its folder
-        paths.append(Path(options.load).resolve().parent.parent / RUN)
+def unfinished_run(values: Mapping[str, Any], fingerprint: str, job: str) -> Path | None:
+    """The last checkpoint of the unfinished run that this SLURM job started or resumed with the same command.
+
+    `values`: those of its options.
+    """
+    paths = sorted((values["project_dir"] / (values["project"] or "any")).parent.glob(f"*/{RUN}"))
+    if values["resume_training"] and values["load"] is not None:  # a resumed run stays in its folder
+        paths.append(Path(values["load"]).resolve().parent.parent / RUN)
     for path in paths:
         last = path.parent / CHECKPOINTS / "last.ckpt"
         with suppress(UserError):  # a damaged file of another run

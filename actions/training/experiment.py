@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 import model.family as families
 from actions.command.request import Request
-from actions.request.trained_data import notes_on_rows
+from actions.request.data import notes_on_rows
 from actions.run.console import is_first_process, note, say
 from actions.training.limits import check_batches, check_generation, check_packing, measures_validation
 from dataset.batching.module import TextDataModule

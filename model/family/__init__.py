@@ -6,8 +6,10 @@ transformers, so that `--help` can list them.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
+import os
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +54,15 @@ def get(name: str) -> Family:
 def for_model_type(model_type: str) -> Family | None:
     """Returns the table that fits a `model_type` of Hugging Face, if there is one."""
     return next((table for table in families().values() if model_type in table.model_types), None)
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a `--model` that is similar to an adapted network's. Other names may exist on the hub."""
+    if parse_model_name(name) is not None or os.path.isdir(name):
+        return
+    close = difflib.get_close_matches(name, model_names(), n=1, cutoff=0.75)
+    if close or f"_{name}".endswith(("_lora", "_ags")):
+        raise UserError(f"--model '{name}' is not known", nearest(name, model_names()))
 
 
 def parse_model_name(name: str) -> AdaptedName | None:

@@ -80,8 +80,7 @@ class Run:
         groups: dict[str, list[Setting]] = {}
         for name, info in declared().items():
             if self.uses(name) and name != "config":
-                value = self.shown(name)
-                setting = Setting(flag_of(name), value, value == as_text(defaults()[name]))
+                setting = Setting(info.flag, self.shown(name), info.is_default(self.option(name)))
                 groups.setdefault(info.group, []).append(setting)
         return groups
 

@@ -8,12 +8,12 @@ from typing import Any
 from actions.command.command import Command
 from dataset.spec import DatasetSpec
 from model.family import AdaptedName
-from options.every import Options, declared, flat
+from options.every import declared
 
 
 def idle_notes(
     command: Command,
-    options: Options,
+    values: Mapping[str, Any],
     spec: DatasetSpec,
     adapted: AdaptedName | None,
     recorded: Mapping[str, Any],
@@ -24,17 +24,17 @@ def idle_notes(
     uses them and their value is neither the default nor that of the checkpoint.
 
     Args:
-        options: the options with resolved `task` and `load_type`.
+        values: those of all options, with resolved `task` and `load_type`.
         adapted: None for a plain model.
         recorded: options that the checkpoint or adapter records.
     """
     about = {"action": command.action, "adapted": adapted is not None, "entry": None if spec.own else spec}
-    run = {**flat(options), **about}
+    run = {**values, **about}
     for name, info in declared().items():
-        in_file = name in command.given and str(run[name]) not in (str(info.default), str(recorded.get(name)))
+        other = not info.is_default(run[name]) and str(run[name]) != str(recorded.get(name))
         if not info.used_by(command.action):
-            why = f"on {command.action}" if name in command.on_command_line else None
-        elif name in command.on_command_line or in_file:
+            why = f"on {command.action}" if name in command.typed else None
+        elif name in command.typed or (name in command.in_file and other):
             why = info.idle(run) if info.idle is not None else None
         else:
             why = None

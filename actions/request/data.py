@@ -1,19 +1,20 @@
-"""The data that a loaded model was trained on, compared with the data of a command."""
+"""The data set of a command, compared with the data that a loaded model was trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from actions.run.console import set_log_level
 from dataset import registry
-from dataset.reading.own import same_data
+from dataset.reading.own import describe, from_anywhere, same_data
 from dataset.reading.roles import label_names
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from options.actions import IMP_TEST
 from options.data import OwnDataOptions
-from options.every import as_plain, declared
+from options.every import as_plain, declared, flat
 
 if TYPE_CHECKING:
     from actions.command.request import Request
@@ -24,14 +25,47 @@ _MOST_LISTED = 20
 _SPLIT = ("task", "validation_share", "validation_seed", *(found.name for found in fields(OwnDataOptions)))
 
 
+@dataclass(frozen=True)
+class Data:
+    """The data set of a command."""
+
+    spec: DatasetSpec
+    values: Mapping[str, Any]  # options that it decides, and those that were found in own data
+    notes: tuple[str, ...] = ()  # lines to print
+
+
+def data_of(values: Mapping[str, Any], recorded: Mapping[str, Any]) -> Data:
+    """The data set with these values of options. Own data are read for those that are not given.
+
+    `recorded`: the options of the checkpoint or adapter.
+    """
+    classes, entry, task = _trained_classes(recorded), registry.find(values["dataset"]), values["task"]
+    if entry is None:
+        spec, found = _own_data(values, classes)
+    elif task in (None, entry.task):
+        spec, found = entry, {"task": entry.task, "dataset": entry.name, **flat(OwnDataOptions())}
+    else:
+        raise UserError(f"data set '{entry.name}' is not for --task {task}", f"it is for {entry.task}")
+    return Data(spec, found, notes_on_classes(classes, spec))
+
+
+def _own_data(values: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[DatasetSpec, dict[str, Any]]:
+    set_log_level(values["log_level"])  # `datasets` reads the data now
+    given = OwnDataOptions(**{found.name: values[found.name] for found in fields(OwnDataOptions)})
+    cache = not values["disable_dataset_cache"]
+    spec, described = describe(values["dataset"], given, values["task"], cache, classes)
+    seed = values["seed"] if values["validation_seed"] is None else values["validation_seed"]
+    place = from_anywhere(values["dataset"])
+    return spec, {"task": spec.task, "dataset": place, "validation_seed": seed, **flat(described)}
+
+
 # ---- classes
 
 
-def trained_classes(recorded: Mapping[str, Any]) -> tuple[str, ...]:
+def _trained_classes(recorded: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that the head was trained with, in the order of their ids. Empty if it has none."""
-    dataset = recorded.get("dataset", "")
-    if registry.is_known(dataset):
-        return _classes(registry.get(dataset))
+    if (entry := registry.find(recorded.get("dataset", ""))) is not None:
+        return _classes(entry)
     if "labels" not in recorded:
         return ()
     return label_names(OwnDataOptions(labels=declared()["labels"].from_toml("labels", recorded["labels"])))
