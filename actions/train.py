@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import LambdaCallback
 
 from actions.command.request import Request
 from actions.imp_test import scoring_batches
@@ -22,7 +20,7 @@ from actions.training.experiment import Experiment, build
 from actions.training.learning_rate import with_best_rate
 from actions.training.loggers import log_pictures
 from actions.training.trainer import build_trainer, check_devices, training_callbacks
-from heterolora.common.errors import UserError
+from actions.training.training_state import loading_from
 from model.checkpoint import read_checkpoint
 from model.parameters import count
 from model.task.frozen_prefix import FrozenPrefix
@@ -61,18 +59,11 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
     task.frozen_prefix = _frozen_prefix(experiment)
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
-    started: set[bool] = set()  # not empty once a batch is trained
-    watch = LambdaCallback(on_train_batch_end=lambda *_: started.add(True))
-    callbacks = training_callbacks(experiment.options, checkpoints, (watch, *_starting(experiment), *more))
+    callbacks = training_callbacks(experiment.options, checkpoints, (*_starting(experiment), *more))
     trainer = build_trainer(experiment, folder, callbacks)
     resume_from = resumed.path if resumed else None
-    try:
+    with loading_from(resume_from):
         trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
-    except (LookupError, TypeError, ValueError, AttributeError, MisconfigurationException) as error:
-        if resumed is None or started:
-            raise
-        found = f"{resumed.path} cannot be resumed: its training state is damaged ({type(error).__name__}: {error})"
-        raise UserError(found, "resume from another checkpoint of this run") from error
     has_best = experiment.options.run.measured == "best" and checkpoints.best.is_file()
     if experiment.options.run.measured == "best" and not has_best:
         note(f"no validation had a finite {task.monitor}: last.ckpt is measured")

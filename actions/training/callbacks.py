@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 from actions.run.console import note, say
 from actions.run.endings import end_with_this_process, terminate
+from actions.training.training_state import check_form
 from heterolora.common.files import DISK_FAILURES, cannot_write
 from model.task.fine_tuning import FineTuning
 
@@ -102,6 +103,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         self._said = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_form(self.state_dict(), state_dict)
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
