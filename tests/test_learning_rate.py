@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import tomllib
@@ -83,12 +82,9 @@ def test_what_auto_refuses(capfd, world: World, more: tuple, message: str) -> No
     assert message in complaint(capfd, *command(*world.training("--learning-rate", "auto", *more)))
 
 
-def test_auto_without_its_package_or_in_a_search(capfd, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_in_a_search_and_with_sharded_weights(capfd, world: World) -> None:
     auto = command(*world.training("--learning-rate", "auto"))
     assert "its trials would not reallocate; give a number" in complaint(capfd, "train-dyrealloc", *auto[1:])
     plain = ("train", world.opt, "sst2", "--pretrained", "--dataset-saved-path", world.sst2, "--strategy", "fsdp")
     line = complaint(capfd, *command(*plain, "--num-devices", 2, "--learning-rate", "auto"))
     assert "cannot be used with --strategy fsdp of a plain model; give a number" in line
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else found(name))
-    assert "needs the package optuna; pip install optuna" in complaint(capfd, *auto)

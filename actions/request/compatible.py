@@ -9,7 +9,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from actions.command.configurations import UNIFORM
-from actions.training.halving import check_optuna
 from dataset.spec import DatasetSpec
 from heterolora import saliency
 from heterolora.common.errors import UserError, nearest
@@ -104,7 +103,6 @@ def _check_auto(action: str, options: Options, plain: bool) -> None:
             raise UserError(
                 "--learning-rate auto cannot be used with --strategy fsdp of a plain model", "give a number"
             )
-        check_optuna("--learning-rate auto")
 
 
 def _check_compile(action: str, options: Options) -> None:

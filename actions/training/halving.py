@@ -1,20 +1,11 @@
-"""Successive halving of learning rates (Jamieson & Talwalkar 2016), with the pruner of Optuna."""
+"""Successive halving of learning rates (Jamieson & Talwalkar 2016)."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
 
-from heterolora.common.errors import UserError
-
 _MOST = 1.9  # full runs that the rungs before the last one may cost, besides the run of the best rate
-
-
-def check_optuna(what: str) -> None:
-    """Raise UserError if Optuna is missing."""
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError(f"{what} needs the package optuna", "pip install optuna")
 
 
 def shares(rates: int) -> list[float]:
@@ -39,24 +30,4 @@ def promoted(values: Mapping[float, float], higher_is_better: bool) -> tuple[flo
     """
     sign = -1.0 if higher_is_better else 1.0
     finite = [rate for rate, value in values.items() if math.isfinite(value)]
-    order = sorted(finite, key=lambda rate: (sign * values[rate], rate))
-    return tuple(rate for place, rate in enumerate(order) if not _is_pruned(place, len(order)))
-
-
-def _is_pruned(place: int, trials: int) -> bool:
-    """Whether Optuna prunes the trial in this place of the order.
-
-    Its pruner is asynchronous: it compares a trial with those that reached the rung before. Here all trials reach it
-    together, so each one is judged as the last. Places instead of values keep the half exact where values are equal.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
-    study = optuna.create_study(pruner=pruner)
-    pruned = False
-    for value in (*(other for other in range(trials) if other != place), place):
-        trial = study.ask()
-        trial.report(value, step=1)
-        pruned = trial.should_prune()
-    return pruned
+    return tuple(sorted(finite, key=lambda rate: (sign * values[rate], rate))[: max(1, len(finite) // 2)])

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from actions.training.halving import check_optuna
 from dataset import registry
 from heterolora import saliency
 from heterolora.common.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
@@ -166,8 +165,6 @@ def read_study(path: Path) -> Study:
     for (task, options), arm in itertools.product(tasks.items(), arms.values()):
         _check_arm_on_task(path, task, arm, {**options, **arm.options}, values)
     lists.setdefault("tuning_seeds", lists["seeds"][:1])
-    if values.get("tuning") == "halving":
-        check_optuna(f'{path}: tuning = "halving"')
     return Study(tasks=tasks, arms=arms, baseline=baseline, measure=values.pop("measure", "loss"), **lists, **values)
 
 
