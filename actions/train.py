@@ -11,10 +11,11 @@ import pytorch_lightning as pl
 from actions.command.request import Request
 from actions.imp_test import scoring_batches
 from actions.result.export import export_run
-from actions.result.results import measure, show_parameters
+from actions.result.results import Metrics, measure, show_parameters
 from actions.run.console import is_first_process, note, say
 from actions.run.requeue import requeued_if_stopped
 from actions.run.run_folder import ADAPTER, PARAMETERS, Run, open_run, write_config, write_json
+from actions.training.baseline import nothing_learnt
 from actions.training.checkpoints import RunCheckpoints
 from actions.training.experiment import Experiment, build
 from actions.training.learning_rate import with_best_rate
@@ -36,8 +37,8 @@ def run(request: Request) -> None:
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment = start(request, opened.folder)
-        fit(experiment, opened)
-        finish(experiment, opened.folder)
+        metrics = fit(experiment, opened)
+        finish(experiment, opened.folder, metrics)
 
 
 def start(request: Request, folder: Path) -> Experiment:
@@ -54,7 +55,7 @@ def start(request: Request, folder: Path) -> Experiment:
     return experiment
 
 
-def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> None:
+def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> Metrics:
     """Train, with `more` callbacks, and measure the best weights."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
     task.frozen_prefix = _frozen_prefix(experiment)
@@ -69,7 +70,7 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> N
         note(f"no validation had a finite {task.monitor}: last.ckpt is measured")
     measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)
-    measure(experiment, trainer, folder, measured.path)
+    return measure(experiment, trainer, folder, measured.path)
 
 
 def _starting(experiment: Experiment) -> tuple[pl.Callback, ...]:
@@ -94,9 +95,12 @@ def _frozen_prefix(experiment: Experiment) -> FrozenPrefix | None:
     return FrozenPrefix(task.network, task.space, RowCache(limit, options.cache_folder, when_full), note)
 
 
-def finish(experiment: Experiment, folder: Path) -> None:
-    """Export the result, write how many parameters it trains, and log its pictures."""
+def finish(experiment: Experiment, folder: Path, metrics: Metrics) -> None:
+    """Export the result, write how many parameters it trains, log its pictures, and say if it has learnt nothing."""
     if is_first_process():  # a search began with other elements on
         write_json(folder / PARAMETERS, count(experiment.task.network, experiment.task.space).as_dict())
     export_run(experiment, folder)
     log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
+    split = experiment.data.validation_names[0]
+    if (sentence := nothing_learnt(experiment.data, split, metrics[split])) is not None:
+        note(sentence)

@@ -52,7 +52,7 @@ def check_resumable(command: Command, checkpoint: Checkpoint) -> tuple[str, ...]
             )
     _check_global_batch(own, {**own, **given})
     _check_length(given, checkpoint)
-    length = [declared()[name].flag for name in ("max_epochs", "max_steps") if given.get(name, own[name]) != own[name]]
+    length = [declared()[name].flag for name in ("max_epochs", "max_steps") if given.get(name) not in (None, own[name])]
     if length and (own["lr_scheduler"] != "none" or isinstance(own["warmup_steps"], float)):
         return (f"{length[0]} changes the length of the run: the learning rate follows the longer or shorter schedule",)
     return ()
@@ -126,8 +126,8 @@ def _check_global_batch(own: dict[str, Any], now: dict[str, Any]) -> None:
 def _check_length(given: dict[str, Any], checkpoint: Checkpoint) -> None:
     """Raise UserError for a run that would end before its checkpoint."""
     for name, done, unit in (("max_epochs", checkpoint.epochs, "epochs"), ("max_steps", checkpoint.step, "steps")):
-        asked = given.get(name, -1)
-        if asked != -1 and asked < done:
+        asked = given.get(name)
+        if asked not in (None, -1) and asked < done:
             found = f"{declared()[name].flag} {asked} is less than the {done} {unit} of the checkpoint"
             raise UserError(found, f"give at least {done}")
 
