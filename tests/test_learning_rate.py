@@ -140,6 +140,18 @@ def test_auto_is_the_run_with_the_rate_that_it_finds(capfd, world: World, tmp_pa
     assert "learning rate:" not in shown
 
 
+def test_a_longer_run_has_first_and_last_trials(
+    capfd, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "_SHORT", 16)
+    where = ("--project-dir", tmp_path, "--project", "longer", "--lr-scheduler", "linear")
+    assert run(*world.training(*where, "--learning-rate", "auto", "--max-epochs", 2)) == 0
+    trials = json.loads((tmp_path / "longer" / "run.json").read_text())["trials"]
+    assert [trial["steps"] for trial in trials] == [12] * 5 + [16] * len(trials[5:])
+    assert {trial["learning_rate"] for trial in trials[5:]} < set(RATES)
+    assert re.search(r"learning rate: .*13 validation rows.* after 16 of the run's 24 steps\)", capfd.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
