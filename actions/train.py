@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import LambdaCallback
 
 from actions.command.request import Request
 from actions.imp_test import scoring_batches
 from actions.result.export import export_run
-from actions.result.results import measure, show_parameters
+from actions.result.results import Metrics, measure, show_parameters
 from actions.run.console import is_first_process, note, say
 from actions.run.requeue import requeued_if_stopped
 from actions.run.run_folder import ADAPTER, PARAMETERS, Run, open_run, write_config, write_json
+from actions.training.baseline import nothing_learnt
 from actions.training.checkpoints import RunCheckpoints
 from actions.training.experiment import Experiment, build
 from actions.training.learning_rate import with_best_rate
 from actions.training.loggers import log_pictures
 from actions.training.trainer import build_trainer, check_devices, training_callbacks
-from heterolora.common.errors import UserError
+from actions.training.training_state import loading_from
 from model.checkpoint import read_checkpoint
 from model.parameters import count
 from model.task.frozen_prefix import FrozenPrefix
@@ -38,8 +37,8 @@ def run(request: Request) -> None:
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment = start(request, opened.folder)
-        fit(experiment, opened)
-        finish(experiment, opened.folder)
+        metrics = fit(experiment, opened)
+        finish(experiment, opened.folder, metrics)
 
 
 def start(request: Request, folder: Path) -> Experiment:
@@ -56,29 +55,22 @@ def start(request: Request, folder: Path) -> Experiment:
     return experiment
 
 
-def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> None:
+def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> Metrics:
     """Train, with `more` callbacks, and measure the best weights."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
     task.frozen_prefix = _frozen_prefix(experiment)
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
-    started: set[bool] = set()  # not empty once a batch is trained
-    watch = LambdaCallback(on_train_batch_end=lambda *_: started.add(True))
-    callbacks = training_callbacks(experiment.options, checkpoints, (watch, *_starting(experiment), *more))
+    callbacks = training_callbacks(experiment.options, checkpoints, (*_starting(experiment), *more))
     trainer = build_trainer(experiment, folder, callbacks)
     resume_from = resumed.path if resumed else None
-    try:
+    with loading_from(resume_from):
         trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
-    except (LookupError, TypeError, ValueError, AttributeError, MisconfigurationException) as error:
-        if resumed is None or started:
-            raise
-        found = f"{resumed.path} cannot be resumed: its training state is damaged ({type(error).__name__}: {error})"
-        raise UserError(found, "resume from another checkpoint of this run") from error
     has_best = experiment.options.run.measured == "best" and checkpoints.best.is_file()
     if experiment.options.run.measured == "best" and not has_best:
         note(f"no validation had a finite {task.monitor}: last.ckpt is measured")
     measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)
-    measure(experiment, trainer, folder, measured.path)
+    return measure(experiment, trainer, folder, measured.path)
 
 
 def _starting(experiment: Experiment) -> tuple[pl.Callback, ...]:
@@ -103,9 +95,12 @@ def _frozen_prefix(experiment: Experiment) -> FrozenPrefix | None:
     return FrozenPrefix(task.network, task.space, RowCache(limit, options.cache_folder, when_full), note)
 
 
-def finish(experiment: Experiment, folder: Path) -> None:
-    """Export the result, write how many parameters it trains, and log its pictures."""
+def finish(experiment: Experiment, folder: Path, metrics: Metrics) -> None:
+    """Export the result, write how many parameters it trains, log its pictures, and say if it has learnt nothing."""
     if is_first_process():  # a search began with other elements on
         write_json(folder / PARAMETERS, count(experiment.task.network, experiment.task.space).as_dict())
     export_run(experiment, folder)
     log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
+    split = experiment.data.validation_names[0]
+    if (sentence := nothing_learnt(experiment.data, split, metrics[split])) is not None:
+        note(sentence)

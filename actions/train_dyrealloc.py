@@ -54,10 +54,10 @@ def run(request: Request) -> None:
         say(_budget(experiment.task.space, options))
         source, step_time = _source(experiment), _step_time(experiment)
         reallocate = Reallocate(options, request.options.seed, source, folder, note, step_time)
-        train.fit(experiment, opened, (reallocate,))
+        metrics = train.fit(experiment, opened, (reallocate,))
         if is_first_process():
             draw(reallocate.history, folder)
-        train.finish(experiment, folder)
+        train.finish(experiment, folder, metrics)
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
     space = experiment.task.space

@@ -10,6 +10,6 @@ is a torch device and `args.command` the whole command. `measure.py` times varia
 """
 
 NAMES = (
-    "alpha-test", "budget-time", "compile", "dyrealloc", "frozen-prefix", "lora-vs-peft", "padding", "sharding",
-    "shortcuts", "trainer",
+    "alpha-test", "budget-time", "compile", "dyrealloc", "frozen-prefix", "learning-rate", "lora-vs-peft", "padding",
+    "sharding", "shortcuts", "trainer",
 )  # fmt: skip

@@ -8,12 +8,19 @@ from options.actions import MEASURING
 from options.declare import idle_with, option
 from options.ranges import at_least, count_or_share, positive_or_unlimited
 
+EPOCHS, MOST_EPOCHS, STEPS = 3, 20, 300  # the length of a run if --max-epochs is not given
+
 
 @dataclass(frozen=True)
 class LoopOptions:
     """The training loop, under Lightning's own names."""
 
-    max_epochs: int = option(3, "epochs to train; -1: no limit", positive_or_unlimited, resume="free")
+    max_epochs: int | None = option(
+        None,
+        f"epochs to train; -1: no limit; by default {EPOCHS}, or as many as {STEPS} steps need, at most {MOST_EPOCHS}",
+        positive_or_unlimited,
+        resume="free",
+    )
     limit_train_batches: int | float = option(1.0, "train on N batches, or share of an epoch", count_or_share)
     limit_val_batches: int | float = option(1.0, "validate on N batches, or share", count_or_share, actions=MEASURING)
     limit_test_batches: int | float = option(

@@ -11,7 +11,7 @@ import torch
 
 import benchmarks
 from benchmarks import __main__ as benchmark
-from benchmarks import measure, padding, shortcuts, subjects
+from benchmarks import learning_rate, measure, padding, shortcuts, subjects
 from heterolora.common.errors import UserError
 from tests.world import ROOT
 
@@ -200,3 +200,14 @@ def test_it_ends_with_a_code_and_one_line():
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: ")
     assert wrong.stderr.count("\n") == 1
+
+
+def test_a_chosen_rate_is_compared_with_the_best_one():
+    one = learning_rate.Result("rte", 0, 2e-4, {5e-5: 0.69, 2e-4: 0.66, 8e-4: 0.65})
+    assert one.best == 8e-4
+    assert one.behind == pytest.approx(0.01)
+    diverged = learning_rate.Result("rte", 1, 3.2e-3, {5e-5: 0.69})
+    assert diverged.behind == float("inf")
+    assert learning_rate.table([one, diverged]).row_count == 2
+    with pytest.raises(UserError, match="without --data"):
+        benchmark.main(["learning-rate", *TINY, "--classifier", "minilm"])

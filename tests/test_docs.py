@@ -10,7 +10,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from options.actions import ACTIONS
 from options.declare import flag_of
 from options.every import declared, defaults
 from tests.tiny import tiny_network, word_tokenizer
-from tests.world import ROOT, World, model_folder, sentences, text_folder, write_jsonl
+from tests.world import ROOT, World, model_folder, run, sentences, text_folder, write_jsonl
 
 OPTIONS, DATA_SETS = ROOT / "docs" / "options.md", ROOT / "docs" / "data-sets.md"
 MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -163,12 +165,32 @@ def test_make_targets_are_there() -> None:
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target
 
 
-def test_the_walk_of_one_batch_never_goes_back() -> None:
+def test_the_walk_of_one_batch_is_that_of_a_real_run(world: World, tmp_path: Path) -> None:
     section = text_of(ROOT / "docs" / "how-it-is-built.md").split("## One batch")[1].split("\n## ")[0]
-    files = re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)
-    assert files[0] == "main.py"
-    assert 5 < len(files) < 15
-    assert len(set(files)) == len(files)
+    walk = [(file, function) for function, file in re.findall(r"^\d+\. `([^`]+)` in `([^`]+)`", section, re.MULTILINE)]
+    assert 5 < len(walk) < 15
+    assert len({file for file, _ in walk}) == len(walk)
+    scoring = ("--importance-test-name", "grad_norm", "--imp-step-time", "false", "--imp-limit-test-batches", 1)
+    data = ("imp-test", "opt_lora", "sst2", "--load", world.opt, "--dataset-saved-path", world.sst2)
+    called = calls_of(lambda: run(*data, *scoring, "--project-dir", tmp_path))
+    assert [call for call in dict.fromkeys(called) if call in walk] == walk
+
+
+def calls_of(command: Callable[[], int]) -> list[tuple[str, str]]:
+    """The file, below the root, and the name of each function of the program that a command enters, in order."""
+    called: list[tuple[str, str]] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(f"{ROOT}/"):
+            called.append((frame.f_code.co_filename.removeprefix(f"{ROOT}/"), frame.f_code.co_qualname))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        assert command() == 0
+    finally:
+        sys.setprofile(before)
+    return called
 
 
 def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ from tools.reporting.run import read_runs
 FIXTURES = ROOT / "tests" / "fixtures" / "runs"
 
 
+def progress_of(contents: dict) -> dict:
+    return contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+
+
 def refused(read: Callable[[], object]) -> str:
     with pytest.raises(UserError) as error:
         read()
@@ -348,7 +352,10 @@ class TestCheckpoints:
         [
             (lambda contents: contents["heterolora"].update(lora=None), "no LoRA configuration"),
             (lambda contents: contents["loops"]["fit_loop"].update(epoch_progress=3), "cannot be resumed"),
+            (lambda contents: progress_of(contents).update(completed="x"), "cannot be resumed"),
             (lambda contents: contents.update(optimizer_states=[3]), "cannot be resumed"),
+            (lambda contents: contents["optimizer_states"][0]["param_groups"][0].update(eps=""), "cannot be resumed"),
+            (lambda contents: contents["lr_schedulers"][0].update(last_epoch=None), "cannot be resumed"),
         ],
     )
     def test_what_a_resumed_run_needs(self, capfd, world: World, change: Callable, found: str) -> None:

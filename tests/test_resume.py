@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from actions.training.callbacks import SeedEachBatch
 from actions.training.checkpoints import SafeCheckpointIO
 from tests.world import World, command, main, metrics_of, run, same_weights
 
@@ -165,3 +166,15 @@ def test_the_checkpoint_is_read_once(world: World, tmp_path: Path, monkeypatch: 
     assert run("train", "--resume-training", "--load", last, "--max-steps", 2) == 0
     best = last.with_name("best.ckpt")
     assert reads == [last, best, best]  # the best one for its step at the start, and for its weights at the end
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_batch_start"])
+def test_a_bug_is_no_damaged_state(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
+    assert run(*world.training("--project-dir", tmp_path, "--project", "run", "--max-steps", 1)) == 0
+
+    def bug(*_: object) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(SeedEachBatch, hook, bug)
+    with pytest.raises(AttributeError, match="a bug"):
+        run("train", "--resume-training", "--load", tmp_path / "run" / "checkpoints" / "last.ckpt", "--max-steps", 2)

@@ -21,8 +21,10 @@ from transformers import (
 
 from actions.command.parse import parse_command
 from actions.request.resolve import resolve
+from actions.training.baseline import majority, nothing_learnt
 from actions.training.callbacks import Progress, SeedEachBatch
 from actions.training.experiment import build
+from actions.training.limits import default_epochs
 from dataset import registry
 from model.checkpoint import BaseSource
 from model.load import load_base, load_config, load_tokenizer
@@ -47,6 +49,60 @@ def trained(world: World) -> Path:
     """The run folder of two epochs."""
     assert run(*world.training("--max-epochs", 2, "--project", "trained")) == 0
     return world.runs / "trained"
+
+
+def by_default(*arguments: object) -> list[str]:
+    """A command without `--max-epochs`."""
+    words = command(*arguments)
+    place = words.index("--max-epochs")
+    return words[:place] + words[place + 2 :]
+
+
+class TestLength:
+    @pytest.mark.parametrize(
+        ("steps", "max_steps", "epochs"),
+        [(1, -1, 20), (68, -1, 5), (100, -1, 3), (5000, -1, 3), (68, 1000, 15), (1, 50, 50), (68, 10, 5)],
+    )
+    def test_epochs_by_default(self, steps: int, max_steps: int, epochs: int) -> None:
+        assert default_epochs(steps, max_steps) == epochs
+
+    def test_a_run_has_the_epochs_that_its_data_need(self, capfd, world: World, tmp_path: Path) -> None:
+        where = ("--limit-train-batches", 2, "--project-dir", tmp_path, "--project")
+        assert main(by_default(*world.training(*where, "open", "--stop-after", 3, "--lr-scheduler", "linear"))) == 0
+        assert "note: --max-epochs is 20: an epoch has 2 optimizer steps" in capfd.readouterr().out
+        last = tmp_path / "open" / "checkpoints" / "last.ckpt"
+        assert toml.load(tmp_path / "open" / "config.toml")["max_epochs"] == 20
+        assert run("train", "--resume-training", "--load", last, "--max-epochs", "NA") == 0
+        assert run(*world.training(*where, "given", "--lr-scheduler", "linear", "--max-epochs", 20)) == 0
+        assert "--max-epochs changes the length" not in capfd.readouterr().out
+        assert same_weights(last, tmp_path / "given" / "checkpoints" / "last.ckpt")
+
+    def test_packed_text_is_counted_in_blocks(self, capfd, world: World, tmp_path: Path) -> None:
+        text = ("train", "opt_lora", "wikitext2", "--load", world.opt, "--dataset-saved-path", text_folder(tmp_path))
+        assert main(by_default(*text, "--max-token-len", 8, "--stop-after", 1, "--project-dir", tmp_path)) == 0
+        assert "optimizer steps" in capfd.readouterr().out
+
+
+class TestMostFrequentClass:
+    def test_a_run_that_learns_nothing_says_so(self, capfd, world: World) -> None:
+        assert run(*world.training("--learning-rate", 1e-9, "--max-epochs", 2, "--project", "nothing")) == 0
+        shown = capfd.readouterr().out
+        assert shown.count("most frequent class of validation 0.5385") == 1
+        sentence = "note: the result is not above the most frequent class: accuracy 0.5385 on validation"
+        assert shown.splitlines()[-1].startswith(sentence)
+
+    def test_a_result_above_it_gets_no_sentence(self, world: World) -> None:
+        data = build(resolve(parse_command(command(*world.training())))).data
+        assert majority(data, "validation") == pytest.approx(7 / 13)
+        assert nothing_learnt(data, "validation", {"loss": 0.1, "accuracy": 8 / 13}) is None
+        assert nothing_learnt(data, "validation", {"loss": 0.1}) is None
+        assert "accuracy 0.5385" in nothing_learnt(data, "validation", {"accuracy": 7 / 13})
+        assert "matthews 0.0000" in nothing_learnt(data, "validation", {"matthews": 0.0})
+
+    def test_text_has_no_classes(self, capfd, world: World, tmp_path: Path) -> None:
+        text = ("train", "opt_lora", "wikitext2", "--load", world.opt, "--dataset-saved-path", text_folder(tmp_path))
+        assert run(*text, "--max-token-len", 8, "--max-steps", 1, "--project-dir", tmp_path) == 0
+        assert "most frequent class" not in capfd.readouterr().out
 
 
 class TestRunFolder:

@@ -125,8 +125,10 @@ def make_world(folder: Path) -> World:
     )
 
 
-# A constant rate without clipping, so that a run with more steps starts with the same steps.
+# A constant rate without clipping, so that a run with more steps starts with the same steps. By default so few rows
+# have many epochs.
 STEADY = ("--learning-rate", "5e-5", "--lr-scheduler", "none", "--warmup-steps", "0", "--gradient-clip-val", "0")
+STEADY += ("--max-epochs", "3")
 
 
 def command(*arguments: object) -> list[str]:

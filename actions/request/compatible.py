@@ -80,7 +80,7 @@ def _metrics(request: Request) -> None:
         raise UserError(f"--metric '{chosen}' is not measured on '{spec.name}'", nearest(chosen, measured))
     if options.run.lm_eval is None or not _is_used("lm_eval", request):
         return
-    if spec.task == "classification":
+    if spec.classifies:
         raise UserError("--lm-eval measures language models, and this is a classifier", "leave it out")
     if options.devices.world > 1:
         raise UserError("--lm-eval runs in one process", "give --num-devices 1 --num-nodes 1")

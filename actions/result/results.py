@@ -77,8 +77,8 @@ def measure(
     folder: Path,
     checkpoint: Path | None,
     more: Sequence[Callable[[], Metrics]] = (),
-) -> None:
-    """Measure the current weights on all splits, print the metrics and write `metrics.json`.
+) -> Metrics:
+    """Measure the current weights on all splits, print the metrics and write `metrics.json`. Returns the metrics.
 
     The metrics are logged as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
     `checkpoint` is the file of the weights. `more` are further measurements, which print their own tables.
@@ -119,6 +119,7 @@ def measure(
         }
         write_json(folder / METRICS, values)
     say(f"results: {folder}")
+    return metrics
 
 
 def _resources(trainer: pl.Trainer) -> dict[str, float | int | None]:

@@ -18,6 +18,8 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 from actions.run.console import note, say
 from actions.run.endings import end_with_this_process, terminate
+from actions.training.baseline import majority
+from actions.training.training_state import check_form
 from heterolora.common.files import DISK_FAILURES, cannot_write
 from model.lightning import log_optimizer_steps, window_ends
 from model.task.fine_tuning import FineTuning
@@ -103,6 +105,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         self._said = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_form(self.state_dict(), state_dict)
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -227,7 +230,10 @@ class Progress(RichProgressBar):
 
 
 class SayValidations(pl.Callback):
-    """Prints one line for each validation."""
+    """Prints one line for each validation. The first one also has the share of the most frequent class."""
+
+    def __init__(self) -> None:
+        self._said = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -237,4 +243,8 @@ class SayValidations(pl.Callback):
             for name, value in trainer.callback_metrics.items()
             if name.split("/")[0] in pl_module.validation_names
         ]
+        if not self._said:
+            shares = {split: majority(trainer.datamodule, split) for split in pl_module.validation_names}
+            figures += [f"most frequent class of {split} {share:.4f}" for split, share in shares.items() if share]
+            self._said = True
         say(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {', '.join(figures)}")

@@ -12,7 +12,7 @@ import model.family as families
 from actions.command.request import Request
 from actions.request.data import notes_on_rows
 from actions.run.console import is_first_process, note, say
-from actions.training.limits import check_batches, check_generation, check_packing, measures_validation
+from actions.training.limits import check_batches, check_generation, check_packing, measures_validation, with_epochs
 from dataset.batching.module import TextDataModule
 from dataset.batching.preview import preview
 from heterolora.choosing.allocation import Scored, default_mode, tie_generator
@@ -54,13 +54,16 @@ class Experiment:
     resumed: Checkpoint | None  # the checkpoint that a resumed run continues from
 
     @property
+    def batches(self) -> int:
+        """The number of training batches of an epoch, of each process."""
+        per_epoch = self.task.batches_per_epoch(self.options.devices.world)
+        return batches_within(per_epoch, self.options.loop.limit_train_batches)
+
+    @property
     def steps(self) -> float:
         """The number of optimizer steps of the whole run."""
-        loop, devices = self.options.loop, self.options.devices
-        batches = batches_within(
-            self.task.batches_per_epoch(devices.num_devices * devices.num_nodes), loop.limit_train_batches
-        )
-        return steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, self.options.optimization.max_steps)
+        loop, most = self.options.loop, self.options.optimization.max_steps
+        return steps_of_run(self.batches, loop.accumulate_grad_batches, loop.max_epochs, most)
 
 
 def build(request: Request) -> Experiment:
@@ -79,6 +82,8 @@ def build(request: Request) -> Experiment:
     data.attach(tokenizer, positions)
     unlike_files = spec.own or spec.choices is not None  # what the model sees is not obvious from the files
     shown = preview_of(data, request.action) if unlike_files and is_first_process() else None
+    options, more = with_epochs(request.action, options, data)
+    notes += more
     check_batches(request.action, options, data)
     check_generation(options, data.limits, positions)
     check_packing(data, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from datasets import Dataset
@@ -11,9 +12,10 @@ from dataset.batching.module import TextDataModule
 from dataset.encoding.encode import Lengths
 from heterolora.common.errors import UserError
 from model.skeleton import skeleton
-from model.task.optimization import steps_of_run
-from options.actions import DYREALLOC, TEST, TRAIN
-from options.every import Options
+from model.task.optimization import batches_within, steps_of_run
+from options.actions import DYREALLOC, TEST, TRAIN, TRAINING
+from options.every import Options, changed
+from options.loop import EPOCHS, MOST_EPOCHS, STEPS
 
 
 def check_batches(action: str, options: Options, data: TextDataModule) -> None:
@@ -64,6 +66,27 @@ def _check_epoch(options: Options, batches: int) -> None:
             f"--warmup-steps {update.warmup_steps} is not shorter than the run, which has {steps} optimizer steps",
             f"give at most {steps - 1}",
         )
+
+
+def with_epochs(action: str, options: Options, data: TextDataModule) -> tuple[Options, tuple[str, ...]]:
+    """The options with `--max-epochs`, and a line to print if it is not given: then it depends on the data.
+
+    Packed text is encoded for it.
+    """
+    loop = options.loop
+    if loop.max_epochs is not None or action not in TRAINING:
+        return options, ()
+    world = options.devices.world
+    batches = data.batches(data.splits.train, world) or data.train_batches_per_epoch(world)
+    steps = max(1, math.ceil(batches_within(batches, loop.limit_train_batches) / loop.accumulate_grad_batches))
+    epochs = default_epochs(steps, options.optimization.max_steps)
+    line = f"--max-epochs is {epochs}: an epoch has {steps:,} optimizer steps"
+    return changed(options, {"max_epochs": epochs}), (line,)
+
+
+def default_epochs(steps: int, max_steps: int) -> int:
+    """The epochs of `steps` optimizer steps that `STEPS` of them need, or `--max-steps` if that is more."""
+    return max(EPOCHS, min(MOST_EPOCHS, math.ceil(STEPS / steps)), math.ceil(max_steps / steps))
 
 
 def check_generation(options: Options, limits: Lengths, positions: int | None) -> None:

@@ -32,6 +32,7 @@ from actions.training.limits import check_batches
 from actions.training.loggers import build_loggers
 from actions.training.resources import Resources
 from actions.training.strategy import FlatDDPStrategy, OneDeviceStrategy, PlainDDPStrategy, PlainFSDPStrategy
+from actions.training.training_state import CheckForm
 from heterolora.common.errors import UserError
 from model.quantize import check_quantize
 from options.every import Options
@@ -108,7 +109,14 @@ def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.C
 
 def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequence[pl.Callback]) -> list[pl.Callback]:
     """The callbacks of training, with `more`. The one that saves is the last."""
-    callbacks = [Resources(), CountOptimizerSteps(), SeedEachBatch(options.seed), StopOnNaN(), SayValidations()]
+    callbacks = [
+        CheckForm(),
+        Resources(),
+        CountOptimizerSteps(),
+        SeedEachBatch(options.seed),
+        StopOnNaN(),
+        SayValidations(),
+    ]
     callbacks += [WarnOfOneClass(options.optimization.learning_rate), *more]
     callbacks += [ValidateAfterWindows(), EarlyStopping(checkpoints.monitor, checkpoints.mode, options.run.patience)]
     if options.optimization.max_steps != -1 or options.run.stop_after is not None:

@@ -216,7 +216,7 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
         if missing := texts.null_count:
             notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
             rows = _with_column(rows, column, texts.fill_null(""))
-    if spec.task != "classification":
+    if not spec.classifies:
         return rows
     return _with_column(rows, spec.label, np.asarray(label_ids(spec, where, rows)))
 
