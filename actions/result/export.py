@@ -9,8 +9,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from actions.result.metrics_file import read_metrics
 from actions.result.pictures.of_run import draw, of_ranks
-from actions.result.results import read_metrics
 from actions.run.console import is_first_process, note, say
 from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
 from actions.training.experiment import Experiment

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tools.cli import check_different
 
 from actions.command.configurations import KEYS, in_options
-from actions.result.results import read_metrics, read_resources
+from actions.result.metrics_file import read_metrics, read_resources
 from actions.run.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset import registry
 from heterolora.choosing import history as history_file
