@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from actions.command.request import Request
-from actions.result.pictures import heat_map, scatter
+from actions.result.pictures.of_run import SCORES_PICTURE, draw, of_scores
 from actions.result.stability import FEWEST, agreement_in_words, rank_correlation, with_halves
 from actions.run.console import is_first_process, note, say
 from actions.run.endings import end_with_this_process
@@ -41,7 +41,6 @@ from model.task.scoring import batch_count, scoring_problem
 from model.task.timing import measured
 from options.every import Options
 
-PICTURE, STABILITY_PICTURE = "scores.png", "stability.png"
 SHOWN = 10  # elements in the table
 
 
@@ -60,7 +59,8 @@ def run(request: Request) -> None:
             found, seconds = _score(experiment, fabric, mode)
             if is_first_process():
                 _report(experiment, found, mode, folder)
-                say(f"scored {len(found.scored)} elements in {seconds:.1f} s: {folder / SCORES}, {folder / PICTURE}")
+                files = f"{folder / SCORES}, {folder / SCORES_PICTURE}"
+                say(f"scored {len(found.scored)} elements in {seconds:.1f} s: {files}")
                 say(_next(experiment.options, found.has_shortcuts, folder))
         except BaseException:
             end_with_this_process(fabric.strategy.launcher)
@@ -159,20 +159,7 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
     on = choose(scored, limit, mode, tie_generator(options.seed, 0))
     write_config(folder, experiment.task.record.action, options, experiment.task.record.configs)
     scores.write(folder / SCORES, found)
-    heat_map(
-        folder / PICTURE,
-        {item.element: item.score for item in scored},
-        title=f"{test}: {options.model} on {experiment.data.spec.name}",
-        marked=on,
-        label=test,
-        mark=f"on at {' '.join(options.reallocation.budget_flags)}",
-    )
-    pictures = [folder / PICTURE]
-    if found.stability is not None:
-        points = {item.element: item.halves for item in scored}
-        title = f"{test}: two halves of the batches, rank correlation {found.stability:.2f}"
-        scatter(folder / STABILITY_PICTURE, points, title, on)
-        pictures.append(folder / STABILITY_PICTURE)
+    pictures = draw(of_scores(found, on, " ".join(options.reallocation.budget_flags)), folder)
     say(_table(scored, on))
     values = {item.element.key: item.score for item in scored}
     why = why_all_equal(test, values) or _ties(scored, on, mode, options.reallocation.budget)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +12,7 @@ import pytorch_lightning as pl
 from actions import train
 from actions.command.request import Request
 from actions.imp_test import check_scoring, scoring_batches, training
-from actions.result.pictures import heat_map, timeline
+from actions.result.pictures.of_run import FREQUENCY_PICTURE, TIMELINE_PICTURE, draw, of_history
 from actions.run.console import is_first_process, note, say
 from actions.run.requeue import requeued_if_stopped
 from actions.run.run_folder import open_run
@@ -22,7 +21,7 @@ from actions.training.trainer import check_devices
 from heterolora import saliency
 from heterolora.choosing import allocation
 from heterolora.choosing.allocation import Scored
-from heterolora.choosing.history import FREQUENCY, HISTORY, History
+from heterolora.choosing.history import FREQUENCY, HISTORY
 from heterolora.choosing.ranks import TopK, assign
 from heterolora.choosing.step_time import StepTime
 from heterolora.choosing.words import degenerate, never_changed, with_cost
@@ -36,8 +35,6 @@ from model.task.fine_tuning import FineTuning
 from model.task.scoring import scoring_problem
 from model.task.timing import measured
 from options.scoring import ReallocationOptions, ScoringOptions
-
-FREQUENCY_PICTURE, TIMELINE_PICTURE = "reallocation_frequency.png", "reallocation_timeline.png"
 
 
 def run(request: Request) -> None:
@@ -56,7 +53,7 @@ def run(request: Request) -> None:
         reallocate = Reallocate(options, request.options.seed, source, folder, note, step_time)
         metrics = train.fit(experiment, opened, (reallocate,))
         if is_first_process():
-            draw(reallocate.history, folder)
+            draw(of_history(reallocate.history, folder.name), folder)
         train.finish(experiment, folder, metrics)
     decisions = reallocate.history.decisions
     say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
@@ -70,20 +67,6 @@ def run(request: Request) -> None:
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
     if again := training(request.options, request.adapted.shortcuts, folder):
         say("\n".join(["next, to train this choice from the start:", *again]))
-
-
-def draw(history: History, folder: Path) -> None:
-    """Draw how often each element was on, and when."""
-    times, total = history.times_on(), len(history.decisions)
-    heat_map(
-        folder / FREQUENCY_PICTURE,
-        {place: float(times[place.key]) for place in history.places},
-        title=f"How often each element was on, of {total} reallocations",
-        marked=history.last_on(),
-        label="times on",
-        mark="on after the last reallocation",
-    )
-    timeline(folder / TIMELINE_PICTURE, (folder.name, history))
 
 
 def _budget(space: SearchSpace, options: ReallocationOptions) -> str:

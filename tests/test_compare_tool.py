@@ -17,6 +17,7 @@ from tests.run_folders import write_history
 from tests.scoring import scored
 from tools import compare_scores as tool
 from tools import plot_realloc
+from tools.reporting.parts.agreement import overlap, spearman
 
 
 def _scores(heuristic: str, values: list[float]) -> Scores:
@@ -41,20 +42,20 @@ def write(tmp_path: Path):
 
 def test_spearman_with_ties() -> None:
     values = [[item.score for item in content.scored] for content in (A, B)]
-    assert tool.spearman(A, B) == pytest.approx(stats.spearmanr(*values).statistic)
-    assert tool.spearman(A, A) == pytest.approx(1)
-    assert tool.spearman(A, _scores("constant", [1.0] * 8)) is None
+    assert spearman(A, B) == pytest.approx(stats.spearmanr(*values).statistic)
+    assert spearman(A, A) == pytest.approx(1)
+    assert spearman(A, _scores("constant", [1.0] * 8)) is None
 
 
 def test_overlap_of_the_top_share() -> None:
-    assert tool.overlap(A, B, 0.375) == 2 / 3  # the best of A are in blocks 5, 6, 7; of B in 5, 3, 6
-    assert tool.overlap(A, B, 0.5) in (2 / 4, 3 / 4)  # and 4; and one of 0, 1, 4 is drawn
-    assert tool.overlap(A, A, 0.25) == 1
-    assert tool.overlap(A, _scores("snip", [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0.5) == 0
+    assert overlap(A, B, 0.375) == 2 / 3  # the best of A are in blocks 5, 6, 7; of B in 5, 3, 6
+    assert overlap(A, B, 0.5) in (2 / 4, 3 / 4)  # and 4; and one of 0, 1, 4 is drawn
+    assert overlap(A, A, 0.25) == 1
+    assert overlap(A, _scores("snip", [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0.5) == 0
 
 
 def test_the_order_of_a_file_does_not_matter() -> None:
-    assert tool.spearman(A, dataclasses.replace(B, scored=B.scored[::-1])) == tool.spearman(A, B)
+    assert spearman(A, dataclasses.replace(B, scored=B.scored[::-1])) == spearman(A, B)
 
 
 def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +63,7 @@ def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
     tool.main([write("a.toml", A), write("b.toml", B), write("c.toml", even), "--turn-on-percentile", "0.25"])
     shown = capsys.readouterr().out
     assert "note: all scores of constant are equal" in shown
-    assert f"{tool.spearman(A, B):.3f}" in shown
+    assert f"{spearman(A, B):.3f}" in shown
     assert "top 25%" in shown
     assert "–" in shown
 

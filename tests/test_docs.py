@@ -110,7 +110,7 @@ def test_every_data_set_is_there() -> None:
 def test_error_messages_are_those_of_the_program() -> None:
     sources = "".join(
         path.read_text(encoding="utf-8")
-        for folder in ("actions", "dataset", "heterolora", "model", "tools", ".")
+        for folder in ("actions", "dataset", "heterolora", "model", "options", "tools", ".")
         for path in (ROOT / folder).glob("*.py" if folder == "." else "**/*.py")
     )
     quoted = re.findall(r"^\| `([^`]+)` \|", text_of(ROOT / "docs" / "troubleshooting.md"), re.MULTILINE)
@@ -216,7 +216,7 @@ class Stage:
 
     def __init__(self, folder: Path, world: World) -> None:
         self.folder = folder
-        for name in ("actions", "configs", "dataset", "heterolora", "model", "tools"):
+        for name in ("actions", "configs", "dataset", "heterolora", "model", "options", "tools"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(ROOT / "main.py", folder / "main.py")
         shutil.copytree(world.opt, folder / "facebook" / "opt-350m")

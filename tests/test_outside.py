@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from actions.result.results import read_metrics
+from actions.result.metrics_file import read_metrics
 from heterolora.choosing import history, scores
 from heterolora.common import patterns
 from heterolora.common.errors import DivergenceError, NotFiniteError, UserError

@@ -27,9 +27,9 @@ from tests.adapted import put_into
 from tests.world import write_lora
 from tools import inspect_model
 from tools.planning.base import Base, nf4_constants, packed_layers
-from tools.planning.cards import CARDS
+from tools.planning.gpus import GPUS
 from tools.planning.plan import RESERVED, Plan, Setting, Trained, counts
-from tools.planning.step import Batch, Step, measured, steps
+from tools.planning.step import Batch, StepCost, measured, steps
 
 ROWS, TOKENS = 4, 64
 _COMMON = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1}
@@ -118,8 +118,8 @@ def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
 # ---- arithmetic
 
 _BASE = Base(whole=1000, block=100, outside=200, gathered=1800, constants=40)
-_STEPS = (Step(500, 400, 50, 10**12), Step(60, 50, 90, 10**13))
-_PLAN = Plan(_BASE, Trained(30, 20, 2), _STEPS, CARDS["h100"], 1500 + RESERVED, True)
+_STEPS = (StepCost(500, 400, 50, 10**12), StepCost(60, 50, 90, 10**13))
+_PLAN = Plan(_BASE, Trained(30, 20, 2), _STEPS, GPUS["h100"], 1500 + RESERVED, True)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,24 @@ def test_help(tool: str, form: str, tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) > 5
 
 
+HEAVY = {"torch", "transformers", "pytorch_lightning", "datasets", "matplotlib", "scipy", "sklearn", "tensorboard"}
+WHAT_IS_LOADED = """
+import runpy, sys
+sys.argv = ["tool", sys.argv[1]]
+try:
+    runpy.run_module("tools.{tool}", run_name="__main__")
+except SystemExit as leaving:
+    print(leaving.code or 0, *sorted(sys.modules.keys() & {heavy}))
+"""
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--no-such-flag", 2)])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_nothing_heavy_is_imported_before_the_arguments_are_read(tool: str, argument: str, code: int) -> None:
+    done = start("-c", WHAT_IS_LOADED.format(tool=tool, heavy=HEAVY), argument, folder=ROOT)
+    assert done.stdout.splitlines()[-1] == str(code), done.stderr
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_repository_is_found_before_it_is_needed(tool: str) -> None:
     """The first import outside the standard library is `tools.cli`: as a file, a tool finds nothing else before it."""

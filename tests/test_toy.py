@@ -19,7 +19,7 @@ from dataset.toy.language import QUALITY
 from dataset.toy.world import SPLITS, TRAITS
 from heterolora.common.errors import UserError
 from tests.world import ROOT, metrics_of, run
-from tools.quickstart import bag_of_words, frozen
+from tools.toy.baselines import bag_of_words, frozen
 
 TOY_OPT = ROOT / "model" / "toy_opt"
 MEANING = {

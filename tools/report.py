@@ -16,8 +16,6 @@ from tools.cli import Parser, check_output, run
 
 from actions.run.console import note, say
 from heterolora.common.files import write_text
-from tools.reporting.page import render
-from tools.reporting.run import read_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = Path("report.html")
     parser.add_argument("--output", type=Path, default=page, metavar="FILE", help="the page (default: report.html)")
     args = parser.parse_args(arguments)
+
+    from tools.reporting.page import render
+    from tools.reporting.run import read_runs
+
     read = (file for folder in args.runs for file in folder.rglob("*") if file.suffix != ".html")
     check_output(args.output, read)
     runs = read_runs(args.runs)

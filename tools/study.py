@@ -44,11 +44,6 @@ from actions.run.in_use import in_use
 from heterolora.common.errors import UserError
 from heterolora.common.files import check_writable, write_text
 from options.ranges import at_least
-from tools.studies.data import check_data
-from tools.studies.execution import Execution
-from tools.studies.page import markdown, render
-from tools.studies.spec import read_study
-from tools.studies.table import table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.slurm and args.executor == "here":
         raise UserError("--slurm has no effect with --executor here", "add --executor slurm")
+
+    from tools.studies.data import check_data
+    from tools.studies.execution import Execution
+    from tools.studies.page import markdown, render
+    from tools.studies.spec import read_study
+    from tools.studies.table import table
+
     study = read_study(args.study)
     folder = args.output or Path("studies") / args.study.stem
     execution = Execution(study, folder.resolve(), args.workers, args.executor, _pairs(args.slurm))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actions.result.pictures import heat_map
-from actions.result.results import read_metrics
+from actions.result.metrics_file import read_metrics
+from actions.result.pictures.of_run import draw, of_ranks
 from actions.run.console import is_first_process, note, say
 from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
 from actions.training.experiment import Experiment
@@ -27,8 +27,6 @@ from model.peft_format.card import Described, card
 from model.peft_format.vllm import how_to_load, uniform
 from model.peft_format.writing import result_config, write_adapter
 from options.every import declared
-
-ALLOCATION = "allocation.png"
 
 
 def export_run(experiment: Experiment, folder: Path) -> None:
@@ -84,7 +82,9 @@ def write_adapter_folder(
     with whole_folder(target) as unfinished:
         write_adapter(unfinished, network, space, spec.task, remembered, shortcut, uniform(on) if for_vllm else on)
         tokenizer.save_pretrained(unfinished)
-        pictures = _draw(space, unfinished)
+        on_ranks = {low_rank.element.key: float(low_rank.element.rank) for low_rank in space.on()}
+        ranks = {place: on_ranks.get(place.key, 0.0) for place in space.places()}
+        pictures = [file.name for file in draw(of_ranks(ranks, len(space.blocks)), unfinished)]
         for picture in sorted(run_folder.glob("*.png")) if run_folder is not None else ():
             shutil.copyfile(picture, unfinished / picture.name)
             pictures.append(picture.name)
@@ -112,20 +112,3 @@ def _first_comment(path: Path) -> str:
     except UserError:
         return ""
     return " ".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
-
-
-def _draw(space: SearchSpace, folder: Path) -> list[str]:
-    """Draw the ranks of all blocks."""
-    on = {low_rank.element.key: float(low_rank.element.rank) for low_rank in space.on()}
-    ranks = {place: on.get(place.key, 0.0) for place in space.places()}
-    if not ranks:
-        return []
-    heat_map(
-        folder / ALLOCATION,
-        ranks,
-        title="Allocation: the rank of each element",
-        marked=on if len(on) < len(ranks) else (),
-        label="rank",
-        blocks=len(space.blocks),
-    )
-    return [ALLOCATION]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from rich.table import Table
@@ -16,9 +15,7 @@ from actions.run.run_folder import METRICS, PARAMETERS, write_json
 from actions.training.experiment import Experiment
 from actions.training.limits import measures_validation
 from actions.training.resources import Resources
-from heterolora.common.checks import TEXT, Condition, number
 from heterolora.common.distributed import gather_lists
-from heterolora.common.outside import read_json
 from model.parameters import count, render
 from model.task.rows import write_rows
 from options.every import as_plain
@@ -26,41 +23,6 @@ from options.every import as_plain
 Metrics = dict[str, dict[str, float]]  # split -> name -> value
 
 _PACKAGES = ("torch", "pytorch-lightning", "transformers", "datasets", "evaluate", "torchmetrics", "safetensors")
-
-
-def _table_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Whether a value is a table whose values are all valid."""
-    return lambda value: isinstance(value, Mapping) and all(map(TEXT.valid, value)) and all(map(valid, value.values()))
-
-
-_FINITE = number(lambda value: abs(value) < 1e300, "a number")
-_METRICS = Condition(
-    _table_of(_table_of(lambda value: value is None or _FINITE.valid(value))), "for each split a number for each metric"
-)
-_RESOURCES = Condition(_table_of(lambda value: value is None or _FINITE.valid(value)), "a number for each resource")
-_WRITTEN = "expected the file that the run wrote"
-_VERSIONS = Condition(_table_of(TEXT.valid), "a version for each package")
-
-
-def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
-    """The metrics and the package versions in a run's `metrics.json`; empty if the file is missing.
-
-    Raises UserError if the file cannot be read, or a value has the wrong type.
-    """
-    path = folder / METRICS
-    if not path.is_file():
-        return {}, {}
-    values = read_json(path, "the metrics file", _WRITTEN)
-    metrics = _METRICS.check(str(path), "metrics", values.get("metrics", {}))
-    return metrics, _VERSIONS.check(str(path), "versions", values.get("versions", {}))
-
-
-def read_resources(folder: Path) -> dict[str, float]:
-    """What training took, as `metrics.json` has it: seconds and bytes. Empty if it is not known."""
-    path = folder / METRICS
-    values = read_json(path, "the metrics file", _WRITTEN).get("resources", {}) if path.is_file() else {}
-    found = _RESOURCES.check(str(path), "resources", values)
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def show_parameters(experiment: Experiment, folder: Path) -> None:

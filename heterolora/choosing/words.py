@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from heterolora.choosing.history import History
 from heterolora.choosing.step_time import StepTime
 from heterolora.elements.element import Element, Place
+
+if TYPE_CHECKING:
+    from heterolora.choosing.history import History
 
 
 def choice_in_words(places: Sequence[Place], on: Collection[str]) -> str:

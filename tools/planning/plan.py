@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tools.planning.base import Base
-from tools.planning.cards import GIGA, Card
-from tools.planning.step import Step
+from tools.planning.gpus import GIGA, Gpu
+from tools.planning.step import StepCost
 
-# Part of a card's rate that training reaches. Llama 3 405B: 38 to 43 % (Grattafiori et al. 2024, arXiv:2407.21783,
+# Part of a GPU's rate that training reaches. Llama 3 405B: 38 to 43 % (Grattafiori et al. 2024, arXiv:2407.21783,
 # table 4). PaLM 540B: 46 % (Chowdhery et al. 2022, arXiv:2204.02311, table 3).
 REACHED = 0.4
 # Bytes that CUDA, its libraries and gaps between tensors take: an assumption.
@@ -56,7 +56,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a model and of its step, and the card.
+    """The sizes of a model and of its step, and the GPU.
 
     Attributes:
         steps: without and with gradient checkpointing.
@@ -65,12 +65,12 @@ class Plan:
 
     base: Base
     trained: Trained
-    steps: tuple[Step, Step]
-    card: Card
+    steps: tuple[StepCost, StepCost]
+    gpu: Gpu
     memory: int  # bytes of a GPU
     half: bool
 
-    def step(self, setting: Setting) -> Step:
+    def step(self, setting: Setting) -> StepCost:
         return self.steps[setting.checkpointing]
 
     # ---- bytes that a GPU holds
@@ -108,13 +108,13 @@ class Plan:
     def seconds(self, setting: Setting) -> float:
         """Computing and gathering overlap; the all-reduce comes after them."""
         gathers = self._gathers(setting)
-        return max(self._computing(setting), gathers / self.card.link) + (self.sent(setting) - gathers) / self.card.link
+        return max(self._computing(setting), gathers / self.gpu.link) + (self.sent(setting) - gathers) / self.gpu.link
 
     def _computing(self, setting: Setting) -> float:
         """Bounded by arithmetic or by reading the weights in every pass (roofline, Williams et al. 2009)."""
-        rate = self.card.flops16 if self.half else self.card.flops32
+        rate = self.gpu.flops16 if self.half else self.gpu.flops32
         passes = 3 if setting.checkpointing else 2
-        return max(self.step(setting).flops / (REACHED * rate), passes * self.base.whole / self.card.bandwidth)
+        return max(self.step(setting).flops / (REACHED * rate), passes * self.base.whole / self.gpu.bandwidth)
 
 
 def counts(plan: Plan) -> list[int]:

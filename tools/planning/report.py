@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch import Tensor
 
 from actions.command.request import Request
 from actions.result.restore import restore_trained
@@ -15,23 +16,45 @@ from dataset.encoding.encode import DEFAULT_LENGTH
 from heterolora.common.errors import UserError
 from model.load import base_dtype
 from tools.planning.base import base_of, packed_layers
-from tools.planning.cards import GIGA, Card
+from tools.planning.gpus import GIGA, Gpu
 from tools.planning.plan import BLOCKS_AT_ONCE, RESERVED, Plan, Setting, Trained, counts
 from tools.planning.step import Batch, steps
 
 _ONE_MACHINE = 8  # GPUs; the card's link joins those of one machine
+_BOTH = (False, True)  # without and with gradient checkpointing
 _STATES = {"adam": 2, "adamw": 2, "sgd": 0}
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanReport:
+    """What the tool shows of a plan."""
+
     plan: Plan
     batch: Batch
     title: str
     notes: tuple[str, ...]
 
+    def as_values(self) -> dict[str, Any]:
+        plan = self.plan
+        parts = {"base": plan.base, "plain": plan.steps[0], "checkpointing": plan.steps[1]}
+        return {
+            "card": asdict(plan.gpu),
+            "memory": plan.memory,
+            "batch": asdict(self.batch),
+            "elements": plan.trained.elements,
+            "optimizer": plan.trained.optimizer,
+            **{name: asdict(part) for name, part in parts.items()},
+            "rows": [_values(plan, Setting(*row, checkpointing)) for row in _rows(plan) for checkpointing in _BOTH],
+        }
 
-def planned(request: Request, card: Card, memory: int) -> Planned:
+    def shown(self) -> Iterator[Table | str]:
+        yield self.title
+        for part in (step_table(self.plan), gpu_table(self.plan), explanation(self.plan)):
+            yield ""
+            yield part
+
+
+def report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
     """Traces a training step of the request. Raises UserError if an option has no plan."""
     options = request.options
     precision, quantize = options.devices.precision, options.quantize
@@ -49,17 +72,20 @@ def planned(request: Request, card: Card, memory: int) -> Planned:
     base = base_of(network, space, packed, precision)
     updated = {p for p in network.parameters() if p.requires_grad}
     every = updated | {p for low_rank in space for p in low_rank.parameters()}
-    numbers = (sum(p.numel() for p in group) for group in (every, updated))
-    trained = Trained(*numbers, _STATES[options.optimization.optimizer])
-    weights = sum(p.numel() for p in {*network.parameters()} - every)
+    trained = Trained(_numbers(every), _numbers(updated), _STATES[options.optimization.optimizer])
+    weights = _numbers({*network.parameters()} - every)
     half = precision.startswith(("16", "bf16"))
-    plan = Plan(base, trained, steps(network, space, batch, precision, packed), card, memory, half)
+    plan = Plan(base, trained, steps(network, space, batch, precision, packed), gpu, memory, half)
     how = f"--precision {precision}" + (f" --quantize {quantize}" if quantize else "")
     title = (
         f"{request.base.name}: {weights:,} weights, {how}; a batch of {batch.rows:,} × {batch.tokens:,} tokens on each "
-        f"GPU ({card.name}, {memory / GIGA:.1f} GB)"
+        f"GPU ({gpu.name}, {memory / GIGA:.1f} GB)"
     )
-    return Planned(plan, batch, title, restored.notes)
+    return PlanReport(plan, batch, title, restored.notes)
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _length(request: Request, config: Any) -> int:
@@ -100,7 +126,7 @@ def gpu_table(plan: Plan) -> Table:
     columns = ("peak", "fits", "seconds")
     table = _table("GPUs", "base", "share", "gathered", *columns, *(f"{name}*" for name in columns), "sent")
     for gpus, sharded in _rows(plan):
-        settings = [Setting(gpus, sharded, checkpointing) for checkpointing in (False, True)]
+        settings = [Setting(gpus, sharded, checkpointing) for checkpointing in _BOTH]
         first = settings[0]
         cells = [unit.shown(plan.share(first)), unit.shown(plan.gathered(first)) if sharded else ""]
         for setting in settings:
@@ -119,33 +145,22 @@ def explanation(plan: Plan) -> str:
         f"{unit} of each GPU. share: what it holds of the base. gathered: {BLOCKS_AT_ONCE} whole blocks, and what is "
         "outside the blocks. peak: share, gathered, elements, optimizer, and the larger of activations and kept + "
         f"logits. fits: in {plan.memory / GIGA:.1f} GB, less {RESERVED / GIGA:.0f} GB for CUDA itself. seconds: an "
-        f"estimate of a step on {plan.card.name} GPUs in one machine. *: with --gradient-checkpointing. sent: bytes "
+        f"estimate of a step on {plan.gpu.name} GPUs in one machine. *: with --gradient-checkpointing. sent: bytes "
         "that it sends in a step."
     )
 
 
-def as_values(found: Planned) -> Mapping[str, Any]:
-    """For JSON."""
-    plan = found.plan
-    rows = []
-    for gpus, sharded in _rows(plan):
-        for checkpointing in (False, True):
-            setting = Setting(gpus, sharded, checkpointing)
-            rows.append(
-                {
-                    **asdict(setting),
-                    "base_share": plan.share(setting),
-                    "gathered": plan.gathered(setting),
-                    "peak": plan.peak(setting),
-                    "fits": plan.fits(setting),
-                    "sent": plan.sent(setting),
-                    "seconds": plan.seconds(setting) if gpus <= _ONE_MACHINE else None,
-                }
-            )
-    sizes = {"elements": plan.trained.elements, "optimizer": plan.trained.optimizer}
-    kinds = zip(("plain", "checkpointing"), plan.steps, strict=True)
-    parts = {"base": asdict(plan.base), **sizes, **{name: asdict(step) for name, step in kinds}}
-    return {"card": asdict(plan.card), "memory": plan.memory, "batch": asdict(found.batch), **parts, "rows": rows}
+def _values(plan: Plan, setting: Setting) -> dict[str, Any]:
+    """The JSON object of a setting."""
+    return {
+        **asdict(setting),
+        "base_share": plan.share(setting),
+        "gathered": plan.gathered(setting),
+        "peak": plan.peak(setting),
+        "fits": plan.fits(setting),
+        "sent": plan.sent(setting),
+        "seconds": plan.seconds(setting) if setting.gpus <= _ONE_MACHINE else None,
+    }
 
 
 def _rows(plan: Plan) -> Iterator[tuple[int, bool]]:

@@ -32,7 +32,7 @@ _FEW = (4, 6)  # blocks
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """A step on one batch. Bytes are besides weights, gradients and the state of the optimizer.
 
     Attributes:
@@ -47,10 +47,10 @@ class Step:
     logits: int
     flops: int
 
-    def extrapolated(self, other: Step, factor: Fraction) -> Step:
+    def extrapolated(self, other: StepCost, factor: Fraction) -> StepCost:
         """The step at `factor` times the way from this one to `other`."""
         pairs = zip(astuple(self), astuple(other), strict=True)
-        return Step(*(round(here + factor * (there - here)) for here, there in pairs))
+        return StepCost(*(round(here + factor * (there - here)) for here, there in pairs))
 
     @property
     def peak(self) -> int:
@@ -69,7 +69,7 @@ class Batch:
 
 def steps(
     network: PreTrainedModel, space: SearchSpace, batch: Batch, precision: str, packed: dict[str, torch.dtype]
-) -> tuple[Step, Step]:
+) -> tuple[StepCost, StepCost]:
     """The step without and with gradient checkpointing. Turns the tensors of the network into fake tensors.
 
     Args:
@@ -85,7 +85,7 @@ def steps(
             return plain, _of_all_blocks(network, space.blocks, batch, precision)
 
 
-def _of_all_blocks(network: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, precision: str) -> Step:
+def _of_all_blocks(network: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, precision: str) -> StepCost:
     """If all blocks are alike, a step is linear in their number. Then networks with few of the blocks run."""
     fewer, more = _FEW
     if len(blocks) <= more or any(_signature(block) != _signature(blocks[1]) for block in blocks[2:]):
@@ -105,7 +105,7 @@ def _signature(block: nn.Module) -> list[tuple[Any, ...]]:
     return [(name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()]
 
 
-def measured(network: PreTrainedModel, batch: Batch, precision: str) -> Step:
+def measured(network: PreTrainedModel, batch: Batch, precision: str) -> StepCost:
     """Runs a step; the tensors of the network are fake, or real ones on a CPU."""
     dtype = AUTOCAST.get(precision)
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -122,7 +122,7 @@ def measured(network: PreTrainedModel, batch: Batch, precision: str) -> Step:
         parameter.grad = None
     kept = levels[start]
     outside = max(*levels[: start + 1], *levels[end:])
-    return Step(outside, kept, max(levels[start : end + 1]) - kept, live.flops)
+    return StepCost(outside, kept, max(levels[start : end + 1]) - kept, live.flops)
 
 
 def _loss(network: PreTrainedModel, ids: Tensor, labels: int | None, live: Live) -> tuple[Tensor, int]:

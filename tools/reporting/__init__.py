@@ -1,1 +1,1 @@
-"""The parts of `tools/report.py`: run folders are read, figures drawn with plotly, and one page made of them."""
+"""The parts of `tools/report.py`: run folders are read, and one page is made of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tools.cli import check_different
 
 from actions.command.configurations import KEYS, in_options
-from actions.result.results import read_metrics, read_resources
+from actions.result.metrics_file import read_metrics, read_resources
 from actions.run.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset import registry
 from heterolora.choosing import history as history_file
@@ -143,19 +143,19 @@ def as_text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def read_runs(folders: list[Path]) -> tuple[Run, ...]:
+def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     """Reads all runs, in the order given.
 
     Raises UserError if a folder is not a run or is given twice, or if one of its files cannot be read.
     """
     check_different(folders)
-    names = _names([folder.resolve() for folder in folders])
-    return tuple(_read(folder, name) for folder, name in zip(folders, names, strict=True))
+    return tuple(_read(folder, name) for folder, name in zip(folders, names_of(folders), strict=True))
 
 
-def _names(folders: list[Path]) -> list[str]:
+def names_of(folders: Sequence[Path]) -> list[str]:
     """The folders' names, with as many parent folders as make them unique."""
-    candidates = (["/".join(folder.parts[-depth:]) for folder in folders] for depth in itertools.count(1))
+    paths = [folder.resolve() for folder in folders]
+    candidates = (["/".join(path.parts[-depth:]) for path in paths] for depth in itertools.count(1))
     return next(names for names in candidates if len(set(names)) == len(names))
 
 

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
-import plotly.graph_objects as go
-
+from actions.result.pictures.drawing import style
+from actions.result.pictures.heat_map import HeatMap
+from actions.result.pictures.intervals import Intervals, Row
+from actions.result.pictures.line_chart import Line, LineChart
 from actions.run.run_folder import LOGS
 from tools.reporting.curves import read_curves
-from tools.reporting.figures import COLOURS, Chart, heat_map, new_figure
+from tools.reporting.figures import Chart, Key
 from tools.studies.results import Rung
 from tools.studies.spec import Study
 from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
 
 
-def colour(position: int) -> str:
-    return COLOURS[position % len(COLOURS)]
-
-
 def forest(study: Study, comparison: Comparison) -> Chart | None:
     """The difference of each arm from the baseline, with its interval."""
-    arms = [arm for arm in comparison.arms if arm.against is not None]
-    if not arms:
+    rows = [
+        Row(arm.name, style(_position(study, arm)), *_ends(arm.against.interval))
+        for arm in comparison.arms
+        if arm.against is not None
+    ]
+    if not rows:
         return None
-    figure = new_figure(
-        60 + 34 * len(arms), xaxis={"title": {"text": f"better than {study.baseline} by ({study.measure})"}}
-    )
-    for arm in arms:
-        found = arm.against.interval
-        shade = _colour_of(study, arm)
-        figure.add_scatter(
-            x=[found.estimate], y=[arm.name], mode="markers", name=arm.name, marker={"size": 9, "color": shade},
-            error_x=_bars([found], shade),
-        )  # fmt: skip
-    figure.add_vline(0, line={"dash": "dot", "width": 1.5})
-    figure.update_yaxes(autorange="reversed")
-    level = f"{study.confidence:.0%}"
-    return Chart(
-        "Difference from the baseline", figure, note=f"{level} intervals over seeds and rows, for each arm alone."
-    )
+    label = f"better than {study.baseline} by ({study.measure})"
+    note = f"{study.confidence:.0%} intervals over seeds and rows, for each arm alone."
+    return Chart(Intervals("Difference from the baseline", rows, label, note))
 
 
-def _colour_of(study: Study, arm: ArmResult) -> str:
-    return colour(list(study.arms).index(arm.name))
+def _ends(found: Interval) -> tuple[float, float, float]:
+    return found.estimate, found.low, found.high
+
+
+def _position(study: Study, arm: ArmResult) -> int:
+    return list(study.arms).index(arm.name)
 
 
 _COSTS: Mapping[str, tuple[str, Callable[[ArmResult], float | None]]] = {
@@ -64,34 +58,21 @@ def costs(study: Study, comparison: Comparison) -> list[Chart]:
         points = [(cost(arm), arm) for arm in comparison.arms]
         known = [(x, arm) for x, arm in points if x is not None]
         if known:
-            charts.append(Chart(caption, _against(study, known, title)))
+            front = pareto([(x, arm.quality.estimate) for x, arm in known], study.measure == "accuracy")
+            lines = [replace(_line(study, arm.name, [(x, arm.quality)]), joined=False) for x, arm in known]
+            charts.append(_chart(LineChart(caption, lines, title, study.measure, front=front)))
     return charts
 
 
-def _against(study: Study, points: Sequence[tuple[float, ArmResult]], title: str) -> go.Figure:
-    layout = {"xaxis": {"title": {"text": title}}, "yaxis": {"title": {"text": study.measure}}}
-    figure = new_figure(300, **layout, showlegend=True)
-    front = pareto([(x, arm.quality.estimate) for x, arm in points], study.measure == "accuracy")
-    xs, ys = zip(*front, strict=True)
-    figure.add_scatter(
-        x=xs, y=ys, mode="lines", line={"color": "gray", "dash": "dot"}, hoverinfo="skip", showlegend=False
-    )
-    for x, arm in points:
-        found, shade = arm.quality, _colour_of(study, arm)
-        figure.add_scatter(
-            x=[x], y=[found.estimate], mode="markers", name=arm.name, marker={"size": 9, "color": shade},
-            error_y=_bars([found], shade),
-        )  # fmt: skip
-    return figure
+def _line(study: Study, name: str, points: Sequence[tuple[float, Interval]]) -> Line:
+    """A line of an arm, with its intervals."""
+    estimates = [(x, found.estimate) for x, found in points]
+    low, high = [found.low for _, found in points], [found.high for _, found in points]
+    return Line(name, style(list(study.arms).index(name)), estimates, low, high)
 
 
-def _bars(intervals: Sequence[Interval], shade: str) -> dict[str, object]:
-    """Error bars from the low to the high end of each interval."""
-    return {
-        "array": [found.high - found.estimate for found in intervals],
-        "arrayminus": [found.estimate - found.low for found in intervals],
-        "color": shade,
-    }
+def _chart(picture: LineChart) -> Chart:
+    return Chart(picture, tuple(Key(line.style, line.label) for line in picture.lines))
 
 
 def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
@@ -106,62 +87,54 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool) -> lis
 
 def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart:
     """The measure on the tuning rows at each learning rate, a line for each rung. `rungs`: arm -> its comparisons."""
-    figure = new_figure(300, xaxis={"title": {"text": "learning rate"}, "type": "log"}, showlegend=True)
+    lines = []
     for position, (arm, found) in enumerate(rungs.items()):
         for rung in found:
             part = "" if rung.share == 1 else f" after {rung.share:.0%}"
-            line = {"color": colour(position), "dash": "solid" if rung is found[-1] else "dot"}
-            figure.add_scatter(
-                x=list(rung.values), y=list(rung.values.values()), mode="lines+markers", name=f"{arm}{part}", line=line
-            )
+            dashes = "solid" if rung is found[-1] else "dotted"
+            lines.append(Line(f"{arm}{part}", replace(style(position), dashes=dashes), [*rung.values.items()]))
     note = "Dotted: after a share of the run. The better half goes on." if study.tuning == "halving" else ""
-    return Chart(f"Tuning: {study.measure} on the tuning rows", figure, note=note)
+    title = f"Tuning: {study.measure} on the tuning rows"
+    return _chart(LineChart(title, lines, "learning rate", logarithmic=True, ticks=study.learning_rates, note=note))
 
 
 def curves(study: Study, comparison: Comparison) -> list[Chart]:
     """The logged curves of the measured runs: the mean over seeds, in a band from the lowest to the highest."""
     series = {arm.name: [read_curves(run.folder / LOGS, "").series for run in arm.runs] for arm in comparison.arms}
-    shades = {name: colour(position) for position, name in enumerate(study.arms)}
     splits = [split for arm in comparison.arms for run in arm.runs for split in run.rows]
     names = ["train/loss", *(f"{split}/{study.measure}" for split in splits)]
+    note = "Mean over seeds; the band reaches from the lowest to the highest."
     charts = []
     for name in dict.fromkeys(names):
-        figure = new_figure(300, xaxis={"title": {"text": "optimizer step"}}, showlegend=True)
-        for arm, seeds in series.items():
-            steps = set.intersection(*(set(dict(one.get(name, ()))) for one in seeds)) if seeds else set()
-            if len(steps) > 1:
-                _band(figure, sorted(steps), [dict(one[name]) for one in seeds], arm, shades[arm])
-        if figure.data:
-            charts.append(Chart(name, figure, note="Mean over seeds; the band reaches from the lowest to the highest."))
+        lines = list(_means(study, name, series))
+        if lines:
+            charts.append(_chart(LineChart(name, lines, "optimizer step", note=note)))
     return charts
 
 
-def _band(figure: go.Figure, steps: Sequence[int], seeds: Sequence[Mapping[int, float]], arm: str, shade: str) -> None:
-    values = [[one[step] for one in seeds] for step in steps]
-    figure.add_scatter(x=steps, y=[fmean(v) for v in values], mode="lines", name=arm, line={"color": shade})
-    if len(seeds) > 1:
-        outline = [*(max(v) for v in values), *(min(v) for v in reversed(values))]
-        figure.add_scatter(
-            x=[*steps, *reversed(steps)], y=outline, fill="toself", mode="none", opacity=0.2, fillcolor=shade,
-            showlegend=False, hoverinfo="skip",
-        )  # fmt: skip
+def _means(study: Study, name: str, series: Mapping[str, Sequence[Mapping[str, Sequence]]]) -> Iterator[Line]:
+    for arm, seeds in series.items():
+        steps = sorted(set.intersection(*(set(dict(one.get(name, ()))) for one in seeds))) if seeds else []
+        if len(steps) > 1:
+            values = [[dict(one[name])[step] for one in seeds] for step in steps]
+            points = [(step, Interval(fmean(v), min(v), max(v))) for step, v in zip(steps, values, strict=True)]
+            line = _line(study, arm, points)
+            yield line if len(seeds) > 1 else replace(line, low=(), high=())
 
 
 def rank_maps(comparison: Comparison) -> list[Chart]:
     """The rank of every place, the mean over seeds, for each arm."""
-    charts = []
     every = list(dict.fromkeys(place for arm in comparison.arms for run in arm.runs for place in run.ranks))
     means = {
         arm.name: {place: fmean(run.ranks.get(place, 0) for run in arm.runs) for place in every}
         for arm in comparison.arms
     }
     ranks = [rank for places in means.values() for rank in places.values()]
-    for arm in comparison.arms:
-        places = means[arm.name]
-        on = [place.key for place, rank in places.items() if rank]
-        found = heat_map(places, on, lambda value: f"{value:.3g}" if value else "", "rank", beside=ranks)
-        charts.append(Chart(f"Ranks: {arm.name}", found.figure, note=found.note, width=found.width))
-    return charts
+    return [
+        Chart(HeatMap(f"Ranks: {name}", places, "rank", [p.key for p, rank in places.items() if rank], beside=ranks))
+        for name, places in means.items()
+        if places
+    ]
 
 
 def budgets(study: Study, comparisons: Sequence[Comparison]) -> list[Chart]:
@@ -171,17 +144,10 @@ def budgets(study: Study, comparisons: Sequence[Comparison]) -> list[Chart]:
         own = [comparison for comparison in comparisons if comparison.task == task]
         if len(own) < 2:
             continue
-        figure = new_figure(
-            340, xaxis={"title": {"text": "LoRA parameters"}, "type": "log"}, yaxis={"title": {"text": study.measure}},
-            showlegend=True,
-        )  # fmt: skip
-        for position, name in enumerate(study.arms):
-            arms = [arm for comparison in own for arm in comparison.arms if arm.name == name]
-            quality = [arm.quality for arm in arms]
-            figure.add_scatter(
-                x=[arm.parameters for arm in arms], y=[q.estimate for q in quality], name=name, mode="lines+markers",
-                line={"color": colour(position)},
-                error_y=_bars(quality, colour(position)),
-            )  # fmt: skip
-        charts.append(Chart(f"{task}: quality against parameters", figure))
+        found = {name: [arm for one in own for arm in one.arms if arm.name == name] for name in study.arms}
+        lines = [
+            _line(study, name, [(arm.parameters, arm.quality) for arm in arms]) for name, arms in found.items() if arms
+        ]
+        title = f"{task}: quality against parameters"
+        charts.append(_chart(LineChart(title, lines, "LoRA parameters", study.measure, logarithmic=True)))
     return charts

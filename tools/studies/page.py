@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actions.result.pictures.drawing import style
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures
@@ -111,7 +112,7 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
 def views(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> list[View]:
     found = []
     for comparison in comparisons:
-        colours = {name: figures.colour(position) for position, name in enumerate(study.arms)}
+        colours = {name: style(position) for position, name in enumerate(study.arms)}
         tuned = rungs_of(comparison, execution)
         charts = [figures.forest(study, comparison), *figures.costs(study, comparison), figures.tuning(study, tuned)]
         charts += [*figures.curves(study, comparison), *figures.rank_maps(comparison)]

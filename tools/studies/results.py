@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from actions.result.export import LORA
-from actions.result.results import read_metrics, read_resources
+from actions.result.metrics_file import read_metrics, read_resources
 from actions.run.run_folder import METRICS
 from actions.training.halving import promoted
 from heterolora.common.errors import UserError

@@ -16,7 +16,7 @@ GIGA = 10**9
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """A GPU: bytes, floating-point operations a second, bytes a second."""
 
     name: str
@@ -27,30 +27,30 @@ class Card:
     link: float
 
 
-def _card(name: str, gigabytes: int, tera16: float, tera32: float, bandwidth: float, link: float) -> Card:
-    return Card(name, gigabytes * GIGA, tera16 * 1e12, tera32 * 1e12, bandwidth * GIGA, link * GIGA)
+def _gpu(name: str, gigabytes: int, tera16: float, tera32: float, bandwidth: float, link: float) -> Gpu:
+    return Gpu(name, gigabytes * GIGA, tera16 * 1e12, tera32 * 1e12, bandwidth * GIGA, link * GIGA)
 
 
-CARDS: Mapping[str, Card] = {
-    card.name: card
-    for card in (
-        _card("rtx-3090", 24, 71, 35.6, 936, 32),
-        _card("rtx-4090", 24, 165.2, 82.6, 1008, 32),
-        _card("a10", 24, 125, 31.2, 600, 32),
-        _card("l4", 24, 121, 30.3, 300, 32),
-        _card("l40s", 48, 362, 91.6, 864, 32),
-        _card("a100-40gb", 40, 312, 19.5, 1555, 300),
-        _card("a100-80gb", 80, 312, 19.5, 2039, 300),
-        _card("h100", 80, 989, 67, 3350, 450),
-        _card("h200", 141, 989, 67, 4800, 450),
+GPUS: Mapping[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("rtx-3090", 24, 71, 35.6, 936, 32),
+        _gpu("rtx-4090", 24, 165.2, 82.6, 1008, 32),
+        _gpu("a10", 24, 125, 31.2, 600, 32),
+        _gpu("l4", 24, 121, 30.3, 300, 32),
+        _gpu("l40s", 48, 362, 91.6, 864, 32),
+        _gpu("a100-40gb", 40, 312, 19.5, 1555, 300),
+        _gpu("a100-80gb", 80, 312, 19.5, 2039, 300),
+        _gpu("h100", 80, 989, 67, 3350, 450),
+        _gpu("h200", 141, 989, 67, 4800, 450),
     )
 }
 BY_DEFAULT = "rtx-4090"
 
 
-def card_named(name: str) -> Card:
+def gpu_named(name: str) -> Gpu:
     """Raises UserError with the nearest name if there is none."""
     key = name.lower().replace("_", "-").replace(" ", "-")
-    if key not in CARDS:
-        raise UserError(f"--card '{name}' is not known", nearest(key, CARDS))
-    return CARDS[key]
+    if key not in GPUS:
+        raise UserError(f"--card '{name}' is not known", nearest(key, GPUS))
+    return GPUS[key]

@@ -1,0 +1,143 @@
+"""The search space of a model: its elements and their sums, as tables and as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import nn
+
+from actions.command.request import Request
+from actions.result.restore import restore_trained
+from heterolora.elements.adapt import in_head
+from heterolora.elements.element import Kind
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
+from model.parameters import count
+
+TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
+
+
+@dataclass(frozen=True)
+class Total:
+    """The sums of one kind of element, or of the base, whose elements are its linear layers.
+
+    Attributes:
+        parameters: of all elements; of the whole base.
+        multiply_adds: of the elements that are on.
+    """
+
+    elements: int
+    on: int
+    parameters: int
+    parameters_on: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class SpaceReport:
+    """What the tool shows of a network.
+
+    Attributes:
+        about: names of model and base, and --load.
+    """
+
+    network: nn.Module
+    space: SearchSpace
+    about: Mapping[str, str | None]
+    notes: tuple[str, ...]
+
+    def totals(self) -> dict[Kind, Total]:
+        return {kind: _total(self.space.of_kind(kind)) for kind in TITLES if self.space.of_kind(kind)}
+
+    def as_values(self) -> dict[str, Any]:
+        totals = {**self.totals(), "base": _base(self.network, self.space)}
+        named = {kind: asdict(total) for kind, total in totals.items()}
+        return {**self.about, "elements": [_values(low_rank) for low_rank in self.space], "totals": named}
+
+    def shown(self) -> Iterator[Table]:
+        yield _element_table(self.network, self.space)
+        yield _total_table(self.totals(), _base(self.network, self.space))
+
+
+def report(request: Request) -> SpaceReport:
+    restored = restore_trained(request)
+    about = {"model": request.options.model, "base": request.base.name, "load": request.options.load}
+    return SpaceReport(restored.network, restored.space, about, (*request.notes, *restored.notes))
+
+
+def _total(low_ranks: Sequence[LowRank]) -> Total:
+    on = [low_rank for low_rank in low_ranks if low_rank.enabled]
+    parameters = sum(low_rank.element.parameters for low_rank in low_ranks)
+    parameters_on = sum(map(_multiply_adds, on))
+    return Total(len(low_ranks), len(on), parameters, parameters_on, parameters_on)
+
+
+def _base(network: nn.Module, space: SearchSpace) -> Total:
+    """Everything except elements and the classification head."""
+    linears = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not in_head(name)]
+    (parameters,) = (row.total for row in count(network, space).rows if row.kind == "base")
+    multiply_adds = sum(linear.in_features * linear.out_features for linear in linears)
+    return Total(len(linears), len(linears), parameters, parameters, multiply_adds)
+
+
+def _multiply_adds(low_rank: LowRank) -> int:
+    """Each parameter of an element that is on takes part in one multiply-add per token."""
+    return low_rank.element.parameters if low_rank.enabled else 0
+
+
+def _values(low_rank: LowRank) -> dict[str, Any]:
+    """The JSON object of an element."""
+    element = low_rank.element
+    return {
+        "element": element.key,
+        **{name: getattr(element, name) for name in ("kind", "module", "in_features", "out_features", "rank")},
+        "alpha": element.settings.alpha,
+        "scaling": low_rank.scaling,
+        "parameters": element.parameters,
+        "multiply_adds": _multiply_adds(low_rank),
+        "on": low_rank.enabled,
+    }
+
+
+def _element_table(network: nn.Module, space: SearchSpace) -> Table:
+    """A section for each block. Its first line is the path of the block; the other paths continue it."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("element", no_wrap=True)
+    table.add_column("beside", overflow="fold", min_width=23)
+    for name in ("in → out", "rank", "", "param-\neters", "multiply-\nadds"):
+        table.add_column(name, no_wrap=True, justify="right")
+    paths = {module: path for path, module in network.named_modules()}
+    layer = None
+    for low_rank in space:
+        element = low_rank.element
+        path = paths[space.blocks[element.layer]]
+        if element.layer != layer:
+            layer = element.layer
+            table.add_section()
+            table.add_row(f"layer_{layer}", path, style="bold")
+        table.add_row(
+            f" .{element.name}",
+            " " + element.module.removeprefix(path),
+            f"{element.in_features} → {element.out_features}",
+            str(element.rank),
+            "on" if low_rank.enabled else "off",
+            f"{element.parameters:,}",
+            f"{_multiply_adds(low_rank):,}",
+        )
+    return table
+
+
+def _total_table(totals: Mapping[Kind, Total], base: Total) -> Table:
+    table = Table("", "on", "of", "parameters on", "of base", "multiply-adds", "of base", box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, total in totals.items():
+        parameters = (f"{total.parameters_on:,}", f"{total.parameters_on / base.parameters:.2%}")
+        multiply_adds = (f"{total.multiply_adds:,}", f"{total.multiply_adds / base.multiply_adds:.2%}")
+        table.add_row(TITLES[kind], f"{total.on:,}", f"{total.elements:,}", *parameters, *multiply_adds)
+    table.add_row("base", "", "", f"{base.parameters:,}", "", f"{base.multiply_adds:,}", "")
+    return table

@@ -1,0 +1,20 @@
+"""The ranks of the result of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from actions.result.pictures.of_run import of_ranks
+from heterolora.choosing.words import degenerate
+from tools.reporting.figures import Chart
+from tools.reporting.parts.part import Part, Shared, sentence
+from tools.reporting.run import Run
+
+
+def allocation(run: Run, shared: Shared) -> Iterator[Part]:
+    if not run.ranks:
+        return
+    charts = [Chart(shared.with_values(picture, shared.ranks)) for picture in of_ranks(run.ranks).values()]
+    framed = "Framed elements are on: " if any(chart.picture.marked for chart in charts) else ""
+    text = f"The rank of each element of the result. {framed}{run.choice}."
+    yield Part("Allocation", text, sentence(degenerate([*run.ranks], run.elements_on)), tuple(charts))

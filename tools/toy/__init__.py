@@ -1,0 +1,1 @@
+"""The parts of `tools/quickstart.py`: baselines without LoRA, and the runs of the program."""
