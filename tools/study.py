@@ -48,6 +48,7 @@ from heterolora.files import write_text
 from tools.studies.data import check_data
 from tools.studies.execution import Execution
 from tools.studies.page import markdown, render
+from tools.studies.sentence import answer
 from tools.studies.spec import read_study
 from tools.studies.table import table
 
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_text(folder / "report.md", markdown(study, comparisons, execution))
     write_text(folder / "report.html", render(study, comparisons, execution))
     for comparison in comparisons:
-        say(f"{comparison.task}, {comparison.budget:,} parameters: {comparison.sentence}")
+        say(f"{comparison.task}, {comparison.budget:,} parameters: {answer(study, comparison)}")
     say(f"report: {folder / 'report.html'}, report.md; all runs: results.csv")
     if execution.failures:
         raise SystemExit(FAILED)

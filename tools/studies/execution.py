@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,8 @@ class Execution:
                     if case.key == key and case.name not in found:
                         reason = self.reasons.get(case.name, "it is not finished")
                         self.untuned.setdefault(key, {}).setdefault(case.learning_rate, reason)
+                for rate in (rate for rate, value in rung.values.items() if not math.isfinite(value)):
+                    self.untuned.setdefault(key, {}).setdefault(rate, f"its {self.study.measure} is not finite")
                 left[key] = rung.best
         return {key: rates[0] for key, rates in left.items() if rates}
 

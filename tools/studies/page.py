@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures
+from tools.studies.degenerate import constant_prediction
 from tools.studies.execution import Execution
 from tools.studies.results import Rung
+from tools.studies.sentence import FEW, answer
 from tools.studies.spec import Study
 from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
 
 TUNING_HEAD = ("arm", "share of the run", "learning rate: value on the tuning rows", "went on")
+_VARY = {
+    True: "The intervals count the variance over seeds and over rows",
+    False: "With one seed the intervals count the variance over rows alone, and other seeds may differ more",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class View:
     heading: str
     sentence: str
     rows: tuple[tuple[str, tuple[str, ...]], ...]  # (colour, cells)
+    constant: tuple[str, ...]  # cells of the best constant prediction; empty without labels
     missing: dict[str, str]
     tuning: tuple[tuple[str, ...], ...]  # rows of cells; empty without halving
     charts: tuple[Chart, ...]
@@ -74,6 +81,16 @@ def cells(study: Study, comparison: Comparison, arm: ArmResult) -> tuple[str, ..
     )
 
 
+def constant_cells(study: Study, comparison: Comparison) -> tuple[str, ...]:
+    """The row of the best constant prediction, to compare the arms with; empty without labels."""
+    found = constant_prediction(study, comparison)
+    if found is None:
+        return ()
+    name = "majority class" if study.measure == "accuracy" else "constant prediction"
+    row = (name, "–", f"{found.estimate:.4f}")
+    return (*row, *("–" for _ in head(study)[len(row) :]))
+
+
 def _interval(found: Interval, signed: bool = False) -> str:
     form = "{:+.4f}" if signed else "{:.4f}"
     return f"{form.format(found.estimate)} ({form.format(found.low)} to {form.format(found.high)})"
@@ -93,7 +110,7 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
         else f"The split {tuning} tunes; {measuring} measures."
         for tuning, measuring in sorted(splits)
     )
-    few = " Few seeds make intervals unreliable: use five or more." if len(study.seeds) < 5 else ""
+    few = " Few seeds make intervals wide: use five or more." if len(study.seeds) < FEW else ""
     stopped = {part.case.run: part for part in execution.parts.values() if part.case.run not in execution.measured}
     minutes = sum(run.seconds for run in (*runs, *stopped.values())) / 60  # the last part of a run counts those before
     return (
@@ -101,8 +118,8 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
         f"the learning rates {rates}{halved}, with {tuning}. Then it was measured with {several}. The weights at the "
         f"end of training are measured, not the best ones. {rows}",
         "Runs of one seed see the same rows in the same order and start from the same new head. Differences are "
-        "paired: the intervals are percentiles of a bootstrap over seeds and rows. P values are corrected for "
-        f"the number of arms by Holm's method.{few}",
+        f"paired. {_VARY[len(study.seeds) > 1]}: an analysis of variance with Banerjee's combination of t intervals. "
+        f"P values are those of the same statistic, corrected for the number of arms by Holm's method.{few}",
         f"{len(runs)} runs and {len(stopped)} that were stopped early took {minutes:.1f} minutes, with the start of "
         "each process and the scoring before it.",
     )
@@ -118,8 +135,9 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
         found.append(
             View(
                 f"{comparison.task}, {comparison.budget:,} parameters",
-                comparison.sentence,
+                answer(study, comparison),
                 tuple((colours[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
+                constant_cells(study, comparison),
                 without_result(comparison),
                 tuning_rows(study, comparison, execution),
                 tuple(chart for chart in charts if chart is not None),
@@ -152,8 +170,9 @@ def markdown(study: Study, comparisons: Sequence[Comparison], execution: Executi
     """Returns the tables as Markdown."""
     lines = [f"# {execution.folder.name}", ""]
     for comparison in comparisons:
-        lines += [f"## {comparison.task}, {comparison.budget:,} parameters", "", comparison.sentence, ""]
+        lines += [f"## {comparison.task}, {comparison.budget:,} parameters", "", answer(study, comparison), ""]
         table = [head(study), *(cells(study, comparison, arm) for arm in comparison.arms)]
+        table += [constant] if (constant := constant_cells(study, comparison)) else []
         lines += [*_markdown_table(table), ""]
         if rows := tuning_rows(study, comparison, execution):
             lines += [*_markdown_table([TUNING_HEAD, *rows]), ""]
