@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
@@ -26,8 +25,8 @@ from actions.in_use import in_use
 from heterolora import scores
 from heterolora.element import Element
 from heterolora.errors import UserError
-from main import main as program
 from tests.scoring import scored
+from tests.studies import MINIMAL, InThisProcess, measured, rows, study, write
 from tests.tiny import tiny_network
 from tests.world import ROOT, World, weights
 from tools import study as tool
@@ -41,76 +40,6 @@ from tools.studies.running import Record, check_unfinished, record_of, run_here,
 from tools.studies.sentence import answer
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
 from tools.studies.summary import compare
-
-MINIMAL = """
-parameters = [600]
-seeds = [0, 1]
-learning_rates = [1e-3, 1e-2]
-measure = "accuracy"
-[options]
-max_epochs = 1
-batch_size = 8
-pretrained = true
-accelerator = "cpu"
-logger = "csv"
-imp_limit_test_batches = 2
-[tasks.reviews]
-model = "opt_lora"
-dataset = "sst2"
-load = "{load}"
-dataset_saved_path = "{data}"
-[arms.uniform]
-method = "uniform"
-[arms.grad_norm]
-method = "grad_norm"
-rank = 4
-"""
-
-
-def write(folder: Path, world: World, text: str = MINIMAL, **replaced: str) -> Path:
-    for old, new in replaced.items():
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / "study.toml"
-    path.write_text(text.replace("{load}", str(world.opt)).replace("{data}", str(world.sst2)))
-    return path
-
-
-class InThisProcess:
-    """Runs the commands of a study in the process of the test, and keeps them."""
-
-    def __init__(self) -> None:
-        self.commands: list[list[str]] = []
-        self.fail: str | None = None  # part of the name of runs that fail
-
-    def __call__(self, arguments: Sequence[str], log: Path) -> int:
-        self.commands.append([*arguments])
-        if self.fail and self.fail in log.name:
-            log.write_text("error: the base is damaged; give another\n")
-            return 2
-        module, *options = arguments[1:]
-        with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            if module == "main":
-                return program(options)
-            peft_run.main(options)
-            return 0
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> InThisProcess:
-    started = InThisProcess()
-    defaults = list(execution.Execution.__init__.__defaults__)
-    monkeypatch.setattr(execution.Execution.__init__, "__defaults__", (*defaults[:-1], started))
-    return started
-
-
-def study(path: Path, folder: Path, *more: str) -> None:
-    tool.main([str(path), "--output", str(folder), *more])
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "results.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_study_from_file_to_report(
@@ -154,15 +83,6 @@ def test_a_study_from_file_to_report(
         with pytest.raises(UserError, match="other options than those of the study file; give another --output"):
             study(write(tmp_path, world, **changed), folder)
     assert {command[2] for command in start.commands} == {"imp-test"}  # of rank 3, which are other scores
-
-
-def measured(arm: str, seed: int, *splits: Sequence[float | Row]) -> Measured:
-    """A run whose rows of the splits `first`, `second` have these values."""
-    found = {
-        name: {index: value if isinstance(value, Row) else Row(value, 1.0) for index, value in enumerate(values)}
-        for name, values in zip(("first", "second"), splits, strict=False)
-    }
-    return Measured(Case("task", 1, Arm(arm, "uniform"), 1e-3, seed), Path(), found, {}, 1, None, None, 1.0)
 
 
 def compared(**values: object) -> Study:
@@ -681,7 +601,7 @@ def test_a_budget_below_rank_1_gives_each_seed_its_own_places() -> None:
     budget = 3 * (elements[0].in_features + elements[0].out_features)  # rank 1 in 3 of 8 places
     on = {}
     for seed in range(6):
-        ranks = assignment(Case("task", budget, Arm("even", "uniform"), 1e-3, seed), places).ranks
+        ranks = assignment(Case("task", budget, Arm("even", "uniform"), 1e-3, seed), places, budget).ranks
         on[seed] = {key for key, rank in ranks.items() if rank}
         assert len(on[seed]) == 3
         assert {element.key for element in peft_run.uniform_ranks(elements, budget, seed)} == on[seed]

@@ -68,6 +68,54 @@ def costs(study: Study, comparison: Comparison) -> list[Chart]:
     return charts
 
 
+_OVER_PARAMETERS: Mapping[str, tuple[str, Callable[[ArmResult], float | None]]] = {
+    "Step time over parameters": ("ms of a step", lambda arm: arm.step_seconds and 1000 * arm.step_seconds),
+    "Memory over parameters": _COSTS["Quality against memory"],
+}
+
+
+def sizes(study: Study, comparison: Comparison) -> list[Chart]:
+    """The measure over the number of parameters, and beside it what the arms cost."""
+    base = next((arm for arm in comparison.arms if arm.name == study.baseline), None)
+    if base is None:
+        return []
+    charts = [_curve(study, comparison, base)]
+    for caption, (title, cost) in _OVER_PARAMETERS.items():
+        known = [(arm.parameters, value, arm.name) for arm in comparison.arms if (value := cost(arm)) is not None]
+        if known:
+            xs, ys, names = zip(*known, strict=True)
+            figure = new_figure(300, xaxis=_LOG_PARAMETERS, yaxis={"title": {"text": title}})
+            figure.add_scatter(x=xs, y=ys, text=names, mode="lines+markers+text", textposition="top center",
+                               line={"color": COLOURS[0]})  # fmt: skip
+            charts.append(Chart(caption, figure))
+    return charts
+
+
+_LOG_PARAMETERS = {"title": {"text": "LoRA parameters"}, "type": "log"}
+
+
+def _curve(study: Study, comparison: Comparison, base: ArmResult) -> Chart:
+    """Where the band of an arm is beyond the dotted line, the arm is not shown to be enough."""
+    sign = 1 if study.measure == "accuracy" else -1
+    level = base.quality.estimate
+    found = [Interval(0, 0, 0) if arm.against is None else arm.against.interval for arm in comparison.arms]
+    xs = [arm.parameters for arm in comparison.arms]
+    middle, low, high = ([level + sign * getattr(each, end) for each in found] for end in ("estimate", "low", "high"))
+    figure = new_figure(340, xaxis=_LOG_PARAMETERS, yaxis={"title": {"text": study.measure}})
+    figure.add_scatter(
+        x=[*xs, *reversed(xs)], y=[*low, *reversed(high)], fill="toself", mode="none", opacity=0.2,
+        fillcolor=COLOURS[0], hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_scatter(x=xs, y=middle, text=[arm.name for arm in comparison.arms], mode="lines+markers+text",
+                       textposition="top center", line={"color": COLOURS[0]})  # fmt: skip
+    figure.add_hline(level - sign * study.resolve, line={"dash": "dot", "width": 1.5})
+    note = (
+        f"The band is the {study.confidence:.0%} interval of the difference from {base.name}. The dotted line is "
+        f"{study.resolve:g} worse than {base.name}."
+    )
+    return Chart(f"{study.measure} over parameters", figure, note=note)
+
+
 def _against(study: Study, points: Sequence[tuple[float, ArmResult]], title: str) -> go.Figure:
     layout = {"xaxis": {"title": {"text": title}}, "yaxis": {"title": {"text": study.measure}}}
     figure = new_figure(300, **layout, showlegend=True)

@@ -21,6 +21,15 @@ _VARY = {
     True: "The intervals count the variance over seeds and over rows",
     False: "With one seed the intervals count the variance over rows alone, and other seeds may differ more",
 }
+_SIZES = {
+    "better": "All arms have the same budget of trainable LoRA parameters.",
+    "smallest": "Each arm has its own number of trainable LoRA parameters.",
+}
+_TOGETHER = {
+    "better": "corrected for the number of arms by Holm's method",
+    "smallest": "of the hypothesis that the arm is worse by the difference that matters; the arms are tested from the "
+    "largest to the smallest, so that no correction is needed, and an arm has at least the p value of those before it",
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,11 @@ def _listed(rung: Rung) -> str:
 
 
 def head(study: Study) -> tuple[str, ...]:
-    level = f"{study.confidence:.0%}"
+    level, smallest = f"{study.confidence:.0%}", study.question == "smallest"
     return (
-        "arm", "learning rate", f"{study.measure} ({level})", f"better than {study.baseline} ({level})", "p (Holm)",
-        "parameters", "unspent", "step", "peak memory", "run with scoring",
+        "arm", "learning rate", f"{study.measure} ({level})", f"better than {study.baseline} ({level})",
+        f"p (not worse by {study.resolve:g})" if smallest else "p (Holm)", "parameters",
+        f"of {study.baseline}" if smallest else "unspent", "step", "peak memory", "run with scoring",
     )  # fmt: skip
 
 
@@ -74,11 +84,18 @@ def cells(study: Study, comparison: Comparison, arm: ArmResult) -> tuple[str, ..
         "–" if against is None else _interval(against.interval, signed=True),
         "–" if against is None else f"{against.corrected:.3f}",
         f"{arm.parameters:,.0f}",
-        f"{comparison.budget - arm.parameters:,.0f}",
+        _of_the_budget(study, comparison, arm),
         "–" if arm.step_seconds is None else f"{arm.step_seconds * 1000:.1f} ms",
         "–" if arm.peak_memory_bytes is None else f"{arm.peak_memory_bytes / 2**20:,.0f} MiB",
         f"{arm.seconds:.0f} s",
     )
+
+
+def _of_the_budget(study: Study, comparison: Comparison, arm: ArmResult) -> str:
+    if comparison.budget is not None:
+        return f"{comparison.budget - arm.parameters:,.0f}"
+    largest = next((other for other in comparison.arms if other.name == study.baseline), None)
+    return "–" if largest is None else f"{arm.parameters / largest.parameters:.1%}"
 
 
 def constant_cells(study: Study, comparison: Comparison) -> tuple[str, ...]:
@@ -114,12 +131,12 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
     stopped = {part.case.run: part for part in execution.parts.values() if part.case.run not in execution.measured}
     minutes = sum(run.seconds for run in (*runs, *stopped.values())) / 60  # the last part of a run counts those before
     return (
-        "Every arm has the same budget of trainable LoRA parameters and was tuned in the same way: it got the best of "
+        f"{_SIZES[study.question]} Every arm was tuned in the same way: it got the best of "
         f"the learning rates {rates}{halved}, with {tuning}. Then it was measured with {several}. The weights at the "
         f"end of training are measured, not the best ones. {rows}",
         "Runs of one seed see the same rows in the same order and start from the same new head. Differences are "
         f"paired. {_VARY[len(study.seeds) > 1]}: an analysis of variance with Banerjee's combination of t intervals. "
-        f"P values are those of the same statistic, corrected for the number of arms by Holm's method.{few}",
+        f"P values are those of the same statistic, {_TOGETHER[study.question]}.{few}",
         f"{len(runs)} runs and {len(stopped)} that were stopped early took {minutes:.1f} minutes, with the start of "
         "each process and the scoring before it.",
     )
@@ -130,11 +147,13 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
     for comparison in comparisons:
         colours = {name: figures.colour(position) for position, name in enumerate(study.arms)}
         tuned = rungs_of(comparison, execution)
-        charts = [figures.forest(study, comparison), *figures.costs(study, comparison), figures.tuning(study, tuned)]
+        by_size = figures.sizes(study, comparison) if study.question == "smallest" else []
+        costs = figures.costs(study, comparison)
+        charts = [*by_size, figures.forest(study, comparison), *costs, figures.tuning(study, tuned)]
         charts += [*figures.curves(study, comparison), *figures.rank_maps(comparison)]
         found.append(
             View(
-                f"{comparison.task}, {comparison.budget:,} parameters",
+                comparison.heading,
                 answer(study, comparison),
                 tuple((colours[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
                 constant_cells(study, comparison),
@@ -170,7 +189,7 @@ def markdown(study: Study, comparisons: Sequence[Comparison], execution: Executi
     """Returns the tables as Markdown."""
     lines = [f"# {execution.folder.name}", ""]
     for comparison in comparisons:
-        lines += [f"## {comparison.task}, {comparison.budget:,} parameters", "", answer(study, comparison), ""]
+        lines += [f"## {comparison.heading}", "", answer(study, comparison), ""]
         table = [head(study), *(cells(study, comparison, arm) for arm in comparison.arms)]
         table += [constant] if (constant := constant_cells(study, comparison)) else []
         lines += [*_markdown_table(table), ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from tools.studies import smallest
 from tools.studies.degenerate import warnings
 from tools.studies.spec import Study
 from tools.studies.statistics import MOST_SEEDS, Difference, SeedsNeeded
@@ -25,6 +26,9 @@ def _results(study: Study, comparison: Comparison) -> Iterable[str]:
     elif not others:
         yield f"No comparison: only {base} has a result."
     else:
+        if study.question == "smallest":
+            yield from smallest.result(study, comparison, suggests(study))
+            return
         alpha = 1 - study.confidence
         shown = {name: difference for name, difference in others.items() if difference.corrected <= alpha}
         if shown:

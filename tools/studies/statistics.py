@@ -71,10 +71,10 @@ class Difference:
 
     Attributes:
         interval: arm − baseline, oriented so that a positive value means that the arm is better.
-        corrected: the two-sided p value after Holm's correction for the number of arms.
-        simultaneous: the interval at the level that Bonferroni's correction for the number of arms demands.
-        seeds_needed: seeds for which `simultaneous` would show the difference, or be within the difference that
-            matters; None if the rows alone make it wider, see `seeds_needed`.
+        corrected: the p value of all arms together, of `differences` or of `step_down`.
+        simultaneous: the interval for all arms together.
+        seeds_needed: seeds for which `simultaneous` would decide; None if the rows alone make it wider, or if the
+            difference as estimated decides already; see `seeds_needed`.
     """
 
     interval: Interval
@@ -134,9 +134,10 @@ class MeanSquares:
         estimate, half = float(self.estimate), float(self.half_width(alpha))
         return Interval(estimate, estimate - half, estimate + half)
 
-    def p_value(self) -> float:
-        """The smallest `alpha` whose interval of one mean does not contain 0: the test that fits the intervals."""
-        distance = abs(float(self.estimate))
+    def p_value(self, distance: float) -> float:
+        """The smallest `alpha` whose interval of one mean ends before a value in this distance from the estimate: the
+        test that fits the intervals.
+        """
         if distance == 0 or self.seeds == self.rows == 1:
             return 1.0
 
@@ -159,15 +160,15 @@ def interval(totals: Figures, counts: Figures, confidence: float) -> Interval:
 def differences(
     arms: Mapping[str, Rows], baseline: str, higher_is_better: bool, confidence: float, resolve: float
 ) -> dict[str, Difference]:
-    """Every other arm against the baseline. All arms have the same seeds and rows."""
-    base, alpha = arms[baseline], 1 - confidence
-    sign = 1.0 if higher_is_better else -1.0
-    found = {
-        name: MeanSquares.of(sign * (arm.totals - base.totals), base.counts)
-        for name, arm in arms.items()
-        if name != baseline
-    }
-    corrected = holm({name: squares.p_value() for name, squares in found.items()})
+    """Whether every other arm differs from the baseline. All arms have the same seeds and rows.
+
+    The p values are two-sided, after Holm's correction for the number of arms. `simultaneous` is the interval at the
+    level that Bonferroni's correction demands. The seeds needed would show the difference as estimated, or show that it
+    is below `resolve`.
+    """
+    alpha = 1 - confidence
+    found = _apart(arms, baseline, higher_is_better)
+    corrected = holm({name: squares.p_value(abs(float(squares.estimate))) for name, squares in found.items()})
     each = alpha / max(1, len(found))
     return {
         name: Difference(
@@ -178,6 +179,32 @@ def differences(
         )
         for name, squares in found.items()
     }
+
+
+def _apart(arms: Mapping[str, Rows], baseline: str, higher_is_better: bool) -> dict[str, MeanSquares]:
+    """Every other arm − the baseline. A positive value means that the arm is better."""
+    base, sign = arms[baseline], 1.0 if higher_is_better else -1.0
+    others = {name: arm for name, arm in arms.items() if name != baseline}
+    return {name: MeanSquares.of(sign * (arm.totals - base.totals), base.counts) for name, arm in others.items()}
+
+
+def step_down(
+    arms: Mapping[str, Rows], baseline: str, higher_is_better: bool, confidence: float, resolve: float
+) -> dict[str, Difference]:
+    """Whether the arms are not worse than the baseline by `resolve`, in their order, until one is not shown to be.
+
+    A hypothesis is tested only if all before it were rejected, so no level needs a correction, and the interval of the
+    first arm that is not shown holds too (Hsu & Berger 1999, "Stepwise confidence intervals without multiplicity
+    adjustment for dose-response and toxicity studies", Journal of the American Statistical Association 94). An arm is
+    not worse if its whole interval is above −`resolve`: the p value, the largest of those so far, belongs to that.
+    """
+    alpha, largest, found = 1 - confidence, 0.0, {}
+    for name, squares in _apart(arms, baseline, higher_is_better).items():
+        room = float(squares.estimate) + resolve
+        largest = max(largest, squares.p_value(room) if room > 0 else 1.0)
+        needed = seeds_needed(squares, alpha, room) if room > 0 else None
+        found[name] = Difference(squares.interval(alpha), largest, squares.interval(alpha), needed)
+    return found
 
 
 def _width_that_decides(estimate: float, resolve: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tools.studies.results import Measured, rows_of
 from tools.studies.spec import Study
-from tools.studies.statistics import Difference, Interval, differences, interval
+from tools.studies.statistics import Difference, Interval, differences, interval, step_down
 
 T = TypeVar("T")
 
@@ -23,7 +23,8 @@ class ArmResult:
 
     Attributes:
         quality: the measure, over seeds and rows.
-        against: its difference from the baseline; None for the baseline.
+        against: its difference from the baseline; None for the baseline. The question of the study decides what its
+            p value is, see `statistics`.
         seconds: wall clock of a run and of the scoring before it, the mean over seeds.
     """
 
@@ -43,21 +44,27 @@ class Comparison:
     """All arms on one task, at one budget.
 
     Attributes:
+        budget: None if each arm has its own size.
+        arms: the largest one first if each has its own size.
         missing: arm -> why it has no result.
         untuned: arm with a result -> learning rate -> why the rate has none.
     """
 
     task: str
-    budget: int
+    budget: int | None
     arms: tuple[ArmResult, ...]
     missing: Mapping[str, str]
     untuned: Mapping[str, Mapping[float, str]]
+
+    @property
+    def heading(self) -> str:
+        return self.task if self.budget is None else f"{self.task}, {self.budget:,} parameters"
 
 
 def compare(
     study: Study,
     task: str,
-    budget: int,
+    budget: int | None,
     runs: Mapping[str, Sequence[Measured]],
     missing: Mapping[str, str],
     untuned: Mapping[str, Mapping[float, str]] = MappingProxyType({}),
@@ -71,23 +78,25 @@ def compare(
         unlike = [name for name, other in rows.items() if not np.array_equal(other.counts, base.counts)]
         missing = {**missing, **dict.fromkeys(unlike, f"it is measured on other rows than {study.baseline}")}
         rows, runs = _without(unlike, rows), _without(unlike, runs)
-    higher = study.measure == "accuracy"
+    if study.question == "smallest":
+        rows = dict(sorted(rows.items(), key=lambda item: -fmean(run.parameters for run in runs[item[0]])))
     apart: dict[str, Difference] = {}
     if study.baseline in rows and len(rows) > 1:
-        apart = differences(rows, study.baseline, higher, study.confidence, study.resolve)
+        judge = step_down if study.question == "smallest" else differences
+        apart = judge(rows, study.baseline, study.measure == "accuracy", study.confidence, study.resolve)
     arms = tuple(
         ArmResult(
             name,
-            found[0].case.learning_rate,
-            interval(rows[name].totals, rows[name].counts, study.confidence),
+            runs[name][0].case.learning_rate,
+            interval(found.totals, found.counts, study.confidence),
             apart.get(name),
-            fmean(run.parameters for run in found),
-            _mean([run.step_seconds for run in found]),
-            _mean([run.peak_memory_bytes for run in found]),
-            fmean(run.seconds for run in found),
-            tuple(found),
+            fmean(run.parameters for run in runs[name]),
+            _mean([run.step_seconds for run in runs[name]]),
+            _mean([run.peak_memory_bytes for run in runs[name]]),
+            fmean(run.seconds for run in runs[name]),
+            tuple(runs[name]),
         )
-        for name, found in runs.items()
+        for name, found in rows.items()
     )
     untuned = {name: rates for name, rates in untuned.items() if name in runs}
     return Comparison(task, budget, arms, missing, untuned)
