@@ -64,6 +64,47 @@ def costs(study: Study, comparison: Comparison) -> list[Chart]:
     return charts
 
 
+_OVER_PARAMETERS: Mapping[str, tuple[str, Callable[[ArmResult], float | None]]] = {
+    "Step time over parameters": ("ms of a step", lambda arm: arm.step_seconds and 1000 * arm.step_seconds),
+    "Memory over parameters": _COSTS["Quality against memory"],
+}
+
+
+def sizes(study: Study, comparison: Comparison) -> list[Chart]:
+    """The measure over the number of parameters, and beside it what the arms cost."""
+    base = next((arm for arm in comparison.arms if arm.name == study.baseline), None)
+    if base is None:
+        return []
+    charts = [_curve(study, comparison, base)]
+    for caption, (title, cost) in _OVER_PARAMETERS.items():
+        known = [(arm, value) for arm in comparison.arms if (value := cost(arm)) is not None]
+        if known:
+            lines = [Line(arm.name, style(_position(study, arm)), [(arm.parameters, value)]) for arm, value in known]
+            front = sorted((arm.parameters, value) for arm, value in known)
+            charts.append(_chart(LineChart(caption, lines, "LoRA parameters", title, logarithmic=True, front=front)))
+    return charts
+
+
+def _curve(study: Study, comparison: Comparison, base: ArmResult) -> Chart:
+    """Where the bar of an arm is beyond the dotted line, the arm is not shown to be enough."""
+    sign = 1 if study.measure == "accuracy" else -1
+    level = base.quality.estimate
+    lines = []
+    for arm in comparison.arms:
+        found = Interval(0, 0, 0) if arm.against is None else arm.against.interval
+        ends = sorted(level + sign * end for end in (found.low, found.high))
+        lines.append(replace(_line(study, arm.name, [(arm.parameters, Interval(level + sign * found.estimate, *ends))]),
+                             joined=False))  # fmt: skip
+    enough, xs = level - sign * study.resolve, [arm.parameters for arm in comparison.arms]
+    note = (
+        f"The bars are {study.confidence:.0%} intervals of the difference from {base.name}. The dotted line is "
+        f"{study.resolve:g} worse than {base.name}."
+    )
+    title = f"{study.measure} over parameters"
+    front = [(min(xs), enough), (max(xs), enough)]
+    return _chart(LineChart(title, lines, "LoRA parameters", study.measure, logarithmic=True, front=front, note=note))
+
+
 def _line(study: Study, name: str, points: Sequence[tuple[float, Interval]]) -> Line:
     """A line of an arm, with its intervals."""
     estimates = [(x, found.estimate) for x, found in points]
