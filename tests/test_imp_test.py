@@ -36,7 +36,6 @@ from tests.world import (
     metrics_of,
     model_folder,
     run,
-    run_apart,
     text_folder,
     write_shortcuts,
 )
@@ -328,17 +327,3 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
-class TestSeveralProcesses:
-    """Two processes with gloo, started as a user starts them: 3 batches, of which one process has two."""
-
-    @pytest.mark.slow  # `test_sharding` scores by every heuristic on two processes in the fast suite
-    @pytest.mark.parametrize("name", ["grad_norm", "alpha_test"])
-    def test_the_scores_of_one(self, world: World, name: str) -> None:
-        more = ("--importance-test-name", name, "--imp-limit-test-batches", 3, "--imp-warmup-batches", 2)
-        one = scored(world, f"one-{name}", *more, shortcuts=True)
-        two = run_apart(*scoring(world, "--project", f"two-{name}", "--num-devices", 2, *more, shortcuts=True))
-        assert two.returncode == 0, two.stderr
-        assert two.stdout.count("run folder:") == 1
-        assert values(scores.read(world.runs / f"two-{name}" / "scores.toml")) == pytest.approx(values(one), rel=1e-5)

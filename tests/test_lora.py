@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from heterolora.elements.element import Element, Settings
 from heterolora.elements.low_rank import LoraLinear, LowRank
-from model import family
-from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, put_into
+from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config
 from tests.tiny import tiny_batch, tiny_network
 
 
@@ -223,36 +222,6 @@ def test_under_autocast(base_dtype):
     torch.testing.assert_close(y.float(), expected.detach(), rtol=0.05, atol=0.1)
     y.sum().backward()
     assert layer.low_rank.B.grad.dtype == torch.float32
-
-
-class Quantised(nn.Module):
-    """Stands for a quantised linear layer: 8-bit values out of sight, no `weight`, no floating parameter."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = width_in, width_out
-        self.register_buffer("packed", torch.randint(-127, 128, (width_out, width_in), dtype=torch.int8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.packed.to(x.dtype).T / 1000
-
-
-def test_a_quantised_base_is_wrapped_like_any_other():
-    network = tiny_network("opt")
-    for block in network.model.decoder.layers:
-        for path in family.get("opt").linears.values():
-            linear = block.get_submodule(path)
-            block.set_submodule(path, Quantised(linear.in_features, linear.out_features))
-    batch = tiny_batch()
-    before = network(**batch).logits
-    space = put_into(network, family.get("opt"), lora_config())
-    assert torch.equal(network(**batch).logits, before)
-    assert {(e.name, e.in_features, e.out_features) for e in space.elements} >= {
-        ("w1", 32, 64),
-        ("w2", 64, 32),
-    }
-    network(**batch).logits.sum().backward()
-    assert len(gradients(space)) == 2 * len(space)
 
 
 def test_a_float32_base_output_stays_float32_under_autocast():

@@ -22,7 +22,7 @@ from heterolora import saliency
 from tests.test_architecture import imports
 from tests.world import ROOT
 
-PROGRAM = ("main", "actions", "dataset", "model", "tools")
+PROGRAM = ("main", "actions", "dataset", "model", "options", "tools")
 NOT_IMPORTED = (*PROGRAM, "pytorch_lightning", "lightning_fabric", "torchmetrics", "datasets", "transformers", "peft")
 
 
