@@ -108,7 +108,7 @@ def test_every_data_set_is_there() -> None:
 def test_error_messages_are_those_of_the_program() -> None:
     sources = "".join(
         path.read_text(encoding="utf-8")
-        for folder in ("actions", "dataset", "heterolora", "model", "tools", ".")
+        for folder in ("actions", "dataset", "heterolora", "model", "options", "tools", ".")
         for path in (ROOT / folder).glob("*.py" if folder == "." else "**/*.py")
     )
     quoted = re.findall(r"^\| `([^`]+)` \|", text_of(ROOT / "docs" / "troubleshooting.md"), re.MULTILINE)
@@ -150,7 +150,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_named_in_the_text_are_there(page: Path) -> None:
     of_examples = set(re.findall(r"<!-- file: (\S+) -->", text_of(*MANUAL)))
-    folders = "actions|configs|dataset|docs|examples|heterolora|model|tests|tools"
+    folders = "actions|benchmarks|configs|dataset|docs|examples|heterolora|model|options|tests|tools"
     for path in re.findall(rf"`((?:{folders})/[^`\s*]*|main\.py)`", text_of(page)):
         assert path in of_examples or (ROOT / path).exists(), path
 
@@ -194,7 +194,7 @@ class Stage:
 
     def __init__(self, folder: Path, world: World) -> None:
         self.folder = folder
-        for name in ("actions", "configs", "dataset", "heterolora", "model", "tools"):
+        for name in ("actions", "configs", "dataset", "heterolora", "model", "options", "tools"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(ROOT / "main.py", folder / "main.py")
         shutil.copytree(world.opt, folder / "facebook" / "opt-350m")

@@ -235,6 +235,14 @@ def test_a_float32_base_output_stays_float32_under_autocast():
         assert layer(x).dtype == torch.float32
 
 
+def test_what_others_read_of_a_layer():
+    layer = LoraLinear(nn.Linear(8, 5), element())
+    assert layer.weight is layer.base.weight
+    assert layer.bias is layer.base.bias
+    assert (layer.in_features, layer.out_features) == (8, 5)
+    assert "layer_0.q_proj, in=8, out=5, rank=3, alpha=6, on" in repr(layer)
+
+
 def test_a_deep_copy_is_on_its_own():
     layer, x = LoraLinear(nn.Linear(8, 5), element()), torch.randn(3, 8)
     twin, y = copy.deepcopy(layer), layer(x)
