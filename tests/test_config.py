@@ -234,7 +234,7 @@ def test_mistakes_in_shortcut_files(tmp_path, text, message):
 
 def test_an_element_has_a_place_in_tables_and_a_highest_rank():
     assert sorted(("x", "shortcut1", "w1", "a", "q_proj"), key=order_of) == ["q_proj", "w1", "shortcut1", "a", "x"]
-    with pytest.raises(UserError, match="layer_0.q_proj is 4, but its widths are 8 and 3; expected at most 3"):
+    with pytest.raises(UserError, match=r"layer_0\.q_proj is 4, but its widths are 8 and 3; expected at most 3"):
         check_ranks([Element(0, "q_proj", "lora", "q", 8, 3, Settings(4, 1.0))])
 
 

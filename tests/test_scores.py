@@ -53,6 +53,7 @@ def path(tmp_path: Path) -> Path:
         {"step_time": StepTime(11, 0.0, 1e6, 0.5)},
         {"scored": (dataclasses.replace(SCORED[0], by_rank=(0.75, 0.1, 0.0)), *SCORED[1:])},
         {"scored": (dataclasses.replace(SCORED[0], halves=(0.75, 0.0)), *SCORED[1:])},
+        {"scored": (scored(0, "k_proj", 0.1, 1, (1, 1), "a.k_proj"), *SCORED[1:]), "batch_size": 1},
     ],
     ids=lambda change: next(iter(change), ""),
 )
