@@ -10,6 +10,7 @@ RUN := $(VENV)/bin/python
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(RUN) -m pytest --timeout 600
 WORKERS ?= 2
+SAMPLE ?= 25  # mutants of each file
 
 .PHONY: help
 help:  ## list these targets
@@ -42,6 +43,10 @@ test-gpu: $(VENV)/.installed-tests  ## run the tests that need a CUDA device; th
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-tests  ## run 5,000 malformed inputs, and show how they ended; failures are kept as regressions
 	$(TEST_ENV) $(RUN) -m tests.fuzz
+
+.PHONY: mutants
+mutants: $(VENV)/.installed-tests  ## change the files that decide, one operator at a time, and list what no test notices
+	$(TEST_ENV) $(RUN) -m tests.mutants --sample $(SAMPLE)
 
 .PHONY: lint
 lint: $(VENV)/.installed-tests  ## check style, formatting and types

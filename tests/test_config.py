@@ -11,7 +11,7 @@ import pytest
 from heterolora.common.errors import UserError
 from heterolora.elements import config
 from heterolora.elements.config import ElementConfig
-from heterolora.elements.element import Settings
+from heterolora.elements.element import Element, Settings, check_ranks, order_of
 
 ROOT = Path(__file__).parent.parent
 FILES = [("lora", path) for path in sorted((ROOT / "configs/lora").glob("*.toml"))] + [
@@ -230,6 +230,12 @@ def test_mistakes_in_shortcut_files(tmp_path, text, message):
     with pytest.raises(UserError) as caught:
         read(text, tmp_path, "shortcut")
     assert message in str(caught.value)
+
+
+def test_an_element_has_a_place_in_tables_and_a_highest_rank():
+    assert sorted(("x", "shortcut1", "w1", "a", "q_proj"), key=order_of) == ["q_proj", "w1", "shortcut1", "a", "x"]
+    with pytest.raises(UserError, match=r"layer_0\.q_proj is 4, but its widths are 8 and 3; expected at most 3"):
+        check_ranks([Element(0, "q_proj", "lora", "q", 8, 3, Settings(4, 1.0))])
 
 
 def test_a_file_that_is_not_there(tmp_path):

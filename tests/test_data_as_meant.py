@@ -15,7 +15,6 @@ from actions.request.origin import TOY_BASE
 from dataset.encoding.chat import encode_chat
 from dataset.reading.conversations import conversations
 from dataset.reading.own import describe
-from dataset.reading.roles import roles_of
 from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
@@ -100,12 +99,6 @@ def test_a_column_that_few_rows_have(tmp_path: Path) -> None:
     rows = [{"instruction": f"say {i}", "output": "yes"} for i in range(1100)]
     write_jsonl(tmp_path / "rows.jsonl", [*rows, {"instruction": "say", "input": "this", "output": "no"}])
     assert described(tmp_path / "rows.jsonl").columns == ("instruction", "input", "output")
-
-
-def test_good_and_bad_responses(tmp_path: Path) -> None:
-    columns = {"prompt": "text", "completion": "text", "label": "truth values"}
-    with pytest.raises(UserError, match="'completion' may be the response to train on, or a text with the label"):
-        roles_of(columns, OwnDataOptions(), None, "kto")
 
 
 def test_columns_beside_conversations_are_named(tmp_path: Path) -> None:

@@ -374,7 +374,8 @@ def test_the_hub_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Non
     with pytest.raises(UserError) as caught:
         read_splits(replace(SPEC, config="x"))
     line = str(caught.value)
-    assert (str(error).splitlines() or ["RuntimeError"])[0] in line
+    assert f"'mine' could not be fetched from the hub ({(str(error).splitlines() or ['RuntimeError'])[0]}" in line
+    assert "give --dataset-saved-path" in line
     assert len(line.splitlines()) == 1
 
 

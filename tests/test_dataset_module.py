@@ -1,17 +1,13 @@
-"""The data module alone, under Lightning, with several processes, and on real data."""
+"""The data module alone, under Lightning, and with several processes."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from dataset import registry
 from dataset.batching.module import TextDataModule
 from dataset.encoding.encode import encode
 from dataset.spec import DatasetSpec
@@ -19,7 +15,6 @@ from heterolora.common.errors import UserError
 from options.data import DataOptions
 from tests.tiny import word_tokenizer
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 N = {"train": 13, "validation": 5, "test": 3}
 
 
@@ -272,63 +267,3 @@ def test_two_processes_share_every_batch(tmp_path):
     assert [[note[3:] for note in seen] for seen in tests] == [[[[2, 0], [1, 1]]], [[[1], [1]]]], "by length"
     validations = [[note[3:] for note in seen if note[0] == "validation"][:2] for seen in ranks]
     assert validations == [[[[2, 1], [1, 1]], [[0], [1]]], [[[4, 3], [1, 1]], [[0], [0]]]], "5 rows, 2 processes"
-
-
-# Real data
-
-
-def real(name, batch_size=16, style="encoder", **settings):
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"{name}: the shared data folder is not here")
-    spec = registry.get(name)
-    data = TextDataModule(spec, DataOptions(batch_size, dataset_saved_path=SHARED / name, **settings))
-    data.attach(word_tokenizer((text for column in spec.columns for text in data.splits.train[column][:]), style), 512)
-    return data
-
-
-def test_rte():
-    data = real("rte", max_token_len=128)
-    assert data.splits.notes == ("the test labels of rte are hidden: test uses validation",)
-    assert (len(data.splits.train), len(data.splits.validation["validation"])) == (2490, 277)
-    batches = list(data.val_dataloader()[0])
-    index = torch.cat([batch["index"] for batch in batches])
-    labels = torch.cat([batch["labels"] for batch in batches])[index.argsort()]
-    assert labels.tolist() == data.splits.validation["validation"]["label"][:]
-    assert labels.bincount().tolist() == [146, 131]
-
-
-def test_grouping_by_length_cuts_padding_on_rte():
-    def pads(**settings):
-        loader = real("rte", **settings).train_dataloader()
-        return sum(int((batch["attention_mask"] == 0).sum()) for batch in loader)
-
-    assert pads() < 0.25 * pads(group_by_length=False)
-
-
-def test_sst2():
-    data = real("sst2")
-    assert (len(data.splits.train), len(data.splits.validation["validation"])) == (67349, 872)
-    assert len(data.train_dataloader()) == 4210
-    batch = next(iter(data.train_dataloader()))
-    assert batch["input_ids"].shape[0] == 16
-    assert batch["input_ids"].shape[1] == int(batch["attention_mask"].sum(1).max()) < 100
-
-
-def test_wikitext2_packs_every_word():
-    data = real("wikitext2", batch_size=8, style="decoder", max_token_len=64)
-    train = data.splits.train["text"][:]
-    batches = list(data.scoring_batches(10**9))
-    tokens = np.concatenate([batch["input_ids"][:, 1:][batch["attention_mask"][:, 1:] == 1] for batch in batches])
-    assert len(tokens) == sum(len(line.split()) for line in train) + 1
-    assert all(batch["input_ids"].shape[1] == 64 for batch in batches[:-1])
-    assert data.test_names == ("test",)
-
-
-def test_one_cache_for_all_runs_of_a_real_data_set():
-    data = real("rte", max_token_len=128)
-    data.prepare_data()
-    encoded = data.encoded(data.splits.train)
-    other = replace(data.options, batch_size=2)
-    again = TextDataModule(data.spec, other, seed=9)
-    again.attach(data.tokenizer, 512)
-    assert again.encoded(again.splits.train).cache_files == encoded.cache_files != []

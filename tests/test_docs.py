@@ -152,7 +152,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_named_in_the_text_are_there(page: Path) -> None:
     of_examples = set(re.findall(r"<!-- file: (\S+) -->", text_of(*MANUAL)))
-    folders = "actions|configs|dataset|docs|examples|heterolora|model|tests|tools"
+    folders = "actions|benchmarks|configs|dataset|docs|examples|heterolora|model|options|tests|tools"
     for path in re.findall(rf"`((?:{folders})/[^`\s*]*|main\.py)`", text_of(page)):
         assert path in of_examples or (ROOT / path).exists(), path
 

@@ -19,7 +19,7 @@ from heterolora.choosing import history
 from heterolora.saliency.problem import Problem
 from main import main
 from model.reallocation import sources
-from tests.test_bad_input import complaint
+from tests.mistakes import complaint
 from tests.world import World, command, metrics_of, run, same_weights, weights, write_lora, write_shortcuts
 
 
@@ -342,31 +342,6 @@ def test_curves_of_the_search(searching, tmp_path) -> None:
     assert {"realloc/churn", "realloc/lora_on", "realloc/shortcut_on", "realloc/scoring_share"} <= set(columns)
     churn = columns.index("realloc/churn")
     assert sum(bool(row.split(",")[churn]) for row in rows) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "found", "expected"),
-    [
-        ("--realloc-N 0", "--realloc-N 0", "at least 1"),
-        ("--realloc-N 1.5", "--realloc-N 1.5", "share in (0, 1]"),
-        ("--turn-on-percentile 0", "--turn-on-percentile 0", "(0, 1]"),
-        ("--turn-on-percentile 1.1", "--turn-on-percentile 1.1", "(0, 1]"),
-        ("--model opt_lora --dyrealloc-ags-mode combined", "needs shortcuts", "off"),
-        ("--model opt_lora --dyrealloc-ags-mode separated", "needs shortcuts", "off"),
-        ("--imp-source training --importance-test-name synflow", "synflow", "grad_norm"),
-        ("--imp-source training --importance-test-name alpha_test", "alpha_test", "dedicated"),
-        ("--imp-limit-test-batches 0", "--imp-limit-test-batches 0", "at least 1"),
-        ("--importance-test-name grad_nrm", "grad_nrm", "did you mean 'grad_norm'"),
-        ("--model some/model", "plain model", "_lora"),
-        ("--strategy deepspeed", "deepspeed", "ddp"),
-    ],
-)
-def test_mistakes(capfd, arguments: str, found: str, expected: str) -> None:
-    """All of them are found before anything is read: this base does not exist."""
-    start = ("train-dyrealloc", "--dataset", "rte", "--load", "nowhere/at-all", "--pretrained")
-    head, _, advice = complaint(capfd, *start, *arguments.split()).partition(";")
-    assert found in head
-    assert expected in advice
 
 
 def test_a_loss_that_is_no_number_stops_the_run(searching, capfd, tmp_path) -> None:

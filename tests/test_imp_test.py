@@ -30,14 +30,12 @@ from heterolora.saliency.warm_up import WarmUp
 from model.task.scoring import scoring_problem
 from tests.adapted import adapted
 from tests.scoring import labelled, problem, q_and_v
-from tests.test_bad_input import complaint
 from tests.world import (
     World,
     command,
     metrics_of,
     model_folder,
     run,
-    run_apart,
     text_folder,
     write_shortcuts,
 )
@@ -165,27 +163,8 @@ class TestBatches:
             scored(world, "all", "--imp-limit-test-batches", 1.0, "--imp-warmup-batches", 12)
         )
 
-    def test_rows_are_the_first_in_file_order(self, world: World) -> None:
-        wide = scored(world, "wide", "--imp-limit-test-batches", 1, "--batch-size", 8)
-        narrow = scored(world, "narrow", "--imp-limit-test-batches", 2, "--batch-size", 4)
-        # the mean over 8 rows is half the sum of the means over 4 and 4
-        half = {key: value / 2 for key, value in values(narrow).items()}
-        assert values(wide) == pytest.approx(half, rel=1e-4, abs=1e-9)
-
 
 class TestWarmUp:
-    def test_by_default_where_it_is_needed(self, world: World, capsys) -> None:
-        found = scored(world, "warm", "--importance-test-name", "snip")
-        assert min(values(found).values()) > 0
-        assert "is a draw" not in capsys.readouterr().out
-
-    def test_without_it_the_draw_is_said(self, world: World, capsys) -> None:
-        found = scored(world, "cold", "--importance-test-name", "snip", "--imp-warmup-batches", 0)
-        assert set(values(found).values()) == {0.0}
-        said = capsys.readouterr().out
-        assert "all snip scores are 0, so the choice is random" in said
-        assert "on more warm-up batches" in said
-
     def test_its_older_name(self, world: World) -> None:
         older = scored(world, "older", "--importance-test-name", "snip", "--alpha-limit-zptrain-batches", 2)
         newer = scored(world, "newer", "--importance-test-name", "snip", "--imp-warmup-batches", 2)
@@ -196,26 +175,22 @@ class TestWarmUp:
         assert capsys.readouterr().out.count("synflow scores q_proj and k_proj 0") == 1
 
 
-class TestDraws:
-    """Where the budget ends among equal scores, part of the choice is a draw."""
-
-    def test_it_is_said(self, world: World, capsys) -> None:
-        """12 elements, of which q_proj and k_proj of both blocks score 0: 10 of them on are 8 and a draw of 2."""
-        more = ("--importance-test-name", "synflow", "--imp-warmup-batches", 1, "--turn-on-percentile", 0.84)
-        scored(world, "drawn-two", *more)
-        said = capsys.readouterr().out
-        assert "2 elements that are on were chosen at random from 4 with score 0" in said
-
-    def test_each_kind_has_its_own(self, world: World, capsys) -> None:
-        more = ("--importance-test-name", "synflow", "--imp-warmup-batches", 1, "--turn-on-percentile", 0.84)
-        scored(world, "drawn-separated", *more, "--dyrealloc-ags-mode", "separated", shortcuts=True)
-        assert "2 elements that are on were chosen at random from 4 with score 0" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("share", [0.5, 1.0])
-    def test_else_nothing_is(self, world: World, capsys, share: float) -> None:
-        more = ("--importance-test-name", "synflow", "--imp-warmup-batches", 1, "--turn-on-percentile", share)
-        scored(world, f"undrawn-{share}", *more)
-        assert "at random" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("share", "more", "shortcuts", "draws"),
+    [
+        (0.84, (), False, 1),
+        (0.84, ("--dyrealloc-ags-mode", "separated"), True, 1),  # each kind has its own
+        (0.5, (), False, 0),
+        (1.0, (), False, 0),
+    ],
+)
+def test_a_draw_is_said(world: World, capsys, share: float, more: tuple[str, ...], shortcuts: bool, draws: int) -> None:
+    """12 elements, of which q_proj and k_proj of both blocks score 0: 10 of them on are 8 and a draw of 2."""
+    drawn = ("--importance-test-name", "synflow", "--imp-warmup-batches", 1, "--turn-on-percentile", share, *more)
+    scored(world, f"draws-{share}-{shortcuts}", *drawn, shortcuts=shortcuts)
+    said = capsys.readouterr().out
+    assert said.count("2 elements that are on were chosen at random from 4 with score 0") == draws
+    assert ("at random" in said) == bool(draws)
 
 
 def test_a_budget_in_parameters(world: World, tmp_path: Path, capsys) -> None:
@@ -304,34 +279,6 @@ class TestStopping:
         scores.read(world.runs / "half" / "scores.toml")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "found", "expected"),
-    [
-        ("--imp-limit-test-batches 0", "--imp-limit-test-batches 0", "a count of at least 1"),
-        ("--imp-limit-test-batches 1.5", "1.5", "share in (0, 1]"),
-        ("--imp-limit-test-batches some", "some", "a number"),
-        ("--imp-warmup-batches -1", "-1", "at least 0"),
-        ("--imp-warmup-lr 0", "0", "above 0"),
-        ("--turn-on-percentile 0", "0", "(0, 1]"),
-        ("--turn-on-percentile 1.01", "1.01", "(0, 1]"),
-        ("--turn-on-percentile nan", "nan", "a finite number"),
-        ("--budget-parameters 0", "0", "at least 1"),
-        ("--budget-parameters 9 --turn-on-percentile 0.5", "are both given", "give one of them"),
-        ("--budget-parameters 9", "a budget of 9 (parameters) pays for no element", "at least"),
-        ("--budget-parameters 1000000000", "is above the whole space", "at most"),
-        ("--metric-red-tolerance -0.1", "-0.1", "at least 0"),
-        ("--importance-test-name grad-norm", "grad-norm", "did you mean 'grad_norm'"),
-        ("--dyrealloc-ags-mode combined", "needs shortcuts", "a model with shortcuts"),
-        ("--dyrealloc-ags-mode both", "both", "separated"),
-        ("--model some/model", "plain model", "<family>_lora"),
-    ],
-)
-def test_mistakes(capfd, arguments: str, found: str, expected: str) -> None:
-    head, _, advice = complaint(capfd, "imp-test", "--dataset", "rte", *arguments.split()).partition(";")
-    assert found in head
-    assert expected in advice
-
-
 class ScoresInBetween(Callback):
     """Scores by one heuristic after another: before a batch, inside an accumulation window, and while validating."""
 
@@ -380,17 +327,3 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
-class TestSeveralProcesses:
-    """Two processes with gloo, started as a user starts them: 3 batches, of which one process has two."""
-
-    @pytest.mark.slow  # `test_sharding` scores by every heuristic on two processes in the fast suite
-    @pytest.mark.parametrize("name", ["grad_norm", "alpha_test"])
-    def test_the_scores_of_one(self, world: World, name: str) -> None:
-        more = ("--importance-test-name", name, "--imp-limit-test-batches", 3, "--imp-warmup-batches", 2)
-        one = scored(world, f"one-{name}", *more, shortcuts=True)
-        two = run_apart(*scoring(world, "--project", f"two-{name}", "--num-devices", 2, *more, shortcuts=True))
-        assert two.returncode == 0, two.stderr
-        assert two.stdout.count("run folder:") == 1
-        assert values(scores.read(world.runs / f"two-{name}" / "scores.toml")) == pytest.approx(values(one), rel=1e-5)

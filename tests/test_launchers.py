@@ -21,6 +21,7 @@ from actions.run.requeue import requeued_if_stopped
 from heterolora.common.errors import UserError
 from options.devices import DeviceOptions
 from options.run import RunOptions
+from tests.mistakes import refused
 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0"}
 STEP = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_NTASKS_PER_NODE": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -55,10 +56,8 @@ def set_all(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 )
 def test_another_number_of_processes(monkeypatch, variables, nodes, devices, found: str, expected: str) -> None:
     set_all(monkeypatch, variables)
-    with pytest.raises(UserError) as error:
+    with refused(found, expected):
         check_processes(DeviceOptions(num_nodes=nodes, num_devices=devices))
-    assert found in error.value.found
-    assert expected in error.value.expected
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from heterolora.elements.element import Element, Settings
 from heterolora.elements.low_rank import LoraLinear, LowRank
-from model import family
-from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, put_into
+from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config
 from tests.tiny import tiny_batch, tiny_network
 
 
@@ -225,36 +224,6 @@ def test_under_autocast(base_dtype):
     assert layer.low_rank.B.grad.dtype == torch.float32
 
 
-class Quantised(nn.Module):
-    """Stands for a quantised linear layer: 8-bit values out of sight, no `weight`, no floating parameter."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = width_in, width_out
-        self.register_buffer("packed", torch.randint(-127, 128, (width_out, width_in), dtype=torch.int8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.packed.to(x.dtype).T / 1000
-
-
-def test_a_quantised_base_is_wrapped_like_any_other():
-    network = tiny_network("opt")
-    for block in network.model.decoder.layers:
-        for path in family.get("opt").linears.values():
-            linear = block.get_submodule(path)
-            block.set_submodule(path, Quantised(linear.in_features, linear.out_features))
-    batch = tiny_batch()
-    before = network(**batch).logits
-    space = put_into(network, family.get("opt"), lora_config())
-    assert torch.equal(network(**batch).logits, before)
-    assert {(e.name, e.in_features, e.out_features) for e in space.elements} >= {
-        ("w1", 32, 64),
-        ("w2", 64, 32),
-    }
-    network(**batch).logits.sum().backward()
-    assert len(gradients(space)) == 2 * len(space)
-
-
 def test_a_float32_base_output_stays_float32_under_autocast():
     class Full(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -264,6 +233,14 @@ def test_a_float32_base_output_stays_float32_under_autocast():
     layer, x = LoraLinear(Full(8, 5), element()), torch.randn(3, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.float32
+
+
+def test_what_others_read_of_a_layer():
+    layer = LoraLinear(nn.Linear(8, 5), element())
+    assert layer.weight is layer.base.weight
+    assert layer.bias is layer.base.bias
+    assert (layer.in_features, layer.out_features) == (8, 5)
+    assert "layer_0.q_proj, in=8, out=5, rank=3, alpha=6, on" in repr(layer)
 
 
 def test_a_deep_copy_is_on_its_own():

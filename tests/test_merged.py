@@ -263,12 +263,6 @@ class TestTool:
         exported(tmp_path / "quantised.ckpt", tmp_path / "merged", "--quantize", "none")
         assert (tmp_path / "merged" / "model.safetensors").is_file()
 
-    def test_another_base(self, lora_run: Path, tmp_path: Path) -> None:
-        other = model_folder(tmp_path / "other", seed=1)
-        with pytest.raises(UserError, match="another base model"):
-            exported(lora_run, tmp_path / "merged", "--backbone-model", str(other))
-        assert not (tmp_path / "merged").exists()
-
     def test_trained_weights_of_a_plain_model_are_not_rounded(self, world: World, tmp_path: Path) -> None:
         base = AutoModelForCausalLM.from_pretrained(world.opt, dtype=torch.bfloat16)
         base.save_pretrained(tmp_path / "base")
@@ -282,11 +276,3 @@ class TestTool:
         assert expected
         for name, tensor in expected.items():
             assert torch.equal(found[name.removeprefix("network.")], tensor), name
-
-    def test_a_plain_model(self, world: World, tmp_path: Path) -> None:
-        arguments = ("--dataset-saved-path", world.sst2, "--project-dir", tmp_path, "--max-steps", 2)
-        assert run("train", world.opt, "sst2", "--pretrained", *arguments, "--project", "whole") == 0
-        exported(tmp_path / "whole", tmp_path / "merged")
-        network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-        ours = trained(tmp_path / "whole" / "checkpoints" / "best.ckpt")
-        assert torch.equal(logits(network), logits(ours))

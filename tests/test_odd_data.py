@@ -10,43 +10,12 @@ import pytest
 from pyarrow import parquet
 
 from dataset.encoding.chat import encode_chat
-from dataset.reading.roles import Roles, roles_of
 from dataset.reading.source import read_splits
 from heterolora.common.errors import UserError
-from options.data import OwnDataOptions
-from tests.test_own_data import LM, TALK, TEMPLATE, TEXT, WHOLE, chat_tokenizer, described, write
+from tests.test_own_data import TALK, TEMPLATE, chat_tokenizer, described, write
 from tests.world import World, run, sentences, write_jsonl
 
 CSV = {"text_columns": "review", "label_column": "stars"}
-
-
-@pytest.mark.parametrize(
-    ("columns", "expected"),
-    [
-        ({"Text": TEXT, "Label": WHOLE}, Roles("classification", ("Text",), "Label")),
-        ({"PROMPT": TEXT, "Completion": TEXT}, Roles(LM, prompt=("PROMPT",), response="Completion")),
-        ({"Messages": "lists", "id": WHOLE}, Roles(LM, messages="Messages")),
-        ({"text": TEXT, "Text": TEXT, "label": WHOLE}, Roles("classification", ("text",), "label")),
-    ],
-)  # fmt: skip
-def test_capitals_of_the_usual_names_do_not_matter(columns: dict[str, str], expected: Roles) -> None:
-    assert roles_of(columns, OwnDataOptions(), None, "mine") == expected
-
-
-@pytest.mark.parametrize(
-    ("columns", "what"),
-    [
-        (
-            {"review": TEXT, "stars": WHOLE},
-            "none is named 'text', 'label', 'prompt', 'instruction', 'messages' or 'conversations'",
-        ),
-        ({"text": WHOLE, "label": WHOLE}, "no column holds text"),
-        ({"Text": TEXT, "TEXT": TEXT, "a": TEXT, "label": WHOLE}, "several columns may hold the text"),
-    ],
-)  # fmt: skip
-def test_what_is_not_obvious(columns: dict[str, str], what: str) -> None:
-    with pytest.raises(UserError, match=f"no obvious meaning: {re.escape(what)}; give --text-columns and"):
-        roles_of(columns, OwnDataOptions(), None, "mine")
 
 
 @pytest.mark.parametrize(

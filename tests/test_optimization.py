@@ -224,15 +224,3 @@ class TestMistakes:
     def test_out_of_range(self, capsys, world: World, ratio: str) -> None:
         assert run(*world.training("--loraplus-ratio", ratio)) == 2
         assert "out of range" in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        ("option", "value"), [("--loraplus-ratio", 2.0), ("--learning-rate", 0.5), ("--optimizer", "sgd")]
-    )
-    def test_a_resumed_run_keeps_its_optimizer(
-        self, capsys, world: World, tmp_path: Path, option: str, value: object
-    ) -> None:
-        arguments = ("--project-dir", tmp_path, "--project", "run", "--max-steps", 1)
-        assert run(*world.training(*arguments)) == 0
-        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-        assert run("train", "--resume-training", "--load", last, option, value, "--max-steps", 2) == 2
-        assert f"{option} is {value}, but the run to resume has" in capsys.readouterr().err

@@ -441,50 +441,27 @@ class TestModelFolders:
                     assert any(word.arg == "trust_remote_code" for word in node.keywords), f"{path}:{node.lineno}"
 
     @pytest.mark.parametrize(
-        "change",
+        ("file", "damage", "found"),
         [
-            {"num_hidden_layers": "two"},
-            {"num_hidden_layers": -2},
-            {"num_hidden_layers": 10**9},
-            {"num_labels": 10**9},
-            {"hidden_size": 10**9, "word_embed_proj_dim": 10**9},
-            {"hidden_size": 10**30},
-            {"hidden_size": -32},
-            {"ffn_dim": 128},
-            {"num_attention_heads": 3},
-            {"num_attention_heads": 0},
-            {"vocab_size": 10**12},
-            {"dropout": 7},
-            {"activation_function": "nothing"},
-            {"dtype": "banana"},
-            {"attn_implementation": "someone/kernel"},
-            {"model_type": ["opt"]},
+            *(("config.json", changed, "") for changed in (
+                {"num_hidden_layers": "two"}, {"num_hidden_layers": -2}, {"num_hidden_layers": 10**9},
+                {"num_labels": 10**9}, {"hidden_size": 10**9, "word_embed_proj_dim": 10**9}, {"hidden_size": 10**30},
+                {"hidden_size": -32}, {"ffn_dim": 128}, {"num_attention_heads": 3}, {"num_attention_heads": 0},
+                {"vocab_size": 10**12}, {"dropout": 7}, {"activation_function": "nothing"}, {"dtype": "banana"},
+                {"attn_implementation": "someone/kernel"}, {"model_type": ["opt"]})),
+            *(("config.json", content, "config.json") for content in ("[]", "{", "[" * 100_000, "null", "\xff")),
+            *(("tokenizer_config.json", changed, "tokenizer") for changed in (
+                {"model_max_length": "long"}, {"model_max_length": 0}, {"padding_side": "up"})),
+            *(("tokenizer.json", content, "tokenizer") for content in ("garbage", "{}", '{"version": "1.0", "trunc')),
         ],
-        ids=str,
-    )
-    def test_configurations(self, capfd, world: World, folder: Path, change: dict) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **change}))
-        self.refused(capfd, world, folder)
-
-    @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, "null", "\xff"])
-    def test_configurations_that_are_none(self, capfd, world: World, folder: Path, content: str) -> None:
-        (folder / "config.json").write_text(content, encoding="latin-1")
-        assert "config.json" in self.refused(capfd, world, folder)
-
-    @pytest.mark.parametrize(
-        "change", [{"model_max_length": "long"}, {"model_max_length": 0}, {"padding_side": "up"}], ids=str
-    )
-    def test_tokenizer_configurations(self, capfd, world: World, folder: Path, change: dict) -> None:
-        path = folder / "tokenizer_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-        assert "tokenizer" in self.refused(capfd, world, folder)
-
-    @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda _: "garbage", lambda _: "{}"])
-    def test_tokenizers(self, capfd, world: World, folder: Path, damage: Callable[[str], str]) -> None:
-        path = folder / "tokenizer.json"
-        path.write_text(damage(path.read_text()))
-        assert "tokenizer" in self.refused(capfd, world, folder)
+        ids=lambda value: str(value)[:40],
+    )  # fmt: skip
+    def test_damaged_files(self, capfd, world: World, folder: Path, file: str, damage: dict | str, found: str) -> None:
+        path = folder / file
+        if isinstance(damage, dict):
+            damage = json.dumps({**json.loads(path.read_text()), **damage})
+        path.write_text(damage, encoding="latin-1")
+        assert found in self.refused(capfd, world, folder)
 
     def test_tokens_that_the_model_lacks(self, capfd, world: World, folder: Path) -> None:
         path = folder / "tokenizer.json"

@@ -129,7 +129,7 @@ class AllDone:
 @pytest.fixture(scope="module")
 def all_done(tmp_path_factory: pytest.TempPathFactory) -> AllDone:
     folder = tmp_path_factory.mktemp("program")
-    for name in ("actions", "configs", "dataset", "heterolora", "model"):
+    for name in ("actions", "configs", "dataset", "heterolora", "model", "options"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "main.py", folder / "main.py")
     for path, text in FILES.items():

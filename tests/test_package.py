@@ -22,7 +22,7 @@ from heterolora import saliency
 from tests.test_architecture import imports
 from tests.world import ROOT
 
-PROGRAM = ("main", "actions", "dataset", "model", "tools")
+PROGRAM = ("main", "actions", "dataset", "model", "options", "tools")
 NOT_IMPORTED = (*PROGRAM, "pytorch_lightning", "lightning_fabric", "torchmetrics", "datasets", "transformers", "peft")
 
 
@@ -42,7 +42,7 @@ def quiet(*command: object, **options: object) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the repository that holds no caches and no earlier builds."""
     copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("heterolora", "actions", "dataset", "model", "tools", "configs", "tests"):
+    for name in ("heterolora", "actions", "dataset", "model", "options", "tools", "configs", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "main.py"):
         shutil.copyfile(ROOT / name, copy / name)

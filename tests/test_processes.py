@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,10 +14,9 @@ import torch
 
 from actions.run.endings import LOST
 from heterolora.choosing import history
+from tests.test_endings import children_of, start, wait_for
 from tests.world import (
-    ROOT,
     World,
-    command,
     instruction_folder,
     metrics_of,
     run,
@@ -118,32 +115,13 @@ class TestTwoProcesses:
         started = start(*arguments, "--checkpoint-every-n-steps", 1)
         last = tmp_path / "run" / "checkpoints" / "last.ckpt"
         wait_for(lambda: steps_of(last) > 5, started)
-        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
-        os.kill(started.pid if lost == "the first" else int(children[0]), signal.SIGKILL)
+        children = children_of(started)
+        os.kill(started.pid if lost == "the first" else children[0], signal.SIGKILL)
         _, said = started.communicate(timeout=300)  # the output of both
         assert started.returncode == (-signal.SIGKILL if lost == "the first" else 1)
         assert said == f"error: {LOST}\n"
         finished = run_apart("train-dyrealloc", "--resume-training", "--load", last, "--max-steps", steps_of(last) + 2)
         assert finished.returncode == 0, finished.stderr
-
-
-def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "main", *command(*arguments)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 500.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.05)
 
 
 def steps_of(checkpoint: Path) -> int:
@@ -173,9 +151,9 @@ class TestSignals:
         started = start(*arguments, "--project", "run", "--checkpoint-every-n-steps", 1)
         last = tmp_path / "run" / "checkpoints" / "last.ckpt"
         wait_for(lambda: steps_of(last) > 5, started)
-        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        children = children_of(started)
         assert len(children) >= 2
-        for pid in (*map(int, children), started.pid):
+        for pid in (*children, started.pid):
             os.kill(pid, signal.SIGTERM)
         said, wrong = started.communicate(timeout=60)
         assert started.returncode == 143, wrong
@@ -187,8 +165,8 @@ class TestSignals:
         started = start(*arguments, "--project", "run", "--checkpoint-every-n-steps", 1)
         last = tmp_path / "run" / "checkpoints" / "last.ckpt"
         wait_for(lambda: steps_of(last) > 5, started)
-        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
-        for pid in (started.pid, *map(int, children)):
+        children = children_of(started)
+        for pid in (started.pid, *children):
             os.kill(pid, signal.SIGTERM)
         started.communicate(timeout=60)
         assert started.returncode == 143

@@ -255,10 +255,6 @@ class TestMistakes:
         assert run(*model, "--quantize", "nf4") == 2
         assert "--quantize nf4 is given, but" in capsys.readouterr().err
 
-    def test_an_unknown_kind(self, capsys, world: World) -> None:
-        assert run(*world.training("--quantize", "nf5")) == 2
-        assert "did you mean 'nf4'?" in capsys.readouterr().err
-
     def test_weights_that_are_made_anew(self, world: World) -> None:
         typed = {"model": "opt_lora", "dataset": "sst2", "load": str(world.opt), "quantize": "nf4"}
         with pytest.raises(UserError, match="needs pretrained weights"):

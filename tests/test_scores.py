@@ -11,6 +11,7 @@ import pytest
 
 from heterolora.choosing import scores
 from heterolora.choosing.scores import Scores
+from heterolora.choosing.step_time import StepTime
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Settings
 from tests.scoring import scored
@@ -41,27 +42,29 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "scores.toml"
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_what_is_written_comes_back(path: Path, renormalize: bool) -> None:
-    written = dataclasses.replace(SCORES, renormalize=renormalize)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"renormalize": True},
+        {"batches": 0},
+        {"stability": 1.0},
+        {"stability": -1.0},
+        {"step_time": StepTime(11, 0.0, 1e6, 0.5)},
+        {"scored": (dataclasses.replace(SCORED[0], by_rank=(0.75, 0.1, 0.0)), *SCORED[1:])},
+        {"scored": (dataclasses.replace(SCORED[0], halves=(0.75, 0.0)), *SCORED[1:])},
+        {"scored": (scored(0, "k_proj", 0.1, 1, (1, 1), "a.k_proj"), *SCORED[1:]), "batch_size": 1},
+    ],
+    ids=lambda change: next(iter(change), ""),
+)
+def test_what_is_written_comes_back(path: Path, change: dict[str, object]) -> None:
+    written = dataclasses.replace(SCORES, **change)
     scores.write(path, written)
-    assert scores.read(path) == written
+    found = scores.read(path)
+    assert (found, found.step_time, found.has_shortcuts) == (written, written.step_time, True)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_the_scores_of_ranks_come_back(path: Path) -> None:
-    written = dataclasses.replace(SCORES, scored=(dataclasses.replace(SCORED[0], by_rank=(0.75, 0.1, 0.0)), SCORED[1]))
-    scores.write(path, written)
-    assert scores.read(path) == written
-    assert path.read_text().count("by_rank") == 1
-
-
-@pytest.mark.parametrize("wrong", ["0.5", "[0.5, 0.6]", "[0.5, -0.1]", '["a"]'])
-def test_wrong_scores_of_ranks(path: Path, wrong: str) -> None:
-    scores.write(path, SCORES)
-    path.write_text(path.read_text().replace("score = 0.1\n", f"score = 0.1\nby_rank = {wrong}\n"))
-    with pytest.raises(UserError, match=r"by_rank is .*; expected a list of finite numbers, 0 or more"):
-        scores.read(path)
+    for key in ("by_rank", "halves", "stability", "renormalize"):
+        assert path.read_text().count(key) == (key in change or any(getattr(item, key, ()) for item in written.scored))
 
 
 def test_floats_come_back_bit_for_bit(path: Path) -> None:
@@ -135,8 +138,15 @@ def test_a_score_that_cannot_be_read_leaves_the_old_file(path: Path, score: floa
         ('dataset = "rte"', "dataset = 3", r"dataset is 3; expected a text"),
         ("seed = 0", "seed = 0\nsead = 1", r"'sead' is not known; did you mean 'seed'"),
         ("seed = 0", "seed =", r"not valid TOML"),
+        *(("score = 0.1", f"score = 0.1\nby_rank = {wrong}", r"by_rank is .*; expected a list of finite numbers, 0 or")
+          for wrong in ("0.5", "[0.5, 0.6]", "[0.5, -0.1]", '["a"]')),
+        *(("score = 0.1", f"score = 0.1\nhalves = {wrong}", "halves is .*; expected a list of two finite numbers")
+          for wrong in ("0.5", "[0.5]", "[0.5, -0.1]", "{ a = 1.0, b = 2.0 }")),
+        ("seed = 0", "seed = 0\nstability = 1.1", r"stability is 1\.1; expected a number from -1 to 1"),
+        ("[layer_0.q_proj]", "[step_time]\nblocks = 11\nforward = 1000001\nblock = 0\nwidth = 0\n[layer_0.q_proj]",
+         "forward is 1000001; expected seconds, from 0 to 1,000,000"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_file_is_told_in_one_line(path: Path, old: str, new: str, message: str) -> None:
     scores.write(path, SCORES)
     text = path.read_text()

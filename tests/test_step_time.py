@@ -81,6 +81,12 @@ def test_a_high_block_is_cheap() -> None:
     assert len(best_within(equal, [], TIME, TIME.of([items[1].element, items[3].element]))) == 2
 
 
+def test_elements_without_a_score_are_added_in_their_order() -> None:
+    items = [Scored(element(3, name), score) for name, score in (("q_proj", 1.0), ("v_proj", 0.0), ("w1", 0.0))]
+    chosen = best_within(items, [], TIME, TIME.of([items[0].element, items[1].element]))
+    assert chosen == {"layer_3.q_proj", "layer_3.v_proj"}
+
+
 def test_widths_without_a_common_divisor() -> None:
     items = [Scored(element(index % 4, f"w{index}", 997 + index, 1009), 1.0) for index in range(40)]
     whole = TIME.of([item.element for item in items])
@@ -103,7 +109,9 @@ def test_spending() -> None:
     assert spending.size == 5_800_000
     assert spending.spent <= spending.budget == 5_220_000
     assert set(assignment.ranks.values()) == {5}
+    assert "layer_1.residual1" in assignment.ranks, "both kinds are chosen from"
     assert "layer_1.residual1" in choose(items, limit, "off", ties), "as it was scored"
+    assert assign(items, TopK(5), limit, "off", ties).spending[0].title == "LoRA"
     for policy, mode, amount, expected in (
         (TopK(), "separated", 0.9, "cannot be divided"),
         (Greedy(), "combined", 0.9, "chooses elements, not ranks"),

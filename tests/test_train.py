@@ -32,7 +32,6 @@ from tests.tiny import tiny_batch
 from tests.world import (
     World,
     command,
-    main,
     metrics_of,
     model_folder,
     run,
@@ -322,14 +321,6 @@ def test_a_loss_that_is_no_number_stops_the_run(capfd, world: World, tmp_path: P
     assert run(*world.training(*arguments)) == 1
     assert "training loss became" in capfd.readouterr().err
     assert all(torch.isfinite(tensor).all() for tensor in weights(world.checkpoint("nan")).values())
-
-
-def test_csv_curves(world: World, tmp_path: Path) -> None:
-    arguments = world.training("--max-epochs", 1, "--project-dir", tmp_path, "--project", "curves")
-    assert main([*arguments, "--accelerator", "cpu", "--logger", "csv", "--log-every-n-steps", "1"]) == 0
-    rows = (tmp_path / "curves" / "logs" / "metrics.csv").read_text().splitlines()
-    assert {"train/loss", "validation/accuracy", "validation/loss"} <= set(rows[0].split(","))
-    assert len(rows) > 10
 
 
 def test_the_progress_bar_shows_the_loss_without_logging_it(world: World, capsys: pytest.CaptureFixture[str]) -> None:
