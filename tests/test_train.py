@@ -89,7 +89,7 @@ class TestRunFolder:
         assert toml.load(world.runs / "wins" / "config.toml")["max_steps"] == 1
         assert not same_weights(trained / "checkpoints" / "last.ckpt", world.checkpoint("wins"))
 
-    def test_old_keys_and_NA(self, world: World, tmp_path: Path) -> None:  # noqa: N802
+    def test_old_keys_and_NA(self, world: World, tmp_path: Path) -> None:
         old = {
             "model": "opt_lora",
             "dataset": "sst2",

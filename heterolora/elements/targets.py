@@ -50,7 +50,7 @@ def lora_elements(
         found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
         first = target_modules if isinstance(target_modules, str) else next(iter(target_modules), "")
         raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends)}")
-    places = {path: _place(path) for path in chosen}
+    places = {path: place_of(path) for path in chosen}
     shared = Counter(places.values())
     elements = []
     for path in chosen:
@@ -81,7 +81,7 @@ def _output_layers(network: nn.Module) -> list[nn.Module]:
     return [embeddings, *(module for head in heads(network) for module in head.modules())]
 
 
-def _place(path: str) -> tuple[int, str]:
+def place_of(path: str) -> tuple[int, str]:
     """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
     found = re.fullmatch(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?", path)
     return (int(found[2]), found[3] or found[1] or path) if found else (0, path)
