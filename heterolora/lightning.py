@@ -60,6 +60,7 @@ class Reallocate(pl.Callback):
         self.search: Search | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._scoring: list[Any] = []
+        self._folder = Path()
         self._last = 0  # optimizer steps at the end of the batch before
 
     # ---- state
@@ -74,6 +75,7 @@ class Reallocate(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process asks
         space, steps = peft_space(pl_module, self.adapter), int(trainer.estimated_stepping_batches)
         plan = self.budgeted.plan(space, steps)
         self.search, self._last = Search(space, plan, steps), trainer.global_step
@@ -108,7 +110,7 @@ class Reallocate(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         search = self._running()
         if trainer.is_global_zero:
-            search.history.write(_folder(trainer))
+            search.history.write(self._folder)
             print(search.at_the_end())
         if self.compact:
             compact(pl_module, self.adapter)
@@ -124,7 +126,7 @@ class Reallocate(pl.Callback):
         search = self._running()
         search.decide(trainer.global_step, lambda: self._scores(search, trainer, module))
         if trainer.is_global_zero:
-            search.history.write(_folder(trainer))
+            search.history.write(self._folder)
 
     def _scores(self, search: Search, trainer: pl.Trainer, module: pl.LightningModule) -> Mapping[str, float]:
         optimizer = trainer.optimizers[0]
@@ -133,10 +135,6 @@ class Reallocate(pl.Callback):
         with trainer.precision_plugin.forward_context():
             problem = problem_of(module, search.space, self._scoring, self.loss)
         return score(search.plan.heuristic, replace(problem, step=step))
-
-
-def _folder(trainer: pl.Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _check(trainer: pl.Trainer) -> None:

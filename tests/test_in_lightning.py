@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
 
 from heterolora.choosing import history
-from heterolora.common.errors import UserError
 from heterolora.lightning import Reallocate
 from heterolora.transformers import Reallocate as InTrainer
 from tests.test_in_trainer import arguments, peft_model, rows
@@ -44,11 +43,13 @@ class Module(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fit(folder: Path, callback: Reallocate, resume: Path | None = None, **given: Any) -> tuple[pl.Trainer, Module]:
+def fit(
+    folder: Path, callback: Reallocate, resume: Path | None = None, count: int = 24, **given: Any
+) -> tuple[pl.Trainer, Module]:
     usual = {"max_steps": STEPS, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
              "enable_model_summary": False, "default_root_dir": folder, "enable_checkpointing": False}  # fmt: skip
-    trainer, module = pl.Trainer(callbacks=[callback], **{**usual, **given}), Module()
-    trainer.fit(module, DataLoader(rows(), batch_size=2), ckpt_path=resume, weights_only=True)
+    trainer, module = pl.Trainer(**{**usual, "callbacks": [callback], **given}), Module()
+    trainer.fit(module, DataLoader(rows(count), batch_size=2), ckpt_path=resume, weights_only=True)
     return trainer, module
 
 
@@ -87,13 +88,11 @@ def test_it_ends_within_the_budget(tmp_path: Path, accumulate: int) -> None:
 
 
 def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path) -> None:
+    """Every batch is the same one: Lightning does not continue a plain DataLoader at its position."""
     straight, again = Reallocate(share=0.3, compact=False), Reallocate(share=0.3, compact=False)
-    saver = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
-    usual = {"max_steps": STEPS, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
-             "enable_model_summary": False, "default_root_dir": tmp_path}  # fmt: skip
-    one = Module()
-    pl.Trainer(callbacks=[straight, saver], **usual).fit(one, DataLoader(rows(), batch_size=2))
-    _, two = fit(tmp_path, again, tmp_path / "step=5.ckpt")
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}")
+    _, one = fit(tmp_path, straight, None, 2, callbacks=[straight, saver], enable_checkpointing=True)
+    _, two = fit(tmp_path, again, tmp_path / "step=5.ckpt", 2)
     assert [d.on for d in again.search.history.decisions] == [d.on for d in straight.search.history.decisions]
     assert all(torch.equal(value, weights(two)[name]) for name, value in weights(one).items())
 
@@ -103,26 +102,33 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.test_in_lightning import on_two_processes
-on_two_processes(Path(sys.argv[1]))
+on_two_processes(Path(sys.argv[1]), sys.argv[3])
 """
 
 
-def on_two_processes(folder: Path) -> None:
-    given = {"devices": 2, "enable_checkpointing": False}
-    with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
-        fit(folder, Reallocate(share=0.3), strategy="ddp", **given)
+def on_two_processes(folder: Path, strategy: str) -> None:
     callback = Reallocate(share=0.3, compact=False)
-    trainer, module = fit(folder, callback, strategy="ddp_find_unused_parameters_true", **given)
+    trainer, module = fit(folder, callback, devices=2, strategy=strategy)
     assert callback.search.parameters_on <= 0.3 * callback.search.whole
     torch.save(weights(module), folder / f"{trainer.global_rank}.pt")
 
 
-def test_two_processes_end_with_equal_weights_and_plain_ddp_is_refused(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
+def on_two(folder: Path, strategy: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "run.py"
     script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(folder), str(ROOT), strategy]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500)
+
+
+def test_two_processes_end_with_equal_weights(tmp_path: Path) -> None:
+    done = on_two(tmp_path, "ddp_find_unused_parameters_true")
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_plain_ddp_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    done = on_two(tmp_path, "ddp")
+    assert done.returncode != 0
+    assert "Trainer(strategy='ddp_find_unused_parameters_true')" in done.stderr
