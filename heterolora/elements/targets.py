@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -35,10 +34,8 @@ def lora_elements(
         names: part of a path after the block number -> name of the place; other parts are their own names.
 
     Raises:
-        UserError: no linear layer is chosen, the network has PEFT layers already, or the regular expression is invalid
-            or takes too long.
+        UserError: no linear layer is chosen, or the regular expression is invalid or takes too long.
     """
-    _refuse_peft(network)
     linears = {path: module for path, module in network.named_modules() if path and _is_linear(module)}
     outputs = _output_layers(network)
     if target_modules == ALL_LINEAR:
@@ -85,9 +82,3 @@ def place_of(path: str) -> tuple[int, str]:
     """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
     found = re.fullmatch(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?", path)
     return (int(found[2]), found[3] or found[1] or path) if found else (0, path)
-
-
-def _refuse_peft(network: nn.Module) -> None:
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    if tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in network.modules()):
-        raise UserError("the network has PEFT layers already", "score the base model, e.g. after model.unload()")
