@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     from heterolora.common.errors import UserError
     from heterolora.elements.element import Element
     from heterolora.elements.family import Family
+    from heterolora.elements.peft_layers import compact
     from heterolora.library import lora_config, score
     from heterolora.saliency import names as heuristics
     from heterolora.saliency import register
 
 __version__ = "0.2.0"
-__all__ = ["Element", "Family", "Scores", "UserError", "heuristics", "lora_config", "register", "score"]
+__all__ = ["Element", "Family", "Scores", "UserError", "compact", "heuristics", "lora_config", "register", "score"]
 
 _HOMES = {
     "Element": ("heterolora.elements.element", "Element"),
     "Family": ("heterolora.elements.family", "Family"),
     "Scores": ("heterolora.choosing.scores", "Scores"),
     "UserError": ("heterolora.common.errors", "UserError"),
+    "compact": ("heterolora.elements.peft_layers", "compact"),
     "heuristics": ("heterolora.saliency", "names"),
     "lora_config": ("heterolora.library", "lora_config"),
     "register": ("heterolora.saliency", "register"),

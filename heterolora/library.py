@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from heterolora.elements.blocks import blocks_of
 from heterolora.elements.element import Element, Settings, at_ranks, check_ranks
 from heterolora.elements.family import Family
 from heterolora.elements.peft_config import peft_config
+from heterolora.elements.peft_layers import has_peft_layers, peft_space
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.targets import ALL_LINEAR, lora_elements
 from heterolora.saliency.no_trace import random_state
@@ -58,8 +59,9 @@ def score(
     """Score how useful LoRA is on each linear layer of a network. The network is unchanged afterwards.
 
     Args:
-        model: any network with linear layers, e.g. a Transformers model. Weights, hooks, modes, `requires_grad` and the
-            random state are the same after the call, also if it raises.
+        model: any network with linear layers, e.g. a Transformers model, or a PEFT model, whose adapter is scored as it
+            is. Weights, hooks, modes, `requires_grad` and the random state are the same after the call, also if it
+            raises.
         batches: batches on the device of the model, e.g. a DataLoader of dictionaries.
         heuristic: one of `heterolora.heuristics()`.
         loss: (network, batch) -> scalar loss; by default `network(**batch).loss`.
@@ -78,7 +80,7 @@ def score(
         the score of every element.
 
     Raises:
-        UserError: no layer matches, the model has PEFT layers or no weights, a batch is on another device, there is no
+        UserError: no layer matches, the model has no weights, a batch is on another device, there is no
             loss, a number is out of its range, or a score is not finite.
     """
     chosen = saliency.get(heuristic)
@@ -89,33 +91,68 @@ def score(
     for name, number in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
         whole_number(0).check("score", name, 0 if number is None else number)
     names = {} if family is None else {path: name for name, path in family.linears.items()}
-    found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
-    elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
+    of_peft = has_peft_layers(model)
+    if of_peft and target_modules != ALL_LINEAR:
+        raise UserError("the model has PEFT layers already, and target_modules is given", "leave target_modules out")
+    elements: list[Element] = []
+    if not of_peft:
+        found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
+        elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
     with random_state(model):  # a DataLoader draws random numbers
         kept = list(itertools.islice(batches, max_batches))
     if 0 in gather_lists([len(kept)]) and not chosen.is_baseline:
         raise UserError("there are no batches to score on", "give every process at least one batch")
     _check_parameters(model, chosen.is_baseline)
     steps = chosen.warmup_batches if warmup_batches is None else warmup_batches
+    as_called = _autocast(model)
+    # The algebra of the scores needs float32, also if the caller is inside autocast.
+    outside = torch.autocast(as_called.device, enabled=False)
+    wrapped = nullcontext(peft_space(model)) if of_peft else _wrapped(model, elements, family)
+    with outside, random_state(model, seed), wrapped as space:
+        problem = problem_of(model, space, kept, loss, track, as_called)
+        scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
+    return Scores(scored, heuristic, batches=len(kept), seed=seed)
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The autocast in which a network is evaluated."""
+
+    device: str
+    enabled: bool
+    dtype: torch.dtype
+
+
+def problem_of(
+    model: nn.Module,
+    space: SearchSpace,
+    batches: Sequence[Any],
+    loss: LossFunction | None = None,
+    track: Track = untracked,
+    autocast: Autocast | None = None,
+) -> Problem:
+    """The input of a heuristic, for a network that holds the elements already.
+
+    `loss` and `batches` are as for `score`. `autocast` is by default the one in which this function is called.
+    """
+    within = autocast or _autocast(model)
 
     def evaluated(batch: Any) -> Loss:
         try:
-            with torch.autocast(device, as_called[1], enabled=as_called[0]):
+            with torch.autocast(within.device, within.dtype, enabled=within.enabled):
                 value = (loss or _loss_of_output)(model, batch)
         except RuntimeError:
             _check_devices(model, batch)
             raise
         return Loss(_scalar(value), torch.ones(()))
 
+    return Problem(model, space, evaluated, batches, Metric(nonnegative=False), track)
+
+
+def _autocast(model: nn.Module) -> Autocast:
     device = next(model.parameters()).device.type
     device = device if torch.amp.is_autocast_available(device) else "cpu"  # a model on the meta device can be listed
-    as_called = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    # The algebra of the scores needs float32, also if the caller is inside autocast.
-    outside = torch.autocast(device, enabled=False)
-    with outside, random_state(model, seed), _wrapped(model, elements, family) as space:
-        problem = Problem(model, space, evaluated, kept, Metric(nonnegative=False), track)
-        scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
-    return Scores(scored, heuristic, batches=len(kept), seed=seed)
+    return Autocast(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
 
 def lora_config(

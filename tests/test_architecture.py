@@ -22,8 +22,12 @@ FOLDERS = ("command", "run", "request", "training", "result")
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}
 IN_FUNCTIONS_ONLY = {"transformers", "peft"}
+#: The files of the library that name a framework: a callback for each of two trainers.
+FRONTS = ("heterolora/lightning.py", "heterolora/transformers.py")
 #: The files below `actions` that may know Lightning.
-KNOWS_LIGHTNING = ("dataset/batching/module.py", "model/lightning.py", "model/task/", "model/reallocation/")
+KNOWS_LIGHTNING = (
+    "heterolora/lightning.py", "dataset/batching/module.py", "model/lightning.py", "model/task/", "model/reallocation/",
+)  # fmt: skip
 
 LONGEST, SHORTEST = 350, 15
 
@@ -164,9 +168,11 @@ class TestImports:
         assert points_to_a_later_stage(wrong)
 
     def test_the_library_does_without_lightning_metrics_and_data_sets(self, found: list[Import]) -> None:
-        ours = [one for one in found if one.file.startswith("heterolora/")]
+        ours = [one for one in found if one.file.startswith("heterolora/") and one.file not in FRONTS]
         assert not [str(one) for one in ours if one.package in NOT_IN_THE_LIBRARY]
         assert not [str(one) for one in ours if one.package in IN_FUNCTIONS_ONLY and one.on_import]
+        fronts = {file.removesuffix(".py").replace("/", ".") for file in FRONTS}
+        assert not [str(one) for one in found if one.module in fronts]  # only the user imports them
 
     def test_only_tasks_reallocation_and_the_data_module_know_lightning(self, found: list[Import]) -> None:
         below = [one for one in found if one.file.startswith(("heterolora/", "dataset/", "model/"))]

@@ -275,7 +275,10 @@ def meta(network: PreTrainedModel) -> list[dict[str, Tensor]]:
         (lambda n: hl.score(n, batches(), loss=lambda n, b: n(**b).loss * float("nan")), "expected a finite score"),
         (lambda n: hl.score(n, batches(), "synflow"), "synflow needs a family table; give family="),
         (lambda n: hl.score(n, batches(), family=family.get("opt")), "does not fit a model of type 'gpt_neox'"),
-        (lambda n: hl.score(peft.get_peft_model(n, peft.LoraConfig()), batches()), "has PEFT layers already"),
+        (
+            lambda n: hl.score(peft.get_peft_model(n, peft.LoraConfig()), batches(), target_modules=["q_proj"]),
+            "PEFT layers already, and target_modules",
+        ),
         (lambda n: hl.lora_config(hl.score(n, batches())), "0 budgets are given; give one of"),
         (lambda n: hl.lora_config(hl.score(n, batches()), parameters=1), "pays for no element; expected at least"),
         (

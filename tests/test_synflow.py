@@ -93,7 +93,7 @@ class Paths:
         visible = np.tril(np.ones((TOKENS, TOKENS))) if causal else np.ones((TOKENS, TOKENS))
         self.average = visible / visible.sum(1, keepdims=True)
 
-    def R(self, without: tuple[int, str] | None = None) -> float:  # noqa: N802
+    def R(self, without: tuple[int, str] | None = None) -> float:
         """The sum over all paths, or over those that do not pass one element."""
         deltas = {place: delta for place, delta in self.deltas.items() if place != without}
 

@@ -26,6 +26,7 @@ from actions.training.callbacks import Progress, SeedEachBatch
 from actions.training.experiment import build
 from actions.training.limits import default_epochs
 from dataset import registry
+from main import main
 from model.checkpoint import BaseSource
 from model.load import load_base, load_config, load_tokenizer
 from tests.tiny import tiny_batch
@@ -144,7 +145,7 @@ class TestRunFolder:
         assert toml.load(world.runs / "wins" / "config.toml")["max_steps"] == 1
         assert not same_weights(trained / "checkpoints" / "last.ckpt", world.checkpoint("wins"))
 
-    def test_old_keys_and_NA(self, world: World, tmp_path: Path) -> None:  # noqa: N802
+    def test_old_keys_and_NA(self, world: World, tmp_path: Path) -> None:
         old = {
             "model": "opt_lora",
             "dataset": "sst2",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -36,10 +35,8 @@ def lora_elements(
         names: part of a path after the block number -> name of the place; other parts are their own names.
 
     Raises:
-        UserError: no linear layer is chosen, the network has PEFT layers already, or the regular expression is invalid
-            or takes too long.
+        UserError: no linear layer is chosen, or the regular expression is invalid or takes too long.
     """
-    _refuse_peft(network)
     linears = {path: module for path, module in network.named_modules() if path and _is_linear(module)}
     outputs = _output_layers(network)
     if target_modules == ALL_LINEAR:
@@ -51,7 +48,7 @@ def lora_elements(
         found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
         first = target_modules if isinstance(target_modules, str) else next(iter(target_modules), "")
         raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends)}")
-    places = {path: _place(path) for path in chosen}
+    places = {path: place_of(path) for path in chosen}
     shared = Counter(places.values())
     elements = []
     for path in chosen:
@@ -85,13 +82,7 @@ def _output_layers(network: nn.Module) -> list[nn.Module | None]:
     return [embeddings, *(module for head in heads(network) for module in head.modules())]
 
 
-def _place(path: str) -> tuple[int, str]:
+def place_of(path: str) -> tuple[int, str]:
     """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
     found = re.fullmatch(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?", path)
     return (int(found[2]), found[3] or found[1] or path) if found else (0, path)
-
-
-def _refuse_peft(network: nn.Module) -> None:
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    if tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in network.modules()):
-        raise UserError("the network has PEFT layers already", "score the base model, e.g. after model.unload()")
