@@ -203,8 +203,8 @@ class TextDataModule(pl.LightningDataModule):
     ) -> ResumableLoader:
         """Returns the loader of this process. `sampling` are arguments of `GlobalBatchSampler`."""
         trainer = self.trainer
-        place = {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {}
-        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, **place, **sampling)
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, rank=rank, world=world, **sampling)
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)
 
