@@ -59,7 +59,7 @@ def is_ambiguous(label: object, texts: Sequence[str]) -> bool:
 
 
 def expected_label(texts: Sequence[str], keys: Sequence[str] | None) -> str:
-    """What `place_of` takes, in words."""
+    """Returns what `place_of` takes, in words."""
     if keys is not None:
         return f"one of {', '.join(map(str, keys))}"
     letter = LETTERS[: len(texts)][-1]

@@ -149,12 +149,17 @@ def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
 def test_columns_labels_and_rows_come_from_one_pass(tmp_path: Path, monkeypatch, suffix: str) -> None:
     """The columns are seen in the first 100,000 rows. One of the labels is in a later one."""
     rows = [{"text": "a", "label": label} for label in (*([1, 2] * 50_001), 5)]
-    path, opened, path_open = write(tmp_path, f"mine.{suffix}", rows), [], Path.open
+    path, answers = write(tmp_path, f"mine.{suffix}", rows), tmp_path / f"answers.{suffix}"
+    write(tmp_path, answers.name, [{"prompt": "a", "response": "b"}] * 2)
+    opened, path_open = [], Path.open
     monkeypatch.setattr(Path, "open", lambda path, *mode: opened.append(path) or path_open(path, *mode))
     spec, _ = described(path)
     splits = read_splits(spec, cache=False, share=0.0)
     assert opened == [path]
     assert (spec.labels, splits.test["test"]["label"][-3:]) == (("1", "2", "5"), [0, 1, 2])
+    spec, _ = described(answers, prompt_column="prompt", response_column="response")
+    read_splits(spec, cache=False)
+    assert opened == [path, answers], "the options describe it"
 
 
 def test_the_record_describes_data_that_are_gone(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ _GRACE = 60  # seconds that a worker outlives SIGTERM, in which the main process
 
 
 def _outlive_sigterm(_worker: int) -> None:
-    """A signal may reach all processes of a run. One of a dead worker would end the main process in its step."""
+    """Keeps a worker alive: a signal may reach all processes of a run, and a dead one would end the main process."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 

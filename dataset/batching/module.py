@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -100,7 +101,7 @@ class TextDataModule(pl.LightningDataModule):
             self.encoded(rows)
 
     def encoded(self, rows: Dataset) -> Dataset:
-        """One of `splits` as token ids; encoded once."""
+        """Returns one of `splits` as token ids. It is encoded once."""
         if id(rows) not in self._encoded:
             key = cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
             cached = key if self._cache else None
@@ -112,7 +113,7 @@ class TextDataModule(pl.LightningDataModule):
         return id(rows) in self._encoded
 
     def truncated(self, rows: Dataset) -> int:
-        """The number of rows of one of `splits` that were too long. 0 for packed text, of which nothing is lost.
+        """Returns how many rows of one of `splits` were too long: 0 for packed text, of which nothing is lost.
 
         A question that lost examples only is not counted.
         """
@@ -127,38 +128,36 @@ class TextDataModule(pl.LightningDataModule):
         return truncated(rows.select(longest), found[longest], self.spec, self.tokenizer) if len(longest) else 0
 
     def lost_examples(self, rows: Dataset) -> int:
-        """The number of rows of one of `splits` that have fewer than `few_shot` examples."""
+        """Returns how many rows of one of `splits` have fewer than `few_shot` examples."""
         return sum(shots < self.few_shot for shots in self.encoded(rows)["shots"])
 
     def train_dataloader(self) -> ResumableLoader:
         encoded = self.encoded(self.splits.train)
-        grouping = _lengths(encoded) if self.options.group_by_length and not self.spec.packed else None
-        sampler = GlobalBatchSampler(
-            len(encoded),
-            self.options.batch_size,
-            self.seed,
-            *self._place(),
+        groups = self.options.group_by_length and not self.spec.packed
+        return self._loader(
+            encoded,
+            Collator(self.tokenizer, pack_to=self.limits.max_token_len if self.packs else None),
+            self.identity,
+            seed=self.seed,
             shuffle=True,
-            lengths=grouping,
+            lengths=_lengths(encoded) if groups else None,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
-        pack_to = self.limits.max_token_len if self.packs else None
-        return self._loader(encoded, sampler, Collator(self.tokenizer, pack_to=pack_to), self.identity)
 
     def val_dataloader(self) -> list[ResumableLoader]:
-        """One for each of `validation_names`."""
+        """Returns one for each of `validation_names`."""
         return self._evaluation_loaders(self.splits.validation, "limit_val_batches")
 
     def test_dataloader(self) -> list[ResumableLoader]:
-        """One for each of `test_names`."""
+        """Returns one for each of `test_names`."""
         return self._evaluation_loaders(self.splits.test, "limit_test_batches")
 
     def train_batches_per_epoch(self, world: int) -> int:
-        """Batches of an epoch on each of `world` processes."""
+        """Returns the number of batches of an epoch on each of `world` processes."""
         return -(-len(self.encoded(self.splits.train)) // (self.options.batch_size * world))
 
     def batches(self, rows: Dataset, world: int) -> int | None:
-        """Batches of one of `splits` on each of `world` processes. None if its rows are packed and not encoded yet."""
+        """Returns the number of batches of one of `splits` on each process. None if it is packed, and not encoded."""
         known = self._encoded.get(id(rows), None if self.spec.packed else rows)
         return None if known is None else -(-len(known) // (self.options.batch_size * world))
 
@@ -170,7 +169,7 @@ class TextDataModule(pl.LightningDataModule):
     def scoring_batches(
         self, count: int, rank: int = 0, world: int = 1, filled: bool = False, by_length: bool = False
     ) -> Iterator[Batch]:
-        """This process's share of the first `count` scoring batches: batch i belongs to rank i mod `world`.
+        """Yields those of the first `count` scoring batches that are this process's: batch i is for rank i mod `world`.
 
         A scoring batch has `batch_size` rows of the training set in file order, for any number of processes. No random
         numbers are drawn.
@@ -192,33 +191,24 @@ class TextDataModule(pl.LightningDataModule):
         if filled and rank >= count % world > 0:
             yield collate(rows.__getitems__([~0]))
 
-    def _place(self) -> tuple[int, int]:
-        """(rank, world) of this process."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def _evaluation_loaders(self, splits: Mapping[str, Dataset], limit: str) -> list[ResumableLoader]:
-        """If all rows are evaluated, those of similar length share a batch: metrics do not depend on batches."""
+        """Returns a loader for each split. If all rows are evaluated, those of similar length share a batch."""
         all_rows = self.trainer is None or str(getattr(self.trainer, limit)) == "1.0"
         collate = Collator(self.tokenizer, self.spec.generates, self.spec.choices is not None)
-        loaders = []
-        for rows in splits.values():
-            encoded = self.encoded(rows)
-            lengths = _lengths(encoded) if all_rows else None
-            sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place(), lengths=lengths)
-            loaders.append(self._loader(encoded, sampler, collate))
-        return loaders
+        encoded = map(self.encoded, splits.values())
+        return [self._loader(rows, collate, lengths=_lengths(rows) if all_rows else None) for rows in encoded]
 
     def _loader(
-        self,
-        encoded: Dataset,
-        sampler: GlobalBatchSampler,
-        collate: Collator,
-        identity: Mapping[str, str] | None = None,
+        self, encoded: Dataset, collate: Collator, identity: Mapping[str, str] | None = None, **sampling: Any
     ) -> ResumableLoader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        """Returns the loader of this process. `sampling` are arguments of `GlobalBatchSampler`."""
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, rank=rank, world=world, **sampling)
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)
 
 
 def _lengths(encoded: Dataset) -> np.ndarray:
-    """Tokens of each row."""
+    """Returns the number of tokens of each row."""
     return encoded.with_format("numpy")["length"][:]

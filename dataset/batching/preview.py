@@ -60,7 +60,7 @@ def _lengths(data: TextDataModule, rows: Dataset, what: str) -> str:
 
 
 def _examples(data: TextDataModule) -> list[str]:
-    """A line about the examples of the rows that are measured and encoded."""
+    """Returns a line about the examples of the rows that are measured and encoded."""
     if not data.few_shot:
         return []
     short = {

@@ -70,13 +70,13 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
 
 
 def _marked_by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
-    """The ids, and 1 for each token inside the template's own marks `{% generation %}`."""
+    """Returns the ids, and 1 for each token inside the template's own marks `{% generation %}`."""
     encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     return list(encoded["input_ids"]), list(encoded["assistant_masks"])
 
 
 def _marked_by_turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
-    """The ids, and 1 for each token that the template adds after the prompt of an assistant's turn."""
+    """Returns the ids, and 1 for each token that the template adds after the prompt of an assistant's turn."""
 
     def text_of(count: int, prompt: bool = False) -> str:
         return str(tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt))
@@ -107,7 +107,7 @@ def _marked_by_turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
 
 
 def _runs(marks: Sequence[int]) -> list[Span]:
-    """The spans of ones."""
+    """Returns the spans of ones."""
     spans, position = [], 0
     for mark, group in groupby(marks):
         size = len(list(group))

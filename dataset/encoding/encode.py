@@ -116,8 +116,8 @@ def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits
 
 def truncated(rows: Dataset, kept: np.ndarray, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns how many rows lost tokens. `kept` (rows,) are the numbers of tokens that they have."""
-    whole = encode(rows, spec, tokenizer, Lengths(2 * _NO_LIMIT, _NO_LIMIT if spec.generates else 0))
-    return int((whole.with_format("numpy")["length"][:] > kept).sum())
+    uncut = encode(rows, spec, tokenizer, Lengths(2 * _NO_LIMIT, _NO_LIMIT if spec.generates else 0))
+    return int((uncut.with_format("numpy")["length"][:] > kept).sum())
 
 
 def _encoded(

@@ -43,7 +43,7 @@ class _Question:
         return cls(row["header"], examples, row["prompt"], json.loads(row["choices"]), row["label"], len(examples))
 
     def texts(self, cue: str) -> list[str]:
-        """The prompt without spaces at its end, and the prompt with each choice."""
+        """Returns the prompt without spaces at its end, and the prompt with each choice."""
         shown = "".join(example + BETWEEN for example in self.examples[: self.shots])
         prompt = self.header + shown + self.prompt
         return [prompt.rstrip(), *(prompt + cue + choice for choice in self.choices)]
@@ -80,7 +80,7 @@ def encode_questions(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
 def _row(
     question: _Question, start: list[int], prompt: list[int], choices: list[list[int]], limit: int, prefix: list[int]
 ) -> dict[str, Any]:
-    """The encoded row. `prefix` replaces an empty prompt, so that the first token of a choice follows a token."""
+    """Returns the encoded row. `prefix` replaces an empty prompt: the first token of a choice follows a token."""
     longest = min(max(map(len, choices)), limit - len(start) - 1)
     kept = prompt[max(0, len(prompt) - (limit - len(start) - longest)) :]
     context = start + kept or prefix

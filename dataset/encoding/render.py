@@ -15,6 +15,7 @@ from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, shown
 
 EXAMPLES = "few-shot examples"  # a column of raw rows: a JSON list of texts, see `dataset.encoding.few_shot`
+_TEXTS = ("text", "pair")
 _BATCH = 10_000
 
 
@@ -39,9 +40,10 @@ def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
         texts = {name: _strings(spec, name, function, rows.to_pylist(), first) for name, function in functions.items()}
     elif spec.texts is not None:
         pairs = _results(spec, "texts", spec.texts, rows.to_pylist(), first)
-        texts = {name: pa.array(column, pa.large_string()) for name, column in _named(zip(*pairs, strict=True))}
+        columns = [pa.array(column, pa.large_string()) for column in zip(*pairs, strict=True)]
+        texts = dict(zip(_TEXTS, columns, strict=False))
     else:
-        texts = dict(_named(rows[column] for column in spec.columns))
+        texts = {name: rows[column] for name, column in zip(_TEXTS, spec.columns, strict=False)}
     return pa.table({**texts, "label": rows[spec.label]} if spec.classifies else texts)
 
 
@@ -51,10 +53,6 @@ def rendered(rows: Dataset, spec: DatasetSpec) -> Iterator[pa.Table]:
     for batch in rows.with_format("arrow").iter(_BATCH):
         yield render(spec, batch, first)
         first += len(batch)
-
-
-def _named(columns: Any) -> Iterator[tuple[str, Any]]:
-    return zip(("text", "pair"), columns, strict=False)
 
 
 def _questions(spec: DatasetSpec, chosen: Choices, table: pa.Table, first: int) -> pa.Table:

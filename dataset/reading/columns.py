@@ -24,12 +24,9 @@ _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], ColumnKind]] = (
 
 def kinds_of(schema: pa.Schema) -> dict[str, ColumnKind]:
     """Returns what each column holds. A column of categories holds what the categories are."""
-    return {name: _kind(type) for name, type in zip(schema.names, schema.types, strict=True)}
-
-
-def _kind(type: pa.DataType) -> ColumnKind:
-    type = type.value_type if pa.types.is_dictionary(type) else type
-    return next((kind for fits, kind in _KINDS if fits(type)), "other")
+    types = [type.value_type if pa.types.is_dictionary(type) else type for type in schema.types]
+    kinds = (next((kind for fits, kind in _KINDS if fits(type)), "other") for type in types)
+    return dict(zip(schema.names, kinds, strict=True))
 
 
 def kind_of_json(value: Any) -> ColumnKind:

@@ -45,7 +45,7 @@ def _as_json(where: str, value: Any) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A value that Arrow has read, without the keys that it adds to an object because another row has them."""
+    """Returns a value that Arrow has read, without the keys that it adds to an object because another row has them."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
@@ -57,7 +57,7 @@ def is_learned(message: Message) -> bool:
 
 
 def _with_role(where: str, message: Any) -> Any:
-    """A turn with the names of ShareGPT, with `role` and `content` instead. Any other value is returned as it is."""
+    """Returns a turn with the names of ShareGPT with `role` and `content` instead, and any other value as it is."""
     if not isinstance(message, Mapping) or "from" not in message or "value" not in message or "role" in message:
         return message
     author = message["from"]

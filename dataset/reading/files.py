@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -56,8 +55,3 @@ FORMATS: Mapping[str, type[RowFile]] = {
     ".parquet": Parquet,
     ".txt": Text,
 }
-
-
-def row_file(path: Path) -> RowFile:
-    """Returns the file at `path`, which is read when its columns or rows are asked for."""
-    return FORMATS[path.suffix](path)

@@ -57,8 +57,7 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     """
     feature, values = rows.features[column], [value for value in _values(rows, column) if not _is_missing(value)]
     if isinstance(feature, ClassLabel):
-        _check_several(where, column, feature.names)
-        return tuple(map(_name, feature.names))
+        return _several(where, column, [*map(_name, feature.names)])
     if not isinstance(feature, Value):
         raise UserError(f"column '{column}' of {where} holds lists or objects", "give each row one name or number")
     if may_be_numbers and any(isinstance(value, float) for value in values):
@@ -78,21 +77,21 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     names = [*dict.fromkeys(map(_name, ordered))]
     if odd := next((name for name in names if not name.isprintable()), None):
         raise UserError(f"column '{column}' of {where} has the label {odd!r}", "give labels without control characters")
-    _check_several(where, column, names)
     if len(names) > max(_FEW, len(values) // 2):
         raise UserError(
             f"column '{column}' of {where} has {len(names):,} different labels in {len(values):,} rows",
             "give --label-column the column of the classes, or --regression for numbers to predict",
         )
-    return tuple(names)
+    return _several(where, column, names)
 
 
-def _check_several(where: str, column: str, names: list[str]) -> None:
+def _several(where: str, column: str, names: list[str]) -> tuple[str, ...]:
     if len(names) < 2:
         raise UserError(
             f"column '{column}' of {where} has the same label in every row" if names else f"{where} has no labels",
             "give --label-column a column with at least two different values",
         )
+    return tuple(names)
 
 
 def are_hidden(spec: DatasetSpec, rows: Dataset) -> bool:
@@ -109,12 +108,10 @@ def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
         values = [feature.names[value] if value is not None and value >= 0 else None for value in values]  # -1: hidden
     listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
     _check_all_there(where, values, f"the labels are {listing}")
-    names = list(map(_name, values))
-    for index, name in enumerate(names):
+    for index, name in enumerate(names := [*map(_name, values)]):
         if name not in ids:
-            raise UserError(
-                f"row {index} of {where} has label '{name}'", f"the labels are {listing}; --labels gives all of them"
-            )
+            expected = f"the labels are {listing}; --labels gives all of them"
+            raise UserError(f"row {index} of {where} has label '{name}'", expected)
     return [ids[name] for name in names]
 
 
@@ -133,7 +130,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _name(value: Any) -> str:
-    """The name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`."""
+    """Returns the name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

@@ -92,11 +92,11 @@ def _described(
 ) -> tuple[DatasetSpec, OwnDataOptions]:
     filled = replace(
         own,
-        text_columns=own.text_columns or (joined_names(roles.texts) if roles.texts else None),
+        text_columns=own.text_columns or joined_names(roles.texts) or None,
         label_column=roles.label,
-        labels=own.labels or (joined_names(labels) if labels else None),
+        labels=own.labels or joined_names(labels) or None,
         regression=not labels if roles.classifies else None,
-        prompt_column=own.prompt_column or (joined_names(roles.prompt) if roles.prompt else None),
+        prompt_column=own.prompt_column or joined_names(roles.prompt) or None,
         response_column=roles.response,
         messages_column=roles.messages,
         choices_column=roles.choices,
@@ -135,7 +135,7 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
 
 
 def _paragraphs(columns: tuple[str, ...], row: Row) -> str:
-    """The texts of the columns on lines of their own, without those that are empty or missing."""
+    """Returns the texts of the columns on lines of their own, without those that are empty or missing."""
     return "\n".join(row[column] for column in columns if row[column])
 
 

@@ -188,7 +188,7 @@ def _answers(prompt: tuple[str, ...], response: str, task: Task | None) -> Roles
 
 
 def _questions(choices: str, prompt: tuple[str, ...], label: str | None, task: Task | None) -> Roles | None:
-    """The roles of multiple choice. `None` if a column is not known."""
+    """Returns the roles of multiple choice. `None` if a column is not known."""
     if not prompt or label is None:
         return None
     if choices == label or {choices, label} & {*prompt}:

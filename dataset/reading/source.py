@@ -22,13 +22,8 @@ from heterolora.common.errors import UserError, nearest
 from options.data import HELD_OUT
 
 _TEST = "test"  # the usual name of this split
-_BESIDE = (
-    "tools",
-    "functions",
-    "system",
-    "system_prompt",
-    "history",
-)  # columns that other programs put before a prompt
+#: Columns that other programs put before prompts and conversations.
+_BESIDE = ("tools", "functions", "system", "system_prompt", "history")
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,10 @@ def read_splits(
         notes.append(f"not read: {', '.join(sorted(unread))}; splits are train, {', '.join(VALIDATION)} and test")
 
     read = partial(_read, spec, stored, saved_path, cache, notes)
+    answers = spec.own and (spec.chat or spec.response is not None)
+    columns = stored[spec.train].columns() if answers and spec.train in stored else ()
     train = read(spec.train)
-    if spec.own and (spec.chat or spec.response is not None):
-        notes += _unused(spec, stored[spec.train].columns())
+    notes += _unused(spec, columns)
     validation = {split: read(split) for split in names}
     tested = {} if test is None else {test: read(test)}
     source = read(spec.choices.examples) if examples and spec.choices and spec.choices.examples else None
@@ -140,7 +136,7 @@ def _is_only(spec: DatasetSpec, stored: StoredSplits) -> bool:
 
 
 def _unused(spec: DatasetSpec, columns: Iterable[str]) -> list[str]:
-    """A note for each column beside prompts or conversations that other programs would put before them."""
+    """Returns a note for each column beside prompts or conversations that other programs would put before them."""
     return [
         f"column '{name}' of {spec.name} is not read: it is no part of what the model sees"
         for name in columns

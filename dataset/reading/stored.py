@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from dataset.reading.cache import cached, digest, file_digest
 from dataset.reading.columns import ColumnKind, kinds_of
-from dataset.reading.files import VERSION, row_file
+from dataset.reading.files import FORMATS, VERSION
 from dataset.reading.row_file import RowFile, empty, joined
 from dataset.reading.splits import SUFFIXES, are_shards, files_by_split, is_packed, missing_shards
 from dataset.spec import DatasetSpec, Wanted
@@ -44,14 +44,14 @@ class Stored:
 
     @classmethod
     def made_by(cls, make: Callable[[], Dataset]) -> Stored:
-        """The split that `make` returns, with all its columns."""
+        """Returns the split that `make` returns, with all its columns."""
         made = cache(make)
         return cls(lambda wanted, on_disk: made(), lambda: kinds_of(made().data.schema))
 
     @classmethod
     def in_files(cls, paths: Sequence[Path]) -> Stored:
-        """The split whose rows are those of all files."""
-        files = [row_file(path) for path in paths]
+        """Returns the split whose rows are those of all files."""
+        files = [FORMATS[path.suffix](path) for path in paths]
         return cls(cache(partial(_rows_of, files)), cache(partial(_columns_of, files)))
 
 
