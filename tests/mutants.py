@@ -97,6 +97,8 @@ def _changes(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.stmt 
             continue
         if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
             continue  # -1 is one constant
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            continue  # of `zip`, which states what holds anyway
         for child in children:
             if not (field == "decorator_list" and "dataclass" in ast.unparse(child)):
                 yield from _changes(child, function)

@@ -85,6 +85,8 @@ def test_elements_without_a_score_are_added_in_their_order() -> None:
     items = [Scored(element(3, name), score) for name, score in (("q_proj", 1.0), ("v_proj", 0.0), ("w1", 0.0))]
     chosen = best_within(items, [], TIME, TIME.of([items[0].element, items[1].element]))
     assert chosen == {"layer_3.q_proj", "layer_3.v_proj"}
+    lower = [items[0], Scored(element(0), 0.0), *items[1:]]  # with it, no time is left for the others
+    assert best_within(lower, [], TIME, TIME.fixed(0) + 0.17) == {item.element.key for item in items}
 
 
 def test_widths_without_a_common_divisor() -> None:

@@ -163,6 +163,7 @@ def test_spectral_needs_two_batches() -> None:
     made, batches = trained_with("opt-pre", "classification")
     with pytest.raises(UserError, match="two halves of the batches and has 1; give 2 batches or more"):
         score("spectral", problem(made, batches[:1]))
+    assert len(score("spectral", problem(made, batches[:2]))) == len(made.space)
 
 
 def test_gpt2_whose_weights_are_transposed() -> None:
