@@ -136,9 +136,10 @@ class ModelRecord:
         return cls(own["action"], dict(own["options"]), base, own["base_sha256"], configs, on, run)
 
     def as_dict(self) -> dict[str, Any]:
-        documents = {kind: self.configs[kind].to_document() if kind in self.configs else None for kind in KINDS}
-        values = {"version": __version__, "action": self.action, "options": self.options, "base": asdict(self.base)}
-        return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on), "run": self.run}
+        values: dict[str, Any] = {"version": __version__, "action": self.action, "options": self.options}
+        values |= {"base": asdict(self.base), "base_sha256": self.base_sha256, "lora": None, "shortcut": None}
+        values |= {kind: config.to_document() for kind, config in self.configs.items()}
+        return values | {"on": list(self.on), "run": self.run}
 
     @property
     def renormalizes(self) -> bool:
@@ -153,7 +154,8 @@ class ModelRecord:
     def without_shortcuts(self) -> ModelRecord:
         options = {name: value for name, value in self.options.items() if name != "shortcut_config"}
         options["model"] = options["model"].removesuffix("_ags")
-        configs = {kind: config for kind, config in self.configs.items() if kind != "shortcut"}
+        configs = dict(self.configs)
+        configs.pop("shortcut", None)
         on = tuple(key for key in self.on if not _is_shortcut(key))
         return replace(self, options=options, configs=configs, on=on)
 

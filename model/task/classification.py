@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.spec import DatasetSpec
+from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
 
@@ -29,12 +30,12 @@ class Classification(FineTuning):
         return Loss((each * batch["weight"]).sum(), batch["weight"].sum(), logits, each.detach())
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | None]:
-        correct = None if self.spec.regression else loss.logits.argmax(-1) == batch["labels"]
-        return torch.ones_like(loss.each), correct
+        correct = None if self.spec.regression else present(loss.logits).argmax(-1) == batch["labels"]
+        return torch.ones_like(batch["weight"]), correct
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0
-        return loss.logits[kept], batch["labels"][kept]
+        return present(loss.logits)[kept], batch["labels"][kept]
 
     def official_pairs(self, first: Tensor, second: Tensor) -> tuple[Sequence[float], Sequence[float]]:
         predicted = first.squeeze(-1) if self.spec.regression else first.argmax(-1)

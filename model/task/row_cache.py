@@ -49,7 +49,7 @@ class RowCache:
 
     def at(self, depth: int) -> dict[int, Tensor]:
         """Row -> its tensor, on the CPU, of the rows that are kept for this depth. Not to be changed."""
-        self._shelves[depth] = self._shelves.pop(depth, None) or _Shelf()
+        self._shelves[depth] = self._shelves.pop(depth, _Shelf())
         return self._shelves[depth].rows
 
     def put(self, depth: int, row: int, tensor: Tensor) -> None:
