@@ -6,6 +6,8 @@ values only, so that `torch.load(weights_only=True)` reads it and refuses a pick
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -182,8 +184,8 @@ class Checkpoint:
 
         Raises UserError if the file does not say it.
         """
+        progress = self._of_loop("epoch_loop.batch_progress")
         try:
-            progress = self.contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             return 0 if progress["is_last_batch"] else int(progress["current"]["ready"])
         except (LookupError, TypeError, ValueError):
             raise UserError(
@@ -193,20 +195,22 @@ class Checkpoint:
     @property
     def epochs(self) -> int:
         """The number of trained epochs. An unfinished one counts. It is 0 if the file does not say it."""
-        try:
-            finished = self.contents["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        except (LookupError, TypeError):
-            return 0
+        finished = self._of_loop("epoch_progress", "current", "processed")
         return finished + (self.batches_into_epoch > 0) if isinstance(finished, int) else 0
 
     @property
     def loader_state(self) -> Mapping[str, Any]:
         """What the loader of the training rows saved. Empty if it saved nothing."""
+        states = self._of_loop("state_dict", "combined_loader")
+        only = states[0] if isinstance(states, list | tuple) and len(states) == 1 else None
+        return only if isinstance(only, Mapping) else {}
+
+    def _of_loop(self, *keys: str) -> Any:
+        """Returns what Lightning saved of its loop under these keys, one inside the other. None if it is not there."""
         try:
-            (state,) = self.contents["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-        except (LookupError, TypeError, ValueError):
-            return {}
-        return state if isinstance(state, Mapping) else {}
+            return functools.reduce(operator.getitem, keys, self.contents["loops"]["fit_loop"])
+        except (LookupError, TypeError):
+            return None
 
     def without_shortcuts(self) -> Checkpoint:
         """Returns the model without its shortcuts, as LoRA alone."""

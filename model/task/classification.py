@@ -8,14 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.spec import DatasetSpec
 from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
-
-
-def class_of(spec: DatasetSpec) -> type[FineTuning]:
-    return Classification
 
 
 class Classification(FineTuning):
@@ -40,3 +35,6 @@ class Classification(FineTuning):
     def official_pairs(self, first: Tensor, second: Tensor) -> tuple[Sequence[float], Sequence[float]]:
         predicted = first.squeeze(-1) if self.spec.regression else first.argmax(-1)
         return predicted.tolist(), second.tolist()
+
+
+TASK = Classification

@@ -44,6 +44,9 @@ class MultipleChoice(LanguageModel):
         return _right_tokens(batch), present(loss.logits).argmax(-1) == batch["answer"]
 
 
+TASK = MultipleChoice
+
+
 def _sequences(batch: Batch) -> Batch:
     """The batch with a weight for each sequence."""
     return {**batch, "weight": batch["weight"].repeat_interleave(batch["choices"])}

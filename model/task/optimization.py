@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import torch
+from torch import nn
+
+from heterolora.elements.search_space import SearchSpace
 from options.optimization import Optimization
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from heterolora.elements.search_space import SearchSpace
 
 
 def build_optimizer(
@@ -24,8 +22,6 @@ def build_optimizer(
     LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B with `loraplus_ratio` times the learning rate. The schedule
     multiplies all rates by the same factor, so their ratio is constant.
     """
-    import torch
-
     parameters = list(parameters)
     fast = {low_rank.B for low_rank in space or ()} if settings.loraplus_ratio != 1 else set()
     matrices = [p for p in parameters if p.ndim >= 2 and p not in fast]
@@ -90,8 +86,6 @@ def rate_factor(step: int, total: float, settings: Optimization) -> float:
 
 def build_scheduler(optimizer: torch.optim.Optimizer, total: float, settings: Optimization) -> dict[str, Any]:
     """Returns Lightning's description of a scheduler that steps with the optimizer."""
-    import torch
-
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, settings))
     return {"scheduler": schedule, "interval": "step", "name": "learning_rate"}
 
