@@ -6,6 +6,8 @@ values only, so that `torch.load(weights_only=True)` reads it and refuses a pick
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -136,9 +138,10 @@ class ModelRecord:
         return cls(own["action"], dict(own["options"]), base, own["base_sha256"], configs, on, run)
 
     def as_dict(self) -> dict[str, Any]:
-        documents = {kind: self.configs[kind].to_document() if kind in self.configs else None for kind in KINDS}
-        values = {"version": __version__, "action": self.action, "options": self.options, "base": asdict(self.base)}
-        return {**values, "base_sha256": self.base_sha256, **documents, "on": list(self.on), "run": self.run}
+        values: dict[str, Any] = {"version": __version__, "action": self.action, "options": self.options}
+        values |= {"base": asdict(self.base), "base_sha256": self.base_sha256, "lora": None, "shortcut": None}
+        values |= {kind: config.to_document() for kind, config in self.configs.items()}
+        return values | {"on": list(self.on), "run": self.run}
 
     @property
     def renormalizes(self) -> bool:
@@ -153,7 +156,8 @@ class ModelRecord:
     def without_shortcuts(self) -> ModelRecord:
         options = {name: value for name, value in self.options.items() if name != "shortcut_config"}
         options["model"] = options["model"].removesuffix("_ags")
-        configs = {kind: config for kind, config in self.configs.items() if kind != "shortcut"}
+        configs = dict(self.configs)
+        configs.pop("shortcut", None)
         on = tuple(key for key in self.on if not _is_shortcut(key))
         return replace(self, options=options, configs=configs, on=on)
 
@@ -180,8 +184,8 @@ class Checkpoint:
 
         Raises UserError if the file does not say it.
         """
+        progress = self._of_loop("epoch_loop.batch_progress")
         try:
-            progress = self.contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             return 0 if progress["is_last_batch"] else int(progress["current"]["ready"])
         except (LookupError, TypeError, ValueError):
             raise UserError(
@@ -191,20 +195,22 @@ class Checkpoint:
     @property
     def epochs(self) -> int:
         """The number of trained epochs. An unfinished one counts. It is 0 if the file does not say it."""
-        try:
-            finished = self.contents["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        except (LookupError, TypeError):
-            return 0
+        finished = self._of_loop("epoch_progress", "current", "processed")
         return finished + (self.batches_into_epoch > 0) if isinstance(finished, int) else 0
 
     @property
     def loader_state(self) -> Mapping[str, Any]:
         """What the loader of the training rows saved. Empty if it saved nothing."""
+        states = self._of_loop("state_dict", "combined_loader")
+        only = states[0] if isinstance(states, list | tuple) and len(states) == 1 else None
+        return only if isinstance(only, Mapping) else {}
+
+    def _of_loop(self, *keys: str) -> Any:
+        """Returns what Lightning saved of its loop under these keys, one inside the other. None if it is not there."""
         try:
-            (state,) = self.contents["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-        except (LookupError, TypeError, ValueError):
-            return {}
-        return state if isinstance(state, Mapping) else {}
+            return functools.reduce(operator.getitem, keys, self.contents["loops"]["fit_loop"])
+        except (LookupError, TypeError):
+            return None
 
     def without_shortcuts(self) -> Checkpoint:
         """Returns the model without its shortcuts, as LoRA alone."""

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 
 import model.family as families
 from dataset.spec import DatasetSpec
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.outside import reading
 from heterolora.elements.adapt import heads, in_head
@@ -140,7 +141,7 @@ def load_base(
     if source.pretrained and source.state_file is None:
         check_size(skeleton(config, task), source.name, from_files=True)
     if quantize is not None and not sharded:
-        return _load_quantized(auto, source, config, precision, quantize)
+        return _load_quantized(auto, source, config, present(precision), quantize)
     torch.manual_seed(source.seed)
     if source.pretrained and source.state_file is None:
         network, untrained_head = _from_files(auto, source.name, config, dtype="auto")
@@ -155,7 +156,7 @@ def load_base(
         for module in heads(network) if sharded else (network,):
             cast(module.parameters(), base_dtype(precision))
     if quantize is not None:
-        put_nf4_layers(network, precision)
+        put_nf4_layers(network, present(precision))
     return Base(network, untrained_head, sha256)
 
 
@@ -221,15 +222,18 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
             else "give a base with a pooler, which a masked language model lacks, or a RoBERTa, which needs none",
         )
     if not new and next(heads(network), None) is not None:
-        _follow_labels(network, read_config(source).id2label)
+        _follow_labels(network, read_config(source).id2label or {})
     return network, bool(new)
 
 
-def _follow_labels(network: PreTrainedModel, stored: Mapping[int, str]) -> None:
+def _follow_labels(network: PreTrainedModel, stored: Mapping[Any, str]) -> None:
     """Reorders the outputs of a pretrained head: the same labels may have another order in the data set."""
     named = {name.casefold(): index for index, name in stored.items()}
-    order = [named.get(name.casefold()) for _, name in sorted(network.config.id2label.items())]
-    if None in order or len(named) != len(order) or order == sorted(order):
+    names = [name.casefold() for _, name in sorted((network.config.id2label or {}).items())]
+    if not set(names) <= named.keys() or len(named) != len(names):
+        return
+    order = [named[name] for name in names]
+    if order == sorted(order):
         return
     layers = [layer for head in heads(network) for layer in head.modules()]
     outputs = [layer for layer in layers if getattr(layer, "out_features", None) == len(order)]

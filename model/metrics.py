@@ -7,6 +7,7 @@ several processes compute the same value as one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -53,6 +54,8 @@ class OnlyClass(Metric):
     """The class of all predictions, if they are equal and the labels are not. Otherwise -1."""
 
     full_state_update = False
+    predicted: Tensor  # (classes,): how often each is predicted
+    true: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class OnlyClass(Metric):
         self.true += torch.bincount(labels, minlength=self.num_classes)
 
     def compute(self) -> Tensor:
-        alone = (self.predicted > 0).sum() == 1 and (self.true > 0).sum() > 1
+        alone = bool((self.predicted > 0).sum() == 1) and bool((self.true > 0).sum() > 1)
         return self.predicted.argmax() if alone else torch.tensor(-1, device=self.device)
 
 
@@ -97,6 +100,8 @@ class WeightedMean(Metric):
     """Σ sums / Σ counts. Keeps one pair of numbers per batch and adds them in float64."""
 
     full_state_update = False
+    sums: list[Tensor]
+    counts: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +138,7 @@ class Rouge(WeightedMean):
         self.key = key
         self.scorer = RougeScorer([key], use_stemmer=True)
 
-    def update(self, generated: Sequence[str], references: Sequence[str]) -> None:
+    def update(self, generated: Sequence[str], references: Sequence[str]) -> None:  # type: ignore[override]
         """Takes the generated texts and one reference for each."""
         pairs = zip(references, generated, strict=True)
         super().update(sum(self.scorer.score(*pair)[self.key].fmeasure for pair in pairs), len(references))
@@ -146,7 +151,7 @@ class ChoiceAccuracy(WeightedMean):
         super().__init__()
         self.way = way
 
-    def update(self, picks: Tensor, right: Tensor) -> None:
+    def update(self, picks: Tensor, right: Tensor) -> None:  # type: ignore[override]
         super().update((picks[:, self.way] == right).sum(), len(right))
 
 
@@ -157,7 +162,7 @@ _BUILD: dict[str, Callable[[int], Metric]] = {
     "pearson": lambda _: Pearson(),
     "spearman": lambda _: Spearman(),
     "perplexity": lambda _: Perplexity(),
-    **{key: lambda _, key=key: Rouge(key) for key in ("rouge1", "rouge2", "rougeL")},
+    **{key: partial(lambda key, _: Rouge(key), key) for key in ("rouge1", "rouge2", "rougeL")},
 }
 _OF_CHOICES = {"accuracy": 0, "accuracy_norm": 1}  # metrics of multiple choice -> column of the picks
 

@@ -79,7 +79,7 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
 
 def _packed_weights(network: nn.Module) -> dict[nn.Parameter, int]:
     """Returns the number of weights of each parameter of a 4-bit layer, which packs two weights into a byte."""
-    layers = [module for module in network.modules() if getattr(module, "quant_state", None) is not None]
+    layers: list[Any] = [module for module in network.modules() if getattr(module, "quant_state", None) is not None]
     return {layer.weight: layer.quant_state.shape.numel() for layer in layers}
 
 

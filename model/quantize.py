@@ -88,7 +88,7 @@ def put_nf4_layers(network: nn.Module, precision: str) -> None:
             layer.bias = plain[path].bias
 
 
-def quantize(layer: nn.Module, device: torch.device) -> None:
+def quantize(layer: Any, device: torch.device) -> None:
     """Quantises a layer of `put_nf4_layers`, on the device. Has no effect on other modules, and the second time."""
     if getattr(layer, "quant_storage", None) is not None and layer.quant_state is None:
         layer.to(device)  # bitsandbytes quantises here
@@ -96,7 +96,7 @@ def quantize(layer: nn.Module, device: torch.device) -> None:
             layer.bias.data = layer.bias.data.to(layer.compute_dtype)
 
 
-def _storage(layer: nn.Module) -> torch.dtype:
+def _storage(layer: Any) -> torch.dtype:
     """Returns the dtype of a tensor of packed weights: the dtype in which the layer computes, as FSDP-QLoRA has it.
 
     Two weights are a byte. Bytes if their number is not a multiple of the size of that dtype.

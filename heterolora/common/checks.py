@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from heterolora.common.errors import UserError, nearest, shown
 
+_T = TypeVar("_T")
 LARGEST = 2**63 - 1  # the largest whole number of a tensor, and of the TOML standard
 
 
@@ -79,3 +80,9 @@ def check_keys(
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} missing", expected)
     return table
+
+
+def present(value: _T | None) -> _T:
+    """Returns a value that is not None, where a type allows it to be."""
+    assert value is not None
+    return value

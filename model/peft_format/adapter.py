@@ -14,6 +14,7 @@ from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 from torch import Tensor
 
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.outside import reading
 from heterolora.elements.adapt import in_head
@@ -73,7 +74,7 @@ class Adapter:
                 f"{settings.source} needs revision '{settings.revision}' of {settings.base}",
                 "download that revision, and give its folder as --backbone-model",
             )
-        return BaseSource(moved or settings.base, seed=seed)
+        return BaseSource(moved or present(settings.base), seed=seed)
 
 
 def find_adapter(name: str) -> Path:
@@ -81,7 +82,7 @@ def find_adapter(name: str) -> Path:
     if os.path.exists(name) or name.count("/") != 1 or name.startswith((".", "/")):
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, ValueError, HTTPError):
         raise UserError(
             f"'{name}' is not a folder, and the hub gives no adapter of that name",

@@ -72,8 +72,9 @@ def card(result: Described) -> str:
 
 def _template() -> Any:
     folder = FileSystemLoader(Path(__file__).parent)
-    how = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    made = Environment(loader=folder, undefined=StrictUndefined, autoescape=False, **how)
+    made = Environment(
+        loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     made.filters["escaped"] = lambda cell: str(cell).replace("|", "\\|")
     return made.get_template("card.md.j2")
 

@@ -1,5 +1,8 @@
 """The Lightning callback that scores the search space during training, and switches its elements."""
 
+# mypy: disable-error-code="override"
+# Lightning gives its callbacks the task.
+
 from __future__ import annotations
 
 import time
@@ -15,6 +18,7 @@ from heterolora.choosing.allocation import Scored
 from heterolora.choosing.history import Decision, History
 from heterolora.choosing.ranks import choose
 from heterolora.choosing.step_time import StepTime
+from heterolora.common.checks import present
 from heterolora.common.distributed import check_agreement
 from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
 from heterolora.elements.search_space import SearchSpace
@@ -100,16 +104,16 @@ class Reallocate(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
         if stage == "fit":
-            self.history = History(pl_module.space.elements)  # before a checkpoint's state is loaded into it
+            self.history = History(present(pl_module.space).elements)  # before a checkpoint's state is loaded into it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
-        per_epoch, every = trainer.num_training_batches, self.options.realloc_N
+        per_epoch, every = int(trainer.num_training_batches), self.options.realloc_N
         batches = realloc_interval(every, per_epoch, trainer.accumulate_grad_batches)
         if batches > per_epoch and every != 1.0:  # a whole epoch may be rounded up to whole windows
             found = f"--realloc-N {every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
             self.note(f"{found}: reallocating once an epoch")
-        self.schedule = Schedule(batches, self.options.realloc_warmup_epochs)
+        self.schedule = Schedule(batches, present(self.options.realloc_warmup_epochs))
         warm_up = steps_of_run(per_epoch, trainer.accumulate_grad_batches, self.schedule.warmup_epochs, max_steps=-1)
         if 0 < (steps := pl_module.total_steps()) <= warm_up:
             found = f"the warm-up takes the whole run ({steps} steps), and no score decides in it"
@@ -120,7 +124,7 @@ class Reallocate(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FineTuning, batch: Any, batch_idx: int) -> None:
         if self.schedule.due(batch_idx):
             self._reallocate(trainer, pl_module, batch_idx)
-        until_due = self.schedule.batches_until_due(batch_idx, trainer.num_training_batches)
+        until_due = self.schedule.batches_until_due(batch_idx, int(trainer.num_training_batches))
         self.source.batch_starts(trainer, batch_idx, until_due)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
@@ -132,13 +136,14 @@ class Reallocate(pl.Callback):
     # ---- what
 
     def _reallocate(self, trainer: pl.Trainer, task: FineTuning, step: int) -> None:
-        space, epoch, index = task.space, trainer.current_epoch, len(self.history.decisions)
+        space, epoch, index = present(task.space), trainer.current_epoch, len(self.history.decisions)
         ties, options = allocation.tie_generator(self.seed, index), self.options
         try:
             if self.limit.unit == "time" and self.limit.step_time is None:
-                self.limit = replace(self.limit, step_time=trainer.strategy.broadcast(self.step_time(trainer, task)))
+                measured = present(self.step_time)(trainer, task)
+                self.limit = replace(self.limit, step_time=trainer.strategy.broadcast(measured))
             scored = self._scored(trainer, task, step)
-            chosen = choose(scored, self.limit, options.dyrealloc_ags_mode, ties)
+            chosen = choose(scored, self.limit, present(options.dyrealloc_ags_mode), ties)
         except UserError as reason:
             found = f"at step {trainer.global_step} (epoch {epoch}), {reason.found}"
             diverged = isinstance(reason, NotFiniteError) and trainer.global_step > 0
@@ -154,14 +159,14 @@ class Reallocate(pl.Callback):
         self._log(trainer, space)
 
     def _scored(self, trainer: pl.Trainer, task: FineTuning, step: int) -> Sequence[Scored]:
-        start, elements = time.perf_counter(), task.space.elements
+        start, elements = time.perf_counter(), present(task.space).elements
         if self.schedule.warming_up(trainer.current_epoch):
             scored = allocation.by_least_often_on(elements, self.history.times_on())
         else:
             before = self.history.decisions[-1:]
             if before and self.schedule.warming_up(before[0].epoch):
                 self._check_warm_up()
-            until_due = self.schedule.batches_until_due(step, trainer.num_training_batches)
+            until_due = self.schedule.batches_until_due(step, int(trainer.num_training_batches))
             scores = self.source.scores(trainer, task, until_due)
             scored = [Scored(element, scores[element.key]) for element in elements]
         self.seconds += time.perf_counter() - start

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from heterolora.common.checks import present
 from heterolora.saliency.from_training import TrainingGradients, recorded
 from heterolora.saliency.problem import Batch, Movement, Track, untracked
 from heterolora.saliency.score import score
@@ -40,7 +41,7 @@ class DedicatedScores(ScoreSource):
         tolerance, precision = self.options.metric_red_tolerance, trainer.precision_plugin.forward_context
         movement = _movement(trainer, task, until_due)
         problem = scoring_problem(task, self._on_device, tolerance, self.track, precision, movement)
-        return score(self.options.importance_test_name, problem)
+        return score(present(self.options.importance_test_name), problem)
 
 
 class TrainingScores(ScoreSource):
@@ -62,7 +63,7 @@ class TrainingScores(ScoreSource):
         self.gradients.reset()
 
     def batch_starts(self, trainer: pl.Trainer, batch: int, until_due: int) -> None:
-        limit, _ = batch_count(self.limit, trainer.num_training_batches)
+        limit, _ = batch_count(self.limit, int(trainer.num_training_batches))
         if recorded(batch, until_due, limit, trainer.accumulate_grad_batches):
             self.gradients.start()
 

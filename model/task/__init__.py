@@ -1,4 +1,4 @@
-"""The tasks. Each row of `heterolora.elements.task.TASKS` has a file here with its name and a function `class_of`."""
+"""The tasks. Each row of `heterolora.elements.task.TASKS` has a file here with its name and its class, `TASK`."""
 
 from __future__ import annotations
 
@@ -12,4 +12,5 @@ if TYPE_CHECKING:
 
 def class_of(spec: DatasetSpec) -> type[FineTuning]:
     """Returns the class that trains and measures the task of a data set."""
-    return importlib.import_module(f"{__name__}.{spec.task}").class_of(spec)
+    file = spec.task if spec.choices is None else "multiple_choice"
+    return importlib.import_module(f"{__name__}.{file}").TASK

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.spec import DatasetSpec
+from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
 from model.task.rows import Answers
-
-
-def class_of(spec: DatasetSpec) -> type[FineTuning]:
-    return Classification
 
 
 class Classification(FineTuning):
@@ -30,13 +26,17 @@ class Classification(FineTuning):
         return Loss((each * batch["weight"]).sum(), batch["weight"].sum(), logits, each.detach())
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:
-        predicted = loss.logits.squeeze(-1) if self.spec.regression else loss.logits.argmax(-1)
-        return torch.ones_like(loss.each), (batch["labels"], predicted)
+        logits = present(loss.logits)
+        predicted = logits.squeeze(-1) if self.spec.regression else logits.argmax(-1)
+        return torch.ones_like(batch["weight"]), (batch["labels"], predicted)
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0
-        return loss.logits[kept], batch["labels"][kept]
+        return present(loss.logits)[kept], batch["labels"][kept]
 
     def official_pairs(self, first: Tensor, second: Tensor) -> tuple[Sequence[float], Sequence[float]]:
         predicted = first.squeeze(-1) if self.spec.regression else first.argmax(-1)
         return predicted.tolist(), second.tolist()
+
+
+TASK = Classification

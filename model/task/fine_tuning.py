@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
+from heterolora.common.checks import present
 from heterolora.common.distributed import gather_lists
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss
@@ -222,7 +223,8 @@ class FineTuning(pl.LightningModule, ABC):
         pair = self.predictions(batch, loss)
         if self.keeps_rows:
             kept = batch["weight"] > 0
-            self.rows += RowResult.of_batch(split, batch["index"], kept, loss.each, *self.row_counts(batch, loss))
+            counts, correct = self.row_counts(batch, loss)
+            self.rows += RowResult.of_batch(split, batch["index"], kept, present(loss.each), counts, correct)
         if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
             self._figures(split).update(loss, *pair)
         return pair

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from heterolora.common.checks import present
 from heterolora.elements.blocks import replaced
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
@@ -50,8 +51,8 @@ class FrozenPrefix:
         self, network: PreTrainedModel, space: SearchSpace, cache: RowCache, note: Callable[[str], None]
     ) -> None:
         self.space, self.cache, self.note, self.base = space, cache, note, network.base_model
-        path = space.family.blocks
-        self.blocks: nn.ModuleList = self.base.get_submodule(path)
+        path = present(space.family).blocks
+        self.blocks = cast(nn.ModuleList, self.base.get_submodule(path))
         self._embeddings = [  # and the norms after the blocks, which have no dropout
             module
             for name, module in self.base.named_modules()
@@ -108,8 +109,9 @@ class FrozenPrefix:
         pieces, kept = _pieces(batch), self.cache.at(depth)
         new = [piece for piece in pieces if piece.row not in kept]
         missing = sorted({piece.sequence for piece in new})
-        computed = self._computed({name: value[missing] for name, value in inputs.items()}, depth) if missing else None
         count, length = inputs["input_ids"].shape
+        if missing:
+            computed = self._computed({name: value[missing] for name, value in inputs.items()}, depth)
         if len(missing) == count:
             x = computed
         else:
@@ -122,7 +124,7 @@ class FrozenPrefix:
             x = x.to(device, non_blocking=True)
             if missing:
                 x[missing] = computed
-        if computed is not None:
+        if missing:
             outputs = dict(zip(missing, computed.cpu(), strict=True))  # one transfer for all rows
             for piece in new:
                 self.cache.put(depth, piece.row, outputs[piece.sequence][piece.tokens])

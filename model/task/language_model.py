@@ -26,7 +26,7 @@ class LanguageModel(FineTuning):
         by_position = each.new_zeros(kept.shape).masked_scatter(kept, each)  # (rows, tokens)
         return Loss(total, kept.sum(), each=by_position.sum(-1))
 
-    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, None]:
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | None]:
         _, kept = next_tokens(batch)
         return kept.sum(-1), None
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
 from model.task.language_model import LanguageModel, next_tokens
 from model.task.rows import Answers
@@ -28,19 +29,23 @@ class MultipleChoice(LanguageModel):
         """Returns the loss of the right choices. Its `logits` are the scores (rows, choices) of an evaluated batch."""
         if "choices" not in batch:
             return super().loss(batch)
-        every = super().loss(_sequences(batch)).each  # (sequences,): the negative scores
+        every = present(super().loss(_sequences(batch)).each)  # (sequences,): the negative scores
         scores = pad_sequence((-every).split(batch["choices"].tolist()), batch_first=True, padding_value=-math.inf)
         each = every[_right(batch)]
         return Loss(each.sum(), _right_tokens(batch).sum(), scores, each)
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0
-        normalised = loss.logits / batch["characters"]
-        picks = torch.stack([loss.logits.argmax(-1), normalised.argmax(-1)], dim=-1)  # (rows, 2)
+        scores = present(loss.logits)
+        normalised = scores / batch["characters"]
+        picks = torch.stack([scores.argmax(-1), normalised.argmax(-1)], dim=-1)  # (rows, 2)
         return picks[kept], batch["answer"][kept]
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:
-        return _right_tokens(batch), (batch["answer"], loss.logits.argmax(-1))
+        return _right_tokens(batch), (batch["answer"], present(loss.logits).argmax(-1))
+
+
+TASK = MultipleChoice
 
 
 def _sequences(batch: Batch) -> Batch:

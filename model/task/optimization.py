@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
+import torch
+from torch import nn
+
+from heterolora.elements.search_space import SearchSpace
 from options.optimization import Optimization
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from torch.optim.lr_scheduler import LambdaLR
-
-    from heterolora.elements.search_space import SearchSpace
 
 
 def build_optimizer(
@@ -25,14 +22,12 @@ def build_optimizer(
     LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B with `loraplus_ratio` times the learning rate. The schedule
     multiplies all rates by the same factor, so their ratio is constant.
     """
-    import torch
-
     parameters = list(parameters)
     fast = {low_rank.B for low_rank in space or ()} if settings.loraplus_ratio != 1 else set()
     matrices = [p for p in parameters if p.ndim >= 2 and p not in fast]
     vectors = [p for p in parameters if p.ndim < 2]
     all_b = [p for p in parameters if p in fast]
-    rate, decay = settings.learning_rate, settings.weight_decay
+    rate, decay = cast(float, settings.learning_rate), settings.weight_decay
     groups = [
         {"name": "matrices", "params": matrices, "lr": rate, "weight_decay": decay},
         {"name": "vectors", "params": vectors, "lr": rate, "weight_decay": 0.0},
@@ -84,20 +79,18 @@ def rate_factor(step: int, total: float, settings: Optimization) -> float:
     if settings.lr_scheduler == "linear":
         return 1.0 - done
     if settings.lr_scheduler == "cosine_annealing":
-        low = settings.eta_min / settings.learning_rate
+        low = settings.eta_min / cast(float, settings.learning_rate)
         return low + (1.0 - low) * (1.0 + math.cos(math.pi * done)) / 2.0
     return 1.0
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, total: float, settings: Optimization) -> dict[str, Any]:
     """Returns Lightning's description of a scheduler that steps with the optimizer."""
-    import torch
-
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, settings))
     return {"scheduler": schedule, "interval": "step", "name": "learning_rate"}
 
 
-def coming_rates(schedule: LambdaLR, group: int) -> Iterator[float]:
-    """The learning rates of a group of parameters at the next optimizer steps."""
+def coming_rates(schedule: Any, group: int) -> Iterator[float]:
+    """The learning rates of a group of parameters at the next optimizer steps, by the LambdaLR `schedule`."""
     peak, factor = schedule.base_lrs[group], schedule.lr_lambdas[group]
     return (peak * factor(step) for step in itertools.count(schedule.last_epoch))

@@ -49,11 +49,11 @@ class RowCache:
 
     def at(self, depth: int) -> dict[int, Tensor]:
         """Row -> its tensor, on the CPU, of the rows that are kept for this depth. Not to be changed."""
-        self._shelves[depth] = self._shelves.pop(depth, None) or _Shelf()
+        self._shelves[depth] = self._shelves.pop(depth, _Shelf())
         return self._shelves[depth].rows
 
     def put(self, depth: int, row: int, tensor: Tensor) -> None:
-        """Keep a copy of the tensor, if there is room."""
+        """Keeps a copy of the tensor, if there is room."""
         rows, shelf, size = self.at(depth), self._shelves[depth], tensor.numel() * tensor.element_size()
         place = shelf.place(size)
         if place is None and self._reserve(shelf, size):
@@ -65,7 +65,7 @@ class RowCache:
             self.when_full = None
 
     def _reserve(self, shelf: _Shelf, size: int) -> bool:
-        """Give the shelf, which is the last one, a chunk of at least `size` bytes. Returns whether there is room."""
+        """Gives the shelf, which is the last one, a chunk of at least `size` bytes. Returns whether there is room."""
         while self._left() < size and len(self._shelves) > 1:
             del self._shelves[next(iter(self._shelves))]
         if self._left() < size:

@@ -6,6 +6,9 @@ of B moves the weight by -s² G Aᵀ A, so these rows of A keep the largest part
 `orthogonal`: random orthonormal directions.
 """
 
+# mypy: disable-error-code="override"
+# Lightning gives its callbacks the task.
+
 from __future__ import annotations
 
 import math

@@ -7,15 +7,10 @@ from itertools import compress
 import torch
 from transformers import GenerationConfig
 
-from dataset.spec import DatasetSpec
 from heterolora.saliency.problem import Batch, Loss
 from model.sharding import is_sharded
-from model.task.fine_tuning import FineTuning, TaskParts
+from model.task.fine_tuning import TaskParts
 from model.task.language_model import LanguageModel
-
-
-def class_of(spec: DatasetSpec) -> type[FineTuning]:
-    return Summarization
 
 
 class Summarization(LanguageModel):
@@ -56,3 +51,6 @@ class Summarization(LanguageModel):
         )
         texts = self.tokenizer.batch_decode(generated[:, prompts.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+TASK = Summarization

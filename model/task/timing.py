@@ -21,7 +21,8 @@ def measured(problem: Problem, batch: Batch) -> StepTime:
     """
     space = problem.space
     lowest = min(space.elements, key=lambda element: (element.layer, element.in_features + element.out_features))
-    choices = (frozenset(), frozenset({lowest.key}), frozenset(element.key for element in space.elements))
+    every = frozenset(element.key for element in space.elements)
+    choices: tuple[frozenset[str], ...] = (frozenset(), frozenset({lowest.key}), every)
     with no_trace(problem.network, space):
         rounds = [[_seconds(problem, batch, on) for on in choices] for _ in range(_ROUNDS + 1)][1:]
     without, with_lowest, with_all = (min(column) for column in zip(*rounds, strict=True))

@@ -28,7 +28,7 @@ class Head:
 
     def __init__(self, network: PreTrainedModel) -> None:
         self.network = network
-        self.linear = network.get_output_embeddings()
+        self.linear: Any = network.get_output_embeddings()
         self._is_last: bool | None = None  # whether the network's logits are exactly the output of `linear`
 
     def losses(
@@ -77,7 +77,7 @@ def _held(linear: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def summed_cross_entropy(hidden: Tensor, targets: Tensor, linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+def summed_cross_entropy(hidden: Tensor, targets: Tensor, linear: Any) -> tuple[Tensor, Tensor | None]:
     """Returns the sum of the losses of `linear(hidden)`, and the loss of each token (N,), which has no gradient.
 
     The sum alone if `by_liger`.
@@ -110,7 +110,7 @@ def by_liger(device: torch.device, tokens: int, linear: nn.Module, installed: bo
 class _Pieces:
     """What the loss of a chunk needs besides its hidden states."""
 
-    linear: nn.Module
+    linear: Any
     targets: Tensor
     chunk: int
 

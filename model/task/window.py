@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
+from heterolora.common.checks import present
 from heterolora.common.distributed import check_agreement, own_rows, sum_over_ranks, world_size
 from heterolora.saliency.problem import Loss
 
@@ -68,7 +69,7 @@ class Window:
 
         Raises UserError if the processes disagree about which parameters are trained.
         """
-        weight, world = self._unit * divided_by, world_size()
+        weight, sums, world = present(self._unit) * divided_by, present(self._sums), world_size()
         places = [
             (g, i)
             for g, group in enumerate(optimizer.param_groups)
@@ -77,14 +78,14 @@ class Window:
         ]
         parameters = [optimizer.param_groups[g]["params"][i] for g, i in places]
         if world == 1 or averaged:
-            total, count = _total_and_count(sum_over_ranks(self._sums))
+            total, count = _total_and_count(sum_over_ranks(sums))
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_mul_([own_rows(gradient) for gradient in gradients], world * weight / count)
         else:
             if places != self._agreed:  # one small collective whenever the set of trained parameters changes
                 check_agreement({"which parameters are trained": places})
                 self._agreed = places
-            total, count = _sum_gradients(parameters, weight, self._sums)
+            total, count = _sum_gradients(parameters, weight, sums)
         self.share = weight / count
         return total / count
 
@@ -97,13 +98,14 @@ def _sum_gradients(parameters: Sequence[nn.Parameter], weight: Tensor, sums: Ten
     for parameter in parameters:
         if parameter.grad is None:  # only another process used it
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.reshape(-1).float() for parameter in parameters])
+    own = [present(parameter.grad) for parameter in parameters]
+    flat = torch.cat([gradient.reshape(-1).float() for gradient in own])
     flat = torch.cat([flat.mul_(weight), sums.float()])
     distributed.all_reduce(flat)
     gradients, (total, count) = flat[:-2], _total_and_count(flat[-2:].clone())  # not a view, which would keep all
     gradients.div_(count)
-    for parameter, gradient in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(gradient.view_as(parameter))
+    for mine, gradient in zip(own, gradients.split([each.numel() for each in own]), strict=True):
+        mine.copy_(gradient.view_as(mine))
     return total, count
 
 
