@@ -40,3 +40,15 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch):
+    """The runs of a study, in the process of the test."""
+    from tests.studies import InThisProcess
+    from tools.studies.execution import Execution
+
+    started = InThisProcess()
+    *others, _ = Execution.__init__.__defaults__
+    monkeypatch.setattr(Execution.__init__, "__defaults__", (*others, started))
+    return started

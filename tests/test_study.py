@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
@@ -26,8 +25,8 @@ from actions.run.in_use import in_use
 from heterolora.choosing import scores
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
-from main import main as program
 from tests.scoring import scored
+from tests.studies import MINIMAL, InThisProcess, measured, rows, study, write
 from tests.tiny import tiny_network
 from tests.world import ROOT, World, weights
 from tools import study as tool
@@ -36,80 +35,11 @@ from tools.studies.data import check_data
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment, from_here
 from tools.studies.page import markdown
-from tools.studies.results import Measured
+from tools.studies.results import Measured, Row, measuring_rows
 from tools.studies.running import Record, check_unfinished, record_of, run_here, run_job
+from tools.studies.sentence import answer
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
 from tools.studies.summary import compare
-
-MINIMAL = """
-parameters = [600]
-seeds = [0, 1]
-learning_rates = [1e-3, 1e-2]
-measure = "accuracy"
-[options]
-max_epochs = 1
-batch_size = 8
-pretrained = true
-accelerator = "cpu"
-logger = "csv"
-imp_limit_test_batches = 2
-[tasks.reviews]
-model = "opt_lora"
-dataset = "sst2"
-load = "{load}"
-dataset_saved_path = "{data}"
-[arms.uniform]
-method = "uniform"
-[arms.grad_norm]
-method = "grad_norm"
-rank = 4
-"""
-
-
-def write(folder: Path, world: World, text: str = MINIMAL, **replaced: str) -> Path:
-    for old, new in replaced.items():
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / "study.toml"
-    path.write_text(text.replace("{load}", str(world.opt)).replace("{data}", str(world.sst2)))
-    return path
-
-
-class InThisProcess:
-    """Runs the commands of a study in the process of the test, and keeps them."""
-
-    def __init__(self) -> None:
-        self.commands: list[list[str]] = []
-        self.fail: str | None = None  # part of the name of runs that fail
-
-    def __call__(self, arguments: Sequence[str], log: Path) -> int:
-        self.commands.append([*arguments])
-        if self.fail and self.fail in log.name:
-            log.write_text("error: the base is damaged; give another\n")
-            return 2
-        module, *options = arguments[1:]
-        with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            if module == "main":
-                return program(options)
-            peft_run.main(options)
-            return 0
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> InThisProcess:
-    started = InThisProcess()
-    defaults = list(execution.Execution.__init__.__defaults__)
-    monkeypatch.setattr(execution.Execution.__init__, "__defaults__", (*defaults[:-1], started))
-    return started
-
-
-def study(path: Path, folder: Path, *more: str) -> None:
-    tool.main([str(path), "--output", str(folder), *more])
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "results.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_study_from_file_to_report(
@@ -132,6 +62,12 @@ def test_a_study_from_file_to_report(
     text = (folder / "report.md").read_text()
     assert "uniform" in capsys.readouterr().out
     assert "| grad_norm |" in text
+    with (next((folder / "runs").glob("*.uniform.*")) / "rows.csv").open(newline="") as file:
+        labels = [row["label"] for row in csv.DictReader(file)]
+    measuring = [label for index, label in enumerate(labels) if index % 4]
+    majority = max(map(measuring.count, measuring)) / len(measuring)
+    assert f"| majority class | – | {majority:.4f} | – |" in text
+    assert ">majority class</th>" in page
     assert "600 parameters" in text
 
     # Started again, nothing runs.
@@ -147,15 +83,6 @@ def test_a_study_from_file_to_report(
         with pytest.raises(UserError, match="other options than those of the study file; give another --output"):
             study(write(tmp_path, world, **changed), folder)
     assert {command[2] for command in start.commands} == {"imp-test"}  # of rank 3, which are other scores
-
-
-def measured(arm: str, seed: int, *splits: Sequence[float]) -> Measured:
-    """A run whose rows of the splits `first`, `second` have these values."""
-    found = {
-        name: {index: (value, 1.0) for index, value in enumerate(values)}
-        for name, values in zip(("first", "second"), splits, strict=False)
-    }
-    return Measured(Case("task", 1, Arm(arm, "uniform"), 1e-3, seed), Path(), found, {}, 1, None, None, 1.0)
 
 
 def compared(**values: object) -> Study:
@@ -202,19 +129,26 @@ def test_an_arm_with_a_row_that_is_not_finite_is_not_compared() -> None:
     assert found.missing == {"two": "the loss of a row is not finite"}
 
 
+def said(runs: dict[str, list[Measured]], missing: dict[str, str] | None = None, **values: object) -> str:
+    """The answer of a study with these runs."""
+    planned = compared(seeds=tuple(sorted({run.case.seed for found in runs.values() for run in found})), **values)
+    return answer(planned, compare(planned, "task", 1, runs, missing or {}))
+
+
 def test_more_seeds_are_needed_than_were_not_enough() -> None:
     """The arms together need more seeds than each of them alone, and more if the difference is not 0."""
     seeds = range(10)
     runs = {"base": [measured("base", seed, [0.7] * 40) for seed in seeds]}
     for name in ("one", "two", "three"):
         runs[name] = [measured(name, seed, [0.7045 + 0.008 * (seed - 4.5) / 3] * 40) for seed in seeds]
-    sentence = compare(compared(seeds=tuple(seeds)), "task", 1, runs, {}).sentence
+    sentence = said(runs)
     assert "No difference from base is shown" in sentence
-    assert int(re.search(r"about (\d+) seeds are needed", sentence)[1]) > 10
+    low, high = map(int, re.search(r": (\d+) to (\d+) seeds are needed, a range because 10 seeds", sentence).groups())
+    assert 10 < low < high
 
 
 @pytest.mark.parametrize(
-    ("rates", "said"),
+    ("rates", "expected"),
     [
         ((1e-3,), ""),
         ((1e-4, 1e-3, 1e-2), ""),
@@ -222,25 +156,75 @@ def test_more_seeds_are_needed_than_were_not_enough() -> None:
         ((1e-4, 1e-3), "The best learning rate is the highest one for base, one: a rate beyond it may be better."),
     ],
 )
-def test_a_best_rate_at_the_end_of_the_rates_is_named(rates: tuple[float, ...], said: str) -> None:
+def test_a_best_rate_at_the_end_of_the_rates_is_named_first(rates: tuple[float, ...], expected: str) -> None:
     """It can decide the comparison: AdaLoRA looked worse than uniform LoRA until its rates went high enough."""
-    runs = {name: [measured(name, 0, [0.5, 1.0] * 10)] for name in ("base", "one")}
-    sentence = compare(compared(learning_rates=rates), "task", 1, runs, {}).sentence
-    assert sentence.endswith(said)
-    assert ("best learning rate" in sentence) == bool(said)
+    runs = {"base": [measured("base", 0, [0.5, 1.0] * 10)], "one": [measured("one", 0, [1.0, 0.5] * 10)]}
+    sentence = said(runs, learning_rates=rates)
+    assert sentence.startswith(expected)
+    assert ("best learning rate" in sentence) == bool(expected)
 
 
 def test_the_arms_without_a_significant_difference_are_not_forgotten() -> None:
-    seeds = range(4)
+    seeds = range(5)
     rows = {"base": 0.5, "one": 0.2, "two": 0.51}
     runs = {
         name: [measured(name, seed, [value + 0.02 * (seed - 1.5) * (name == "two")] * 40) for seed in seeds]
         for name, value in rows.items()
     }
-    sentence = compare(compared(seeds=tuple(seeds)), "task", 1, runs, {}).sentence
+    sentence = said(runs)
     assert sentence.startswith("one is worse than base by 0.3000")
     assert "No difference from base is shown for the other arms, but differences up to 0.0" in sentence
-    assert re.search(r"for the other arms: about \d+ seeds are needed", sentence)
+    assert re.search(r"for the other arms: \d+ to \d+ seeds are needed", sentence)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        (1, "With one seed, which says nothing about other seeds, the study suggests that one is better than base by"),
+        (4, "With 4 seeds, the study suggests that one is better than base by 0.3000 "),
+        (5, "one beats base by 0.3000 "),
+    ],
+)
+def test_fewer_than_five_seeds_only_suggest(seeds: int, expected: str) -> None:
+    values = {"base": [0.5, 0.7] * 20, "one": [0.8, 1.0] * 20}
+    sentence = said({name: [measured(name, seed, rows) for seed in range(seeds)] for name, rows in values.items()})
+    assert sentence.startswith(expected)
+    assert ("beats" in sentence) == (seeds >= 5)
+
+
+def classified(arm: str, seed: int, predicted: Sequence[int], measure: str = "accuracy") -> Measured:
+    """A run on rows whose labels are 0, 0, 1, 0, 0, 1 and so on."""
+    labels = [int(index % 3 == 2) for index in range(len(predicted))]
+    hits = [float(label == guess) for label, guess in zip(labels, predicted, strict=True)]
+    values = hits if measure == "accuracy" else [0.7 - 0.001 * seed] * len(hits)
+    return measured(arm, seed, [Row(*row) for row in zip(values, [1.0] * len(labels), labels, predicted, strict=True)])
+
+
+def test_runs_that_predict_one_class_are_named_first() -> None:
+    right = [int(index % 3 == 2) for index in range(60)]
+    runs = {
+        "base": [classified("base", seed, [*right[:-1], seed % 2]) for seed in range(5)],
+        "one": [classified("one", seed, [0] * 60 if seed in (1, 3) else right) for seed in range(5)],
+    }
+    sentence = said(runs)
+    assert sentence.startswith("Runs that predict one class for all rows: one with seed 1, 3.")
+    assert "base with seed" not in sentence
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "loss"])
+def test_arms_at_the_level_of_a_constant_prediction_are_named(measure: str) -> None:
+    found = [classified(arm, seed, [0] * 57 + [1] * 3, measure) for arm in ("base", "one") for seed in range(3)]
+    runs = {"base": found[:3], "one": found[3:]}
+    labels = [row.label for row in measuring_rows(compared(), found[0])]
+    share = sum(labels) / len(labels)
+    expected = 1 - share if measure == "accuracy" else -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    sentence = said(runs, measure=measure)
+    assert f"Not shown to be better than a constant prediction ({measure} {expected:.4f}): base, one." in sentence
+
+
+def test_arms_that_are_equal_to_the_last_digit_are_named_first() -> None:
+    runs = {name: [measured(name, seed, [0.5, 1.0] * 10) for seed in range(5)] for name in ("base", "one")}
+    assert said(runs).startswith("All arms have the same accuracy on every row, to the last digit.")
 
 
 def test_a_learning_rate_without_a_result_is_named(tmp_path: Path, world: World, start: InThisProcess) -> None:
@@ -256,7 +240,8 @@ def test_a_learning_rate_without_a_result_is_named(tmp_path: Path, world: World,
     made = execution.Execution(read_study(path), folder, start=Fails())
     (found,) = made.comparisons(run_jobs=True, track=lambda items, total, what: items)
     assert found.untuned == {"grad_norm": {0.01: "no output"}}
-    assert "Learning rates without a result: 0.01 for grad_norm." in found.sentence
+    sentence = answer(made.study, found)
+    assert sentence.startswith("Without a result, because a run diverged or failed: grad_norm at 0.01.")
     assert "grad_norm at 0.01 has no result: no output" in markdown(made.study, [found], made)
 
 
@@ -616,7 +601,7 @@ def test_a_budget_below_rank_1_gives_each_seed_its_own_places() -> None:
     budget = 3 * (elements[0].in_features + elements[0].out_features)  # rank 1 in 3 of 8 places
     on = {}
     for seed in range(6):
-        ranks = assignment(Case("task", budget, Arm("even", "uniform"), 1e-3, seed), places).ranks
+        ranks = assignment(Case("task", budget, Arm("even", "uniform"), 1e-3, seed), places, budget).ranks
         on[seed] = {key for key, rank in ranks.items() if rank}
         assert len(on[seed]) == 3
         assert {element.key for element in peft_run.uniform_ranks(elements, budget, seed)} == on[seed]

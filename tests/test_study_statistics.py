@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from scipy.stats import chi2, ttest_1samp
+from scipy.stats import t as student
 
-from tools.studies import statistics
-from tools.studies.statistics import Rows, bootstrap, differences, holm, interval, seeds_needed
-
-
-@pytest.fixture(autouse=True)
-def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "DRAWS", 2000)
+from benchmarks.interval_coverage import CASES, SEEDS, Shares, simulate
+from tests.world import ROOT
+from tools.studies.statistics import MOST_SEEDS, MeanSquares, Rows, differences, holm, interval, seeds_needed
 
 
 def arm(shift: float, seeds: int = 6, rows: int = 300, noise: float = 0.02, draw: int = 0) -> Rows:
@@ -22,20 +22,48 @@ def arm(shift: float, seeds: int = 6, rows: int = 300, noise: float = 0.02, draw
     return Rows(totals, np.ones(rows))
 
 
-def test_the_interval_of_rows_alone_is_that_of_the_central_limit_theorem() -> None:
-    values = np.random.default_rng(0).normal(0.5, 0.2, (1, 400))
-    found = interval(values, np.ones(400), 0.95)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(400)
-    assert found.estimate == pytest.approx(values.mean())
-    assert found.high - found.estimate == pytest.approx(half, rel=0.08)
-    assert found.estimate - found.low == pytest.approx(half, rel=0.08)
+@pytest.mark.parametrize("of_rows", [True, False])
+def test_the_interval_of_rows_or_of_seeds_alone_is_that_of_a_t_test(of_rows: bool) -> None:
+    """One seed on 40 rows, or 40 seeds that no row tells apart."""
+    values = np.random.default_rng(0).normal(0.5, 0.2, 40)
+    totals = values[None] if of_rows else np.repeat(values[:, None], 50, axis=1)
+    found = interval(totals, np.ones(totals.shape[1]), 0.95)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.estimate, found.low, found.high) == pytest.approx((values.mean(), expected.low, expected.high))
 
 
-def test_the_variance_over_seeds_is_not_underestimated_with_few_seeds() -> None:
-    """Rows are equal, so only seeds vary: the variance is s² / S with the unbiased s²."""
-    per_seed = np.array([0.60, 0.64, 0.71])
-    draws = bootstrap(np.repeat(per_seed[:, None], 50, axis=1), np.ones(50))
-    assert draws.std() == pytest.approx(per_seed.std(ddof=1) / np.sqrt(3), rel=0.06)
+def test_the_mean_squares_are_those_of_their_definition() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 7))
+    mean, of_seed, of_row = values.mean(), values.mean(1), values.mean(0)
+    found = MeanSquares.of(values, np.ones(7))
+    assert found.of_seeds == pytest.approx(7 * sum((of_seed - mean) ** 2) / 2)
+    assert found.of_rows == pytest.approx(3 * sum((of_row - mean) ** 2) / 6)
+    both = [(values[s, r] - of_seed[s] - of_row[r] + mean) ** 2 for s in range(3) for r in range(7)]
+    assert found.of_both == pytest.approx(sum(both) / 12)
+
+
+def test_seeds_that_agree_by_chance_do_not_make_an_interval_narrow() -> None:
+    """Each seed has one row more right than the baseline, each time another one: nothing is known about the mean."""
+    apart = np.zeros((3, 60))
+    apart[[0, 1, 2], [4, 20, 33]] = 1
+    squares = MeanSquares.of(apart, np.ones(60))
+    assert squares.of_seeds == pytest.approx(0, abs=1e-12)
+    assert squares.p_value(float(squares.estimate)) > 0.05
+
+
+def test_one_value_says_nothing() -> None:
+    squares = MeanSquares.of(np.ones((1, 1)), np.ones(1))
+    assert squares.interval(0.05).high == np.inf
+    assert squares.p_value(1.0) == 1
+
+
+def test_a_p_value_is_the_level_whose_interval_ends_there() -> None:
+    random = np.random.default_rng(3)
+    for shift in (0.0, 0.1, 0.3):
+        squares = MeanSquares.of(random.normal(shift, 1, (4, 50)), np.ones(50))
+        distance = abs(float(squares.estimate))
+        assert squares.half_width(squares.p_value(distance)) == pytest.approx(distance, rel=1e-6)
+    assert MeanSquares.of(np.zeros((3, 5)), np.ones(5)).p_value(0.0) == 1
 
 
 def test_rows_with_more_tokens_weigh_more() -> None:
@@ -67,15 +95,37 @@ def test_pairing_removes_what_the_rows_share() -> None:
     assert found.high - found.low < (unpaired.high - unpaired.low) / 5
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "DRAWS", 500)
-    covered = 0
-    for trial in range(200):
-        own = np.random.default_rng(trial)
-        totals = own.normal(0, 0.1, (8, 1)) + own.normal(0, 1.0, (1, 60)) + own.normal(0, 0.3, (8, 60))
-        found = interval(totals, np.ones(60), 0.9)
-        covered += found.low <= 0 <= found.high
-    assert 0.82 <= covered / 200 <= 0.96
+CHECKED = ("seeds only", "rows only", "all three", "accuracy of 0.9")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in CHECKED], ids=lambda case: case.name)
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_keep_what_the_documentation_promises(case, seeds: int) -> None:
+    """`python -m benchmarks.interval_coverage` simulates many more studies, and all cases."""
+    found = simulate(case, seeds, 400, np.random.default_rng(1))
+    assert found.keeps_the_promise(seeds), found
+
+
+def test_a_claim_of_the_simulation_is_a_p_value_after_holms_correction() -> None:
+    """The simulation computes no p values."""
+    case, claimed = CASES[0], 0
+    totals, counts = case.draw(np.random.default_rng(6), 50, 3)
+    for study, count in zip(totals, counts, strict=True):
+        arms = {str(number): Rows(arm, count) for number, arm in enumerate(study)}
+        found = differences(arms, "0", True, 0.95, 0.01).values()
+        claimed += any(difference.corrected <= 0.05 for difference in found)
+    assert claimed > 0
+    assert simulate(case, 3, 50, np.random.default_rng(6)).false_of_all == claimed / 50
+
+
+def test_the_table_in_the_documentation_has_all_cases_and_keeps_the_promise() -> None:
+    lines = [line for line in (ROOT / "docs" / "studies.md").read_text().splitlines() if re.match(r"\|.*\d%", line)]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [(name, int(rows)) for name, rows, *_ in cells] == [(case.name, case.rows) for case in CASES]
+    for name, _, *shares in cells:
+        covers, two, every = np.reshape([float(share.rstrip("%")) / 100 for share in shares], (3, len(SEEDS)))
+        assert two == pytest.approx(1 - covers, abs=0.0011)
+        assert all(map(Shares.keeps_the_promise, map(Shares, covers, every), SEEDS)), name
 
 
 def test_holm_is_that_of_a_worked_example() -> None:
@@ -87,29 +137,30 @@ def test_holm_is_that_of_a_worked_example() -> None:
 
 def test_the_seeds_needed_are_those_of_the_formula() -> None:
     per_seed = np.array([0.00, 0.02, 0.04, 0.06])
-    apart = np.repeat(per_seed[:, None], 100, axis=1)  # rows do not vary
-    expected = int(np.ceil(per_seed.var(ddof=1) / (0.01 / 1.959964) ** 2))
-    assert seeds_needed(apart, np.ones(100), 0.95, 0.01) == expected
+    squares = MeanSquares.of(np.repeat(per_seed[:, None], 100, axis=1), np.ones(100))  # rows do not vary
+    found = seeds_needed(squares, 0.05, 0.03)
+    for size, share in ((found.low, 0.975), (found.high, 0.025)):
+        variance = per_seed.var(ddof=1) * 3 / chi2.ppf(share, 3)
+        wide = [student.ppf(0.975, seeds - 1) * np.sqrt(variance / seeds) for seeds in (size - 1, size)]
+        assert wide[1] <= 0.03 < wide[0]
+
+
+def test_the_range_of_the_seeds_needed_contains_their_number() -> None:
+    """A difference of 0 whose seeds vary by 0.017: 14 of them give an interval of ±0.01."""
+    random, held = np.random.default_rng(4), 0
+    for _ in range(200):
+        apart = random.normal(0, 0.017, (3, 1)) + random.normal(0, 1e-4, (3, 50))
+        found = seeds_needed(MeanSquares.of(apart, np.ones(50)), 0.05, 0.01)
+        held += found.low <= 14 <= (found.high or MOST_SEEDS)
+    assert held >= 185
 
 
 def test_no_number_of_seeds_helps_if_the_rows_are_too_few() -> None:
     apart = np.random.default_rng(0).normal(0, 1, (1, 20)).repeat(4, axis=0)
-    assert seeds_needed(apart, np.ones(20), 0.95, 0.01) is None
+    assert seeds_needed(MeanSquares.of(apart, np.ones(20)), 0.05, 0.01) is None
 
 
-def test_the_seeds_needed_give_an_interval_of_that_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that a seed gets right or wrong by chance: their mean over seeds varies, and less so with more seeds."""
-    monkeypatch.setattr(statistics, "DRAWS", 4000)
-    draw = np.random.default_rng(5)
-    needed = seeds_needed(draw.normal(0, 0.3, (40, 400)), np.ones(400), 0.95, 0.01)
-    assert 22 <= needed <= 32  # 3 · 0.3² / 400 / (0.01 / 1.96)² = 26
-    found = interval(draw.normal(0, 0.3, (needed, 400)), np.ones(400), 0.95)
-    assert (found.high - found.low) / 2 == pytest.approx(0.01, rel=0.15)
-
-
-def test_one_seed_says_nothing_about_other_seeds() -> None:
-    assert seeds_needed(np.zeros((1, 20)), np.ones(20), 0.95, 0.01) is None
-
-
-def test_one_row_says_nothing_about_other_rows() -> None:
-    assert seeds_needed(np.arange(3.0).reshape(3, 1), np.ones(1), 0.95, 0.01) is None
+@pytest.mark.parametrize("shape", [(1, 20), (3, 1)])
+def test_one_seed_or_one_row_says_nothing_about_others(shape: tuple[int, int]) -> None:
+    apart = np.arange(float(np.prod(shape))).reshape(shape)
+    assert seeds_needed(MeanSquares.of(apart, np.ones(shape[1])), 0.05, 0.01) is None

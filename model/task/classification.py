@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
+from model.task.rows import Answers
 
 
 class Classification(FineTuning):
@@ -23,9 +24,9 @@ class Classification(FineTuning):
             each = F.cross_entropy(logits, batch["labels"], reduction="none")
         return Loss((each * batch["weight"]).sum(), batch["weight"].sum(), logits, each.detach())
 
-    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | None]:
-        correct = None if self.spec.regression else loss.logits.argmax(-1) == batch["labels"]
-        return torch.ones_like(loss.each), correct
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:
+        predicted = loss.logits.squeeze(-1) if self.spec.regression else loss.logits.argmax(-1)
+        return torch.ones_like(loss.each), (batch["labels"], predicted)
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0

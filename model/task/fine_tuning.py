@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
 from model.sharding import Sharding, is_sharded, shard, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import batches_within, build_optimizer, build_scheduler, coming_rates, steps_of_run
-from model.task.rows import RowResult
+from model.task.rows import Answers, RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
 from options.optimization import Optimization
@@ -103,9 +103,9 @@ class FineTuning(pl.LightningModule, ABC):
         """Returns the two arguments of the running metrics' `update`, without filler rows."""
 
     @abstractmethod
-    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | None]:
-        """Returns what each row (rows,) of an evaluated batch counts, 1 or its target tokens, and whether its predicted
-        label is right: None for a task without labels. Filler rows have values too.
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers | None]:
+        """Returns what each row (rows,) of an evaluated batch counts, 1 or its target tokens, and its label and
+        prediction: None for a task without labels. Filler rows have values too.
         """
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:

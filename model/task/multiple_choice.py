@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from heterolora.saliency.problem import Batch, Loss
 from model.task.language_model import LanguageModel, next_tokens
+from model.task.rows import Answers
 
 
 class MultipleChoice(LanguageModel):
@@ -38,8 +39,8 @@ class MultipleChoice(LanguageModel):
         picks = torch.stack([loss.logits.argmax(-1), normalised.argmax(-1)], dim=-1)  # (rows, 2)
         return picks[kept], batch["answer"][kept]
 
-    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
-        return _right_tokens(batch), loss.logits.argmax(-1) == batch["answer"]
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:
+        return _right_tokens(batch), (batch["answer"], loss.logits.argmax(-1))
 
 
 def _sequences(batch: Batch) -> Batch:

@@ -13,30 +13,36 @@ from torch import Tensor
 from heterolora.common.files import write_text
 
 ROWS = "rows.csv"
+Answers = tuple[Tensor, Tensor]  # labels and predictions (rows,): classes, or real values in a regression
 
 
 @dataclass(frozen=True, order=True)
 class RowResult:
-    """The result of a row. `index` is its place in the split; `correct` is 1 or 0, and None without labels."""
+    """The result of a row. `index` is its place in the split.
+
+    `correct` is 1 or 0 and None without classes; `label` and `predicted` are classes or, in a regression, real values,
+    and None in a task without labels.
+    """
 
     split: str
     index: int
     loss: float  # the sum over `count`
     count: int
     correct: int | None = None
+    label: float | None = None
+    predicted: float | None = None
 
     @classmethod
     def of_batch(
-        cls, split: str, indices: Tensor, kept: Tensor, losses: Tensor, counts: Tensor, correct: Tensor | None
+        cls, split: str, indices: Tensor, kept: Tensor, losses: Tensor, counts: Tensor, answers: Answers | None
     ) -> list[RowResult]:
         """The rows of a batch that `kept` (rows,) marks; the others are filler."""
-        hits = [None] * len(indices) if correct is None else correct.int().tolist()
-        columns = (indices.tolist(), losses.tolist(), counts.tolist(), hits, kept.tolist())
-        return [
-            cls(split, index, loss, int(count), hit)
-            for index, loss, count, hit, keep in zip(*columns, strict=True)
-            if keep
-        ]
+        columns = [indices[kept].tolist(), losses[kept].tolist(), counts[kept].int().tolist()]
+        if answers is not None:
+            labels, predicted = (values[kept] for values in answers)
+            hits = [None] * len(labels) if predicted.is_floating_point() else (labels == predicted).int().tolist()
+            columns += [hits, labels.tolist(), predicted.tolist()]
+        return [cls(split, *row) for row in zip(*columns, strict=True)]
 
 
 def write_rows(folder: Path, rows: Iterable[RowResult]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +13,7 @@ from typing import Any
 
 from actions.training.halving import shares
 from heterolora.common.errors import UserError
-from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, tuning_cases
+from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, prefix, tuning_cases
 from tools.studies.results import Measured, Rung, read_measured, rung_of
 from tools.studies.running import Record, Start, check_unfinished, record_of, run_here, run_submitted, start_process
 from tools.studies.spec import Study
@@ -60,11 +62,28 @@ class Execution:
         measuring = (replace(case, seed=seed) for case, seed in itertools.product(tuning, self.study.seeds))
         scoring = {job.name: job for case in (*tuning, *measuring) for job in [self.commands.scoring(case)]}
         scored = self._run(scoring, run_jobs, track, "scores")
+        self._check_sizes(tuning, scored)
         rates = self._tune(tuning, scored, run_jobs, track)
         cases = list(measuring_cases(self.study, rates))
         self.measured |= self._train(cases, scored, run_jobs, track, "measuring")
         pairs = itertools.product(self.study.tasks, self.study.parameters)
         return [self._comparison(task, budget, cases) for task, budget in pairs]
+
+    def _check_sizes(self, cases: Iterable[Case], scored: Collection[str]) -> None:
+        """Raise UserError if an arm is larger than the one that shall be replaced by a smaller one."""
+        if self.study.question != "smallest":
+            return
+        known = {case.key: case for case in cases if self.commands.scoring(case).name in scored}
+        sizes: dict[Key, int] = {}
+        for key, case in known.items():
+            with suppress(UserError):  # of an arm that has no result, and a reason
+                sizes[key] = self.commands.budget(case)
+        for (task, parameters, arm), size in sizes.items():
+            if size > sizes.get((task, parameters, self.study.baseline), size):
+                raise UserError(
+                    f"arm {arm} has more parameters ({size:,}) than the first one, {self.study.baseline}",
+                    "let the largest arm be the first, or the baseline",
+                )
 
     def _tune(
         self, cases: Sequence[Case], scored: Mapping[str, Record], run_jobs: bool, track: Track
@@ -83,6 +102,8 @@ class Execution:
                     if case.key == key and case.name not in found:
                         reason = self.reasons.get(case.name, "it is not finished")
                         self.untuned.setdefault(key, {}).setdefault(case.learning_rate, reason)
+                for rate in (rate for rate, value in rung.values.items() if not math.isfinite(value)):
+                    self.untuned.setdefault(key, {}).setdefault(rate, f"its {self.study.measure} is not finite")
                 left[key] = rung.best
         return {key: rates[0] for key, rates in left.items() if rates}
 
@@ -151,5 +172,5 @@ class Execution:
 
     def _why(self, key: Key, lost: list[Case]) -> str:
         names = [case.name for case in lost]
-        names += [name for name in self.reasons if not lost and name.startswith(".".join(map(str, key)) + ".lr")]
+        names += [name for name in self.reasons if not lost and name.startswith(f"{prefix(key)}.lr")]
         return next((self.reasons[name] for name in names if name in self.reasons), "it is not finished")

@@ -64,6 +64,45 @@ def costs(study: Study, comparison: Comparison) -> list[Chart]:
     return charts
 
 
+_OVER_PARAMETERS: Mapping[str, tuple[str, Callable[[ArmResult], float | None]]] = {
+    "Step time over parameters": ("ms of a step", lambda arm: arm.step_seconds and 1000 * arm.step_seconds),
+    "Memory over parameters": _COSTS["Quality against memory"],
+}
+
+
+def sizes(study: Study, comparison: Comparison) -> list[Chart]:
+    """The measure over the number of parameters, and beside it what the arms cost."""
+    base = next((arm for arm in comparison.arms if arm.name == study.baseline), None)
+    if base is None:
+        return []
+    charts = [_curve(study, comparison, base)]
+    for caption, (title, cost) in _OVER_PARAMETERS.items():
+        known = [(arm.parameters, value, arm.name) for arm in comparison.arms if (value := cost(arm)) is not None]
+        if known:
+            line = Line("", style(0), [(x, y) for x, y, _ in known], names=[name for *_, name in known])
+            charts.append(Chart(LineChart(caption, [line], "LoRA parameters", title, logarithmic=True)))
+    return charts
+
+
+def _curve(study: Study, comparison: Comparison, base: ArmResult) -> Chart:
+    """Where the band of an arm is beyond the dotted line, the arm is not shown to be enough."""
+    sign = 1 if study.measure == "accuracy" else -1
+    found = [Interval(0, 0, 0) if arm.against is None else arm.against.interval for arm in comparison.arms]
+    xs = [arm.parameters for arm in comparison.arms]
+    middle, low, high = (
+        [base.quality.estimate + sign * getattr(each, end) for each in found] for end in ("estimate", "low", "high")
+    )
+    names = [arm.name for arm in comparison.arms]
+    line = Line("", style(0), [*zip(xs, middle, strict=True)], low, high, names=names)
+    worse = base.quality.estimate - sign * study.resolve
+    note = (
+        f"The band is the {study.confidence:.0%} interval of the difference from {base.name}. The dotted line is "
+        f"{study.resolve:g} worse than {base.name}."
+    )
+    title, front = f"{study.measure} over parameters", [(min(xs), worse), (max(xs), worse)]
+    return Chart(LineChart(title, [line], "LoRA parameters", study.measure, logarithmic=True, front=front, note=note))
+
+
 def _line(study: Study, name: str, points: Sequence[tuple[float, Interval]]) -> Line:
     """A line of an arm, with its intervals."""
     estimates = [(x, found.estimate) for x, found in points]
@@ -85,14 +124,16 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool) -> lis
     return front
 
 
-def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart:
+def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart | None:
     """The measure on the tuning rows at each learning rate, a line for each rung. `rungs`: arm -> its comparisons."""
     lines = []
     for position, (arm, found) in enumerate(rungs.items()):
-        for rung in found:
+        for rung in (rung for rung in found if rung.values):
             part = "" if rung.share == 1 else f" after {rung.share:.0%}"
             dashes = "solid" if rung is found[-1] else "dotted"
             lines.append(Line(f"{arm}{part}", replace(style(position), dashes=dashes), [*rung.values.items()]))
+    if not lines:
+        return None
     note = "Dotted: after a share of the run. The better half goes on." if study.tuning == "halving" else ""
     title = f"Tuning: {study.measure} on the tuning rows"
     return _chart(LineChart(title, lines, "learning rate", logarithmic=True, ticks=study.learning_rates, note=note))

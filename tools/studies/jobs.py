@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actions.command.parse import parse_command
+from actions.command.request import Request
 from actions.request.origin import TOY_BASE
 from actions.request.resolve import resolve
 from actions.run.run_folder import METRICS, SCORES
@@ -29,7 +30,7 @@ from options.every import declared, defaults
 from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning
-Key = tuple[str, int, str]  # task, parameters, arm
+Key = tuple[str, int | None, str]  # task, parameters, arm
 _OF_THE_ELEMENTS = {"model", "load"}  # the options that the list of elements depends on
 _PATHS = {"load", "backbone_model", "dataset", "dataset_saved_path", "cache_folder"}  # the options that may be a path
 PROGRAM = TOY_BASE.parents[1]  # the folder of the program
@@ -70,10 +71,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Case:
-    """One training run: what is trained, how, and with which seed. `share` is the part of it that is run."""
+    """One training run: what is trained, how, and with which seed. `share` is the part of it that is run.
+
+    `parameters` is None if the arm has a size of its own.
+    """
 
     task: str
-    parameters: int
+    parameters: int | None
     arm: Arm
     learning_rate: float
     seed: int
@@ -81,7 +85,7 @@ class Case:
 
     @property
     def run(self) -> str:
-        return f"{self.task}.{self.parameters}.{self.arm.name}.lr{self.learning_rate:g}.seed{self.seed}"
+        return f"{prefix(self.key)}.lr{self.learning_rate:g}.seed{self.seed}"
 
     @property
     def name(self) -> str:
@@ -90,6 +94,11 @@ class Case:
     @property
     def key(self) -> Key:
         return self.task, self.parameters, self.arm.name
+
+
+def prefix(key: Key) -> str:
+    """The start of the names of an arm's runs."""
+    return ".".join(str(part) for part in key if part is not None)
 
 
 def tuning_cases(study: Study) -> Iterator[Case]:
@@ -120,20 +129,25 @@ class Commands:
         """Raise UserError if a training run would be refused because of its options or its data."""
         for task, arm in itertools.product(self.study.tasks, self.study.arms.values()):
             case = Case(task, self.study.parameters[0], arm, self.study.learning_rates[0], self.study.seeds[0])
-            plain = {} if arm.peft_method is None else self._plain(case)
-            action = DYREALLOC if arm.method == DYNAMIC else TRAIN
             try:
-                resolve(parse_command([action, *self._options(action, case.run, case, _training(case) | plain)]))
+                self.request(case)
             except UserError as mistake:
                 raise UserError(f"task {task}, arm {arm.name}: {mistake.found}", mistake.expected) from mistake
+
+    def request(self, case: Case) -> Request:
+        """What a training run is asked, but for its LoRA configuration. Raises UserError if it would be refused."""
+        plain = {} if case.arm.peft_method is None else self._plain(case)
+        action = DYREALLOC if case.arm.method == DYNAMIC else TRAIN
+        return resolve(parse_command([action, *self._options(action, case.run, case, _training(case) | plain)]))
 
     # ---- scores
 
     def scoring(self, case: Case) -> Job:
         """The scores that the ranks of this run follow from, or for `constant` only the list of its elements."""
         arm, name = case.arm, self._scores_name(case)
-        settings = {"r": arm.rank, "lora_alpha": SCALING * arm.rank**0.5 if arm.use_rslora else SCALING * arm.rank}
-        configuration = self.folder / "configs" / f"scored.r{arm.rank}{'.rslora' if arm.use_rslora else ''}.toml"
+        rank = arm.scored_rank
+        settings = {"r": rank, "lora_alpha": SCALING * rank**0.5 if arm.use_rslora else SCALING * rank}
+        configuration = self.folder / "configs" / f"scored.r{rank}{'.rslora' if arm.use_rslora else ''}.toml"
         text = to_toml(
             {"granularity": "network", "default": settings | ({"use_rslora": True} if arm.use_rslora else {})}
         )
@@ -152,7 +166,7 @@ class Commands:
 
     def _scores_name(self, case: Case) -> str:
         arm = case.arm
-        parts = [case.task, "scores", arm.heuristic, f"r{arm.rank}", *(["rslora"] if arm.use_rslora else [])]
+        parts = [case.task, "scores", arm.heuristic, f"r{arm.scored_rank}", *(["rslora"] if arm.use_rslora else [])]
         differs = arm.options if arm.heuristic != "constant" else arm.options.keys() & _OF_THE_ELEMENTS
         own = [arm.name] if differs else []
         return ".".join([*parts, *own, f"seed{self._seed(case)}"])
@@ -174,6 +188,14 @@ class Commands:
             if item.element.name in (arm.places or names) and item.element.layer in (arm.blocks or blocks)
         )
 
+    def budget(self, case: Case) -> int:
+        """The LoRA parameters that a run may have."""
+        if case.parameters is not None:
+            return case.parameters
+        elements = [item.element for item in self.elements(case)]
+        every = at_ranks(elements, {element.key: case.arm.rank for element in elements})
+        return int(case.arm.share * sum(element.parameters for element in every))
+
     # ---- runs
 
     def training(self, case: Case) -> Job:
@@ -185,14 +207,14 @@ class Commands:
         if dynamic:
             ranks = {item.element.key: item.element.rank for item in elements}
         else:
-            ranks = assignment(case, elements).ranks
+            ranks = assignment(case, elements, self.budget(case)).ranks
         chosen = at_ranks([item.element for item in elements], ranks)
         configuration = self.folder / "configs" / f"{case.run}.toml"
         text = ElementConfig.of(chosen, "lora").to_toml()
         write_text(configuration, text)
         more: dict[str, Any] = {"lora_config": str(configuration)}
         if dynamic:
-            more["budget_parameters"] = case.parameters
+            more["budget_parameters"] = self.budget(case)
         action = DYREALLOC if dynamic else TRAIN
         command, options = ("-m", "main", action), self._options(action, case.run, case, _training(case) | more)
         digest = self._digest(command, options, text)
@@ -202,7 +224,7 @@ class Commands:
         """A run of PEFT's own layers, on the plain model."""
         options = self._options(TRAIN, case.run, case, _training(case) | self._plain(case))
         scores = str(self.runs / self._scores_name(case) / SCORES)
-        command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(case.parameters), scores)
+        command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(self.budget(case)), scores)
         digest = self._digest(command, options)
         return Job(case.name, command, options, self.runs / case.run, share=case.share, digest=digest)
 
@@ -250,8 +272,8 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def assignment(case: Case, elements: Sequence[Scored]) -> Assignment:
-    """The ranks of a run with fixed places: the whole budget, until not one more rank fits.
+def assignment(case: Case, elements: Sequence[Scored], budget: int) -> Assignment:
+    """The ranks of a run with fixed places: the whole budget of parameters, until not one more rank fits.
 
     The seed decides which of equal places get the ranks that are not enough for all. With `uniform` and a budget below
     one rank for each place, these are random places. One set of places for all seeds would compare with its luck.
@@ -269,4 +291,4 @@ def assignment(case: Case, elements: Sequence[Scored]) -> Assignment:
     else:
         policy = TopK(arm.rank, to_the_last=True)
     draw = 1 if arm.method == DRAWN else 0
-    return assign(elements, policy, Budget("parameters", case.parameters), "off", tie_generator(case.seed, draw))
+    return assign(elements, policy, Budget("parameters", budget), "off", tie_generator(case.seed, draw))

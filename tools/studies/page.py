@@ -9,13 +9,28 @@ from actions.result.pictures.drawing import style
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures
+from tools.studies.degenerate import constant_prediction
 from tools.studies.execution import Execution
 from tools.studies.results import Rung
+from tools.studies.sentence import FEW, answer
 from tools.studies.spec import Study
 from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
 
 TUNING_HEAD = ("arm", "share of the run", "learning rate: value on the tuning rows", "went on")
+_VARY = {
+    True: "The intervals count the variance over seeds and over rows",
+    False: "With one seed the intervals count the variance over rows alone, and other seeds may differ more",
+}
+_SIZES = {
+    "better": "All arms have the same budget of trainable LoRA parameters.",
+    "smallest": "Each arm has its own number of trainable LoRA parameters.",
+}
+_TOGETHER = {
+    "better": "corrected for the number of arms by Holm's method",
+    "smallest": "of the hypothesis that the arm is worse by the difference that matters; the arms are tested from the "
+    "largest to the smallest, so that no correction is needed, and an arm has at least the p value of those before it",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,7 @@ class View:
     heading: str
     sentence: str
     rows: tuple[tuple[str, tuple[str, ...]], ...]  # (colour, cells)
+    constant: tuple[str, ...]  # cells of the best constant prediction; empty without labels
     missing: dict[str, str]
     tuning: tuple[tuple[str, ...], ...]  # rows of cells; empty without halving
     charts: tuple[Chart, ...]
@@ -52,10 +68,11 @@ def _listed(rung: Rung) -> str:
 
 
 def head(study: Study) -> tuple[str, ...]:
-    level = f"{study.confidence:.0%}"
+    level, smallest = f"{study.confidence:.0%}", study.question == "smallest"
     return (
-        "arm", "learning rate", f"{study.measure} ({level})", f"better than {study.baseline} ({level})", "p (Holm)",
-        "parameters", "unspent", "step", "peak memory", "run with scoring",
+        "arm", "learning rate", f"{study.measure} ({level})", f"better than {study.baseline} ({level})",
+        f"p (not worse by {study.resolve:g})" if smallest else "p (Holm)", "parameters",
+        f"of {study.baseline}" if smallest else "unspent", "step", "peak memory", "run with scoring",
     )  # fmt: skip
 
 
@@ -68,11 +85,28 @@ def cells(study: Study, comparison: Comparison, arm: ArmResult) -> tuple[str, ..
         "–" if against is None else _interval(against.interval, signed=True),
         "–" if against is None else f"{against.corrected:.3f}",
         f"{arm.parameters:,.0f}",
-        f"{comparison.budget - arm.parameters:,.0f}",
+        _of_the_budget(study, comparison, arm),
         "–" if arm.step_seconds is None else f"{arm.step_seconds * 1000:.1f} ms",
         "–" if arm.peak_memory_bytes is None else f"{arm.peak_memory_bytes / 2**20:,.0f} MiB",
         f"{arm.seconds:.0f} s",
     )
+
+
+def _of_the_budget(study: Study, comparison: Comparison, arm: ArmResult) -> str:
+    if comparison.budget is not None:
+        return f"{comparison.budget - arm.parameters:,.0f}"
+    largest = next((other for other in comparison.arms if other.name == study.baseline), None)
+    return "–" if largest is None else f"{arm.parameters / largest.parameters:.1%}"
+
+
+def constant_cells(study: Study, comparison: Comparison) -> tuple[str, ...]:
+    """The row of the best constant prediction, to compare the arms with; empty without labels."""
+    found = constant_prediction(study, comparison)
+    if found is None:
+        return ()
+    name = "majority class" if study.measure == "accuracy" else "constant prediction"
+    row = (name, "–", f"{found.estimate:.4f}")
+    return (*row, *("–" for _ in head(study)[len(row) :]))
 
 
 def _interval(found: Interval, signed: bool = False) -> str:
@@ -94,16 +128,16 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
         else f"The split {tuning} tunes; {measuring} measures."
         for tuning, measuring in sorted(splits)
     )
-    few = " Few seeds make intervals unreliable: use five or more." if len(study.seeds) < 5 else ""
+    few = " Few seeds make intervals wide: use five or more." if len(study.seeds) < FEW else ""
     stopped = {part.case.run: part for part in execution.parts.values() if part.case.run not in execution.measured}
     minutes = sum(run.seconds for run in (*runs, *stopped.values())) / 60  # the last part of a run counts those before
     return (
-        "Every arm has the same budget of trainable LoRA parameters and was tuned in the same way: it got the best of "
+        f"{_SIZES[study.question]} Every arm was tuned in the same way: it got the best of "
         f"the learning rates {rates}{halved}, with {tuning}. Then it was measured with {several}. The weights at the "
         f"end of training are measured, not the best ones. {rows}",
         "Runs of one seed see the same rows in the same order and start from the same new head. Differences are "
-        "paired: the intervals are percentiles of a bootstrap over seeds and rows. P values are corrected for "
-        f"the number of arms by Holm's method.{few}",
+        f"paired. {_VARY[len(study.seeds) > 1]}: an analysis of variance with Banerjee's combination of t intervals. "
+        f"P values are those of the same statistic, {_TOGETHER[study.question]}.{few}",
         f"{len(runs)} runs and {len(stopped)} that were stopped early took {minutes:.1f} minutes, with the start of "
         "each process and the scoring before it.",
     )
@@ -114,13 +148,16 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
     for comparison in comparisons:
         colours = {name: style(position) for position, name in enumerate(study.arms)}
         tuned = rungs_of(comparison, execution)
-        charts = [figures.forest(study, comparison), *figures.costs(study, comparison), figures.tuning(study, tuned)]
+        by_size = figures.sizes(study, comparison) if study.question == "smallest" else []
+        costs = figures.costs(study, comparison)
+        charts = [*by_size, figures.forest(study, comparison), *costs, figures.tuning(study, tuned)]
         charts += [*figures.curves(study, comparison), *figures.rank_maps(comparison)]
         found.append(
             View(
-                f"{comparison.task}, {comparison.budget:,} parameters",
-                comparison.sentence,
+                comparison.heading,
+                answer(study, comparison),
                 tuple((colours[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
+                constant_cells(study, comparison),
                 without_result(comparison),
                 tuning_rows(study, comparison, execution),
                 tuple(chart for chart in charts if chart is not None),
@@ -153,8 +190,9 @@ def markdown(study: Study, comparisons: Sequence[Comparison], execution: Executi
     """Returns the tables as Markdown."""
     lines = [f"# {execution.folder.name}", ""]
     for comparison in comparisons:
-        lines += [f"## {comparison.task}, {comparison.budget:,} parameters", "", comparison.sentence, ""]
+        lines += [f"## {comparison.heading}", "", answer(study, comparison), ""]
         table = [head(study), *(cells(study, comparison, arm) for arm in comparison.arms)]
+        table += [constant] if (constant := constant_cells(study, comparison)) else []
         lines += [*_markdown_table(table), ""]
         if rows := tuning_rows(study, comparison, execution):
             lines += [*_markdown_table([TUNING_HEAD, *rows]), ""]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,12 +28,22 @@ from tools.studies.statistics import Rows
 _RUN_AGAIN = "delete the run folder, and start the study again"
 
 
+class Row(NamedTuple):
+    """The result of one row. A run of an older version has no labels and predictions."""
+
+    total: float  # of the measure, over `count`
+    count: float
+    label: float | None = None
+    predicted: float | None = None
+    classes: bool = True  # whether the label is a class
+
+
 @dataclass(frozen=True)
 class Measured:
     """The result of one run.
 
     Attributes:
-        rows: split -> row -> (sum of the measure, count).
+        rows: split -> row -> its result.
         ranks: of every place at the end; 0 if there is no element, or if it is off.
         parameters: trainable parameters of these elements.
         seconds: wall clock of the run's process, and of scoring before it.
@@ -40,7 +51,7 @@ class Measured:
 
     case: Case
     folder: Path
-    rows: Mapping[str, Mapping[int, tuple[float, float]]]
+    rows: Mapping[str, Mapping[int, Row]]
     ranks: Mapping[Place, int]
     parameters: int
     step_seconds: float | None
@@ -54,7 +65,7 @@ class Measured:
             raise UserError(f"{self.case.name} has no split '{split}'", f"expected one of {', '.join(self.rows)}")
         return split
 
-    def on(self, study: Study, tuning: bool) -> dict[int, tuple[float, float]]:
+    def on(self, study: Study, tuning: bool) -> dict[int, Row]:
         """The rows that tune, or those that measure."""
         split = self.split(study, tuning)
         rows = self.rows[split]
@@ -94,25 +105,28 @@ def read_measured(case: Case, folder: Path, measure: Measure, elements: Iterable
     )
 
 
-def _rows(path: Path, measure: Measure, order: tuple[str, ...]) -> dict[str, dict[int, tuple[float, float]]]:
+def _rows(path: Path, measure: Measure, order: tuple[str, ...]) -> dict[str, dict[int, Row]]:
     """The rows of each split, in the order of `metrics.json`: the first validation split first."""
-    found: dict[str, dict[int, tuple[float, float]]] = {split: {} for split in order}
+    found: dict[str, dict[int, Row]] = {split: {} for split in order}
     try:
         for row in csv.DictReader(read_text(path, "the row results", _RUN_AGAIN).splitlines()):
             if measure == "accuracy" and not row["correct"]:
                 raise UserError(f"{path} has no labels", 'set measure = "loss" in the study')
-            values = (
-                (float(row["correct"]), 1.0) if measure == "accuracy" else (float(row["loss"]), float(row["count"]))
-            )
-            found.setdefault(row["split"], {})[int(row["index"])] = values
+            found.setdefault(row["split"], {})[int(row["index"])] = _row(row, measure)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error})", _RUN_AGAIN) from error
     return {split: rows for split, rows in found.items() if rows}
 
 
-def mean(rows: Mapping[int, tuple[float, float]]) -> float:
+def _row(row: Mapping[str, str], measure: Measure) -> Row:
+    label, predicted = (float(text) if (text := row.get(name)) else None for name in ("label", "predicted"))
+    total, count = (row["correct"], 1) if measure == "accuracy" else (row["loss"], row["count"])
+    return Row(float(total), float(count), label, predicted, bool(row["correct"]))
+
+
+def mean(rows: Mapping[int, Row]) -> float:
     """The measure over some rows."""
-    return sum(total for total, _ in rows.values()) / sum(count for _, count in rows.values())
+    return sum(row.total for row in rows.values()) / sum(row.count for row in rows.values())
 
 
 @dataclass(frozen=True)
@@ -142,11 +156,16 @@ def rung_of(study: Study, share: float, measured: Iterable[Measured]) -> Rung:
     return Rung(share, values, (max(finite, key=finite.__getitem__),) if finite else ())
 
 
+def measuring_rows(study: Study, run: Measured) -> list[Row]:
+    """The measuring rows of a run, in order."""
+    return [row for _, row in sorted(run.on(study, tuning=False).items())]
+
+
 def rows_of(study: Study, runs: Iterable[Measured]) -> Rows:
     """The measuring rows of an arm's runs, by seed. All runs have the same rows."""
     found = [run.on(study, tuning=False) for run in sorted(runs, key=lambda run: run.case.seed)]
     indices = sorted(found[0])
     if any(sorted(rows) != indices for rows in found):
         raise UserError("the runs of a study were measured on other rows than each other", "give another --output")
-    totals = np.array([[rows[index][0] for index in indices] for rows in found])
-    return Rows(totals, np.array([found[0][index][1] for index in indices]))
+    totals = np.array([[rows[index].total for index in indices] for rows in found])
+    return Rows(totals, np.array([found[0][index].count for index in indices]))

@@ -38,6 +38,8 @@ _OF_THE_ROWS = (
 _OF_LORA = ("quantize", "lora_init", "loraplus_ratio")  # options without effect on PEFT's layers
 
 Measure = Literal["loss", "accuracy"]
+Question = Literal["better", "smallest"]
+RANK = 8  # of an arm that names none
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Arm:
             (`train-dyrealloc`), or `peft:` and a method of the PEFT package.
         places: canonical names of the projections that may have an element; empty: all.
         blocks: numbers of the blocks that may have an element, from 0; empty: all.
-        rank: highest rank of an element, and the rank at which it is scored; for `uniform` there is no bound.
+        rank: highest rank of an element, and the rank at which it is scored; for `uniform` there is no bound. If the
+            question is which size is enough, the arm's parameters are those of this rank in all its places.
+        share: of these parameters that the arm has.
         use_rslora: scale by 1/√r instead of a constant, so that one learning rate fits all ranks.
         policy: how ranks follow from scores, as in tools/realloc_lora_rank.py.
         options: more options of its runs.
@@ -59,7 +63,8 @@ class Arm:
     method: str
     places: tuple[str, ...] = ()
     blocks: tuple[int, ...] = ()
-    rank: int = 8
+    rank: int = RANK
+    share: float = 1.0
     use_rslora: bool = False
     policy: Literal["topk", "proportional", "greedy"] = "topk"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +72,11 @@ class Arm:
     @property
     def peft_method(self) -> str | None:
         return self.method.removeprefix(PEFT) if self.method.startswith(PEFT) else None
+
+    @property
+    def scored_rank(self) -> int:
+        """The rank of its elements in the scores file."""
+        return self.rank if self.method != UNIFORM and self.peft_method is None else RANK
 
     @property
     def heuristic(self) -> str:
@@ -79,7 +89,11 @@ class Study:
     """A study file.
 
     Attributes:
+        parameters: of every arm; (None,) if each arm has its own.
         tasks: name -> options of its runs, with the options of all runs.
+        baseline: the arm that the others are compared with.
+        question: `better`: which arms beat the baseline at equal parameters; `smallest`: which arms with fewer
+            parameters than the baseline are not worse than it by more than `resolve`.
         tuning_seeds: the seeds of the runs that choose each arm's learning rate.
         tuning: how the learning rates are compared: `grid` trains each one completely, and `halving` stops the worse
             half of them early, again and again.
@@ -89,7 +103,7 @@ class Study:
         confidence: of all intervals.
     """
 
-    parameters: tuple[int, ...]
+    parameters: tuple[int | None, ...]
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
@@ -97,6 +111,7 @@ class Study:
     arms: Mapping[str, Arm]
     baseline: str
     measure: Measure
+    question: Question = "better"
     tuning: Literal["grid", "halving"] = "grid"
     tuning_split: str = ""
     measuring_split: str = ""
@@ -117,6 +132,7 @@ _LISTS: Mapping[str, Field] = {
 }
 _VALUES: Mapping[str, Field] = {
     "baseline": TEXT,
+    "question": Field(lambda value: value in ("better", "smallest"), '"better" or "smallest"'),
     "measure": Field(lambda value: value in ("loss", "accuracy"), '"loss" or "accuracy"'),
     "tuning": Field(lambda value: value in ("grid", "halving"), '"grid" or "halving"'),
     "tuning_split": TEXT,
@@ -131,6 +147,7 @@ _ARM: Mapping[str, Field] = {
     "places": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of names such as q_proj"),
     "blocks": Field(lambda value: isinstance(value, list) and len(value) > 0, "a list of numbers of blocks, from 0"),
     "rank": whole_number(1),
+    "share": number(lambda value: 0 < value <= 1, "a number above 0, up to 1"),
     "use_rslora": TRUTH,
     "policy": Field(lambda value: value in ("topk", "proportional", "greedy"), '"topk", "proportional" or "greedy"'),
     "options": Field(lambda value: isinstance(value, dict), "a table of options"),
@@ -146,19 +163,23 @@ _IDLE: Mapping[str, tuple[tuple[str, ...], str]] = {
 def read_study(path: Path) -> Study:
     """Read a study file. Raises UserError if a key or a name is unknown or missing, or a value is wrong."""
     document = read_toml(path, "the study", EXPECTED)
+    smallest = document.get("question") == "smallest"
     for key in document:
         check_known(str(path), key, (*_LISTS, *_VALUES, *_TABLES))
     lists = {key: _list(path, key, document[key], form) for key, form in _LISTS.items() if key in document}
+    values = {key: form.check(str(path), key, document[key]) for key, form in _VALUES.items() if key in document}
+    if smallest and "parameters" in lists:
+        raise UserError(f'{path} has parameters, and question = "smallest"', "give each arm its own rank and share")
+    lists |= {"parameters": (None,)} if smallest else {}
     for key in ("parameters", "seeds", "learning_rates"):
         if key not in lists:
             raise UserError(f"{path}: {key} is missing", EXPECTED)
-    values = {key: form.check(str(path), key, document[key]) for key, form in _VALUES.items() if key in document}
     shared = _options(f"{path}: [options]", document.get("options", {}))
     tasks = {
         name: shared | _options(f"{path}: [tasks.{name}]", table)
         for name, table in _named_tables(path, "tasks", document).items()
     }
-    arms = {name: _arm(path, name, table) for name, table in _named_tables(path, "arms", document).items()}
+    arms = {name: _arm(path, name, table, smallest) for name, table in _named_tables(path, "arms", document).items()}
     baseline = values.pop("baseline", next(iter(arms)))
     check_known(f"{path}: baseline", baseline, arms)
     if len(arms) < 2:
@@ -234,7 +255,7 @@ def _options(where: str, table: Any) -> dict[str, Any]:
     return table
 
 
-def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
+def _arm(path: Path, name: str, table: Mapping[str, Any], smallest: bool) -> Arm:
     where = f"{path}: [arms.{name}]"
     for key, value in table.items():
         check_known(where, key, _ARM)
@@ -247,8 +268,10 @@ def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
         raise UserError(f"{where}: method {table['method']} needs the package peft", "pip install peft")
     method = table["method"]
     idle, why = _IDLE.get(PEFT if method in peft else method, ((), ""))
+    if not smallest and "share" in table:
+        raise UserError(f'{where}: share has no effect without question = "smallest"', "leave it out, or give question")
     for key in idle:
-        if key in table:
+        if key in table and not (smallest and key == "rank"):
             raise UserError(f"{where}: {key} has no effect on {method}, {why}", "leave it out")
     for place in table.get("places", ()):
         check_known(f"{where}: places", place, PROJECTIONS)

@@ -1,8 +1,20 @@
 """Differences between arms, with intervals over seeds and rows. Pure functions of NumPy arrays.
 
 All arms of a seed see the same data order, and all are measured on the same rows, so their differences are paired.
-The interval is a bootstrap that draws seeds and rows independently of each other (crossed random effects; Owen 2007,
-"The pigeonhole bootstrap", Annals of Applied Statistics 1(2)).
+Seeds and rows are crossed random factors, with one value of each seed on each row:
+
+    value = mean + part of the seed + part of the row + part of the seed on the row
+
+The mean squares of a two-way analysis of variance estimate the variance of the mean of S seeds and R rows:
+
+    S · R · variance = MS(seeds) + max(MS(rows) − MS(both), 0)
+
+(Hillis 2007, "A comparison of denominator degrees of freedom methods for multiple observer ROC analysis", Statistics in
+Medicine 26(3)). An interval multiplies each of the two parts by the square of its own Student quantile, with S − 1 and
+R − 1 degrees of freedom (Banerjee 1960, "Approximate confidence interval for linear functions of means of k populations
+when the population variances are not equal", Sankhyā 22). For independent normal parts it contains the mean at least as
+often as it claims, whatever their variances are. The first part is not below MS(both), which it contains, so that seeds
+which agree by chance do not make an interval narrow. benchmarks/interval_coverage.py measures the coverage.
 """
 
 from __future__ import annotations
@@ -13,10 +25,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import chi2
+from scipy.stats import t as student
 
-DRAWS = 10_000  # of a bootstrap
-_CHUNK = 500  # draws at a time, which bounds memory
+MOST_SEEDS = 1000  # of an estimate of the seeds needed
+_SMALLEST_P = 1e-12
 
 Figures = NDArray[np.float64]
 
@@ -44,78 +58,158 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class SeedsNeeded:
+    """The range of the number of seeds that a study needs. `high` is None above `MOST_SEEDS`."""
+
+    low: int
+    high: int | None
+
+
+@dataclass(frozen=True)
 class Difference:
     """An arm against the baseline.
 
     Attributes:
         interval: arm − baseline, oriented so that a positive value means that the arm is better.
-        corrected: the two-sided p value after Holm's correction for the number of arms.
-        simultaneous: the interval at the level that Bonferroni's correction for the number of arms demands.
-        seeds_needed: seeds for which `simultaneous` would show the difference, or be within the difference that
-            matters; None if the rows alone make it wider, see `seeds_needed`.
+        corrected: the p value of all arms together, of `differences` or of `step_down`.
+        simultaneous: the interval for all arms together.
+        seeds_needed: seeds for which `simultaneous` would decide; None if the rows alone make it wider, or if the
+            difference as estimated decides already; see `seeds_needed`.
     """
 
     interval: Interval
     corrected: float
     simultaneous: Interval
-    seeds_needed: int | None
+    seeds_needed: SeedsNeeded | None
 
 
-def bootstrap(totals: Figures, counts: Figures) -> Figures:
-    """(DRAWS,) bootstrap means of `totals` (seeds, rows) per `counts` (rows,), with seeds and rows drawn anew.
+@dataclass(frozen=True)
+class MeanSquares:
+    """The two-way analysis of variance of one or more means: all figures have the shape (...).
 
-    It counts the part of the variance that belongs to a seed on a row three times (McCullagh 2000, "Resampling and
-    exchangeable arrays", Bernoulli 6(2)), so an interval is too wide rather than too narrow where that part is large.
-    The deviations from the mean over seeds are enlarged by √(S / (S − 1)), because a bootstrap of S seeds
-    underestimates their variance by (S − 1) / S (Davison & Hinkley 1997, section 2.5). With one seed only rows vary.
+    With one seed only the rows vary, and `of_seeds` and `of_both` are 0; with one row only the seeds.
     """
-    generator = np.random.default_rng(0)
-    seeds, rows = totals.shape
-    mean = totals.mean(0, keepdims=True)
-    spread = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
-    enlarged = mean + (totals - mean) * spread
-    draws = []
-    for _ in range(DRAWS // _CHUNK):
-        of_rows = generator.multinomial(rows, np.full(rows, 1 / rows), size=_CHUNK).astype(np.float64)  # (draws, rows)
-        of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=_CHUNK) / seeds  # (draws, seeds)
-        draws.append((of_seeds * (of_rows @ enlarged.T)).sum(1) / (of_rows @ counts))
-    return np.concatenate(draws)
+
+    estimate: Figures
+    of_seeds: Figures
+    of_rows: Figures
+    of_both: Figures
+    seeds: int
+    rows: int
+
+    @classmethod
+    def of(cls, totals: Figures, counts: Figures) -> MeanSquares:
+        """Of the mean of `totals` (..., seeds, rows) per `counts` (..., rows).
+
+        The mean is a ratio of two sums, so the values are its linearised deviations (Cochran 1977, "Sampling
+        Techniques", section 2.11). Their mean over seeds and rows is 0.
+        """
+        seeds, rows = totals.shape[-2:]
+        every = counts.sum(-1)
+        estimate = totals.mean(-2).sum(-1) / every
+        deviations = totals - counts[..., None, :] * estimate[..., None, None]
+        deviations = deviations * (rows / every)[..., None, None]
+        by_seed, by_row = deviations.mean(-1), deviations.mean(-2)
+        both = deviations - by_seed[..., :, None] - by_row[..., None, :]
+        return cls(
+            estimate,
+            rows * (by_seed**2).sum(-1) / max(1, seeds - 1),
+            seeds * (by_row**2).sum(-1) / max(1, rows - 1),
+            (both**2).sum((-2, -1)) / max(1, (seeds - 1) * (rows - 1)),
+            seeds,
+            rows,
+        )
+
+    def half_width(self, alpha: float | Figures) -> Figures:
+        """Of the interval at the level 1 − `alpha`. One value says nothing about others: then it is infinite."""
+        if self.seeds == self.rows == 1:
+            return np.full_like(self.estimate, np.inf)
+        of_seeds, of_rows = (_squared_quantile(alpha, size) for size in (self.seeds, self.rows))
+        both = of_rows * self.of_both
+        squared = np.maximum(of_seeds * self.of_seeds, both) + np.maximum(of_rows * self.of_rows - both, 0.0)
+        return np.sqrt(squared / (self.seeds * self.rows))
+
+    def interval(self, alpha: float) -> Interval:
+        """Of one mean, at the level 1 − `alpha`."""
+        estimate, half = float(self.estimate), float(self.half_width(alpha))
+        return Interval(estimate, estimate - half, estimate + half)
+
+    def p_value(self, distance: float) -> float:
+        """The smallest `alpha` whose interval of one mean ends before a value in this distance from the estimate: the
+        test that fits the intervals.
+        """
+        if distance == 0 or self.seeds == self.rows == 1:
+            return 1.0
+
+        def beyond(log_alpha: float) -> float:
+            return float(self.half_width(math.exp(log_alpha))) - distance
+
+        smallest = math.log(_SMALLEST_P)
+        return _SMALLEST_P if beyond(smallest) <= 0 else math.exp(brentq(beyond, smallest, 0.0))
+
+
+def _squared_quantile(alpha: float | Figures, size: int) -> Figures:
+    return student.isf(np.asarray(alpha) / 2, max(1, size - 1)) ** 2
 
 
 def interval(totals: Figures, counts: Figures, confidence: float) -> Interval:
-    """The mean of one arm, or of a difference, with its percentile interval."""
-    return _interval(float(totals.mean(0).sum() / counts.sum()), bootstrap(totals, counts), confidence)
-
-
-def _interval(estimate: float, draws: Figures, confidence: float) -> Interval:
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate, float(low), float(high))
+    """The mean of one arm, or of a difference, with its interval."""
+    return MeanSquares.of(totals, counts).interval(1 - confidence)
 
 
 def differences(
     arms: Mapping[str, Rows], baseline: str, higher_is_better: bool, confidence: float, resolve: float
 ) -> dict[str, Difference]:
-    """Every other arm against the baseline. All arms have the same seeds and rows."""
-    sign = 1.0 if higher_is_better else -1.0
-    others = [name for name in arms if name != baseline]
-    found, p_values = {}, {}
-    for name in others:
-        apart = sign * (arms[name].totals - arms[baseline].totals)
-        counts = arms[baseline].counts
-        draws = bootstrap(apart, counts)
-        estimate = float(apart.mean(0).sum() / counts.sum())
-        below = (np.count_nonzero(draws <= 0) + 1) / (DRAWS + 1)
-        above = (np.count_nonzero(draws >= 0) + 1) / (DRAWS + 1)
-        p_values[name] = min(1.0, 2 * min(below, above))
-        all_arms = 1 - (1 - confidence) / len(others)
-        # With the difference as estimated, so narrow an interval shows it, or lies between -resolve and resolve.
-        needed = seeds_needed(apart, counts, all_arms, max(abs(estimate), resolve - abs(estimate)))
-        found[name] = (_interval(estimate, draws, confidence), _interval(estimate, draws, all_arms), needed)
-    corrected = holm(p_values)
+    """Whether every other arm differs from the baseline. All arms have the same seeds and rows.
+
+    The p values are two-sided, after Holm's correction for the number of arms. `simultaneous` is the interval at the
+    level that Bonferroni's correction demands. The seeds needed would show the difference as estimated, or show that it
+    is below `resolve`.
+    """
+    alpha = 1 - confidence
+    found = _apart(arms, baseline, higher_is_better)
+    corrected = holm({name: squares.p_value(abs(float(squares.estimate))) for name, squares in found.items()})
+    each = alpha / max(1, len(found))
     return {
-        name: Difference(pointwise, corrected[name], simultaneous, needed)
-        for name, (pointwise, simultaneous, needed) in found.items()
+        name: Difference(
+            squares.interval(alpha),
+            corrected[name],
+            squares.interval(each),
+            seeds_needed(squares, each, _width_that_decides(float(squares.estimate), resolve)),
+        )
+        for name, squares in found.items()
     }
+
+
+def _apart(arms: Mapping[str, Rows], baseline: str, higher_is_better: bool) -> dict[str, MeanSquares]:
+    """Every other arm − the baseline. A positive value means that the arm is better."""
+    base, sign = arms[baseline], 1.0 if higher_is_better else -1.0
+    others = {name: arm for name, arm in arms.items() if name != baseline}
+    return {name: MeanSquares.of(sign * (arm.totals - base.totals), base.counts) for name, arm in others.items()}
+
+
+def step_down(
+    arms: Mapping[str, Rows], baseline: str, higher_is_better: bool, confidence: float, resolve: float
+) -> dict[str, Difference]:
+    """Whether the arms are not worse than the baseline by `resolve`, in their order, until one is not shown to be.
+
+    A hypothesis is tested only if all before it were rejected, so no level needs a correction, and the interval of the
+    first arm that is not shown holds too (Hsu & Berger 1999, "Stepwise confidence intervals without multiplicity
+    adjustment for dose-response and toxicity studies", Journal of the American Statistical Association 94). An arm is
+    not worse if its whole interval is above −`resolve`: the p value, the largest of those so far, belongs to that.
+    """
+    alpha, largest, found = 1 - confidence, 0.0, {}
+    for name, squares in _apart(arms, baseline, higher_is_better).items():
+        room = float(squares.estimate) + resolve
+        largest = max(largest, squares.p_value(room) if room > 0 else 1.0)
+        needed = seeds_needed(squares, alpha, room) if room > 0 else None
+        found[name] = Difference(squares.interval(alpha), largest, squares.interval(alpha), needed)
+    return found
+
+
+def _width_that_decides(estimate: float, resolve: float) -> float:
+    """With the difference as estimated, so narrow an interval shows it, or lies between −resolve and resolve."""
+    return max(abs(estimate), resolve - abs(estimate))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -127,22 +221,28 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
-def seeds_needed(apart: Figures, counts: Figures, confidence: float, resolve: float) -> int | None:
-    """The number of seeds S for which the interval of `bootstrap` has at most `resolve` on each side.
+def seeds_needed(squares: MeanSquares, alpha: float, width: float) -> SeedsNeeded | None:
+    """The number of seeds S for which the interval of one mean has at most `width` on each side.
 
-    That is z · √(σ²_rows / n + (σ²_seeds + 3 σ²_both / n) / S) ≤ `resolve` for n rows. The three variances are those
-    of seeds, of rows, and of a seed on a row. The mean squares of `apart` (seeds, rows) estimate them, as in an
-    analysis of variance with two random factors and one value in each cell. More seeds do not make the part of the rows
-    smaller: None if it alone is too large. None with one seed or one row, which say nothing about others.
+    That is t² · v / S + (part of the rows) ≤ `width`², where v is the variance of a seed's mean over the rows. A few
+    seeds measure v only roughly, so the result is a range, from the 95% interval of v by the χ² distribution. More
+    seeds do not make the part of the rows smaller: None if it alone is too large. None with one seed or one row, which
+    say nothing about others.
     """
-    seeds, rows = apart.shape
-    if min(seeds, rows) < 2:
+    if min(squares.seeds, squares.rows) < 2:
         return None
-    per_row = apart.mean(0).sum() / counts.sum()
-    deviations = (apart - counts * per_row) * (rows / counts.sum())  # (seeds, rows), of a ratio estimate
-    by_seed, by_row = deviations.mean(1, keepdims=True), deviations.mean(0, keepdims=True)
-    both = float(((deviations - by_seed - by_row) ** 2).sum()) / ((seeds - 1) * (rows - 1))
-    of_seeds = max(0.0, float(by_seed.var(ddof=1)) - both / rows)
-    of_rows = max(0.0, float(by_row.var(ddof=1)) - both / seeds)
-    room = (resolve / norm.ppf((1 + confidence) / 2)) ** 2 - of_rows / rows
-    return None if room <= 0 else max(2, math.ceil((of_seeds + 3 * both / rows) / room))
+    both, of_seeds = float(squares.of_both), float(squares.of_seeds)
+    of_rows = _squared_quantile(alpha, squares.rows) * max(0.0, float(squares.of_rows) - both)
+    room = width**2 - of_rows / (squares.seeds * squares.rows)
+    if room <= 0:
+        return None
+    free = squares.seeds - 1
+    low, high = (max(both, of_seeds * free / chi2.ppf(share, free)) / squares.rows for share in (0.975, 0.025))
+    return SeedsNeeded(_smallest(alpha, low / room) or MOST_SEEDS, _smallest(alpha, high / room))
+
+
+def _smallest(alpha: float, ratio: float) -> int | None:
+    """The smallest number of seeds S with t² · `ratio` ≤ S, or None above `MOST_SEEDS`."""
+    sizes = np.arange(2, MOST_SEEDS + 1)
+    enough = student.isf(alpha / 2, sizes - 1) ** 2 * ratio <= sizes
+    return int(sizes[enough.argmax()]) if enough.any() else None
