@@ -213,6 +213,11 @@ class TestLineChart:
         ]
         assert [text.get_text() for text in axes.texts] == ["a", "b"]
 
+    def test_equal_estimates_leave_their_intervals_room(self) -> None:
+        line = Line("arm", style(0), [(0, 0.5)], low=[0.1], high=[0.9], joined=False)
+        low, high = axes_of(LineChart("accuracy", [line], "seconds")).get_ylim()
+        assert low < 0.1 < 0.9 < high
+
     def test_a_value_that_is_no_number_has_no_tip(self) -> None:
         assert inline(line_chart([(0, 1.0), (1, float("nan")), (2, 2.0)])).count("<title>") == 2
 

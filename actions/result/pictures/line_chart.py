@@ -79,7 +79,7 @@ class LineChart:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
             axes.xaxis.set_major_formatter(shown)
         axes.yaxis.set_major_formatter(shown)
-        values = [y for line in self.lines for _, y in line.points]
+        values = [y for line in self.lines for y in (*(y for _, y in line.points), *line.low, *line.high)]
         low, high = min(values), max(values)
         if high - low <= 1e-6 * max(abs(low), abs(high)):  # several ticks would have the same few digits
             margin = abs(low) / 2 or 1.0
