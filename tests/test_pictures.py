@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,33 @@ class TestLineChart:
         assert 100 < len(x) <= 240
         assert np.all(np.diff(x) > 0)
         np.testing.assert_allclose(y, x / 10_000)
+
+    def test_a_band_and_bars(self) -> None:
+        x = range(1000)
+        line = Line("arm", style(0), [(i, i) for i in x], low=[i - 1 for i in x], high=[i + 1 for i in x])
+        axes = axes_of(LineChart("loss", [line], "step"))
+        (path,) = axes.collections[0].get_paths()
+        assert path.contains_points([(500, 500.5), (500, 499.5), (500, 502), (500, 498)]).tolist() == [
+            True,
+            True,
+            False,
+            False,
+        ]
+        points = replace(line, points=[(1, 2), (3, 4)], low=[1, 3], high=[3, 5], joined=False, names=["a", "b"])
+        axes = axes_of(LineChart("loss", [points], "step"))
+        assert [path.vertices.tolist() for path in axes.collections[0].get_paths()] == [
+            [[1, 1], [1, 3]],
+            [[3, 3], [3, 5]],
+        ]
+        assert [text.get_text() for text in axes.texts] == ["a", "b"]
+
+    def test_equal_estimates_leave_their_intervals_room(self) -> None:
+        line = Line("arm", style(0), [(0, 0.5)], low=[0.1], high=[0.9], joined=False)
+        low, high = axes_of(LineChart("accuracy", [line], "seconds")).get_ylim()
+        assert low < 0.1 < 0.9 < high
+
+    def test_a_value_that_is_no_number_has_no_tip(self) -> None:
+        assert inline(line_chart([(0, 1.0), (1, float("nan")), (2, 2.0)])).count("<title>") == 2
 
     def test_lines_differ_by_more_than_colour(self) -> None:
         lines = axes_of(line_chart(*([(0, i), (1, i)] for i in range(8)))).lines

@@ -79,30 +79,28 @@ def sizes(study: Study, comparison: Comparison) -> list[Chart]:
     for caption, (title, cost) in _OVER_PARAMETERS.items():
         known = [(arm, value) for arm in comparison.arms if (value := cost(arm)) is not None]
         if known:
-            lines = [Line(arm.name, style(_position(study, arm)), [(arm.parameters, value)]) for arm, value in known]
-            front = sorted((arm.parameters, value) for arm, value in known)
-            charts.append(_chart(LineChart(caption, lines, "LoRA parameters", title, logarithmic=True, front=front)))
+            line = Line("", style(0), [(x, y) for x, y, _ in known], names=[name for *_, name in known])
+            charts.append(Chart(LineChart(caption, [line], "LoRA parameters", title, logarithmic=True)))
     return charts
 
 
 def _curve(study: Study, comparison: Comparison, base: ArmResult) -> Chart:
     """Where the bar of an arm is beyond the dotted line, the arm is not shown to be enough."""
     sign = 1 if study.measure == "accuracy" else -1
-    level = base.quality.estimate
-    lines = []
-    for arm in comparison.arms:
-        found = Interval(0, 0, 0) if arm.against is None else arm.against.interval
-        ends = sorted(level + sign * end for end in (found.low, found.high))
-        lines.append(replace(_line(study, arm.name, [(arm.parameters, Interval(level + sign * found.estimate, *ends))]),
-                             joined=False))  # fmt: skip
-    enough, xs = level - sign * study.resolve, [arm.parameters for arm in comparison.arms]
+    found = [Interval(0, 0, 0) if arm.against is None else arm.against.interval for arm in comparison.arms]
+    xs = [arm.parameters for arm in comparison.arms]
+    middle, low, high = (
+        [base.quality.estimate + sign * getattr(each, end) for each in found] for end in ("estimate", "low", "high")
+    )
+    names = [arm.name for arm in comparison.arms]
+    line = Line("", style(0), [*zip(xs, middle, strict=True)], low, high, names=names)
+    worse = base.quality.estimate - sign * study.resolve
     note = (
         f"The bars are {study.confidence:.0%} intervals of the difference from {base.name}. The dotted line is "
         f"{study.resolve:g} worse than {base.name}."
     )
-    title = f"{study.measure} over parameters"
-    front = [(min(xs), enough), (max(xs), enough)]
-    return _chart(LineChart(title, lines, "LoRA parameters", study.measure, logarithmic=True, front=front, note=note))
+    title, front = f"{study.measure} over parameters", [(min(xs), worse), (max(xs), worse)]
+    return Chart(LineChart(title, [line], "LoRA parameters", study.measure, logarithmic=True, front=front, note=note))
 
 
 def _line(study: Study, name: str, points: Sequence[tuple[float, Interval]]) -> Line:
@@ -126,14 +124,16 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool) -> lis
     return front
 
 
-def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart:
+def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart | None:
     """The measure on the tuning rows at each learning rate, a line for each rung. `rungs`: arm -> its comparisons."""
     lines = []
     for position, (arm, found) in enumerate(rungs.items()):
-        for rung in found:
+        for rung in (rung for rung in found if rung.values):
             part = "" if rung.share == 1 else f" after {rung.share:.0%}"
             dashes = "solid" if rung is found[-1] else "dotted"
             lines.append(Line(f"{arm}{part}", replace(style(position), dashes=dashes), [*rung.values.items()]))
+    if not lines:
+        return None
     note = "Dotted: after a share of the run. The better half goes on." if study.tuning == "halving" else ""
     title = f"Tuning: {study.measure} on the tuning rows"
     return _chart(LineChart(title, lines, "learning rate", logarithmic=True, ticks=study.learning_rates, note=note))

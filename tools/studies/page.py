@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actions.result.pictures.drawing import style
+from actions.result.pictures.drawing import Style, style
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures
@@ -39,7 +39,7 @@ class View:
 
     heading: str
     sentence: str
-    rows: tuple[tuple[str, tuple[str, ...]], ...]  # (colour, cells)
+    rows: tuple[tuple[Style, tuple[str, ...]], ...]
     constant: tuple[str, ...]  # cells of the best constant prediction; empty without labels
     missing: dict[str, str]
     tuning: tuple[tuple[str, ...], ...]  # rows of cells; empty without halving
@@ -146,7 +146,7 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
 def views(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> list[View]:
     found = []
     for comparison in comparisons:
-        colours = {name: style(position) for position, name in enumerate(study.arms)}
+        styles = {name: style(position) for position, name in enumerate(study.arms)}
         tuned = rungs_of(comparison, execution)
         by_size = figures.sizes(study, comparison) if study.question == "smallest" else []
         costs = figures.costs(study, comparison)
@@ -156,7 +156,7 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
             View(
                 comparison.heading,
                 answer(study, comparison),
-                tuple((colours[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
+                tuple((styles[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
                 constant_cells(study, comparison),
                 without_result(comparison),
                 tuning_rows(study, comparison, execution),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actions.command.parse import parse_command
-from actions.request.resolve import Request
+from actions.command.request import Request
 from actions.result.metrics_file import read_resources
 from actions.run.console import say
 from actions.run.run_folder import write_json

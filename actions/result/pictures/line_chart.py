@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ class Line:
 
     Attributes:
         low, high: the ends of an interval around each point, or empty.
+        names: of the points, written above them, or empty.
         joined: whether a line joins the points. Intervals are a band around a line, and bars at points alone.
     """
 
@@ -30,6 +32,7 @@ class Line:
     points: Sequence[tuple[float, float]]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    names: Sequence[str] = ()
     joined: bool = True
 
 
@@ -76,7 +79,7 @@ class LineChart:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
             axes.xaxis.set_major_formatter(shown)
         axes.yaxis.set_major_formatter(shown)
-        values = [y for line in self.lines for _, y in line.points]
+        values = [y for line in self.lines for y in (*(y for _, y in line.points), *line.low, *line.high)]
         low, high = min(values), max(values)
         if high - low <= 1e-6 * max(abs(low), abs(high)):  # several ticks would have the same few digits
             margin = abs(low) / 2 or 1.0
@@ -87,8 +90,9 @@ class LineChart:
         for line in self.lines:
             points = thinned(line.points)
             every = -(-len(points) // _MOST_TIPS)
-            for x, y in points[::every]:
-                yield Tip(f"{line.label}: {number(y)} at {self.x_label} {number(x)}", (x, y), (x, y))
+            whose = f"{line.label}: " if line.label else ""
+            for x, y in (point for point in points[::every] if math.isfinite(point[1])):
+                yield Tip(f"{whose}{number(y)} at {self.x_label} {number(x)}", (x, y), (x, y))
 
 
 def _draw(line: Line, axes: Axes) -> None:
@@ -97,10 +101,17 @@ def _draw(line: Line, axes: Axes) -> None:
     dashes = style.dashes if line.joined else "none"
     every = -(-len(points) // _MOST_MARKERS)
     axes.plot(x, y, color=style.colour, linestyle=dashes, marker=style.marker, markersize=5, markevery=every)
+    for name, point in zip(line.names, points, strict=False):
+        axes.annotate(name, point, (0, 6), textcoords="offset points", ha="center", fontsize=10, color=SOFT)
     if line.low and line.joined:
-        axes.fill_between(x, line.low, line.high, color=style.colour, alpha=0.2, linewidth=0)
+        low, high = ([end for _, end in _with_x(line, ends)] for ends in (line.low, line.high))
+        axes.fill_between(x, low, high, color=style.colour, alpha=0.2, linewidth=0)
     elif line.low:
         axes.vlines(x, line.low, line.high, color=style.colour)
+
+
+def _with_x(line: Line, values: Sequence[float]) -> Sequence[tuple[float, float]]:
+    return thinned([(x, value) for (x, _), value in zip(line.points, values, strict=True)])
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
