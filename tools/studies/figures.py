@@ -85,10 +85,16 @@ def sizes(study: Study, comparison: Comparison) -> list[Chart]:
         if known:
             xs, ys, names = zip(*known, strict=True)
             figure = new_figure(300, xaxis=_LOG_PARAMETERS, yaxis={"title": {"text": title}})
-            figure.add_scatter(x=xs, y=ys, text=names, mode="lines+markers+text", textposition="top center",
-                               line={"color": COLOURS[0]})  # fmt: skip
+            _named_points(figure, xs, ys, names)
             charts.append(Chart(caption, figure))
     return charts
+
+
+def _named_points(figure: go.Figure, xs: Sequence[float], ys: Sequence[float], names: Sequence[str]) -> None:
+    figure.add_scatter(
+        x=xs, y=ys, text=names, mode="lines+markers+text", textposition="top center", cliponaxis=False,
+        line={"color": COLOURS[0]},
+    )  # fmt: skip
 
 
 _LOG_PARAMETERS = {"title": {"text": "LoRA parameters"}, "type": "log"}
@@ -106,8 +112,7 @@ def _curve(study: Study, comparison: Comparison, base: ArmResult) -> Chart:
         x=[*xs, *reversed(xs)], y=[*low, *reversed(high)], fill="toself", mode="none", opacity=0.2,
         fillcolor=COLOURS[0], hoverinfo="skip",
     )  # fmt: skip
-    figure.add_scatter(x=xs, y=middle, text=[arm.name for arm in comparison.arms], mode="lines+markers+text",
-                       textposition="top center", line={"color": COLOURS[0]})  # fmt: skip
+    _named_points(figure, xs, middle, [arm.name for arm in comparison.arms])
     figure.add_hline(level - sign * study.resolve, line={"dash": "dot", "width": 1.5})
     note = (
         f"The band is the {study.confidence:.0%} interval of the difference from {base.name}. The dotted line is "
