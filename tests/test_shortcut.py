@@ -326,7 +326,7 @@ def test_x_and_h_are_let_go_before_the_head_runs(variant, only):
     head = model.network.score if hasattr(model.network, "score") else model.network.classifier
     head.register_forward_pre_hook(lambda *_: held.append(copy.copy(vars(model.space.carry.held))))
     model.network(**tiny_batch())
-    assert held == [{"x": None, "h": None, "before": None, "step": None}]
+    assert held == [{"x": None, "h": None, "before": None, "shift": None}]
 
 
 def test_h_is_not_seen_for_a_shortcut_that_is_off():

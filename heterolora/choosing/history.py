@@ -81,9 +81,7 @@ class History:
                 found = "the run of the checkpoint had another search space"
                 raise UserError(found, "resume with its own configurations")
             rows = zip(state["when"], state["scores"].tolist(), state["on"].tolist(), strict=True)
-            self.decisions = [
-                Decision(*_when(epoch, step), tuple(scores), tuple(on)) for (epoch, step), scores, on in rows
-            ]
+            self.decisions = [Decision(*_when(*when), tuple(scores), tuple(on)) for when, scores, on in rows]
 
     def write(self, folder: Path) -> None:
         """Write both files."""

@@ -160,16 +160,9 @@ def write(path: str | Path, scores: Scores) -> None:
         element, settings = item.element, item.element.settings
         if not _SCORE.valid(item.score):
             raise UserError(f"the score of {element.key} is {item.score}", f"expected {_SCORE.expected}")
-        values: dict[str, Any] = {
-            "score": item.score,
-            "kind": element.kind,
-            "module": element.module,
-            "in": element.in_features,
-            "out": element.out_features,
-            "r": settings.rank,
-            "alpha": settings.alpha,
-            "dropout": settings.dropout,
-        }
+        values: dict[str, Any] = {"score": item.score, "kind": element.kind, "module": element.module}
+        values |= {"in": element.in_features, "out": element.out_features}
+        values |= {"r": settings.rank, "alpha": settings.alpha, "dropout": settings.dropout}
         values |= {"use_rslora": True} if settings.use_rslora else {}
         values |= {key: list(found) for key in ("by_rank", "halves") if (found := getattr(item, key))}
         document.setdefault(f"layer_{element.layer}", {})[element.name] = values

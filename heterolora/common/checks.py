@@ -61,12 +61,7 @@ def check_known(where: str, name: str, valid: Iterable[str], also: str = "") -> 
 
 
 def check_keys(
-    where: str,
-    keys: Mapping[str, Condition],
-    table: Any,
-    expected: str,
-    also: str = "",
-    optional: Collection[str] = (),
+    where: str, keys: Mapping[str, Condition], table: Any, expected: str, also: str = "", optional: Collection[str] = ()
 ) -> Mapping[str, Any]:
     """`table` itself. Raises UserError if it is no table, a key is unknown, one that is not `optional` is missing, or a
     value is not valid.

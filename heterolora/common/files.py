@@ -6,7 +6,6 @@ moment, also after a kill or a loss of power.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -157,7 +156,7 @@ def _beside(path: Path, kind: str, suffix: str = "") -> Path:
 @cache
 def _host() -> str:
     """Eight digits for the system within which process ids are unique: the host, or the container."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return f"{zlib.crc32((socket.gethostname() + os.readlink('/proc/self/ns/pid')).encode()):08x}"
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
@@ -179,7 +178,7 @@ def _has_ended(process: int) -> bool:
 
 def _discard_replaced(replaced: Path, path: Path) -> None:
     """Remove the folder that was at `path` before, or put it back if there is no other."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         if replaced.is_dir() and not path.exists():
             os.replace(replaced, path)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -195,7 +194,7 @@ def _make_folder(folder: Path) -> None:
 def _flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir():
-        with contextlib.suppress(OSError):  # Windows and some network file systems cannot flush a folder
+        with suppress(OSError):  # Windows and some network file systems cannot flush a folder
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

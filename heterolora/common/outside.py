@@ -43,15 +43,13 @@ def reading(what: str, path: str | Path, expected: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(
-            f"cannot read {what} '{path}' ({error.strerror or _first_sentence(error)})", expected
-        ) from error
+        found = f"cannot read {what} '{path}' ({error.strerror or _first_sentence(error)})"
+        raise UserError(found, expected) from error
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
             raise
-        raise UserError(
-            f"{what} '{path}' is damaged or of another kind ({_first_sentence(error)})", expected
-        ) from error
+        found = f"{what} '{path}' is damaged or of another kind ({_first_sentence(error)})"
+        raise UserError(found, expected) from error
 
 
 def _not_regular(path: Path) -> Path | None:
@@ -92,12 +90,7 @@ def _parse_toml(text: str) -> Any:
 
 
 def _document(
-    path: str | Path,
-    what: str,
-    expected: str,
-    parse: Callable[[str], Any],
-    form: str,
-    largest: int = LARGEST_DOCUMENT,
+    path: str | Path, what: str, expected: str, parse: Callable[[str], Any], form: str, largest: int = LARGEST_DOCUMENT
 ) -> dict[str, Any]:
     text = read_text(path, what, expected, largest)
     try:

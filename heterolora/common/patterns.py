@@ -15,9 +15,8 @@ from heterolora.common.errors import UserError, shown
 
 LONGEST = 100_000  # characters of a pattern
 SECONDS = 0.5  # of processor time for one text; a path of a module takes microseconds
-_EXTENSION = re.compile(
-    r"\{[^}]*[a-z]|\[:", re.IGNORECASE
-)  # both modules accept it, and only `regex` gives it a meaning
+# Both modules accept it, and only `regex` gives it a meaning.
+_EXTENSION = re.compile(r"\{[^}]*[a-z]|\[:", re.IGNORECASE)
 
 
 def valid(pattern: Any) -> bool:
@@ -35,8 +34,7 @@ def match(pattern: str, text: str, full: bool = False) -> Any:
         return (found.fullmatch if full else found.match)(text, timeout=SECONDS)
     except (TimeoutError, MemoryError):
         raise UserError(
-            f"the regular expression {shown(pattern)} takes too long on '{text}'",
-            "write it without nested repetition",
+            f"the regular expression {shown(pattern)} takes too long on '{text}'", "write it without nested repetition"
         ) from None
 
 

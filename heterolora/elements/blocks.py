@@ -19,11 +19,7 @@ def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
 
 @contextmanager
 def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None) -> Iterator[None]:
-    """Stop the blocks with the numbers `layers` from running: each returns `output`, or its input if that is None.
-
-    Args:
-        blocks: the list of blocks in the network, which is changed inside the block of code and restored afterwards.
-    """
+    """Replace blocks in the network's list: each of `layers` returns `output`, or its input if that is None."""
     kept, stand_in = [blocks[layer] for layer in layers], _StandIn(output)
     try:
         for layer in layers:

@@ -171,17 +171,15 @@ def parse_config(document: Mapping[str, Any], kind: Kind, source: str = "configu
             continue
         layer = _layer_of(str(table), granularity, form, source)
         if not isinstance(entries, Mapping):
-            raise UserError(
-                f"{source}: {table} is {shown(entries)}", f"expected tables such as [{table}.{form.example}]"
-            )
+            expected = f"expected tables such as [{table}.{form.example}]"
+            raise UserError(f"{source}: {table} is {shown(entries)}", expected)
         for given, values in entries.items():
             where = f"{source}: [{table}.{given}]"
             check_known(where, given, form.names)
             name = form.names[given]
             if name == "shortcut2" and layer == 0:
-                raise UserError(
-                    f"{where} has no previous block", "shortcut2 starts in the previous block; leave it out of block 0"
-                )
+                advice = "shortcut2 starts in the previous block; leave it out of block 0"
+                raise UserError(f"{where} has no previous block", advice)
             site = name if layer is None else (layer, name)
             if site in sites:
                 raise UserError(f"{where} names {name} a second time", f"expected one table for {name}")
@@ -198,8 +196,7 @@ def _layer_of(table: str, granularity: Granularity, form: _Format, source: str) 
         raise UserError(f"{source}: '{table}' is not known", nearest(table, valid))
     if (table == "all_layers") != (granularity == "network"):
         raise UserError(
-            f'{source}: [{table}] does not match granularity = "{granularity}"',
-            f"expected [{expected}.{form.example}]",
+            f'{source}: [{table}] does not match granularity = "{granularity}"', f"expected [{expected}.{form.example}]"
         )
     return int(match[1]) if match[1] else None
 

@@ -67,10 +67,7 @@ class TrainingGradients:
 
     @torch.no_grad()
     def collect(
-        self,
-        loss_scale: float | None = None,
-        share: Tensor | float | None = None,
-        stepped: Sequence[Tensor] = (),
+        self, loss_scale: float | None = None, share: Tensor | float | None = None, stepped: Sequence[Tensor] = ()
     ) -> None:
         """Add the gradients of the window that has just ended. Every process must call it.
 
