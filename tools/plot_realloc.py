@@ -17,8 +17,8 @@ from tools.cli import Parser, check_different, run
 from rich.table import Table
 
 from actions.result.pictures import timeline
+from actions.result.reallocation import TIMELINE_PICTURE, draw
 from actions.run.console import say
-from actions.train_dyrealloc import TIMELINE_PICTURE, draw
 from heterolora.choosing import history
 from heterolora.choosing.history import HISTORY, History
 from heterolora.common.errors import UserError

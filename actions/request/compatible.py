@@ -17,7 +17,6 @@ from heterolora.elements.element import Kind
 from model.family import AdaptedName
 from options.actions import DYREALLOC, TRAIN
 from options.declare import flag_of
-from options.devices import FSDP
 from options.every import Options, declared
 from options.optimization import AUTO, RATES, RATES_OF_PLAIN
 
@@ -99,9 +98,10 @@ def _check_auto(action: str, options: Options, plain: bool) -> None:
     if action == TRAIN:
         if options.optimization.optimizer == "sgd":
             raise UserError("--learning-rate auto tries rates for adam and adamw, not for sgd", "give a number")
-        if plain and options.devices.strategy == FSDP:  # after a trial the weights are put back, which are parts then
+        if plain and options.devices.divides:  # after a trial the weights are put back, which are parts then
             raise UserError(
-                "--learning-rate auto cannot be used with --strategy fsdp of a plain model", "give a number"
+                f"--learning-rate auto cannot be used with --strategy {options.devices.strategy} of a plain model",
+                "give a number",
             )
 
 
@@ -113,7 +113,7 @@ def _check_compile(action: str, options: Options) -> None:
         "--cache-frozen-prefix": options.cache_frozen_prefix,
         "--gradient-checkpointing": options.gradient_checkpointing,
         f"--quantize {options.quantize}": options.quantize is not None,
-        "--strategy fsdp": options.devices.strategy == FSDP,
+        f"--strategy {options.devices.strategy}": options.devices.divides,
     }
     for other, given in others.items():
         if given:
@@ -142,7 +142,7 @@ def _check_quantizable(action: str, options: Options, base: BaseSource) -> None:
 
 
 def _check_sharding(options: Options, adapted: AdaptedName | None, base: BaseSource) -> None:
-    devices, sharded = options.devices, "--strategy fsdp"
+    devices, sharded = options.devices, f"--strategy {options.devices.strategy}"
     if devices.shards == 1:
         raise UserError(
             f"{sharded} shards within a node, and --num-devices is 1",

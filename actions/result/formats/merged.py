@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from actions.command.request import Request
+from actions.result.formats.export import Export
+from actions.run.console import say
 from actions.training.experiment import plan_elements, put_weights
+from heterolora.common.errors import UserError
 from heterolora.common.files import whole_folder
 from heterolora.elements.adapt import adapt
 from heterolora.elements.search_space import SearchSpace
@@ -20,24 +20,23 @@ from model.merge import fold, in_numbers, logits, probe, unwrap
 from model.tensor_file import MappedTensors
 
 
-@dataclass(frozen=True)
-class Merged:
-    """A written folder, compared with the model before."""
+def check(export: Export) -> None:
+    quantize = export.request.options.quantize
+    if quantize and not export.dequantize:
+        raise UserError(
+            f"the base of {export.result} is quantised ({quantize}): LoRA can't be folded into it",
+            "give --dequantize, or --quantize none to fold into the unquantised base",
+        )
 
-    dtype: torch.dtype  # of the weights
-    files: int  # number of weight files
-    error: float  # the largest difference of a logit to the model before, for a few random tokens
-    largest: float  # the largest logit, for comparison
 
+def write(export: Export) -> None:
+    """Write weights, configuration and tokenizer, and print how much the logits differ for a few random tokens.
 
-def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
-    """Write weights, configuration and tokenizer into `output`, completely or not at all.
-
-    The request names a checkpoint or an adapter, whose model has no shortcuts. A base that is not quantised may be
-    larger than the memory: its tensors stay mapped from its files, are written one after the other, and LoRA is folded
-    into the written files, one matrix at a time. A quantised base is dequantised in memory. A weight file has at most
-    `max_shard_size` bytes.
+    The model has no shortcuts. A base that is not quantised may be larger than the memory: its tensors stay mapped from
+    its files, are written one after the other, and LoRA is folded into the written files, one matrix at a time. A
+    quantised base is dequantised in memory.
     """
+    request = export.request
     config = load_config(request.base.name, request.spec)
     use_cache, dtype = config.use_cache, config.dtype  # loading the base changes the configuration
     tokenizer = load_tokenizer(request.base.name, config)
@@ -49,9 +48,9 @@ def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
     if space is not None:
         unwrap(network, space)
     kind, dtype = type(network), network.dtype
-    with whole_folder(output) as folder:
+    with whole_folder(export.output) as folder:
         # The names of the modules, so that LoRA finds its places.
-        network.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=False)
+        network.save_pretrained(folder, max_shard_size=export.max_shard_size, save_original_format=False)
         tokenizer.save_pretrained(folder)
         del network
         gc.collect()
@@ -59,7 +58,10 @@ def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
             fold(space, MappedTensors(folder).tensor)
         found = logits(kind.from_pretrained(folder, dtype="auto", trust_remote_code=False), batch)
         files = len(list(folder.glob("*.safetensors")))
-    return Merged(dtype, files, float((found - expected).abs().max()), float(expected.abs().max()))
+    say(
+        f"the files' logits differ from the trained model's by {(found - expected).abs().max():.2g} at most; "
+        f"the largest is {expected.abs().max():.2g} ({str(dtype).removeprefix('torch.')}, {files} files)"
+    )
 
 
 def _trained(
