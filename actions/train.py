@@ -9,7 +9,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from actions.command.request import Request
-from actions.imp_test import scoring_batches
 from actions.result.export import export_run
 from actions.result.results import Metrics, measure, show_parameters
 from actions.run.console import is_first_process, note, say
@@ -20,6 +19,7 @@ from actions.training.checkpoints import RunCheckpoints
 from actions.training.experiment import Experiment, build
 from actions.training.learning_rate import with_best_rate
 from actions.training.loggers import log_pictures
+from actions.training.scoring import scoring_batches
 from actions.training.trainer import build_trainer, check_devices, training_callbacks
 from actions.training.training_state import loading_from
 from model.checkpoint import read_checkpoint
@@ -73,6 +73,17 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> M
     return measure(experiment, trainer, folder, measured.path)
 
 
+def finish(experiment: Experiment, folder: Path, metrics: Metrics) -> None:
+    """Export the result, write how many parameters it trains, log its pictures, and say if it has learnt nothing."""
+    if is_first_process():  # a search began with other elements on
+        write_json(folder / PARAMETERS, count(experiment.task.network, experiment.task.space).as_dict())
+    export_run(experiment, folder)
+    log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
+    split = experiment.data.validation_names[0]
+    if (sentence := nothing_learnt(experiment.data, split, metrics[split])) is not None:
+        note(sentence)
+
+
 def _starting(experiment: Experiment) -> tuple[pl.Callback, ...]:
     """The callback of `--lora-init`, for a new run. A resumed run has A from its checkpoint."""
     options = experiment.options
@@ -93,14 +104,3 @@ def _frozen_prefix(experiment: Experiment) -> FrozenPrefix | None:
 
     limit = bytes_of(options.cache_limit) // options.devices.num_devices
     return FrozenPrefix(task.network, task.space, RowCache(limit, options.cache_folder, when_full), note)
-
-
-def finish(experiment: Experiment, folder: Path, metrics: Metrics) -> None:
-    """Export the result, write how many parameters it trains, log its pictures, and say if it has learnt nothing."""
-    if is_first_process():  # a search began with other elements on
-        write_json(folder / PARAMETERS, count(experiment.task.network, experiment.task.space).as_dict())
-    export_run(experiment, folder)
-    log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
-    split = experiment.data.validation_names[0]
-    if (sentence := nothing_learnt(experiment.data, split, metrics[split])) is not None:
-        note(sentence)

@@ -10,24 +10,49 @@ from options.actions import TRAINING
 from options.declare import idle_without, option
 from options.ranges import at_least
 
-FSDP = "fsdp"
+
+@dataclass(frozen=True)
+class DeviceStrategy:
+    """A row of `STRATEGIES`.
+
+    Attributes:
+        file: of `actions/training/strategies/`, which builds it.
+        divides: whether each device holds a part of the frozen base, or of all weights of a plain model.
+        finds_unused: whether PyTorch's wrapper of a plain model looks for parameters without a gradient in each step.
+    """
+
+    file: str
+    divides: bool = False
+    finds_unused: bool = False
+
+
+#: How several devices work together: the values of --strategy.
+STRATEGIES = {
+    "auto": DeviceStrategy("replicated"),
+    "ddp": DeviceStrategy("replicated"),
+    "ddp_find_unused_parameters_true": DeviceStrategy("replicated", finds_unused=True),
+    "ddp_find_unused_parameters_false": DeviceStrategy("replicated"),
+    "fsdp": DeviceStrategy("sharded", divides=True),
+}
+_DIVIDING = tuple(name for name, row in STRATEGIES.items() if row.divides)
 _NO_DEEPSPEED = "it replaces the optimizer and the reduction of gradients, which switch with the elements here"
 
 
 def _one_strategy(run: Mapping[str, Any]) -> str | None:
     if run["num_devices"] * run["num_nodes"] == 1:
         return "with one device"
-    if run["strategy"] == FSDP:
+    if STRATEGIES[run["strategy"]].divides:
         return None
     if run["action"] not in TRAINING:
         return f"on {run['action']}"
-    return f"with --model {run['model']}, which is trained in the same way by all but fsdp" if run["adapted"] else None
+    same = f"with --model {run['model']}, which is trained in the same way by all but {' and '.join(_DIVIDING)}"
+    return same if run["adapted"] else None
 
 
 def _not_sharded(run: Mapping[str, Any]) -> str | None:
     if run["num_devices"] * run["num_nodes"] == 1:
         return "with one device"
-    return idle_without("strategy", FSDP)(run)
+    return idle_without("strategy", *_DIVIDING)(run)
 
 
 @dataclass(frozen=True)
@@ -38,11 +63,9 @@ class DeviceOptions:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "type of device", resume="free")
     num_devices: int = option(1, "devices per node", at_least(1), aliases=("--gpu",), resume="global_batch")
     num_nodes: int = option(1, "nodes", at_least(1), aliases=("--nodes",), resume="global_batch")
-    strategy: Literal[
-        "auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp"
-    ] = option("auto", "how several devices work together; fsdp: each holds a part of the frozen base (of all weights, "
-        "for a plain model); the ddp kinds differ only for a plain model", resume="free", idle=_one_strategy,
-        refused={"deepspeed": _NO_DEEPSPEED})
+    strategy: str = option("auto", "how several devices work together; fsdp: each holds a part of the frozen base (of "
+        "all weights, for a plain model); the ddp kinds differ only for a plain model", resume="free",
+        choices=tuple(STRATEGIES), idle=_one_strategy, refused={"deepspeed": _NO_DEEPSPEED})
     shard_size: int | None = option(None, "fsdp: devices that hold one copy of the base together; by default those of "
         "a node", at_least(2), resume="free", idle=_not_sharded)
     precision: Literal["64", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"] = option("32",
@@ -56,9 +79,14 @@ class DeviceOptions:
         return self.num_devices * self.num_nodes
 
     @property
+    def divides(self) -> bool:
+        """Whether each device holds a part of the base, if there are several."""
+        return STRATEGIES[self.strategy].divides
+
+    @property
     def shards(self) -> int | None:
         """The number of devices that hold one copy of the base together. None if each holds all of it."""
-        if self.strategy != FSDP or self.world == 1:
+        if not self.divides or self.world == 1:
             return None
         return self.num_devices if self.shard_size is None else self.shard_size
 

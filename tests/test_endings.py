@@ -21,6 +21,7 @@ from actions import imp_test, train
 from actions.result import results
 from actions.run.endings import LOST, ended
 from actions.run.run_folder import Run
+from actions.training import scoring
 from actions.training.checkpoints import RunCheckpoints
 from heterolora.common.errors import UserError
 from heterolora.common.files import cannot_write
@@ -179,7 +180,7 @@ class TestActions:
             ("train", results, "version"),
             ("test", results, "version"),
             ("imp-test", imp_test, "build"),
-            ("imp-test", imp_test, "scored"),
+            ("imp-test", scoring, "scored"),
         ],
     )
     def test_outside_training(self, world: World, monkeypatch, capfd, action, owner, name, stop, code: int) -> None:

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback
 from scipy.stats import spearmanr
 
-from actions import imp_test, train
+from actions import train
 from actions.command.parse import parse_command
 from actions.request.resolve import resolve
-from actions.result.stability import with_halves
 from actions.run.run_folder import open_run
+from actions.training import scoring as scoring_of_run
+from actions.training.stability import with_halves
 from heterolora import saliency
 from heterolora.choosing import scores
 from heterolora.choosing.scores import Scores
@@ -260,7 +261,7 @@ class TestStopping:
         def interrupted(*_: object) -> None:
             raise stop
 
-        monkeypatch.setattr(imp_test, "scored", interrupted)
+        monkeypatch.setattr(scoring_of_run, "scored", interrupted)
         if stop is KeyboardInterrupt:
             assert run(*scoring(world, "--project", "stopped")) == 130
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from actions.command.configurations import UNIFORM, Configs
 from actions.command.request import Request
@@ -18,7 +18,6 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
 from options.actions import DYREALLOC, TRAINING
 from options.declare import flag_of
-from options.devices import FSDP
 from options.every import declared
 from options.optimization import AUTO, RATES, RATES_OF_PLAIN
 
@@ -31,7 +30,7 @@ def check(request: Request, given: Configs) -> None:
     `given`: the configurations that the command gives.
     """
     _elements(request, given)
-    for rule in (*_RULES, *_STRATEGIES.get(request.options.devices.strategy, ())):
+    for rule in _RULES:
         rule(request)
 
 
@@ -112,8 +111,9 @@ def _trials(request: Request) -> None:
         raise UserError(found, "give a number, such as the one that auto finds with train")
     if options.optimization.optimizer == "sgd":
         raise UserError(f"{auto} tries rates for adam and adamw, not for sgd", "give a number")
-    if request.adapted is None and options.devices.strategy == FSDP:  # the weights to put back after a trial are parts
-        raise UserError(f"{auto} cannot be used with --strategy fsdp of a plain model", "give a number")
+    if request.adapted is None and options.devices.divides:  # the weights to put back after a trial are parts
+        found = f"{auto} cannot be used with --strategy {options.devices.strategy} of a plain model"
+        raise UserError(found, "give a number")
 
 
 # ---- speed and memory
@@ -144,7 +144,7 @@ def _compile(request: Request) -> None:
         "--cache-frozen-prefix": options.cache_frozen_prefix,
         "--gradient-checkpointing": options.gradient_checkpointing,
         f"--quantize {options.quantize}": options.quantize is not None,
-        "--strategy fsdp": options.devices.strategy == FSDP,
+        f"--strategy {options.devices.strategy}": options.devices.divides,
     }
     for other in (name for name, is_given in others.items() if is_given):
         raise UserError(f"--compile cannot be used with {other}", "leave one of them out")
@@ -165,8 +165,10 @@ def _quantize(request: Request) -> None:
 # ---- several devices
 
 
-def _fsdp(request: Request) -> None:
-    options, devices, sharded = request.options, request.options.devices, "--strategy fsdp"
+def _divided(request: Request) -> None:
+    """A strategy in which each device holds a part of the base."""
+    options, devices = request.options, request.options.devices
+    sharded = f"--strategy {devices.strategy}"
     if devices.shards is None:
         return
     if devices.shards == 1:
@@ -188,6 +190,4 @@ def _fsdp(request: Request) -> None:
         _check_own_files(sharded, request, ", of which each process reads its share")
 
 
-_RULES: tuple[Rule, ...] = (_schedule, _metrics, _trials, _speed, _compile, _quantize)
-#: What else holds for a `--strategy`.
-_STRATEGIES: Mapping[str, tuple[Rule, ...]] = {FSDP: (_fsdp,)}
+_RULES: tuple[Rule, ...] = (_schedule, _metrics, _trials, _speed, _compile, _quantize, _divided)

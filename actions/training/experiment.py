@@ -74,7 +74,7 @@ def build(request: Request) -> Experiment:
     if options.cache_frozen_prefix and planned is not None and request.action in (TRAIN, DYREALLOC):
         check_blocks(config, "--cache-frozen-prefix does", "layerdrop")
     if (sharding := _sharding(request)) is not None:  # all processes must gather the same blocks
-        check_blocks(config, "--strategy fsdp does", "layerdrop")
+        check_blocks(config, f"--strategy {options.devices.strategy} does", "layerdrop")
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
     tokenizer = load_tokenizer(base_source.name, config)

@@ -31,7 +31,7 @@ from actions.training.health import StopOnNaN
 from actions.training.limits import check_batches
 from actions.training.loggers import build_loggers
 from actions.training.resources import Resources
-from actions.training.strategy import FlatDDPStrategy, OneDeviceStrategy, PlainDDPStrategy, PlainFSDPStrategy
+from actions.training.strategies import strategy_of
 from actions.training.training_state import CheckForm
 from heterolora.common.errors import UserError
 from model.quantize import check_quantize
@@ -71,14 +71,7 @@ def check_devices(options: Options) -> None:
 def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """A trainer that writes into `folder`. With callbacks it trains, and curves continue those of a resumed run."""
     options, resumed = experiment.options, experiment.resumed
-    if options.devices.world == 1:
-        strategy = OneDeviceStrategy()
-    elif experiment.task.space is not None:
-        strategy = FlatDDPStrategy()  # correct for any set of elements that are on
-    elif experiment.task.sharding is not None:
-        strategy = PlainFSDPStrategy(options.devices.world)
-    else:
-        strategy = PlainDDPStrategy(find_unused_parameters=options.devices.strategy.endswith("_true"))
+    strategy = strategy_of(options.devices, adapted=experiment.task.space is not None)
     environment = cluster_environment()
 
     def check(*_: Any, **__: Any) -> None:

@@ -1,0 +1,55 @@
+"""The lines about the budget and the result of a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from actions.command.request import Request
+from actions.result.pictures.of_run import FREQUENCY_PICTURE, TIMELINE_PICTURE
+from actions.result.scoring import training_command
+from actions.run.console import note, say
+from heterolora.choosing import allocation
+from heterolora.choosing.allocation import Scored
+from heterolora.choosing.history import FREQUENCY, HISTORY
+from heterolora.choosing.ranks import TopK, assign
+from heterolora.choosing.words import degenerate, never_changed, with_cost
+from heterolora.elements.search_space import SearchSpace
+from model.reallocation.callback import Reallocate
+from options.scoring import ReallocationOptions
+
+
+def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, folder: Path) -> None:
+    """Print how often the search reallocated, its result, and how to train it from the start."""
+    decisions = reallocate.history.decisions
+    say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
+    on = [low_rank.element for low_rank in space.on()]
+    keys, elements, places = {element.key for element in on}, space.elements, space.places()
+    say(f"the result: {with_cost(elements, on, reallocate.limit.step_time, places)}")
+    for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
+        if warning is not None:
+            note(warning)
+    say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
+    if again := training_command(request.options, request.adapted.shortcuts, folder):
+        say("\n".join(["next, to train this choice from the start:", *again]))
+
+
+def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
+    """A line that says how many elements, or parameters, will be on."""
+    if options.budget_time is not None:
+        part = f"{options.budget_time:g} of the time of a step with all elements on"
+        return f"budget (mode {options.dyrealloc_ags_mode}): {part}"
+    if options.budget_parameters is not None:
+        unscored = [Scored(element, 0.0) for element in space.elements]
+        ties = allocation.tie_generator(0, 0)
+        parts = assign(unscored, TopK(), options.budget, options.dyrealloc_ags_mode, ties).spending
+        texts = (f"{part.budget:,} of {part.size:,} parameters of {part.title}" for part in parts)
+        return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on at a time"
+    mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))
+    share = allocation.element_counts(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
+    if mode == "combined":
+        text = f"{share.lora + share.shortcut} of {lora + shortcuts} elements"
+    else:
+        text = f"{share.lora} of {lora} LoRA elements"
+        if shortcuts:
+            text += f" and {shortcuts if mode == 'off' else share.shortcut} of {shortcuts} shortcuts"
+    return f"budget (mode {mode}): {text} on at a time"

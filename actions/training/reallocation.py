@@ -1,0 +1,80 @@
+"""What `train-dyrealloc` adds to training: the options of a search, and the callback that reallocates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from actions.command.request import Request
+from actions.run.console import note
+from actions.training.experiment import Experiment
+from actions.training.scoring import check_scoring, scoring_batches
+from heterolora import saliency
+from heterolora.choosing.step_time import StepTime
+from heterolora.common.errors import UserError
+from heterolora.saliency.from_training import TrainingGradients
+from heterolora.saliency.gradients import GradientHeuristic
+from model.reallocation.callback import Reallocate, ScoreSource
+from model.reallocation.sources import DedicatedScores, TrainingScores
+from model.task.fine_tuning import FineTuning
+from model.task.scoring import scoring_problem
+from model.task.timing import measured
+from options.scoring import ReallocationOptions, ScoringOptions
+
+
+def search_options(request: Request) -> ReallocationOptions:
+    """The options of the search, all decided. Raises UserError if the model or the source of scores does not fit."""
+    mode, scoring, options = check_scoring(request), request.options.scoring, request.options.reallocation
+    _check_source(scoring)
+    if options.realloc_warmup_epochs is None:
+        # An element that was never on has B = 0, which some heuristics always score 0.
+        needs_warmup = saliency.get(scoring.importance_test_name).warmup_batches > 0
+        options = replace(options, realloc_warmup_epochs=int(needs_warmup))
+    return replace(options, dyrealloc_ags_mode=mode)
+
+
+def reallocation(experiment: Experiment, options: ReallocationOptions, folder: Path) -> Reallocate:
+    """The callback, which writes the history into `folder`."""
+    source, step_time = _source(experiment), _step_time(experiment)
+    return Reallocate(options, experiment.options.seed, source, folder, note, step_time)
+
+
+def _check_source(options: ScoringOptions) -> None:
+    test = options.importance_test_name
+    if options.imp_source == "training" and not isinstance(saliency.get(test).score, GradientHeuristic):
+        formulas = [name for name in saliency.names() if isinstance(saliency.get(name).score, GradientHeuristic)]
+        raise UserError(
+            f"--imp-source training cannot be used with {test}, which is not computed from gradients alone",
+            f"use --imp-source dedicated, or --importance-test-name {', '.join(formulas)}",
+        )
+
+
+def _step_time(experiment: Experiment) -> Callable[[pl.Trainer, FineTuning], StepTime]:
+    """Measures a step on the first scoring batch."""
+
+    def step_time(trainer: pl.Trainer, task: FineTuning) -> StepTime:
+        (first,) = experiment.data.scoring_batches(1)
+        batch = trainer.strategy.batch_to_device(first)
+        return measured(scoring_problem(task, [], 0.0, precision=trainer.precision_plugin.forward_context), batch)
+
+    return step_time
+
+
+def _source(experiment: Experiment) -> ScoreSource:
+    options, task = experiment.options.scoring, experiment.task
+
+    def track(items: Sequence[Any], what: str) -> Iterable[Any]:
+        return task.trainer.progress_bar_callback.track(items, what)
+
+    limit, test = options.imp_limit_test_batches, options.importance_test_name
+    batches = functools.partial(scoring_batches, experiment.data, limit, heuristic=test)
+    dedicated = DedicatedScores(options, batches, track)
+    if options.imp_source == "dedicated":
+        return dedicated
+    gradients = TrainingGradients(task.space, saliency.get(options.importance_test_name).score)
+    return TrainingScores(gradients, options.imp_limit_test_batches, first=dedicated)
