@@ -70,9 +70,10 @@ class TestRates:
         assert p_value(short_rows_alone, each_token_alike) > 0.3
 
     def test_the_lowest_rate_that_is_as_good_as_the_best_is_taken(self) -> None:
-        best, alike, worse = [1.0, 2.0, 3.0, 4.0], [1.5, 1.7, 3.4, 3.5], [2.0, 3.1, 4.0, 5.2]
+        best, alike = [1.0, 2.0, 3.0, 4.0], [1.5, 1.53, 3.4, 3.6]
+        far, worse = [1.5, 1.6, 3.4, 3.6], [1.009, 2.009, 3.009, 4.0091]  # too few rows to tell; told apart
         assert chosen([trial(1e-4, worse), trial(1e-3, alike), trial(1e-2, best)]) == Choice(1e-3, (1e-3, 1e-2))
-        assert chosen([trial(1e-3, alike), trial(1e-4, worse)]) == Choice(1e-3, (1e-3,))
+        assert chosen([trial(1e-3, far), trial(1e-2, best)]) == Choice(1e-2, (1e-2,))
         assert chosen([trial(1e-3, [math.nan] * 4), trial(1e-2, worse)]) == Choice(1e-2, (1e-2,))
         assert chosen([trial(1e-3, []), trial(1e-2, worse)]) == Choice(1e-2, (1e-2,))
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-# A difference of about one standard error. At the usual 0.05, the rows of a small validation split could not tell
-# apart losses that differ by more than 0.02.
-_LEVEL = 0.3
+_LEVEL = 0.05  # of the test that rows tell two rates apart
+_MATTERS = 0.01  # a larger difference in loss counts, also where the rows are too few to tell: it is the better guess
 
 _SHORT = 1000  # steps of a run of which all trials are whole runs: a part of it would not show where it overfits
 _SHARE = 0.2  # of a longer run, which the last trials train, but not less than `_SHORT`
@@ -86,14 +85,15 @@ def promoted(trials: Sequence[Trial]) -> tuple[float, ...]:
 
 
 def chosen(trials: Sequence[Trial]) -> Choice:
-    """The lowest of the rates that the rows cannot tell apart from the best.
+    """The lowest of the rates that the rows cannot tell apart from the best, and whose loss is near that of the best.
 
     A trial that predicts one class is out, unless all do. At least one trial must have finished.
     """
     finished = [trial for trial in trials if trial.finished]
     fit = [trial for trial in finished if not trial.one_class] or finished
     best = min(fit, key=lambda trial: (trial.loss, trial.rate))
-    alike = sorted(trial.rate for trial in fit if p_value(trial, best) >= _LEVEL)
+    near = (trial for trial in fit if trial.loss <= best.loss + _MATTERS)
+    alike = sorted(trial.rate for trial in near if p_value(trial, best) >= _LEVEL)
     return Choice(alike[0], tuple(alike))
 
 
