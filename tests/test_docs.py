@@ -303,6 +303,7 @@ def test_every_option_of_every_command_is_known() -> None:
 
     for line in commands():
         words = shlex.split(line.removeprefix("srun "))
+        words = ["sst2" if word == "reviews" else word for word in words]  # an entry that the reader adds
         if words[:3] == ["python", "-m", "main"] and "--help" not in words:
             assert parse_command(words[3:]).action in ACTIONS
 

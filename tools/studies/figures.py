@@ -79,13 +79,14 @@ def sizes(study: Study, comparison: Comparison) -> list[Chart]:
     for caption, (title, cost) in _OVER_PARAMETERS.items():
         known = [(arm, value) for arm in comparison.arms if (value := cost(arm)) is not None]
         if known:
-            line = Line("", style(0), [(x, y) for x, y, _ in known], names=[name for *_, name in known])
+            points, names = [(arm.parameters, value) for arm, value in known], [arm.name for arm, _ in known]
+            line = Line("", style(0), points, names=names)
             charts.append(Chart(LineChart(caption, [line], "LoRA parameters", title, logarithmic=True)))
     return charts
 
 
 def _curve(study: Study, comparison: Comparison, base: ArmResult) -> Chart:
-    """Where the bar of an arm is beyond the dotted line, the arm is not shown to be enough."""
+    """Where the band is beyond the dotted line, the arm is not shown to be enough."""
     sign = 1 if study.measure == "accuracy" else -1
     found = [Interval(0, 0, 0) if arm.against is None else arm.against.interval for arm in comparison.arms]
     xs = [arm.parameters for arm in comparison.arms]
@@ -96,7 +97,7 @@ def _curve(study: Study, comparison: Comparison, base: ArmResult) -> Chart:
     line = Line("", style(0), [*zip(xs, middle, strict=True)], low, high, names=names)
     worse = base.quality.estimate - sign * study.resolve
     note = (
-        f"The bars are {study.confidence:.0%} intervals of the difference from {base.name}. The dotted line is "
+        f"The band is the {study.confidence:.0%} interval of the difference from {base.name}. The dotted line is "
         f"{study.resolve:g} worse than {base.name}."
     )
     title, front = f"{study.measure} over parameters", [(min(xs), worse), (max(xs), worse)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -120,8 +119,6 @@ def _length_and_limits(request: Request, given: Mapping[str, Any]) -> tuple[Leng
     batches = batches_within(data.train_batches_per_epoch(options.devices.world), loop.limit_train_batches)
     epoch = max(1, -(-batches // loop.accumulate_grad_batches))
     steps = steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, options.optimization.max_steps)
-    if steps == math.inf:
-        raise UserError("--max-epochs -1 leaves a run without an end", "give --max-steps or a number of epochs")
     length = Length(epoch, int(steps), fixed=any(name in given for name in _OF_THE_LENGTH))
     rows = -(-_ROWS // options.data.batch_size)
     limits = {"limit_val_batches": rows, "limit_test_batches": 1 if measures_validation(data) else rows}
