@@ -84,7 +84,7 @@ class Reallocate(pl.Callback):
         if plan.schedule == "fixed":
             found = self.batches
             if isinstance(found, int):
-                found = itertools.islice(iter(trainer.train_dataloader), found)
+                found = itertools.islice(trainer.train_dataloader or (), found)
             self._scoring = [trainer.strategy.batch_to_device(batch) for batch in found]
         if trainer.is_global_zero:
             print(self.search.at_the_start())

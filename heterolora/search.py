@@ -162,7 +162,7 @@ class Search:
         weights = [weight for each in on for weight in (each.A, each.B)]
         if not weights:
             return
-        gradients = [self._measure.of_batch(weight.grad) for weight in weights]
+        gradients = [self._measure.of_batch(weight.grad) for weight in weights if weight.grad is not None]
         for each, value in zip(on, self._measure.scores(weights, gradients), strict=True):
             key, kept = each.element.key, self.plan.smoothing
             self._scores[key] = kept * self._scores[key] + (1 - kept) * value if key in self._scores else value

@@ -92,7 +92,7 @@ class Reallocate(TrainerCallback):
         plan = replace(self.budgeted, seed=seed).plan(space, state.max_steps)
         self.search = Search(space, plan, state.max_steps)
         if state.global_step > 0:
-            self._restore(args, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self._restore(args, _folder(args) / f"checkpoint-{state.global_step}")
         if plan.schedule == "fixed":
             self._scoring = self._scoring_batches(args, others["train_dataloader"])
         if state.is_world_process_zero:
@@ -127,7 +127,7 @@ class Reallocate(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
+            path = _folder(args) / f"checkpoint-{state.global_step}" / STATE
             write_text(path, json.dumps(self._running().state_dict()))
 
     def on_train_end(
@@ -137,7 +137,7 @@ class Reallocate(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # its weights are loaded already
             self._restore(args, Path(state.best_model_checkpoint))
         if state.is_world_process_zero:
-            search.history.write(Path(args.output_dir))
+            search.history.write(_folder(args))
             logger.warning(search.at_the_end())
         if self.compact:
             compact(others["model"], self.adapter)
@@ -154,7 +154,7 @@ class Reallocate(TrainerCallback):
         before = len(search.history.decisions)
         search.decide(state.global_step, lambda: self._scores(search, others))
         if state.is_world_process_zero and len(search.history.decisions) > before:
-            search.history.write(Path(args.output_dir))
+            search.history.write(_folder(args))
 
     def _scores(self, search: Search, others: Mapping[str, Any]) -> Mapping[str, float]:
         optimizer = others["optimizer"]
@@ -181,6 +181,10 @@ class Reallocate(TrainerCallback):
             )
         state = read_json(path, "the state of the search", "expected the file that the callback wrote")
         self._running().load_state_dict(state)
+
+
+def _folder(args: TrainingArguments) -> Path:
+    return Path(args.output_dir or ".")
 
 
 def _check(args: TrainingArguments) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.elements.element import Element, Settings, order_of
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.targets import place_of
+
+if TYPE_CHECKING:
+    from heterolora.elements.low_rank import LowRank
 
 Probe = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,7 +44,7 @@ class PeftLora:
 
     def __init__(self, element: Element, layer: Any, adapter: str) -> None:
         self.element, self.layer, self.adapter = element, layer, adapter
-        self._scaling = layer.scaling[adapter]
+        self._scaling: float = layer.scaling[adapter]
         self._importance = 1.0
         self._probe: Probe | None = None
         self._hook: Any = None
@@ -49,12 +52,14 @@ class PeftLora:
     @property
     def A(self) -> nn.Parameter:
         """(r, in)"""
-        return self.layer.lora_A[self.adapter].weight
+        weight: nn.Parameter = self.layer.lora_A[self.adapter].weight
+        return weight
 
     @property
     def B(self) -> nn.Parameter:
         """(out, r)"""
-        return self.layer.lora_B[self.adapter].weight
+        weight: nn.Parameter = self.layer.lora_B[self.adapter].weight
+        return weight
 
     @property
     def scaling(self) -> float:
@@ -136,6 +141,42 @@ def peft_space(network: nn.Module, adapter: str | None = None) -> SearchSpace:
     Raises:
         UserError: there are no LoRA layers, the adapter does not exist, or it is merged into the base.
     """
+    # They have the attributes of `LowRank` that a search and the heuristics use.
+    return SearchSpace(tuple(cast("list[LowRank]", _layers(network, adapter))))
+
+
+def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
+    """Remove the layers of the adapter that are off, in place, so that `save_pretrained` writes what is on only.
+
+    The outputs do not change. PEFT, vLLM and a merge read the smaller adapter as any other.
+
+    Raises:
+        UserError: as `peft_space`, all layers are off, or a layer has other adapters too.
+    """
+    found = _layers(network, adapter)
+    off = [each for each in found if not each.enabled]
+    if not off:
+        return network
+    if len(off) == len(found):
+        raise UserError("all layers of the adapter are off", "keep at least one of them on")
+    for each in off:
+        if len(each.layer.lora_A) > 1:
+            several = f"{each.element.module} has several adapters ({', '.join(sorted(each.layer.lora_A))})"
+            raise UserError(several, "delete the others before, with model.delete_adapter(name)")
+    paths = {module: path for path, module in network.named_modules()}
+    for each in off:
+        network.set_submodule(paths[each.layer], each.layer.get_base_layer())
+    name, kept = found[0].adapter, [each.layer for each in found if each.enabled]
+    for owner in (module for module in network.modules() if name in getattr(module, "peft_config", ())):
+        configs: Any = owner.peft_config
+        paths = {module: path for path, module in owner.named_modules()}
+        config = configs[name]
+        config.target_modules = {paths[layer].removeprefix(_PREFIX) for layer in kept if layer in paths}
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    return network
+
+
+def _layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
     layers = [(path, layer) for path, layer in _tuner_layers(network) if len(getattr(layer, "lora_A", ()))]
     if not layers:
         raise UserError("the model has no LoRA layers of PEFT", "give a model of peft.get_peft_model with LoraConfig")
@@ -148,37 +189,7 @@ def peft_space(network: nn.Module, adapter: str | None = None) -> SearchSpace:
         raise UserError(f"the adapter '{chosen}' is merged into the base", "call model.unmerge_adapter() before")
     shared = Counter(place_of(path) for path, _ in of_adapter)
     found = [PeftLora(_element(path, layer, chosen, shared), layer, chosen) for path, layer in of_adapter]
-    return SearchSpace(tuple(sorted(found, key=lambda each: (each.element.layer, order_of(each.element.name)[0]))))
-
-
-def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Remove the layers of the adapter that are off, in place, so that `save_pretrained` writes what is on only.
-
-    The outputs do not change. PEFT, vLLM and a merge read the smaller adapter as any other.
-
-    Raises:
-        UserError: as `peft_space`, all layers are off, or a layer has other adapters too.
-    """
-    space = peft_space(network, adapter)
-    off = [each for each in space if not each.enabled]
-    if not off:
-        return network
-    if len(off) == len(space):
-        raise UserError("all layers of the adapter are off", "keep at least one of them on")
-    for each in off:
-        if len(each.layer.lora_A) > 1:
-            found = f"{each.element.module} has several adapters ({', '.join(sorted(each.layer.lora_A))})"
-            raise UserError(found, "delete the others before, with model.delete_adapter(name)")
-    paths = {module: path for path, module in network.named_modules()}
-    for each in off:
-        network.set_submodule(paths[each.layer], each.layer.get_base_layer())
-    name, kept = space.low_ranks[0].adapter, [each.layer for each in space if each.enabled]
-    for owner in (module for module in network.modules() if name in getattr(module, "peft_config", ())):
-        paths = {module: path for path, module in owner.named_modules()}
-        config = owner.peft_config[name]
-        config.target_modules = {paths[layer].removeprefix(_PREFIX) for layer in kept if layer in paths}
-        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    return network
+    return sorted(found, key=lambda each: (each.element.layer, order_of(each.element.name)[0]))
 
 
 def _element(path: str, layer: Any, adapter: str, shared: Counter[tuple[int, str]]) -> PeftElement:

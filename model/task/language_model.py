@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from dataset.batching.targets import IGNORE
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, TaskParts, network_inputs
+from model.task.rows import Answers
 from model.task.token_losses import Head
 
 
@@ -26,7 +27,7 @@ class LanguageModel(FineTuning):
         by_position = each.new_zeros(kept.shape).masked_scatter(kept, each)  # (rows, tokens)
         return Loss(total, kept.sum(), each=by_position.sum(-1))
 
-    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor | None]:
+    def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers | None]:
         _, kept = next_tokens(batch)
         return kept.sum(-1), None
 
