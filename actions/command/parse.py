@@ -13,7 +13,6 @@ import model.family as families
 from actions.command.command import Command
 from actions.command.options_file import overridden, read_options
 from actions.command.other_names import flag_meant_by
-from dataset.reading.own import check_name
 from heterolora.common.errors import UserError, nearest
 from options.actions import ACTIONS
 from options.declare import OptionInfo, flag_of
@@ -73,11 +72,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     typed = _command_line_values(namespace)
     config = typed.get("config")
     in_file, tables = overridden(*(read_options(config) if config else ({}, {})), typed)
-    command = Command(namespace.action, typed, in_file, tables)
-    families.check_name(command.values["model"])
-    if "dataset" in command.given:
-        check_name(command.given["dataset"])
-    return command
+    return Command(namespace.action, typed, in_file, tables)
 
 
 def _with_dashes(argument: str) -> str:

@@ -15,11 +15,15 @@ from actions.request.data import data_of
 from actions.request.idle import idle_notes
 from actions.request.origin import of_run, origin_of
 from actions.request.values import merged
+from dataset.reading.own import check_name
 from options.every import Options, changed
 
 
 def resolve(command: Command) -> Request:
     """Check everything that needs neither model nor data. Raises UserError for a mistake."""
+    families.check_name(command.values["model"])
+    if "dataset" in command.given:
+        check_name(command.given["dataset"])
     fingerprint, command = command.fingerprint, of_run(command)
     origin = origin_of(command)
     values = merged(command, origin.recorded)

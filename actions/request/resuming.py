@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actions.command.command import Command
@@ -30,12 +29,8 @@ def continue_if_requeued(command: Command) -> Command:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         return command
-    last = unfinished_run(command.values, command.fingerprint, job)
-    return command if last is None else _resumed_from(command, last)
-
-
-def _resumed_from(command: Command, last: Path) -> Command:
-    """The command that continues the run of the checkpoint `last`."""
+    if (last := unfinished_run(command.values, command.fingerprint, job)) is None:
+        return command
     values = {**command.given, "resume_training": True, "load": str(last), "load_type": "pl"}
     notes = (*command.notes, f"requeued: continuing from {last}")
     return Command(command.action, {}, values, command.tables, notes, command.fingerprint)
