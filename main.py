@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
-from actions.console import print_any_text, set_log_level
-from actions.endings import end_with_parent, ended, explanation
-from actions.parse import parse
+from actions.command.parse import parse_command
+from actions.run.console import print_any_text, set_log_level
+from actions.run.endings import end_with_parent, ended, explanation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +23,9 @@ def _run(arguments: Sequence[str]) -> None:
     end_with_parent()
     print_any_text()
     try:
-        command = parse(arguments)
+        command = parse_command(arguments)
         debugging = command.options.run.log_level == "debug"
-        from actions.resolve import continue_if_requeued, resolve  # after --help: it imports family and data set tables
+        from actions.request.resolve import continue_if_requeued, resolve
 
         request = resolve(continue_if_requeued(command))
         action = importlib.import_module(f"actions.{command.action.replace('-', '_')}")

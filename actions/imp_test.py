@@ -14,31 +14,32 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from actions.agreement import check_agreement
-from actions.choice import degenerate, with_cost
-from actions.console import is_first_process, note, say
-from actions.endings import end_with_this_process
-from actions.experiment import Experiment, build
-from actions.loggers import build_loggers, log_pictures
-from actions.options import Options
-from actions.pictures import heat_map, scatter
-from actions.processes import cluster_environment
-from actions.resolve import Request
-from actions.run_folder import CONFIG, LORA, SCORES, SHORTCUT, open_run, write_config
-from actions.stability import FEWEST, in_words, rank_correlation, with_halves
-from actions.strategy import ScoringStrategy
-from actions.trainer import check_devices
-from dataset.module import TextDataModule
-from heterolora import saliency, scores
-from heterolora.allocation import Mode, Scored, check_mode, default_mode, of_kind, tie_generator
-from heterolora.errors import UserError
-from heterolora.ranks import Limit, choose
+from actions.command.request import Request
+from actions.result.pictures import heat_map, scatter
+from actions.result.stability import FEWEST, agreement_in_words, rank_correlation, with_halves
+from actions.run.console import is_first_process, note, say
+from actions.run.endings import end_with_this_process
+from actions.run.processes import cluster_environment
+from actions.run.run_folder import CONFIG, LORA, SCORES, SHORTCUT, open_run, write_config
+from actions.training.agreement import check_agreement
+from actions.training.experiment import Experiment, build
+from actions.training.loggers import build_loggers, log_pictures
+from actions.training.strategy import ScoringStrategy
+from actions.training.trainer import check_devices
+from dataset.batching.module import TextDataModule
+from heterolora import saliency
+from heterolora.choosing import scores
+from heterolora.choosing.allocation import Mode, Scored, check_mode, default_mode, of_kind, tie_generator
+from heterolora.choosing.ranks import Budget, choose
+from heterolora.choosing.scores import Scores
+from heterolora.choosing.words import degenerate, with_cost
+from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Batch
 from heterolora.saliency.score import scored, why_all_equal
 from heterolora.saliency.warm_up import WarmUp, is_fresh
-from heterolora.scores import Scores
 from model.task.scoring import batch_count, scoring_problem
 from model.task.timing import measured
+from options.every import Options
 
 PICTURE, STABILITY_PICTURE = "scores.png", "stability.png"
 SHOWN = 10  # elements in the table
@@ -178,7 +179,7 @@ def _report(experiment: Experiment, found: Scores, mode: Mode, folder: Path) -> 
     if why is not None:
         note(why)
     if found.stability is not None:
-        say(in_words(found.stability))
+        say(agreement_in_words(found.stability))
     elements = [item.element for item in scored]
     chosen = [element for element in elements if element.key in on]
     say(f"at this budget: {with_cost(elements, chosen, found.step_time)}")
@@ -200,7 +201,7 @@ def _table(scored: Sequence[Scored], on: frozenset[str]) -> Table:
     return table
 
 
-def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Limit) -> str | None:
+def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Budget) -> str | None:
     """A note if the budget ends among equal scores, so that ties were broken at random; None otherwise."""
     if budget.unit == "time":  # not spent in the order of the scores
         return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from actions.console import note
-from actions.harness import evaluate, read_tasks
-from actions.resolve import Request
-from actions.results import measure
-from actions.run_folder import open_run
+from actions.command.request import Request
+from actions.result.harness import evaluate, read_tasks
+from actions.result.results import measure
+from actions.run.console import note
+from actions.run.run_folder import open_run
 from actions.train import start
-from actions.trainer import build_trainer, check_devices
+from actions.training.trainer import build_trainer, check_devices
 
 
 def run(request: Request) -> None:

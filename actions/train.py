@@ -10,27 +10,28 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LambdaCallback
 
-from actions.checkpoints import RunCheckpoints
-from actions.console import is_first_process, note, say
-from actions.experiment import Experiment, build
-from actions.export import export_run
+from actions.command.request import Request
 from actions.imp_test import scoring_batches
-from actions.learning_rate import with_best_rate
-from actions.loggers import log_pictures
-from actions.options import TEST
-from actions.requeue import requeued_if_stopped
-from actions.resolve import Request
-from actions.results import measure, show_parameters
-from actions.run_folder import ADAPTER, PARAMETERS, Run, open_run, write_config, write_json
-from actions.trainer import build_trainer, check_devices, training_callbacks
-from dataset.option import bytes_of
-from heterolora.errors import UserError
+from actions.result.export import export_run
+from actions.result.results import measure, show_parameters
+from actions.run.console import is_first_process, note, say
+from actions.run.requeue import requeued_if_stopped
+from actions.run.run_folder import ADAPTER, PARAMETERS, Run, open_run, write_config, write_json
+from actions.training.checkpoints import RunCheckpoints
+from actions.training.experiment import Experiment, build
+from actions.training.learning_rate import with_best_rate
+from actions.training.loggers import log_pictures
+from actions.training.trainer import build_trainer, check_devices, training_callbacks
+from heterolora.common.errors import UserError
 from model.checkpoint import read_checkpoint
 from model.parameters import count
 from model.task.frozen_prefix import FrozenPrefix
-from model.task.optimization import AUTO, recipe
+from model.task.optimization import recipe
 from model.task.row_cache import RowCache
 from model.task.start import StartElements
+from options.actions import TEST
+from options.optimization import AUTO
+from options.ranges import bytes_of
 
 
 def run(request: Request) -> None:

@@ -11,30 +11,31 @@ from typing import Any
 import pytorch_lightning as pl
 
 from actions import train
-from actions.choice import degenerate, never_changed, with_cost
-from actions.console import is_first_process, note, say
-from actions.experiment import Experiment
+from actions.command.request import Request
 from actions.imp_test import check_scoring, scoring_batches, training
-from actions.pictures import heat_map, timeline
-from actions.requeue import requeued_if_stopped
-from actions.resolve import Request
-from actions.run_folder import open_run
-from actions.trainer import check_devices
-from heterolora import allocation, saliency
-from heterolora.allocation import Scored
-from heterolora.errors import UserError
-from heterolora.history import FREQUENCY, HISTORY, History
-from heterolora.ranks import TopK, assign
+from actions.result.pictures import heat_map, timeline
+from actions.run.console import is_first_process, note, say
+from actions.run.requeue import requeued_if_stopped
+from actions.run.run_folder import open_run
+from actions.training.experiment import Experiment
+from actions.training.trainer import check_devices
+from heterolora import saliency
+from heterolora.choosing import allocation
+from heterolora.choosing.allocation import Scored
+from heterolora.choosing.history import FREQUENCY, HISTORY, History
+from heterolora.choosing.ranks import TopK, assign
+from heterolora.choosing.step_time import StepTime
+from heterolora.choosing.words import degenerate, never_changed, with_cost
+from heterolora.common.errors import UserError
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.gradients import GradientHeuristic
-from heterolora.search_space import SearchSpace
-from heterolora.step_time import StepTime
 from model.reallocation.callback import Reallocate, ScoreSource
-from model.reallocation.options import ReallocationOptions, ScoringOptions
 from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.fine_tuning import FineTuning
 from model.task.scoring import scoring_problem
 from model.task.timing import measured
+from options.scoring import ReallocationOptions, ScoringOptions
 
 FREQUENCY_PICTURE, TIMELINE_PICTURE = "reallocation_frequency.png", "reallocation_timeline.png"
 
@@ -97,7 +98,7 @@ def _budget(space: SearchSpace, options: ReallocationOptions) -> str:
         texts = (f"{part.budget:,} of {part.whole:,} parameters of {part.title}" for part in parts)
         return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on at a time"
     mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))
-    share = allocation.share(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
+    share = allocation.element_counts(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
     if mode == "combined":
         text = f"{share.lora + share.shortcut} of {lora + shortcuts} elements"
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from heterolora.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import evaluate

@@ -7,10 +7,15 @@ import pkgutil
 from functools import cache
 
 from dataset import entries
-from dataset.settings import COLUMN_FLAGS
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest
 
+#: The options about the columns of own data, in words.
+COLUMN_FLAGS = (
+    "--text-columns and --label-column (classification), --prompt-column and --response-column (responses), "
+    "--prompt-column, --choices-column and --label-column (multiple choice), --messages-column (conversations), or "
+    "--text-columns and --task causal_language_modeling (plain text)"
+)
 OWN_DATA = (
     "or give own data: a file (csv, tsv, jsonl, json, parquet, txt), a folder with one file per split, or a hub name "
     f"such as owner/name, with {COLUMN_FLAGS}"
@@ -46,14 +51,17 @@ def names() -> tuple[str, ...]:
     return tuple(specs())
 
 
+def find(name: str) -> DatasetSpec | None:
+    """Returns the entry with that name or alias. None if there is none: any other `--dataset` is own data."""
+    return next((spec for spec in specs().values() if name in (spec.name, *spec.aliases)), None)
+
+
 def is_known(name: str) -> bool:
-    """Whether an entry has that name or alias. Any other `--dataset` is own data."""
-    return any(name in (spec.name, *spec.aliases) for spec in specs().values())
+    return find(name) is not None
 
 
 def get(name: str) -> DatasetSpec:
     """Returns the entry with that name or alias. Raises UserError if there is none."""
-    for spec in specs().values():
-        if name in (spec.name, *spec.aliases):
-            return spec
+    if (spec := find(name)) is not None:
+        return spec
     raise UserError(f"--dataset '{name}' is not known", f"{nearest(name, names())}; {OWN_DATA}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.choices import Choices
-from heterolora.errors import UserError, nearest
-from heterolora.family import TASKS, Task
+from heterolora.common.errors import UserError, nearest
+from heterolora.elements.family import TASKS, Task
 
 METRICS: Mapping[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews", "pearson", "spearman"),
@@ -49,11 +49,11 @@ class DatasetSpec:
             is taken on the right one. The metrics compare how likely all of them are after the prompt.
         running_text: (packed language modelling) the rows are lines of one text and keep their line ends, so no
             end-of-sequence token separates them. Otherwise every row is a document.
-        chat: (language modelling) the only column holds conversations; see `dataset.chat`.
+        chat: (language modelling) the only column holds conversations; see `dataset.encoding.chat`.
         generate: function of split and seed that returns the rows, for built-in data.
         aliases: old names that `--dataset` still accepts.
-        own: the entry describes own data, see `dataset.own`. The label column holds the names of classes, also if they
-            are numbers, and validation and test splits are found by their usual names.
+        own: the entry describes own data, see `dataset.reading.own`. The label column holds the names of classes, also
+            if they are numbers, and validation and test splits are found by their usual names.
         place: file or folder of own data.
         summary: one line for `--help` and the README.
     """

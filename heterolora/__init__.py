@@ -9,22 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heterolora.element import Element
-    from heterolora.errors import UserError
-    from heterolora.family import Family
+    from heterolora.choosing.scores import Scores
+    from heterolora.common.errors import UserError
+    from heterolora.elements.element import Element
+    from heterolora.elements.family import Family
     from heterolora.library import lora_config, score
     from heterolora.saliency import names as heuristics
     from heterolora.saliency import register
-    from heterolora.scores import Scores
 
 __version__ = "0.2.0"
 __all__ = ["Element", "Family", "Scores", "UserError", "heuristics", "lora_config", "register", "score"]
 
 _HOMES = {
-    "Element": ("heterolora.element", "Element"),
-    "Family": ("heterolora.family", "Family"),
-    "Scores": ("heterolora.scores", "Scores"),
-    "UserError": ("heterolora.errors", "UserError"),
+    "Element": ("heterolora.elements.element", "Element"),
+    "Family": ("heterolora.elements.family", "Family"),
+    "Scores": ("heterolora.choosing.scores", "Scores"),
+    "UserError": ("heterolora.common.errors", "UserError"),
     "heuristics": ("heterolora.saliency", "names"),
     "lora_config": ("heterolora.library", "lora_config"),
     "register": ("heterolora.saliency", "register"),

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from heterolora import saliency
-from heterolora.adapt import wrap
-from heterolora.allocation import Scored, of_kind, tie_generator
-from heterolora.checks import ABOVE_0, check_known, whole_number
-from heterolora.distributed import gather_lists
-from heterolora.element import Element, Settings, at_ranks, check_ranks
-from heterolora.errors import UserError
-from heterolora.family import Family
-from heterolora.peft_config import peft_config
-from heterolora.ranks import Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.choosing.allocation import Scored, of_kind, tie_generator
+from heterolora.choosing.ranks import Budget, Greedy, Policy, Proportional, TopK, assign
+from heterolora.choosing.scores import Scores
+from heterolora.common.checks import ABOVE_0, check_known, whole_number
+from heterolora.common.distributed import gather_lists
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import wrap
+from heterolora.elements.element import Element, Settings, at_ranks, check_ranks
+from heterolora.elements.family import Family
+from heterolora.elements.peft_config import peft_config
+from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.targets import ALL_LINEAR, lora_elements
 from heterolora.saliency.no_trace import random_state
 from heterolora.saliency.problem import Loss, Metric, Problem, Track, untracked
 from heterolora.saliency.score import scored as score_problem
 from heterolora.saliency.warm_up import WarmUp
-from heterolora.scores import Scores
-from heterolora.search_space import SearchSpace
-from heterolora.targets import ALL_LINEAR, lora_elements
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -132,7 +132,7 @@ def lora_config(
     """A PEFT configuration that spends a budget on the best scores. Give one budget.
 
     Args:
-        scores: the result of `score`, or of `heterolora.scores.read`.
+        scores: the result of `score`, or of `heterolora.choosing.scores.read`.
         parameters: the budget in trainable parameters of the elements, r · (in + out).
         total_rank: the budget as the sum of all ranks.
         share: the budget as a share in (0, 1] of the whole search space.
@@ -154,7 +154,7 @@ def lora_config(
     from peft import LoraConfig
 
     budgets = (("parameters", "parameters", parameters), ("total_rank", "rank", total_rank), ("share", "share", share))
-    given = [(name, Limit(unit, amount)) for name, unit, amount in budgets if amount is not None]
+    given = [(name, Budget(unit, amount)) for name, unit, amount in budgets if amount is not None]
     if len(given) != 1:
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
     if fixed := [name for name in _FROM_SCORES if name in more]:

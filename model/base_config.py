@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from heterolora.adapt import in_head
-from heterolora.checks import Field, whole_number
-from heterolora.errors import UserError
-from heterolora.outside import read_json, reading
+from heterolora.common.checks import Field, whole_number
+from heterolora.common.errors import UserError
+from heterolora.common.outside import read_json, reading
+from heterolora.elements.adapt import in_head
 
 _LAYERS = whole_number(0, most=2_000)
 _COUNT = whole_number(0, most=1_000_000)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from heterolora import __version__
-from heterolora.checks import TEXT, TRUTH, Field, check_keys, whole_number
-from heterolora.config import ElementConfig, parse
-from heterolora.element import KINDS, SHORTCUTS, Kind
-from heterolora.errors import UserError, shown
+from heterolora.common.checks import TEXT, TRUTH, Field, check_keys, whole_number
+from heterolora.common.errors import UserError, shown
+from heterolora.elements.config import ElementConfig, parse_config
+from heterolora.elements.element import KINDS, SHORTCUTS, Kind
 from model.tensor_file import read_tensors
 
 KEY = "heterolora"
@@ -125,7 +125,7 @@ class Record:
             own = {key: values[key] for key in _RECORD if key in values} if isinstance(values, Mapping) else values
             check_keys("the record", _RECORD, own, "expected the record of a model")
             base = BaseSource(**check_keys("base", _BASE, {**asdict(BaseSource("")), **own["base"]}, "expected a base"))
-            configs = {kind: parse(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
+            configs = {kind: parse_config(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
         except UserError as error:
             raise UserError(
                 f"{source} has a record that cannot be read: {error.found} ({error.expected}); it was written by "

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 
 _LATER = "try again later with: hf upload"
 

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 
 import model.family as families
 from dataset.spec import DatasetSpec, Task
-from heterolora.adapt import heads, in_head
-from heterolora.errors import UserError
-from heterolora.outside import reading
-from heterolora.search_space import SearchSpace
+from heterolora.common.errors import UserError
+from heterolora.common.outside import reading
+from heterolora.elements.adapt import heads, in_head
+from heterolora.elements.search_space import SearchSpace
 from model.base_config import check_size, read_config, where_from
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments, put_nf4_layers

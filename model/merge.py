@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from heterolora.adapt import heads
-from heterolora.search_space import SearchSpace
+from heterolora.elements.adapt import heads
+from heterolora.elements.search_space import SearchSpace
 
 
 def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:

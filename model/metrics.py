@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
-from heterolora.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest
 from heterolora.saliency.problem import Metric as ScoringMetric
 
 

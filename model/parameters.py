@@ -11,10 +11,10 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from heterolora.adapt import heads
-from heterolora.element import NAMES
-from heterolora.low_rank import LowRank
-from heterolora.search_space import SearchSpace
+from heterolora.elements.adapt import heads
+from heterolora.elements.element import NAMES
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from heterolora.adapt import HEADS
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import HEADS
 
 _NOT_QUANTIZED = [*HEADS, "lm_head"]
 _COMPUTE_DTYPES = {"16": torch.float16, "bf16": torch.bfloat16}  # by the first part of `--precision`

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from heterolora.search_space import SearchSpace
+from heterolora.elements.search_space import SearchSpace
 from model.load import cast
 from model.quantize import quantize
 

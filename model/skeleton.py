@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from dataset.spec import Task
-from heterolora.outside import reading
+from heterolora.common.outside import reading
 
 
 def auto_class(task: Task) -> type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]:

@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from heterolora.errors import UserError
-from heterolora.files import whole
-from heterolora.outside import reading
+from heterolora.common.errors import UserError
+from heterolora.common.files import whole
+from heterolora.common.outside import reading
 
 DIGEST = "heterolora_sha256"  # key of the metadata of a safetensors file
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

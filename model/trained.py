@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from heterolora.errors import UserError
-from heterolora.search_space import SearchSpace
+from heterolora.common.errors import UserError
+from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import Checkpoint, Record, check_fit
 from model.sharding import put
 

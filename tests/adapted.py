@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from heterolora import config
-from heterolora.adapt import adapt, plan
-from heterolora.family import Family
-from heterolora.search_space import SearchSpace
+from heterolora.elements import config
+from heterolora.elements.adapt import adapt, placement_of
+from heterolora.elements.family import Family
+from heterolora.elements.search_space import SearchSpace
 from model import family
 from tests.tiny import tiny_network
 
@@ -54,13 +54,13 @@ class Adapted:
 
 def lora_config(**default: object) -> config.ElementConfig:
     """LoRA everywhere, r = 3."""
-    return config.parse({"granularity": "network", "default": {"r": 3, "lora_alpha": 6, **default}}, "lora")
+    return config.parse_config({"granularity": "network", "default": {"r": 3, "lora_alpha": 6, **default}}, "lora")
 
 
 def shortcut_config(renormalize: bool = False, **default: object) -> config.ElementConfig:
     """Shortcuts everywhere, r = 2."""
     document = {"granularity": "network", "renormalize": renormalize}
-    return config.parse({**document, "default": {"r": 2, "shortcut_alpha": 3, **default}}, "shortcut")
+    return config.parse_config({**document, "default": {"r": 2, "shortcut_alpha": 3, **default}}, "shortcut")
 
 
 def put_into(
@@ -70,7 +70,7 @@ def put_into(
     shortcut: config.ElementConfig | None = None,
 ) -> SearchSpace:
     """Plan the elements of the configurations and add them."""
-    return adapt(network, plan(network, table, lora, shortcut))
+    return adapt(network, placement_of(network, table, lora, shortcut))
 
 
 def adapted(

@@ -90,7 +90,7 @@ def import_everything() -> None:
 
     tqdm.monitor_interval = 0
     torch.set_num_threads(1)
-    from actions.options import ACTIONS
+    from options.actions import ACTIONS
 
     for module in (*(f"actions.{name.replace('-', '_')}" for name in ACTIONS), *(f"tools.{name}" for name in TOOLS)):
         importlib.import_module(module)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterolora.adapt import HEADS
+from heterolora.elements.adapt import HEADS
 
 
 class PackedLinear(nn.Module):

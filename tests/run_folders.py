@@ -9,17 +9,17 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from actions.export import LORA, SHORTCUT
-from actions.options import Options, changed
-from actions.run_folder import CHECKPOINTS, LOGS, METRICS, PARAMETERS, write_config, write_json
-from heterolora import scores
-from heterolora.allocation import Scored, tie_generator
-from heterolora.config import ElementConfig
-from heterolora.element import SHORTCUTS, Place, Settings
-from heterolora.files import write_text
-from heterolora.history import Decision, History
-from heterolora.ranks import Limit, choose
-from heterolora.scores import Scores
+from actions.result.export import LORA, SHORTCUT
+from actions.run.run_folder import CHECKPOINTS, LOGS, METRICS, PARAMETERS, write_config, write_json
+from heterolora.choosing import scores
+from heterolora.choosing.allocation import Scored, tie_generator
+from heterolora.choosing.history import Decision, History
+from heterolora.choosing.ranks import Budget, choose
+from heterolora.choosing.scores import Scores
+from heterolora.common.files import write_text
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import SHORTCUTS, Place, Settings
+from options.every import Options, changed
 from tests.scoring import scored
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
@@ -125,7 +125,7 @@ def write_history(folder: Path, layers: int, epochs: Sequence[int], seed: int = 
     for number, epoch in enumerate(epochs):
         current = [score * draw.lognormvariate(0, 0.35) for score in current]
         candidates = [Scored(element, score) for element, score in zip(elements, current, strict=True)]
-        on = choose(candidates, Limit("share", 0.25), "combined", tie_generator(seed, number))
+        on = choose(candidates, Budget("share", 0.25), "combined", tie_generator(seed, number))
         step = 40 * sum(other == epoch for other in epochs[:number])
         decisions.append(Decision(epoch, step, tuple(current), tuple(element.key in on for element in elements)))
     history = History(tuple(Place(e.layer, e.name) for e in elements), decisions)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heterolora.allocation import Scored
-from heterolora.config import ElementConfig, parse
-from heterolora.element import SHORTCUTS, Element, Settings
+from heterolora.choosing.allocation import Scored
+from heterolora.elements.config import ElementConfig, parse_config
+from heterolora.elements.element import SHORTCUTS, Element, Settings
 from heterolora.saliency.problem import Batch, Loss, Metric, Problem
 from tests.adapted import Adapted
 from tests.tiny import tiny_batch
@@ -33,7 +33,7 @@ def scored(
 def q_and_v(rank: int = 2) -> ElementConfig:
     """LoRA on q and v, as small as it gets."""
     on = {name: {"r": rank, "lora_alpha": 2 * rank} for name in ("q_proj", "v_proj")}
-    return parse({"granularity": "network", "default": {"r": 0}, "all_layers": on}, "lora")
+    return parse_config({"granularity": "network", "default": {"r": 0}, "all_layers": on}, "lora")
 
 
 def labelled(adapted: Adapted, count: int, rows: int = 3, length: int = 7, wrong: float = 0.3) -> list[Batch]:

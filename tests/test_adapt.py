@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from heterolora import config
-from heterolora.adapt import heads, plan
-from heterolora.element import PROJECTIONS, Kind
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements import config
+from heterolora.elements.adapt import heads, placement_of
+from heterolora.elements.element import PROJECTIONS, Kind
 from model import family
 from model.load import enable_gradient_checkpointing
 from model.parameters import count, render
@@ -25,7 +25,7 @@ from tests.tiny import tiny_batch, tiny_network
 
 
 def parse(kind: Kind, **tables: object) -> config.ElementConfig:
-    return config.parse(tables, kind)
+    return config.parse_config(tables, kind)
 
 
 OPT = tiny_network("opt")
@@ -33,7 +33,7 @@ SMALL = {"r": 2, "lora_alpha": 4}
 
 
 def test_a_plan_lists_every_element_by_block_then_kind():
-    planned = plan(OPT, family.get("opt"), lora_config(), shortcut_config())
+    planned = placement_of(OPT, family.get("opt"), lora_config(), shortcut_config())
     lora = ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2")
     assert [(item.layer, item.name) for item in planned.elements] == [
         *((0, name) for name in (*lora, "residual1", "residual2", "shortcut1")),
@@ -49,17 +49,18 @@ def test_plans_are_equal_when_configurations_say_the_same_of_the_model():
     layer = parse("lora", granularity="layer", default={"r": 0}, **layer)
     opt = family.get("opt")
     assert network != layer
-    assert plan(OPT, opt, network) == plan(OPT, opt, layer)
-    assert plan(OPT, opt, network) != plan(tiny_network("opt", num_hidden_layers=3), opt, network)
-    assert plan(OPT, opt, None, shortcut_config()) != plan(OPT, opt, None, shortcut_config(renormalize=True))
+    assert placement_of(OPT, opt, network) == placement_of(OPT, opt, layer)
+    assert placement_of(OPT, opt, network) != placement_of(tiny_network("opt", num_hidden_layers=3), opt, network)
+    renormalized = placement_of(OPT, opt, None, shortcut_config(renormalize=True))
+    assert placement_of(OPT, opt, None, shortcut_config()) != renormalized
 
 
 def test_a_name_that_the_family_lacks_is_ignored_with_a_note():
     lora = parse("lora", granularity="network", all_layers={"gate_proj": SMALL, "q_proj": SMALL})
-    planned = plan(OPT, family.get("opt"), lora)
+    planned = placement_of(OPT, family.get("opt"), lora)
     assert [item.name for item in planned.elements] == ["q_proj", "q_proj"]
     assert planned.notes == ("lora configuration: gate is ignored: opt has none",)
-    assert plan(tiny_network("gemma"), family.get("gemma"), lora).notes == ()
+    assert placement_of(tiny_network("gemma"), family.get("gemma"), lora).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -69,12 +70,12 @@ def test_a_name_that_the_family_lacks_is_ignored_with_a_note():
 def test_a_block_beyond_the_model_is_refused_before_weights_load(kind, table):
     found = parse(kind, granularity="layer", **table)
     with pytest.raises(UserError, match=r"\[model_layer_2\.\w+\] is beyond the model; it has 2 blocks, 0 to 1"):
-        plan(OPT, family.get("opt"), *((found,) if kind == "lora" else (None, found)))
+        placement_of(OPT, family.get("opt"), *((found,) if kind == "lora" else (None, found)))
 
 
 def test_a_table_of_another_architecture_is_refused_before_weights_load():
     with pytest.raises(UserError, match="the family 'gemma' does not fit a model of type 'gemma2'"):
-        plan(skeleton(AutoConfig.for_model("gemma2"), "classification"), family.get("gemma"), lora_config())
+        placement_of(skeleton(AutoConfig.for_model("gemma2"), "classification"), family.get("gemma"), lora_config())
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,9 @@ def test_a_table_of_another_architecture_is_refused_before_weights_load():
 def test_shortcuts_refuse_blocks_that_run_in_part(name, key, value):
     network = tiny_network(name)
     setattr(network.config, key, value)
-    assert plan(network, family.get(name), lora_config()).elements
+    assert placement_of(network, family.get(name), lora_config()).elements
     with pytest.raises(UserError, match=f"shortcuts do not work with {key} = {value}"):
-        plan(network, family.get(name), lora_config(), shortcut_config())
+        placement_of(network, family.get(name), lora_config(), shortcut_config())
 
 
 # --- the adapted network

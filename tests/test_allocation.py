@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import pytest
 
-from heterolora import allocation
-from heterolora.allocation import Budget, Scored, by_least_often_on, share, tie_generator
-from heterolora.errors import UserError
-from heterolora.ranks import Limit, choose
+from heterolora.choosing import allocation
+from heterolora.choosing.allocation import ElementCounts, Scored, by_least_often_on, element_counts, tie_generator
+from heterolora.choosing.ranks import Budget, choose
+from heterolora.common.errors import UserError
 from tests.scoring import scored
 
 
@@ -22,7 +22,7 @@ def _space(lora: list[float], shortcuts: list[float] = ()) -> list[Scored]:  # t
 
 
 def _allocate(candidates: list[Scored], percentile: float, mode: allocation.Mode, seed: int = 0) -> set[str]:
-    return set(choose(candidates, Limit("share", percentile), mode, tie_generator(seed, 0)))
+    return set(choose(candidates, Budget("share", percentile), mode, tie_generator(seed, 0)))
 
 
 def test_share_is_exact_for_every_hundredth() -> None:
@@ -30,30 +30,30 @@ def test_share_is_exact_for_every_hundredth() -> None:
         for count in (7, 24, 50, 100, 144):
             exact = Fraction(hundredths * count, 100)
             down, half_up = math.floor(exact), math.floor(exact + Fraction(1, 2))
-            expected = Budget(down, half_up) if half_up else Budget(1, 0)
-            assert share(hundredths / 100, count, count) == expected
+            expected = ElementCounts(down, half_up) if half_up else ElementCounts(1, 0)
+            assert element_counts(hundredths / 100, count, count) == expected
 
 
 @pytest.mark.parametrize(
     ("percentile", "lora", "shortcut", "budget"),
     [
-        (0.29, 100, 0, Budget(29, 0)),  # 0.29 * 100 is 28.999999999999996 in floats
-        (0.25, 71, 46, Budget(17, 12)),  # 17.75 down, 11.5 up
-        (0.1, 5, 5, Budget(0, 1)),
-        (0.01, 5, 5, Budget(1, 0)),  # one at least
-        (0.01, 0, 5, Budget(0, 1)),
-        (1.0, 3, 2, Budget(3, 2)),
-        (1e-9, 3, 0, Budget(1, 0)),
+        (0.29, 100, 0, ElementCounts(29, 0)),  # 0.29 * 100 is 28.999999999999996 in floats
+        (0.25, 71, 46, ElementCounts(17, 12)),  # 17.75 down, 11.5 up
+        (0.1, 5, 5, ElementCounts(0, 1)),
+        (0.01, 5, 5, ElementCounts(1, 0)),  # one at least
+        (0.01, 0, 5, ElementCounts(0, 1)),
+        (1.0, 3, 2, ElementCounts(3, 2)),
+        (1e-9, 3, 0, ElementCounts(1, 0)),
     ],
 )
-def test_share(percentile: float, lora: int, shortcut: int, budget: Budget) -> None:
-    assert share(percentile, lora, shortcut) == budget
+def test_share(percentile: float, lora: int, shortcut: int, budget: ElementCounts) -> None:
+    assert element_counts(percentile, lora, shortcut) == budget
 
 
 @pytest.mark.parametrize("percentile", [0, -0.1, 1.0000001, math.nan, math.inf])
 def test_share_outside_its_range(percentile: float) -> None:
     with pytest.raises(UserError, match="above 0 and at most 1"):
-        share(percentile, 4, 4)
+        element_counts(percentile, 4, 4)
 
 
 def test_modes() -> None:
@@ -80,9 +80,9 @@ def test_as_many_are_on_as_the_budget_says(mode: allocation.Mode) -> None:
         percentile = generator.randint(1, 100) / 100
         on = _allocate(_space(lora, shortcuts), percentile, mode)
         if mode == "off":
-            assert len(on) == share(percentile, len(lora), 0).lora + len(shortcuts)
+            assert len(on) == element_counts(percentile, len(lora), 0).lora + len(shortcuts)
             continue
-        budget = share(percentile, len(lora), len(shortcuts))
+        budget = element_counts(percentile, len(lora), len(shortcuts))
         assert len(on) == budget.lora + budget.shortcut
         if mode == "separated":
             assert sum(key.endswith("q_proj") for key in on) == budget.lora
@@ -100,7 +100,7 @@ def test_draws_depend_on_seed_and_number_alone() -> None:
     candidates = _space([1.0] * 12, [1.0] * 12)
 
     def draw(seed: int, number: int, order: list[Scored]) -> frozenset[str]:
-        return choose(order, Limit("share", 0.5), "combined", tie_generator(seed, number))
+        return choose(order, Budget("share", 0.5), "combined", tie_generator(seed, number))
 
     random.seed(1)
     first = draw(7, 3, candidates)
@@ -109,7 +109,7 @@ def test_draws_depend_on_seed_and_number_alone() -> None:
     others = {draw(seed, number, candidates) for seed in range(4) for number in range(4)}
     assert len(others) == 16
     # Written down once: another version of Python or of this file must not change what a seed means.
-    drawn = choose(_space([1.0] * 8), Limit("share", 0.5), "off", tie_generator(0, 0))
+    drawn = choose(_space([1.0] * 8), Budget("share", 0.5), "off", tie_generator(0, 0))
     assert drawn == {f"layer_{layer}.q_proj" for layer in (3, 4, 6, 7)}
 
 
@@ -138,7 +138,7 @@ def test_warm_up_turns_everything_on_once_in_as_few_allocations_as_can_be() -> N
     times_on: Counter[str] = Counter()
     for number in range(4):
         times_on.update(
-            choose(by_least_often_on(elements, times_on), Limit("share", 0.3), "off", tie_generator(0, number))
+            choose(by_least_often_on(elements, times_on), Budget("share", 0.3), "off", tie_generator(0, number))
         )
     assert len(times_on) == 10
     assert sorted(times_on.values()) == [1] * 8 + [2] * 2

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Loss, Metric, Problem
 from heterolora.saliency.restart import Restarts
 from heterolora.saliency.score import score

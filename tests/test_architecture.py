@@ -1,9 +1,10 @@
-"""Imports point down: tools → main → actions → model → dataset → heterolora. The files stay small."""
+"""Imports point down: benchmarks → tools → main → actions → model → dataset → options → heterolora. No files import
+each other, and the files stay small."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 
 from tests.world import ROOT
 
-LAYERS = ("heterolora", "dataset", "model", "actions", "main", "tools")
+LAYERS = ("heterolora", "options", "dataset", "model", "actions", "main", "tools", "benchmarks")
 
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}
 IN_FUNCTIONS_ONLY = {"transformers", "peft"}
 #: The files below `actions` that may know Lightning.
-KNOWS_LIGHTNING = ("dataset/module.py", "model/task/", "model/reallocation/")
+KNOWS_LIGHTNING = ("dataset/batching/module.py", "model/task/", "model/reallocation/")
 
 LONGEST, SHORTEST = 350, 15
 
@@ -67,6 +68,39 @@ def imports(source: str, file: str) -> Iterator[Import]:
     return walk(ast.parse(source), on_import=True)
 
 
+def circles(arrows: Mapping[str, Collection[str]]) -> list[set[str]]:
+    """The groups of files that import each other, directly or through others. `arrows`: file -> files it imports."""
+
+    def reached(file: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [*arrows[file]]
+        while waiting:
+            if (one := waiting.pop()) not in found:
+                found.add(one)
+                waiting += arrows.get(one, ())
+        return found
+
+    below = {file: reached(file) for file in arrows}
+    groups = {frozenset(other for other in below[file] if file in below.get(other, ())) for file in arrows}
+    return [set(group) for group in groups if group]
+
+
+def arrows_between(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """File -> the files that it imports, anywhere in it. `sources`: file -> its text."""
+    files = {file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file for file in sources}
+    found: dict[str, set[str]] = {}
+    for file, source in sources.items():
+        modules: set[str] = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                within = (f"{node.module}.{alias.name}" for alias in node.names)
+                modules |= {name if name in files else node.module for name in within}
+        found[file] = {files[name] for name in modules if name in files} - {file}
+    return found
+
+
 def points_up(found: Import) -> bool:
     importer = Path(found.file).parts[0].removesuffix(".py")
     return found.package in LAYERS and LAYERS.index(found.package) > LAYERS.index(importer)
@@ -94,15 +128,29 @@ class TestImports:
         below = [one for one in found if one.file.startswith(("heterolora/", "dataset/", "model/"))]
         assert not [str(one) for one in below if one.package in LIGHTNING and not one.file.startswith(KNOWS_LIGHTNING)]
 
+    def test_no_files_import_each_other(self) -> None:
+        sources = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in product_files()}
+        assert circles(arrows_between(sources)) == []
+
+    def test_a_circle_is_found(self) -> None:
+        sources = {
+            "model/a.py": "def f():\n    from model import b",
+            "model/b.py": "if TYPE_CHECKING:\n    import model.c",
+            "model/c.py": "from model.a import f",
+            "model/d.py": "from model.a import f",
+        }
+        assert circles(arrows_between(sources)) == [{"model/a.py", "model/b.py", "model/c.py"}]
+
     @pytest.mark.parametrize(
         ("file", "source", "wrong"),
         [
             ("heterolora/x.py", "from model.load import load_base", True),
             ("heterolora/x.py", "import torch, dataset.spec", True),
             ("dataset/x.py", "def f():\n    from actions import train", True),
-            ("model/x.py", "if TYPE_CHECKING:\n    from actions.options import Options", True),
+            ("model/x.py", "if TYPE_CHECKING:\n    from actions.command.command import Command", True),
             ("actions/x.py", "try:\n    import tools.cli\nexcept ImportError:\n    pass", True),
             ("main.py", "from tools import report", True),
+            ("tools/x.py", "import benchmarks.measure", True),
             ("actions/x.py", "from heterolora import errors", False),
             ("model/task/x.py", "from . import y", False),
             ("main.py", "import actions.train", False),

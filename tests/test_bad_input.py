@@ -245,7 +245,7 @@ class TestLimits:
         def load(*_: object) -> None:
             raise AssertionError("the base model is read")
 
-        monkeypatch.setattr("actions.experiment.load_base", load)
+        monkeypatch.setattr("actions.training.experiment.load_base", load)
 
     @pytest.mark.parametrize(
         ("options", "found", "expected"),
@@ -321,7 +321,7 @@ class TestData:
         """The mistake is found before the model is loaded."""
         shutil.copytree(world.sst2, tmp_path / "data")
         (tmp_path / "data" / "train.jsonl").write_bytes(content)
-        monkeypatch.setattr("actions.experiment.load_base", None)
+        monkeypatch.setattr("actions.training.experiment.load_base", None)
         line = complaint(capfd, *command(*world.training("--dataset-saved-path", tmp_path / "data")))
         assert f"{found} '{tmp_path / 'data' / 'train.jsonl'}'" in line
 

@@ -12,11 +12,11 @@ import peft
 import pytest
 import yaml
 
-from heterolora import scores
-from heterolora.allocation import Scored
-from heterolora.element import Element
-from heterolora.errors import UserError
-from heterolora.scores import Scores
+from heterolora.choosing import scores
+from heterolora.choosing.allocation import Scored
+from heterolora.choosing.scores import Scores
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
 from tests.test_realloc_tool import _scores
 from tests.tiny import tiny_network
 from tests.world import World, run, write_lora

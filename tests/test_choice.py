@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from actions.choice import degenerate, in_words, never_changed, with_cost
-from heterolora.element import Place
-from heterolora.history import Decision, History
-from heterolora.step_time import StepTime
+from heterolora.choosing.history import Decision, History
+from heterolora.choosing.step_time import StepTime
+from heterolora.choosing.words import choice_in_words, degenerate, never_changed, with_cost
+from heterolora.elements.element import Place
 from tests.run_folders import element_scores
 
 ELEMENTS = [item.element for item in element_scores(5, shortcuts=False)]
@@ -29,7 +29,7 @@ def keys(*places: tuple[int, str]) -> frozenset[str]:
     ],
 )
 def test_where_it_is(on: frozenset[str], words: str) -> None:
-    assert in_words(ELEMENTS, on) == words
+    assert choice_in_words(ELEMENTS, on) == words
 
 
 def test_what_it_costs() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from heterolora import scores
-from heterolora.element import Place
-from heterolora.errors import UserError
-from heterolora.history import Decision, History
-from heterolora.scores import Scores
+from heterolora.choosing import scores
+from heterolora.choosing.history import Decision, History
+from heterolora.choosing.scores import Scores
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Place
 from tests.run_folders import write_history
 from tests.scoring import scored
 from tools import compare_scores as tool

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from heterolora import config
-from heterolora.config import ElementConfig
-from heterolora.element import Settings
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements import config
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Settings
 
 ROOT = Path(__file__).parent.parent
 FILES = [("lora", path) for path in sorted((ROOT / "configs/lora").glob("*.toml"))] + [
@@ -130,7 +130,7 @@ def test_every_shipped_file_loads_and_comes_back_from_what_it_writes(kind, path,
     found = config.load(path, kind)
     assert path.read_text().startswith("#"), "each file says what it is for"
     assert found.notes == ()
-    assert config.parse(found.to_document(), kind) == found
+    assert config.parse_config(found.to_document(), kind) == found
     again = read(found.to_toml(), tmp_path, kind)
     assert again == found
     assert again.to_document() == found.to_document()
@@ -158,7 +158,7 @@ def test_plain_values_and_text_give_the_configuration_back(text, tmp_path):
     found = read(text, tmp_path)
     assert read(found.to_toml(), tmp_path) == found
     assert read(found.to_toml(), tmp_path).lookup(5, "q_proj") == found.lookup(5, "q_proj")
-    assert config.parse(found.to_document(), "lora") == found
+    assert config.parse_config(found.to_document(), "lora") == found
 
 
 def test_a_label_makes_no_difference(tmp_path):
@@ -238,7 +238,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_help_needs_nothing_heavy():
-    imports = "import sys, heterolora.config; from model import family; family.names()"
+    imports = "import sys, heterolora.elements.config; from model import family; family.names()"
     code = imports + "; print([m for m in sys.modules if m in {}])"
     heavy = {"torch", "transformers", "datasets", "numpy"}
     done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, cwd=ROOT)

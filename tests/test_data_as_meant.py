@@ -11,14 +11,15 @@ import pytest
 from pyarrow import parquet
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from actions.origin import TOY_BASE
-from dataset.chat import conversations, encode_chat
-from dataset.own import describe
-from dataset.roles import roles_of
-from dataset.settings import OwnDataOptions
-from dataset.source import read_splits
+from actions.request.origin import TOY_BASE
+from dataset.encoding.chat import encode_chat
+from dataset.reading.conversations import conversations
+from dataset.reading.own import describe
+from dataset.reading.roles import roles_of
+from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from options.data import OwnDataOptions
 from tests.world import write_jsonl
 
 
@@ -117,7 +118,7 @@ def test_columns_beside_conversations_are_named(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_a_text_and_a_place(tmp_path: Path) -> None:
-    from dataset.render import render
+    from dataset.encoding.render import render
 
     spec = described(tmp_path / "rows.jsonl", prompt_column="q", choices_column="c", label_column="a")
     table = pa.table({"q": ["?"], "c": [json.dumps(["3", "4", "5", "1"])], "a": ["1"]})

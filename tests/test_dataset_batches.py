@@ -9,9 +9,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from dataset.collate import Collator
-from dataset.loader import ResumableLoader, Rows
-from dataset.sampler import GlobalBatchSampler, epoch_order
+from dataset.batching.collate import Collator
+from dataset.batching.loader import ResumableLoader, Rows
+from dataset.batching.sampler import GlobalBatchSampler, epoch_order
 from tests.tiny import word_tokenizer
 
 # Sampler

@@ -20,13 +20,13 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 from transformers import ByT5Tokenizer, CTRLTokenizer
 
-from dataset.cache import cached
-from dataset.encode import Lengths, cache_key
-from dataset.identity import rows_digest, tokenizer_digest
-from dataset.module import TextDataModule
-from dataset.settings import DataOptions
+from dataset.batching.module import TextDataModule
+from dataset.encoding.encode import Lengths, cache_key
+from dataset.encoding.identity import rows_digest, tokenizer_digest
+from dataset.reading.cache import cached
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from options.data import DataOptions
 from tests.tiny import word_tokenizer
 from tests.world import ROOT, write_jsonl
 

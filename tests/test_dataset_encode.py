@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 
 from dataset import registry
-from dataset.encode import Lengths, encode, lengths
+from dataset.encoding.encode import Lengths, encode, lengths
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from tests.tiny import word_tokenizer
 
 WORDS = "a b c d e f g h i j"

@@ -16,9 +16,9 @@ from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
 from dataset import registry
-from dataset.source import read_splits
+from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 
 SPEC = DatasetSpec("mine", "classification", ("text",), ("accuracy",), labels=("no", "yes"), test=None, path="my/rows")
 REGRESSION = replace(SPEC, labels=())

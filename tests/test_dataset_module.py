@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 
 from dataset import registry
-from dataset.encode import encode
-from dataset.module import TextDataModule
-from dataset.settings import DataOptions
+from dataset.batching.module import TextDataModule
+from dataset.encoding.encode import encode
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from options.data import DataOptions
 from tests.tiny import word_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -64,7 +64,7 @@ def test_loaders_of_every_stage():
 
 def test_a_stage_encodes_what_it_needs(monkeypatch):
     encoded = []
-    monkeypatch.setattr("dataset.module.encode", lambda rows, *_: encoded.append(len(rows)))
+    monkeypatch.setattr("dataset.batching.module.encode", lambda rows, *_: encoded.append(len(rows)))
     for stage, sizes in (("fit", [13, 5]), ("validate", [5]), ("test", [3]), (None, [13, 5, 3])):
         encoded.clear()
         data = module()
@@ -126,7 +126,9 @@ def test_lengths_are_checked_when_the_tokenizer_comes():
 
 def test_fitting_encodes_each_split_once(monkeypatch):
     encoded = []
-    monkeypatch.setattr("dataset.module.encode", lambda rows, *given: encoded.append(len(rows)) or encode(rows, *given))
+    monkeypatch.setattr(
+        "dataset.batching.module.encode", lambda rows, *given: encoded.append(len(rows)) or encode(rows, *given)
+    )
     trainer(limit_val_batches=1.0).fit(Recorder(), module())
     assert encoded == [13, 5]
 

@@ -14,7 +14,7 @@ from dataset.entries.instructions import alpaca_prompt
 from dataset.entries.super_glue import copa_texts, wic_texts
 from dataset.official import OFFICIAL_METRICS
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from model import metrics
 
 ROOT = Path(__file__).parents[1]

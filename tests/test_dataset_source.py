@@ -11,9 +11,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from dataset import registry
-from dataset.source import read_splits
+from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 
 RTE = registry.get("rte")
 ROWS = {

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 
 from actions import imp_test, train
-from actions.checkpoints import SafeCheckpointIO
+from actions.training.checkpoints import SafeCheckpointIO
 from main import main
 from tests.test_bad_input import complaint
 from tests.world import World, run, weights

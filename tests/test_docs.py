@@ -18,10 +18,11 @@ from torch import nn
 from transformers import AutoModel
 
 import heterolora
-from actions.options import ACTIONS, declared, defaults
 from dataset import registry
-from dataset.option import flag_of
 from dataset.spec import DatasetSpec
+from options.actions import ACTIONS
+from options.declare import flag_of
+from options.every import declared, defaults
 from tests.tiny import tiny_network, word_tokenizer
 from tests.world import ROOT, World, model_folder, sentences, text_folder, write_jsonl
 
@@ -276,12 +277,12 @@ def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
 
 
 def test_every_option_of_every_command_is_known() -> None:
-    from actions.parse import parse
+    from actions.command.parse import parse_command
 
     for line in commands():
         words = shlex.split(line.removeprefix("srun "))
         if words[:3] == ["python", "-m", "main"] and "--help" not in words:
-            assert parse(words[3:]).action in ACTIONS
+            assert parse_command(words[3:]).action in ACTIONS
 
 
 @pytest.mark.parametrize("tool", sorted(set(re.findall(r"tools/(\w+)\.py", text_of(*MANUAL)))))

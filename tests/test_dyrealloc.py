@@ -13,8 +13,9 @@ import pytest
 import toml
 import torch
 
-from actions.checkpoints import SafeCheckpointIO
-from heterolora import history, saliency
+from actions.training.checkpoints import SafeCheckpointIO
+from heterolora import saliency
+from heterolora.choosing import history
 from heterolora.saliency.problem import Problem
 from main import main
 from model.reallocation import sources

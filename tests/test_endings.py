@@ -17,14 +17,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from actions import imp_test, results, train
-from actions.checkpoints import RunCheckpoints
-from actions.endings import LOST, ended
-from actions.options import RunOptions
-from actions.run_folder import Run
-from heterolora.errors import UserError
-from heterolora.files import cannot_write
+from actions import imp_test, train
+from actions.result import results
+from actions.run.endings import LOST, ended
+from actions.run.run_folder import Run
+from actions.training.checkpoints import RunCheckpoints
+from heterolora.common.errors import UserError
+from heterolora.common.files import cannot_write
 from model.task.fine_tuning import FineTuning
+from options.run import RunOptions
 from tests.world import ROOT, World, command, run
 
 #: The program, whose first process stops at the first batch of a test.
@@ -265,7 +266,7 @@ class TestProcesses:
     def test_output_that_only_fails_when_it_is_flushed(self) -> None:
         read, closed = os.pipe()
         os.close(read)
-        listing = [sys.executable, "tools/benchmark.py"]
+        listing = [sys.executable, "-m", "benchmarks"]
         full = "error: cannot write (No space left on device); free space, or give a folder on another disk\n"
         for output, ending in ((closed, (141, "")), (os.open("/dev/full", os.O_WRONLY), (2, full))):
             finished = subprocess.run(listing, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)

@@ -15,17 +15,16 @@ import toml
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from actions.experiment import Experiment, build
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora import config
-from heterolora.element import PROJECTIONS
-from heterolora.errors import UserError
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.experiment import Experiment, build
+from heterolora.common.errors import UserError
+from heterolora.elements import config
+from heterolora.elements.element import PROJECTIONS
 from model import family
 from model.checkpoint import BaseSource, Record
 from model.peft_format.adapter import read_adapter
-from model.peft_format.fit import lora_config as config_of
-from model.peft_format.fit import put_into
+from model.peft_format.fit import config_of_adapter, put_into
 from model.peft_format.writing import write_adapter
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, lora_config, shortcut_config
 from tests.test_bad_input import complaint
@@ -47,7 +46,7 @@ def mixed(variant: str, task: str, **overrides: object) -> Adapted:
             "w2": {"r": 1},
         },
     }
-    made = adapted(variant, task, config.parse(document, "lora"), **overrides).train_b()
+    made = adapted(variant, task, config.parse_config(document, "lora"), **overrides).train_b()
     for low_rank in made.space:
         low_rank.switch(low_rank.element.key not in ("layer_0.o_proj", "layer_1.q_proj", "layer_1.w2"))
     generator = torch.Generator().manual_seed(2)
@@ -129,14 +128,14 @@ class TestReadAgain:
 
     def check(self, folder: Path, variant: str, ours: Adapted) -> None:
         adapter = read_adapter(folder)
-        lora = config_of(adapter, family.get(VARIANTS[variant][0]))
+        lora = config_of_adapter(adapter, family.get(VARIANTS[variant][0]))
         again = adapted(variant, lora=lora, shortcut=adapter.shortcut)
         assert put_into(adapter, again.network, again.space)
         assert torch.equal(logits(again.network), logits(ours.network))
 
 
 def loaded(*arguments: object) -> Experiment:
-    return build(resolve(parse(command("test", *arguments))))
+    return build(resolve(parse_command(command("test", *arguments))))
 
 
 @pytest.fixture(scope="module")
@@ -227,21 +226,21 @@ class TestRuns:
         assert run("test", "--load", plain, "--project-dir", tmp_path, "--project", "tested", "--batch-size", 4) == 0
         assert metrics_of(tmp_path / "tested") == metrics_of(plain)
         assert "training:" not in capsys.readouterr().out
-        resumed = resolve(parse(command("train", "--resume-training", "--load", plain)))
+        resumed = resolve(parse_command(command("train", "--resume-training", "--load", plain)))
         assert resumed.checkpoint.path == plain / "checkpoints" / "last.ckpt"
         unfinished = shutil.copytree(plain, tmp_path / "unfinished")
         (unfinished / "checkpoints" / "best.ckpt").unlink()
-        request = resolve(parse(command("test", "--load", unfinished)))
+        request = resolve(parse_command(command("test", "--load", unfinished)))
         assert request.checkpoint.path == unfinished / "checkpoints" / "last.ckpt"
         assert f"{unfinished} has no best.ckpt yet: its last.ckpt is used" in request.notes
         shutil.rmtree(unfinished / "checkpoints")  # as in a run of imp-test
         with pytest.raises(UserError, match=r"has no checkpoints/best.ckpt; give a run of train"):
-            resolve(parse(command("test", "--load", unfinished)))
+            resolve(parse_command(command("test", "--load", unfinished)))
 
     def test_the_result_as_configurations(self, world: World, dynamic: Path) -> None:
         arguments = world.training("--model", "opt_lora_ags", "--lora-config", dynamic / "lora.toml")[3:]
         options = ("opt_lora_ags", "sst2", *arguments, "--shortcut-config", dynamic / "shortcut.toml")
-        made = build(resolve(parse(command("train", *options))))
+        made = build(resolve(parse_command(command("train", *options))))
         left = loaded("--load", dynamic / "checkpoints" / "best.ckpt")
         on = {e.element.key: (e.element.rank, e.scaling) for e in left.task.space if e.enabled}
         assert {e.element.key: (e.element.rank, e.scaling) for e in made.task.space} == on
@@ -326,7 +325,7 @@ class TestTool:
         export.main([str(tmp_path / "last"), "--format", "peft", "--output", str(tmp_path / "exported")])
         texts = [(tmp_path / name / "README.md").read_text() for name in ("last/adapter", "exported")]
         assert texts[0] == texts[1]
-        assert resolve(parse(command("test", "--load", tmp_path / "last"))).checkpoint.path.name == "last.ckpt"
+        assert resolve(parse_command(command("test", "--load", tmp_path / "last"))).checkpoint.path.name == "last.ckpt"
 
     def check_in_peft(self, base: Path, adapter: Path) -> None:
         theirs = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)

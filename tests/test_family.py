@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from heterolora.element import PROJECTIONS
-from heterolora.errors import UserError
-from heterolora.family import Family
+from heterolora.common.errors import UserError
+from heterolora.elements.element import PROJECTIONS
+from heterolora.elements.family import Family
 from model import family
 from tests.adapted import CASES, VARIANTS
 from tests.tiny import tiny_network

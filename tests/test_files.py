@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from heterolora.errors import UserError
-from heterolora.files import remove_leftovers, whole, whole_folder, write_text, write_toml
-from heterolora.outside import read_toml
+from heterolora.common.errors import UserError
+from heterolora.common.files import remove_leftovers, whole, whole_folder, write_text, write_toml
+from heterolora.common.outside import read_toml
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:

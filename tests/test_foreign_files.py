@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dataset.render import rendered
-from dataset.roles import Roles, roles_of
-from dataset.settings import OwnDataOptions
-from dataset.source import read_splits
-from heterolora.errors import UserError
+from dataset.encoding.render import rendered
+from dataset.reading.roles import Roles, roles_of
+from dataset.reading.source import read_splits
+from heterolora.common.errors import UserError
+from options.data import OwnDataOptions
 from tests.test_own_data import LISTS, LM, TALK, TEXT, WHOLE, described, write
 
 ALPACA = {"instruction": TEXT, "input": TEXT, "output": TEXT}

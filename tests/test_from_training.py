@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from heterolora.low_rank import LowRank
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency import get
 from heterolora.saliency.from_training import TrainingGradients, recorded
-from heterolora.search_space import SearchSpace
 from model.load import enable_gradient_checkpointing
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
 from tests.tiny import tiny_batch

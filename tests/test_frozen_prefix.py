@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
-from dataset.option import byte_size, bytes_of
-from dataset.packing import pack
-from heterolora.element import PROJECTIONS
-from heterolora.errors import UserError
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.experiment import build
+from dataset.batching.packing import pack
+from heterolora.common.errors import UserError
+from heterolora.elements.element import PROJECTIONS
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.row_cache import RowCache
+from options.ranges import byte_size, bytes_of
 from tests.adapted import VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
 from tests.tiny import PAD, VOCABULARY, tiny_batch
 from tests.world import World, command, model_folder, run, run_apart, weights
@@ -247,7 +247,7 @@ def test_blocks_that_are_left_out_at_random_are_refused(world: World, tmp_path: 
     base = model_folder(tmp_path / "opt", layerdrop=0.1)
     assert run(*world.training(CACHE, "--load", base)) == 2
     assert "error: --cache-frozen-prefix does not work with layerdrop = 0.1" in capfd.readouterr().err
-    request = resolve(parse(command(*world.training("--load", base, "--num-devices", 2, "--strategy", "fsdp"))))
+    request = resolve(parse_command(command(*world.training("--load", base, "--num-devices", 2, "--strategy", "fsdp"))))
     with pytest.raises(UserError, match=r"--strategy fsdp does not work with layerdrop = 0\.1"):
         build(request)
 

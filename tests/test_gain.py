@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heterolora.adapt import wrap
-from heterolora.allocation import Scored, tie_generator
-from heterolora.element import Element, Settings
-from heterolora.ranks import Limit, choose
+from heterolora.choosing.allocation import Scored, tie_generator
+from heterolora.choosing.ranks import Budget, choose
+from heterolora.elements.adapt import wrap
+from heterolora.elements.element import Element, Settings
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.heuristics.gain import grow, keep
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Loss, Problem, Step
 from heterolora.saliency.score import score
 from heterolora.saliency.weight_gradients import weight_gradients
-from heterolora.search_space import SearchSpace
 from tests.adapted import adapted, lora_config, shortcut_config
 from tests.scoring import labelled, problem
 
@@ -155,7 +155,7 @@ class Planted:
                 optimizer.step()
             scores = self.scores(name, scoring, Step(rate * steps))
             scored = [Scored(element, scores[element.key]) for element in self.space.elements]
-            choices.append(choose(scored, Limit("share", 0.25), "off", tie_generator(0, index)))
+            choices.append(choose(scored, Budget("share", 0.25), "off", tie_generator(0, index)))
             self.space.switch(choices[-1])
         return choices
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig
 
-from actions.experiment import Experiment, build
-from actions.parse import parse
-from actions.resolve import resolve
-from dataset.collate import Collator
-from dataset.loader import Rows
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.experiment import Experiment, build
+from dataset.batching.collate import Collator
+from dataset.batching.loader import Rows
 from heterolora.saliency.problem import Batch
 from tests.world import World, command, metrics_of, model_folder, run, summary_folder
 
@@ -42,7 +42,7 @@ def arguments(world: World, base: Path, summaries: Path) -> tuple[object, ...]:
 
 def experiment_of(*command_line: object) -> tuple[Experiment, Batch]:
     """The experiment, and the prompts of its test split."""
-    experiment = build(resolve(parse(command(*command_line))))
+    experiment = build(resolve(parse_command(command(*command_line))))
     data, task = experiment.data, experiment.task.eval()
     rows = Rows(data.encoded(data.splits.test["test"]))
     return experiment, Collator(task.tokenizer, generate=True)(rows.__getitems__(list(range(len(rows)))))

@@ -16,17 +16,17 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora import history
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.experiment import build
+from heterolora.choosing import history
 from heterolora.saliency import get
 from heterolora.saliency.from_training import TrainingGradients
 from main import main
 from model.reallocation.callback import Reallocate
-from model.reallocation.options import ReallocationOptions, ScoringOptions
 from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.fine_tuning import FineTuning
+from options.scoring import ReallocationOptions, ScoringOptions
 from tests import test_plan
 from tests.test_device import on_device, step
 from tests.world import World, model_folder, run_apart, text_folder, weights, write_lora
@@ -104,7 +104,7 @@ def test_a_window_that_the_scaler_skips(world: World, tmp_path: Path, accelerato
     """It counts neither in the scores from training nor in the history, and the weights stay."""
     words = world.training("--max-epochs", 1, "--accelerator", accelerator, "--precision", "16-mixed")
     lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
-    request = resolve(parse(["train-dyrealloc", *words[1:], "--lora-config", str(lora)]))
+    request = resolve(parse_command(["train-dyrealloc", *words[1:], "--lora-config", str(lora)]))
     experiment, device = build(request), "cuda" if accelerator == "gpu" else "cpu"
     scoring = ScoringOptions("grad_norm", imp_limit_test_batches=6, imp_source="training")
     gradients = TrainingGradients(experiment.task.space, get("grad_norm").score)
@@ -154,7 +154,7 @@ def test_gradient_checkpointing(world: World, tmp_path: Path, accelerator: str) 
 def test_a_quantised_base(world: World, tmp_path: Path, accelerator: str, kind: str, monkeypatch) -> None:
     pytest.importorskip("bitsandbytes")
     if accelerator == "cpu":  # the program refuses what is slow
-        monkeypatch.setattr("actions.trainer.check_quantize", lambda *_: None)
+        monkeypatch.setattr("actions.training.trainer.check_quantize", lambda *_: None)
     wide = model_folder(tmp_path / "wide", hidden_size=64, ffn_dim=128, word_embed_proj_dim=64)
     options = ("--load", wide, "--precision", "bf16-mixed")
     plain = trained(world, tmp_path, accelerator, "plain", *options)

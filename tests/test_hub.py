@@ -12,7 +12,7 @@ from threading import Thread
 import huggingface_hub
 import pytest
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from model.hub import check_publishing, publish
 from tests.test_peft_in import trained_by_peft
 from tests.world import World

@@ -21,15 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from actions import compatible
-from actions import options as module
-from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, Options, declared
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora.errors import UserError
+from actions.command.parse import parse_command
+from actions.request import compatible
+from actions.request.resolve import resolve
+from heterolora.common.errors import UserError
+from options import every as module
+from options.actions import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN
+from options.every import Options, declared
 from tests.world import World, command, run, same_weights, write_shortcuts
 
-GENERIC = {"flat", "changed", "as_plain"}  # functions of actions/options.py that copy all options
+GENERIC = {"flat", "changed", "as_plain"}  # functions of options/every.py that copy all options
 
 CHANGED = {  # option -> another value, for the command line
     "model": "opt_lora_ags", "dataset": "cola", "task": "summarization", "load_type": "pt", "pretrained": "false",
@@ -66,7 +67,7 @@ def base(world: World, action: str, *more: object) -> list[str]:
 
 
 def notes(arguments: list[str]) -> tuple[str, ...]:
-    return resolve(parse(arguments)).notes
+    return resolve(parse_command(arguments)).notes
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def reads(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     for action in ACTIONS:
         with recording() as read:
             assert run(*base(world, action, "--project-dir", tmp_path_factory.mktemp(action))) == 0
-        found[action] = read | {"config"}  # which `parse` reads
+        found[action] = read | {"config"}  # which `parse_command` reads
     return found
 
 

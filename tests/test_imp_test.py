@@ -15,16 +15,18 @@ from pytorch_lightning import Callback
 from scipy.stats import spearmanr
 
 from actions import imp_test, train
-from actions.parse import parse
-from actions.resolve import resolve
-from actions.run_folder import open_run
-from actions.stability import with_halves
-from heterolora import config, saliency, scores
-from heterolora.element import Settings
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.result.stability import with_halves
+from actions.run.run_folder import open_run
+from heterolora import saliency
+from heterolora.choosing import scores
+from heterolora.choosing.scores import Scores
+from heterolora.elements import config
+from heterolora.elements.element import Settings
 from heterolora.saliency.score import score
 from heterolora.saliency.score import scored as score_of
 from heterolora.saliency.warm_up import WarmUp
-from heterolora.scores import Scores
 from model.task.scoring import scoring_problem
 from tests.adapted import adapted
 from tests.scoring import labelled, problem, q_and_v
@@ -358,7 +360,7 @@ def test_training_is_the_same_with_scoring_in_the_middle(world: World, tmp_path:
     found = {}
     for project in ("without", "with"):
         line = world.training(*arguments, "--project-dir", tmp_path, "--project", project)
-        request = resolve(parse(command(*line)))
+        request = resolve(parse_command(command(*line)))
         with open_run(request) as opened:
             experiment, folder = train.start(request, opened.folder), opened.folder
             callback = ScoresInBetween(list(experiment.data.scoring_batches(2)))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterolora import config
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements import config
 from model import family
 from tests.adapted import put_into
 from tests.tiny import tiny_network

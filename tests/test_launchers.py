@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import pytest
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from actions import launcher
-from actions.console import is_first_of_node, is_first_process
-from actions.endings import LOST, end_with_this_process, ended, terminate
-from actions.launcher import Launcher
-from actions.options import DeviceOptions, RunOptions
-from actions.processes import check_processes, cluster_environment
-from actions.requeue import requeued_if_stopped
-from heterolora.errors import UserError
+from actions.run import launcher
+from actions.run.console import is_first_of_node, is_first_process
+from actions.run.endings import LOST, end_with_this_process, ended, terminate
+from actions.run.launcher import Launcher
+from actions.run.processes import check_processes, cluster_environment
+from actions.run.requeue import requeued_if_stopped
+from heterolora.common.errors import UserError
+from options.devices import DeviceOptions
+from options.run import RunOptions
 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0"}
 STEP = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_NTASKS_PER_NODE": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}

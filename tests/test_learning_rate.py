@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from actions.halving import promoted, shares
-from model.task.optimization import RATES
+from actions.training.halving import promoted, shares
+from options.optimization import RATES
 from tests.test_bad_input import complaint
 from tests.world import World, command, metrics_of, run, same_weights
 

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 import heterolora as hl
-from heterolora import scores as scores_file
-from heterolora.config import ElementConfig
+from heterolora.choosing import scores as scores_file
+from heterolora.elements.config import ElementConfig
 from model import family
 from tests.tiny import tiny_network
 from tests.world import ROOT
@@ -150,7 +150,7 @@ def test_a_model_is_unchanged_after_an_error_or_an_interruption() -> None:
 
 def test_the_command_lines_scores_are_the_librarys() -> None:
     """With a family's table, names are canonical, and scoring is the code of `imp-test`."""
-    from heterolora.adapt import adapt, plan
+    from heterolora.elements.adapt import adapt, placement_of
     from heterolora.saliency.score import score
     from tests.adapted import lora_config
     from tests.scoring import problem
@@ -175,7 +175,7 @@ def test_the_command_lines_scores_are_the_librarys() -> None:
     from heterolora.saliency.warm_up import WarmUp
     from tests.adapted import Adapted
 
-    space = adapt(network, plan(network, family.get("opt"), lora_config()))
+    space = adapt(network, placement_of(network, family.get("opt"), lora_config()))
     expected = score("synflow", problem(Adapted(network, space, {}), data), WarmUp(data[:2]))
     assert {item.element.key: item.score for item in found.scored} == pytest.approx(expected, rel=1e-6)
 

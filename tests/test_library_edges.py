@@ -11,7 +11,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import heterolora as hl
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from tests.test_library import VOCABULARY, Headed, Own, batches, neox, own_batches, squared
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterolora.element import Element, Settings
-from heterolora.low_rank import LoraLinear, LowRank
+from heterolora.elements.element import Element, Settings
+from heterolora.elements.low_rank import LoraLinear, LowRank
 from model import family
 from tests.adapted import CASES, VARIANTS, adapted, gradients, lora_config, put_into
 from tests.tiny import tiny_batch, tiny_network

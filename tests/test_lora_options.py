@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import model.family as families
-from actions.parse import parse
-from actions.resolve import Request, resolve
-from actions.run_folder import CONFIG, write_config
-from heterolora.adapt import plan
-from heterolora.config import ElementConfig, load
-from heterolora.element import PROJECTIONS, Settings
+from actions.command.parse import parse_command
+from actions.command.request import Request
+from actions.request.resolve import resolve
+from actions.run.run_folder import CONFIG, write_config
+from heterolora.elements.adapt import placement_of
+from heterolora.elements.config import ElementConfig, load
+from heterolora.elements.element import PROJECTIONS, Settings
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_network
 from tests.world import World, command, run, same_weights, write_lora, write_shortcuts
@@ -24,7 +25,7 @@ MLP = {"w1", "w2", "gate"}
 
 
 def request(*arguments: object) -> Request:
-    return resolve(parse(command(*arguments)))
+    return resolve(parse_command(command(*arguments)))
 
 
 def lora(*arguments: object) -> ElementConfig:
@@ -43,7 +44,7 @@ def lora(*arguments: object) -> ElementConfig:
 def test_targets_of_every_family(family: str, given: tuple[str, ...], expected: set[str]) -> None:
     target = ("--target", *given) if given else ()
     found = request("train", f"{family}_lora", "toy_nli", "--load", "some/base", "--pretrained", *target)
-    planned = plan(tiny_network(family, "classification"), families.get(family), found.configs["lora"])
+    planned = placement_of(tiny_network(family, "classification"), families.get(family), found.configs["lora"])
     assert {element.name for element in planned.elements} == expected & set(families.get(family).linears)
     assert {element.layer for element in planned.elements} == {0, 1}
     assert {element.settings for element in planned.elements} == {Settings(8, 16.0)}

@@ -19,11 +19,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora.errors import UserError
-from heterolora.search_space import SearchSpace
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.experiment import build
+from benchmarks.sharding import Peak
+from heterolora.common.errors import UserError
+from heterolora.elements.search_space import SearchSpace
 from model import family
 from model.merge import fold as fold_into
 from model.merge import in_numbers, unwrap
@@ -33,7 +34,6 @@ from tests.tiny import tiny_batch
 from tests.together import together
 from tests.world import World, command, model_folder, run, text_folder, weights, write_lora
 from tools import export
-from tools.benchmarks.sharding import Peak
 
 AUTO = {"classification": AutoModelForSequenceClassification, "causal_language_modeling": AutoModelForCausalLM}
 
@@ -148,7 +148,7 @@ def own_memory_of(function: Callable[..., None], *arguments: Any) -> int:
 
 def trained(result: Path, *more: object) -> PreTrainedModel:
     """The model of a checkpoint, as the program runs it."""
-    return build(resolve(parse(command("test", "--load", result, *more)))).task.network
+    return build(resolve(parse_command(command("test", "--load", result, *more)))).task.network
 
 
 class TestTool:
@@ -247,7 +247,7 @@ class TestTool:
         exported(tmp_path / "ags", tmp_path / "merged", "--drop-shortcuts")
         assert "What dropping the shortcuts costs" in capsys.readouterr().out
         network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-        ours = build(resolve(parse(command("test", "--load", tmp_path / "ags" / "checkpoints" / "best.ckpt"))))
+        ours = build(resolve(parse_command(command("test", "--load", tmp_path / "ags" / "checkpoints" / "best.ckpt"))))
         for low_rank in ours.task.space.of_kind("shortcut"):
             low_rank.switch(False)
         torch.testing.assert_close(logits(network), logits(ours.task.network), atol=1e-4, rtol=0)

@@ -12,7 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import distributed
 
 from dataset.official import official_metric
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from model import metrics
 
 ROWS = 13  # a prime: no batch size divides it

@@ -18,18 +18,18 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dataset import registry
+from dataset.batching.collate import Collator
+from dataset.batching.module import TextDataModule
+from dataset.batching.preview import preview
 from dataset.choices import place_of
-from dataset.collate import Collator
-from dataset.encode import Lengths, encode
-from dataset.module import TextDataModule
-from dataset.own import describe
-from dataset.preview import preview
-from dataset.render import EXAMPLES
-from dataset.settings import DataOptions, OwnDataOptions
-from heterolora.errors import UserError
+from dataset.encoding.encode import Lengths, encode
+from dataset.encoding.render import EXAMPLES
+from dataset.reading.own import describe
+from heterolora.common.errors import UserError
 from model import metrics
 from model.task.multiple_choice import MultipleChoice
-from model.task.optimization import Optimization
+from options.data import DataOptions, OwnDataOptions
+from options.optimization import Optimization
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_network, word_tokenizer
 from tests.together import run_commands, together

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dataset.chat import encode_chat
-from dataset.roles import Roles, roles_of
-from dataset.settings import OwnDataOptions
-from dataset.source import read_splits
-from heterolora.errors import UserError
+from dataset.encoding.chat import encode_chat
+from dataset.reading.roles import Roles, roles_of
+from dataset.reading.source import read_splits
+from heterolora.common.errors import UserError
+from options.data import OwnDataOptions
 from tests.test_own_data import LM, TALK, TEMPLATE, TEXT, WHOLE, chat_tokenizer, described, write
 from tests.world import World, run, sentences, write_jsonl
 

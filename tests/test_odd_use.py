@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actions.endings import FAILED, ended
-from actions.parse import parse
-from actions.trained_data import notes_on_classes
+from actions.command.parse import parse_command
+from actions.request.trained_data import notes_on_classes
+from actions.run.endings import FAILED, ended
 from dataset import registry
-from dataset.own import describe
-from dataset.sampler import epoch_order
-from dataset.settings import OwnDataOptions
-from dataset.source import read_splits
-from heterolora.errors import UserError
-from heterolora.outside import read_toml
+from dataset.batching.sampler import epoch_order
+from dataset.reading.own import describe
+from dataset.reading.source import read_splits
+from heterolora.common.errors import UserError
+from heterolora.common.outside import read_toml
+from options.data import OwnDataOptions
 from tests.test_bad_input import complaint
 from tests.world import World
 
@@ -46,14 +46,14 @@ def test_options(capfd, arguments: str, message: str) -> None:
 
 
 def test_an_option_may_be_given_twice_with_one_value() -> None:
-    assert parse(["train", "--dataset", "rte", "--dataset", "rte"]).options.dataset == "rte"
+    assert parse_command(["train", "--dataset", "rte", "--dataset", "rte"]).options.dataset == "rte"
 
 
 def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The shell does not replace `~` after `=` or in a file."""
     monkeypatch.setenv("HOME", "/home/someone")
     (tmp_path / "options.toml").write_text('project_dir = "~/runs"\n')
-    options = parse(["train", "--load=~/model", "--config", str(tmp_path / "options.toml")]).options
+    options = parse_command(["train", "--load=~/model", "--config", str(tmp_path / "options.toml")]).options
     assert (options.load, options.run.project_dir) == ("/home/someone/model", Path("/home/someone/runs"))
 
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from dataset.official import OFFICIAL_METRICS, official_metric
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 
 PREDICTIONS = [1, 0, 1, 1, 0, 0, 1, 0]
 REFERENCES = [1, 0, 0, 1, 0, 1, 1, 1]  # true positives 3, false positives 1, false negatives 2, true negatives 2

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from model.task.fine_tuning import FineTuning
 from tests.world import ROOT, metrics_of, run, weights
 from tools import export, plot_realloc, report

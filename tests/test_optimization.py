@@ -11,11 +11,12 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
-from actions.options import Options
-from actions.parse import parse
-from actions.resolve import resolve
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
 from main import main
-from model.task.optimization import Optimization, build_optimizer, build_scheduler, rate_factor, recipe, warm_up
+from model.task.optimization import build_optimizer, build_scheduler, rate_factor, recipe, warm_up
+from options.every import Options
+from options.optimization import Optimization
 from tests.adapted import VARIANTS, adapted, lora_config
 from tests.tiny import tiny_network
 from tests.world import World, run, weights, write_lora
@@ -140,7 +141,7 @@ class TestSchedule:
 
 class TestDefaults:
     def options(self, *arguments: object) -> Options:
-        return resolve(parse([*map(str, arguments)])).options
+        return resolve(parse_command([*map(str, arguments)])).options
 
     def test_by_kind_of_model(self) -> None:
         lora, plain = (self.options("train", model) for model in ("opt_lora", "some/model"))

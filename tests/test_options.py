@@ -9,14 +9,16 @@ from typing import Literal
 import pytest
 from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR_ALIAS_CONVERSION
 
-from actions.options import ACTIONS, Options, changed, declared, defaults, flat
-from actions.parse import parse
-from actions.resolve import resolve
-from actions.run_folder import CONFIG, write_config
-from dataset.option import at_least, group, option, options_of
-from heterolora.config import ElementConfig
-from heterolora.element import Settings
-from heterolora.errors import UserError
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.run.run_folder import CONFIG, write_config
+from heterolora.common.errors import UserError
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Settings
+from options.actions import ACTIONS
+from options.declare import group, option, options_of
+from options.every import Options, changed, declared, defaults, flat
+from options.ranges import at_least
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ def test_groups_and_flat_names() -> None:
     ("spelling", "meaning"), [("16", "16-mixed"), ("bf16", "bf16-mixed"), ("32-true", "32"), ("64-true", "64")]
 )
 def test_precisions_as_in_lightning(tmp_path: Path, spelling: str, meaning: str) -> None:
-    assert parse(["train", "--precision", spelling]).options.devices.precision == meaning
+    assert parse_command(["train", "--precision", spelling]).options.devices.precision == meaning
     for text in {spelling.removesuffix("-true"), f'"{spelling}"'} - {"bf16"}:
         (tmp_path / "options.toml").write_text(f"precision = {text}\n")
-        assert parse(["train", "--config", str(tmp_path / "options.toml")]).options.devices.precision == meaning
+        assert parse_command(["train", "--config", str(tmp_path / "options.toml")]).options.devices.precision == meaning
     theirs = _PRECISION_INPUT_STR_ALIAS_CONVERSION
     assert theirs.get(spelling, spelling) == theirs.get(meaning, meaning)
 
@@ -104,7 +106,7 @@ def test_weights_are_read_unless_random_init_is_given(
 ) -> None:
     (tmp_path / "options.toml").write_text(in_file)
     for model in (("--model", "some/model"), ("opt_lora", "--load", "some/base")):
-        command = parse(["train", *model, "--config", str(tmp_path / "options.toml"), *arguments])
+        command = parse_command(["train", *model, "--config", str(tmp_path / "options.toml"), *arguments])
         assert command.options.pretrained is expected
         assert resolve(command).base.pretrained is expected
 
@@ -119,18 +121,20 @@ def test_weights_are_read_unless_random_init_is_given(
     ],
 )
 def test_the_default_heuristic(action: str, arguments: tuple[str, ...], expected: str) -> None:
-    request = resolve(parse([action, "opt_lora", "rte", "--load", "some/base", *arguments]))
+    request = resolve(parse_command([action, "opt_lora", "rte", "--load", "some/base", *arguments]))
     assert request.options.scoring.importance_test_name == expected
 
 
 @pytest.mark.parametrize("model", ["opt_lora", "some/model"])
 def test_model_and_data_set_may_follow_a_list(model: str) -> None:
-    options = parse(["train", "--target", "all", model, "rte"]).options
+    options = parse_command(["train", "--target", "all", model, "rte"]).options
     assert (options.model, options.dataset, options.target) == (model, "rte", "all")
 
 
 def test_underscores_are_dashes_in_names_only() -> None:
-    options = parse(["train", "--batch_size", "4", "--max_steps=3", "--lora_config=a_b", "--project", "c_d"]).options
+    options = parse_command(
+        ["train", "--batch_size", "4", "--max_steps=3", "--lora_config=a_b", "--project", "c_d"]
+    ).options
     assert (options.data.batch_size, options.optimization.max_steps) == (4, 3)
     assert (options.lora_config, options.run.project) == (Path("a_b"), "c_d")
 
@@ -144,17 +148,17 @@ class TestConfigFile:
     def test_names_of_other_programs(self, tmp_path: Path, line: str, advice: str) -> None:
         (tmp_path / CONFIG).write_text(line)
         with pytest.raises(UserError, match=advice):
-            parse(["train", "--config", str(tmp_path / CONFIG)])
+            parse_command(["train", "--config", str(tmp_path / CONFIG)])
 
     def test_written_options_are_read_back(self, tmp_path: Path) -> None:
         options = changed(Options(), {"learning_rate": 1e-30, "load": "a 'b' \"c\" é", "limit_val_batches": 3})
         write_config(tmp_path, "train", options, {})
-        again = parse(["train", "--config", str(tmp_path / CONFIG)])
+        again = parse_command(["train", "--config", str(tmp_path / CONFIG)])
         assert flat(again.options) == {**flat(options), "config": tmp_path / CONFIG}
 
     def test_another_action_runs_with_it(self, tmp_path: Path) -> None:
         write_config(tmp_path, "imp-test", changed(Options(), {"seed": 3}), {})
-        command = parse(["train", "--config", str(tmp_path / CONFIG)])
+        command = parse_command(["train", "--config", str(tmp_path / CONFIG)])
         assert (command.action, command.options.seed) == ("train", 3)
         assert "action" not in command.given
 
@@ -172,18 +176,18 @@ class TestConfigFile:
     ) -> None:
         configs = {kind: ElementConfig(kind, "network", Settings(4, 8.0), {}) for kind in ("lora", "shortcut")}
         write_config(tmp_path, "train", changed(Options(), {"model": "opt_lora_ags"}), configs)
-        command = parse(["train", "--config", str(tmp_path / CONFIG), *arguments])
+        command = parse_command(["train", "--config", str(tmp_path / CONFIG), *arguments])
         assert set(command.tables) == kinds
 
     def test_of_an_older_run(self, tmp_path: Path) -> None:
         (tmp_path / CONFIG).write_text('# python -m main train --config config.toml\nload_name = "x"\nprecision = 32\n')
-        options = parse(["train", "--config", str(tmp_path / CONFIG)]).options
+        options = parse_command(["train", "--config", str(tmp_path / CONFIG)]).options
         assert (options.load, options.devices.precision) == ("x", "32")
 
     def test_no_number(self, tmp_path: Path) -> None:
         (tmp_path / CONFIG).write_text("seed = --1\n")
         with pytest.raises(UserError, match="not valid TOML"):
-            parse(["train", "--config", str(tmp_path / CONFIG)])
+            parse_command(["train", "--config", str(tmp_path / CONFIG)])
 
     def test_control_characters(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="control character"):

@@ -22,14 +22,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from actions.results import read_metrics
-from heterolora import history, patterns, scores
-from heterolora.config import load
-from heterolora.element import Element, Settings
-from heterolora.errors import DivergenceError, NotFiniteError, UserError
-from heterolora.outside import read_json, read_text, read_toml, reading
-from heterolora.peft_config import peft_config
-from heterolora.targets import lora_elements
+from actions.result.results import read_metrics
+from heterolora.choosing import history, scores
+from heterolora.common import patterns
+from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
+from heterolora.common.outside import read_json, read_text, read_toml, reading
+from heterolora.elements.config import load
+from heterolora.elements.element import Element, Settings
+from heterolora.elements.peft_config import peft_config
+from heterolora.elements.targets import lora_elements
 from model.checkpoint import read_checkpoint, read_state_dict
 from model.peft_format.adapter import read_adapter
 from model.peft_format.settings import read_settings

@@ -14,19 +14,19 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from pyarrow import parquet
 
-from actions.parse import parse
-from actions.resolve import resolve
-from dataset.chat import encode_chat
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from dataset.batching.collate import Collator
+from dataset.batching.module import TextDataModule
+from dataset.batching.preview import preview
 from dataset.choices import is_ambiguous, place_of
-from dataset.collate import Collator
-from dataset.module import TextDataModule
-from dataset.own import describe, name_of
-from dataset.preview import preview
-from dataset.roles import Roles, roles_of
-from dataset.settings import DataOptions, OwnDataOptions
-from dataset.source import read_splits
+from dataset.encoding.chat import encode_chat
+from dataset.reading.own import describe, name_of
+from dataset.reading.roles import Roles, roles_of
+from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from options.data import DataOptions, OwnDataOptions
 from tests.test_bad_input import complaint
 from tests.tiny import word_tokenizer
 from tests.world import World, metrics_of, run, sentences, write_jsonl
@@ -488,7 +488,7 @@ def test_later_commands_need_no_flags(capfd, trained: Path, reviews: Path, tmp_p
     assert "digest of the rows" in complaint(
         capfd, *map(str, last[:-1]), "4", "--dataset", moved, "--accelerator", "cpu"
     )
-    request = resolve(parse(["test", *map(str, checkpoint), "--dataset", "sst2"]))
+    request = resolve(parse_command(["test", *map(str, checkpoint), "--dataset", "sst2"]))
     assert request.options.own == OwnDataOptions(), "the entry describes sst2"
 
 
@@ -507,7 +507,7 @@ def test_later_commands_need_no_flags(capfd, trained: Path, reviews: Path, tmp_p
 def test_mistakes_end_before_the_model_loads(
     capfd, monkeypatch: pytest.MonkeyPatch, reviews: Path, trained: Path, arguments, found: str, expected: str
 ) -> None:
-    monkeypatch.setattr("actions.experiment.load_base", None)
+    monkeypatch.setattr("actions.training.experiment.load_base", None)
     given = (argument.format(reviews.parent) for argument in arguments)
     data = () if "--dataset" in arguments else ("--dataset", reviews)
     head, _, advice = complaint(capfd, "train", "opt_lora", *data, *given).partition(";")

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, GPTNeoForCausalLM, Lfm2ForCausalLM, PreTrainedModel
 
-from dataset.collate import Collator
-from dataset.packing import first_fit, pack
+from dataset.batching.collate import Collator
+from dataset.batching.packing import first_fit, pack
 from tests.tiny import PAD, VOCABULARY, tiny_network, word_tokenizer
 from tests.world import World, instruction_folder, run, weights, write_lora
 

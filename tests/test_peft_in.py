@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from actions.experiment import Experiment, build
-from actions.parse import parse
-from actions.resolve import resolve
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.experiment import Experiment, build
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_batch
 from tests.world import World, command, metrics_of, model_folder, run, text_folder, weights, write_lora
@@ -42,7 +42,7 @@ def trained_by_peft(base: Path, folder: Path, task: str = "SEQ_CLS", **settings:
 
 
 def loaded(*arguments: object) -> Experiment:
-    return build(resolve(parse(command("test", *arguments))))
+    return build(resolve(parse_command(command("test", *arguments))))
 
 
 def on_sst2(world: World) -> tuple[object, ...]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from actions.pictures import heat_map
-from heterolora.element import Place
+from actions.result.pictures import heat_map
+from heterolora.elements.element import Place
 
 
 @pytest.fixture

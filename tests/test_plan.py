@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
-from heterolora import config as configurations
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements import config as configurations
 from heterolora.saliency.problem import Loss
 from model import family
 from model.load import enable_gradient_checkpointing

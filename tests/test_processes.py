@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from actions.endings import LOST
-from heterolora import history
+from actions.run.endings import LOST
+from heterolora.choosing import history
 from tests.world import (
     ROOT,
     World,

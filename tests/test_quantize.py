@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-import actions.experiment
-import actions.trainer
-from actions.options import Options, changed
-from actions.parse import Command
-from actions.resolve import resolve
+import actions.training.experiment
+import actions.training.trainer
+from actions.command.command import Command
+from actions.request.resolve import resolve
 from dataset import registry
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Loss, Problem
 from heterolora.saliency.score import score
-from heterolora.search_space import SearchSpace
 from model import family, quantize
 from model.checkpoint import BaseSource
 from model.load import Base, enable_gradient_checkpointing, load_base, load_config, load_tokenizer
 from model.parameters import count
 from model.quantize import check_quantize
+from options.every import Options, changed
 from tests.adapted import gradients, lora_config, put_into, shortcut_config
 from tests.packed import PackedLinear, pack, round_to_packed
 from tests.tiny import tiny_batch, tiny_network
@@ -40,7 +40,7 @@ KINDS = ("nf4", "int8")
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantise on the CPU, which the program refuses because it is slow."""
-    monkeypatch.setattr(actions.trainer, "check_quantize", lambda *_: None)
+    monkeypatch.setattr(actions.training.trainer, "check_quantize", lambda *_: None)
 
 
 # ---- a stand-in
@@ -137,7 +137,7 @@ def packed_bases(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> None:
             pack(base.network)
         return base
 
-    monkeypatch.setattr(actions.experiment, "load_base", load_and_pack)
+    monkeypatch.setattr(actions.training.experiment, "load_base", load_and_pack)
 
 
 def test_a_packed_run_from_training_to_testing(packed_bases: None, world: World, tmp_path: Path) -> None:

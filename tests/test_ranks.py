@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from heterolora.allocation import Mode, Scored, tie_generator
-from heterolora.errors import UserError
-from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign, choose
+from heterolora.choosing.allocation import Mode, Scored, tie_generator
+from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, assign, choose
+from heterolora.common.errors import UserError
 from tests.scoring import scored
 
 
@@ -21,7 +21,7 @@ def _sites(scores: list[float], widths: list[int] | None = None, kind: str = "lo
     ]
 
 
-def _assign(sites: list[Scored], policy: Policy, limit: Limit, mode: Mode = "off", seed: int = 0) -> Assignment:
+def _assign(sites: list[Scored], policy: Policy, limit: Budget, mode: Mode = "off", seed: int = 0) -> Assignment:
     return assign(sites, policy, limit, mode, tie_generator(seed, 0))
 
 
@@ -30,24 +30,24 @@ def _by_block(assignment: Assignment, blocks: int, name: str = "q_proj") -> list
 
 
 def test_topk_by_share_counts_elements() -> None:
-    assignment = _assign(_sites([3, 1, 4, 2]), TopK(8), Limit("share", 0.5))
+    assignment = _assign(_sites([3, 1, 4, 2]), TopK(8), Budget("share", 0.5))
     assert _by_block(assignment, 4) == [8, 0, 8, 0]
     (spending,) = assignment.spending
     assert (spending.unit, spending.whole, spending.budget, spending.spent) == ("elements", 4, 2, 2)
 
 
 def test_topk_without_a_rank_keeps_each_ones_own() -> None:
-    assert _by_block(_assign(_sites([3, 1, 4, 2], rank=5), TopK(), Limit("share", 0.25)), 4) == [0, 0, 5, 0]
+    assert _by_block(_assign(_sites([3, 1, 4, 2], rank=5), TopK(), Budget("share", 0.25)), 4) == [0, 0, 5, 0]
 
 
 def test_topk_by_total_rank() -> None:
-    assert _by_block(_assign(_sites([3, 1, 4, 2]), TopK(8), Limit("rank", 23)), 4) == [8, 0, 8, 0]
+    assert _by_block(_assign(_sites([3, 1, 4, 2]), TopK(8), Budget("rank", 23)), 4) == [8, 0, 8, 0]
 
 
 def test_topk_by_parameters_goes_on_with_what_still_fits() -> None:
     # At rank 2 they cost 40, 4, 20, 8, best first: 40 fits; 20 does not fit into the 10 left, 8 does, then 4 does not.
     sites = _sites([9, 1, 5, 3], widths=[10, 1, 5, 2])
-    assignment = _assign(sites, TopK(2), Limit("parameters", 50))
+    assignment = _assign(sites, TopK(2), Budget("parameters", 50))
     assert _by_block(assignment, 4) == [2, 0, 0, 2]
     assert (assignment.spending[0].budget, assignment.spending[0].spent) == (50, 48)
 
@@ -55,7 +55,7 @@ def test_topk_by_parameters_goes_on_with_what_still_fits() -> None:
 def test_topk_to_the_last_spends_the_rest_on_lower_ranks() -> None:
     # The 2 left of the case above buy one rank of the narrowest element.
     sites = _sites([9, 1, 5, 3], widths=[10, 1, 5, 2])
-    assignment = _assign(sites, TopK(2, to_the_last=True), Limit("parameters", 50))
+    assignment = _assign(sites, TopK(2, to_the_last=True), Budget("parameters", 50))
     assert _by_block(assignment, 4) == [2, 1, 0, 2]
     assert assignment.spending[0].spent == 50
 
@@ -71,21 +71,21 @@ class TestGreedy:
     @pytest.mark.parametrize(
         ("limit", "ranks"),
         [
-            (Limit("rank", 1), {"layer_0.q_proj": 1}),
-            (Limit("rank", 3), {"layer_0.q_proj": 2, "layer_0.w1": 1}),
-            (Limit("rank", 4), {"layer_0.q_proj": 2, "layer_0.w1": 2}),
-            (Limit("share", 1), {"layer_0.q_proj": 3, "layer_0.w1": 2}),
-            (Limit("parameters", 22), {"layer_0.q_proj": 1, "layer_0.w1": 1}),
-            (Limit("parameters", 41), {"layer_0.q_proj": 1, "layer_0.w1": 2}),  # no room for a second rank of q
-            (Limit("parameters", 3), {"layer_0.w1": 1}),
+            (Budget("rank", 1), {"layer_0.q_proj": 1}),
+            (Budget("rank", 3), {"layer_0.q_proj": 2, "layer_0.w1": 1}),
+            (Budget("rank", 4), {"layer_0.q_proj": 2, "layer_0.w1": 2}),
+            (Budget("share", 1), {"layer_0.q_proj": 3, "layer_0.w1": 2}),
+            (Budget("parameters", 22), {"layer_0.q_proj": 1, "layer_0.w1": 1}),
+            (Budget("parameters", 41), {"layer_0.q_proj": 1, "layer_0.w1": 2}),  # no room for a second rank of q
+            (Budget("parameters", 3), {"layer_0.w1": 1}),
         ],
     )
-    def test_ranks_in_the_order_of_their_scores(self, limit: Limit, ranks: dict[str, int]) -> None:
+    def test_ranks_in_the_order_of_their_scores(self, limit: Budget, ranks: dict[str, int]) -> None:
         assert _assign([*self.SITES], Greedy(), limit).ranks == ranks
 
     def test_scores_without_ranks(self) -> None:
         with pytest.raises(UserError, match=r"layer_0\.q_proj do not tell its ranks apart; expected by_rank"):
-            _assign(_sites([1.0]), Greedy(), Limit("rank", 1))
+            _assign(_sites([1.0]), Greedy(), Budget("rank", 1))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ class TestGreedy:
 def test_proportional_by_total_rank(
     scores: list[float], lowest: int, highest: int, total: int, ranks: list[int]
 ) -> None:
-    assignment = _assign(_sites(scores), Proportional(lowest, highest), Limit("rank", total))
+    assignment = _assign(_sites(scores), Proportional(lowest, highest), Budget("rank", total))
     assert _by_block(assignment, len(scores)) == ranks
     assert assignment.spending[0].spent == total
 
@@ -115,26 +115,26 @@ def test_proportional_by_total_rank(
 def test_proportional_by_parameters() -> None:
     # A rank costs 80 and 8. In proportion 2 : 1, 256 parameters buy λ·2·80 + λ·8 = 256, λ = 1.52…: 3.05 and 1.52. That
     # is 3 · 80 + 1 · 8, and with the 8 left the second is rounded up.
-    assignment = _assign(_sites([2, 1], widths=[40, 4]), Proportional(0, 8), Limit("parameters", 256))
+    assignment = _assign(_sites([2, 1], widths=[40, 4]), Proportional(0, 8), Budget("parameters", 256))
     assert _by_block(assignment, 2) == [3, 2]
 
 
 def test_no_proportional_rank_is_above_the_width() -> None:
     # The second is at most of rank 2, so the first gets what is left: 2 + 10 instead of 6 + 6.
-    assignment = _assign(_sites([1, 1], widths=[20, 2]), Proportional(0, 16), Limit("rank", 12))
+    assignment = _assign(_sites([1, 1], widths=[20, 2]), Proportional(0, 16), Budget("rank", 12))
     assert _by_block(assignment, 2) == [10, 2]
     assert assignment.spending[0].whole == 18
 
 
 def test_proportional_share_is_one_of_the_whole_space_of_ranks() -> None:
-    assignment = _assign(_sites([4, 3, 2, 1]), Proportional(0, 8), Limit("share", 0.5))
+    assignment = _assign(_sites([4, 3, 2, 1]), Proportional(0, 8), Budget("share", 0.5))
     assert _by_block(assignment, 4) == [6, 5, 3, 2]  # of 16: 6.4, 4.8, 3.2, 1.6
     assert assignment.spending[0].whole == 32
 
 
 def test_a_share_that_buys_nothing_buys_one_element() -> None:
-    assert _by_block(_assign(_sites([1, 2]), Proportional(3, 8), Limit("share", 0.01)), 2) == [0, 3]
-    assert _by_block(_assign(_sites([1, 2]), TopK(8), Limit("share", 0.01)), 2) == [0, 8]
+    assert _by_block(_assign(_sites([1, 2]), Proportional(3, 8), Budget("share", 0.01)), 2) == [0, 3]
+    assert _by_block(_assign(_sites([1, 2]), TopK(8), Budget("share", 0.01)), 2) == [0, 8]
 
 
 def _both(lora: list[float], shortcuts: list[float]) -> list[Scored]:
@@ -142,26 +142,26 @@ def _both(lora: list[float], shortcuts: list[float]) -> list[Scored]:
 
 
 def test_mode_off_leaves_shortcuts_at_the_ranks_that_they_have() -> None:
-    assignment = _assign(_both([1, 2], [8, 9]), TopK(4), Limit("share", 0.5), "off")
+    assignment = _assign(_both([1, 2], [8, 9]), TopK(4), Budget("share", 0.5), "off")
     assert assignment.ranks == {"layer_1.q_proj": 4, "layer_0.shortcut1": 3, "layer_1.shortcut1": 3}
     assert [spending.title for spending in assignment.spending] == ["LoRA"]
 
 
 def test_mode_separated_splits_a_total_as_the_space_is() -> None:
     sites = _both([1, 2, 3, 4], [8, 9])
-    assignment = _assign(sites, TopK(4), Limit("rank", 13), "separated")
+    assignment = _assign(sites, TopK(4), Budget("rank", 13), "separated")
     assert [(s.title, s.budget, s.spent) for s in assignment.spending] == [("LoRA", 8, 8), ("shortcuts", 5, 4)]
     assert assignment.ranks == {"layer_2.q_proj": 4, "layer_3.q_proj": 4, "layer_1.shortcut1": 4}
 
 
 def test_mode_combined_ranks_all() -> None:
-    assignment = _assign(_both([1, 2, 3, 4], [8, 9]), TopK(4), Limit("share", 0.5), "combined")
+    assignment = _assign(_both([1, 2, 3, 4], [8, 9]), TopK(4), Budget("share", 0.5), "combined")
     assert assignment.ranks == {"layer_3.q_proj": 4, "layer_0.shortcut1": 4, "layer_1.shortcut1": 4}
 
 
 def test_equal_scores_are_drawn() -> None:
     def draw(seed: int) -> tuple[int, ...]:
-        return tuple(_by_block(_assign(_sites([1, 1, 1]), TopK(4), Limit("rank", 4), seed=seed), 3))
+        return tuple(_by_block(_assign(_sites([1, 1, 1]), TopK(4), Budget("rank", 4), seed=seed), 3))
 
     assert {draw(seed) for seed in range(30)} == {(4, 0, 0), (0, 4, 0), (0, 0, 4)}
     assert draw(5) == draw(5)
@@ -169,7 +169,7 @@ def test_equal_scores_are_drawn() -> None:
 
 def test_equal_fractions_are_drawn() -> None:
     def draw(seed: int) -> tuple[int, ...]:
-        return tuple(_by_block(_assign(_sites([5, 0, 5]), Proportional(0, 4), Limit("rank", 7), seed=seed), 3))
+        return tuple(_by_block(_assign(_sites([5, 0, 5]), Proportional(0, 4), Budget("rank", 7), seed=seed), 3))
 
     assert {draw(seed) for seed in range(30)} == {(4, 0, 3), (3, 0, 4)}
 
@@ -179,8 +179,8 @@ def test_ties_are_broken_as_in_the_choice_of_imp_test(mode: Mode) -> None:
     sites = [*_sites([1.0] * 6), *_sites([1.0] * 6, kind="shortcut")]
     choices = set()
     for seed in range(5):
-        chosen = choose(sites, Limit("share", 0.5), mode, tie_generator(seed, 0))
-        assert chosen == set(_assign(sites, TopK(), Limit("share", 0.5), mode, seed).ranks)
+        chosen = choose(sites, Budget("share", 0.5), mode, tie_generator(seed, 0))
+        assert chosen == set(_assign(sites, TopK(), Budget("share", 0.5), mode, seed).ranks)
         choices.add(chosen)
     assert len(choices) > 1
 
@@ -203,7 +203,7 @@ def test_any_budget_is_used_up_and_never_exceeded(policy: Policy, mode: Mode) ->
         amount = generator.randint(max(prices[site.element.key] * policy.bounds(site)[0] for site in sites) * 3, 2000)
         if amount > whole:
             continue
-        assignment = _assign(sites, policy, Limit("parameters" if parameters else "rank", amount), mode, seed=trial)
+        assignment = _assign(sites, policy, Budget("parameters" if parameters else "rank", amount), mode, seed=trial)
 
         ranks = {site.element.key: assignment.ranks.get(site.element.key, 0) for site in sites}
         spent = sum(ranks[site.element.key] * prices[site.element.key] for site in of_mode)
@@ -227,7 +227,7 @@ def test_better_scores_never_get_lower_ranks_and_shares_are_off_by_less_than_one
     for _ in range(100):
         scores = [generator.random() + 0.1 for _ in range(10)]
         total = generator.randint(5, 60)
-        ranks = _by_block(_assign(_sites(scores, [60] * 10), Proportional(0, 60), Limit("rank", total)), 10)
+        ranks = _by_block(_assign(_sites(scores, [60] * 10), Proportional(0, 60), Budget("rank", total)), 10)
         for score, rank in zip(scores, ranks, strict=True):
             assert abs(rank - total * score / math.fsum(scores)) < 1
         by_score = [rank for _, rank in sorted(zip(scores, ranks, strict=True))]
@@ -237,22 +237,22 @@ def test_better_scores_never_get_lower_ranks_and_shares_are_off_by_less_than_one
 @pytest.mark.parametrize(
     ("policy", "limit", "message"),
     [
-        (TopK(4), Limit("parameters", 7), "a budget of 7 .parameters. pays for no element; expected at least 8"),
-        (TopK(4), Limit("rank", 0), "pays for no element; expected at least 4"),
-        (Proportional(2, 8), Limit("rank", -3), "pays for no element; expected at least 2"),
-        (TopK(4), Limit("rank", 13), "above the whole space; expected at most 12"),
-        (Proportional(0, 8), Limit("parameters", 341), "above the whole space; expected at most 340"),
-        (TopK(4), Limit("share", 1.5), "at most 1"),
+        (TopK(4), Budget("parameters", 7), "a budget of 7 .parameters. pays for no element; expected at least 8"),
+        (TopK(4), Budget("rank", 0), "pays for no element; expected at least 4"),
+        (Proportional(2, 8), Budget("rank", -3), "pays for no element; expected at least 2"),
+        (TopK(4), Budget("rank", 13), "above the whole space; expected at most 12"),
+        (Proportional(0, 8), Budget("parameters", 341), "above the whole space; expected at most 340"),
+        (TopK(4), Budget("share", 1.5), "at most 1"),
     ],
 )
-def test_budgets_that_make_no_sense(policy: Policy, limit: Limit, message: str) -> None:
+def test_budgets_that_make_no_sense(policy: Policy, limit: Budget, message: str) -> None:
     with pytest.raises(UserError, match=message):
         _assign(_sites([1, 2, 3], widths=[1, 3, 20]), policy, limit)
 
 
 def test_a_split_that_buys_nothing_says_so() -> None:
     with pytest.raises(UserError, match="or mode 'combined'"):
-        _assign(_both([1, 2], [3, 4]), TopK(4), Limit("rank", 5), "separated")
+        _assign(_both([1, 2], [3, 4]), TopK(4), Budget("rank", 5), "separated")
 
 
 @pytest.mark.parametrize(
@@ -271,15 +271,15 @@ class TestChoose:
     @pytest.mark.parametrize(
         ("limit", "on"),
         [
-            (Limit("share", 0.5), {0, 2}),
-            (Limit("parameters", 72), {0, 1, 2, 3}),
-            (Limit("parameters", 60), {0, 2}),
-            (Limit("parameters", 59), {0, 1, 3}),  # 40 fits; 20 does not fit into the 19 left, 8 and 4 do
-            (Limit("parameters", 39), {1, 2, 3}),
-            (Limit("parameters", 4), {1}),
+            (Budget("share", 0.5), {0, 2}),
+            (Budget("parameters", 72), {0, 1, 2, 3}),
+            (Budget("parameters", 60), {0, 2}),
+            (Budget("parameters", 59), {0, 1, 3}),  # 40 fits; 20 does not fit into the 19 left, 8 and 4 do
+            (Budget("parameters", 39), {1, 2, 3}),
+            (Budget("parameters", 4), {1}),
         ],
     )
-    def test_the_best_that_fit(self, limit: Limit, on: set[int]) -> None:
+    def test_the_best_that_fit(self, limit: Budget, on: set[int]) -> None:
         assert choose(self.SITES, limit, "off", tie_generator(0, 0)) == {f"layer_{layer}.q_proj" for layer in on}
 
     @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ class TestChoose:
     def test_modes(self, mode: Mode, on: set[str]) -> None:
         """Each costs 64 parameters. With mode `off`, the shortcuts cost nothing of the budget."""
         sites = [*_sites([2, 1]), *_sites([3, 4], kind="shortcut")]
-        assert choose(sites, Limit("parameters", 128), mode, tie_generator(0, 0)) == on
+        assert choose(sites, Budget("parameters", 128), mode, tie_generator(0, 0)) == on
 
     def test_never_more_than_the_budget(self) -> None:
         draw = random.Random(0)
@@ -302,7 +302,7 @@ class TestChoose:
             sites = _sites([draw.random() for _ in range(count)], [draw.randint(1, 9) for _ in range(count)])
             costs = {item.element.key: item.element.parameters for item in sites}
             budget = draw.randint(min(costs.values()), sum(costs.values()))
-            on = choose(sites, Limit("parameters", budget), "off", tie_generator(seed, 0))
+            on = choose(sites, Budget("parameters", budget), "off", tie_generator(seed, 0))
             left = budget - sum(costs[key] for key in on)
             assert left >= 0
             assert all(cost > left for key, cost in costs.items() if key not in on)
@@ -312,4 +312,4 @@ class TestChoose:
     )
     def test_a_budget_that_does_not_fit(self, parameters: int, complaint: str) -> None:
         with pytest.raises(UserError, match=complaint):
-            choose(self.SITES, Limit("parameters", parameters), "off", tie_generator(0, 0))
+            choose(self.SITES, Budget("parameters", parameters), "off", tie_generator(0, 0))

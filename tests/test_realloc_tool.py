@@ -11,12 +11,13 @@ from pathlib import Path
 import peft
 import pytest
 
-from heterolora import config, scores
-from heterolora.allocation import Scored
-from heterolora.element import Element
-from heterolora.errors import UserError
-from heterolora.scores import Scores
-from heterolora.search_space import SearchSpace
+from heterolora.choosing import scores
+from heterolora.choosing.allocation import Scored
+from heterolora.choosing.scores import Scores
+from heterolora.common.errors import UserError
+from heterolora.elements import config
+from heterolora.elements.element import Element
+from heterolora.elements.search_space import SearchSpace
 from model import family
 from tests.adapted import lora_config, put_into, shortcut_config
 from tests.tiny import tiny_network

@@ -8,12 +8,12 @@ import pytest
 import toml
 import torch
 
-from heterolora import history
-from heterolora.element import Place
-from heterolora.errors import UserError
-from heterolora.history import FREQUENCY, HISTORY, Decision, History
+from heterolora.choosing import history
+from heterolora.choosing.history import FREQUENCY, HISTORY, Decision, History
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Place
 from model.reallocation import callback
-from model.reallocation.schedule import Schedule, interval
+from model.reallocation.schedule import Schedule, realloc_interval
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from model.reallocation.schedule import Schedule, interval
     ],
 )
 def test_interval(n: int | float, per_epoch: int, accumulate: int, batches: int) -> None:
-    assert interval(n, per_epoch, accumulate) == batches
+    assert realloc_interval(n, per_epoch, accumulate) == batches
 
 
 def test_due_at_the_start_of_each_epoch_and_every_interval() -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
-from actions.options import Options, changed
-from actions.run_folder import METRICS, write_config, write_json
-from heterolora import scores as scores_file
-from heterolora.config import ElementConfig
-from heterolora.element import Place, Settings
-from heterolora.errors import UserError
-from heterolora.history import FREQUENCY, HISTORY
-from heterolora.step_time import StepTime
+from actions.run.run_folder import METRICS, write_config, write_json
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.history import FREQUENCY, HISTORY
+from heterolora.choosing.step_time import StepTime
+from heterolora.common.errors import UserError
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Place, Settings
+from options.every import Options, changed
 from tests import chromium
 from tests.run_folders import (
     curves,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actions.checkpoints import SafeCheckpointIO
+from actions.training.checkpoints import SafeCheckpointIO
 from tests.world import World, command, main, metrics_of, run, same_weights
 
 WRITTEN = ("config.toml", "parameters.json", "logs/metrics.csv", "logs/hparams.yaml", "lora.toml")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from actions.options import DYREALLOC, TRAIN, declared
+from options.actions import DYREALLOC, TRAIN
+from options.every import declared
 from tests.test_bad_input import complaint
 from tests.world import ROOT, World, command, run, sst2_folder, write_jsonl
 
@@ -65,7 +66,7 @@ class TestFixed:
     def test_never_changes(
         self, capfd, inside: Path, between: Path, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("actions.experiment.load_base", None)  # the model is not loaded
+        monkeypatch.setattr("actions.training.experiment.load_base", None)  # the model is not loaded
         for saved in (inside, between):
             flag = declared()[name].flag
             line = complaint(capfd, *command("train", "--resume-training", "--load", saved, flag, FIXED[name]))
@@ -116,7 +117,7 @@ def test_an_end_before_the_checkpoint(
 ) -> None:
     saved = checkpoint(world, tmp_path, "run", *cut)
     assert run("train", "--resume-training", "--load", saved, *equal) == 0
-    monkeypatch.setattr("actions.experiment.load_base", None)  # the model is not loaded
+    monkeypatch.setattr("actions.training.experiment.load_base", None)  # the model is not loaded
     for unit, (asked, done) in refused.items():
         line = complaint(capfd, *command("train", "--resume-training", "--load", saved, f"--max-{unit}", asked))
         assert f"--max-{unit} {asked} is less than the {done} {unit} of the checkpoint; give at least {done}" in line

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from actions.in_use import in_use
-from actions.parse import parse
-from actions.resuming import fingerprint
-from actions.run_folder import new_folder
-from heterolora.errors import UserError
+from actions.command.parse import parse_command
+from actions.request.resuming import fingerprint
+from actions.run.in_use import in_use
+from actions.run.run_folder import new_folder
+from heterolora.common.errors import UserError
 from model.task.fine_tuning import FineTuning
 from tests.test_bad_input import complaint
 from tests.world import ROOT, World, command, run, same_weights, write_lora
@@ -111,13 +111,13 @@ class TestLock:
         self, capfd, monkeypatch: pytest.MonkeyPatch, trained: Path
     ) -> None:
         before, last = content(trained), trained / "checkpoints" / "last.ckpt"
-        holding = "import sys, time, pathlib\nfrom actions.in_use import in_use\n"
+        holding = "import sys, time, pathlib\nfrom actions.run.in_use import in_use\n"
         holding += "with in_use(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
         holder = subprocess.Popen([sys.executable, "-c", holding, trained], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
             assert holder.stdout.readline() == "held\n"
             with monkeypatch.context() as patch:
-                patch.setattr("actions.experiment.load_config", None)
+                patch.setattr("actions.training.experiment.load_config", None)
                 line = complaint(capfd, *command("train", "--resume-training", "--load", last, "--max-steps", 4))
             assert f"in use by process {holder.pid} on {socket.gethostname()};" in line
             assert {**content(trained), ".lock": b""} == {**before, ".lock": b""}
@@ -224,7 +224,9 @@ class TestRequeue:
             if form == "table":
                 path = tmp_path / f"options{rank}.toml"
                 path.write_text(f'[lora_config]\ngranularity = "network"\ndefault = {{ r = {rank}, lora_alpha = 8 }}\n')
-            prints.add(fingerprint(parse(["train", "--lora-config" if form == "file" else "--config", str(path)])))
+            prints.add(
+                fingerprint(parse_command(["train", "--lora-config" if form == "file" else "--config", str(path)]))
+            )
         assert len(prints) == 2
 
     def test_of_a_job_with_several_commands(self, start, tmp_path: Path) -> None:

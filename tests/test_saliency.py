@@ -13,8 +13,8 @@ import torch
 from torch.func import functional_call
 
 from heterolora import saliency
-from heterolora.adapt import heads
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import heads
 from heterolora.saliency import heuristics
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score, why_all_equal

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from heterolora import scores
-from heterolora.element import Settings
-from heterolora.errors import UserError
-from heterolora.scores import Scores
+from heterolora.choosing import scores
+from heterolora.choosing.scores import Scores
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Settings
 from tests.scoring import scored
 
 MODULE = "model.decoder.layers.{}.self_attn.{}"

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-import actions.trainer
+import actions.training.trainer
 from dataset import registry
-from heterolora import history, saliency, scores
-from heterolora.distributed import own_rows
+from heterolora import saliency
+from heterolora.choosing import history, scores
+from heterolora.common.distributed import own_rows
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score
 from model import family
@@ -45,7 +46,7 @@ def on_cpu() -> Iterator[None]:
     On processors with AVX512-BF16, bitsandbytes repacks the weights in evaluation, and cannot train with them then.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(actions.trainer, "check_quantize", lambda *_: None)
+        patch.setattr(actions.training.trainer, "check_quantize", lambda *_: None)
         patch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
         yield
 

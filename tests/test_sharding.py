@@ -12,7 +12,8 @@ import torch
 from torch import distributed
 from transformers import GenerationConfig
 
-from heterolora import history, saliency, scores
+from heterolora import saliency
+from heterolora.choosing import history, scores
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score
 from model.sharding import Sharding, is_sharded, shard, sharded_names

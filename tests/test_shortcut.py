@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from heterolora.adapt import HEADS
-from heterolora.config import parse
-from heterolora.element import SHORTCUTS
-from heterolora.search_space import SearchSpace
+from heterolora.elements.adapt import HEADS
+from heterolora.elements.config import parse_config
+from heterolora.elements.element import SHORTCUTS
+from heterolora.elements.search_space import SearchSpace
 from model import family
 from model.load import enable_gradient_checkpointing
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, put_into, shortcut_config
@@ -90,7 +90,7 @@ def test_logits_and_gradients_are_those_of_the_equations(variant, task, padding,
 @pytest.mark.parametrize("renormalize", [False, True], ids=["plain", "renormalize"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_each_shortcut_alone_is_at_its_place(variant, name, renormalize):
-    shortcut = parse(
+    shortcut = parse_config(
         {
             "granularity": "network",
             "renormalize": renormalize,
@@ -129,7 +129,7 @@ def test_renormalizing_needs_no_element(variant):
 @pytest.mark.parametrize("renormalize", [False, True], ids=["plain", "renormalize"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ranks_and_sites_differ_from_block_to_block(variant, renormalize):
-    lora = parse(
+    lora = parse_config(
         {
             "granularity": "layer",
             "default": {"r": 2, "lora_alpha": 5},
@@ -138,7 +138,7 @@ def test_ranks_and_sites_differ_from_block_to_block(variant, renormalize):
         },
         "lora",
     )
-    shortcut = parse(
+    shortcut = parse_config(
         {
             "granularity": "layer",
             "renormalize": renormalize,

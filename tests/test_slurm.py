@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from heterolora.history import HISTORY
+from heterolora.choosing.history import HISTORY
 from main import main
 from tests.slurm import Cluster, missing, wait_for
 from tests.test_docs import Stage, code_blocks

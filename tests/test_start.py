@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from heterolora.saliency.heuristics.activation import inputs
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.weight_gradients import weight_gradients

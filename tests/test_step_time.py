@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterolora import history, scores
-from heterolora.allocation import Scored, tie_generator
-from heterolora.element import Element, Settings
-from heterolora.errors import UserError
-from heterolora.ranks import Greedy, Limit, TopK, assign, choose
+from heterolora.choosing import history, scores
+from heterolora.choosing.allocation import Scored, tie_generator
+from heterolora.choosing.ranks import Budget, Greedy, TopK, assign, choose
+from heterolora.choosing.scores import Scores
+from heterolora.choosing.step_time import StepTime, best_within
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element, Settings
 from heterolora.saliency.problem import Loss, Problem
-from heterolora.scores import Scores
-from heterolora.step_time import StepTime, best_within
 from model.task.timing import measured
 from tests.adapted import adapted, lora_config
 from tests.tiny import tiny_batch
@@ -96,7 +96,7 @@ def test_elements_that_take_almost_no_time() -> None:
 
 def test_spending() -> None:
     items = [Scored(element(layer), 1.0) for layer in range(4)] + [Scored(element(1, "residual1"), 9.0)]
-    limit, ties = Limit("time", 0.9, TIME), tie_generator(0, 0)
+    limit, ties = Budget("time", 0.9, TIME), tie_generator(0, 0)
     assignment = assign(items, TopK(5), limit, "combined", ties)
     (spending,) = assignment.spending
     assert (spending.title, spending.unit) == ("LoRA and shortcuts", "µs of a step")
@@ -110,7 +110,7 @@ def test_spending() -> None:
         (TopK(), "combined", 0.5, "pays for no element; expected at least 0.632"),
     ):
         with pytest.raises(UserError, match=expected):
-            assign(items, policy, Limit("time", amount, TIME), mode, ties)
+            assign(items, policy, Budget("time", amount, TIME), mode, ties)
 
 
 def test_the_constants_are_measured_and_the_network_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,11 @@ import pytest
 import torch
 from peft import AdaLoraConfig, get_peft_model
 
-from actions.endings import TERMINATED, ended
-from actions.in_use import in_use
-from heterolora import scores
-from heterolora.element import Element
-from heterolora.errors import UserError
+from actions.run.endings import TERMINATED, ended
+from actions.run.in_use import in_use
+from heterolora.choosing import scores
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
 from tests.scoring import scored
 from tests.studies import MINIMAL, InThisProcess, measured, rows, study, write
 from tests.tiny import tiny_network
@@ -350,7 +350,7 @@ def test_a_study_or_a_run_that_another_process_has_is_left_alone(
 
 def test_jobs_end_when_their_study_is_killed(tmp_path: Path) -> None:
     """Nobody would read their results, and the next start of the study would find them in use."""
-    end = "import os, time; from actions.endings import end_with_parent; end_with_parent()"
+    end = "import os, time; from actions.run.endings import end_with_parent; end_with_parent()"
     job = f"{end}; print(os.getpid(), flush=True); time.sleep(100)"
     log = tmp_path / "log"
     start = f"start_process(['-c', {job!r}], Path({str(log)!r}))"
@@ -429,7 +429,7 @@ def test_paths_of_a_study_are_those_of_the_folder_where_it_starts(
 
 
 def test_the_signal_of_submitit_tells_a_run_to_end() -> None:
-    own = "import os, signal, time; from actions.endings import end_with_parent; end_with_parent();"
+    own = "import os, signal, time; from actions.run.endings import end_with_parent; end_with_parent();"
     code = f"{own} os.kill(os.getpid(), signal.SIGUSR2); time.sleep(60)"
     ended_by = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, running.ENDS_WITH_PARENT: "1"})
     assert ended_by.returncode == -signal.SIGTERM

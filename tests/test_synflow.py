@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from heterolora.adapt import wrap
-from heterolora.element import Settings
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import wrap
+from heterolora.elements.element import Settings
+from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.targets import lora_elements
 from heterolora.saliency.positive import PositiveNetwork
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.score import score
-from heterolora.search_space import SearchSpace
-from heterolora.targets import lora_elements
 from model import family
 from tests.adapted import VARIANTS, Adapted, adapted, lora_config, shortcut_config
 from tests.tiny import tiny_network

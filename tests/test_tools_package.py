@@ -22,11 +22,11 @@ def start(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[s
 
 
 def test_these_are_all() -> None:
-    assert {"benchmark", "export", "quickstart", "report"} <= set(TOOLS)
+    assert {"export", "quickstart", "report"} <= set(TOOLS)
     assert {path.stem for path in (ROOT / "tools").glob("*.py")} - set(TOOLS) == {"__init__", "cli", "tools"}
 
 
-FEW = ("report", "benchmark")  # each start of a process costs seconds, so the others are slow tests
+FEW = ("report", "study")  # each start of a process costs seconds, so the others are slow tests
 
 
 @pytest.mark.parametrize("tool", [*FEW, *(pytest.param(t, marks=pytest.mark.slow) for t in TOOLS if t not in FEW)])
@@ -65,13 +65,13 @@ def test_the_package_of_a_file_is_that_of_the_repository(tmp_path: Path) -> None
     for name in ("tools.py", "cli.py"):
         (tmp_path / "tools" / name).write_text((ROOT / "tools" / name).read_text(encoding="utf-8"), encoding="utf-8")
     modules = {
-        "actions/console.py": "print_any_text = print",
-        "actions/endings.py": "ended = end_with_parent = 'found'",
-        "dataset/option.py": "Check = OptionInfo = None",
-        "heterolora/errors.py": "class UserError(Exception): ...",
+        "actions/run/console.py": "print_any_text = print",
+        "actions/run/endings.py": "ended = end_with_parent = 'found'",
+        "options/declare.py": "Check = OptionInfo = None",
+        "heterolora/common/errors.py": "class UserError(Exception): ...",
     }
     for module, text in modules.items():
-        (tmp_path / module).parent.mkdir(exist_ok=True)
+        (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / module).write_text(text + "\n")
     (tmp_path / "tools" / "tool.py").write_text(
         "import sys\nfrom tools import cli\nassert cli.ended == 'found'\n"

@@ -17,7 +17,7 @@ from dataset import registry
 from dataset.toy import tasks
 from dataset.toy.language import QUALITY
 from dataset.toy.world import SPLITS, TRAITS
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from tests.world import ROOT, metrics_of, run
 from tools.quickstart import bag_of_words, frozen
 

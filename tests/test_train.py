@@ -19,10 +19,10 @@ from transformers import (
     DistilBertConfig,
 )
 
-from actions.callbacks import Progress, SeedEachBatch
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.callbacks import Progress, SeedEachBatch
+from actions.training.experiment import build
 from dataset import registry
 from model.checkpoint import BaseSource
 from model.load import load_base, load_config, load_tokenizer
@@ -286,7 +286,7 @@ def test_the_progress_bar_shows_the_loss_without_logging_it(world: World, capsys
             shown.update(trainer.progress_bar_callback.get_metrics(trainer, pl_module))
 
     shown: dict[str, float] = {}
-    experiment = build(resolve(parse(command(*world.training("--max-steps", 2)))))
+    experiment = build(resolve(parse_command(command(*world.training("--max-steps", 2)))))
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, callbacks=[Progress(), Logged()],
         use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,

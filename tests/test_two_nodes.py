@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from actions.endings import LOST
-from heterolora.history import HISTORY
+from actions.run.endings import LOST
+from heterolora.choosing.history import HISTORY
 from tests.test_endings import children_of, wait_for_end
 from tests.test_processes import steps_of
 from tests.together import free_port, run_commands, together

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from model.peft_format.vllm import max_lora_rank, uniform
 from model.peft_format.writing import write_adapter
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, lora_config

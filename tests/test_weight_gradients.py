@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import heterolora as hl
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from heterolora.saliency import weight_gradients as module
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.score import score, scored

@@ -14,10 +14,10 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 from torch.nn import functional as F
 
-from actions.experiment import build
-from actions.parse import parse
-from actions.resolve import resolve
-from heterolora import history
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.training.experiment import build
+from heterolora.choosing import history
 from heterolora.saliency.problem import Loss
 from main import main
 from model.task.fine_tuning import FineTuning
@@ -86,7 +86,7 @@ def mean_loss(network: torch.nn.Module, batches: list[Mapping[str, Any]]) -> Ten
 
 
 def compared(arguments: tuple[object, ...], **trainer: Any) -> ByHand:
-    request = resolve(parse(command(*arguments)))
+    request = resolve(parse_command(command(*arguments)))
     experiment, by_hand = build(request), ByHand()
     pl.Trainer(
         accelerator="cpu",

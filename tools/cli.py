@@ -8,21 +8,26 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from actions.console import print_any_text
-from actions.endings import end_with_parent, ended
-from dataset.option import Check, OptionInfo
-from heterolora.errors import UserError
+from actions.run.console import print_any_text
+from actions.run.endings import end_with_parent, ended
+from heterolora.common.errors import UserError
+from options.declare import Check, OptionInfo
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UserError, and whose `--help` shows `doc`, the docstring of the tool."""
+    """An argument parser that raises UserError, and whose `--help` shows `doc`, the docstring of the tool.
 
-    def __init__(self, doc: str) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    `command` starts the tool, if it is no file of `tools/`.
+    """
+
+    def __init__(self, doc: str, command: str | None = None) -> None:
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=command, description=doc, formatter_class=shape, allow_abbrev=False)
+        self.command = command or f"python tools/{self.prog}"
 
     def error(self, message: str) -> NoReturn:
         found, _, expected = message.partition("; ")  # as `whole_number` and `real` write it
-        raise UserError(found, expected or f"see python tools/{self.prog} --help")
+        raise UserError(found, expected or f"see {self.command} --help")
 
 
 def whole_number(check: Check) -> Callable[[str], int]:

@@ -18,13 +18,13 @@ from tools.cli import Parser, check_different, real, run
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from actions.console import note, say
-from dataset.option import share
-from heterolora import scores as scores_file
-from heterolora.allocation import default_mode, tie_generator
-from heterolora.errors import UserError
-from heterolora.ranks import Limit, choose
-from heterolora.scores import Scores
+from actions.run.console import note, say
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.allocation import default_mode, tie_generator
+from heterolora.choosing.ranks import Budget, choose
+from heterolora.choosing.scores import Scores
+from heterolora.common.errors import UserError
+from options.ranges import share
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +63,7 @@ def spearman(a: Scores, b: Scores) -> float | None:
 
 def overlap(a: Scores, b: Scores, percentile: float) -> float:
     """The share of the elements that `a` turns on at share `percentile` which `b` turns on too."""
-    budget = Limit("share", percentile)
+    budget = Budget("share", percentile)
     first, second = (
         choose(scores.scored, budget, default_mode(scores.has_shortcuts), tie_generator(scores.seed, 0))
         for scores in (a, b)

@@ -22,22 +22,24 @@ from pathlib import Path
 
 from tools.cli import Parser, run
 
-from actions.console import note, say, set_log_level
-from actions.export import write_adapter_folder
-from actions.merged import write_merged
-from actions.origin import of_run
-from actions.parse import parse
-from actions.resolve import Request, resolve
-from actions.restore import cost_of_dropping, has_shortcuts, restore_trained, without_shortcuts
-from actions.run_folder import CHECKPOINTS, check_writable, measured_checkpoint
-from actions.trainer import check_devices
-from dataset.option import byte_size, bytes_of
-from heterolora.errors import UserError
-from heterolora.peft_config import peft_notes, task_type
+from actions.command.parse import parse_command
+from actions.command.request import Request
+from actions.request.origin import of_run
+from actions.request.resolve import resolve
+from actions.result.export import write_adapter_folder
+from actions.result.merged import write_merged
+from actions.result.restore import cost_of_dropping, has_shortcuts, restore_trained, without_shortcuts
+from actions.run.console import note, say, set_log_level
+from actions.run.run_folder import CHECKPOINTS, measured_checkpoint
+from actions.training.trainer import check_devices
+from heterolora.common.errors import UserError
+from heterolora.common.files import check_writable
+from heterolora.elements.peft_config import peft_notes, task_type
 from model.hub import check_publishing, publish
 from model.load import load_tokenizer
 from model.peft_format import is_adapter
 from model.peft_format.vllm import max_lora_rank
+from options.ranges import byte_size, bytes_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_publishing(args.push_to_hub)
     check_writable(args.output, "free space, or give --output on another disk")
     _check_result(args.result)
-    command = of_run(parse(["test", "--load", str(args.result), *others]))
+    command = of_run(parse_command(["test", "--load", str(args.result), *others]))
     for text in command.notes:
         note(text)
     request = resolve(command)

@@ -31,17 +31,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
-from actions.console import note, say, set_log_level
-from actions.parse import parse
-from actions.resolve import resolve
-from actions.restore import restore_trained
-from dataset.option import byte_size, bytes_of
-from heterolora.adapt import in_head
-from heterolora.element import Kind
-from heterolora.errors import UserError
-from heterolora.low_rank import LowRank
-from heterolora.search_space import SearchSpace
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.result.restore import restore_trained
+from actions.run.console import note, say, set_log_level
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import in_head
+from heterolora.elements.element import Kind
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
 from model.parameters import count
+from options.ranges import byte_size, bytes_of
 from tools.planning.cards import BY_DEFAULT, CARDS, Card, card_named
 from tools.planning.report import Planned, as_values, explanation, gpu_table, planned, step_table
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--card", metavar="NAME", help=f"GPU, for times: {', '.join(CARDS)} ({BY_DEFAULT})")
     args, others = parser.parse_known_args(arguments)
     card, memory = _gpu(args)
-    request = resolve(parse(["train" if args.plan else "test", *others]))
+    request = resolve(parse_command(["train" if args.plan else "test", *others]))
     set_log_level(request.options.run.log_level)
     if request.adapted is None:
         raise UserError(

@@ -16,12 +16,12 @@ from tools.cli import Parser, check_different, run
 
 from rich.table import Table
 
-from actions.console import say
-from actions.pictures import timeline
+from actions.result.pictures import timeline
+from actions.run.console import say
 from actions.train_dyrealloc import TIMELINE_PICTURE, draw
-from heterolora import history
-from heterolora.errors import UserError
-from heterolora.history import HISTORY, History
+from heterolora.choosing import history
+from heterolora.choosing.history import HISTORY, History
+from heterolora.common.errors import UserError
 
 
 def main() -> None:

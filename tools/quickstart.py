@@ -31,13 +31,14 @@ from sklearn.pipeline import make_pipeline
 from transformers import AutoModel, AutoTokenizer
 
 import main as program
-from actions.console import say, set_log_level
-from actions.export import ALLOCATION
-from actions.origin import TOY_BASE
-from actions.run_folder import ADAPTER, METRICS, check_writable, new_folder
+from actions.request.origin import TOY_BASE
+from actions.result.export import ALLOCATION
+from actions.run.console import say, set_log_level
+from actions.run.run_folder import ADAPTER, METRICS, new_folder
 from dataset import registry
-from dataset.option import seed_range
-from dataset.source import DATA_SEED
+from dataset.reading.source import DATA_SEED
+from heterolora.common.files import check_writable
+from options.ranges import seed_range
 from tools import realloc_lora_rank
 from tools.reporting.run import read_runs
 

@@ -39,19 +39,20 @@ from tools.cli import Parser, check_output, real, run, whole_number
 
 from rich.table import Table
 
-from actions.choice import degenerate, with_cost
-from actions.console import note, say
-from actions.run_folder import ADAPTER, LORA, SCORES
-from dataset.option import at_least, flag_of, seed_range, share
-from heterolora import scores as scores_file
-from heterolora.allocation import MODES, default_mode, tie_generator
-from heterolora.config import ElementConfig
-from heterolora.element import Element, Kind, at_ranks, check_ranks
-from heterolora.errors import UserError
-from heterolora.files import write_text
-from heterolora.peft_config import peft_config, peft_notes, task_type
-from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
-from heterolora.scores import Scores
+from actions.run.console import note, say
+from actions.run.run_folder import ADAPTER, LORA, SCORES
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.allocation import MODES, default_mode, tie_generator
+from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, assign
+from heterolora.choosing.scores import Scores
+from heterolora.choosing.words import degenerate, with_cost
+from heterolora.common.errors import UserError
+from heterolora.common.files import write_text
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Element, Kind, at_ranks, check_ranks
+from heterolora.elements.peft_config import peft_config, peft_notes, task_type
+from options.declare import flag_of
+from options.ranges import at_least, seed_range, share
 from tools.reallocation.blocks import BLOCKS
 from tools.reallocation.choice import Choice, choice_of_run
 
@@ -107,14 +108,14 @@ def _of_scores(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
     return choice, (budget_table(assignment),)
 
 
-def _limit(args: argparse.Namespace, scores: Scores) -> Limit:
+def _limit(args: argparse.Namespace, scores: Scores) -> Budget:
     amounts = {
         "share": args.turn_on_percentile,
         "rank": args.total_rank,
         "parameters": args.parameters,
         "time": args.budget_time,
     }
-    given = [Limit(unit, amount, scores.step_time) for unit, amount in amounts.items() if amount is not None]
+    given = [Budget(unit, amount, scores.step_time) for unit, amount in amounts.items() if amount is not None]
     if not given:
         raise UserError(
             "one of the arguments --turn-on-percentile --total-rank --parameters/--budget-parameters --budget-time is "

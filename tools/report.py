@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tools.cli import Parser, check_output, run
 
-from actions.console import note, say
-from heterolora.files import write_text
+from actions.run.console import note, say
+from heterolora.common.files import write_text
 from tools.reporting.page import render
 from tools.reporting.run import read_runs
 

@@ -45,13 +45,12 @@ from tools.cli import Parser, real, run, whole_number
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from actions.console import note, say
-from actions.endings import FAILED
-from actions.in_use import in_use
-from actions.run_folder import check_writable
-from dataset.option import above, at_least
-from heterolora.errors import UserError
-from heterolora.files import write_text
+from actions.run.console import note, say
+from actions.run.endings import FAILED
+from actions.run.in_use import in_use
+from heterolora.common.errors import UserError
+from heterolora.common.files import check_writable, write_text
+from options.ranges import above, at_least
 from tools.studies.data import check_data
 from tools.studies.execution import Execution
 from tools.studies.page import markdown, render

@@ -6,7 +6,7 @@ from functools import partial
 
 from dataset.entries.glue import ACCURACY_F1, CLAIMS, benchmark_task
 from dataset.spec import Row
-from heterolora.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest
 
 _COPA_QUESTION = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 

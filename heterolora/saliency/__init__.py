@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from heterolora.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest
 from heterolora.saliency import heuristics
 
 if TYPE_CHECKING:

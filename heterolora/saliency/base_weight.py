@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from heterolora.distributed import whole
-from heterolora.errors import UserError
+from heterolora.common.distributed import gathered
+from heterolora.common.errors import UserError
 
 
 def base_weight(base: nn.Module, heuristic: str) -> Tensor:
@@ -20,5 +20,5 @@ def base_weight(base: nn.Module, heuristic: str) -> Tensor:
             f"{heuristic} needs the weights of the base, which a quantised base does not provide",
             "use the unquantised base, or another heuristic",
         )
-    weight = whole(weight)
+    weight = gathered(weight)
     return weight if isinstance(base, nn.Linear) else weight.t()  # Transformers' Conv1D has (in, out)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from heterolora.distributed import sum_over_ranks, world_size
-from heterolora.low_rank import LowRank
+from heterolora.common.distributed import sum_over_ranks, world_size
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.gradients import GradientHeuristic
 from heterolora.saliency.probe import Probe
-from heterolora.search_space import SearchSpace
 
 
 class TrainingGradients:

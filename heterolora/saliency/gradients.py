@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heterolora.distributed import sum_each_over_ranks
+from heterolora.common.distributed import sum_each_over_ranks
 from heterolora.saliency.problem import Problem
 
 

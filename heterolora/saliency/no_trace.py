@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from heterolora.search_space import SearchSpace
-from heterolora.shortcut import Held
+from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.shortcut import Held
 
 
 @contextmanager

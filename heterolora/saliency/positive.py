@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from heterolora.distributed import whole
-from heterolora.errors import UserError
-from heterolora.low_rank import LoraLinear
+from heterolora.common.distributed import gathered
+from heterolora.common.errors import UserError
+from heterolora.elements.low_rank import LoraLinear
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.base_weight import base_weight
-from heterolora.search_space import SearchSpace
 
 TOKENS = 64  # length of the row
 
@@ -86,7 +86,7 @@ class PositiveNetwork:
         return [math.ldexp(value, power) for value in values]
 
     def _block(self, layer: int, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Block input x (width,), h of the block before -> block output y, own h; see `heterolora.shortcut`."""
+        """Block input x (width,), h of the block before -> block output y, own h; see `elements.shortcut`."""
         block = self.space.blocks[layer]
         shortcuts = getattr(block, "shortcuts", None)
         again = shortcuts is not None and shortcuts.renormalize
@@ -143,7 +143,7 @@ class PositiveNetwork:
         return x if module.weight is None else self._positive(self.family.norm_offset + module.weight) * x
 
     def _positive(self, weight: Tensor) -> Tensor:
-        return whole(weight.detach()).to(self.device, torch.float64).abs()
+        return gathered(weight.detach()).to(self.device, torch.float64).abs()
 
 
 def _base(module: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heterolora.low_rank import LowRank
+from heterolora.elements.low_rank import LowRank
 
 
 class Watch(ABC):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heterolora.search_space import SearchSpace
+from heterolora.elements.search_space import SearchSpace
 
 Batch = Mapping[str, Any]
 Track = Callable[[Sequence[Any], str], Iterable[Any]]

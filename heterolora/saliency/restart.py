@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from heterolora.blocks import replaced
+from heterolora.elements.blocks import replaced
 from heterolora.saliency.problem import Loss, Problem
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from heterolora.allocation import Scored
-from heterolora.element import Element
-from heterolora.errors import NotFiniteError
+from heterolora.choosing.allocation import Scored
+from heterolora.common.errors import NotFiniteError
+from heterolora.elements.element import Element
 from heterolora.saliency import get
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Problem

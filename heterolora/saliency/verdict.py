@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from heterolora.distributed import sum_numbers_over_ranks
-from heterolora.errors import NotFiniteError
+from heterolora.common.distributed import sum_numbers_over_ranks
+from heterolora.common.errors import NotFiniteError
 from heterolora.saliency.problem import Batch, Loss, Metric
 
 Evaluated = tuple[Batch, Loss]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from heterolora.adapt import heads
-from heterolora.distributed import world_size
+from heterolora.common.distributed import world_size
+from heterolora.elements.adapt import heads
 from heterolora.saliency.problem import Batch, Problem
 
 _TRAINABLE = (torch.float32, torch.bfloat16, torch.float64)

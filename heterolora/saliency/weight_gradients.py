@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heterolora.distributed import sum_over_ranks, this_rank, world_size
+from heterolora.common.distributed import sum_over_ranks, this_rank, world_size
 from heterolora.saliency.probe import Watch
 from heterolora.saliency.problem import Batch, Problem
 
@@ -81,7 +81,7 @@ def product_sums(problem: Problem, sizes: Sequence[tuple[int, int]], parts: int 
     ]
 
 
-class Place(Watch):
+class PlaceWatch(Watch):
     """Watches the place of one element, and sees gradients of the scaled loss. `number` is that of the current batch,
     among the batches of all processes.
     """
@@ -90,7 +90,7 @@ class Place(Watch):
     batch: Batch
 
 
-def observe(problem: Problem, places: Sequence[Place], backward: bool = True) -> None:
+def observe(problem: Problem, places: Sequence[PlaceWatch], backward: bool = True) -> None:
     """Run every batch, observed by one place for each element. `no_trace` must be active."""
     anchor = torch.zeros(0, device=problem.space.device, requires_grad=True)
     unobserved = _Unobserved()
@@ -106,13 +106,13 @@ def observe(problem: Problem, places: Sequence[Place], backward: bool = True) ->
             torch.autograd.grad(problem.scaled(loss), anchor, allow_unused=True)
 
 
-class _Unobserved(Place):
+class _Unobserved(PlaceWatch):
     """The place of every element during a filler, so that its backward pass is that of a batch."""
 
     def add(self, x: Tensor, G: Tensor) -> None: ...
 
 
-class _Gradient(Place):
+class _Gradient(PlaceWatch):
     def __init__(self, sums: Sequence[ProductSum]) -> None:
         self.sums = sums
 

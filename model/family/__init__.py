@@ -12,8 +12,8 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from heterolora.errors import UserError, nearest
-from heterolora.family import Family
+from heterolora.common.errors import UserError, nearest
+from heterolora.elements.family import Family
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971). Pre-norm, gated feed-forward."""
 
-from heterolora.family import Family, always
+from heterolora.elements.family import Family, always
 
 FAMILY = Family(
     name="llama",

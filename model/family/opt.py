@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from heterolora.family import Family
+from heterolora.elements.family import Family
 
 
 def _pre_norm(config: Any) -> bool:

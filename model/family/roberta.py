@@ -1,6 +1,6 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-RoBERTa and CamemBERT. Post-norm encoders. Classification only."""
 
-from heterolora.family import Family, never
+from heterolora.elements.family import Family, never
 
 FAMILY = Family(
     name="roberta",

@@ -14,11 +14,11 @@ from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 from torch import Tensor
 
-from heterolora.adapt import in_head
-from heterolora.config import ElementConfig, load
-from heterolora.element import Settings
-from heterolora.errors import UserError
-from heterolora.outside import reading
+from heterolora.common.errors import UserError
+from heterolora.common.outside import reading
+from heterolora.elements.adapt import in_head
+from heterolora.elements.config import ElementConfig, load
+from heterolora.elements.element import Settings
 from model.checkpoint import KEY, BaseSource, Record, read_state_dict
 from model.peft_format import CONFIG, FILES, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
-from heterolora.element import order_of
-from heterolora.peft_config import peft_notes
-from heterolora.search_space import SearchSpace
+from heterolora.elements.element import order_of
+from heterolora.elements.peft_config import peft_notes
+from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import Record, base_location
 from model.load import base_dtype
 from model.parameters import count

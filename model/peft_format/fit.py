@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from dataset.spec import Task
-from heterolora.adapt import in_head
-from heterolora.config import ElementConfig, Site
-from heterolora.element import Settings
-from heterolora.errors import UserError
-from heterolora.family import Family
-from heterolora.peft_config import task_type
-from heterolora.search_space import SearchSpace
+from heterolora.common.errors import UserError
+from heterolora.elements.adapt import in_head
+from heterolora.elements.config import ElementConfig, Site
+from heterolora.elements.element import Settings
+from heterolora.elements.family import Family
+from heterolora.elements.peft_config import task_type
+from heterolora.elements.search_space import SearchSpace
 from model.peft_format import CONFIG, WEIGHTS
 from model.peft_format.adapter import Adapter
 
 
-def lora_config(adapter: Adapter, family: Family) -> ElementConfig:
+def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
     """Returns the layer-wise configuration with LoRA on the layers of the adapter.
 
     Raises UserError if a layer is not in the family's table.
@@ -72,7 +72,7 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
             )
 
 
-def check_weights(adapter: Adapter, base_sha256: str, task: Task) -> None:
+def check_adapter_weights(adapter: Adapter, base_sha256: str, task: Task) -> None:
     """Raises UserError if the adapter's record names other weights. A different head changes the fingerprint of the
     same base, so then there is no check."""
     record = adapter.record

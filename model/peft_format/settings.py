@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heterolora.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, whole_number
-from heterolora.element import Settings
-from heterolora.errors import UserError, shown
-from heterolora.outside import read_json
-from heterolora.patterns import match, names_module, valid
+from heterolora.common.checks import ABOVE_0, PROBABILITY, TEXT, TRUTH, Field, whole_number
+from heterolora.common.errors import UserError, shown
+from heterolora.common.outside import read_json
+from heterolora.common.patterns import match, names_module, valid
+from heterolora.elements.element import Settings
 
 # The variant of LoRA that a key turns on.
 _VARIANTS: Mapping[str, str] = {

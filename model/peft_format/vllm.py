@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.nn import functional as F
 
-from heterolora.element import Element, Settings
-from heterolora.errors import UserError
-from heterolora.low_rank import LowRank
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element, Settings
+from heterolora.elements.low_rank import LowRank
 
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # valid values of --max-lora-rank
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-from heterolora.adapt import HEADS, in_head
-from heterolora.config import ElementConfig
-from heterolora.element import Kind, Settings
-from heterolora.family import Task
-from heterolora.files import write_text
-from heterolora.low_rank import LowRank
-from heterolora.peft_config import peft_config, task_type
-from heterolora.search_space import SearchSpace
+from heterolora.common.files import write_text
+from heterolora.elements.adapt import HEADS, in_head
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Kind, Settings
+from heterolora.elements.family import Task
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.peft_config import peft_config, task_type
+from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import KEY, Record, base_location
 from model.peft_format import CONFIG, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.vllm import Pair

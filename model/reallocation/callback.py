@@ -10,19 +10,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from heterolora import allocation
-from heterolora.allocation import Scored
-from heterolora.distributed import gather_lists
-from heterolora.element import Place
-from heterolora.errors import DivergenceError, NotFiniteError, UserError
-from heterolora.history import Decision, History
-from heterolora.ranks import choose
-from heterolora.search_space import SearchSpace
-from heterolora.step_time import StepTime
-from model.reallocation.options import ReallocationOptions
-from model.reallocation.schedule import Schedule, interval
+from heterolora.choosing import allocation
+from heterolora.choosing.allocation import Scored
+from heterolora.choosing.history import Decision, History
+from heterolora.choosing.ranks import choose
+from heterolora.choosing.step_time import StepTime
+from heterolora.common.distributed import gather_lists
+from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
+from heterolora.elements.element import Place
+from heterolora.elements.search_space import SearchSpace
+from model.reallocation.schedule import Schedule, realloc_interval
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import steps_of_run
+from options.scoring import ReallocationOptions
 
 
 class ScoreSource:
@@ -106,7 +106,7 @@ class Reallocate(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
         per_epoch, every = trainer.num_training_batches, self.options.realloc_N
-        batches = interval(every, per_epoch, trainer.accumulate_grad_batches)
+        batches = realloc_interval(every, per_epoch, trainer.accumulate_grad_batches)
         if batches > per_epoch and every != 1.0:  # a whole epoch may be rounded up to whole windows
             found = f"--realloc-N {every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
             self.note(f"{found}: reallocating once an epoch")

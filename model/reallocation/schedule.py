@@ -31,7 +31,7 @@ class Schedule:
         return min(self.interval - batch % self.interval, per_epoch - batch)
 
 
-def interval(n: int | float, per_epoch: int, accumulate: int = 1) -> int:
+def realloc_interval(n: int | float, per_epoch: int, accumulate: int = 1) -> int:
     """Returns `--realloc-N` as a number of batches, rounded up to a multiple of the accumulation window.
 
     An int counts batches. A float in (0, 1] is a share of the epoch, in exact decimals and rounded up.

@@ -13,10 +13,10 @@ from heterolora.saliency.from_training import TrainingGradients, recorded
 from heterolora.saliency.problem import Batch, Step, Track, untracked
 from heterolora.saliency.score import score
 from model.reallocation.callback import ScoreSource
-from model.reallocation.options import ScoringOptions
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import coming_rates
 from model.task.scoring import batch_count, scoring_problem
+from options.scoring import ScoringOptions
 
 
 class DedicatedScores(ScoreSource):

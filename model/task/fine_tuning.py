@@ -17,24 +17,18 @@ from transformers import PreTrainedModel
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
-from heterolora.distributed import gather_lists
+from heterolora.common.distributed import gather_lists
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss
-from heterolora.search_space import SearchSpace
 from model import metrics
 from model.checkpoint import Checkpoint, Record, checkpoint_of, keep_trained
 from model.sharding import Sharding, is_sharded, shard, sharded_names
 from model.task.frozen_prefix import FrozenPrefix
-from model.task.optimization import (
-    Optimization,
-    build_optimizer,
-    build_scheduler,
-    coming_rates,
-    steps_of_run,
-    within,
-)
+from model.task.optimization import batches_within, build_optimizer, build_scheduler, coming_rates, steps_of_run
 from model.task.rows import Answers, RowResult
 from model.task.window import Window
 from model.trained import take, trained_names
+from options.optimization import Optimization
 
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
@@ -171,7 +165,7 @@ class FineTuning(pl.LightningModule, ABC):
 
     def train_batches(self) -> int:
         """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
-        return within(self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches)
+        return batches_within(self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches)
 
     def total_steps(self) -> float:
         """Returns the number of optimizer steps of the whole run.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from heterolora.blocks import replaced
+from heterolora.elements.blocks import replaced
+from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
-from heterolora.search_space import SearchSpace
 from model.task.row_cache import RowCache
 
 
@@ -67,7 +67,7 @@ class FrozenPrefix:
         """Inside, the network takes the output of the frozen blocks from the cache.
 
         Args:
-            batch: a training batch, with one sequence for each row, or with packs (`dataset.packing`).
+            batch: a training batch, with one sequence for each row, or with packs (`dataset.batching.packing`).
             inputs: the arguments of the network.
         """
         self._turn_dropout_off(self.space.frozen_blocks())

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.targets import IGNORE
+from dataset.batching.targets import IGNORE
 from heterolora.saliency.problem import Batch, Loss
 from model.task.fine_tuning import FineTuning, network_inputs
 from model.task.token_losses import Head

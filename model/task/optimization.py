@@ -1,52 +1,20 @@
-"""Optimizer and learning-rate schedule of every task. Importing this file is cheap, so that `--help` is fast."""
+"""Optimizer and learning-rate schedule of every task."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from dataset.option import above, at_least, idle_without, option, positive_or_unlimited
+from options.optimization import Optimization
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.optim.lr_scheduler import LambdaLR
 
-    from heterolora.search_space import SearchSpace
-
-
-AUTO = "auto"
-#: What `--learning-rate auto` tries: for adapters and a head, and for all weights of a plain model.
-RATES, RATES_OF_PLAIN = ((5e-5, 2e-4, 8e-4, 3.2e-3, 1.28e-2), (3e-6, 1.2e-5, 4.8e-5, 1.9e-4, 7.7e-4))
-
-
-def _warm_up_length(value: int | float) -> str | None:
-    fits = value >= 0 and (isinstance(value, int) or value < 1)
-    return None if fits else "a number of steps, or a share below 1 written with a point, such as 0.06"
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How the trained parameters are updated."""
-
-    # fmt: off
-    optimizer: Literal["adam", "adamw", "sgd"] = option("adamw", "optimizer", old_keys=("training_optimizer",))
-    learning_rate: float | Literal["auto"] | None = option(None, "peak learning rate; auto: short trials choose it; by "
-        "default 2e-4 for LoRA, and 5e-5 for a plain model", above(0))
-    loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", above(0))
-    weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", at_least(0))
-    lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("linear",
-        "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min",
-        spellings={"cosine": "cosine_annealing", "constant": "none", "constant_with_warmup": "none"})
-    warmup_steps: int | float = option(0.06, "linear warm-up from 0: optimizer steps, or share of the run",
-        _warm_up_length)
-    eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0),
-        idle=idle_without("lr_scheduler", "cosine_annealing"))
-    max_steps: int = option(-1, "most optimizer steps to train, within --max-epochs; -1: no limit",
-        positive_or_unlimited, resume="free")
+    from heterolora.elements.search_space import SearchSpace
 
 
 def build_optimizer(
@@ -74,7 +42,7 @@ def build_optimizer(
     return kinds[settings.optimizer]([group for group in groups if group["params"]], lr=rate)
 
 
-def within(batches: int, limit: int | float) -> int:
+def batches_within(batches: int, limit: int | float) -> int:
     """Returns the number of training batches of an epoch of `batches`, within `--limit-train-batches`."""
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
@@ -83,11 +51,6 @@ def steps_of_run(batches: int, accumulate: int, max_epochs: int, max_steps: int)
     """Returns the optimizer steps of a run with `batches` training batches an epoch on each process. -1: no limit."""
     by_epochs = math.inf if max_epochs == -1 else -(-batches // accumulate) * max_epochs
     return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
-
-
-def default_rate(plain: bool) -> float:
-    """Returns the learning rate if none is given."""
-    return 5e-5 if plain else 2e-4
 
 
 def warm_up(asked: int | float, total: float) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from heterolora.files import write_text
+from heterolora.common.files import write_text
 
 ROWS = "rows.csv"
 Answers = tuple[Tensor, Tensor]  # labels and predictions (rows,): classes, or real values in a regression

@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, distributed
 
-from heterolora.distributed import world_size
-from heterolora.errors import UserError
+from heterolora.common.distributed import world_size
+from heterolora.common.errors import UserError
 from heterolora.saliency.heuristics.activation import inputs
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Batch, Problem

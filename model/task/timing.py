@@ -1,4 +1,4 @@
-"""Measures the constants of `heterolora.step_time.StepTime` on the user's model, in a few steps."""
+"""Measures the constants of `heterolora.choosing.step_time.StepTime` on the user's model, in a few steps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 
 import torch
 
+from heterolora.choosing.step_time import StepTime
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Batch, Problem
-from heterolora.step_time import StepTime
 
 _ROUNDS = 3  # after one that is not counted
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from heterolora.distributed import gather_lists, own_rows, sum_over_ranks, world_size
+from heterolora.common.distributed import gather_lists, own_rows, sum_over_ranks, world_size
 from heterolora.saliency.problem import Loss
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from actions.options import ACTIONS, declared
-from dataset.option import OptionInfo
+from options.actions import ACTIONS
+from options.declare import OptionInfo
+from options.every import declared
 from tests.fuzz.case import Case, Change
 from tests.fuzz.strategies import FLOATS, INTEGERS, TEXTS, choice, damage, replaced, wrong_document, wrong_record
 from tests.fuzz.world import SKELETON, TEST

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
-from heterolora.search_space import SearchSpace
+from heterolora.elements.search_space import SearchSpace
 from model.quantize import nf4
 
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that share one, in bitsandbytes

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from heterolora.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest
 
 GIGA = 10**9
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from actions.resolve import Request
-from actions.restore import restore_trained
-from dataset.encode import DEFAULT_LENGTH
-from heterolora.errors import UserError
+from actions.command.request import Request
+from actions.result.restore import restore_trained
+from dataset.encoding.encode import DEFAULT_LENGTH
+from heterolora.common.errors import UserError
 from model.load import base_dtype
 from tools.planning.base import base_of, packed_layers
 from tools.planning.cards import GIGA, Card

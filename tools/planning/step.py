@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from heterolora.search_space import SearchSpace
+from heterolora.elements.search_space import SearchSpace
 from model.load import enable_gradient_checkpointing
 from model.task.token_losses import summed_cross_entropy
 from tools.planning.live import Live

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from heterolora.element import Element
-from heterolora.errors import UserError
-from heterolora.peft_config import peft_config, peft_notes
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
+from heterolora.elements.peft_config import peft_config, peft_notes
 
 _OF_REWARD_MODELS = "the choice is for a classifier, and {who} trains classifiers as reward models only ({how})"
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actions.run_folder import ADAPTER, LORA, SHORTCUT
-from heterolora.config import ElementConfig, load
-from heterolora.element import Element, Kind
-from heterolora.family import Task
-from heterolora.step_time import StepTime
+from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
+from heterolora.choosing.step_time import StepTime
+from heterolora.elements.config import ElementConfig, load
+from heterolora.elements.element import Element, Kind
+from heterolora.elements.family import Task
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def choice_of_run(folder: Path) -> Choice:
 
     Raises UserError if the folder lacks the adapter or the configuration that a finished run has.
     """
-    from actions.parse import parse
-    from actions.resolve import resolve
-    from heterolora.adapt import plan
+    from actions.command.parse import parse_command
+    from actions.request.resolve import resolve
+    from heterolora.elements.adapt import placement_of
     from model.checkpoint import base_location
     from model.load import load_config
     from model.skeleton import skeleton
@@ -57,10 +57,10 @@ def choice_of_run(folder: Path) -> Choice:
         kind: load(folder / file, kind) for kind, file in files.items() if (folder / file).is_file() or kind == "lora"
     }
     every = {kind: _all_on(config) for kind, config in result.items()}
-    request = resolve(parse(["test", "--load", str(folder / ADAPTER)]))
+    request = resolve(parse_command(["test", "--load", str(folder / ADAPTER)]))
     network = skeleton(load_config(request.base.name, request.spec), request.spec.task)
     family = request.adapted.family
-    elements, on = (plan(network, family, **configs).elements for configs in (every, result))
+    elements, on = (placement_of(network, family, **configs).elements for configs in (every, result))
     origin, base = f"the result of {folder.name}", base_location(request.base.name)
     return Choice(elements, on, request.spec.task, origin, base)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 from model.metrics import mode
 from tools.reporting.run import Run, compared_options
 
@@ -74,7 +74,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
     count = "{:,}".format
     sizes = (
         ("trainable parameters", [run.parameters.get("trainable") for run in runs], "min", count),
-        ("of all", [share(run) for run in runs], None, percent),
+        ("of all", [parameter_share(run) for run in runs], None, percent),
         ("reallocations", [run.history and len(run.history.decisions) for run in runs], None, count),
     )
     rows = _rows(runs, sizes)
@@ -150,7 +150,7 @@ def better(metric: str) -> str | None:
         return None
 
 
-def share(run: Run) -> float | None:
+def parameter_share(run: Run) -> float | None:
     """Trainable parameters as a share of all."""
     total = run.parameters.get("total")
     return run.parameters["trainable"] / total if total else None

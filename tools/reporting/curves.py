@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from heterolora.outside import reading
+from heterolora.common.outside import reading
 
 Point = tuple[int, float]
 

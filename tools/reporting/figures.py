@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from actions.pictures import WIDE_SPAN
-from heterolora.element import Place, order_of
-from heterolora.history import History
+from actions.result.pictures import WIDE_SPAN
+from heterolora.choosing.history import History
+from heterolora.elements.element import Place, order_of
 from tools.reporting.curves import Point
 
 COLOURS = (  # one for each run

@@ -11,19 +11,19 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from actions.choice import degenerate, never_changed, with_cost
-from heterolora.allocation import default_mode, tie_generator
-from heterolora.element import Place
-from heterolora.ranks import choose
-from model.reallocation.options import BUDGETS, ReallocationOptions
-from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, percent, share
+from heterolora.choosing.allocation import default_mode, tie_generator
+from heterolora.choosing.ranks import choose
+from heterolora.choosing.words import degenerate, never_changed, with_cost
+from heterolora.elements.element import Place
+from options.scoring import BUDGETS, ReallocationOptions
+from tools.reporting.comparison import Row, better, comparison, facts, groups, metrics, parameter_share, percent
 from tools.reporting.figures import COLOURS, Chart, Line, heat_map, line_chart, number, scatter, timeline
 from tools.reporting.run import Run
 
 BEST_SHOWN = 10  # elements in the list of best scores
 
 
-class Card(NamedTuple):
+class Tile(NamedTuple):
     """A key figure at the top: the figure, what it is, and a remark."""
 
     figure: str
@@ -79,7 +79,7 @@ class View:
     run: Run
     colour: str
     anchor: str
-    cards: tuple[Card, ...]
+    cards: tuple[Tile, ...]
     parts: tuple[Part, ...]
 
 
@@ -147,24 +147,24 @@ def _best_point(name: str, points: Sequence[tuple[int, float]]) -> str:
 # ---- one run
 
 
-def _cards(run: Run) -> tuple[Card, ...]:
+def _cards(run: Run) -> tuple[Tile, ...]:
     cards = []
     if run.headline is not None:
         split, name = run.headline
         value = run.figures[split].get(name)
         which = f", of the {run.option('measured')} checkpoint" if run.uses("measured") else ""
-        cards.append(Card("–" if value is None else f"{value:.4f}", name, f"on {split}{which}"))
+        cards.append(Tile("–" if value is None else f"{value:.4f}", name, f"on {split}{which}"))
     if run.parameters:
-        of_all = f"{percent(share(run))} of {run.parameters['total']:,}"
-        cards.append(Card(f"{run.parameters['trainable']:,}", "trainable parameters", of_all))
+        of_all = f"{percent(parameter_share(run))} of {run.parameters['total']:,}"
+        cards.append(Tile(f"{run.parameters['trainable']:,}", "trainable parameters", of_all))
     if run.ranks:
-        cards.append(Card(f"{len(run.elements_on)} of {len(run.ranks)}", "elements on", run.choice.partition(", ")[2]))
+        cards.append(Tile(f"{len(run.elements_on)} of {len(run.ranks)}", "elements on", run.choice.partition(", ")[2]))
     if run.scores is not None:
         about = f"by {run.scores.importance_test_name}, {run.scores.batches} batches of {run.scores.batch_size}"
-        cards.append(Card(f"{len(run.scores.scored)}", "elements scored", about))
+        cards.append(Tile(f"{len(run.scores.scored)}", "elements scored", about))
     if run.history is not None:
         about = f"by {run.option('importance_test_name')}"
-        cards.append(Card(f"{len(run.history.decisions)}", "reallocations", about))
+        cards.append(Tile(f"{len(run.history.decisions)}", "reallocations", about))
     return tuple(cards)
 
 

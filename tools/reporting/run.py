@@ -11,23 +11,24 @@ from typing import Any, NamedTuple
 
 from tools.cli import check_different
 
-from actions.choice import in_words
-from actions.configurations import KEYS, in_options
-from actions.options import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN, declared, defaults
-from actions.results import read_metrics, read_resources
-from actions.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
+from actions.command.configurations import KEYS, in_options
+from actions.result.results import read_metrics, read_resources
+from actions.run.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset import registry
-from dataset.option import flag_of
-from heterolora import history as history_file
-from heterolora import scores as scores_file
-from heterolora.checks import TEXT, Field, check_keys, check_known, whole_number
-from heterolora.config import ElementConfig, load, parse
-from heterolora.element import Kind, Place
-from heterolora.errors import UserError
-from heterolora.history import History
-from heterolora.outside import read_json, read_toml
-from heterolora.scores import Scores
+from heterolora.choosing import history as history_file
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.history import History
+from heterolora.choosing.scores import Scores
+from heterolora.choosing.words import choice_in_words
+from heterolora.common.checks import TEXT, Field, check_keys, check_known, whole_number
+from heterolora.common.errors import UserError
+from heterolora.common.outside import read_json, read_toml
+from heterolora.elements.config import ElementConfig, load, parse_config
+from heterolora.elements.element import Kind, Place
 from model.family import parse_model_name
+from options.actions import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN
+from options.declare import flag_of
+from options.every import declared, defaults
 from tools.reporting.curves import Curves, read_curves
 
 _OF_A_PLACE = ("project", "project_dir", "load_type", "resume_training", "config")  # where a run reads and writes
@@ -89,6 +90,7 @@ class Run:
         info = declared()[name]
         adapted = parse_model_name(self.option("model")) is not None
         run = {**defaults(), **self.options, "action": self.action, "adapted": adapted}
+        run["entry"] = registry.find(run["dataset"])
         return info.used_by(self.action) and (info.idle is None or info.idle(run) is None)
 
     @property
@@ -116,7 +118,7 @@ class Run:
     @property
     def choice(self) -> str:
         """Which elements are on, in words; empty for a plain model."""
-        return in_words([*self.ranks], self.elements_on) if self.ranks else ""
+        return choice_in_words([*self.ranks], self.elements_on) if self.ranks else ""
 
     @property
     def missing_figures(self) -> str:
@@ -206,7 +208,7 @@ def _options(folder: Path) -> tuple[str, dict[str, Any], str]:
     configurations = json.dumps({key: values.get(key) for key in KEYS}, sort_keys=True)
     for key, kind in KEYS.items():
         if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result
-            configured |= _stated(key, parse(values.pop(key), kind, f"{path}: {key}"), values.get("model"))
+            configured |= _stated(key, parse_config(values.pop(key), kind, f"{path}: {key}"), values.get("model"))
     try:
         options = {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
     except UserError as error:

@@ -17,8 +17,8 @@ import torch
 from peft import AdaLoraConfig, PeftModel
 from torch import Tensor, nn
 
-from heterolora.element import Element, at_ranks
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element, at_ranks
 from model.task.fine_tuning import FineTuning
 
 ADAPTER = "default"  # PEFT's name of the first adapter

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actions.options import defaults
-from actions.run_folder import write_json
+from actions.run.run_folder import write_json
 from dataset import registry
-from dataset.cache import file_digest
-from heterolora.errors import UserError
-from heterolora.outside import read_json
+from dataset.reading.cache import file_digest
+from heterolora.common.errors import UserError
+from heterolora.common.outside import read_json
+from options.every import defaults
 from tools.studies.jobs import PROGRAM, from_here
 from tools.studies.spec import Study
 

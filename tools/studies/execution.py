@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from actions.halving import shares
-from heterolora.errors import UserError
+from actions.training.halving import shares
+from heterolora.common.errors import UserError
 from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, prefix, tuning_cases
 from tools.studies.results import Measured, Rung, read_measured, rung_of
 from tools.studies.running import Record, Start, check_unfinished, record_of, run_here, run_submitted, start_process

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
-from actions.run_folder import LOGS
+from actions.run.run_folder import LOGS
 from tools.reporting.curves import read_curves
 from tools.reporting.figures import COLOURS, Chart, heat_map, new_figure
 from tools.studies.results import Rung

@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actions.options import DYREALLOC, IMP_TEST, TRAIN, declared, defaults
-from actions.origin import TOY_BASE
-from actions.parse import parse
-from actions.resolve import Request, resolve
-from actions.run_folder import METRICS, SCORES
+from actions.command.parse import parse_command
+from actions.command.request import Request
+from actions.request.origin import TOY_BASE
+from actions.request.resolve import resolve
+from actions.run.run_folder import METRICS, SCORES
 from dataset import registry
-from dataset.option import flag_of
-from heterolora import scores as scores_file
-from heterolora.allocation import Scored, tie_generator
-from heterolora.config import ElementConfig
-from heterolora.element import at_ranks
-from heterolora.errors import UserError
-from heterolora.files import to_toml, write_text
-from heterolora.ranks import Assignment, Greedy, Limit, Policy, Proportional, TopK, assign
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.allocation import Scored, tie_generator
+from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, assign
+from heterolora.common.errors import UserError
+from heterolora.common.files import to_toml, write_text
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import at_ranks
+from options.actions import DYREALLOC, IMP_TEST, TRAIN
+from options.declare import flag_of
+from options.every import declared, defaults
 from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning
@@ -136,7 +138,7 @@ class Commands:
         """What a training run is asked, but for its LoRA configuration. Raises UserError if it would be refused."""
         plain = {} if case.arm.peft_method is None else self._plain(case)
         action = DYREALLOC if case.arm.method == DYNAMIC else TRAIN
-        return resolve(parse([action, *self._options(action, case.run, case, _training(case) | plain)]))
+        return resolve(parse_command([action, *self._options(action, case.run, case, _training(case) | plain)]))
 
     # ---- scores
 
@@ -289,4 +291,4 @@ def assignment(case: Case, elements: Sequence[Scored], budget: int) -> Assignmen
     else:
         policy = TopK(arm.rank, to_the_last=True)
     draw = 1 if arm.method == DRAWN else 0
-    return assign(elements, policy, Limit("parameters", budget), "off", tie_generator(case.seed, draw))
+    return assign(elements, policy, Budget("parameters", budget), "off", tie_generator(case.seed, draw))

@@ -20,23 +20,23 @@ import pytorch_lightning as pl
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 
-from actions.console import is_first_process, say, set_log_level
-from actions.experiment import Experiment, build
-from actions.export import LORA
-from actions.parse import parse
-from actions.resolve import resolve
-from actions.results import show_parameters
-from actions.run_folder import open_run, write_config
+from actions.command.parse import parse_command
+from actions.request.resolve import resolve
+from actions.result.export import LORA
+from actions.result.results import show_parameters
+from actions.run.console import is_first_process, say, set_log_level
+from actions.run.run_folder import open_run, write_config
 from actions.train import fit
-from actions.trainer import check_devices
-from heterolora import scores as scores_file
-from heterolora.allocation import tie_generator
-from heterolora.config import ElementConfig
-from heterolora.element import Element, at_ranks
-from heterolora.errors import UserError
-from heterolora.files import write_text
-from heterolora.peft_config import peft_config, task_type
-from heterolora.ranks import Limit, assign
+from actions.training.experiment import Experiment, build
+from actions.training.trainer import check_devices
+from heterolora.choosing import scores as scores_file
+from heterolora.choosing.allocation import tie_generator
+from heterolora.choosing.ranks import Budget, assign
+from heterolora.common.errors import UserError
+from heterolora.common.files import write_text
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import Element, at_ranks
+from heterolora.elements.peft_config import peft_config, task_type
 from model.task.scoring import batch_count
 from model.trained import trained_names
 from tools.studies.adalora import Allocate, adalora_config
@@ -62,7 +62,7 @@ class Adapted:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train. Raises UserError if the budget pays for no adapter of this method."""
     method, parameters, scores, *options = sys.argv[1:] if arguments is None else arguments
-    request = resolve(parse(["train", *options]))
+    request = resolve(parse_command(["train", *options]))
     set_log_level(request.options.run.log_level)
     check_devices(request.options)
     places = [item.element for item in scores_file.read(Path(scores)).scored]
@@ -116,7 +116,7 @@ def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> 
 def uniform_ranks(places: Sequence[Element], budget: int, seed: int) -> list[Element]:
     """The places with an element, at ranks as equal as the budget allows: those of the arm `uniform`."""
     scored = [scores_file.Scored(element, 1.0) for element in places]
-    found = assign(scored, EVEN, Limit("parameters", budget), "off", tie_generator(seed, 0)).ranks
+    found = assign(scored, EVEN, Budget("parameters", budget), "off", tie_generator(seed, 0)).ranks
     return at_ranks(places, found)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heterolora.errors import UserError
+from heterolora.common.errors import UserError
 
 RATES = (3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2)
 _USED = 0.9  # of the time; the rest is for what was not measured

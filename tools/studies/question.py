@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,19 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actions.console import say
-from actions.limits import measures_validation
-from actions.options import TRAIN, as_plain, defaults
-from actions.parse import parse
-from actions.resolve import Request
-from actions.results import read_resources
-from actions.run_folder import write_json
-from dataset.module import TextDataModule
-from heterolora.errors import UserError
-from heterolora.files import write_toml
-from heterolora.outside import read_json
+from actions.command.parse import parse_command
+from actions.command.request import Request
+from actions.result.results import read_resources
+from actions.run.console import say
+from actions.run.run_folder import write_json
+from actions.training.limits import measures_validation
+from dataset.batching.module import TextDataModule
+from heterolora.common.errors import UserError
+from heterolora.common.files import write_toml
+from heterolora.common.outside import read_json
 from model.load import length_limit, load_config, load_tokenizer
-from model.task.optimization import steps_of_run, within
+from model.task.optimization import batches_within, steps_of_run
+from options.actions import TRAIN
+from options.every import as_plain, defaults
 from tools.studies.execution import Execution, Track
 from tools.studies.jobs import Commands, from_here, tuning_cases
 from tools.studies.planning import RATES, Length, Measured, Plan, plan
@@ -75,7 +75,7 @@ class Asked:
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
     """The options of every run that the command line gives. Raises UserError as `python -m main train` does."""
-    command = parse([TRAIN, *words])
+    command = parse_command([TRAIN, *words])
     if "config" in command.on_command_line:
         raise UserError("--config cannot be given with --question", "give the options themselves")
     given = {name: value for name, value in as_plain(command.options).items() if name in command.on_command_line}
@@ -118,11 +118,9 @@ def _length_and_limits(request: Request, given: Mapping[str, Any]) -> tuple[Leng
     tokenizer = load_tokenizer(request.base.name, config)
     data = TextDataModule(request.spec, options.data, options.seed)
     data.attach(tokenizer, length_limit(config, tokenizer))
-    batches = within(data.train_batches_per_epoch(options.devices.world), loop.limit_train_batches)
+    batches = batches_within(data.train_batches_per_epoch(options.devices.world), loop.limit_train_batches)
     epoch = max(1, -(-batches // loop.accumulate_grad_batches))
     steps = steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, options.optimization.max_steps)
-    if steps == math.inf:
-        raise UserError("--max-epochs -1 leaves a run without an end", "give --max-steps or a number of epochs")
     length = Length(epoch, int(steps), fixed=any(name in given for name in _OF_THE_LENGTH))
     rows = -(-_ROWS // options.data.batch_size)
     limits = {"limit_val_batches": rows, "limit_test_batches": 1 if measures_validation(data) else rows}

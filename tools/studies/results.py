@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from actions.export import LORA
-from actions.halving import promoted
-from actions.results import read_metrics, read_resources
-from actions.run_folder import METRICS
-from heterolora.config import load
-from heterolora.element import Element, Place
-from heterolora.errors import UserError
-from heterolora.outside import read_text
+from actions.result.export import LORA
+from actions.result.results import read_metrics, read_resources
+from actions.run.run_folder import METRICS
+from actions.training.halving import promoted
+from heterolora.common.errors import UserError
+from heterolora.common.outside import read_text
+from heterolora.elements.config import load
+from heterolora.elements.element import Element, Place
 from model.task.rows import ROWS
 from tools.studies.jobs import Case
 from tools.studies.spec import Measure, Study

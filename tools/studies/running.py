@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actions.endings import ENDS_WITH_PARENT
-from actions.export import LORA
-from actions.in_use import in_use
-from actions.run_folder import CHECKPOINTS, write_json
-from heterolora.errors import UserError
-from heterolora.files import write_text
-from heterolora.outside import read_json, reading
+from actions.result.export import LORA
+from actions.run.endings import ENDS_WITH_PARENT
+from actions.run.in_use import in_use
+from actions.run.run_folder import CHECKPOINTS, write_json
+from heterolora.common.errors import UserError
+from heterolora.common.files import write_text
+from heterolora.common.outside import read_json, reading
 from model.task.rows import ROWS
 from tools.studies.jobs import PROGRAM, Job
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from actions.halving import check_optuna
-from actions.options import declared, defaults
+from actions.training.halving import check_optuna
 from dataset import registry
-from dataset.settings import OwnDataOptions
 from heterolora import saliency
-from heterolora.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
-from heterolora.element import PROJECTIONS
-from heterolora.errors import UserError
-from heterolora.outside import read_toml
+from heterolora.common.checks import ABOVE_0, TEXT, TRUTH, Field, check_known, number, whole_number
+from heterolora.common.errors import UserError
+from heterolora.common.outside import read_toml
+from heterolora.elements.element import PROJECTIONS
 from model.family import parse_model_name
+from options.data import OwnDataOptions
+from options.every import declared, defaults
 
 EXPECTED = "see `python tools/study.py --help` for an example"
 UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"

@@ -14,17 +14,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from heterolora.distributed import sum_over_ranks
-from heterolora.element import Element
+from heterolora.common.distributed import sum_over_ranks
+from heterolora.elements.element import Element
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
-from heterolora.saliency.weight_gradients import Place, ProductSum, leading_directions, observe, product_sums
+from heterolora.saliency.weight_gradients import PlaceWatch, ProductSum, leading_directions, observe, product_sums
 
 #: Inputs with less variance than this part of their mean square are constant: float32 rounds as much.
 CONSTANT = 1e-5
 
 
-class Inputs(Place):
+class Inputs(PlaceWatch):
     """The moments of one place's inputs: Σ xᵀ x (in, in), Σ x (in,), Σ ‖x‖² and the number of tokens."""
 
     def __init__(self, products: ProductSum, rank: int, sums: Tensor, masked: bool) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
-from heterolora.distributed import gather_lists
-from heterolora.low_rank import LowRank
+from heterolora.common.distributed import gather_lists
+from heterolora.elements.low_rank import LowRank
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.restart import Restarts

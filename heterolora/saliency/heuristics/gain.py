@@ -30,7 +30,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heterolora.distributed import sum_each_over_ranks, sum_numbers_over_ranks
+from heterolora.common.distributed import sum_each_over_ranks, sum_numbers_over_ranks
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem, Step
 

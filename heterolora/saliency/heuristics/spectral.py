@@ -8,9 +8,9 @@ the other batches, where the slope of noise is 0 on average. The term of rank k 
 
 from __future__ import annotations
 
-from heterolora.distributed import sum_numbers_over_ranks
-from heterolora.element import Element
-from heterolora.errors import UserError
+from heterolora.common.distributed import sum_numbers_over_ranks
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
 from heterolora.saliency import register
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.weight_gradients import ProductSum, leading_directions, weight_gradients

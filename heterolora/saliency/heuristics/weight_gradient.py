@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from heterolora.element import Element
+from heterolora.elements.element import Element
 from heterolora.saliency import register
 from heterolora.saliency.base_weight import base_weight
 from heterolora.saliency.problem import Problem

@@ -1,0 +1,185 @@
+"""Command line and `--config` file -> `Options`. The command line takes precedence over the file."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import model.family as families
+from actions.command.command import Command
+from actions.command.options_file import overridden, read_options
+from actions.command.other_names import flag_meant_by
+from heterolora.common.errors import UserError, nearest
+from options.actions import ACTIONS
+from options.declare import OptionInfo, flag_of
+from options.every import Options, changed, declared
+
+EXAMPLES = """\
+examples:
+  python -m main train                                  train on built-in toy data, in a minute or two
+  python -m main train --model opt_lora --load facebook/opt-350m --dataset rte --max-epochs 20
+  python -m main test --load runs/NAME/checkpoints/best.ckpt
+  python -m main train --config runs/NAME/config.toml   repeat a run
+  python -m main train --resume-training --load runs/NAME/checkpoints/last.ckpt
+"""
+
+
+# Options whose earlier value a second one would hide. For others, the last one counts, as in scripts that add options.
+_GIVEN_ONCE = ("config", "dataset")
+
+# Options whose value is several names, with commas between them.
+_LISTS = ("text_columns", "prompt_column", "labels", "target", "lm_eval")
+
+
+class _Once(argparse.Action):
+    """Stores a value. A second, other one is an error: only the last one would count."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        earlier = getattr(namespace, self.dest, values)
+        if earlier != values:
+            raise UserError(f"{option_string} is given twice: '{earlier}' and '{values}'", "give it once")
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"see {self.prog} --help")
+
+
+def parse_command(arguments: Sequence[str]) -> Command:
+    """Parse the arguments of `python -m main`. Raises UserError for a mistake, and SystemExit for `--help`."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in ACTIONS:
+        raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], ACTIONS))
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        action = next((argument for argument in arguments if argument in ACTIONS), "ACTION")
+        raise UserError(f"'{arguments[0]}' is given before the action", f"give the action first: {_first(action)}")
+    written = {_with_dashes(argument): argument for argument in arguments}
+    arguments = [_with_dashes(argument) for argument in arguments]
+    namespace, unknown = _build().parse_known_args(arguments)
+    if unknown:
+        raise _unknown_argument(written.get(unknown[0], unknown[0]))
+    if namespace.action is None:
+        raise UserError("no action is given", f"give one of {', '.join(ACTIONS)}, or --help")
+    _check_lists(arguments, namespace.positional)
+    on_command_line = _command_line_values(namespace)
+    config = on_command_line.get("config")
+    in_file, tables = read_options(config) if config else ({}, {})
+    in_file, tables = overridden(in_file, tables, on_command_line)
+    given = {**in_file, **on_command_line}
+    # "NA" for an option that must have a value means its default.
+    options = changed(Options(), {name: value for name, value in given.items() if value is not None})
+    return Command(
+        namespace.action, options, frozenset(given), on_command_line=frozenset(on_command_line), tables=tables
+    )
+
+
+def _with_dashes(argument: str) -> str:
+    """The argument, with the dashes of an option's name for underscores: `--batch_size=4` is `--batch-size=4`."""
+    name, *value = argument.split("=", 1)
+    return "=".join((name.replace("_", "-"), *value)) if argument.startswith("--") else argument
+
+
+def _check_lists(arguments: Sequence[str], positional: Sequence[str]) -> None:
+    """Raises UserError for `--target q_proj v_proj`: argparse would take the second name for the model."""
+    words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
+    for flag, first, second in zip(words, words[1:], words[2:], strict=False):
+        if flag in map(flag_of, _LISTS) and second in positional and not _may_be_model(second):
+            raise UserError(
+                f"two values follow {flag}: '{first}' and '{second}'",
+                f"separate them by a comma alone: {flag} {first.rstrip(',')},{second}",
+            )
+
+
+def _may_be_model(name: str) -> bool:
+    return families.parse_model_name(name) is not None or "/" in name
+
+
+def _build() -> _Parser:
+    parser = _Parser(
+        prog="python -m main",
+        description="HeteroLoRA: LoRA fine-tuning that chooses where to put low-rank adapters.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="{" + ",".join(ACTIONS) + "}", title="actions")
+    for action, summary in ACTIONS.items():
+        sub = actions.add_parser(
+            action,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog="Every option is also a key of the --config file, with _ instead of -.",
+            allow_abbrev=False,
+        )
+        sub.add_argument("positional", nargs="*", metavar="MODEL DATASET", help="the same as --model and --dataset")
+        _add_options(sub, action)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
+    for heading, infos in itertools.groupby(declared().values(), lambda info: info.group):
+        section = parser.add_argument_group(heading)
+        for info in infos:
+            shown = "" if info.default is None or info.type is bool else f" (default: {info.default})"
+            help = (info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS
+            section.add_argument(
+                info.flag,
+                *info.aliases,
+                dest=info.name,
+                action=_Once if info.name in _GIVEN_ONCE else "store",
+                default=argparse.SUPPRESS,
+                nargs="?" if info.type is bool else None,
+                const="true" if info.type is bool else None,
+                metavar=info.metavar,
+                help=help,
+            )
+            if info.opposite:
+                section.add_argument(
+                    flag_of(info.opposite),
+                    dest=info.name,
+                    default=argparse.SUPPRESS,
+                    nargs="?",
+                    const="true",
+                    type=functools.partial(_opposite, info),
+                    metavar=info.metavar,
+                    help=f"the opposite of {info.flag}" if info.used_by(action) else argparse.SUPPRESS,
+                )
+
+
+def _opposite(info: OptionInfo, text: str) -> str:
+    """The text that gives an option the opposite of `text`."""
+    return "false" if replace(info, name=info.opposite).value_of(text) else "true"
+
+
+def _command_line_values(namespace: argparse.Namespace) -> dict[str, Any]:
+    known = declared()
+    typed = {name: known[name].from_text(text) for name, text in vars(namespace).items() if name in known}
+    if len(namespace.positional) > 2:
+        raise UserError(f"unexpected argument '{namespace.positional[2]}'", "give at most a model and a data set")
+    for name, value in zip(("model", "dataset"), namespace.positional, strict=False):
+        value = known[name].value_of(value)
+        if typed.get(name, value) != value:
+            raise UserError(f"{flag_of(name)} is given twice: '{value}' and '{typed[name]}'", "give it once")
+        typed[name] = value
+    return typed
+
+
+def _first(action: str) -> str:
+    actions = f", with one of {', '.join(ACTIONS)}" if action == "ACTION" else ""
+    return f"python -m main {action} …{actions}"
+
+
+def _unknown_argument(argument: str) -> UserError:
+    if not argument.startswith("-"):
+        return UserError(
+            f"unexpected argument '{argument}'", "give a model and a data set after the action, or options"
+        )
+    return UserError(f"option '{argument}' is not known", flag_meant_by(argument))

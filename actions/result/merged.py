@@ -1,0 +1,77 @@
+"""The result of a run as a plain Hugging Face folder: LoRA is folded into the base."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from actions.command.request import Request
+from actions.training.experiment import plan_elements, put_weights
+from heterolora.common.files import whole_folder
+from heterolora.elements.adapt import adapt
+from heterolora.elements.search_space import SearchSpace
+from model.checkpoint import Record
+from model.load import load_base, load_config, load_tokenizer
+from model.merge import fold, in_numbers, logits, probe, unwrap
+from model.tensor_file import MappedTensors
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A written folder, compared with the model before."""
+
+    dtype: torch.dtype  # of the weights
+    files: int  # number of weight files
+    error: float  # the largest difference of a logit to the model before, for a few random tokens
+    largest: float  # the largest logit, for comparison
+
+
+def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
+    """Write weights, configuration and tokenizer into `output`, completely or not at all.
+
+    The request names a checkpoint or an adapter, whose model has no shortcuts. A base that is not quantised may be
+    larger than the memory: its tensors stay mapped from its files, are written one after the other, and LoRA is folded
+    into the written files, one matrix at a time. A quantised base is dequantised in memory. A weight file has at most
+    `max_shard_size` bytes.
+    """
+    config = load_config(request.base.name, request.spec)
+    use_cache, dtype = config.use_cache, config.dtype  # loading the base changes the configuration
+    tokenizer = load_tokenizer(request.base.name, config)
+    network, space = _trained(request, config, tokenizer)
+    batch = probe(network)
+    expected = logits(network, batch)
+    network = in_numbers(network, dtype)
+    network.config.use_cache = use_cache  # training turned it off
+    if space is not None:
+        unwrap(network, space)
+    kind, dtype = type(network), network.dtype
+    with whole_folder(output) as folder:
+        # The names of the modules, so that LoRA finds its places.
+        network.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=False)
+        tokenizer.save_pretrained(folder)
+        del network
+        gc.collect()
+        if space is not None:
+            fold(space, MappedTensors(folder).tensor)
+        found = logits(kind.from_pretrained(folder, dtype="auto", trust_remote_code=False), batch)
+        files = len(list(folder.glob("*.safetensors")))
+    return Merged(dtype, files, float((found - expected).abs().max()), float(expected.abs().max()))
+
+
+def _trained(
+    request: Request, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, SearchSpace | None]:
+    """The model that the request names, and its elements."""
+    options = request.options
+    planned = plan_elements(request, config)
+    # A frozen base has the dtype of its files. Quantised or trained weights are as in training.
+    frozen = planned is not None and options.quantize is None
+    precision = None if frozen else options.devices.precision
+    base = load_base(request.base, config, tokenizer, request.spec.task, precision, options.quantize)
+    space = None if planned is None else adapt(base.network, planned)
+    put_weights(request, Record(request.action, {}, request.base, base.sha256), base.network, space)
+    return base.network, space

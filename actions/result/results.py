@@ -1,0 +1,150 @@
+"""The metrics of a run: printed as a table, and saved as JSON with what is needed to repeat the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.table import Table
+
+from actions.run.console import is_first_process, say
+from actions.run.run_folder import METRICS, PARAMETERS, write_json
+from actions.training.experiment import Experiment
+from actions.training.limits import measures_validation
+from actions.training.resources import Resources
+from heterolora.common.checks import TEXT, Field, number
+from heterolora.common.distributed import gather_lists
+from heterolora.common.outside import read_json
+from model.parameters import count, render
+from model.task.rows import write_rows
+from options.every import as_plain
+
+Metrics = dict[str, dict[str, float]]  # split -> name -> value
+
+_PACKAGES = ("torch", "pytorch-lightning", "transformers", "datasets", "evaluate", "torchmetrics", "safetensors")
+
+
+def _table_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a value is a table whose values are all valid."""
+    return lambda value: isinstance(value, Mapping) and all(map(TEXT.valid, value)) and all(map(valid, value.values()))
+
+
+_FINITE = number(lambda value: abs(value) < 1e300, "a number")
+_METRICS = Field(
+    _table_of(_table_of(lambda value: value is None or _FINITE.valid(value))), "for each split a number for each metric"
+)
+_RESOURCES = Field(_table_of(lambda value: value is None or _FINITE.valid(value)), "a number for each resource")
+_WRITTEN = "expected the file that the run wrote"
+_VERSIONS = Field(_table_of(TEXT.valid), "a version for each package")
+
+
+def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
+    """The metrics and the package versions in a run's `metrics.json`; empty if the file is missing.
+
+    Raises UserError if the file cannot be read, or a value has the wrong type.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        return {}, {}
+    values = read_json(path, "the metrics file", _WRITTEN)
+    metrics = _METRICS.check(str(path), "metrics", values.get("metrics", {}))
+    return metrics, _VERSIONS.check(str(path), "versions", values.get("versions", {}))
+
+
+def read_resources(folder: Path) -> dict[str, float]:
+    """What training took, as `metrics.json` has it: seconds and bytes. Empty if it is not known."""
+    path = folder / METRICS
+    values = read_json(path, "the metrics file", _WRITTEN).get("resources", {}) if path.is_file() else {}
+    found = _RESOURCES.check(str(path), "resources", values)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def show_parameters(experiment: Experiment, folder: Path) -> None:
+    """Print and write the parameter table. A resumed run keeps the table of its start, before any reallocation."""
+    parameters = count(experiment.task.network, experiment.task.space)
+    say(render(parameters))
+    if is_first_process() and not (experiment.resumed and (folder / PARAMETERS).is_file()):
+        write_json(folder / PARAMETERS, parameters.as_dict())
+
+
+def measure(
+    experiment: Experiment,
+    trainer: pl.Trainer,
+    folder: Path,
+    checkpoint: Path | None,
+    more: Sequence[Callable[[], Metrics]] = (),
+) -> None:
+    """Measure the current weights on all splits, print the metrics and write `metrics.json`.
+
+    The metrics are logged as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
+    `checkpoint` is the file of the weights. `more` are further measurements, which print their own tables.
+    """
+    task = experiment.task
+    loggers, trainer.loggers = trainer.loggers, []
+    task.keeps_rows, task.rows = experiment.options.run.row_results, []
+    metrics: Metrics = {}
+    if measures_validation(experiment.data):
+        metrics |= validate(experiment, trainer)
+    trainer.test(task, datamodule=experiment.data, verbose=False)
+    metrics |= _by_split(trainer, task.test_names)
+    for split, official in task.official.items():
+        metrics[split] |= {f"official/{name}": value for name, value in official.items()}
+    say(_table(metrics))
+    for further in more:
+        metrics |= further()
+    trainer.loggers = loggers
+    for logger in loggers:
+        final = {f"final/{split}/{name}": value for split, row in metrics.items() for name, value in row.items()}
+        logger.log_metrics(final, step=trainer.global_step)
+        logger.save()
+    rows = gather_lists(task.rows)
+    if is_first_process():
+        if task.keeps_rows:
+            write_rows(folder, rows)
+        finite = {  # JSON has no NaN, such as the correlation of constant predictions
+            split: {name: value if math.isfinite(value) else None for name, value in row.items()}
+            for split, row in metrics.items()
+        }
+        values = {
+            "action": task.record.action,
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "metrics": finite,
+            "resources": _resources(trainer),
+            "options": as_plain(experiment.options),
+            "versions": {package: version(package) for package in _PACKAGES},
+        }
+        write_json(folder / METRICS, values)
+    say(f"results: {folder}")
+
+
+def _resources(trainer: pl.Trainer) -> dict[str, float | int | None]:
+    """What training took; empty if the trainer did not train."""
+    return next((callback.as_dict() for callback in trainer.callbacks if isinstance(callback, Resources)), {})
+
+
+def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
+    """Metrics of the current weights on the validation splits."""
+    trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
+    return _by_split(trainer, experiment.task.validation_names)
+
+
+def _by_split(trainer: pl.Trainer, splits: tuple[str, ...]) -> Metrics:
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        split: {name.removeprefix(f"{split}/"): value for name, value in logged.items() if name.startswith(f"{split}/")}
+        for split in splits
+    }
+
+
+def _table(metrics: Metrics) -> Table:
+    table = Table(title="Metrics")
+    table.add_column("metric")
+    for split in metrics:
+        table.add_column(split, justify="right")
+    for name in dict.fromkeys(name for row in metrics.values() for name in row):
+        table.add_row(name, *(f"{row[name]:.4f}" if name in row else "" for row in metrics.values()))
+    return table

@@ -1,0 +1,237 @@
+"""Small callbacks that make a run reproducible, end it and report its progress."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import callbacks
+from pytorch_lightning.callbacks import RichProgressBar
+
+from actions.run.console import note, say
+from actions.run.endings import end_with_this_process, terminate
+from heterolora.common.files import DISK_FAILURES, cannot_write
+from model.task.fine_tuning import FineTuning
+
+
+class SeedEachBatch(pl.Callback):
+    """Seeds each training batch with (seed, process, epoch, batch).
+
+    So no random state has to be saved, and neither validation nor scoring changes the random numbers of later batches.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        sequence = np.random.SeedSequence([self.seed, trainer.global_rank, trainer.current_epoch, batch_idx])
+        for_torch, for_python, for_numpy = (int(state) for state in sequence.generate_state(3))
+        # `torch.manual_seed` looks for every kind of device, which takes longer than a small layer.
+        torch.default_generator.manual_seed(for_torch)
+        if (device := trainer.strategy.root_device).type != "cpu":
+            torch.get_device_module(device).manual_seed(for_torch)
+        random.seed(for_python)
+        np.random.seed(for_numpy)
+
+
+class CountOptimizerSteps(pl.Callback):
+    """Loggers count optimizer steps. Lightning's own count is one too low after some resumes."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+class ValidateAfterWindows(pl.Callback):
+    """Rounds the interval between validations up to whole accumulation windows.
+
+    A checkpoint is saved after a validation, and a run can't be resumed inside a window.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
+        asked, window = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if stage != "fit" or str(asked) == "1.0":  # 1 is one batch
+            return
+        per_epoch = pl_module.train_batches()
+        batches = max(1, int(per_epoch * asked)) if isinstance(asked, float) else asked
+        trainer.val_check_interval = min(math.ceil(batches / window) * window, per_epoch)
+        if trainer.val_check_interval != batches:
+            note(
+                f"--val-check-interval {asked}: validating every {trainer.val_check_interval} batches, "
+                f"a multiple of --accumulate-grad-batches {window}"
+            )
+
+
+class LogLoss(pl.Callback):
+    """Logs the training loss.
+
+    Lightning would log it after the checkpoint of the same step, and a run that stops in between would lose it.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.should_stop:
+            figures = {"train/loss": float(pl_module.global_loss), "epoch": trainer.current_epoch}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step - 1)
+                logger.save()
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Ends training after `patience` validations without a better result; None: never.
+
+    A checkpoint always has the number of such validations, so that a resumed run may change the patience. A score that
+    is not finite is no better result. It does not end the run, as it would by default.
+    """
+
+    def __init__(self, monitor: str, mode: str, patience: int | None) -> None:
+        # By default Lightning checks at the end of an epoch if the interval equals 1.0, and so does that of one batch.
+        super().__init__(
+            monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False, check_on_train_epoch_end=False
+        )
+        self._said = False
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self.wait_count >= self.patience and not self._said:
+            self._said = True
+            say(
+                f"stopped at epoch {trainer.current_epoch}, step {trainer.global_step}: no better {self.monitor} than "
+                f"{float(self.best_score):.4f} in {self.wait_count} validation{'s' if self.wait_count > 1 else ''} "
+                f"(--patience {self.patience})"
+            )
+
+
+class WarnOfOneClass(pl.Callback):
+    """Prints a note, once a run, if all predictions of a validation are of one class."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate, self._said = learning_rate, False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        if trainer.state.fn != "fit" or self._said:
+            return
+        for split in pl_module.validation_names:
+            name = pl_module.one_class.get(split)
+            if name is not None:
+                self._said = True
+                note(
+                    f"all predictions on {split} at step {trainer.global_step} are '{name}': the model does not "
+                    f"distinguish the classes; try another --learning-rate (now {self.learning_rate:g}) or more epochs"
+                )
+                return
+
+
+class StopAfter(pl.Callback):
+    """Ends training at the end of the run, or after `early` steps or share of it, with a validation.
+
+    Lightning's `max_steps` ends without a validation, and resumes incorrectly from the end of an epoch.
+    """
+
+    def __init__(self, early: int | float | None) -> None:
+        self.early, self.steps = early, math.inf
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        self.steps = pl_module.total_steps()
+        if self.early is not None:
+            early = max(1, round(self.early * self.steps)) if isinstance(self.early, float) else self.early
+            self.steps = min(self.steps, early)
+        self._stop_if_due(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._stop_if_due(trainer)
+
+    def _stop_if_due(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
+class EndTogether(pl.Callback):
+    """When a process ends early, so do the processes that it started. A full disk is a UserError."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" and threading.current_thread() is threading.main_thread():
+            # Lightning's own handler runs a collective, which the other processes may not reach.
+            signal.signal(signal.SIGTERM, terminate)
+
+    on_test_start = on_validation_start
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        end_with_this_process(trainer.strategy.launcher)
+        if isinstance(exception, OSError) and exception.errno in DISK_FAILURES:  # loggers do not name their file
+            raise cannot_write(exception.filename or trainer.default_root_dir, exception) from exception
+
+
+class Progress(RichProgressBar):
+    """Lightning's progress bar with the steps of the run, the training loss and a line for scoring.
+
+    The loss is read here, because `log` would take milliseconds in every step, and only after an optimizer step,
+    because reading makes the program wait for the GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loss = (0, 0.0)  # optimizer steps, and the loss of the last of them
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """The length of the bar. Lightning's is that of an epoch."""
+        return self.trainer.lightning_module.total_steps()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._update(self.train_progress_bar_id, trainer.global_step)  # Lightning starts again from 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: FineTuning, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: FineTuning) -> dict[str, Any]:
+        figures = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if trainer.state.fn == "fit" and trainer.global_step > 0:
+            if self._loss[0] != trainer.global_step:
+                self._loss = (trainer.global_step, float(pl_module.global_loss))
+            figures = {"train/loss": self._loss[1], **figures}
+        return figures
+
+    def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:
+        """Yields the items, and counts them on a separate line below the training progress."""
+        if self.progress is None:  # no terminal
+            yield from items
+            return
+        line = self.progress.add_task(what, total=len(items))
+        try:
+            for item in items:
+                yield item
+                self.progress.advance(line)
+                self.refresh()
+        finally:
+            self.progress.remove_task(line)
+
+
+class SayValidations(pl.Callback):
+    """Prints one line for each validation."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        figures = [
+            f"{name} {float(value):.4f}"
+            for name, value in trainer.callback_metrics.items()
+            if name.split("/")[0] in pl_module.validation_names
+        ]
+        say(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {', '.join(figures)}")

@@ -1,0 +1,219 @@
+"""The LightningDataModule: from a data set entry and options to the batches of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytorch_lightning as pl
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from dataset.batching.collate import Collator
+from dataset.batching.loader import ResumableLoader, Rows
+from dataset.batching.sampler import GlobalBatchSampler, epoch_order
+from dataset.encoding.encode import DEFAULT_LENGTH, FEW_SHOT_LENGTH, Lengths, cache_key, encode, lengths, truncated
+from dataset.encoding.few_shot import with_examples
+from dataset.encoding.identity import rows_digest, tokenizer_digest
+from dataset.reading.source import read_split, read_splits
+from dataset.spec import DatasetSpec
+from heterolora.saliency.problem import Batch
+from options.data import DataOptions
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Batches of one data set, divided among the processes of `self.trainer`.
+
+    The constructor reads the rows and calls the entry's functions on them, so that mistakes in the data are found
+    before a model is loaded. Then call `attach` with the tokenizer. The trainer needs `use_distributed_sampler=False`,
+    because the samplers here divide the rows themselves. `seed` determines the order of the training rows.
+
+    Raises UserError in the same cases as `dataset.reading.source.read_splits` and `dataset.encoding.render.render`.
+    """
+
+    limits: Lengths  # resolved by `attach`
+
+    def __init__(self, spec: DatasetSpec, options: DataOptions, seed: int = 0) -> None:
+        super().__init__()
+        self.spec, self.options, self.seed = spec, options, seed
+        self._cache = not options.disable_dataset_cache
+        saved_path = None if spec.own else options.dataset_saved_path
+        seed_of_rows = options.validation_seed if spec.own else None
+        self.splits = read_splits(spec, saved_path, self._cache, options.validation_share, seed_of_rows)
+        if self.few_shot:
+            split = spec.choices.examples
+            source = self.splits.train if split is None else read_split(spec, split, saved_path, self._cache)
+            self.splits = with_examples(self.splits, spec, source, self.few_shot)
+        self.validation_names, self.test_names = tuple(self.splits.validation), tuple(self.splits.test)
+        splits = [self.splits.train, *self.splits.validation.values(), *self.splits.test.values()]
+        distinct = {id(rows): rows for rows in splits}  # one split may serve as validation and test
+        self._digests = {name: rows_digest(rows, spec) for name, rows in distinct.items()}
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer_digest = ""
+        self._encoded: dict[int, Dataset] = {}  # by id of the raw split
+
+    def attach(self, tokenizer: PreTrainedTokenizerBase, model_limit: int | None = None) -> None:
+        """Set the tokenizer, which has a pad token, and the number of positions of the model.
+
+        Raises UserError if the lengths exceed the model's limit, or leave no room for text.
+        """
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no pad token")
+        options = self.options
+        default = FEW_SHOT_LENGTH if self.few_shot else DEFAULT_LENGTH
+        self.limits = lengths(self.spec, tokenizer, options.max_token_len, options.max_target_len, model_limit, default)
+        self.tokenizer, self._tokenizer_digest = tokenizer, tokenizer_digest(tokenizer, self.spec.chat)
+        self._encoded.clear()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """One of the rows of each split: of all texts and labels."""
+        return tuple(self._digests.values())
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What a run must have been trained on to be resumed with these rows. The loader saves it."""
+        return {"digest of the rows": self._digests[id(self.splits.train)]}
+
+    @property
+    def few_shot(self) -> int:
+        """The number of examples before each measured question."""
+        return 0 if self.spec.choices is None else self.options.few_shot
+
+    @property
+    def packs(self) -> bool:
+        """Whether the training rows are joined. Text for language modelling is in blocks already."""
+        return self.options.packing and self.spec.task != "classification" and not self.spec.packed
+
+    def prepare_data(self) -> None:
+        """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
+        if self._cache:
+            self.setup(self.trainer.state.fn if self.trainer else None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Encodes the splits of a stage (`fit`, `validate`, `test`; `None`: all)."""
+        train, validation, test = [self.splits.train], self.splits.validation.values(), self.splits.test.values()
+        needed = {"fit": [*train, *validation], "validate": validation, "test": test}
+        for rows in [*train, *validation, *test] if stage is None else needed[stage]:
+            self.encoded(rows)
+
+    def encoded(self, rows: Dataset) -> Dataset:
+        """One of `splits` as token ids; encoded once."""
+        if id(rows) not in self._encoded:
+            key = cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
+            cached = key if self._cache else None
+            self._encoded[id(rows)] = encode(rows, self.spec, self.tokenizer, self.limits, cached)
+        return self._encoded[id(rows)]
+
+    def is_encoded(self, rows: Dataset) -> bool:
+        """Whether one of `splits` is in token ids already."""
+        return id(rows) in self._encoded
+
+    def truncated(self, rows: Dataset) -> int:
+        """The number of rows of one of `splits` that were too long. 0 for packed text, of which nothing is lost.
+
+        A question that lost examples only is not counted.
+        """
+        if self.spec.choices is not None:
+            return sum(self.encoded(rows)["cut"])
+        lengths = self.encoded(rows).with_format("numpy")["length"][:]
+        if self.spec.packed:
+            return 0
+        limit = self.limits.max_token_len if self.spec.task != "summarization" else 1  # a summary is cut before
+        longest = rows.select(np.flatnonzero(lengths >= limit))
+        return truncated(longest, lengths[lengths >= limit], self.spec, self.tokenizer) if len(longest) else 0
+
+    def lost_examples(self, rows: Dataset) -> int:
+        """The number of rows of one of `splits` that have fewer than `few_shot` examples."""
+        return sum(shots < self.few_shot for shots in self.encoded(rows)["shots"])
+
+    def train_dataloader(self) -> ResumableLoader:
+        encoded = self.encoded(self.splits.train)
+        grouping = _lengths(encoded) if self.options.group_by_length and not self.spec.packed else None
+        sampler = GlobalBatchSampler(
+            len(encoded),
+            self.options.batch_size,
+            self.seed,
+            *self._place(),
+            shuffle=True,
+            lengths=grouping,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
+        )
+        pack_to = self.limits.max_token_len if self.packs else None
+        return self._loader(encoded, sampler, Collator(self.tokenizer, pack_to=pack_to), self.identity)
+
+    def val_dataloader(self) -> list[ResumableLoader]:
+        """One for each of `validation_names`."""
+        whole = self.trainer is None or str(self.trainer.limit_val_batches) == "1.0"
+        return [self._evaluation_loader(rows, whole) for rows in self.splits.validation.values()]
+
+    def test_dataloader(self) -> list[ResumableLoader]:
+        """One for each of `test_names`."""
+        whole = self.trainer is None or str(self.trainer.limit_test_batches) == "1.0"
+        return [self._evaluation_loader(rows, whole) for rows in self.splits.test.values()]
+
+    def train_batches_per_epoch(self, world: int) -> int:
+        """Batches of an epoch on each of `world` processes."""
+        return -(-len(self.encoded(self.splits.train)) // (self.options.batch_size * world))
+
+    def batches(self, rows: Dataset, world: int) -> int | None:
+        """Batches of one of `splits` on each of `world` processes. None if its rows are packed and not encoded yet."""
+        known = self._encoded.get(id(rows), None if self.spec.packed else rows)
+        return None if known is None else -(-len(known) // (self.options.batch_size * world))
+
+    @property
+    def scoring_batch_count(self) -> int:
+        """Scoring batches in the whole training set; the last one may be short."""
+        return self.train_batches_per_epoch(world=1)
+
+    def scoring_batches(
+        self, count: int, rank: int = 0, world: int = 1, filled: bool = False, by_length: bool = False
+    ) -> Iterator[Batch]:
+        """This process's share of the first `count` scoring batches: batch i belongs to rank i mod `world`.
+
+        A scoring batch has `batch_size` rows of the training set in file order, for any number of processes. No random
+        numbers are drawn.
+
+        Args:
+            filled: whether a process that would have a batch less than another gets one more, of one filler row.
+            by_length: whether rows of similar length share a batch if each row counts alike in the loss, so for
+                classification. The rows are the same, and so are those of a short last batch.
+        """
+        encoded = self.encoded(self.splits.train)
+        rows, collate, size = Rows(encoded), Collator(self.tokenizer), self.options.batch_size
+        count = min(count, self.scoring_batch_count)
+        order = np.arange(min(count * size, len(encoded)))
+        if by_length and self.spec.task == "classification":
+            full = len(order) // size * size
+            order[:full] = epoch_order(full, 0, 0, shuffle=False, lengths=_lengths(encoded)[:full])
+        for batch in range(rank, count, world):
+            yield collate(rows.__getitems__(order[batch * size : (batch + 1) * size].tolist()))
+        if filled and rank >= count % world > 0:
+            yield collate(rows.__getitems__([~0]))
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, world) of this process."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _evaluation_loader(self, rows: Dataset, whole: bool) -> ResumableLoader:
+        """If the whole split is evaluated, rows of similar length share a batch: metrics do not depend on batches."""
+        encoded = self.encoded(rows)
+        lengths = _lengths(encoded) if whole else None
+        sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, 0, *self._place(), lengths=lengths)
+        summarises, chooses = self.spec.task == "summarization", self.spec.choices is not None
+        return self._loader(encoded, sampler, Collator(self.tokenizer, generate=summarises, choices=chooses))
+
+    def _loader(
+        self,
+        encoded: Dataset,
+        sampler: GlobalBatchSampler,
+        collate: Collator,
+        identity: Mapping[str, str] | None = None,
+    ) -> ResumableLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)
+
+
+def _lengths(encoded: Dataset) -> np.ndarray:
+    """Tokens of each row."""
+    return encoded.with_format("numpy")["length"][:]

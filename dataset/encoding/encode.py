@@ -1,0 +1,226 @@
+"""Encodes rows as token ids, once. `dataset.reading.cache` keeps the result.
+
+Every encoded row has `input_ids` and `length`, and further columns by kind of data:
+
+- classification: `labels`, and `token_type_ids` if the tokenizer has them;
+- packed text: `context`, which is 0;
+- prompt → response: `context`, the number of leading tokens that the loss skips, and for summaries `target`, the
+  reference text;
+- multiple choice: `context`, and the choices; see `dataset.encoding.questions`;
+- conversations: `spans`, the starts and ends of the tokens that the loss is taken on.
+
+The labels of causal models are the ids after the first `context` tokens, or inside the spans.
+`dataset.batching.collate` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from dataset.encoding.chat import check_template, encode_chat
+from dataset.encoding.questions import encode_questions
+from dataset.encoding.render import render
+from dataset.encoding.tokens import end_of, ids_of, only_token, start_of
+from dataset.reading.cache import cached, digest
+from dataset.spec import DatasetSpec
+from heterolora.common.errors import UserError
+from options.data import DataOptions
+
+DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
+FEW_SHOT_LENGTH = 2048  # the same with `--few-shot`: the longest prompt of MMLU's authors
+_TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
+_VERSION = 3  # raise it when the same rows and settings are encoded as other ids or columns
+_NO_LIMIT = 10**9  # tokens
+_PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
+
+Columns = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The limits on the number of tokens."""
+
+    max_token_len: int  # of a row, including special tokens
+    max_target_len: int  # of a summary, including its end-of-sequence token; the prompt gets the rest; 0: no summaries
+
+
+def lengths(
+    spec: DatasetSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    max_token_len: int | None = None,
+    max_target_len: int = DataOptions.max_target_len,
+    model_limit: int | None = None,
+    default: int = DEFAULT_LENGTH,
+) -> Lengths:
+    """Returns the limits to encode with.
+
+    Args:
+        spec: the data set.
+        tokenizer: its `model_max_length` limits the row.
+        max_token_len: `--max-token-len`. By default the limit of tokenizer and model, up to `default`.
+        max_target_len: `--max-target-len`, for summarization.
+        model_limit: number of positions of the model. `None`: no limit.
+
+    Raises UserError if a value is more than the limit, or too small for any text.
+    """
+    limit = min(tokenizer.model_max_length, model_limit or tokenizer.model_max_length)
+    total = min(limit, default) if max_token_len is None else max_token_len
+    if total > limit:
+        raise UserError(f"--max-token-len {total} is more than the model takes", f"at most {limit}")
+    if spec.chat:
+        check_template(tokenizer)
+    target, content = 0, "text" if spec.prompt is None else "prompt"
+    if spec.task == "classification":
+        pair = len(spec.columns) == 2 or spec.texts is not None
+        needed = tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
+    else:
+        if spec.task == "summarization":
+            target = max_target_len
+            if target < 1:
+                raise UserError(f"--max-target-len {target} leaves no room for a summary", "at least 1 is needed")
+            content = f"prompt beside a summary of {target}"
+        needed = len(start_of(tokenizer)) + len(ids_of(tokenizer, spec.cue)) + 1 + max(target, 1)
+    if total < needed:
+        raise UserError(f"--max-token-len {total} leaves no room for the {content}", f"at least {needed} are needed")
+    return Lengths(total, target)
+
+
+def encode(
+    rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, key: str | None = None
+) -> Dataset:
+    """Encodes one split of `dataset.reading.source.Splits`, as the documentation of this module describes.
+
+    With `key`, which comes from `cache_key`, the result is read from the cache, or kept there. Without it the result
+    stays in memory. Raises UserError if there is no text to pack, if a function of the entry fails, or if the cache
+    folder cannot be written.
+    """
+    make = partial(_encoded, rows.with_format("arrow"), spec, tokenizer, limits)
+    return (make(None) if key is None else cached(key, make)).with_format(None)
+
+
+def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits: Lengths) -> str:
+    """Returns a digest of everything that the encoded rows depend on."""
+    kind = [spec.task, spec.prompt is not None, spec.cue, spec.running_text, *(["chat"] if spec.chat else [])]
+    kind += ["choices"] if spec.choices is not None else []
+    return digest([_VERSION, rows_digest, tokenizer_digest, *kind, limits.max_token_len, limits.max_target_len])
+
+
+def truncated(rows: Dataset, kept: np.ndarray, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many rows lost tokens. `kept` (rows,) are the numbers of tokens that they have."""
+    whole = encode(rows, spec, tokenizer, Lengths(2 * _NO_LIMIT, _NO_LIMIT if spec.task == "summarization" else 0))
+    return int((whole.with_format("numpy")["length"][:] > kept).sum())
+
+
+def _encoded(
+    rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, path: Path | None
+) -> Dataset:
+    """Encodes a split, in a file at `path` if it is given."""
+    if spec.task == "classification":
+        return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), path)
+    if spec.choices is not None:
+        return _map(rows, partial(encode_questions, spec, tokenizer, limits.max_token_len), path)
+    if spec.prompt is not None:
+        return _map(rows, partial(_prompt_response, spec, tokenizer, limits), path)
+    if spec.chat:
+        return _map(rows, partial(_chats, spec, tokenizer, limits.max_token_len), path)
+    scratch = path and path.with_suffix(".tokens")
+    tokens = _map(rows, partial(_document, spec, tokenizer), scratch, features=_TOKENS)
+    pack = partial(_pack, start_of(tokenizer), end_of(tokenizer) if spec.running_text else [], limits.max_token_len)
+    # One call packs the whole split, so no text is lost between two calls.
+    blocks = _map(tokens, pack, path, batch_size=len(tokens))
+    if scratch:
+        scratch.unlink()
+    if len(blocks) == 0:
+        raise UserError(f"a split of data set '{spec.name}' holds no text", "give it at least two tokens")
+    return blocks
+
+
+def _map(rows: Dataset, function: Callable[[Any], Any], path: Path | None, **options: Any) -> Dataset:
+    """Returns `rows.map(function, **options)`, in batches, in a file at `path` if it is given."""
+    return rows.map(
+        function,
+        batched=True,
+        remove_columns=rows.column_names,
+        keep_in_memory=path is None,
+        load_from_cache_file=False,
+        cache_file_name=path and str(path),
+        new_fingerprint="encoded",  # otherwise `datasets` pickles the function to compute one
+        desc="encoding",
+        **options,
+    )
+
+
+def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
+    """Encodes one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first.
+
+    A row without tokens, which is an empty text, gets one token, because a model cannot read none.
+    """
+    batch = render(spec, rows).to_pydict()
+    labels = batch.pop("label")
+    encoded = tokenizer(*batch.values(), truncation=True, max_length=limit, return_attention_mask=False)
+    for row, ids in enumerate(encoded["input_ids"]):
+        if not ids:
+            for name, values in encoded.items():
+                values[row] = [only_token(tokenizer) if name == "input_ids" else 0]
+    return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+
+def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, rows: pa.Table) -> Columns:
+    """Encodes start + prompt + cue + response + end of sequence.
+
+    Too long rows are truncated. A summary is cut to its limit and its prompt to the rest, so training and generation
+    see the same prompt. For other responses the prompt is cut first, down to `_PROMPT_SHARE` of the row. A prompt loses
+    its end but not its cue. A truncated response has no end-of-sequence token.
+    """
+    texts = render(spec, rows).to_pydict()
+    start, cue, end = start_of(tokenizer), ids_of(tokenizer, spec.cue), end_of(tokenizer)
+    prompts, references = ids_of(tokenizer, texts["prompt"]), texts["response"]
+    total, target, frame = limits.max_token_len, limits.max_target_len, len(start + cue)
+    encoded: Columns = {"input_ids": [], "context": []}
+    for prompt, response in zip(prompts, ids_of(tokenizer, references), strict=True):
+        response = response + end
+        room = total - target if target else max(total - len(response), int(_PROMPT_SHARE * total), frame + 1)
+        context = start + prompt[: room - frame] + cue
+        encoded["input_ids"].append(context + response[: target or total - len(context)])
+        encoded["context"].append(len(context))
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    return encoded | ({"target": references} if spec.task == "summarization" else {})
+
+
+def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
+    """Encodes conversations; see `dataset.encoding.chat`."""
+    pairs = [encode_chat(tokenizer, limit, text) for text in render(spec, rows)["text"].to_pylist()]
+    ids, spans = map(list, zip(*pairs, strict=True))
+    return {"input_ids": ids, "spans": spans, "length": [*map(len, ids)]}
+
+
+def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, rows: pa.Table) -> Columns:
+    """Encodes each row, with an end-of-sequence token after each document."""
+    end = [] if spec.running_text else end_of(tokenizer)
+    return {"input_ids": [ids + end for ids in ids_of(tokenizer, render(spec, rows)["text"].to_pylist())]}
+
+
+def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> pa.Table:
+    """Concatenates the tokens of a split and cuts them into blocks of `size` tokens.
+
+    Each block begins with `start`, and `end` follows the last token of the split. A short last block is kept if it has
+    at least two tokens, so that there is one to predict.
+    """
+    column = documents["input_ids"].combine_chunks()
+    tokens = np.append(column.flatten().to_numpy(), np.asarray(end, dtype=np.int64))
+    room = size - len(start)
+    blocks = [tokens[first : first + room] for first in range(0, len(tokens), room)]
+    if blocks and len(start) + len(blocks[-1]) < 2:
+        blocks.pop()
+    ids = [np.append(np.asarray(start, dtype=np.int64), block) for block in blocks]
+    schema = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "length": pa.int32()})
+    return pa.table({"input_ids": ids, "context": [0] * len(ids), "length": [*map(len, ids)]}, schema)

@@ -1,0 +1,163 @@
+"""The texts that are encoded: the columns of a row, or what the entry's functions make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+from dataset.choices import expected_label, is_ambiguous, place_of
+from dataset.reading.content import check_characters
+from dataset.spec import DatasetSpec, Row
+from heterolora.common.errors import UserError, shown
+
+EXAMPLES = "few-shot examples"  # a column of raw rows: a JSON list of texts, see `dataset.encoding.few_shot`
+_BATCH = 10_000
+
+
+def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
+    """Returns the texts of some rows of a split, and the column `label` for classification.
+
+    The texts are in the columns `prompt` and `response`, or `text`, or `text` and `pair`. Multiple choice has `header`,
+    `examples`, `prompt` and `choices`, and `label` is the place of the right choice. `examples` and `choices` are JSON
+    lists.
+
+    Args:
+        spec: the data set.
+        rows: the entry's columns.
+        first: number of the first row, for error messages.
+
+    Raises UserError if a function of the entry fails, or returns anything but texts.
+    """
+    if spec.choices is not None:
+        return _questions(spec, rows, first)
+    if spec.prompt is not None:
+        listed = rows.to_pylist()
+        functions = {"prompt": spec.prompt, "response": spec.response}
+        texts = {name: _strings(spec, name, function, listed, first) for name, function in functions.items()}
+    elif spec.texts is not None:
+        expected = "it must return the same number of texts, 1 or 2"
+        pairs = _results(spec, "texts", spec.texts, rows.to_pylist(), first, _is_texts, expected)
+        texts = {name: pa.array(column, pa.large_string()) for name, column in _named(zip(*pairs, strict=True))}
+    else:
+        texts = dict(_named(rows[column] for column in spec.columns))
+    return pa.table({**texts, "label": rows[spec.label]} if spec.task == "classification" else texts)
+
+
+def rendered(rows: Dataset, spec: DatasetSpec) -> Iterator[pa.Table]:
+    """Yields the texts of a split in batches."""
+    first = 0
+    for batch in rows.with_format("arrow").iter(_BATCH):
+        yield render(spec, batch, first)
+        first += len(batch)
+
+
+def _named(columns: Any) -> Iterator[tuple[str, Any]]:
+    return zip(("text", "pair"), columns, strict=False)
+
+
+def _questions(spec: DatasetSpec, table: pa.Table, first: int) -> pa.Table:
+    """Returns the texts of multiple choice, as `render` describes them."""
+    chosen, rows = spec.choices, _decoded(spec, table, first)
+    header = chosen.header or (lambda row: "")
+    choices = _results(spec, "choices", chosen.texts, rows, first, _are_choices, "it must return at least two texts")
+    keys = [None] * len(rows)
+    if chosen.keys is not None:
+        keys = _results(spec, "keys", chosen.keys, rows, first, _is_list, "it must return a list")
+    right = [
+        _right(f"row {index} of data set '{spec.name}'", spec.label, *of_row)
+        for index, of_row in enumerate(zip(table[spec.label].to_pylist(), choices, keys, strict=True), first)
+    ]
+    empty = pa.array(["[]"] * len(rows), pa.large_string())
+    return pa.table(
+        {
+            "header": _strings(spec, "header", header, rows, first),
+            "examples": table[EXAMPLES] if EXAMPLES in table.column_names else empty,
+            "prompt": _strings(spec, "prompt", spec.prompt, rows, first),
+            "choices": pa.array([json.dumps([*texts]) for texts in choices], pa.large_string()),
+            "label": pa.array(right, pa.int64()),
+        }
+    )
+
+
+def _right(where: str, column: str, label: object, texts: Sequence[str], keys: Sequence[Any] | None) -> int:
+    """Returns the place of the right choice. Raises UserError if there is none, or if a choice is empty."""
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"choice {number} of {where} is empty", "give a text for each choice")
+    if (place := place_of(label, texts, keys)) is None:
+        found = "no value" if label is None or label == "" else shown(label)
+        if keys is None and is_ambiguous(label, texts):
+            raise UserError(
+                f"{where} has {found} in column '{column}', the text of one choice and the place of another",
+                "write places as letters (A, B, …), or as JSON numbers, or change the texts",
+            )
+        raise UserError(f"{where} has {found} in column '{column}'", f"give {expected_label(texts, keys)}")
+    return place
+
+
+def _decoded(spec: DatasetSpec, table: pa.Table, first: int) -> list[dict[str, Any]]:
+    """Returns the rows, with the lists and objects of the nested columns."""
+    rows = table.to_pylist()
+    for column in spec.nested:
+        for index, row in enumerate(rows, first):
+            where = f"column '{column}' of row {index} of data set '{spec.name}'"
+            try:
+                row[column] = json.loads(row[column])
+                check_characters(where, row[column])
+            except (ValueError, RecursionError) as error:
+                expected = 'give a list, in a csv file as JSON such as ["a", "b"]'
+                raise UserError(f"{where} is no list ({error})", expected) from error
+    return rows
+
+
+def _strings(
+    spec: DatasetSpec, name: str, function: Callable[[Row], Any], rows: list[dict[str, Any]], first: int
+) -> pa.Array:
+    made = _results(spec, name, function, rows, first, _is_text, "it must return text")
+    return pa.array(made, pa.large_string())
+
+
+def _are_choices(result: object, _: list[Any]) -> bool:
+    return isinstance(result, tuple | list) and len(result) > 1 and all(isinstance(text, str) for text in result)
+
+
+def _is_list(result: object, _: list[Any]) -> bool:
+    return isinstance(result, tuple | list)
+
+
+def _is_text(result: object, _: list[Any]) -> bool:
+    return isinstance(result, str)
+
+
+def _is_texts(result: object, earlier: list[Any]) -> bool:
+    several = isinstance(result, tuple | list) and all(isinstance(text, str) for text in result)
+    return several and len(result) in ({len(earlier[0])} if earlier else {1, 2})
+
+
+def _results(
+    spec: DatasetSpec,
+    name: str,
+    function: Callable[[Row], Any],
+    rows: list[dict[str, Any]],
+    first: int,
+    valid: Callable[[object, list[Any]], bool],
+    expected: str,
+) -> list[Any]:
+    """Returns what a function of the entry, which is called `name`, returns for each row."""
+    results: list[Any] = []
+    for index, row in enumerate(rows, first):
+        try:
+            result = function(row)
+        except UserError:
+            raise
+        except Exception as error:
+            found = f"'{name}' of data set '{spec.name}' fails for row {index} ({type(error).__name__}: {error})"
+            raise UserError(found, "correct the entry or the row") from error
+        if not valid(result, results):
+            raise UserError(f"'{name}' of data set '{spec.name}' returns {result!r} for row {index}", expected)
+        results.append(result)
+    return results

@@ -1,0 +1,139 @@
+"""Labels: the ids of an entry's classes, or the numbers of a regression, from the values of a column."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+
+from dataset.spec import DatasetSpec
+from heterolora.common.errors import UserError
+
+_MOST_LISTED = 20
+_LARGEST = 2.0**53  # whole numbers from here on are not exact
+_HIDDEN = "-1"  # of a label that is not published
+_FEW = 20  # so many classes are never too many for the number of rows
+
+
+def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[float]:
+    """Returns the ids of the labels of a split, or finite numbers for regression."""
+    if spec.own and not spec.regression:
+        return _ids_of_names(spec, where, rows)
+    classes, feature = len(spec.labels), rows.features[spec.label]
+    expected = "labels are real numbers"
+    if classes:
+        listing = ", ".join(f"{index} {name}" for index, name in enumerate(spec.labels))
+        expected = f"labels are 0 to {classes - 1}: {listing}"
+    values = _values(rows, spec.label)
+    _check_all_there(where, values, expected)
+
+    if classes and isinstance(feature, ClassLabel):
+        if feature.num_classes != classes:
+            raise UserError(f"{where} has the labels {', '.join(feature.names)}", expected)
+        if set(feature.names) == set(spec.labels):  # the order of the names may differ
+            values = [spec.labels.index(feature.names[value]) if value >= 0 else value for value in values]
+    elif classes and isinstance(values[0], str):
+        ids = {name: index for index, name in enumerate(spec.labels)}
+        values = [ids.get(value, value) for value in values]
+
+    for index, value in enumerate(values):
+        if classes and value == -1:
+            raise UserError(f"the labels of {where} are hidden (-1 in row {index})", expected)
+        valid = isinstance(value, int | float) and (value in range(classes) if classes else math.isfinite(value))
+        if not valid:
+            raise UserError(f"row {index} of {where} has label {value!r}", expected)
+    return [float(value) if spec.regression else int(value) for value in values]
+
+
+# ---- own data: the values found are the names of the classes
+
+
+def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -> tuple[str, ...]:
+    """Returns the names of the classes in the label column of own data, in order.
+
+    If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
+    UserError if the values cannot be classes: fewer than two, or nearly as many as rows.
+    """
+    feature, values = rows.features[column], [value for value in _values(rows, column) if not _is_missing(value)]
+    if isinstance(feature, ClassLabel):
+        _check_several(where, column, feature.names)
+        return tuple(map(_name, feature.names))
+    if not isinstance(feature, Value):
+        raise UserError(f"column '{column}' of {where} holds lists or objects", "give each row one name or number")
+    if may_be_numbers and any(isinstance(value, float) for value in values):
+        if large := next((value for value in values if abs(value) >= _LARGEST), None):
+            raise UserError(
+                f"column '{column}' of {where} has the number {large:g}, whose digits are not kept",
+                "give the classes names, or --regression to predict numbers",
+            )
+        different = set(values)
+        if len(different) <= _FEW and all(float(value).is_integer() for value in different):
+            raise UserError(
+                f"column '{column}' of {where} has whole numbers such as {max(different)}, as pandas writes classes",
+                "give --regression false to predict classes, or --regression to predict numbers",
+            )
+        return ()
+    ordered = sorted({value.strip() if isinstance(value, str) else value for value in values})
+    names = [*dict.fromkeys(map(_name, ordered))]
+    if odd := next((name for name in names if not name.isprintable()), None):
+        raise UserError(f"column '{column}' of {where} has the label {odd!r}", "give labels without control characters")
+    _check_several(where, column, names)
+    if len(names) > max(_FEW, len(values) // 2):
+        raise UserError(
+            f"column '{column}' of {where} has {len(names):,} different labels in {len(values):,} rows",
+            "give --label-column the column of the classes, or --regression for numbers to predict",
+        )
+    return tuple(names)
+
+
+def _check_several(where: str, column: str, names: list[str]) -> None:
+    if len(names) < 2:
+        raise UserError(
+            f"column '{column}' of {where} has the same label in every row" if names else f"{where} has no labels",
+            "give --label-column a column with at least two different values",
+        )
+
+
+def are_hidden(spec: DatasetSpec, rows: Dataset) -> bool:
+    """Whether no row of a split has a label: each is missing, or -1, which stands for a label that is not published."""
+    hides = isinstance(rows.features[spec.label], ClassLabel) or _HIDDEN not in spec.labels
+    values = _values(rows, spec.label)
+    return bool(values) and all(_is_missing(value) or (hides and _name(value) == _HIDDEN) for value in values)
+
+
+def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
+    feature, ids = rows.features[spec.label], {name: index for index, name in enumerate(spec.labels)}
+    values = _values(rows, spec.label)
+    if isinstance(feature, ClassLabel):
+        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]  # -1: hidden
+    listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
+    _check_all_there(where, values, f"the labels are {listing}")
+    names = list(map(_name, values))
+    for index, name in enumerate(names):
+        if name not in ids:
+            raise UserError(
+                f"row {index} of {where} has label '{name}'", f"the labels are {listing}; --labels gives all of them"
+            )
+    return [ids[name] for name in names]
+
+
+def _values(rows: Dataset, column: str) -> list[Any]:
+    return rows.with_format("arrow")[:][column].to_pylist()
+
+
+def _check_all_there(where: str, values: list[Any], expected: str) -> None:
+    if missing := [index for index, value in enumerate(values) if _is_missing(value)]:
+        found = f"{where} has {len(missing)} rows without a label, row {missing[0]} first"
+        raise UserError(found, f"give them one, or leave them out; {expected}")
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _name(value: Any) -> str:
+    """The name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

@@ -1,0 +1,167 @@
+"""Own data: from a file, a folder or a hub name, and options about its columns, to an entry as in the registry.
+
+The options that are not given are filled in. They are recorded with the run, so that later commands get the same entry
+from the record, without a look at the data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataset import registry
+from dataset.choices import GAP, Choices
+from dataset.reading.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
+from dataset.spec import CHOICE_METRICS, METRICS, DatasetSpec, Row, Task
+from options.data import OwnDataOptions
+
+if TYPE_CHECKING:
+    pass
+
+CUE = "\n"  # between prompt and response
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+def name_of(dataset: str) -> str:
+    """Returns the name of a data set: of its entry, or of its file, folder or repository."""
+    if registry.is_known(dataset):
+        return registry.get(dataset).name
+    from dataset.reading.files import READERS
+
+    place = Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset))
+    return place.stem if place.suffix in READERS else place.name  # v1.0 is a name
+
+
+def check_name(dataset: str) -> None:
+    """Raises UserError if `--dataset` is neither the name of an entry, nor a path, nor a name as on the hub."""
+    if not (_is_path(dataset) or _on_hub(dataset)):
+        registry.get(dataset)
+
+
+def from_anywhere(dataset: str) -> str:
+    """Returns the value of `--dataset` that names the same own data from every folder."""
+    return os.path.abspath(os.path.expanduser(dataset)) if _is_path(dataset) else dataset
+
+
+def describe(
+    dataset: str, own: OwnDataOptions, task: Task | None, cache: bool, classes: tuple[str, ...] = ()
+) -> tuple[DatasetSpec, OwnDataOptions]:
+    """Returns the entry of own data, and the options with the values that were found.
+
+    The data are read only for options that are not given. Raises UserError if they cannot be read, if a column is not
+    there, or if there is more than one choice.
+
+    Args:
+        classes: those of a trained head. Labels that are found among them keep its order.
+    """
+    roles, labels = given_roles(own, task), label_names(own)
+    needs_labels = not labels and not own.regression
+    if roles is not None and not (roles.classifies and needs_labels):
+        return _described(dataset, own, roles, labels)
+    from dataset.reading.labels import found_labels
+    from dataset.reading.source import stored_splits
+
+    name, of_any_roles = name_of(dataset), roles or Roles("causal_language_modeling", ("text",))
+    stored = stored_splits(_spec(dataset, of_any_roles, ()))
+    train = stored["train"] if "train" in stored else next(iter(stored.values()))
+    columns = train.columns()
+    roles = roles or roles_of(columns, own, task, name)
+    check_columns(roles, columns, name)
+    if roles.classifies and needs_labels:
+        rows = train.read(_spec(dataset, roles, ()), cache)
+        labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
+        if labels and {*labels} <= {*classes}:
+            labels = classes
+    return _described(dataset, own, roles, labels)
+
+
+def _described(
+    dataset: str, own: OwnDataOptions, roles: Roles, labels: tuple[str, ...]
+) -> tuple[DatasetSpec, OwnDataOptions]:
+    filled = replace(
+        own,
+        text_columns=own.text_columns or (joined_names(roles.texts) if roles.texts else None),
+        label_column=roles.label,
+        labels=own.labels or (joined_names(labels) if labels else None),
+        regression=not labels if roles.classifies else None,
+        prompt_column=own.prompt_column or (joined_names(roles.prompt) if roles.prompt else None),
+        response_column=roles.response,
+        messages_column=roles.messages,
+        choices_column=roles.choices,
+    )
+    return _spec(dataset, roles, labels), filled
+
+
+def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
+    path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
+    place = None if path else Path(dataset)
+    metrics = METRICS[roles.task]
+    if roles.choices is not None:
+        metrics = CHOICE_METRICS
+    elif roles.classifies:
+        metrics = ("accuracy", "f1") if labels else ("pearson", "spearman")
+    answers = roles.response is not None
+    return DatasetSpec(
+        name=name_of(dataset),
+        task=roles.task,
+        columns=roles.columns,
+        metrics=metrics,
+        path=path,
+        config=config or None,
+        label=roles.label or "label",
+        labels=labels,
+        validation=(),
+        prompt=partial(_paragraphs, roles.prompt) if roles.prompt else None,
+        cue=CUE if answers else GAP if roles.choices is not None else "",
+        response=itemgetter(roles.response) if answers else None,
+        choices=None if roles.choices is None else Choices(itemgetter(roles.choices), nested=(roles.choices,)),
+        running_text=place is not None and _is_txt(place),
+        chat=roles.messages is not None,
+        own=True,
+        place=place,
+    )
+
+
+def _paragraphs(columns: tuple[str, ...], row: Row) -> str:
+    """The texts of the columns on lines of their own, without those that are empty or missing."""
+    return "\n".join(row[column] for column in columns if row[column])
+
+
+def _on_hub(dataset: str) -> bool:
+    return not _is_path(dataset) and _HUB.fullmatch(dataset) is not None
+
+
+def _is_path(dataset: str) -> bool:
+    from dataset.reading.files import READERS
+
+    return dataset.startswith((".", "/", "~")) or os.path.exists(dataset) or Path(dataset).suffix in READERS
+
+
+def _is_txt(place: Path) -> bool:
+    """Whether the training rows are the lines of txt files, which `dataset.reading.folder` finds in the same way."""
+    from dataset.reading.splits import holds_rows, split_of
+
+    folder = Path(os.path.expanduser(place))
+    if not folder.is_dir():
+        return place.suffix == ".txt"
+    for inside in (folder, folder / "data"):
+        suffixes = {split_of(path): path.suffix for path in inside.glob("*") if holds_rows(path)}
+        if suffixes:
+            return suffixes.get("train", min(suffixes.values())) == ".txt"
+    return False
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two values of `--dataset` name the same data set, perhaps by different paths."""
+    return _identity(one) == _identity(other)
+
+
+def _identity(dataset: str) -> str:
+    if registry.is_known(dataset):
+        return registry.get(dataset).name
+    return os.path.realpath(os.path.expanduser(dataset))

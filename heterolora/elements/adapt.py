@@ -1,0 +1,170 @@
+"""Configurations and a pretrained network -> an adapted network and its search space."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from heterolora.common.errors import UserError
+from heterolora.elements.config import ElementConfig
+from heterolora.elements.element import SHORTCUTS, Element
+from heterolora.elements.family import Family
+from heterolora.elements.low_rank import LoraLinear, LowRank
+from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.shortcut import Carry, Shortcuts
+
+#: Hugging Face's names of a classification head. `lm_head` is not one: it is tied to the embedding.
+HEADS = ("score", "classifier")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The elements that a network gets from its configurations.
+
+    Two configurations are equivalent for a model exactly when their plans are equal.
+
+    Attributes:
+        elements: by block and, within a block, LoRA in table order, then shortcuts.
+        renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
+        notes: remarks for the user, one line each.
+    """
+
+    family: Family
+    elements: tuple[Element, ...]
+    renormalize: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def shortcuts(self) -> bool:
+        """Whether the blocks need the shortcuts' hooks."""
+        return self.renormalize or any(element.kind == "shortcut" for element in self.elements)
+
+    def same_elements(self, other: Placement) -> bool:
+        """Whether both make a model that computes the same: equal places, ranks and scalings. Dropout may differ."""
+        mine, others = (
+            {element.key: element.settings for element in placement.elements} for placement in (self, other)
+        )
+        return (
+            self.renormalize == other.renormalize
+            and mine.keys() == others.keys()
+            and all(mine[key].rank == others[key].rank for key in mine)
+            and all(math.isclose(mine[key].scaling, others[key].scaling) for key in mine)
+        )
+
+
+def placement_of(
+    network: nn.Module, family: Family, lora: ElementConfig | None, shortcut: ElementConfig | None = None
+) -> Placement:
+    """Decide which elements a Hugging Face model gets, before any weight is loaded (it may be on the meta device).
+
+    Raises UserError if the family does not fit the model, or a configuration names a block that it does not have.
+    """
+    family.check(network.config)
+    blocks = network.base_model.get_submodule(family.blocks)
+    paths = {module: path for path, module in network.named_modules()}
+    names = {"lora": tuple(family.linears), "shortcut": SHORTCUTS}
+    configs = [config for config in (lora, shortcut) if config is not None]
+    notes = [note for config in configs for note in _notes(config, family, len(blocks), names[config.kind])]
+    places = [(config, name) for config in configs for name in names[config.kind]]
+    elements: list[Element] = []
+    for layer, block in enumerate(blocks):
+        for config, name in places:
+            settings = config.lookup(layer, name)
+            if settings is None:
+                continue
+            module, widths = block, (network.config.hidden_size,) * 2
+            if config.kind == "lora":
+                module = block.get_submodule(family.linears[name])
+                widths = (module.in_features, module.out_features)
+            elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
+    planned = Placement(
+        family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes))
+    )
+    if planned.shortcuts:
+        check_blocks(network.config, "shortcuts do", "layerdrop", "chunk_size_feed_forward")
+    return planned
+
+
+def _notes(config: ElementConfig, family: Family, layers: int, names: Sequence[str]) -> Iterator[str]:
+    yield from config.notes
+    for site in config.sites:
+        layer, name = (None, site) if isinstance(site, str) else site
+        if layer is not None and layer >= layers:
+            raise UserError(
+                f"{config.kind} configuration: [model_layer_{layer}.{name}] is beyond the model",
+                f"it has {layers} blocks, 0 to {layers - 1}",
+            )
+        if name not in names:
+            yield f"{config.kind} configuration: {name} is ignored: {family.name} has none"
+
+
+def check_blocks(hf_config: Any, what: str, *keys: str) -> None:
+    """Raise UserError if a key of the model's configuration says that some blocks do not run, or run in parts, which
+    `what` (with "do" or "does") needs.
+    """
+    for key in keys:
+        if value := getattr(hf_config, key, 0):
+            raise UserError(
+                f"{what} not work with {key} = {value} in the model's configuration",
+                "expected 0: every block must run, over the whole sequence at once",
+            )
+
+
+def adapt(network: nn.Module, planned: Placement) -> SearchSpace:
+    """Add the planned elements to a pretrained network, in place. The network computes what it did before, since B = 0.
+
+    The base, of any floating dtype or quantised, is frozen. Linear layers are wrapped, shortcuts are attached to their
+    blocks, and a classification head is made float32. Only the elements, which are all on, and the head are trained.
+    """
+    family = planned.family
+    pre_norm = family.pre_norm(network.config)
+    blocks = tuple(network.base_model.get_submodule(family.blocks))
+    carry = Carry()
+    network.requires_grad_(False)
+    low_ranks = wrap(network, planned.elements)
+    if planned.shortcuts:
+        for layer, block in enumerate(blocks):
+            inside = {each.element.name: each for each in low_ranks if each.element.layer == layer}
+            Shortcuts(layer, inside, carry, planned.renormalize).attach(block, family, pre_norm)
+    for head in heads(network):
+        head.to(torch.float32).requires_grad_(True)
+        head.register_forward_pre_hook(_cast_input)
+    return SearchSpace(low_ranks, blocks, family, pre_norm, carry)
+
+
+def wrap(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]:
+    """Make a low-rank map for each element, and wrap the linear layers of those that are LoRA."""
+    low_ranks = []
+    for element in elements:
+        module = network.get_submodule(element.module)
+        low_ranks.append(LowRank(element).to(_device(module, network)))
+        if element.kind == "lora":
+            network.set_submodule(element.module, LoraLinear(module, low_ranks[-1]))
+    return tuple(low_ranks)
+
+
+def heads(network: nn.Module) -> Iterator[nn.Module]:
+    """The classification heads of a network: one, or none."""
+    return (module for name, module in network.named_children() if name in HEADS)
+
+
+def in_head(name: str) -> bool:
+    """Whether a parameter name belongs to a classification head."""
+    return name.split(".", 1)[0] in HEADS
+
+
+def _device(module: nn.Module, network: nn.Module) -> torch.device:
+    """The device of a module. A quantised module may have no tensors; then the device of the network."""
+    tensors = itertools.chain(module.parameters(), module.buffers(), network.parameters())
+    return next(tensor.device for tensor in tensors)
+
+
+def _cast_input(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Pre-hook of a head on a base of another dtype. It is not bound to an object, so that deep copies keep it."""
+    return (args[0].to(next(head.parameters()).dtype), *args[1:])

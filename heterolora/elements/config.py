@@ -1,0 +1,234 @@
+"""LoRA and shortcut configurations: TOML files -> the settings of every element. Imports nothing heavy.
+
+Both kinds of file have the same structure; only the names of some keys differ::
+
+    granularity = "network"            # or "layer"
+    [default]                          # applies to every place without a table of its own
+    r = 8
+    lora_alpha = 16
+    [all_layers.q_proj]                # granularity "network": q_proj in every block
+    disable_adapter = true
+    [model_layer_0.q_proj]             # granularity "layer": q_proj in block 0 only
+    r = 4
+
+A table is merged over `[default]` key by key. With `r = 0` or `disable_… = true` there is no element in that place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from heterolora.common.checks import PROBABILITY, TEXT, TRUTH, Field, check_known, number, whole_number
+from heterolora.common.errors import UserError, nearest, shown
+from heterolora.common.files import to_toml
+from heterolora.common.outside import read_toml
+from heterolora.elements.element import PROJECTIONS, SHORTCUTS, Element, Kind, Settings
+
+Granularity = Literal["network", "layer"]
+Site = str | tuple[int, str]  # a canonical name, in every block or in one
+
+
+@dataclass(frozen=True)
+class _Format:
+    """The names that one kind of file uses."""
+
+    title: str
+    names: Mapping[str, str]  # accepted name -> canonical name
+    keys: Mapping[str, str]  # key of the file -> attribute of Settings
+    ignored: tuple[str, ...] = ()  # old keys, accepted only with the value that changes nothing
+    top: tuple[str, ...] = ()
+
+    @property
+    def example(self) -> str:
+        return next(iter(self.names))
+
+
+_FORMATS: Mapping[Kind, _Format] = {
+    "lora": _Format(
+        title="LoRA configuration",
+        names={given: name for name, others in PROJECTIONS.items() for given in (name, *others)},
+        keys={
+            "r": "rank",
+            "lora_alpha": "alpha",
+            "lora_dropout": "dropout",
+            "use_rslora": "use_rslora",
+            "disable_adapter": "disabled",
+            "adapter_name": "adapter",
+        },
+        ignored=("init_lora_weights", "init_lora_weghts", "fan_in_fan_out"),
+    ),
+    "shortcut": _Format(
+        title="shortcut configuration",
+        names={name: name for name in SHORTCUTS},
+        keys={
+            "r": "rank",
+            "shortcut_alpha": "alpha",
+            "proj_dropout": "dropout",
+            "disable_projector": "disabled",
+            "projector_name": "adapter",
+        },
+        top=("renormalize",),
+    ),
+}
+_FIELDS: Mapping[str, Field] = {  # by attribute of Settings
+    "rank": whole_number(0),
+    "alpha": number(lambda value: value >= 0, "a number, 0 or more"),
+    "dropout": PROBABILITY,
+    "use_rslora": TRUTH,
+    "disabled": TRUTH,
+    "adapter": TEXT,
+}
+
+
+@dataclass(frozen=True)
+class ElementConfig:
+    """A LoRA or a shortcut configuration.
+
+    Attributes:
+        granularity: `network`: the keys of `sites` are names; `layer`: (block, name).
+        default: the settings of every place that is not in `sites`.
+        sites: the settings of the places with a table of their own, already merged over `default`.
+        renormalize: shortcuts only: normalise once more after the cross-layer shortcuts.
+        notes: remarks about the file for the user.
+    """
+
+    kind: Kind
+    granularity: Granularity
+    default: Settings
+    sites: Mapping[Site, Settings]
+    renormalize: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def of(cls, elements: Iterable[Element], kind: Kind, renormalize: bool = False) -> ElementConfig:
+        """The layer-wise configuration with exactly the elements of one kind.
+
+        Raises UserError if an element has no canonical name, because its network has no family table.
+        """
+        sites = {(element.layer, element.name): element.settings for element in elements if element.kind == kind}
+        for layer, name in sites:
+            check_known(f"layer_{layer}.{name} in a {_FORMATS[kind].title}", name, _FORMATS[kind].names)
+        return cls(kind, "layer", Settings(), sites, renormalize)
+
+    def lookup(self, layer: int, name: str) -> Settings | None:
+        """The settings of the element `name` (canonical) of block `layer`, or None if there is no element.
+
+        `shortcut2` of a network-wise configuration does not exist in block 0, which has no previous block.
+        """
+        if name == "shortcut2" and layer == 0:
+            return None
+        settings = self.sites.get(name if self.granularity == "network" else (layer, name), self.default)
+        return settings if settings.candidate else None
+
+    def to_document(self) -> dict[str, Any]:
+        """The plain values of the file: `parse_config(document, kind)` returns an equal configuration."""
+        form = _FORMATS[self.kind]
+        document: dict[str, Any] = {"granularity": self.granularity}
+        document.update({key: getattr(self, key) for key in form.top})
+        document["default"] = _write(form, self.default)
+        for site, settings in self.sites.items():
+            table, name = ("all_layers", site) if isinstance(site, str) else (f"model_layer_{site[0]}", site[1])
+            document.setdefault(table, {})[name] = _write(form, settings)
+        return document
+
+    def to_toml(self) -> str:
+        return to_toml(self.to_document())
+
+
+def load(path: str | Path, kind: Kind) -> ElementConfig:
+    """Read a configuration file. Raises UserError if it cannot be read, or holds an unknown name or a wrong value."""
+    title = _FORMATS[kind].title
+    return parse_config(read_toml(path, f"the {title}", f"expected a {title} file"), kind, source=str(path))
+
+
+def parse_config(document: Mapping[str, Any], kind: Kind, source: str = "configuration") -> ElementConfig:
+    """Read the plain values of a file, or of a checkpoint that holds a configuration; `source` is its name in messages.
+
+    Raises UserError if the document holds an unknown name or a wrong value.
+    """
+    form = _FORMATS[kind]
+    if not isinstance(document, Mapping):
+        raise UserError(f"{source} is {shown(document)}", "expected a table of keys")
+    granularity = document.get("granularity")
+    if granularity not in ("network", "layer"):
+        found = "is missing" if granularity is None else f"is {shown(granularity)}"
+        raise UserError(f"{source}: granularity {found}", 'expected "network" or "layer"')
+    renormalize = document.get("renormalize", False)
+    if "renormalize" in form.top:
+        TRUTH.check(source, "renormalize", renormalize)
+
+    notes: list[str] = []
+    default = _read(form, document.get("default", {}), Settings(), f"{source}: [default]", notes)
+    sites: dict[Site, Settings] = {}
+    for table, entries in document.items():
+        if table in ("granularity", "default", *form.top):
+            continue
+        layer = _layer_of(str(table), granularity, form, source)
+        if not isinstance(entries, Mapping):
+            raise UserError(
+                f"{source}: {table} is {shown(entries)}", f"expected tables such as [{table}.{form.example}]"
+            )
+        for given, values in entries.items():
+            where = f"{source}: [{table}.{given}]"
+            check_known(where, given, form.names)
+            name = form.names[given]
+            if name == "shortcut2" and layer == 0:
+                raise UserError(
+                    f"{where} has no previous block", "shortcut2 starts in the previous block; leave it out of block 0"
+                )
+            site = name if layer is None else (layer, name)
+            if site in sites:
+                raise UserError(f"{where} names {name} a second time", f"expected one table for {name}")
+            sites[site] = _read(form, values, default, where, notes)
+    return ElementConfig(kind, granularity, default, sites, renormalize, tuple(dict.fromkeys(notes)))
+
+
+def _layer_of(table: str, granularity: Granularity, form: _Format, source: str) -> int | None:
+    """`all_layers` -> None, `model_layer_3` -> 3. Raises UserError unless the table fits the granularity."""
+    match = re.fullmatch(r"all_layers|model_layer_(0|[1-9][0-9]{0,8})", table)
+    expected = {"network": "all_layers", "layer": "model_layer_<i>"}[granularity]
+    if match is None:
+        valid = ("granularity", "default", *form.top, expected)
+        raise UserError(f"{source}: '{table}' is not known", nearest(table, valid))
+    if (table == "all_layers") != (granularity == "network"):
+        raise UserError(
+            f'{source}: [{table}] does not match granularity = "{granularity}"',
+            f"expected [{expected}.{form.example}]",
+        )
+    return int(match[1]) if match[1] else None
+
+
+def _read(form: _Format, values: Any, default: Settings, where: str, notes: list[str]) -> Settings:
+    """One table, merged over `default` key by key."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is {shown(values)}", "expected a table of keys")
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in form.ignored:
+            _check_ignored(key, value, where, notes)
+            continue
+        check_known(where, key, (*form.keys, *form.ignored))
+        attribute = form.keys[key]
+        value = _FIELDS[attribute].check(where, key, value)
+        given[attribute] = float(value) if attribute in ("alpha", "dropout") else value
+    settings = replace(default, **given)
+    if settings.candidate and settings.alpha <= 0:
+        alpha = next(key for key, attribute in form.keys.items() if attribute == "alpha")
+        raise UserError(f"{where}: r is {settings.rank} but {alpha} is {settings.alpha:g}", f"expected {alpha} > 0")
+    return settings
+
+
+def _check_ignored(key: str, value: Any, where: str, notes: list[str]) -> None:
+    TRUTH.check(where, key, value)
+    if key == "fan_in_fan_out" and value:
+        raise UserError(f"{where}: fan_in_fan_out is true", "expected false: weights are (out, in) in every family")
+    if key != "fan_in_fan_out" and not value:
+        notes.append(f"{where}: {key} = false has no effect: B always starts at zero")
+
+
+def _write(form: _Format, settings: Settings) -> dict[str, Any]:
+    return {key: getattr(settings, attribute) for key, attribute in form.keys.items()}

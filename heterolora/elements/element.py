@@ -1,0 +1,129 @@
+"""What an element is: a place in a network, and the low-rank map that can be there. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from heterolora.common.errors import UserError
+
+Kind = Literal["lora", "shortcut"]
+KINDS: tuple[Kind, ...] = ("lora", "shortcut")
+
+#: Canonical projection names, in the order of every table, and the other names that files may use for them.
+PROJECTIONS: Mapping[str, tuple[str, ...]] = {
+    "q_proj": ("query",),
+    "k_proj": ("key",),
+    "v_proj": ("value",),
+    "o_proj": ("out_proj",),
+    "w1": ("fc1", "up_proj"),
+    "w2": ("fc2", "down_proj"),
+    "gate": ("gate_proj",),
+}
+#: The shortcuts: residual1 x -> h, residual2 h -> y, shortcut1 x -> y, shortcut2 h of the previous block -> h.
+SHORTCUTS: tuple[str, ...] = ("residual1", "residual2", "shortcut1", "shortcut2")
+NAMES: tuple[str, ...] = (*PROJECTIONS, *SHORTCUTS)  # all canonical names, in the order of tables and pictures
+
+
+def order_of(name: str) -> tuple[int, str]:
+    """Sort key of element names: canonical names in their order, then all others alphabetically."""
+    return (NAMES.index(name) if name in NAMES else len(NAMES), name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a low-rank map, as one table of a configuration file gives them.
+
+    Attributes:
+        rank: r; 0 means that there is no element.
+        alpha: the scaling is alpha / r.
+        dropout: probability in [0, 1) of dropping an entry of the input in training.
+        use_rslora: the scaling is alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732).
+        disabled: there is no element, whatever the rank.
+        adapter: a label without effect; it is ignored when settings are compared.
+    """
+
+    rank: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    use_rslora: bool = False
+    disabled: bool = False
+    adapter: str = field(default="default", compare=False)
+
+    @property
+    def candidate(self) -> bool:
+        """Whether there is an element."""
+        return self.rank > 0 and not self.disabled
+
+    @property
+    def scaling(self) -> float:
+        """The factor of B(A(x)): alpha / r, or alpha / sqrt(r) with `use_rslora`."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    def at(self, rank: int) -> Settings:
+        """The same settings at another rank. alpha changes so that the scaling stays the same. With `use_rslora`, alpha
+        stays the same and the scaling becomes alpha / sqrt(rank): that is what lets one learning rate fit all ranks.
+        """
+        return replace(self, rank=rank, alpha=self.alpha * (1 if self.use_rslora else rank / self.rank))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in the search space: a block, from 0, and a name in it, e.g. `q_proj` or `shortcut1`."""
+
+    layer: int
+    name: str
+
+    @property
+    def key(self) -> str:
+        """The name in every file: `layer_<i>.<name>`."""
+        return f"layer_{self.layer}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Element(Place):
+    """One candidate of the search space.
+
+    Attributes:
+        module: path in the network of the linear layer (LoRA, e.g. `model.decoder.layers.0.self_attn.q_proj`) or of
+            the block (shortcut, e.g. `model.decoder.layers.0`).
+    """
+
+    kind: Kind
+    module: str
+    in_features: int
+    out_features: int
+    settings: Settings
+
+    @property
+    def rank(self) -> int:
+        return self.settings.rank
+
+    @property
+    def highest_rank(self) -> int:
+        """The rank of a full matrix. A higher one adds parameters but no map that this rank does not have."""
+        return min(self.in_features, self.out_features)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters, r · (in + out)."""
+        return self.rank * (self.in_features + self.out_features)
+
+
+def check_ranks(elements: Iterable[Element]) -> None:
+    """Raise UserError if the rank of an element is above its widths."""
+    for element in elements:
+        if element.rank > element.highest_rank:
+            raise UserError(
+                f"the rank of {element.key} is {element.rank}, but its widths are {element.in_features} and "
+                f"{element.out_features}",
+                f"expected at most {element.highest_rank}",
+            )
+
+
+def at_ranks(elements: Iterable[Element], ranks: Mapping[str, int]) -> list[Element]:
+    """The elements that have a rank above 0 in `ranks` (key -> rank), at that rank."""
+    found = ((element, ranks.get(element.key, 0)) for element in elements)
+    return [replace(element, settings=element.settings.at(rank)) for element, rank in found if rank > 0]

@@ -1,0 +1,76 @@
+"""The table of a model family: module paths that LoRA and shortcuts need. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from heterolora.common.errors import UserError, nearest
+
+Task = Literal["classification", "causal_language_modeling", "summarization"]
+TASKS: tuple[Task, ...] = ("classification", "causal_language_modeling", "summarization")
+
+
+def always(config: Any) -> bool:
+    """`pre_norm` of an architecture that always normalises before each half."""
+    return True
+
+
+def never(config: Any) -> bool:
+    """`pre_norm` of an architecture that always normalises after each half."""
+    return False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture, as paths to the library's own modules.
+
+    A block has two halves, attention and feed-forward. Each half has a residual sum and a norm: before the half in a
+    pre-norm model, after the sum in a post-norm model.
+
+    Attributes:
+        name: the `<name>` of `--model <name>_lora` and `<name>_lora_ags`.
+        model_types: the `model_type`s of Hugging Face configurations that the table fits.
+        blocks: path of the list of blocks inside the base model (the network without its head).
+        linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
+            attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
+        norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm.
+        pre_norm: Hugging Face configuration -> whether the norms come before the halves.
+        before_blocks: paths inside the base model of the linear layers and norms between the input embeddings and the
+            first block, in order; paths that a model does not have are skipped.
+        after_blocks: the same between the last block and the last hidden state.
+        norm_offset: a constant that a norm adds to its weight.
+        positions_after_padding: whether position ids start after the padding index, so that the model has fewer usable
+            positions than rows in its position table.
+        misfits: `model_type` of a similar architecture -> why the table does not fit it.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    blocks: str
+    linears: Mapping[str, str]
+    norm1: str
+    norm2: str
+    pre_norm: Callable[[Any], bool]
+    before_blocks: tuple[str, ...] = ()
+    after_blocks: tuple[str, ...] = ()
+    norm_offset: float = 0.0
+    positions_after_padding: bool = False
+    tasks: tuple[Task, ...] = TASKS
+    misfits: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, config: Any) -> None:
+        """Raise `UserError` unless the table fits the model of this Hugging Face configuration."""
+        found = config.model_type
+        if found not in self.model_types:
+            reason = f" ({self.misfits[found]})" if found in self.misfits else ""
+            raise UserError(
+                f"the family '{self.name}' does not fit a model of type '{found}'{reason}",
+                f"this family needs a model of type {' or '.join(map(repr, self.model_types))}",
+            )
+
+    def check_task(self, task: Task) -> None:
+        """Raise `UserError` unless models of this family can do `task`."""
+        if task not in self.tasks:
+            raise UserError(f"task '{task}' is not something {self.name} models do", nearest(task, self.tasks))

@@ -1,0 +1,89 @@
+"""LoRA elements -> the values of PEFT's `adapter_config.json`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
+from heterolora.elements.family import Task
+
+
+def task_type(task: Task) -> str:
+    """PEFT's name of a task."""
+    return "SEQ_CLS" if task == "classification" else "CAUSAL_LM"
+
+
+def peft_config(
+    elements: Sequence[Element],
+    task_type: str | None,
+    base: str | None = None,
+    heads: Sequence[str] = (),
+    modules: Iterable[str] | None = (),
+) -> dict[str, Any]:
+    """The arguments of `peft.LoraConfig`, in plain values.
+
+    PEFT matches the end of a module's path and reads patterns as regular expressions, so modules are named by their
+    full path, which is escaped in patterns. If a path is the end of another path of the network (`modules`; None: not
+    known), the modules are named by a regular expression for whole paths instead.
+
+    PEFT has one dropout and one kind of scaling for all modules: the largest dropout is written, and if only some
+    elements use rsLoRA, their alpha is written so that the scaling stays the same. `base` is the hub name or folder of
+    the base, and `heads` are the names of modules that are trained completely. Raises UserError if two elements are on
+    one module.
+    """
+    settings = {element.module: element.settings for element in elements}
+    if len(settings) < len(elements):
+        raise UserError("two elements are on one module", "expected scores or a configuration with each module once")
+    stabilised = bool(settings) and all(each.use_rslora for each in settings.values())
+    alphas = {
+        module: each.alpha if each.use_rslora == stabilised else each.scaling * each.rank
+        for module, each in settings.items()
+    }
+    ranks = {module: each.rank for module, each in settings.items()}
+    # Tools without patterns read only these two values. A uniform adapter needs no pattern, and no rank is above `r`.
+    others = [module for module in modules or () if module not in settings]
+    in_another = modules is None or any(end in settings for module in others for end in _ends(module))
+    in_each_other = any(end in settings for module in settings for end in _ends(module))
+    start = "^" if modules is None or in_each_other else ""
+    r, alpha = max(ranks.values(), default=1), max(alphas.values(), default=1)
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base,
+        "r": r,
+        "lora_alpha": _shortest(alpha),
+        "lora_dropout": max((each.dropout for each in settings.values()), default=0.0),
+        "use_rslora": stabilised,
+        "bias": "none",
+        "target_modules": "|".join(map(re.escape, settings)) if in_another else list(settings),
+        "rank_pattern": {start + re.escape(module): rank for module, rank in ranks.items() if rank != r},
+        "alpha_pattern": {start + re.escape(module): _shortest(a) for module, a in alphas.items() if a != alpha},
+        "modules_to_save": list(heads) or None,
+    }
+
+
+def peft_notes(elements: Sequence[Element]) -> tuple[str, ...]:
+    """The properties of these elements that PEFT's configuration cannot express, one line each."""
+    notes = []
+    dropouts = sorted({element.settings.dropout for element in elements})
+    if len(dropouts) > 1:
+        listed = ", ".join(f"{dropout:g}" for dropout in dropouts)
+        notes.append(f"PEFT has one dropout for all elements, these have {listed}: the largest is written")
+    if len({element.settings.use_rslora for element in elements}) > 1:
+        notes.append("PEFT has one use_rslora for all elements: elements with rsLoRA are written with alpha · sqrt(r)")
+    return tuple(notes)
+
+
+def _ends(module: str) -> Iterator[str]:
+    """`a.b.c` -> `b.c`, `c`."""
+    while "." in module:
+        module = module.partition(".")[2]
+        yield module
+
+
+def _shortest(value: float) -> float | int:
+    """16 instead of 16.0: PEFT declares the field as a whole number."""
+    return int(value) if float(value).is_integer() else value

@@ -1,0 +1,93 @@
+"""The linear layers of any network as LoRA elements, chosen as PEFT's `target_modules` chooses them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from heterolora.common.errors import UserError, nearest
+from heterolora.common.patterns import names_module
+from heterolora.elements.adapt import heads
+from heterolora.elements.element import Element, Settings, order_of
+
+ALL_LINEAR = "all-linear"
+
+
+def lora_elements(
+    network: nn.Module, target_modules: str | Sequence[str], settings: Settings, names: Mapping[str, str] | None = None
+) -> tuple[Element, ...]:
+    """One LoRA element for each chosen linear layer.
+
+    The place of an element comes from the layer's path: the block is its first number, and the name is the part after
+    that number (before it, if nothing follows; the number, if it is the whole path). If two layers would get the same
+    place, the name is the whole path.
+
+    Args:
+        network: any network.
+        target_modules: `all-linear` (every linear layer except the output layer), a list of paths or ends of paths, or
+            a regular expression for whole paths.
+        settings: the settings of every element.
+        names: part of a path after the block number -> name of the place; other parts are their own names.
+
+    Raises:
+        UserError: no linear layer is chosen, the network has PEFT layers already, or the regular expression is invalid
+            or takes too long.
+    """
+    _refuse_peft(network)
+    linears = {path: module for path, module in network.named_modules() if path and _is_linear(module)}
+    outputs = _output_layers(network)
+    if target_modules == ALL_LINEAR:
+        chosen = [path for path in linears if linears[path] not in outputs]
+    else:
+        chosen = [path for path in linears if names_module(target_modules, path)]
+    if not chosen:
+        ends = sorted({path.rsplit(".", 1)[-1] for path in linears})
+        found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
+        first = target_modules if isinstance(target_modules, str) else next(iter(target_modules), "")
+        raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends)}")
+    places = {path: _place(path) for path in chosen}
+    shared = Counter(places.values())
+    elements = []
+    for path in chosen:
+        layer, name = places[path]
+        name = (names or {}).get(name, name) if shared[layer, name] == 1 else path
+        elements.append(Element(layer, name, "lora", path, *_widths(linears[path]), settings))
+    # Stable: within a block, canonical names in the order of every table, then the network's order.
+    return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer, quantised or not, or Transformers' transposed `Conv1D`.
+
+    The output projection of `nn.MultiheadAttention` is none: its `forward` is never called.
+    """
+    linear = isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+    return linear or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
+def _widths(linear: nn.Module) -> tuple[int, int]:
+    """(in, out). The weight of `Conv1D` is (in, out), and it has no `in_features`."""
+    return (linear.in_features, linear.out_features) if isinstance(linear, nn.Linear) else tuple(linear.weight.shape)
+
+
+def _output_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that `all-linear` skips: the language-model head and a classification head."""
+    embeddings = getattr(network, "get_output_embeddings", lambda: None)()
+    return [embeddings, *(module for head in heads(network) for module in head.modules())]
+
+
+def _place(path: str) -> tuple[int, str]:
+    """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
+    found = re.fullmatch(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?", path)
+    return (int(found[2]), found[3] or found[1] or path) if found else (0, path)
+
+
+def _refuse_peft(network: nn.Module) -> None:
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in network.modules()):
+        raise UserError("the network has PEFT layers already", "score the base model, e.g. after model.unload()")

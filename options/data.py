@@ -1,0 +1,93 @@
+"""The options of the data module. Importing this file is cheap, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from options.actions import MEASURING, TRAINING
+from options.declare import idle_without, option
+from options.ranges import at_least, seed_range
+
+HELD_OUT = 0.05  # default of `--validation-share`
+
+
+def _described_by_entry(run: Mapping[str, Any]) -> str | None:
+    return f"with --dataset {run['dataset']}, which is not own data" if run["entry"] is not None else None
+
+
+def _below_one(value: float) -> str | None:
+    return None if 0.0 <= value < 1.0 else "a share in [0, 1)"
+
+
+def _own_place(run: Mapping[str, Any]) -> str | None:
+    return None if _described_by_entry(run) else f"with --dataset {run['dataset']}, which names the place itself"
+
+
+def _no_choices(run: Mapping[str, Any]) -> str | None:
+    chooses = (run["choices_column"] if run["entry"] is None else run["entry"].choices) is not None
+    return None if chooses else f"with --dataset {run['dataset']}, which is not multiple choice"
+
+
+def _nothing_to_pack(run: Mapping[str, Any]) -> str | None:
+    if run["task"] == "classification":
+        return "on classification"
+    if run["entry"] is None:
+        is_packed = run["prompt_column"] is None and run["messages_column"] is None
+    else:
+        is_packed = run["entry"].packed
+    return f"with --dataset {run['dataset']}, whose text is in full blocks already" if is_packed else None
+
+
+@dataclass(frozen=True)
+class OwnDataOptions:
+    """What the columns of own data hold. `None`: not given, and derived from the data where there is one choice."""
+
+    # fmt: off
+    text_columns: str | None = option(None, "column of the texts, or two for pairs, separated by a comma",
+        from_checkpoint=True, idle=_described_by_entry)
+    label_column: str | None = option(None, "column of the labels; real numbers are a regression",
+        from_checkpoint=True, idle=_described_by_entry)
+    labels: str | None = option(None, "the labels in the order of their ids, separated by commas; by default the "
+        "values found, sorted", from_checkpoint=True, idle=_described_by_entry)
+    regression: bool | None = option(None, "predict the numbers of the label column, also whole ones; by default if "
+        "they are real numbers", from_checkpoint=True, idle=_described_by_entry)
+    prompt_column: str | None = option(None, "column of the prompts, without loss; several, separated by "
+        "commas, are joined by line breaks", from_checkpoint=True, idle=_described_by_entry)
+    response_column: str | None = option(None, "column of the responses to the prompts, with loss",
+        from_checkpoint=True, idle=_described_by_entry)
+    choices_column: str | None = option(None, "column of the choices after the prompt, lists of texts; --label-column "
+        "says which one is right", from_checkpoint=True, idle=_described_by_entry)
+    messages_column: str | None = option(None, "column of conversations, with loss on the assistant's turns",
+        from_checkpoint=True, idle=_described_by_entry)
+    # fmt: on
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a data set is read, tokenised and batched."""
+
+    # fmt: off
+    batch_size: int = option(8, "rows per device and batch", at_least(1), resume="global_batch")
+    max_token_len: int | None = option(None, "longest input in tokens (block length for language modelling); by "
+        "default the model's limit, at most 512 (2048 with --few-shot)", at_least(2), from_checkpoint=True)
+    few_shot: int = option(0, "examples before each question of multiple choice that is measured; 5 is usual for MMLU",
+        at_least(0), from_checkpoint=True, actions=MEASURING, idle=_no_choices)
+    max_target_len: int = option(64, "longest summary in tokens", at_least(1), from_checkpoint=True,
+        idle=idle_without("task", "summarization"))
+    group_by_length: bool = option(True, "train on batches of rows of similar length, which need less padding",
+        actions=TRAINING, resume="epoch_end")
+    packing: bool = option(False, "join several training rows in one sequence of --max-token-len tokens, in which they "
+        "do not see each other: no padding", actions=TRAINING, resume="free", idle=_nothing_to_pack)
+    num_workers: int = option(0, "data loading processes", at_least(0), aliases=("--cpu",), actions=MEASURING,
+        resume="free")
+    dataset_saved_path: Path | None = option(None,
+        "read the data set from a save_to_disk folder or a folder of jsonl, csv or parquet files", from_checkpoint=True,
+        resume="free", idle=_own_place)
+    validation_share: float = option(HELD_OUT, "share of the training rows to hold out if there is no validation "
+        "split; 0 (test only): measure all rows", _below_one, from_checkpoint=True)
+    validation_seed: int | None = option(None, "seed of the rows of own data to hold out; by default --seed",
+        seed_range, from_checkpoint=True, idle=_described_by_entry)
+    disable_dataset_cache: bool = option(False, "tokenise again instead of reading the cache", resume="free")

@@ -1,0 +1,51 @@
+"""The options of the run folder, logs and checkpoints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from options.actions import IMP_TEST, TEST, TRAINING
+from options.declare import option
+from options.ranges import at_least, count_or_share
+
+
+def _names_a_folder(value: str) -> str | None:
+    return None if Path(value).name not in ("", "..") else "a name, such as rte-rank8"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run folder, logs and checkpoints."""
+
+    # fmt: off
+    config: Path | None = option(None, "TOML file of options; the command line takes precedence",
+        resume="start")
+    project_dir: Path = option(Path("runs"), "folder of all runs", resume="start")
+    project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>",
+        _names_a_folder, resume="start")
+    measured: Literal["best", "last"] = option("best",
+        "checkpoint that is measured and exported at the end of training", actions=TRAINING, resume="free")
+    row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",
+        actions=(*TRAINING, TEST), resume="free")
+    lm_eval: str | None = option(None, "also measure a language model on these tasks of lm-evaluation-harness: names "
+        "or YAML files, separated by commas", actions=(TEST,), resume="start")
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow", "trackio", "none"] = option("tensorboard",
+        "where curves are logged", actions=(*TRAINING, IMP_TEST), resume="free")
+    log_level: Literal["debug", "info", "warning", "error"] = option("warning",
+        "how much is printed; debug also shows tracebacks", resume="free")
+    checkpoint_every_n_steps: int | None = option(None,
+        "also save last.ckpt every N optimizer steps; by default at epoch ends", at_least(1), actions=TRAINING,
+        resume="free")
+    metric: str | None = option(None, "what selects the best checkpoint, on the first validation split: a metric of "
+        "the data set, or loss; by default its first metric. Equal values: the lower loss", actions=TRAINING)
+    patience: int | None = option(None, "stop after N validations without a better --metric; by default never",
+        at_least(1), actions=TRAINING, resume="free")
+    stop_after: int | float | None = option(None,
+        "stop after N optimizer steps, or share of the run, with the learning rates of the whole run, which a resumed "
+        "run continues", count_or_share, actions=TRAINING, resume="start")
+    auto_requeue: bool = option(False, "requeue the job when SLURM preempts it", old_keys=("is_to_auto_requeue",),
+        actions=TRAINING, resume="free",
+        idle=lambda run: None if "SLURM_JOB_ID" in os.environ else "outside a SLURM job")
