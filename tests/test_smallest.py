@@ -19,7 +19,7 @@ from tools.studies import question
 from tools.studies.planning import Length, Measured, Plan, arms, plan
 from tools.studies.results import Measured as Run
 from tools.studies.sentence import answer
-from tools.studies.spec import Arm, Study
+from tools.studies.spec import Arm, Study, read_study
 from tools.studies.statistics import Rows, step_down
 from tools.studies.summary import compare
 
@@ -127,7 +127,7 @@ def test_arms_have_sizes_of_their_own(tmp_path: Path, world: World, start: InThi
 
 def test_a_share_needs_the_question(tmp_path: Path, world: World) -> None:
     with pytest.raises(UserError, match='share has no effect without question = "smallest"'):
-        tool.read_study(write(tmp_path, world, **{"rank = 4": "rank = 4\nshare = 0.5"}))
+        read_study(write(tmp_path, world, **{"rank = 4": "rank = 4\nshare = 0.5"}))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_share_needs_the_question(tmp_path: Path, world: World) -> None:
 )
 def test_mistakes_in_the_file(tmp_path: Path, world: World, old: str, new: str, message: str) -> None:
     with pytest.raises(UserError) as mistake:
-        tool.read_study(write(tmp_path, world, ASKS, **{old: new}))
+        read_study(write(tmp_path, world, ASKS, **{old: new}))
     assert message in str(mistake.value)
 
 
@@ -150,7 +150,7 @@ def test_the_study_file_in_the_documentation_can_be_read(tmp_path: Path) -> None
     (block,) = [block for block in text.split("```toml\n") if block.startswith('question = "smallest"')]
     path = tmp_path / "study.toml"
     path.write_text(block.split("```")[0])
-    assert tool.read_study(path).parameters == (None,)
+    assert read_study(path).parameters == (None,)
 
 
 # ---- the plan
