@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +91,8 @@ def planned(asked: Asked, folder: Path, workers: int, track: Track) -> Study:
             raise UserError(found, f"give another --output, or continue that study: {folder / STUDY}")
         return read_study(folder / STUDY)
     first = folder.resolve() / FIRST
-    first.mkdir(exist_ok=True)
+    shutil.rmtree(first, ignore_errors=True)  # the times of an interrupted run say nothing
+    first.mkdir()
     few = {name: {"method": "uniform", "rank": rank} for name, rank in (("rank8", 8), ("rank1", 1))}
     write_toml(first / STUDY, asked.document(asked.options, seeds=[0], learning_rates=[RATES[0]], arms=few))
     commands = Commands(read_study(first / STUDY), first)
