@@ -51,11 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "give --model <family>_lora or <family>_lora_ags",
         )
 
-    if args.plan:
-        from tools.planning.report import report
-    else:
-        from tools.inspection.space import report
-    found = report(request, gpu, memory) if args.plan else report(request)
+    from tools.inspection.space import SpaceReport, space_report
+    from tools.planning.report import PlanReport, plan_report
+
+    found: SpaceReport | PlanReport = plan_report(request, gpu, memory) if args.plan else space_report(request)
     if args.json:
         print(json.dumps(found.as_values(), indent=2))
         return

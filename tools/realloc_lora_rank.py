@@ -43,7 +43,7 @@ from actions.run.console import note, say
 from actions.run.run_folder import ADAPTER, LORA, SCORES
 from heterolora.choosing import scores as scores_file
 from heterolora.choosing.allocation import MODES, default_mode, tie_generator
-from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, assign
+from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, Unit, assign
 from heterolora.choosing.scores import Scores
 from heterolora.choosing.words import degenerate, with_cost
 from heterolora.common.errors import UserError
@@ -110,7 +110,7 @@ def _of_scores(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
 
 
 def _limit(args: argparse.Namespace, scores: Scores) -> Budget:
-    amounts = {
+    amounts: dict[Unit, float | None] = {
         "share": args.turn_on_percentile,
         "rank": args.total_rank,
         "parameters": args.parameters,
@@ -141,50 +141,36 @@ def _of_run(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
 
 
 def _parser() -> Parser:
-    parser = Parser(__doc__)
+    parser, count = Parser(__doc__), whole_number(at_least(1))
     parser.add_argument("source", type=Path, metavar="SCORES", help="a scores file of imp-test, or a run's folder")
     parser.add_argument("--policy", choices=("topk", "proportional", "greedy"), help="default: topk")
 
     add = parser.add_argument_group("budget (one of them)").add_mutually_exclusive_group().add_argument
     add("--turn-on-percentile", type=real(share), metavar="P", help="a share in (0, 1] of the search space")
-    add("--total-rank", type=whole_number(at_least(1)), metavar="N", help="the sum of all ranks")
-    add(
-        "--parameters",
-        "--budget-parameters",
-        type=whole_number(at_least(1)),
-        metavar="N",
-        help="the elements' trainable parameters, r · (in + out)",
-    )
-
-    add(
-        "--budget-time",
-        type=real(share),
-        metavar="P",
-        help="a share in (0, 1] of the time of a training step with all elements on (topk only)",
-    )
+    add("--total-rank", type=count, metavar="N", help="the sum of all ranks")
+    parameters = "the elements' trainable parameters, r · (in + out)"
+    add("--parameters", "--budget-parameters", type=count, metavar="N", help=parameters)
+    time = "a share in (0, 1] of the time of a training step with all elements on (topk only)"
+    add("--budget-time", type=real(share), metavar="P", help=time)
 
     add = parser.add_argument_group("ranks").add_argument
-    add(
-        "--rank",
-        type=whole_number(at_least(1)),
-        metavar="R",
-        help="topk: rank of every element (default: its rank when it was scored)",
-    )
+    rank = "topk: rank of every element (default: its rank when it was scored)"
+    add("--rank", type=count, metavar="R", help=rank)
     lowest = "proportional: lowest rank of an element that is on (default: 0, no bound)"
     add("--min-rank", type=whole_number(at_least(0)), metavar="R", help=lowest)
-    highest = "proportional: highest rank (default: the highest in the scores file)"
-    add("--max-rank", type=whole_number(at_least(1)), metavar="R", help=highest)
+    add(
+        "--max-rank",
+        type=count,
+        metavar="R",
+        help="proportional: highest rank (default: the highest in the scores file)",
+    )
     modes = (
         "off: LoRA only, shortcuts as they were scored; separated: a budget for each kind; combined: one budget for "
         "both (default: combined if shortcuts were scored, else off)"
     )
     add("--mode", "--dyrealloc-ags-mode", choices=MODES, help=modes)
-    add(
-        "--seed",
-        type=whole_number(seed_range),
-        metavar="N",
-        help="decides between equal scores (default: the seed of the scores file)",
-    )
+    seed = "decides between equal scores (default: the seed of the scores file)"
+    add("--seed", type=whole_number(seed_range), metavar="N", help=seed)
 
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from heterolora.common.errors import UserError
-from tools.exporting.adapter import check_adapter, write_adapter
 from tools.exporting.export import Export
+from tools.exporting.peft import check_adapter, write_adapter
 
 COMPUTES = False
 

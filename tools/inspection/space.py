@@ -54,8 +54,8 @@ class SpaceReport:
         return {kind: _total(self.space.of_kind(kind)) for kind in TITLES if self.space.of_kind(kind)}
 
     def as_values(self) -> dict[str, Any]:
-        totals = {**self.totals(), "base": _base(self.network, self.space)}
-        named = {kind: asdict(total) for kind, total in totals.items()}
+        named: dict[str, Any] = {kind: asdict(total) for kind, total in self.totals().items()}
+        named["base"] = asdict(_base(self.network, self.space))
         return {**self.about, "elements": [_values(low_rank) for low_rank in self.space], "totals": named}
 
     def shown(self) -> Iterator[Table]:
@@ -63,7 +63,7 @@ class SpaceReport:
         yield _total_table(self.totals(), _base(self.network, self.space))
 
 
-def report(request: Request) -> SpaceReport:
+def space_report(request: Request) -> SpaceReport:
     restored = restore_trained(request)
     about = {"model": request.options.model, "base": request.base.name, "load": request.options.load}
     return SpaceReport(restored.network, restored.space, about, (*request.notes, *restored.notes))

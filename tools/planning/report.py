@@ -36,14 +36,15 @@ class PlanReport:
 
     def as_values(self) -> dict[str, Any]:
         plan = self.plan
-        parts = {"base": plan.base, "plain": plan.steps[0], "checkpointing": plan.steps[1]}
         return {
             "card": asdict(plan.gpu),
             "memory": plan.memory,
             "batch": asdict(self.batch),
             "elements": plan.trained.elements,
             "optimizer": plan.trained.optimizer,
-            **{name: asdict(part) for name, part in parts.items()},
+            "base": asdict(plan.base),
+            "plain": asdict(plan.steps[0]),
+            "checkpointing": asdict(plan.steps[1]),
             "rows": [_values(plan, Setting(*row, checkpointing)) for row in _rows(plan) for checkpointing in _BOTH],
         }
 
@@ -54,7 +55,7 @@ class PlanReport:
             yield part
 
 
-def report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
+def plan_report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
     """Traces a training step of the request. Raises UserError if an option has no plan."""
     options = request.options
     precision, quantize = options.devices.precision, options.quantize

@@ -115,7 +115,7 @@ def _of_one_rank(lora: Sequence[Element], who: str) -> tuple[list[Element], tupl
     rank = max(1, min(rank, *(element.highest_rank for element in lora)))
     shared = max(lora, key=lambda element: values[element.key]).settings.at(rank)
     even = [replace(element, settings=replace(shared, dropout=element.settings.dropout)) for element in lora]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(ranks) > 1:
         now = sum(element.parameters for element in even)
         notes += (

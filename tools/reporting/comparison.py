@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -50,7 +50,8 @@ class Row:
         known: dict[object, set[float]] = {}
         for subject, value in zip(subjects, values, strict=True):
             known.setdefault(subject, set()).update(() if value is None else (value,))
-        pick = {"min": min, "max": max}.get(direction)
+        picks: dict[str | None, Callable[[set[float]], float]] = {"min": min, "max": max}
+        pick = picks.get(direction)
         best = {subject: pick(found) for subject, found in known.items() if pick is not None and len(found) > 1}
         pairs = zip(subjects, values, strict=True)
         marks = [value is not None and value == best.get(subject) for subject, value in pairs]
@@ -124,9 +125,10 @@ def metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
     for split, names in splits.items():
         for metric in names:
             found = [[run.figures.get(split, {}).get(metric) for run in runs] for runs in columns]
-            means = [None if None in values else fmean(values) for values in found]
+            complete = [None if None in values else [v for v in values if v is not None] for values in found]
+            means = [None if values is None else fmean(values) for values in complete]
             if any(mean is not None for mean in means):
-                texts = ["–" if None in values else _mean_and_spread(values) for values in found]
+                texts = ["–" if values is None else _mean_and_spread(values) for values in complete]
                 subjects = [runs[0].subject for runs in columns]
                 rows.setdefault(split, []).append(Row.compared(metric, means, texts, better(metric), subjects))
     return rows

@@ -106,8 +106,8 @@ def _tiles(run: Run) -> Iterator[Tile]:
         value = run.figures[split].get(name)
         which = f", of the {run.option('measured')} checkpoint" if run.uses("measured") else ""
         yield Tile("–" if value is None else f"{value:.4f}", name, f"on {split}{which}")
-    if run.parameters:
-        of_all = f"{percent(parameter_share(run))} of {run.parameters['total']:,}"
+    if (share := parameter_share(run)) is not None:
+        of_all = f"{percent(share)} of {run.parameters['total']:,}"
         yield Tile(f"{run.parameters['trainable']:,}", "trainable parameters", of_all)
     if run.ranks:
         yield Tile(f"{len(run.elements_on)} of {len(run.ranks)}", "elements on", run.choice.partition(", ")[2])

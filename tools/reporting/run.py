@@ -203,7 +203,8 @@ def _options(folder: Path) -> tuple[str, dict[str, Any], str]:
     values = read_toml(path, "the options of the run", _WRITTEN_BY_A_RUN)
     action = values.pop("action", None) or _action(folder)
     check_known(f"{path}: action", TEXT.check(str(path), "action", action), ACTIONS)
-    known, configured = declared(), {}
+    known = declared()
+    configured: dict[str, Any] = {}
     configurations = json.dumps({key: values.get(key) for key in KEYS}, sort_keys=True)
     for key, kind in KEYS.items():
         if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result

@@ -24,11 +24,11 @@ SCORES_PICTURE, STABILITY_PICTURE = "scores.png", "stability.png"
 def of_scores(scores: Scores, on: Collection[str], budget: str) -> dict[str, Picture]:
     """File → picture. `on` are the keys of the elements that the budget, which is given in words, turns on."""
     test = scores.importance_test_name
-    values = {item.element: item.score for item in scores.scored}
+    values: dict[Place, float] = {item.element: item.score for item in scores.scored}
     title = f"{test}: {scores.model} on {scores.dataset}"
     pictures: dict[str, Picture] = {SCORES_PICTURE: HeatMap(title, values, f"{test} score", on, f"on at {budget}")}
     if scores.stability is not None:
-        halves = {item.element: item.halves for item in scores.scored}
+        halves: dict[Place, tuple[float, ...]] = {item.element: item.halves for item in scores.scored}
         title = f"{test}: two halves of the batches, rank correlation {scores.stability:.2f}"
         labels = ("score from every second batch", "score from the other batches")
         pictures[STABILITY_PICTURE] = Scatter(title, halves, labels, on)
@@ -44,7 +44,7 @@ def of_history(history: History, name: str) -> dict[str, Picture]:
     return {FREQUENCY_PICTURE: frequency, TIMELINE_PICTURE: Timeline(name, history)}
 
 
-def of_ranks(ranks: Mapping[Place, float], blocks: int = 0) -> dict[str, Picture]:
+def of_ranks(ranks: Mapping[Place, float], blocks: int = 0) -> dict[str, HeatMap]:
     """File → picture of a result. The rank of an element that is off is 0. There are at least so many blocks."""
     on = {place.key for place, rank in ranks.items() if rank}
     marked = on if len(on) < len(ranks) else ()

@@ -21,10 +21,10 @@ TOP_SHARE = 0.25
 
 def agreement(runs: Sequence[Run]) -> Iterator[Part]:
     """Two tables for each model that several runs scored."""
-    scored = [run for run in runs if run.scores is not None]
-    models = {run.name: tuple(sorted(widths(run.scores).items())) for run in scored}
+    scored = {run.name: run.scores for run in runs if run.scores is not None}
+    models = {name: tuple(sorted(widths(scores).items())) for name, scores in scored.items()}
     for model in dict.fromkeys(models.values()):
-        same = {run.name: run.scores for run in scored if models[run.name] == model}
+        same = {name: scores for name, scores in scored.items() if models[name] == model}
         if len(same) > 1:
             yield from compared(same, TOP_SHARE)
 

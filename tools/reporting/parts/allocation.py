@@ -14,7 +14,7 @@ from tools.reporting.run import Run
 def allocation(run: Run, shared: Shared) -> Iterator[Part]:
     if not run.ranks:
         return
-    charts = [Chart(shared.with_values(picture, shared.ranks)) for picture in of_ranks(run.ranks).values()]
-    framed = "Framed elements are on: " if any(chart.picture.marked for chart in charts) else ""
+    pictures = [shared.with_values(picture, shared.ranks) for picture in of_ranks(run.ranks).values()]
+    framed = "Framed elements are on: " if any(picture.marked for picture in pictures) else ""
     text = f"The rank of each element of the result. {framed}{run.choice}."
-    yield Part("Allocation", text, sentence(degenerate([*run.ranks], run.elements_on)), tuple(charts))
+    yield Part("Allocation", text, sentence(degenerate([*run.ranks], run.elements_on)), tuple(map(Chart, pictures)))
