@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if request.adapted is None:
         raise UserError(
             f"'{request.options.model}' is a plain model, which has no search space",
-            "give --model <family>_lora or <family>_lora_ags",
+            "give --model lora or lora_ags, and --load for the plain model",
         )
 
     from tools.inspection.space import SpaceReport, space_report
