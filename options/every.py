@@ -47,8 +47,8 @@ class Options:
     """The resolved options of one run. `None` means: not given, and derived from the others."""
 
     # fmt: off
-    model: str = option("lora", "lora: LoRA on the base --load, of any architecture; lora_ags: LoRA and shortcuts; or a "
-        "plain Hugging Face name or folder, which is trained completely", from_checkpoint=True)
+    model: str = option("lora", "lora: LoRA on the base --load, of any architecture; lora_ags: LoRA and shortcuts; or "
+        "a plain Hugging Face name or folder, which is trained completely", from_checkpoint=True)
     dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
         "name", from_checkpoint=True)
     task: Task | None = option(None, "what to learn; by default the data set's task", choices=tuple(TASKS),

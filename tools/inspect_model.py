@@ -11,7 +11,7 @@ training step on 1, 2, 4, 8 … GPUs, with a replicated and with a sharded base 
 --gradient-checkpointing. A training step runs on tensors without data to find it.
 
 examples:
-  python tools/inspect_model.py --model opt_lora_ags --load facebook/opt-350m
+  python tools/inspect_model.py --model lora_ags --load facebook/opt-350m
   python tools/inspect_model.py --model gemma_lora --load google/gemma-2b --lora-config configs/lora/lora_qv.toml
   python tools/inspect_model.py --load runs/NAME/checkpoints/best.ckpt --json
   python tools/inspect_model.py --model llama_lora --load meta-llama/Llama-2-7b-hf --dataset wikitext2 \\
