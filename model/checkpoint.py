@@ -127,7 +127,9 @@ class ModelRecord:
             own = {key: values[key] for key in _RECORD if key in values} if isinstance(values, Mapping) else values
             check_keys("the record", _RECORD, own, "expected the record of a model", optional=("run",))
             base = BaseSource(**check_keys("base", _BASE, {**asdict(BaseSource("")), **own["base"]}, "expected a base"))
-            configs = {kind: parse_config(values[kind], kind) for kind in KINDS if values.get(kind) is not None}
+            configs = {
+                kind: parse_config(values[kind], kind, any_name=True) for kind in KINDS if values.get(kind) is not None
+            }
         except UserError as error:
             raise UserError(
                 f"{source} has a record that cannot be read: {error.found} ({error.expected}); it was written by "

@@ -18,12 +18,14 @@ from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.outside import reading
 from heterolora.elements.adapt import heads, in_head
+from heterolora.elements.found import positions_after_padding
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
 from model.base_config import check_size, read_config, where_from
+from model.base_family import check_task
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments, put_nf4_layers
-from model.skeleton import auto_class, skeleton
+from model.skeleton import auto_class, skeleton, skeleton_of_base
 from model.tensor_file import digest_of
 
 _DTYPES = {"64": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
@@ -54,9 +56,7 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
         labels["id2label"] = dict(enumerate(spec.labels))
         labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
     config = read_config(source, **labels, attn_implementation=attention)
-    family, decodes = families.for_model_type(config.model_type), getattr(config, "is_decoder", False)
-    if family is not None and not decodes:  # an encoder would see the tokens that it predicts
-        family.check_task(spec.task)
+    check_task(config, spec.task)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"'{source}' is quantised already", "give the unquantised model, and --quantize")
     return config
@@ -94,8 +94,7 @@ def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -
     limits = [tokenizer.model_max_length]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None:
-        family = families.for_model_type(config.model_type)
-        after_padding = family is not None and family.positions_after_padding
+        after_padding = positions_after_padding(skeleton_of_base(config))
         limits.append(positions - (tokenizer.pad_token_id + 1 if after_padding else 0))
     limit = min(limits)
     return limit if limit < 10**9 else None  # tokenizers write "no limit" as a huge number
@@ -137,7 +136,8 @@ def load_base(
     """
     auto = auto_class(task)
     config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row with it
-    config.use_cache = False  # training and scoring do not reuse keys and values
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # training and scoring do not reuse keys and values
     if source.pretrained and source.state_file is None:
         check_size(skeleton(config, task), source.name, from_files=True)
     if quantize is not None and not sharded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from heterolora.elements.adapt import heads
+from heterolora.elements.linear import is_transposed
 from heterolora.elements.search_space import SearchSpace
 
 
@@ -24,10 +25,10 @@ def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTraine
     return network.dequantize(dtype=dtype).to(dtype)
 
 
-def unwrap(network: PreTrainedModel, space: SearchSpace) -> None:
+def unwrap(network: PreTrainedModel, space: SearchSpace) -> frozenset[str]:
     """Takes all elements out of an adapted network, in place. A classification head gets the dtype of the base.
 
-    Shortcuts are lost. Without training they add 0.
+    Shortcuts are lost. Without training they add 0. Returns the places whose weight is (in, out).
     """
     for low_rank in space.of_kind("lora"):
         wrapped: Any = network.get_submodule(low_rank.element.module)
@@ -37,10 +38,12 @@ def unwrap(network: PreTrainedModel, space: SearchSpace) -> None:
             del block.shortcuts
     for head in heads(network):
         head.to(network.dtype)
+    places = (low_rank.element.module for low_rank in space.of_kind("lora"))
+    return frozenset(place for place in places if is_transposed(network.get_submodule(place)))
 
 
 @torch.no_grad()
-def fold(space: SearchSpace, weight_of: Callable[[str], Tensor]) -> None:
+def fold(space: SearchSpace, weight_of: Callable[[str], Tensor], transposed: Collection[str] = ()) -> None:
     """Adds every LoRA element that is on to the weight of its place, in place.
 
     The sum is computed in float32 (float64 for a float64 base) and rounded once to the dtype of the base. At most one
@@ -50,9 +53,12 @@ def fold(space: SearchSpace, weight_of: Callable[[str], Tensor]) -> None:
         space: the elements.
         weight_of: name of a parameter, such as `model.layers.0.self_attn.q_proj.weight` -> its tensor (out, in). It may
             be mapped from a file, which then gets the sum.
+        transposed: the places whose weight is (in, out).
     """
     for low_rank in space.on("lora"):
         weight = weight_of(f"{low_rank.element.module}.weight")
+        if low_rank.element.module in transposed:
+            weight = weight.t()  # a view
         exact = torch.promote_types(weight.dtype, torch.float32)
         delta = low_rank.B.to(exact) @ low_rank.A.to(exact)  # (out, in)
         weight.copy_(delta.mul_(low_rank.scaling).add_(weight))

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from heterolora.elements.adapt import heads
-from heterolora.elements.element import NAMES
+from heterolora.elements.element import order_of
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
 
@@ -65,7 +65,7 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
         groups.setdefault((low_rank.element.kind, low_rank.element.name), []).append(low_rank)
     of_name = Counter(place.name for place in (() if space is None else space.places()))
     rows = []
-    for (kind, name), low_ranks in sorted(groups.items(), key=lambda group: NAMES.index(group[0][1])):
+    for (kind, name), low_ranks in sorted(groups.items(), key=lambda group: order_of(group[0][1])):
         of_kind = sizes(p for low_rank in low_ranks for p in low_rank.parameters())
         on = sum(low_rank.enabled for low_rank in low_ranks)
         ranks = tuple(sorted({low_rank.element.rank for low_rank in low_ranks}))

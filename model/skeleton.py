@@ -17,6 +17,13 @@ def auto_class(task: Task) -> Any:
     return getattr(transformers, TASKS[task].network)
 
 
+def skeleton_of_base(config: PretrainedConfig) -> PreTrainedModel:
+    """Returns the network of `config` without a head, as `skeleton` does."""
+    expected = "give a configuration that transformers can build"
+    with reading("the configuration of the model", str(config.name_or_path), expected), torch.device("meta"):
+        return transformers.AutoModel.from_config(config, trust_remote_code=False)
+
+
 def skeleton(config: PretrainedConfig, task: Task) -> PreTrainedModel:
     """Returns the network of `config` with the head of `task`. Its tensors are on the meta device.
 

@@ -47,8 +47,8 @@ class Options:
     """The resolved options of one run. `None` means: not given, and derived from the others."""
 
     # fmt: off
-    model: str = option("opt_lora", "<family>_lora for LoRA, <family>_lora_ags for LoRA and shortcuts, or a plain "
-        "Hugging Face name or folder", from_checkpoint=True)
+    model: str = option("lora", "lora: LoRA on the base --load, of any architecture; lora_ags: LoRA and shortcuts; or "
+        "a plain Hugging Face name or folder, which is trained completely", from_checkpoint=True)
     dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
         "name", from_checkpoint=True)
     task: Task | None = option(None, "what to learn; by default the data set's task", choices=tuple(TASKS),
@@ -71,8 +71,8 @@ class Options:
     rank: int | None = option(None, "rank of LoRA; by default 8", at_least(1))
     alpha: float | None = option(None, "alpha of LoRA, whose scaling is alpha / rank; by default twice the rank",
         ABOVE_0)
-    target: str | None = option(None, "projections that get LoRA: all, attention, mlp, or names such as q_proj,v_proj; "
-        "by default all of the family")
+    target: str | None = option(None, "layers that get LoRA: all, attention, mlp, or names such as q_proj,v_proj; "
+        "by default all of the blocks")
     lora_config: Path | None = option(None, "LoRA configuration (TOML) with settings for each place, instead of "
         "--rank, --alpha and --target; see configs/lora/", resume="free")
     shortcut_config: Path | None = option(None, "shortcut configuration (TOML); see configs/shortcut/",

@@ -22,7 +22,8 @@ from tests.world import (
     write_shortcuts,
 )
 
-SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained"  # a mistake is found before it is read
+# A mistake is found before the base is read, if the model names its family.
+SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained --model opt_lora"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,9 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained"  # a
         ("train --target=q_proj v_proj", "two values follow --target", "--target q_proj,v_proj"),
         ("train --target q_proj v_proj", "two values follow --target", "--target q_proj,v_proj"),
         ("train --dataset x.csv --text-columns a b", "'a' and 'b'", "--text-columns a,b"),
-        ("train --model lora", "'lora' is not known", "opt_lora"),
+        ("train --model optt_lora", "'optt_lora' is not known", "did you mean 'opt_lora'"),
+        ("train --model phi_lora --load a/b", "'phi_lora' is not known", "give --model lora, which adapts every"),
+        ("train --model qwen3_lora_ags", "'qwen3_lora_ags' is not known", "give --model lora_ags, which adapts every"),
         ("train --lr-scheduler cosin", "cosin", "did you mean 'cosine_annealing'"),
         ("train opt_lora rte --target all-linear", "all-linear", "did you mean 'all'"),
         ("train --learning-rate fast", "fast", "number"),
@@ -118,10 +121,10 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained"  # a
         ("train opt_lora rte --target ,", "'' is not known", "all"),
         ("train opt_lora rte --rank 0", "--rank 0", "at least 1"),
         ("train opt_lora rte --alpha 0", "--alpha 0", "above 0"),
-        ("train some/model rte --rank 4", "--rank is given, but 'some/model' is a plain model", "opt_lora"),
+        ("train some/model rte --rank 4", "--rank is given, but 'some/model' is a plain model", "use --model lora"),
         ("train opt_lora rte --lora-config nowhere.toml", "nowhere.toml", "LoRA configuration"),
         ("train opt_lora rte --config nowhere.toml", "nowhere.toml", "TOML"),
-        ("train some/model rte --lora-config configs/lora/lora_qv.toml", "plain model", "opt_lora"),
+        ("train some/model rte --lora-config configs/lora/lora_qv.toml", "plain model", "use --model lora"),
         ("train opt_lora rte --shortcut-config configs/shortcut/ags_networkwise.toml", "no shortcuts", "opt_lora_ags"),
         ("train --resume-training", "--resume-training", "--load"),
         ("train --resume-training --load some/folder", "--resume-training", "last.ckpt"),
@@ -144,13 +147,13 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained"  # a
         ("imp-test --dataset rte --importance-test-name grad-norm", "grad-norm", "did you mean 'grad_norm'"),
         ("imp-test --dataset rte --dyrealloc-ags-mode combined", "needs shortcuts", "a model with shortcuts"),
         ("imp-test --dataset rte --dyrealloc-ags-mode both", "both", "separated"),
-        ("imp-test --dataset rte --model some/model", "plain model", "<family>_lora"),
+        ("imp-test --dataset rte --model some/model", "plain model", "use --model lora or lora_ags"),
         (f"{SEARCH} --realloc-N 0", "--realloc-N 0", "at least 1"),
         (f"{SEARCH} --realloc-N 1.5", "--realloc-N 1.5", "share in (0, 1]"),
         (f"{SEARCH} --dyrealloc-ags-mode separated", "needs shortcuts", "off"),
         (f"{SEARCH} --imp-source training --importance-test-name synflow", "synflow", "grad_norm"),
         (f"{SEARCH} --imp-source training --importance-test-name alpha_test", "alpha_test", "dedicated"),
-        (f"{SEARCH} --model some/model", "plain model", "_lora"),
+        (f"{SEARCH} --model some/model", "plain model", "use --model lora or"),
         (f"{SEARCH} --strategy deepspeed", "deepspeed", "ddp"),
     ],
 )

@@ -32,7 +32,11 @@ def test_model_names():
         assert family.parse_model_name(f"{name}_lora_ags") == family.AdaptedName(family.get(name), shortcuts=True)
     for other in ("opt", "facebook/opt-350m", "opt_lora_x", "gpt2_lora", "_lora", "my/opt_lora", "opt_lora_lora", ""):
         assert family.parse_model_name(other) is None
-    assert set(family.model_names()) == {f"{name}{end}" for name in family.names() for end in ("_lora", "_lora_ags")}
+    for name in ("lora", "auto_lora"):  # the base says which family it is
+        assert family.parse_model_name(name) == family.AdaptedName(family.OF_BASE, shortcuts=False)
+        assert family.parse_model_name(f"{name}_ags") == family.AdaptedName(family.OF_BASE, shortcuts=True)
+    stems = ("lora", "auto_lora", *(f"{name}_lora" for name in family.names()))
+    assert set(family.model_names()) == {f"{stem}{end}" for stem in stems for end in ("", "_ags")}
 
 
 def test_an_unknown_family_names_the_nearest():

@@ -11,7 +11,7 @@ training step on 1, 2, 4, 8 … GPUs, with a replicated and with a sharded base 
 --gradient-checkpointing. A training step runs on tensors without data to find it.
 
 examples:
-  python tools/inspect_model.py --model opt_lora_ags --load facebook/opt-350m
+  python tools/inspect_model.py --model lora_ags --load facebook/opt-350m
   python tools/inspect_model.py --model gemma_lora --load google/gemma-2b --lora-config configs/lora/lora_qv.toml
   python tools/inspect_model.py --load runs/NAME/checkpoints/best.ckpt --json
   python tools/inspect_model.py --model llama_lora --load meta-llama/Llama-2-7b-hf --dataset wikitext2 \\
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if request.adapted is None:
         raise UserError(
             f"'{request.options.model}' is a plain model, which has no search space",
-            "give --model <family>_lora or <family>_lora_ags",
+            "give --model lora or lora_ags, and --load for the plain model",
         )
 
     from tools.inspection.space import SpaceReport, space_report

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from heterolora.elements.config import ElementConfig
 from heterolora.elements.element import PROJECTIONS, Kind, Settings
+from model.family import OF_BASE
 
 if TYPE_CHECKING:
     from model.family import AdaptedName
@@ -33,7 +34,11 @@ def in_options(config: ElementConfig, adapted: AdaptedName | None) -> dict[str, 
 
     Only projections of the model count, if it is an adapted one.
     """
-    names = [name for name in PROJECTIONS if adapted is None or name in adapted.family.linears]
+    names = list(PROJECTIONS) if adapted is None or adapted.family is OF_BASE else list(adapted.family.linears)
+    if adapted is not None and adapted.family is OF_BASE:
+        if config.default.candidate and any(not each.candidate for each in config.sites.values()):
+            return None  # the places that are left depend on the base
+        names += [site for site in config.sites if isinstance(site, str) and site not in names]
     on = {name: settings for name in names if (settings := config.lookup(0, name)) is not None}
     settings = next(iter(on.values()), None)
     if settings is None or config.granularity != "network":

@@ -43,7 +43,7 @@ def read_options(path: Path) -> tuple[dict[str, Any], dict[Kind, ElementConfig]]
         if name in values:
             raise UserError(f"key '{key}' in {path} sets {name} a second time", "give it once")
         if name in KEYS and isinstance(value, Mapping):
-            tables[KEYS[name]] = parse_config(value, KEYS[name], f"{path}: {key}")
+            tables[KEYS[name]] = parse_config(value, KEYS[name], f"{path}: {key}", any_name=True)
         else:
             values[name] = known[name].from_toml(key, value)
     return values, tables

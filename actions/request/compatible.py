@@ -16,6 +16,7 @@ from actions.command.request import Request
 from heterolora import saliency
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
+from model.family import PAGE
 from options.actions import DYREALLOC, TRAINING
 from options.declare import flag_of
 from options.every import declared
@@ -69,7 +70,20 @@ def _elements(request: Request, given: Configs) -> None:
     unusable += [] if options.lora_init == "kaiming" else [f"--lora-init is {options.lora_init}"]
     if unusable:
         found = f"{unusable[0]}, but '{options.model}' is a plain model without LoRA"
-        raise UserError(found, "leave it out, or use a model such as opt_lora")
+        raise UserError(found, "leave it out, or use --model lora")
+
+
+def _table(request: Request) -> None:
+    """What needs a table of the architecture, on a model whose places were found in its network."""
+    if request.adapted is None or request.adapted.family.has_norms:
+        return
+    options, test = request.options, request.options.scoring.importance_test_name
+    found = f"needs a table of the architecture, and '{request.adapted.family.name}' has none"
+    advice = f"see {PAGE} for how to add one"
+    if _is_used("importance_test_name", request) and saliency.get(test).needs_table:
+        raise UserError(f"{test} {found}", f"use another --importance-test-name, such as grad_norm, or {advice}")
+    if options.cache_frozen_prefix and _is_used("cache_frozen_prefix", request):
+        raise UserError(f"--cache-frozen-prefix {found}", f"leave it out, or {advice}")
 
 
 def _metrics(request: Request) -> None:
@@ -190,4 +204,4 @@ def _divided(request: Request) -> None:
         _check_own_files(sharded, request, ", of which each process reads its share")
 
 
-_RULES: tuple[Rule, ...] = (_schedule, _metrics, _trials, _speed, _compile, _quantize, _divided)
+_RULES: tuple[Rule, ...] = (_table, _schedule, _metrics, _trials, _speed, _compile, _quantize, _divided)

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from model.family import AdaptedName
 
 _RANK = 8
-_GROUPS: Mapping[str, tuple[str, ...]] = {
-    ALL: tuple(PROJECTIONS),
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("w1", "w2", "gate"),
-}
+_GROUPS = (ALL, "attention", "mlp")
 _SHORTCUTS = Path(__file__).resolve().parents[2] / "configs" / "shortcut" / "ags_networkwise.toml"
 
 
@@ -40,7 +36,10 @@ def configured(command: Command, values: Mapping[str, Any], adapted: AdaptedName
     """The configurations that are recorded, those that the command gives, and defaults for those that are missing."""
     recorded = origin.configs
     paths = {kind: command.values[name] for name, kind in KEYS.items()}
-    given = {**command.tables, **{kind: load(path, kind) for kind, path in paths.items() if path is not None}}
+    given = {**command.tables, **{kind: load(path, kind, True) for kind, path in paths.items() if path is not None}}
+    if adapted is not None and "lora" in given:
+        source = paths["lora"] or f"{command.values['config']}: lora_config"
+        given["lora"] = given["lora"].named(adapted.family.accepted, str(source))
     if adapted is None:
         return Configured(recorded, given, {})
     uniform = _uniform_values(values)
@@ -71,16 +70,18 @@ def _uniform(values: Mapping[str, Any], family: Family) -> ElementConfig:
 
 
 def _projections(target: str, family: Family) -> list[str]:
-    """The canonical names of `--target`. Raises UserError for a name that the family does not have."""
-    names = {group: [name for name in members if name in family.linears] for group, members in _GROUPS.items()}
-    names |= {given: [name] for name in family.linears for given in (name, *PROJECTIONS[name])}
+    """The names of the places of `--target`. Raises UserError for a name that the family does not have."""
+    attention = [name for name, path in family.linears.items() if "att" in path.lower()]
+    rest = [name for name in family.linears if name not in attention]
+    names = dict(zip(_GROUPS, ([*family.linears], attention, rest), strict=True))
+    names |= {given: [name] for given, name in family.accepted.items()}
     chosen: list[str] = []
     for part in (part.strip() for part in target.split(",")):
         if part not in names:
             found = f"{family.name} has no {part}" if part in _all_names() else f"'{part}' is not known"
             raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.linears)))
         chosen += names[part]
-    return [name for name in PROJECTIONS if name in chosen]
+    return [name for name in family.linears if name in chosen]
 
 
 def _all_names() -> set[str]:

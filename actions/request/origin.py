@@ -15,7 +15,9 @@ from actions.run.run_folder import CHECKPOINTS, RUN, measured_checkpoint
 from heterolora.common.errors import UserError
 
 if TYPE_CHECKING:
+    from heterolora.elements.task import Task
     from model.checkpoint import BaseSource, Checkpoint
+    from model.family import AdaptedName
     from model.peft_format.adapter import Adapter
 
 TOY_BASE = Path(__file__).resolve().parents[2] / "model" / "toy_opt"
@@ -90,7 +92,6 @@ def _checkpoint(command: Command) -> Origin:
 
 def _adapter(command: Command) -> Origin:
     from model.peft_format.adapter import find_adapter, read_adapter
-    from model.peft_format.fit import config_of_adapter
 
     values, model = command.values, command.given.get("model")
     if values["load"] is None:
@@ -107,20 +108,41 @@ def _adapter(command: Command) -> Origin:
     if adapted is None:
         raise UserError(
             f"{adapter.folder} is a LoRA adapter, and '{name}' is a plain model",
-            "leave --model out, or use a model such as opt_lora",
+            "leave --model out, or use --model lora",
         )
     if model is not None and adapter.shortcut is not None and not adapted.shortcuts:
         raise UserError(
             f"{adapter.folder} has shortcuts, and '{model}' has none", f"leave --model out, or give {model}_ags"
         )
+    return Origin(base, recorded | {"pretrained": base.pretrained}, adapter=adapter)
+
+
+def with_configs(origin: Origin, adapted: AdaptedName | None) -> Origin:
+    """The origin with the configurations of its adapter, whose places the family names."""
+    adapter = origin.adapter
+    if adapter is None or adapted is None:
+        return origin
+    from model.peft_format.fit import config_of_adapter
+
     configs: Configs = {"lora": config_of_adapter(adapter, adapted.family)}
     if adapter.shortcut is not None:
         configs["shortcut"] = adapter.shortcut
-    return Origin(base, recorded | {"pretrained": base.pretrained}, configs, adapter=adapter)
+    return replace(origin, configs=configs)
+
+
+def adapted_of(model: str, base: str, task: Task) -> tuple[AdaptedName | None, tuple[str, ...]]:
+    """`--model` with the family of the base, if it does not name one, and lines to print. None for a plain model."""
+    adapted = families.parse_model_name(model)
+    if adapted is None or adapted.family is not families.OF_BASE:
+        return adapted, ()
+    from model.base_family import family_of_base
+
+    of_base = family_of_base(base, task, adapted.shortcuts)
+    return replace(adapted, family=of_base.family), of_base.notes
 
 
 def _model_name(adapter: Path, base: str) -> str:
-    """`<family>_lora`, from the configuration of the base of an adapter."""
+    """`<family>_lora`, from the configuration of the base of an adapter. `lora` if no table fits it."""
     from model.base_config import read_config
 
     try:
@@ -129,12 +151,7 @@ def _model_name(adapter: Path, base: str) -> str:
         found = f"the base of {adapter} can't be loaded: {error.found}"
         raise UserError(found, "give its hub name or folder as --backbone-model") from None
     family = families.for_model_type(model_type)
-    if family is None:
-        raise UserError(
-            f"{adapter} is an adapter for a model of type '{model_type}'",
-            f"expected one of the families {', '.join(families.names())}",
-        )
-    return f"{family.name}_lora"
+    return "lora" if family is None else f"{family.name}_lora"
 
 
 def _state_dict(command: Command) -> Origin:
@@ -158,7 +175,7 @@ def _base(command: Command) -> Origin:
     stated: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if adapted is not None and load is None:
-        if adapted.family.name != "opt":
+        if adapted.family not in (families.OF_BASE, families.get("opt")):
             raise UserError(
                 f"--load is missing: {model} needs a base model",
                 f"give a hub name or folder of the {adapted.family.name} family",

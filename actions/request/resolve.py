@@ -13,7 +13,7 @@ from actions.request.compatible import check
 from actions.request.configurations import configured
 from actions.request.data import data_of
 from actions.request.idle import idle_notes
-from actions.request.origin import of_run, origin_of
+from actions.request.origin import adapted_of, of_run, origin_of, with_configs
 from actions.request.values import merged
 from dataset.reading.own import check_name
 from options.every import Options, changed
@@ -21,16 +21,17 @@ from options.every import Options, changed
 
 def resolve(command: Command) -> Request:
     """Check everything that needs neither model nor data. Raises UserError for a mistake."""
-    families.check_name(command.values["model"])
+    families.check_name(command.values["model"], command.values["load"])
     if "dataset" in command.given:
         check_name(command.given["dataset"])
     fingerprint, command = command.fingerprint, of_run(command)
     origin = origin_of(command)
     values = merged(command, origin.recorded)
-    adapted = families.parse_model_name(values["model"])
-    chosen = configured(command, values, adapted, origin)
     data = data_of(values, origin.recorded)
     values |= data.values
+    adapted, of_base = adapted_of(values["model"], origin.base.name, data.spec.task)
+    origin = with_configs(origin, adapted)
+    chosen = configured(command, values, adapted, origin)
     idle = idle_notes(command, values, data.spec, adapted, origin.recorded)
     request = Request(
         action=command.action,
@@ -44,7 +45,7 @@ def resolve(command: Command) -> Request:
         adapter=origin.adapter,
         resumes=values["resume_training"],
         fingerprint=fingerprint,
-        notes=(*command.notes, *idle, *origin.notes, *data.notes),
+        notes=(*command.notes, *idle, *origin.notes, *of_base, *data.notes),
     )
     check(request, chosen.given)
     return request

@@ -39,15 +39,15 @@ def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
     `max_shard_size` bytes.
     """
     config = load_config(request.base.name, request.spec)
-    use_cache, dtype = config.use_cache, config.dtype  # loading the base changes the configuration
+    use_cache, dtype = getattr(config, "use_cache", None), config.dtype  # loading the base changes the configuration
     tokenizer = load_tokenizer(request.base.name, config)
     network, space = _trained(request, config, tokenizer)
     batch = probe(network)
     expected = logits(network, batch)
     network = in_numbers(network, dtype)
-    network.config.use_cache = use_cache  # training turned it off
-    if space is not None:
-        unwrap(network, space)
+    if use_cache is not None:  # training turned it off
+        network.config.use_cache = use_cache
+    transposed = frozenset() if space is None else unwrap(network, space)
     kind, dtype = type(network), network.dtype
     with whole_folder(output) as folder:
         # The names of the modules, so that LoRA finds its places.
@@ -56,7 +56,7 @@ def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
         del network
         gc.collect()
         if space is not None:
-            fold(space, MappedTensors(folder).tensor)
+            fold(space, MappedTensors(folder).tensor, transposed)
         found = logits(kind.from_pretrained(folder, dtype="auto", trust_remote_code=False), batch)
         files = len(list(folder.glob("*.safetensors")))
     return Merged(dtype, files, float((found - expected).abs().max()), float(expected.abs().max()))

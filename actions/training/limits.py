@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from dataset.batching.module import TextDataModule
 from dataset.encoding.encode import Lengths
 from heterolora.common.errors import UserError
+from model.packing import packing_fails
 from model.skeleton import skeleton
 from model.task.optimization import batches_within, steps_of_run
 from options.actions import DYREALLOC, TEST, TRAIN, TRAINING
@@ -103,16 +104,17 @@ def check_generation(options: Options, limits: Lengths, positions: int | None) -
 
 
 def check_packing(data: TextDataModule, config: PretrainedConfig) -> None:
-    """Raise UserError if packed rows would see each other. Their mask needs an attention that applies it as a mask, and
-    has no window.
-    """
+    """Raise UserError if packed rows would see each other, or if a row is longer than the window of the attention."""
     if not data.packs:
         return
-    own, text = skeleton(config, data.spec.task).config, config.get_text_config()
-    others = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if own._attn_implementation != "sdpa" or others:
-        what = f"layers of the type {min(others)}" if others else f"the attention '{own._attn_implementation}'"
-        raise UserError(f"--packing does not work with {config.model_type}, which has {what}", "leave --packing out")
+    if (why := packing_fails(config, data.spec.task)) is not None:
+        own, text = skeleton(config, data.spec.task).config, config.get_text_config()
+        others = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if own._attn_implementation != "sdpa":
+            why += f", and it has the attention '{own._attn_implementation}'"
+        why += f", and it has layers of the type {min(others)}" if others else ""
+        raise UserError(f"--packing does not work with {config.model_type}: {why}", "leave --packing out")
+    text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
     if window is not None and data.limits.max_token_len > window:
         raise UserError(

@@ -33,7 +33,7 @@ def check_scoring(request: Request) -> Mode:
     if request.adapted is None:
         raise UserError(
             f"--model '{request.options.model}' is a plain model: {request.action} has no elements to score",
-            "use <family>_lora or <family>_lora_ags, and --load for the plain model",
+            "use --model lora or lora_ags, and --load for the plain model",
         )
     mode = request.options.reallocation.dyrealloc_ags_mode or default_mode(request.adapted.shortcuts)
     check_mode(mode, has_lora=True, has_shortcuts=request.adapted.shortcuts)

@@ -6,16 +6,17 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from heterolora.common.errors import UserError
-from heterolora.elements.blocks import blocks_of
+from heterolora.elements.blocks import blocks_of, has_place
 from heterolora.elements.config import ElementConfig
 from heterolora.elements.element import SHORTCUTS, Element
 from heterolora.elements.family import Family
+from heterolora.elements.linear import widths_of
 from heterolora.elements.low_rank import LoraLinear, LowRank
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.shortcut import Carry, Shortcuts
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Hugging Face's names of a classification head. `lm_head` is not one: it is tied to the embedding.
-HEADS = ("score", "classifier")
+_HEADS = ("score", "classifier")
+#: Names of its parts beside the base model, in some architectures.
+_PARTS = ("pre_classifier", "pooler", "head", "dense", "classification_head", "sequence_summary", "logits_proj")
+HEADS = (*_HEADS, *_PARTS)
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,13 @@ def placement_of(
     for layer, block in enumerate(blocks):
         for config, name in places:
             settings = config.lookup(layer, name)
-            if settings is None:
+            if settings is None or not has_place(block, family, name):
                 continue
-            module, widths = block, (network.config.hidden_size,) * 2
             if config.kind == "lora":
-                linear = cast(nn.Linear, block.get_submodule(family.linears[name]))
-                module, widths = linear, (linear.in_features, linear.out_features)
+                module = block.get_submodule(family.linears[name])
+                widths = widths_of(module)
+            else:
+                module, widths = block, (network.config.hidden_size,) * 2
             elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
     planned = Placement(
         family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes))
@@ -154,8 +159,12 @@ def wrap(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]
 
 
 def heads(network: nn.Module) -> Iterator[nn.Module]:
-    """The classification heads of a network: one, or none."""
-    return (module for name, module in network.named_children() if name in HEADS)
+    """The parts of the classification head of a network, if it has one."""
+    children = dict(network.named_children())
+    beside_base = getattr(network, "base_model_prefix", None) in children
+    has_output = beside_base and network.get_output_embeddings() is not None  # type: ignore[operator]
+    names = HEADS if beside_base and not has_output else _HEADS
+    return (module for name, module in children.items() if name in names)
 
 
 def in_head(name: str) -> bool:

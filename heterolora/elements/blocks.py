@@ -17,6 +17,15 @@ def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
     return cast(nn.ModuleList, base.get_submodule(family.blocks))
 
 
+def has_place(block: nn.Module, family: Family, name: str) -> bool:
+    """Whether a block has the place `name`. Only some blocks have the layers of experts, for example."""
+    path = family.linears.get(name)
+    try:
+        return path is None or block.get_submodule(path) is not None
+    except AttributeError:
+        return False
+
+
 @contextmanager
 def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None) -> Iterator[None]:
     """Replace blocks in the network's list: each of `layers` returns `output`, or its input if that is None."""

@@ -105,16 +105,31 @@ class ElementConfig:
 
     @classmethod
     def of(cls, elements: Iterable[Element], kind: Kind, renormalize: bool = False) -> ElementConfig:
-        """The layer-wise configuration with exactly the elements of one kind.
-
-        Raises UserError if an element has no canonical name, because its network has no family table.
-        """
-        sites: dict[Site, Settings] = {}
-        for element in elements:
-            if element.kind == kind:
-                check_known(f"{element.key} in a {_FORMATS[kind].title}", element.name, _FORMATS[kind].names)
-                sites[element.layer, element.name] = element.settings
+        """The layer-wise configuration with exactly the elements of one kind."""
+        sites: dict[Site, Settings] = {
+            (element.layer, element.name): element.settings for element in elements if element.kind == kind
+        }
         return cls(kind, "layer", Settings(), sites, renormalize)
+
+    def named(self, accepted: Mapping[str, str], source: str = "") -> ElementConfig:
+        """The same configuration with the names of the places of a model, `accepted` of `Family`.
+
+        Canonical names that the model lacks stay; they have no effect. `source` is its name in messages. Raises
+        UserError for any other name, and if two tables are about one place.
+        """
+        form, sites = _FORMATS[self.kind], {}
+        for site, settings in self.sites.items():
+            layer, given = (None, site) if isinstance(site, str) else site
+            table = f"[{'all_layers' if layer is None else f'model_layer_{layer}'}.{given}]"
+            where = f"{source or form.title}: {table}"
+            if given not in accepted:
+                check_known(where, given, {**dict.fromkeys(accepted.values()), **form.names})
+            name = accepted.get(given, given)
+            own: Site = name if layer is None else (layer, name)
+            if own in sites:
+                raise UserError(f"{where} names {name} a second time", f"expected one table for {name}")
+            sites[own] = settings
+        return replace(self, sites=sites)
 
     def lookup(self, layer: int, name: str) -> Settings | None:
         """The settings of the element `name` (canonical) of block `layer`, or None if there is no element.
@@ -141,16 +156,22 @@ class ElementConfig:
         return to_toml(self.to_document())
 
 
-def load(path: str | Path, kind: Kind) -> ElementConfig:
-    """Read a configuration file. Raises UserError if it cannot be read, or holds an unknown name or a wrong value."""
+def load(path: str | Path, kind: Kind, any_name: bool = False) -> ElementConfig:
+    """Read a configuration file. `any_name` is as for `parse_config`.
+
+    Raises UserError if it cannot be read, or holds an unknown name or a wrong value.
+    """
     title = _FORMATS[kind].title
-    return parse_config(read_toml(path, f"the {title}", f"expected a {title} file"), kind, source=str(path))
+    return parse_config(read_toml(path, f"the {title}", f"expected a {title} file"), kind, str(path), any_name)
 
 
-def parse_config(document: Mapping[str, Any], kind: Kind, source: str = "configuration") -> ElementConfig:
+def parse_config(
+    document: Mapping[str, Any], kind: Kind, source: str = "configuration", any_name: bool = False
+) -> ElementConfig:
     """Read the plain values of a file, or of a checkpoint that holds a configuration; `source` is its name in messages.
 
-    Raises UserError if the document holds an unknown name or a wrong value.
+    With `any_name`, the places of a LoRA configuration may have other names than the canonical ones. Its model decides
+    which: see `named`. Raises UserError if the document holds an unknown name or a wrong value.
     """
     form = _FORMATS[kind]
     if not isinstance(document, Mapping):
@@ -175,8 +196,9 @@ def parse_config(document: Mapping[str, Any], kind: Kind, source: str = "configu
             raise UserError(f"{source}: {table} is {shown(entries)}", expected)
         for given, values in entries.items():
             where = f"{source}: [{table}.{given}]"
-            check_known(where, given, form.names)
-            name = form.names[given]
+            if kind == "shortcut" or not any_name:
+                check_known(where, given, form.names)
+            name = form.names.get(given, given)
             if name == "shortcut2" and layer == 0:
                 advice = "shortcut2 starts in the previous block; leave it out of block 0"
                 raise UserError(f"{where} has no previous block", advice)

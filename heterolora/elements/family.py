@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from heterolora.common.errors import UserError, nearest
+from heterolora.elements.element import PROJECTIONS
 from heterolora.elements.task import TASKS, Task
 
 
@@ -33,7 +35,8 @@ class Family:
         blocks: path of the list of blocks inside the base model (the network without its head).
         linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
             attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
-        norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm.
+        norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm. Both are
+            empty if the places were found in a network (`heterolora.elements.found`), which does not tell the norms.
         pre_norm: Hugging Face configuration -> whether the norms come before the halves.
         before_blocks: paths inside the base model of the linear layers and norms between the input embeddings and the
             first block, in order; paths that a model does not have are skipped.
@@ -58,6 +61,21 @@ class Family:
     positions_after_padding: bool = False
     tasks: tuple[Task, ...] = tuple(TASKS)
     misfits: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether it says where the norms are, which shortcuts and `synflow` need."""
+        return bool(self.norm1)
+
+    @property
+    def accepted(self) -> dict[str, str]:
+        """Name that a user may give -> name of a place: its own, its other names, and its path inside a block or the
+        last part of that, if no other place has it.
+        """
+        ends = Counter(path.rpartition(".")[2] for path in self.linears.values())
+        names = {path: name for name, path in self.linears.items()}
+        names |= {end: name for path, name in names.items() if ends[end := path.rpartition(".")[2]] == 1}
+        return names | {given: name for name in self.linears for given in (name, *PROJECTIONS.get(name, ()))}
 
     def check(self, config: Any) -> None:
         """Raise `UserError` unless the table fits the model of this Hugging Face configuration."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from heterolora.elements.blocks import has_place
 from heterolora.elements.element import KINDS, SHORTCUTS, Element, Kind, Place
 from heterolora.elements.family import Family
 from heterolora.elements.low_rank import LowRank
@@ -57,9 +58,13 @@ class SearchSpace:
             return tuple(place for each in KINDS if self.of_kind(each) for place in self.places(each))
         if self.family is None:
             return tuple(low_rank.element for low_rank in self.of_kind(kind))
-        names = tuple(self.family.linears) if kind == "lora" else SHORTCUTS
-        every = (Place(layer, name) for layer in range(len(self.blocks)) for name in names)
-        return tuple(place for place in every if (place.layer, place.name) != (0, "shortcut2"))
+        family, names = self.family, tuple(self.family.linears) if kind == "lora" else SHORTCUTS
+        return tuple(
+            Place(layer, name)
+            for layer, block in enumerate(self.blocks)
+            for name in names
+            if (layer, name) != (0, "shortcut2") and has_place(block, family, name)
+        )
 
     @property
     def device(self) -> torch.device:

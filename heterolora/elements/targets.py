@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import cast
 
-from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch import nn
 
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.patterns import names_module
 from heterolora.elements.adapt import heads
 from heterolora.elements.element import Element, Settings, order_of
+from heterolora.elements.linear import is_linear, widths_of
 
 ALL_LINEAR = "all-linear"
 
@@ -37,7 +36,7 @@ def lora_elements(
     Raises:
         UserError: no linear layer is chosen, or the regular expression is invalid or takes too long.
     """
-    linears = {path: module for path, module in network.named_modules() if path and _is_linear(module)}
+    linears = {path: module for path, module in network.named_modules() if path and is_linear(module)}
     outputs = _output_layers(network)
     if target_modules == ALL_LINEAR:
         chosen = [path for path in linears if linears[path] not in outputs]
@@ -54,26 +53,9 @@ def lora_elements(
     for path in chosen:
         layer, name = places[path]
         name = (names or {}).get(name, name) if shared[layer, name] == 1 else path
-        elements.append(Element(layer, name, "lora", path, *_widths(linears[path]), settings))
+        elements.append(Element(layer, name, "lora", path, *widths_of(linears[path]), settings))
     # Stable: within a block, canonical names in the order of every table, then the network's order.
     return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer, quantised or not, or Transformers' transposed `Conv1D`.
-
-    The output projection of `nn.MultiheadAttention` is none: its `forward` is never called.
-    """
-    linear = isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
-    return linear or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
-
-
-def _widths(linear: nn.Module) -> tuple[int, int]:
-    """(in, out). The weight of `Conv1D` is (in, out), and it has no `in_features`."""
-    if isinstance(linear, nn.Linear):
-        return linear.in_features, linear.out_features
-    rows, columns = cast(Tensor, linear.weight).shape
-    return rows, columns
 
 
 def _output_layers(network: nn.Module) -> list[nn.Module | None]:

@@ -34,6 +34,7 @@ class Heuristic:
             heuristic that scores every element 0 while B = 0.
         remark: a note for the user about every result.
         needs_base_weights: whether it reads the weights of the base, which a quantised base does not provide.
+        needs_table: whether it reads the table of the architecture (`heterolora.Family`).
         is_baseline: whether equal scores are intended, so that they need no warning.
         hint: an additional cure if all scores are 0.
         ignores: what its scores do not depend on: `batches` (the scoring batches), `metric`, `cut` (how the rows are
@@ -45,6 +46,7 @@ class Heuristic:
     warmup_batches: int = 0
     remark: str = ""
     needs_base_weights: bool = False
+    needs_table: bool = False
     is_baseline: bool = False
     hint: str = ""
     ignores: tuple[str, ...] = ()

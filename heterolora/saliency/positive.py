@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from heterolora.common.distributed import gathered
 from heterolora.common.errors import UserError
+from heterolora.elements.linear import is_linear, widths_of
 from heterolora.elements.low_rank import LoraLinear
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.base_weight import base_weight
@@ -58,7 +59,7 @@ class PositiveNetwork:
     """
 
     def __init__(self, network: PreTrainedModel, space: SearchSpace) -> None:
-        if space.family is None:
+        if space.family is None or not space.family.has_norms:
             raise UserError("synflow needs a family table", "give family=, or use another heuristic such as grad_norm")
         self.family, self.space = space.family, space
         self.width = cast(nn.Embedding, network.get_input_embeddings()).embedding_dim
@@ -104,7 +105,7 @@ class PositiveNetwork:
 
         def attention(source: Tensor) -> Tensor:
             values = linear("v_proj", source)
-            wanted = cast(nn.Linear, _base(block.get_submodule(self.family.linears["o_proj"]))).in_features
+            wanted = widths_of(_base(block.get_submodule(self.family.linears["o_proj"])))[0]
             of_head = values.view(-1, wanted // self.heads)  # (key-value heads, width of a head)
             return linear("o_proj", of_head.repeat_interleave(wanted // values.numel(), dim=0).flatten())
 
@@ -127,7 +128,7 @@ class PositiveNetwork:
     def _through(self, paths: Sequence[str], x: Tensor) -> Tensor:
         """Apply the linear layers and norms at `paths` to x; paths that the model does not have are skipped."""
         for module in (self.modules[path] for path in paths if path in self.modules):
-            x = (self._linear if isinstance(_base(module), nn.Linear) else self._norm)(module, x)
+            x = (self._linear if is_linear(_base(module)) else self._norm)(module, x)
         return x
 
     def _linear(self, module: nn.Module, x: Tensor) -> Tensor:

@@ -26,12 +26,13 @@ class Restarts:
 
     For each batch one state is kept, that of the last requested block. Blocks before a requested block run only once,
     from the kept state. Embeddings, masks, head and loss are computed each time, and the result is bit for bit that of
-    a complete evaluation. A network without a family table is always evaluated completely.
+    a complete evaluation. A network without a family table is always evaluated completely, because its blocks may have
+    other inputs and outputs.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem, family = problem, problem.space.family
-        self.blocks = None if family is None else blocks_of(problem.network, family)
+        self.blocks = None if family is None or not family.has_norms else blocks_of(problem.network, family)
         self.batches = (*problem.batches, *problem.fillers)
         self.states = [State() for _ in self.batches]
 

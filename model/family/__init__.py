@@ -1,7 +1,8 @@
-"""The families that can be adapted. Each module of this folder with a `FAMILY` table is one.
+"""The families that have a table. Each module of this folder with a `FAMILY` table is one.
 
-To add an architecture, add such a file. Nothing else changes. The tables are read without importing torch or
-transformers, so that `--help` can list them.
+`--model lora` adapts any architecture: it uses the table that fits, and finds the places for LoRA in the network if
+there is none (`model.base_family`). A table adds shortcuts and `synflow`. To add one, add such a file. Nothing else
+changes. The tables are read without importing torch or transformers, so that `--help` can list them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from heterolora.common.errors import UserError, nearest
-from heterolora.elements.family import Family
+from heterolora.common.outside import read_json
+from heterolora.elements.family import Family, always
+
+#: Stands for the family of the base model, of which `--model lora` says nothing.
+OF_BASE = Family("lora", model_types=(), blocks="", linears={}, norm1="", norm2="", pre_norm=always)
+_OF_BASE_NAMES = ("lora", "auto_lora")
+PAGE = "docs/own-model.md"
 
 
 @dataclass(frozen=True)
 class AdaptedName:
-    """The parts of `--model` for an adapted network: its family, and whether it has shortcuts in addition to LoRA."""
+    """The parts of `--model` for an adapted network: its family, and whether it has shortcuts in addition to LoRA.
+
+    The family is `OF_BASE` until the base model is known.
+    """
 
     family: Family
     shortcuts: bool
@@ -40,8 +50,11 @@ def names() -> tuple[str, ...]:
 
 
 def model_names() -> tuple[str, ...]:
-    """Returns all values of `--model` for adapted networks: `<family>_lora` and `<family>_lora_ags`."""
-    return tuple(f"{name}{suffix}" for name in families() for suffix in ("_lora", "_lora_ags"))
+    """Returns all values of `--model` for adapted networks: `lora` and, for each family, `<family>_lora`; each also
+    with `_ags`.
+    """
+    stems = (*_OF_BASE_NAMES, *(f"{name}_lora" for name in families()))
+    return tuple(f"{stem}{suffix}" for stem in stems for suffix in ("", "_ags"))
 
 
 def get(name: str) -> Family:
@@ -56,18 +69,47 @@ def for_model_type(model_type: str) -> Family | None:
     return next((table for table in families().values() if model_type in table.model_types), None)
 
 
-def check_name(name: str) -> None:
-    """Raises UserError for a `--model` that is similar to an adapted network's. Other names may exist on the hub."""
+def check_name(name: str, load: str | None = None) -> None:
+    """Raises UserError for a `--model` that is similar to an adapted network's. Other names may exist on the hub.
+
+    `load` is `--load`: if it is a folder of a base model, the message names its architecture.
+    """
     if parse_model_name(name) is not None or os.path.isdir(name):
         return
     close = difflib.get_close_matches(name, model_names(), n=1, cutoff=0.75)
-    if close or f"_{name}".endswith(("_lora", "_ags")):
-        raise UserError(f"--model '{name}' is not known", nearest(name, model_names()))
+    if not close and not f"_{name}".endswith(("_lora", "_ags")):
+        return
+    found, generic = f"--model '{name}' is not known", "lora_ags" if name.endswith("_ags") else "lora"
+    own = _model_type(load)
+    if own is not None:
+        found += f", and '{load}' is a model of type '{own}'"
+    elif close and not _is_architecture(name.removesuffix("_ags").removesuffix("_lora")):
+        raise UserError(found, nearest(name, model_names()))
+    raise UserError(found, f"give --model {generic}, which adapts every architecture; {PAGE} says what a table adds")
 
 
 def parse_model_name(name: str) -> AdaptedName | None:
-    """Splits a name such as `opt_lora` or `opt_lora_ags`. Returns None for any other name."""
-    stem, _, tail = name.rpartition("_lora")
-    if stem not in families() or tail not in ("", "_ags"):
+    """Splits a name such as `lora`, `opt_lora` or `opt_lora_ags`. Returns None for any other name."""
+    stem, shortcuts = name.removesuffix("_ags"), name.endswith("_ags")
+    if stem in _OF_BASE_NAMES:
+        return AdaptedName(OF_BASE, shortcuts)
+    family = families().get(stem.removesuffix("_lora")) if stem.endswith("_lora") else None
+    return None if family is None else AdaptedName(family, shortcuts)
+
+
+def _model_type(folder: str | None) -> str | None:
+    """The `model_type` that the configuration in a folder states, if there is one that can be read."""
+    if folder is None or not os.path.isfile(path := os.path.join(folder, "config.json")):
         return None
-    return AdaptedName(families()[stem], shortcuts=tail == "_ags")
+    try:
+        found = read_json(path, "the configuration", "").get("model_type")
+    except UserError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _is_architecture(name: str) -> bool:
+    """Whether transformers has models of this type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return name in CONFIG_MAPPING_NAMES

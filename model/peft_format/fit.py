@@ -12,6 +12,7 @@ from heterolora.elements.adapt import in_head
 from heterolora.elements.config import ElementConfig, Site
 from heterolora.elements.element import Settings
 from heterolora.elements.family import Family
+from heterolora.elements.linear import is_linear, is_transposed, widths_of
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
 from model.peft_format import CONFIG, WEIGHTS
@@ -44,12 +45,17 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
     """
     other = f"{adapter.folder} is an adapter for another base"
     expected = f"give its own (it names {adapter.settings.base or 'none'}) as --backbone-model"
-    linears = {path: module for path, module in network.named_modules() if isinstance(module, nn.Linear)}
+    linears = {path: module for path, module in network.named_modules() if is_linear(module)}
+    if adapter.settings.transposed and not any(
+        is_transposed(linears[each]) for each in adapter.lora if each in linears
+    ):
+        found = f"{adapter.folder / CONFIG}: fan_in_fan_out is true, and '{name}' has no transposed weights"
+        raise UserError(found, "give the base of the adapter, or set fan_in_fan_out to false")
     for module, weights in adapter.lora.items():
         wanted = (weights.A.shape[1], weights.B.shape[0])
         if module not in linears:
             raise UserError(f"{other}: '{name}' has no linear layer {module}", expected)
-        found = (linears[module].in_features, linears[module].out_features)
+        found = widths_of(linears[module])
         if found != wanted:
             raise UserError(
                 f"{other}: its {module} is {wanted[0]} to {wanted[1]} wide, that of '{name}' {found[0]} to {found[1]}",

@@ -28,7 +28,6 @@ _VARIANTS: Mapping[str, str] = {
     "target_parameters": "LoRA on bare parameters",
     "trainable_token_indices": "trained token embeddings",
     "lora_bias": "a bias in B",
-    "fan_in_fan_out": "transposed weights",
     "megatron_config": "Megatron layers",
 }
 # Prefixes of `init_lora_weights` that change the base, with the names of the methods.
@@ -79,7 +78,7 @@ _FIELDS: Mapping[str, Condition] = {
 _OTHERS = (
     "auto_mapping", "peft_version", "inference_mode", "runtime_config", "megatron_core", "qalora_group_size",
     "eva_config", "corda_config", "loftq_config", "lora_ga_config", "ensure_weight_tying",
-    "peft_type", "bias", "init_lora_weights",
+    "peft_type", "bias", "init_lora_weights", "fan_in_fan_out",
 )  # fmt: skip
 
 
@@ -94,6 +93,11 @@ class PeftSettings:
 
     source: str
     values: Mapping[str, Any]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weights of the base are (in, out)."""
+        return bool(self.values.get("fan_in_fan_out"))
 
     @property
     def task_type(self) -> str | None:

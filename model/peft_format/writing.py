@@ -13,7 +13,8 @@ from heterolora.common.files import write_text
 from heterolora.elements.adapt import HEADS, in_head
 from heterolora.elements.config import ElementConfig, Site
 from heterolora.elements.element import Kind, Settings
-from heterolora.elements.low_rank import LowRank
+from heterolora.elements.linear import is_transposed
+from heterolora.elements.low_rank import LoraLinear, LowRank
 from heterolora.elements.peft_config import peft_config
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
@@ -30,6 +31,12 @@ def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> 
         settings = replace(each.element.settings, disabled=not each.enabled, adapter="default")
         found[each.element.layer, each.element.name] = settings
     return ElementConfig(kind, "layer", Settings(), found, renormalize)
+
+
+def _layer(network: nn.Module, path: str) -> nn.Module:
+    """The library's own linear layer."""
+    layer = network.get_submodule(path)
+    return layer.base if isinstance(layer, LoraLinear) else layer
 
 
 def write_adapter(
@@ -52,6 +59,8 @@ def write_adapter(
     elements = [low_rank.element for low_rank in lora]
     modules = [path for path, _ in network.named_modules()]
     config = peft_config(elements, TASKS[task].peft_type, base_location(record.base.name), trained_whole, modules)
+    if any(is_transposed(_layer(network, element.module)) for element in elements):
+        config["fan_in_fan_out"] = True
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
     tensors = {
         **{f"{PREFIX}{each.element.module}.lora_A.weight": each.A for each in lora},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from actions.command.request import Request
 from actions.result.restore import restore_trained
 from heterolora.elements.adapt import in_head
 from heterolora.elements.element import Kind
+from heterolora.elements.linear import is_linear, widths_of
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
 from model.parameters import count
@@ -78,9 +80,9 @@ def _total(low_ranks: Sequence[LowRank]) -> Total:
 
 def _base(network: nn.Module, space: SearchSpace) -> Total:
     """Everything except elements and the classification head."""
-    linears = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not in_head(name)]
+    linears = [m for name, m in network.named_modules() if is_linear(m) and not in_head(name)]
     (parameters,) = (row.total for row in count(network, space).rows if row.kind == "base")
-    multiply_adds = sum(linear.in_features * linear.out_features for linear in linears)
+    multiply_adds = sum(math.prod(widths_of(linear)) for linear in linears)
     return Total(len(linears), len(linears), parameters, parameters, multiply_adds)
 
 

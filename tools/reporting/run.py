@@ -208,7 +208,9 @@ def _options(folder: Path) -> tuple[str, dict[str, Any], str]:
     configurations = json.dumps({key: values.get(key) for key in KEYS}, sort_keys=True)
     for key, kind in KEYS.items():
         if isinstance(values.get(key), Mapping):  # the configuration itself; `_ranks` reads the result
-            configured |= _stated(key, parse_config(values.pop(key), kind, f"{path}: {key}"), values.get("model"))
+            configured |= _stated(
+                key, parse_config(values.pop(key), kind, f"{path}: {key}", any_name=True), values.get("model")
+            )
     try:
         options = {name: known[name].from_toml(name, value) for name, value in values.items() if name in known}
     except UserError as error:

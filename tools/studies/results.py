@@ -89,7 +89,7 @@ def read_measured(case: Case, folder: Path, measure: Measure, elements: Iterable
     metrics, _ = read_metrics(folder)
     if not metrics:
         raise UserError(f"{folder / METRICS} has no metrics", _RUN_AGAIN)
-    final = load(folder / LORA, "lora")
+    final = load(folder / LORA, "lora", any_name=True)
     found = ((element, final.lookup(element.layer, element.name)) for element in elements)
     at = {element: element.settings.at(settings.rank) if settings else None for element, settings in found}
     resources = read_resources(folder)

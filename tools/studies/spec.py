@@ -252,7 +252,7 @@ def _options(where: str, table: Any) -> dict[str, Any]:
     adapted = parse_model_name(table.get("model", defaults()["model"]))
     if adapted is None or adapted.shortcuts or "shortcut_config" in table:
         found = "a model without LoRA" if adapted is None else "shortcuts, which its budgets do not count"
-        raise UserError(f"{where}: the study has {found}", "give model = opt_lora, or another <family>_lora")
+        raise UserError(f"{where}: the study has {found}", 'give model = "lora"')
     return table
 
 

@@ -1,0 +1,80 @@
+"""The family of a base model: the table that fits it, or the places for LoRA that are found in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+import model.family as families
+from heterolora.common.errors import UserError
+from heterolora.elements import found
+from heterolora.elements.blocks import blocks_of
+from heterolora.elements.family import Family
+from heterolora.elements.task import CLASSIFYING, TASKS, Task
+from model.base_config import read_config
+from model.skeleton import skeleton
+
+
+@dataclass(frozen=True)
+class BaseFamily:
+    """The family of a base, and lines to print about it."""
+
+    family: Family
+    notes: tuple[str, ...] = ()
+
+
+def family_of_base(source: str, task: Task, shortcuts: bool) -> BaseFamily:
+    """The family of the base model `source`, a hub name or folder.
+
+    Raises UserError if models of this type cannot do the task, have no blocks that are found, or have no table and
+    the model has shortcuts.
+    """
+    config = read_config(source)
+    table = families.for_model_type(config.model_type)
+    if table is not None:
+        return BaseFamily(table)
+    if shortcuts:
+        raise UserError(
+            f"'{source}' is a model of type '{config.model_type}', which has no table: shortcuts need the norms",
+            f"give --model lora, or add a table, see {families.PAGE}",
+        )
+    check_task(config, task)
+    network = skeleton(config, task)
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"'{source}' is an encoder-decoder of type '{config.model_type}', which LoRA does not support here",
+            f"give a decoder or an encoder, or --model {source} to fine-tune all parameters",
+        )
+    family = found.family_of(network, config.model_type, tasks_of(config))
+    return BaseFamily(family, tuple(_notes(network, family)))
+
+
+def tasks_of(config: PretrainedConfig) -> tuple[Task, ...]:
+    """The tasks of models of this type. An encoder cannot predict tokens: it would see them."""
+    family, decodes = families.for_model_type(config.model_type), getattr(config, "is_decoder", False)
+    if decodes:
+        return tuple(TASKS)
+    if family is not None:
+        return family.tasks
+    return CLASSIFYING if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else tuple(TASKS)
+
+
+def check_task(config: PretrainedConfig, task: Task) -> None:
+    """Raises UserError if models of this type cannot do the task."""
+    family = families.for_model_type(config.model_type)
+    name = config.model_type if family is None else family.name
+    if task not in (tasks := tasks_of(config)):
+        raise UserError(f"task '{task}' is not something {name} models do", f"valid: {', '.join(tasks)}")
+
+
+def _notes(network: nn.Module, family: Family) -> Iterator[str]:
+    blocks = blocks_of(network, family)
+    if experts := sorted({name.partition(".")[2] for name in found.not_reached(blocks)}):
+        yield f"the experts get no LoRA: {', '.join(experts)} hold the weights of all experts in one parameter"
+    layers = getattr(network.config, "num_hidden_layers", len(blocks))
+    if layers != len(blocks) and len(blocks) == 1:
+        yield f"the {layers} layers of this model share one block, and so do their elements"

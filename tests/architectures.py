@@ -1,0 +1,134 @@
+"""Tiny models of many architectures, from their own configuration classes: two blocks, 32 wide, random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from tests.tiny import PAD, VOCABULARY
+
+LM, CLASSIFICATION = "causal_language_modeling", "classification"
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_ENCODER = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_GROUPED = {"num_key_value_heads": 2}
+_GEMMA = {"num_key_value_heads": 2, "head_dim": 8}
+_EXPERTS = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_GPT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A tiny model.
+
+    Attributes:
+        task: the task of the tests: classification for encoders.
+        keys: of its configuration, besides the common ones; None leaves a common one out.
+        places: the names of the places for LoRA in a block.
+    """
+
+    model_type: str
+    places: str
+    task: str = LM
+    keys: dict[str, Any] = field(default_factory=dict)
+
+    def network(self, seed: int = 0, task: str | None = None) -> PreTrainedModel:
+        """In evaluation mode. No weight is at its usual start, so that a forgotten bias shows."""
+        task = task or self.task
+        labels = {"num_labels": 2} if task == CLASSIFICATION else {}
+        keys = {key: value for key, value in {**_COMMON, **labels, **self.keys}.items() if value is not None}
+        config = AutoConfig.for_model(self.model_type, **keys)
+        auto = AutoModelForSequenceClassification if task == CLASSIFICATION else AutoModelForCausalLM
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = auto.from_config(config)
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        return network.eval()
+
+
+_LLAMA = "q_proj k_proj v_proj o_proj w1 w2 gate"
+_BERT = "q_proj k_proj v_proj o_proj w1 w2"
+ARCHITECTURES = {
+    each.model_type: each
+    for each in (
+        Architecture("qwen3", _LLAMA, keys={**_GROUPED, "head_dim": 8}),
+        Architecture("qwen2", _LLAMA, keys=_GROUPED),
+        Architecture("gemma", _LLAMA, keys=_GEMMA),
+        Architecture("gemma2", _LLAMA, keys=_GEMMA),
+        Architecture("gemma3_text", _LLAMA, keys=_GEMMA),
+        Architecture("llama", _LLAMA, keys=_GROUPED),
+        Architecture(
+            "llama4_text",
+            _LLAMA,
+            keys={**_GROUPED, "head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 2},
+        ),
+        Architecture("mistral", _LLAMA, keys={**_GROUPED, "sliding_window": None}),
+        Architecture("phi", _BERT, keys={"resid_pdrop": 0.0, "embd_pdrop": 0.0}),
+        Architecture("phi3", "o_proj w2 qkv_proj gate_up_proj", keys={"resid_pdrop": 0.0, "embd_pdrop": 0.0}),
+        Architecture("gpt2", "o_proj w1 w2 c_attn", keys={**_GPT, "intermediate_size": None}),
+        Architecture("gpt_neox", "o_proj w1 w2 query_key_value"),
+        Architecture("gptj", _BERT, keys={**_GPT, "rotary_dim": 4, "intermediate_size": None}),
+        Architecture("gpt_neo", _BERT, keys={"attention_types": [[["global", "local"], 1]], "num_layers": 2}),
+        Architecture("falcon", "o_proj w1 w2 query_key_value", keys={"num_kv_heads": 4, "intermediate_size": None}),
+        Architecture("bloom", "o_proj w1 w2 query_key_value", keys={"intermediate_size": None}),
+        Architecture("olmo", _LLAMA, keys=_GROUPED),
+        Architecture("olmo2", _LLAMA, keys=_GROUPED),
+        Architecture("smollm3", _LLAMA, keys=_GROUPED),
+        Architecture("stablelm", _LLAMA, keys=_GROUPED),
+        Architecture("granite", _LLAMA, keys=_GROUPED),
+        Architecture("cohere", _LLAMA, keys=_GROUPED),
+        Architecture("starcoder2", _BERT, keys=_GROUPED),
+        Architecture("opt", _BERT, keys={"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),
+        Architecture("mixtral", "q_proj k_proj v_proj o_proj", keys={**_GROUPED, "num_local_experts": 4}),
+        Architecture("qwen2_moe", _LLAMA, keys={**_EXPERTS, "shared_expert_intermediate_size": 32}),
+        Architecture("qwen3_moe", "q_proj k_proj v_proj o_proj", keys={**_EXPERTS, "head_dim": 8}),
+        Architecture(
+            "olmoe", "q_proj k_proj v_proj o_proj", keys={**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2}
+        ),
+        Architecture(
+            "distilbert",
+            _BERT,
+            CLASSIFICATION,
+            {
+                "dim": 32,
+                "n_heads": 4,
+                "n_layers": 2,
+                "hidden_dim": 64,
+                "dropout": 0.0,
+                "attention_dropout": 0.0,
+                "seq_classif_dropout": 0.0,
+                "hidden_size": None,
+                "num_hidden_layers": None,
+                "num_attention_heads": None,
+            },
+        ),
+        Architecture("bert", _BERT, CLASSIFICATION, _ENCODER),
+        Architecture("roberta", _BERT, CLASSIFICATION, _ENCODER),
+        Architecture("xlm-roberta", _BERT, CLASSIFICATION, _ENCODER),
+        Architecture("electra", _BERT, CLASSIFICATION, {**_ENCODER, "embedding_size": 16}),
+        Architecture("albert", _BERT, CLASSIFICATION, {**_ENCODER, "embedding_size": 16}),
+        Architecture("mpnet", _BERT, CLASSIFICATION, _ENCODER),
+        Architecture("deberta", "o_proj w1 w2 in_proj", CLASSIFICATION, {**_ENCODER, "relative_attention": True}),
+        Architecture(
+            "deberta-v2",
+            f"{_BERT} pos_key_proj pos_query_proj",
+            CLASSIFICATION,
+            {**_ENCODER, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False},
+        ),
+        Architecture("modernbert", "o_proj w2 Wqkv Wi", CLASSIFICATION, {"cls_token_id": 4, "sep_token_id": 5}),
+    )
+}

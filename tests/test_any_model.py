@@ -1,0 +1,241 @@
+"""`--model lora` on many architectures: random tiny weights, from their own configuration classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from heterolora.elements.adapt import adapt, heads, placement_of
+from heterolora.elements.found import family_of
+from heterolora.elements.search_space import SearchSpace
+from model.checkpoint import BaseSource, ModelRecord
+from model.merge import fold, unwrap
+from model.peft_format.writing import write_adapter
+from tests.adapted import lora_config
+from tests.architectures import ARCHITECTURES, CLASSIFICATION, Architecture
+from tests.mistakes import complaint
+from tests.tiny import tiny_batch, word_tokenizer
+from tests.world import (
+    command,
+    metrics_of,
+    run,
+    same_weights,
+    sentences,
+    sst2_folder,
+    text_folder,
+    weights,
+    write_lora,
+)
+from tools import export
+
+#: One of each form: llama-like with norms of its own, fused projections, transposed weights, encoder, experts.
+REPRESENTATIVES = ("qwen3", "phi3", "gpt2", "deberta-v2", "qwen3_moe")
+
+every = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+
+
+def adapted(architecture: Architecture) -> tuple[PreTrainedModel, SearchSpace]:
+    network = architecture.network()
+    family = family_of(network, architecture.model_type)
+    return network, adapt(network, placement_of(network, family, lora_config()))
+
+
+def batch_for(architecture: Architecture) -> dict[str, torch.Tensor]:
+    return tiny_batch(padding="right" if architecture.task == CLASSIFICATION else None)
+
+
+@torch.no_grad()
+def logits(network: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return network.eval()(**batch).logits
+
+
+@every
+def test_places_start_step_adapter_and_merge(architecture: Architecture, tmp_path: Path):
+    base, batch = architecture.network(), batch_for(architecture)
+    network, space = adapted(architecture)
+    names = list(dict.fromkeys(element.name for element in space.elements))
+    assert names == architecture.places.split()
+    assert len(space) == len(names) * len(space.blocks)
+    assert torch.equal(logits(network, batch), logits(base, batch)), "it starts as the base"
+
+    # A step reaches every element.
+    labels = torch.zeros(3, dtype=torch.int64) if architecture.task == CLASSIFICATION else batch["input_ids"]
+    network.train()(**batch, labels=labels).loss.backward()
+    assert all(low_rank.B.grad.any() for low_rank in space)
+    assert {name for name, p in network.named_parameters() if p.grad is not None} == {
+        name for name, p in network.named_parameters() if p.requires_grad
+    }
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for low_rank in space:
+            low_rank.B.normal_(std=0.1, generator=generator)
+    trained = logits(network, batch)
+    assert (trained - logits(base, batch)).abs().max() > 1e-3
+
+    # PEFT loads the adapter, and computes the same.
+    base.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    record = ModelRecord("train", {}, BaseSource(str(tmp_path / "base")), "")
+    write_adapter(tmp_path / "adapter", network, space, architecture.task, record)
+    loaded = peft.PeftModel.from_pretrained(architecture.network(), tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded, batch), trained, rtol=1e-5, atol=1e-5)
+
+    # Merged into the base, it computes the same too.
+    transposed = unwrap(network, space)
+    fold(space, dict(network.named_parameters()).__getitem__, transposed)
+    torch.testing.assert_close(logits(network, batch), trained, rtol=1e-5, atol=1e-5)
+    assert network.state_dict().keys() == base.state_dict().keys()
+
+
+class Commands:
+    """The command line on a folder with an architecture and a small data set."""
+
+    def __init__(self, architecture: Architecture, folder: Path) -> None:
+        self.architecture, self.runs, self.base = architecture, folder / "runs", folder / "base"
+        classifies = architecture.task == CLASSIFICATION
+        texts = [*(row["sentence"] for row in sentences(200, seed=0)), "Summarize : Summary Document Article"]
+        architecture.network().save_pretrained(self.base)
+        word_tokenizer(texts, style="encoder" if classifies else "decoder").save_pretrained(self.base)
+        rows = sst2_folder(folder / "sst2") if classifies else text_folder(folder / "text")
+        name = "sst2" if classifies else "wikitext2"
+        length = () if classifies else ("--max-token-len", 16)
+        self.data = ("--dataset", name, "--dataset-saved-path", rows, "--batch-size", 4, *length)
+
+    def run(self, action: str, project: str, *more: object) -> Path:
+        assert run(action, *self.data, "--project-dir", self.runs, "--project", project, *more) == 0
+        return self.runs / project
+
+    def check_all(self, tmp_path: Path) -> None:
+        """Train, resume, test, score, search, and export merged."""
+        lora = write_lora(tmp_path / "lora.toml", *self.names(), lora_dropout=0.1)
+        base = ("--load", self.base, "--lora-config", lora)
+        trained = self.run("train", "train", *base, "--max-steps", 4)
+        last, best = (trained / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+        places = len(self.names()) * self.blocks()
+        assert sum(name.endswith(".A") for name in weights(last)) == places
+
+        cut = self.run("train", "cut", *base, "--max-steps", 2) / "checkpoints" / "last.ckpt"
+        assert not same_weights(last, cut)
+        assert run("train", "--resume-training", "--load", cut, "--max-steps", 4) == 0
+        assert same_weights(last, cut), "a resumed run ends with the same bits"
+
+        measured = metrics_of(trained)
+        merged = tmp_path / "merged"
+        export.main([str(trained), "--format", "merged", "--output", str(merged)])
+        for kind, load in (("checkpoint", best), ("adapter", trained / "adapter")):
+            again = metrics_of(self.run("test", f"test-{kind}", "--load", load))
+            for split in measured.keys() & again.keys():
+                assert again[split]["loss"] == pytest.approx(measured[split]["loss"], abs=1e-5), kind
+
+        few = ("--importance-test-name", "snip", "--imp-warmup-batches", 2, "--imp-limit-test-batches", 2)
+        scored = self.run("imp-test", "scores", *base, *few)
+        assert (scored / "scores.toml").read_text().count("score = ") == places
+        searched = self.run("train-dyrealloc", "search", *base, *few, "--max-steps", 4, "--realloc-N", 2)
+        history = (searched / "reallocation_history.toml").read_text()
+        assert all(f'name = "{name}"' in history for name in self.names())
+
+    def names(self) -> list[str]:
+        return self.architecture.places.split()
+
+    def blocks(self) -> int:
+        return 1 if self.architecture.model_type == "albert" else 2
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_every_action(name: str, tmp_path: Path):
+    Commands(ARCHITECTURES[name], tmp_path).check_all(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(REPRESENTATIVES)))
+def test_every_action_on_the_others(name: str, tmp_path: Path):
+    Commands(ARCHITECTURES[name], tmp_path).check_all(tmp_path)
+
+
+def test_lora_is_the_table_that_fits(tmp_path: Path):
+    """`--model lora` has the numbers of `llama_lora`, bit for bit. So has no `--model` at all."""
+    commands = Commands(ARCHITECTURES["llama"], tmp_path)
+    runs = [
+        commands.run("train", f"run{number}", "--load", commands.base, *model, "--max-steps", 2)
+        for number, model in enumerate([("--model", "llama_lora"), ("--model", "lora"), ()])
+    ]
+    first, *others = (folder / "checkpoints" / "last.ckpt" for folder in runs)
+    assert all(same_weights(first, other) for other in others)
+    assert all(metrics_of(folder) == metrics_of(runs[0]) for folder in runs)
+    assert run("train", *commands.data, "--load", commands.base, "--model", "lora_ags", "--max-steps", 1) == 0
+
+
+def test_names_of_places(tmp_path: Path):
+    """A place may be given by its name, by the last part of its path, or by its path in the block."""
+    commands = Commands(ARCHITECTURES["gpt2"], tmp_path)
+    ranks = ("--load", commands.base, "--max-steps", 1)
+    chosen = commands.run("train", "by-target", *ranks, "--target", "attn.c_proj,c_fc,c_attn")
+    assert places_of(chosen) == {"attn.c_proj", "mlp.c_fc", "attn.c_attn"}
+    assert places_of(commands.run("train", "attention", *ranks, "--target", "attention")) == {
+        "attn.c_attn",
+        "attn.c_proj",
+    }
+    (tmp_path / "lora.toml").write_text(
+        'granularity = "layer"\n[default]\nr = 2\nlora_alpha = 4\ndisable_adapter = true\n'
+        '[model_layer_1."mlp.c_proj"]\ndisable_adapter = false\n[model_layer_1.c_attn]\ndisable_adapter = false\n'
+    )
+    given = commands.run("train", "by-file", *ranks, "--lora-config", tmp_path / "lora.toml")
+    assert places_of(given) == {"mlp.c_proj", "attn.c_attn"}
+    repeated = commands.run("train", "again", "--config", given / "config.toml")  # which contains the configuration
+    assert same_weights(*(folder / "checkpoints" / "last.ckpt" for folder in (given, repeated)))
+
+
+def places_of(folder: Path) -> set[str]:
+    """Paths inside the block of what was trained."""
+    names = (name for name in weights(folder / "checkpoints" / "last.ckpt") if name.endswith(".low_rank.A"))
+    return {name.removesuffix(".low_rank.A").split(".h.")[1].split(".", 1)[1] for name in names}
+
+
+def test_mistakes(tmp_path: Path, capfd):
+    commands = Commands(ARCHITECTURES["qwen3"], tmp_path)
+    on_data = [*commands.data, "--load", commands.base]
+
+    def refused(action: str, *more: object) -> str:
+        return complaint(capfd, *command(action, *on_data, *more))
+
+    said = refused("train", "--model", "qwen2_lorra")
+    assert f"'{commands.base}' is a model of type 'qwen3'" in said
+    assert "give --model lora, which adapts every architecture; docs/own-model.md" in said
+    said = refused("train", "--model", "lora_ags")
+    assert "a model of type 'qwen3', which has no table" in said
+    assert "docs/own-model.md" in said
+    assert "synflow needs a table" in refused("imp-test", "--importance-test-name", "synflow")
+    assert "--cache-frozen-prefix needs a table" in refused("train", "--cache-frozen-prefix")
+    said = refused("train", "--target", "q_proj,c_attn")
+    assert "'c_attn' is not known" in said
+    (tmp_path / "lora.toml").write_text(
+        'granularity = "network"\n[default]\nr = 2\nlora_alpha = 4\n[all_layers.q_prj]\n'
+    )
+    said = refused("train", "--lora-config", tmp_path / "lora.toml")
+    assert f"{tmp_path / 'lora.toml'}: [all_layers.q_prj]: 'q_prj' is not known; did you mean 'q_proj'?" in said
+
+
+def test_encoders_predict_no_tokens(tmp_path: Path, capfd):
+    """They would see the tokens that they predict. The model has a head for it, so transformers would build it."""
+    commands = Commands(ARCHITECTURES["electra"], tmp_path)
+    words = ("--dataset", "wikitext2", "--dataset-saved-path", text_folder(tmp_path / "text"), "--load", commands.base)
+    said = complaint(capfd, *command("train", *words))
+    assert "task 'causal_language_modeling' is not something electra models do" in said
+
+
+def test_the_head_outside_of_the_base_is_trained(tmp_path: Path):
+    """Parts of a head have their own names in some architectures. A frozen random one would be left in the way."""
+    network, _ = adapted(ARCHITECTURES["distilbert"])
+    assert [type(part).__name__ for part in heads(network)] == ["Linear", "Linear"]
+    assert network.pre_classifier.weight.requires_grad
+    assert not network.distilbert.embeddings.word_embeddings.weight.requires_grad
+
+
+def test_experts_are_named(tmp_path: Path, capfd):
+    commands = Commands(ARCHITECTURES["qwen3_moe"], tmp_path)
+    commands.run("train", "run", "--load", commands.base, "--max-steps", 1)
+    assert "the experts get no LoRA: mlp.experts.down_proj, mlp.experts.gate_up_proj" in capfd.readouterr().out
