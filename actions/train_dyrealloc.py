@@ -11,6 +11,7 @@ from actions.run.run_folder import open_run
 from actions.train import finish, fit, start
 from actions.training.reallocation import reallocation, search_options
 from actions.training.trainer import check_devices
+from heterolora.common.checks import present
 
 
 def run(request: Request) -> None:
@@ -18,7 +19,7 @@ def run(request: Request) -> None:
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment, folder = start(request, opened.folder), opened.folder
-        space = experiment.task.space
+        space = present(experiment.task.space)
         say(budget_in_words(space, options))
         reallocate = reallocation(experiment, options, folder)
         metrics = fit(experiment, opened, (reallocate,))
