@@ -13,6 +13,7 @@ from torch import Tensor
 from actions.command.request import Request
 from actions.result.restore import restore_trained
 from dataset.encoding.encode import DEFAULT_LENGTH
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from model.load import base_dtype
 from tools.planning.base import base_of, packed_layers
@@ -64,7 +65,7 @@ def plan_report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
     if precision == "64":
         raise UserError("--plan has no rates of GPUs for --precision 64", "use 32 or a 16-bit kind")
     restored = restore_trained(request, base_dtype(precision))
-    network, space = restored.network, restored.space
+    network, space = restored.network, present(restored.space)
     network.config.use_cache = False
     network.config.pad_token_id = network.config.pad_token_id or 0
     labels = request.spec.num_labels if request.spec.classifies else None
@@ -91,7 +92,7 @@ def _numbers(tensors: Iterable[Tensor]) -> int:
 
 def _length(request: Request, config: Any) -> int:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
-    if request.adapted.family.positions_after_padding:
+    if present(request.adapted).family.positions_after_padding:
         positions -= config.pad_token_id + 1
     given = request.options.data.max_token_len
     if given is not None and given > positions:

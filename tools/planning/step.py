@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def steps(
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu").train()
         for name, dtype in packed.items():
-            network.set_submodule(name, _Packed(network.get_submodule(name), dtype))
+            network.set_submodule(name, _Packed(cast(nn.Linear, network.get_submodule(name)), dtype))
         with _AsOnGpu():
             plain = _of_all_blocks(network, space.blocks, batch, precision)
             enable_gradient_checkpointing(network, space)

@@ -113,10 +113,10 @@ class Execution:
         """The results of the runs that ended well."""
         jobs, scores = {}, {}
         for case in cases:
-            scores[case.name] = scored.get(self.commands.scoring(case).name)
-            if scores[case.name] is None:
+            if (scoring := scored.get(self.commands.scoring(case).name)) is None:
                 self.reasons.setdefault(case.name, "its scores are missing")
                 continue
+            scores[case.name] = scoring
             try:
                 jobs[case.name] = (case, self.commands.training(case))
             except UserError as mistake:

@@ -16,6 +16,7 @@ from actions.run.console import say
 from actions.run.run_folder import write_json
 from actions.training.limits import measures_validation, with_epochs
 from dataset.batching.module import TextDataModule
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_toml
 from heterolora.common.outside import read_json
@@ -100,9 +101,9 @@ def planned(asked: Asked, folder: Path, workers: int, track: Track) -> Study:
     options = {**asked.options, **limits, "limit_train_batches": batches, "max_epochs": 1}
     write_toml(first / STUDY, asked.document(options, seeds=[0], learning_rates=[RATES[0]], arms=few))
     measured = _measured(read_study(first / STUDY), first, min(_STEPS, length.epoch, length.run), track)
-    found = plan(measured, length, 3600 * asked.hours * workers)
-    _write(asked, folder, found, {**asked.options, **limits, **({} if length.fixed else _run(found))})
-    say(_described(measured, found, workers))
+    planned = plan(measured, length, 3600 * asked.hours * workers)
+    _write(asked, folder, planned, {**asked.options, **limits, **({} if length.fixed else _run(planned))})
+    say(_described(measured, planned, workers))
     return read_study(folder / STUDY)
 
 
@@ -135,10 +136,10 @@ def _measured(study: Study, folder: Path, steps: int, track: Track) -> Measured:
         reasons = [*(record.error for record in execution.failures), *execution.reasons.values(), "it has no result"]
         raise UserError(f"the first run failed: {reasons[0]}", f"its output is in {execution.jobs_folder}")
     (run,) = execution.measured.values()
-    training = read_resources(run.folder)["train_seconds"]
+    training, step_seconds = present(read_resources(run.folder)["train_seconds"]), present(run.step_seconds)
     blocks = {item.element.layer for item in execution.commands.elements(run.case)}
-    validation = max(0.0, training - steps * run.step_seconds)
-    return Measured(run.step_seconds, max(0.0, run.seconds - training), validation, len(blocks))
+    validation = max(0.0, training - steps * step_seconds)
+    return Measured(step_seconds, max(0.0, run.seconds - training), validation, len(blocks))
 
 
 def _write(asked: Asked, folder: Path, found: Plan, options: Mapping[str, Any]) -> None:
