@@ -15,6 +15,7 @@ from heterolora.common.checks import present
 
 
 def run(request: Request) -> None:
+    """Train while the search reallocates, measure and export the best weights, and print the result of the search."""
     options = search_options(request)
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
