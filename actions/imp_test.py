@@ -19,6 +19,7 @@ from actions.training.trainer import check_devices
 
 
 def run(request: Request) -> None:
+    """Score the elements, write the scores, and print the commands that go on from them."""
     mode = check_scoring(request)
     check_devices(request.options)
     with open_run(request) as opened:

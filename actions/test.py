@@ -14,6 +14,7 @@ from actions.training.trainer import build_trainer, check_devices
 
 
 def run(request: Request) -> None:
+    """Measure the weights on the test splits, and with `--lm-eval` on the tasks of the harness."""
     check_devices(request.options)
     tasks = request.options.run.lm_eval
     harness = None if tasks is None else read_tasks(tasks)

@@ -34,6 +34,7 @@ from options.ranges import bytes_of
 
 
 def run(request: Request) -> None:
+    """Train, and measure and export the best weights."""
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment = start(request, opened.folder)

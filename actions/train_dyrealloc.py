@@ -11,14 +11,16 @@ from actions.run.run_folder import open_run
 from actions.train import finish, fit, start
 from actions.training.reallocation import reallocation, search_options
 from actions.training.trainer import check_devices
+from heterolora.common.checks import present
 
 
 def run(request: Request) -> None:
+    """Train while the search reallocates, measure and export the best weights, and print the result of the search."""
     options = search_options(request)
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment, folder = start(request, opened.folder), opened.folder
-        space = experiment.task.space
+        space = present(experiment.task.space)
         say(budget_in_words(space, options))
         reallocate = reallocation(experiment, options, folder)
         metrics = fit(experiment, opened, (reallocate,))

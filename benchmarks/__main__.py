@@ -22,6 +22,7 @@ from types import ModuleType
 from tools.cli import Parser, run, whole_number
 
 import benchmarks
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError, nearest
 from options.ranges import at_least
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {name:<14}{summary}")
         return
     benchmark = get(given[0])
-    parser = Parser(benchmark.__doc__, f"python -m benchmarks {given[0]}")
+    parser = Parser(present(benchmark.__doc__), f"python -m benchmarks {given[0]}")
     for flag, default, meaning in COMMON_OPTIONS:
         parser.add_argument(
             flag, type=whole_number(at_least(1)), default=default, metavar="N", help=f"{meaning} (default: %(default)s)"
@@ -74,7 +75,7 @@ def summaries() -> Mapping[str, str]:
     """Name of each benchmark → first line of its docstring. Imports nothing."""
     folder = Path(benchmarks.__file__).parent
     sources = {name: (folder / f"{name.replace('-', '_')}.py").read_text("utf-8") for name in benchmarks.NAMES}
-    return {name: ast.get_docstring(ast.parse(source)).partition("\n")[0] for name, source in sources.items()}
+    return {name: present(ast.get_docstring(ast.parse(source))).partition("\n")[0] for name, source in sources.items()}
 
 
 def get(name: str) -> ModuleType:

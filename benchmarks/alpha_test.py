@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from actions.run.console import say
 from benchmarks import measure, subjects
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
@@ -93,7 +94,9 @@ def _problem(network: torch.nn.Module, space: SearchSpace, args: argparse.Namesp
 @torch.no_grad()
 def _plain(problem: Problem, zero_first: bool) -> list[float]:
     def accuracy() -> float:
-        right = [(problem.evaluate(batch).logits.argmax(-1) == batch["labels"]).float() for batch in problem.batches]
+        right = [
+            (present(problem.evaluate(batch).logits).argmax(-1) == batch["labels"]).float() for batch in problem.batches
+        ]
         return float(torch.cat(right).double().mean())
 
     least = (1 - problem.metric.tolerance) * accuracy()

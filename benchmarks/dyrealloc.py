@@ -13,21 +13,23 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tools.cli import real, whole_number
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from actions.run.console import note, say, set_log_level
 from actions.training.callbacks import SeedEachBatch
 from benchmarks import measure, subjects
 from dataset.spec import DatasetSpec
 from heterolora import saliency
+from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.from_training import TrainingGradients
+from heterolora.saliency.gradients import GradientHeuristic
 from heterolora.saliency.problem import Batch
 from model.checkpoint import BaseSource, ModelRecord
 from model.reallocation.callback import Reallocate, ScoreSource
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     seconds = measure.by_turns(
         intervals, args.rounds, args.device, warm_up=1, seconds_of=lambda step_interval: step_interval()
     )
-    space = tasks[TRAINING].space
+    space = present(tasks[TRAINING].space)
     on = space.on()
     say(seconds.table(PLAIN, f"{len(space)} elements, {len(on)} on, the lowest in block {on[0].element.layer}"))
 
@@ -94,8 +96,9 @@ def source_of(name: str, space: SearchSpace, args: argparse.Namespace) -> ScoreS
     dedicated = DedicatedScores(ScoringOptions(args.heuristic), lambda rank, world: rows(args)[: args.scoring])
     if name == DEDICATED:
         return dedicated
-    gradients = TrainingGradients(space, saliency.get(args.heuristic).score)
-    return TrainingScores(gradients, args.scoring, dedicated)
+    score = saliency.get(args.heuristic).score
+    assert isinstance(score, GradientHeuristic)
+    return TrainingScores(TrainingGradients(space, score), args.scoring, dedicated)
 
 
 def step_interval(task: Classification, name: str, args: argparse.Namespace) -> float:
@@ -103,7 +106,7 @@ def step_interval(task: Classification, name: str, args: argparse.Namespace) -> 
     clock = Clock(args.interval, measure.clock(args.device))
     callbacks: list[pl.Callback] = [SeedEachBatch(0), clock]
     with tempfile.TemporaryDirectory() as folder:
-        if (source := source_of(name, task.space, args)) is not None:
+        if (source := source_of(name, present(task.space), args)) is not None:
             options = ReallocationOptions(
                 turn_on_percentile=args.turn_on_percentile,
                 dyrealloc_ags_mode="combined",
@@ -122,7 +125,7 @@ def step_interval(task: Classification, name: str, args: argparse.Namespace) -> 
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        trainer.fit(task, DataLoader(rows(args), batch_size=None))
+        trainer.fit(task, loader(rows(args)))
     return clock.seconds
 
 
@@ -130,6 +133,11 @@ def rows(args: argparse.Namespace) -> list[Batch]:
     """The batches of one interval, and the first of the next."""
     row = {name: tensor.cpu() for name, tensor in subjects.batch(args).items()}
     return [{**row, "weight": torch.ones(args.rows)}] * (args.interval + 1)
+
+
+def loader(batches: list[Batch]) -> DataLoader[Batch]:
+    """A loader of whole batches. A list is enough for it, though its type asks for a `Dataset`."""
+    return DataLoader(cast(Dataset[Batch], batches), batch_size=None)
 
 
 class Clock(pl.Callback):

@@ -64,7 +64,7 @@ class Case:
         values = self.parts.values(self._draw_of(random), studies, seeds, self.rows)
         counts = np.ones((studies, self.rows))
         if self.accuracy is not None:
-            values = self._hits(values, random.standard_normal((studies, 1, 1, self.rows)))
+            values = _hits(values, random.standard_normal((studies, 1, 1, self.rows)), self.accuracy)
         if self.tokens:
             counts = np.exp(random.normal(3.5, 0.8, counts.shape)).clip(2, 96).round()
         return values * counts[:, None, None, :], counts
@@ -77,10 +77,11 @@ class Case:
         }
         return draws[self.tails]
 
-    def _hits(self, values: Figures, difficulty: Figures) -> Figures:
-        """1 where an arm is right. All arms share the difficulty of a row."""
-        every = values + difficulty
-        return (every <= np.quantile(every, self.accuracy)).astype(np.float64)
+
+def _hits(values: Figures, difficulty: Figures, accuracy: float) -> Figures:
+    """1 where an arm is right. All arms share the difficulty of a row."""
+    every = values + difficulty
+    return (every <= np.quantile(every, accuracy)).astype(np.float64)
 
 
 CASES = (

@@ -87,7 +87,8 @@ def by_turns(
     it measures the whole call.
     """
     seconds_of = seconds_of or partial(timeit.timeit, timer=clock(device), number=1)  # no garbage collection inside
-    names, measured = list(variants), {name: [] for name in variants}
+    names = list(variants)
+    measured: dict[str, list[float]] = {name: [] for name in variants}
     gc.collect()
     gc.freeze()  # the collections below look only at newer objects, so they are fast
     try:

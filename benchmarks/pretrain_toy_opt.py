@@ -30,7 +30,7 @@ from actions.run.console import say
 from dataset.toy.corpus import document, question
 from dataset.toy.language import NEGATED, describe
 from dataset.toy.world import draw_scene, stream
-from heterolora.common.checks import ABOVE_0
+from heterolora.common.checks import ABOVE_0, present
 from heterolora.common.errors import UserError
 from heterolora.common.files import whole
 from options.ranges import at_least, seed_range
@@ -170,7 +170,7 @@ def build_network(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) 
 
 def loss_of(network: OPTForCausalLM, ids: Tensor) -> tuple[Tensor, int]:
     """Summed cross-entropy of the next tokens of ids (rows, tokens), and their number."""
-    pad = network.config.pad_token_id
+    pad = present(network.config.pad_token_id)
     logits = network(input_ids=ids, attention_mask=(ids != pad).long(), use_cache=False).logits
     flat, targets = logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()
     total = F.cross_entropy(flat, targets, ignore_index=pad, reduction="sum")

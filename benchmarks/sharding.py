@@ -23,19 +23,22 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 from tools.cli import whole_number
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from actions.run.console import say, set_log_level
 from benchmarks import measure, subjects
 from dataset.spec import DatasetSpec
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import adapt, placement_of
 from heterolora.elements.search_space import SearchSpace
@@ -106,11 +109,11 @@ def run(args: argparse.Namespace) -> None:
         for processes in args.processes:
             results, seconds = _measured(processes, folder, tiny, args)
             for mode in _modes(processes):
-                whole = next(other for other in MODES if other.quantize == mode.quantize and not other.sharded)
-                rest = _peak(results[whole.name]) - sizes[mode.quantize].whole
+                replicated = next(other for other in MODES if other.quantize == mode.quantize and not other.sharded)
+                rest = _peak(results[replicated.name]) - sizes[mode.quantize].whole
                 _add_row(table, mode, results[mode.name], sizes[mode.quantize], rest, seconds)
                 if mode.sharded:
-                    pairs = zip(results[mode.name], results[whole.name], strict=True)
+                    pairs = zip(results[mode.name], results[replicated.name], strict=True)
                     equal += sum(torch.equal(one.trained, other.trained) for one, other in pairs)
                     compared += processes
             table.add_section()
@@ -216,17 +219,18 @@ def _freed_at_once() -> Iterator[None]:
 
 def _load(folder: str, mode: Mode, processes: int, device: torch.device) -> tuple[nn.Module, SearchSpace]:
     """The adapted base, as the program loads it."""
-    config, tokenizer = load_config(folder, SPEC), SimpleNamespace(pad_token_id=1)
+    config, vocabulary = load_config(folder, SPEC), WordLevel({"<unk>": 0, "<pad>": 1}, unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(vocabulary), pad_token="<pad>")
     base = load_base(BaseSource(folder), config, tokenizer, TASK, PRECISION, mode.quantize, sharded=mode.sharded)
     network = base.network
     space = _adapt(network)
     enable_gradient_checkpointing(network, space)
     if mode.sharded:
         shard(network, space, Sharding(processes, torch.float32, mode.quantize is not None), device)
-    return network.to(device).train(), space
+    return nn.Module.to(network, device).train(), space
 
 
-def _adapt(network: nn.Module) -> SearchSpace:
+def _adapt(network: PreTrainedModel) -> SearchSpace:
     torch.manual_seed(1)
     return adapt(network, placement_of(network, family.get("opt"), subjects.lora(8, subjects.QV)))
 
@@ -288,4 +292,4 @@ class Peak:
         status = Path("/proc/self/status")
         if not status.is_file():
             raise UserError("the memory of a process is read from /proc", "run it on Linux")
-        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8")).group(1))
+        return 1024 * int(present(re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8"))).group(1))

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
 class Dense(nn.Module):
     """A shortcut whose base is a matrix. Replaces the `LowRank` that a block calls."""
 
+    base: Tensor
+
     def __init__(self, low_rank: LowRank, base: Tensor) -> None:
         super().__init__()
         self.low_rank, self.cross_layer = low_rank, not base.any()

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tools.cli import whole_number
 
@@ -24,7 +25,7 @@ from actions.training.checkpoints import RunCheckpoints
 from actions.training.loggers import build_loggers
 from actions.training.trainer import training_callbacks
 from benchmarks import measure, subjects
-from benchmarks.dyrealloc import Clock, adapted_task
+from benchmarks.dyrealloc import Clock, adapted_task, loader
 from heterolora.saliency.problem import Batch
 from model.task.classification import Classification
 from options.every import Options, changed
@@ -56,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
 
 def batches(args: argparse.Namespace) -> DataLoader[Batch]:
     """The batches that are timed, and one more."""
-    row = {name: tensor.cpu() for name, tensor in subjects.batch(args).items()}
+    row: dict[str, Any] = {name: tensor.cpu() for name, tensor in subjects.batch(args).items()}
     row |= {"weight": torch.ones(args.rows), "tokens": args.rows * args.tokens}
-    return DataLoader([row] * (args.interval + 1), batch_size=None)
+    return loader([row] * (args.interval + 1))
 
 
 def bare(task: Classification, args: argparse.Namespace) -> float:
@@ -82,7 +83,7 @@ def bare(task: Classification, args: argparse.Namespace) -> float:
 def trained(task: Classification, args: argparse.Namespace) -> float:
     """Seconds of the steps in the trainer, as `train` builds it, without validation and checkpoints."""
     clock = Clock(args.interval, measure.clock(args.device))
-    options = changed(Options(), {"logger": "csv"})
+    options = changed(Options(), {"logger": "csv", "learning_rate": 5e-5})
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = RunCheckpoints(Run(Path(folder), None), "validation/loss", "min", options.run)
         *callbacks, _ = training_callbacks(options, checkpoints, (clock,))

@@ -13,7 +13,7 @@ Tested with pytorch-lightning 2.6.0 and 2.6.6:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
@@ -21,6 +21,21 @@ from pytorch_lightning.overrides.distributed import _sync_module_states
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
+
+if TYPE_CHECKING:
+    from dataset.batching.module import TextDataModule
+
+
+class Connected(Protocol):
+    """What Lightning sets on a trainer without declaring it."""
+
+    callbacks: list[pl.Callback]
+    datamodule: TextDataModule
+    log_every_n_steps: int
+
+
+def connected(trainer: pl.Trainer) -> Connected:
+    return cast(Connected, trainer)
 
 
 def window_ends(trainer: pl.Trainer) -> bool:
@@ -85,6 +100,7 @@ class WithLauncher:
     """A strategy whose processes are started by a launcher of the class `launches`."""
 
     launches: type[ScriptLauncher]
+    _launcher: Any  # the strategies of the trainer and of Fabric declare different types
     cluster_environment: Any
     num_processes: int
     num_nodes: int

@@ -40,6 +40,13 @@ class Optimization:
         idle=idle_without("lr_scheduler", "cosine_annealing"))
     max_steps: int = option(-1, "most optimizer steps to train, within --max-epochs; -1: no limit",
         positive_or_unlimited, resume="free")
+    # fmt: on
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, once it is decided."""
+        assert isinstance(self.learning_rate, int | float)
+        return self.learning_rate
 
 
 def default_rate(plain: bool) -> float:

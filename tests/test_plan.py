@@ -28,8 +28,8 @@ from tests.world import write_lora
 from tools import inspect_model
 from tools.planning.base import Base, nf4_constants, packed_layers
 from tools.planning.gpus import GPUS
-from tools.planning.plan import RESERVED, Plan, Setting, Trained, counts
-from tools.planning.step import Batch, StepCost, measured, steps
+from tools.planning.plan import RESERVED, GpuPlan, Setting, Trained, counts
+from tools.planning.step import BatchShape, StepCost, step_cost, steps
 
 ROWS, TOKENS = 4, 64
 _COMMON = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1}
@@ -119,7 +119,7 @@ def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
 
 _BASE = Base(whole=1000, block=100, outside=200, gathered=1800, constants=40)
 _STEPS = (StepCost(500, 400, 50, 10**12), StepCost(60, 50, 90, 10**13))
-_PLAN = Plan(_BASE, Trained(30, 20, 2), _STEPS, GPUS["h100"], 1500 + RESERVED, True)
+_PLAN = GpuPlan(_BASE, Trained(30, 20, 2), _STEPS, GPUS["h100"], 1500 + RESERVED, True)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_base_in_4_bits(tmp_path: Path, capsys) -> None:
 @pytest.mark.slow
 def test_a_step_in_4_bits_is_that_of_bitsandbytes(tmp_path: Path) -> None:
     nn = pytest.importorskip("bitsandbytes.nn")
-    lora, batch = configurations.load(write_lora(tmp_path / "lora.toml"), "lora"), Batch(ROWS, TOKENS, None)
+    lora, batch = configurations.load(write_lora(tmp_path / "lora.toml"), "lora"), BatchShape(ROWS, TOKENS, None)
     network = AutoModelForCausalLM.from_config(config_of("gemma")).train()
     put_into(network, family.get("gemma"), lora)
     for name, dtype in packed_layers(network, "nf4", "bf16-mixed").items():
@@ -177,7 +177,7 @@ def test_a_step_in_4_bits_is_that_of_bitsandbytes(tmp_path: Path) -> None:
         layer = nn.Linear4bit(linear.in_features, linear.out_features, False, dtype, quant_type="nf4")
         layer.load_state_dict(linear.state_dict())
         network.set_submodule(name, layer.requires_grad_(False).to("cpu"))
-    real = measured(network, batch, "bf16-mixed")
+    real = step_cost(network, batch, "bf16-mixed")
     network = skeleton(config_of("gemma"), "causal_language_modeling")
     space = put_into(network, family.get("gemma"), lora)
     plain, _ = steps(network, space, batch, "bf16-mixed", packed_layers(network, "nf4", "bf16-mixed"))
@@ -194,7 +194,7 @@ def test_blocks_that_are_alike_run_for_all(tmp_path: Path) -> None:
         network = skeleton(config, "causal_language_modeling")
         space = put_into(network, family.get("opt"), lora)
         space.switch({low_rank.element.key for low_rank in space} - {*off})
-        found.append(steps(network, space, Batch(2, 16, None), "32", {}))
+        found.append(steps(network, space, BatchShape(2, 16, None), "32", {}))
     for like, other in zip(*found, strict=True):
         assert like.kept - other.kept in range(2 * 16 * 4 * 8)  # of the rank 4
         assert like.activations == pytest.approx(other.activations, rel=0.01)

@@ -16,8 +16,8 @@ from tests.studies import InThisProcess, measured, rows, study, write
 from tests.world import ROOT, World
 from tools import study as tool
 from tools.studies import question
-from tools.studies.planning import Length, Measured, Plan, arms, plan
-from tools.studies.results import Measured as Run
+from tools.studies.planning import FirstRun, Length, StudyPlan, arms, plan
+from tools.studies.results import Measured
 from tools.studies.sentence import answer
 from tools.studies.spec import Arm, Study, read_study
 from tools.studies.statistics import Rows, step_down
@@ -71,7 +71,7 @@ def said(differences: dict[str, float], seeds: int = 5, noise: float = 0.0) -> s
     return answer(planned, compare(planned, "task", None, runs, {}))
 
 
-def sized(name: str, seed: int, values: Sequence[float], size: int) -> Run:
+def sized(name: str, seed: int, values: Sequence[float], size: int) -> Measured:
     found = measured(name, seed, values)
     return replace(found, parameters=size)
 
@@ -156,7 +156,7 @@ def test_the_study_file_in_the_documentation_can_be_read(tmp_path: Path) -> None
 # ---- the plan
 
 
-MEASURED = Measured(step=0.5, rest=10.0, validation=2.0, blocks=6)
+MEASURED = FirstRun(step=0.5, rest=10.0, validation=2.0, blocks=6)
 
 
 @pytest.mark.parametrize("hours", [0.5, 1, 2, 8, 50])
@@ -206,9 +206,9 @@ def test_one_command_measures_plans_runs_and_continues(
     two = {name: arms(2)[name] for name in ("rank8", "rank1")}
     measurements = []
 
-    def small(found: Measured, length: Length, seconds: float) -> Plan:
+    def small(found: FirstRun, length: Length, seconds: float) -> StudyPlan:
         measurements.append((found, length, seconds))
-        return Plan(two, (1e-3, 1e-2), (0, 1), 2, 1, 60.0)
+        return StudyPlan(two, (1e-3, 1e-2), (0, 1), 2, 1, 60.0)
 
     monkeypatch.setattr(question, "plan", small)
     command = ["--question", "smallest", "--hours", "2", "--model", "opt_lora", "--load", str(world.opt), "--dataset",

@@ -36,7 +36,7 @@ from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment, from_here
 from tools.studies.page import markdown
 from tools.studies.results import Measured, Row, measuring_rows
-from tools.studies.running import Record, check_unfinished, record_of, run_here, run_job
+from tools.studies.running import JobRecord, check_unfinished, record_of, run_here, run_job
 from tools.studies.sentence import answer
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
 from tools.studies.summary import compare
@@ -389,7 +389,7 @@ def test_a_finished_run_is_not_trained_again_for_a_part_of_it(tmp_path: Path) ->
 @pytest.mark.parametrize("saved", [True, False], ids=["continued", "started again"])
 def test_the_time_of_a_job_counts_the_processes_whose_work_it_keeps(tmp_path: Path, saved: bool) -> None:
     job = Job("job", (), (), tmp_path / "run")
-    interrupted = Record("job", -signal.SIGTERM, 1000.0)
+    interrupted = JobRecord("job", -signal.SIGTERM, 1000.0)
     (tmp_path / "job.json").write_text(json.dumps(asdict(interrupted)))
     if saved:
         (job.folder / "checkpoints").mkdir(parents=True)

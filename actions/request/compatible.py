@@ -14,6 +14,7 @@ from collections.abc import Callable
 from actions.command.configurations import UNIFORM, Configs
 from actions.command.request import Request
 from heterolora import saliency
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
 from model.family import PAGE
@@ -107,9 +108,8 @@ def _schedule(request: Request) -> None:
     loop, update = request.options.loop, request.options.optimization
     if loop.max_epochs == -1 and update.max_steps == -1:
         raise UserError("neither --max-epochs nor --max-steps ends the run", "give one of them")
-    lowest = update.learning_rate
-    if lowest == AUTO:
-        lowest = min(RATES_OF_PLAIN if request.adapted is None else RATES)
+    tried = RATES_OF_PLAIN if request.adapted is None else RATES
+    lowest = min(tried) if update.learning_rate == AUTO else update.rate
     if update.lr_scheduler == "cosine_annealing" and update.eta_min > lowest:
         found = f"--eta-min {update.eta_min:g} is above --learning-rate {lowest:g}"
         raise UserError(found, f"give at most {lowest:g}, the rate that cosine_annealing starts from")
@@ -171,7 +171,7 @@ def _quantize(request: Request) -> None:
     if quantize is None:
         return
     _check_own_files(f"--quantize {quantize}", request)
-    if _is_used("importance_test_name", request) and saliency.get(test).needs_base_weights:
+    if _is_used("importance_test_name", request) and saliency.get(present(test)).needs_base_weights:
         found = f"{test} cannot be used with --quantize: it needs the weights of the base"
         raise UserError(found, "use another --importance-test-name, such as grad_norm")
 

@@ -40,6 +40,7 @@ def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
     """
     config = load_config(request.base.name, request.spec)
     use_cache, dtype = getattr(config, "use_cache", None), config.dtype  # loading the base changes the configuration
+    assert not isinstance(dtype, str)  # transformers converts a name
     tokenizer = load_tokenizer(request.base.name, config)
     network, space = _trained(request, config, tokenizer)
     batch = probe(network)

@@ -13,6 +13,7 @@ from heterolora.choosing.allocation import Scored
 from heterolora.choosing.history import FREQUENCY, HISTORY
 from heterolora.choosing.ranks import TopK, assign
 from heterolora.choosing.words import degenerate, never_changed, with_cost
+from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
 from model.reallocation.callback import Reallocate
 from options.scoring import ReallocationOptions
@@ -29,7 +30,7 @@ def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, 
         if warning is not None:
             note(warning)
     say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
-    if again := training_command(request.options, request.adapted.shortcuts, folder):
+    if again := training_command(request.options, present(request.adapted).shortcuts, folder):
         say("\n".join(["next, to train this choice from the start:", *again]))
 
 
@@ -41,7 +42,7 @@ def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
     if options.budget_parameters is not None:
         unscored = [Scored(element, 0.0) for element in space.elements]
         ties = allocation.tie_generator(0, 0)
-        parts = assign(unscored, TopK(), options.budget, options.dyrealloc_ags_mode, ties).spending
+        parts = assign(unscored, TopK(), options.budget, present(options.dyrealloc_ags_mode), ties).spending
         texts = (f"{part.budget:,} of {part.size:,} parameters of {part.title}" for part in parts)
         return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on at a time"
     mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))

@@ -16,6 +16,7 @@ from actions.training.experiment import Experiment
 from actions.training.limits import measures_validation
 from actions.training.resources import Resources
 from heterolora.common.distributed import gather_lists
+from model.lightning import connected
 from model.parameters import count, render
 from model.task.rows import write_rows
 from options.every import as_plain
@@ -86,7 +87,9 @@ def measure(
 
 def _resources(trainer: pl.Trainer) -> dict[str, float | int | None]:
     """What training took; empty if the trainer did not train."""
-    return next((callback.as_dict() for callback in trainer.callbacks if isinstance(callback, Resources)), {})
+    return next(
+        (callback.as_dict() for callback in connected(trainer).callbacks if isinstance(callback, Resources)), {}
+    )
 
 
 def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:

@@ -67,6 +67,7 @@ def _ties(scored: Sequence[Scored], on: frozenset[str], mode: Mode, budget: Budg
     if budget.unit == "time":  # not spent in the order of the scores
         return None
     lora, shortcuts = of_kind(scored, "lora"), of_kind(scored, "shortcut")
+    rankings: dict[Mode, list[Sequence[Scored]]]
     rankings = {"off": [lora], "separated": [lora, shortcuts], "combined": [scored]}
     for ranking in rankings[mode]:
         lowest = min((item.score for item in ranking if item.element.key in on), default=None)

@@ -43,9 +43,9 @@ def ended(command: Callable[[], None]) -> int:
                 command()
                 print(end="", flush=True)
             except BaseException as reason:
-                code = _code(reason)
-                if code is None:
+                if (found := _code(reason)) is None:
                     raise
+                code = found
         finally:
             while _launched:
                 _launched.pop().kill()
@@ -110,8 +110,8 @@ def _code(reason: BaseException) -> int | None:
         return TERMINATED
     if any(isinstance(one, BrokenPipeError) for one in chain):
         return CLOSED_PIPE
-    if isinstance(reason, SystemExit):
-        return 0 if reason.code is None else reason.code
+    if isinstance(reason, SystemExit) and not isinstance(reason.code, str):  # Python prints a text
+        return reason.code or 0
     line, is_lost = explanation(reason), isinstance(reason, RuntimeError)
     if line is None:
         return None
@@ -131,8 +131,9 @@ def _chain(reason: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_termination(reason: BaseException) -> bool:
-    is_exit = isinstance(reason, SystemExit)
-    return is_exit and (reason.code == TERMINATED or type(reason).__name__ == "SIGTERMException")
+    if not isinstance(reason, SystemExit):
+        return False
+    return reason.code == TERMINATED or type(reason).__name__ == "SIGTERMException"
 
 
 def _is_disk_failure(failure: BaseException) -> TypeGuard[OSError]:

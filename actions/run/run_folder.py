@@ -22,6 +22,7 @@ from actions.command.configurations import KEYS, UNIFORM
 from actions.run.console import is_first_process
 from actions.run.in_use import LOCK, in_use
 from dataset.reading import own
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.files import check_writable, remove_leftovers, write_text, write_toml
 from heterolora.common.outside import read_json
@@ -81,7 +82,7 @@ def open_run(request: Request) -> Iterator[Run]:
     folder exists. A new folder is deleted again if the block writes nothing into it. Only the first process creates,
     locks and deletes; `RunCheckpoints` broadcasts its result.
     """
-    own = request.resumed and folder_of(request.resumed)
+    own = None if request.resumed is None else folder_of(request.resumed)
     if not is_first_process():
         yield Run(own or named_folder(request.options), None)
         return
@@ -94,7 +95,7 @@ def open_run(request: Request) -> Iterator[Run]:
             if own is None:
                 _Identity(uuid.uuid4().hex, os.environ.get("SLURM_JOB_ID"), request.fingerprint).write(folder)
             identity = _mark(folder, finished=False)
-            yield Run(folder, identity and identity.id, request.fingerprint)
+            yield Run(folder, None if identity is None else identity.id, request.fingerprint)
             _mark(folder, finished=True)
     finally:
         if own is None:
@@ -150,11 +151,14 @@ def _new_folder(options: Options) -> Path:
 def new_folder(folder: Path) -> Path:
     """Makes a folder with this name, or with a number after it if there is one already."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        made = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        with suppress(FileExistsError):
+    numbers = itertools.count(2)
+    made = folder
+    while True:
+        try:
             made.mkdir()
             return made
+        except FileExistsError:
+            made = folder.with_name(f"{folder.name}-{next(numbers)}")
 
 
 def _mark(folder: Path, finished: bool) -> _Identity | None:
@@ -175,7 +179,7 @@ def measured_checkpoint(folder: Path) -> str | None:
 
 def record_trials(folder: Path, trials: Sequence[Mapping[str, Any]]) -> None:
     """Add the trials of learning rates to `run.json`."""
-    replace(_Identity.read(folder), trials=trials).write(folder)
+    replace(present(_Identity.read(folder)), trials=trials).write(folder)
 
 
 def claim(run: Run) -> None:

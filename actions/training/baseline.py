@@ -22,9 +22,11 @@ def majority(data: TextDataModule, split: str) -> float | None:
 def nothing_learnt(data: TextDataModule, split: str, metrics: Mapping[str, float]) -> str | None:
     """A sentence if metrics of a validation split are not above those of its most frequent class; None otherwise."""
     share = majority(data, split)
+    if share is None:
+        return None
     constant = {"accuracy": share, "matthews": 0.0}  # of the answer with the most frequent class for all rows
     name = next((name for name in constant if name in metrics), None)
-    if share is None or name is None or metrics[name] > constant[name] + _ROUNDING:
+    if name is None or metrics[name] > constant[name] + _ROUNDING:
         return None
     return (
         f"the result is not above the most frequent class: {name} {metrics[name]:.4f} on {split}, and that class alone "

@@ -21,8 +21,8 @@ from actions.run.endings import end_with_this_process, terminate
 from actions.training.baseline import majority
 from actions.training.training_state import check_form
 from heterolora.common.files import DISK_FAILURES, cannot_write
-from model.lightning import log_optimizer_steps, window_ends
-from model.task.fine_tuning import FineTuning
+from model.lightning import connected, log_optimizer_steps, window_ends
+from model.task.fine_tuning import task_of
 
 
 class SeedEachBatch(pl.Callback):
@@ -60,11 +60,11 @@ class ValidateAfterWindows(pl.Callback):
     A checkpoint is saved after a validation, and a run can't be resumed inside a window.
     """
 
-    def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         asked, window = trainer.val_check_interval, trainer.accumulate_grad_batches
         if stage != "fit" or str(asked) == "1.0":  # 1 is one batch
             return
-        per_epoch = pl_module.train_batches()
+        per_epoch = task_of(pl_module).train_batches()
         batches = max(1, int(per_epoch * asked)) if isinstance(asked, float) else asked
         trainer.val_check_interval = min(math.ceil(batches / window) * window, per_epoch)
         if trainer.val_check_interval != batches:
@@ -80,11 +80,11 @@ class LogLoss(pl.Callback):
     Lightning would log it after the checkpoint of the same step, and a run that stops in between would lose it.
     """
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not window_ends(trainer):
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.should_stop:
-            figures = {"train/loss": float(pl_module.global_loss), "epoch": trainer.current_epoch}
+        if trainer.global_step % connected(trainer).log_every_n_steps == 0 or trainer.should_stop:
+            figures = {"train/loss": float(task_of(pl_module).global_loss), "epoch": trainer.current_epoch}
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=trainer.global_step - 1)
                 logger.save()
@@ -125,11 +125,12 @@ class WarnOfOneClass(pl.Callback):
     def __init__(self, learning_rate: float) -> None:
         self.learning_rate, self._said = learning_rate, False
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit" or self._said:
             return
-        for split in pl_module.validation_names:
-            name = pl_module.one_class.get(split)
+        task = task_of(pl_module)
+        for split in task.validation_names:
+            name = task.one_class.get(split)
             if name is not None:
                 self._said = True
                 note(
@@ -148,8 +149,8 @@ class StopAfter(pl.Callback):
     def __init__(self, early: int | float | None) -> None:
         self.early, self.steps = early, math.inf
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
-        self.steps = pl_module.total_steps()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps = task_of(pl_module).total_steps()
         if self.early is not None:
             early = max(1, round(self.early * self.steps)) if isinstance(self.early, float) else self.early
             self.steps = min(self.steps, early)
@@ -193,24 +194,24 @@ class Progress(RichProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         """The length of the bar. Lightning's is that of an epoch."""
-        return self.trainer.lightning_module.total_steps()
+        return task_of(self.trainer.lightning_module).total_steps()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        if self.train_progress_bar_id is not None:  # Lightning starts again from 0
+        if self.progress is not None and self.train_progress_bar_id is not None:  # Lightning starts again from 0
             self.progress.update(self.train_progress_bar_id, completed=trainer.global_step)
             self.refresh()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: FineTuning, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: FineTuning) -> dict[str, Any]:
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         figures = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
         if trainer.state.fn == "fit" and trainer.global_step > 0:
             if self._loss[0] != trainer.global_step:
-                self._loss = (trainer.global_step, float(pl_module.global_loss))
+                self._loss = (trainer.global_step, float(task_of(pl_module).global_loss))
             figures = {"train/loss": self._loss[1], **figures}
         return figures
 
@@ -235,16 +236,17 @@ class SayValidations(pl.Callback):
     def __init__(self) -> None:
         self._said = False
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        splits = task_of(pl_module).validation_names
         figures = [
             f"{name} {float(value):.4f}"
             for name, value in trainer.callback_metrics.items()
-            if name.split("/")[0] in pl_module.validation_names
+            if name.split("/")[0] in splits
         ]
         if not self._said:
-            shares = {split: majority(trainer.datamodule, split) for split in pl_module.validation_names}
+            shares = {split: majority(connected(trainer).datamodule, split) for split in splits}
             figures += [f"most frequent class of {split} {share:.4f}" for split, share in shares.items() if share]
             self._said = True
         say(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {', '.join(figures)}")

@@ -24,7 +24,7 @@ from heterolora.common.errors import DivergenceError, UserError
 from heterolora.common.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.lightning import epoch_ends, validation_follows, window_ends
-from model.task.fine_tuning import FineTuning
+from model.task.fine_tuning import task_of
 from options.run import RunOptions
 
 
@@ -92,9 +92,10 @@ class RunCheckpoints(CheckpointCallback):
         self.best_score = score if score is None or math.isfinite(score) else None
         self.best_loss = float(state.get("best_loss", -math.inf))  # older versions kept the earliest of equal scores
 
-    def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.run = trainer.strategy.broadcast(self.run)
-        pl_module.record = replace(pl_module.record, run=self.run.id)
+        task = task_of(pl_module)
+        task.record = replace(task.record, run=self.run.id)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
@@ -160,9 +161,9 @@ class RunCheckpoints(CheckpointCallback):
     def _on_signal(self, *_: Any) -> None:
         self._signalled = True
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: FineTuning, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, UserError | DivergenceError | OSError) and self.last.is_file():
-            action = pl_module.record.action
+            action = task_of(pl_module).record.action
             last = shlex.quote(str(self.last))
             say(f"stopped; to continue: python -m main {action} --resume-training --load {last}")
         if isinstance(exception, SIGTERMException) and self.requeue:

@@ -17,6 +17,7 @@ from dataset.batching.module import TextDataModule
 from dataset.batching.preview import preview
 from heterolora.choosing.allocation import Scored, default_mode, tie_generator
 from heterolora.choosing.ranks import check_time, choose
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
 from heterolora.elements.element import check_ranks
@@ -160,7 +161,7 @@ def put_weights(request: Request, own: ModelRecord, network: PreTrainedModel, sp
         return True
     if request.adapter is not None:
         check_adapter_weights(request.adapter, own.base_sha256, request.spec.task)
-        return put_into(request.adapter, network, space)
+        return put_into(request.adapter, network, present(space))
     return False
 
 

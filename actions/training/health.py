@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from heterolora.common.distributed import gathered
 from heterolora.common.errors import DivergenceError
 from model.lightning import window_ends
-from model.task.fine_tuning import FineTuning
+from model.task.fine_tuning import task_of
 
 BAD_WEIGHTS = "a trained weight became NaN or infinite"
 
@@ -23,18 +24,18 @@ class StopOnNaN(pl.Callback):
     All processes have the same losses and weights, so all of them raise it.
     """
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: object) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not window_ends(trainer):
             return
-        loss = pl_module.global_loss
+        loss = task_of(pl_module).global_loss
         if not bool(torch.isfinite(loss) & _finite_weights(trainer)):  # one transfer from the device for both
             what = BAD_WEIGHTS if math.isfinite(loss) else f"the training loss became {float(loss)}"
             raise _diverged(trainer, what)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        for split in pl_module.validation_names:
+        for split in task_of(pl_module).validation_names:
             loss = float(trainer.callback_metrics[f"{split}/loss"])
             if not math.isfinite(loss):
                 raise _diverged(trainer, f"the loss on {split} became {loss}")

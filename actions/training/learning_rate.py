@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,11 +18,13 @@ from actions.training.callbacks import CountOptimizerSteps, SeedEachBatch
 from actions.training.experiment import Experiment
 from actions.training.rates import Choice, Trial, chosen, lengths, promoted
 from actions.training.trainer import build_trainer
+from heterolora.common.checks import present
 from heterolora.common.distributed import gather_lists
 from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Batch, Loss
+from model.lightning import connected
 from model.sharding import put
-from model.task.fine_tuning import FineTuning
+from model.task.fine_tuning import FineTuning, task_of
 from options.every import Options, as_plain, changed
 from options.optimization import RATES, RATES_OF_PLAIN
 
@@ -38,7 +41,7 @@ def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callbac
     result are printed, and recorded in `run.json`. `start` are callbacks that set the weights at the start of a run.
     """
     options, task = experiment.options, experiment.task
-    rates = RATES_OF_PLAIN if task.space is None else RATES
+    rates: tuple[float, ...] = RATES_OF_PLAIN if task.space is None else RATES
     rows = options.data.batch_size * options.loop.accumulate_grad_batches * options.devices.world
     rungs = lengths(experiment.steps, -(-experiment.batches // options.loop.accumulate_grad_batches), rows)
     before = {name: value.detach().cpu().clone() for name, value in _trained(task).items()}
@@ -127,19 +130,19 @@ class _Judge(pl.Callback):
     def __init__(self, steps: int) -> None:
         self.steps, self.rows = steps, list[_Row]()  # of this process
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FineTuning, *_: object) -> None:
-        if trainer.global_step >= self.steps or not math.isfinite(pl_module.global_loss):
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step >= self.steps or not math.isfinite(task_of(pl_module).global_loss):
             trainer.should_stop = True
 
     @torch.no_grad()
-    def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
-        pl_module.eval()
-        for batch in itertools.islice(trainer.datamodule.val_dataloader()[0], _BATCHES):
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        task = task_of(pl_module).eval()
+        for batch in itertools.islice(connected(trainer).datamodule.val_dataloader()[0], _BATCHES):
             on_device = trainer.strategy.batch_to_device(batch)
-            with pl_module.uncompiled(), trainer.precision_plugin.forward_context():
-                found = pl_module.loss(on_device)  # also of a filler: a sharded base needs a pass of every process
-            self.rows += _rows(pl_module, on_device, found)
-        pl_module.train()
+            with task.uncompiled(), trainer.precision_plugin.forward_context():
+                found = task.loss(on_device)  # also of a filler: a sharded base needs a pass of every process
+            self.rows += _rows(task, on_device, found)
+        task.train()
 
 
 def _rows(task: FineTuning, batch: Batch, found: Loss) -> list[_Row]:
@@ -147,7 +150,7 @@ def _rows(task: FineTuning, batch: Batch, found: Loss) -> list[_Row]:
     counts, _ = task.row_counts(batch, found)
     predicted = true = torch.full_like(batch["index"], -1)
     if task.spec.classifies and not task.spec.regression:
-        predicted, true = found.logits.argmax(-1), batch["labels"]
-    columns = (batch["index"], found.each, counts, predicted, true)
+        predicted, true = present(found.logits).argmax(-1), batch["labels"]
+    columns = (batch["index"], present(found.each), counts, predicted, true)
     rows = zip(*(column.tolist() for column in columns), (batch["weight"] > 0).tolist(), strict=True)
     return [row[:-1] for row in rows if row[-1]]

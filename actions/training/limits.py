@@ -32,8 +32,10 @@ def check_batches(action: str, options: Options, data: TextDataModule) -> None:
 
     def selected(flag: str, limit: int | float, what: str, rows: Dataset) -> int | None:
         available = data.batches(rows, world)
-        if available is None or isinstance(limit, int):
-            return available if available is None else min(available, limit)
+        if available is None:
+            return None
+        if isinstance(limit, int):
+            return min(available, limit)
         if not (chosen := int(available * limit)):  # rounded down, as Lightning does
             raise UserError(
                 f"{flag} {limit:g} of the {available} batches of {what} is no batch",

@@ -29,6 +29,7 @@ def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]
     name = options.run.logger
     if name == "none":
         return []
+    logger: Logger
     if name == "tensorboard":  # a resumed run adds an event file, which purges the points of later steps
         logger = TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
     elif name == "csv":
@@ -83,5 +84,4 @@ class ContinuedCSVLogger(CSVLogger):
                 rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
             for value in (value for row in rows for value in row.values()):
                 float(value)  # raises for a damaged file; the text is kept, so that it is written as it was
-            rows = [{**row, "step": int(row["step"])} for row in rows]
-            return [row for row in rows if row["step"] < self.done]
+            return [{**row, "step": step} for row in rows if (step := int(row["step"])) < self.done]

@@ -12,10 +12,12 @@ import pytorch_lightning as pl
 
 from actions.command.request import Request
 from actions.run.console import note
+from actions.training.callbacks import Progress
 from actions.training.experiment import Experiment
 from actions.training.scoring import check_scoring, scoring_batches
 from heterolora import saliency
 from heterolora.choosing.step_time import StepTime
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.gradients import GradientHeuristic
@@ -33,7 +35,7 @@ def search_options(request: Request) -> ReallocationOptions:
     _check_source(scoring)
     if options.realloc_warmup_epochs is None:
         # An element that was never on has B = 0, which some heuristics always score 0.
-        needs_warmup = saliency.get(scoring.importance_test_name).warmup_batches > 0
+        needs_warmup = saliency.get(present(scoring.importance_test_name)).warmup_batches > 0
         options = replace(options, realloc_warmup_epochs=int(needs_warmup))
     return replace(options, dyrealloc_ags_mode=mode)
 
@@ -45,7 +47,7 @@ def reallocation(experiment: Experiment, options: ReallocationOptions, folder: P
 
 
 def _check_source(options: ScoringOptions) -> None:
-    test = options.importance_test_name
+    test = present(options.importance_test_name)
     if options.imp_source == "training" and not isinstance(saliency.get(test).score, GradientHeuristic):
         formulas = [name for name in saliency.names() if isinstance(saliency.get(name).score, GradientHeuristic)]
         raise UserError(
@@ -69,12 +71,14 @@ def _source(experiment: Experiment) -> ScoreSource:
     options, task = experiment.options.scoring, experiment.task
 
     def track(items: Sequence[Any], what: str) -> Iterable[Any]:
-        return task.trainer.progress_bar_callback.track(items, what)
+        bar = task.trainer.progress_bar_callback
+        return bar.track(items, what) if isinstance(bar, Progress) else items
 
-    limit, test = options.imp_limit_test_batches, options.importance_test_name
+    limit, test = options.imp_limit_test_batches, present(options.importance_test_name)
     batches = functools.partial(scoring_batches, experiment.data, limit, heuristic=test)
     dedicated = DedicatedScores(options, batches, track)
     if options.imp_source == "dedicated":
         return dedicated
-    gradients = TrainingGradients(task.space, saliency.get(options.importance_test_name).score)
-    return TrainingScores(gradients, options.imp_limit_test_batches, first=dedicated)
+    score = saliency.get(test).score
+    assert isinstance(score, GradientHeuristic)  # see `_check_source`
+    return TrainingScores(TrainingGradients(present(task.space), score), limit, first=dedicated)

@@ -20,6 +20,7 @@ from heterolora import saliency
 from heterolora.choosing.allocation import Mode, Scored, check_mode, default_mode, tie_generator
 from heterolora.choosing.ranks import choose
 from heterolora.choosing.scores import Scores
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Batch
 from heterolora.saliency.score import scored
@@ -58,7 +59,7 @@ def scoring_batches(
 def score(experiment: Experiment, fabric: Fabric, mode: Mode) -> tuple[Scores, float]:
     """The scores, and the duration of scoring in seconds, including warm-up. Raises UserError for too short a time."""
     options, data, task = experiment.options.scoring, experiment.data, experiment.task
-    heuristic = saliency.get(options.importance_test_name)
+    heuristic = saliency.get(present(options.importance_test_name))
     with fabric.rank_zero_first(local=True):  # the other processes read the cache
         data.encoded(data.splits.train)
     task.shard(fabric.device)
@@ -82,7 +83,7 @@ def score(experiment: Experiment, fabric: Fabric, mode: Mode) -> tuple[Scores, f
         (first,) = data.scoring_batches(1)
         step_time = fabric.broadcast(measured(problem, fabric.to_device(first)))
     if budget.unit == "time":  # so short a time is found before the scores are computed
-        alike = [Scored(element, 1.0) for element in task.space.elements]
+        alike = [Scored(element, 1.0) for element in problem.space.elements]
         choose(alike, replace(budget, step_time=step_time), mode, tie_generator(0, 0))
     start = time.perf_counter()
     items = scored(heuristic.name, problem, warm_up)

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from actions.run.console import is_first_process
 from actions.run.run_folder import LOGS
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.common.outside import read_text
@@ -80,7 +81,7 @@ def _mlflow(folder: Path, resumed: bool) -> MLFlowLogger:
         found = f"--logger mlflow: {address}: {_first_line(reason)}"
         raise UserError(found, f"check MLFLOW_TRACKING_URI, {_ELSE}") from None
     if is_first_process() and run_id is None:
-        write_text(id_file, logger.run_id)
+        write_text(id_file, present(logger.run_id))
     return logger
 
 
@@ -112,8 +113,8 @@ class TrackioLogger(Logger):
         return self._run
 
     @rank_zero_only
-    def log_hyperparams(self, params: Mapping[str, Any], *_: Any, **__: Any) -> None:
-        self.experiment.config.update(params)
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
+        self.experiment.config.update(params if isinstance(params, dict) else vars(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

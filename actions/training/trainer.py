@@ -110,7 +110,7 @@ def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequ
         StopOnNaN(),
         SayValidations(),
     ]
-    callbacks += [WarnOfOneClass(options.optimization.learning_rate), *more]
+    callbacks += [WarnOfOneClass(options.optimization.rate), *more]
     callbacks += [ValidateAfterWindows(), EarlyStopping(checkpoints.monitor, checkpoints.mode, options.run.patience)]
     if options.optimization.max_steps != -1 or options.run.stop_after is not None:
         callbacks.append(StopAfter(options.run.stop_after))

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from heterolora.common.errors import UserError
-from model.task.fine_tuning import FineTuning
+from model.task.fine_tuning import task_of
 
 _OF_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, MisconfigurationException)
 
@@ -41,8 +41,10 @@ class CheckForm(pl.Callback):
     Lightning and torch take them as they are, and would fail later, where the file is no longer known.
     """
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: FineTuning, checkpoint: Mapping[str, Any]) -> None:
-        built = pl_module.configure_optimizers()
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        built = task_of(pl_module).configure_optimizers()
         own = {
             "loops": {"fit_loop": trainer.fit_loop.state_dict()},
             "optimizer_states": [built["optimizer"].state_dict()],

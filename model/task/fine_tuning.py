@@ -267,5 +267,10 @@ class FineTuning(pl.LightningModule, ABC):
         return replace(self.record, on=on)
 
 
+def task_of(module: pl.LightningModule) -> FineTuning:
+    """The task of a callback. Lightning's callbacks are not generic: their types allow any module."""
+    return cast(FineTuning, module)
+
+
 def network_inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in _NETWORK_INPUTS if name in batch}

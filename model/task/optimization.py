@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def build_optimizer(
     matrices = [p for p in parameters if p.ndim >= 2 and p not in fast]
     vectors = [p for p in parameters if p.ndim < 2]
     all_b = [p for p in parameters if p in fast]
-    rate, decay = cast(float, settings.learning_rate), settings.weight_decay
+    rate, decay = settings.rate, settings.weight_decay
     groups = [
         {"name": "matrices", "params": matrices, "lr": rate, "weight_decay": decay},
         {"name": "vectors", "params": vectors, "lr": rate, "weight_decay": 0.0},
@@ -79,7 +79,7 @@ def rate_factor(step: int, total: float, settings: Optimization) -> float:
     if settings.lr_scheduler == "linear":
         return 1.0 - done
     if settings.lr_scheduler == "cosine_annealing":
-        low = settings.eta_min / cast(float, settings.learning_rate)
+        low = settings.eta_min / settings.rate
         return low + (1.0 - low) * (1.0 + math.cos(math.pi * done)) / 2.0
     return 1.0
 

@@ -6,9 +6,6 @@ of B moves the weight by -s² G Aᵀ A, so these rows of A keep the largest part
 `orthogonal`: random orthonormal directions.
 """
 
-# mypy: disable-error-code="override"
-# Lightning gives its callbacks the task.
-
 from __future__ import annotations
 
 import math
@@ -26,7 +23,7 @@ from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Batch, Problem
 from heterolora.saliency.warm_up import is_fresh
 from heterolora.saliency.weight_gradients import gaussian, leading_directions, weight_gradients
-from model.task.fine_tuning import FineTuning
+from model.task.fine_tuning import task_of
 from model.task.scoring import scoring_problem
 
 Start = Literal["gradient", "activation", "orthogonal"]
@@ -47,16 +44,17 @@ class StartElements(pl.Callback):
     ) -> None:
         self.kind, self.seed, self.batches, self.note = kind, seed, batches, note
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
-        if not pl_module.space:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        task = task_of(pl_module)
+        if not task.space:
             self.note(f"--lora-init {self.kind} has no effect: the model has no element, only its head is trained")
             return
         share = [] if self.kind == "orthogonal" else self.batches(trainer.global_rank, trainer.world_size)
         on_device = [trainer.strategy.batch_to_device(batch) for batch in share]
         precision = trainer.precision_plugin.forward_context
-        problem = scoring_problem(pl_module, on_device, tolerance=0.0, precision=precision)
+        problem = scoring_problem(task, on_device, tolerance=0.0, precision=precision)
         if is_fresh(problem):
-            with pl_module.uncompiled():
+            with task.uncompiled():
                 start(problem, self.kind, self.seed)
         else:
             self.note(f"--lora-init {self.kind} has no effect: the elements are trained already (B is not 0)")

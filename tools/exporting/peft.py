@@ -8,6 +8,7 @@ from pathlib import Path
 from actions.result.export import write_adapter_folder
 from actions.result.restore import has_shortcuts, restore_trained
 from actions.run.console import note, say
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.peft_config import peft_notes
 from model.load import load_tokenizer
@@ -44,7 +45,8 @@ def write_adapter(export: Export, run_folder: Path | None, for_vllm: bool) -> No
     """Raises UserError if no element is on."""
     request = export.request
     restored = restore_trained(request)
-    network, on = restored.network, restored.space.on("lora")
+    network, space = restored.network, present(restored.space)
+    on = space.on("lora")
     if not on:
         raise UserError(f"{export.args.result} has no LoRA element that is on", "PEFT and vLLM take no empty adapter")
     if for_vllm:
@@ -54,5 +56,5 @@ def write_adapter(export: Export, run_folder: Path | None, for_vllm: bool) -> No
     tokenizer = load_tokenizer(request.base.name, network.config)
     network.config.pad_token_id = tokenizer.pad_token_id
     record = replace(restored.record, base=request.base)
-    written = (export.args.output, network, restored.space, request.spec, tokenizer, record, run_folder)
+    written = (export.args.output, network, space, request.spec, tokenizer, record, run_folder)
     write_adapter_folder(*written, for_vllm=for_vllm)

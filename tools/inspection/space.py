@@ -13,6 +13,7 @@ from torch import nn
 
 from actions.command.request import Request
 from actions.result.restore import restore_trained
+from heterolora.common.checks import present
 from heterolora.elements.adapt import in_head
 from heterolora.elements.element import Kind
 from heterolora.elements.linear import is_linear, widths_of
@@ -68,7 +69,7 @@ class SpaceReport:
 def space_report(request: Request) -> SpaceReport:
     restored = restore_trained(request)
     about = {"model": request.options.model, "base": request.base.name, "load": request.options.load}
-    return SpaceReport(restored.network, restored.space, about, (*request.notes, *restored.notes))
+    return SpaceReport(restored.network, present(restored.space), about, (*request.notes, *restored.notes))
 
 
 def _total(low_ranks: Sequence[LowRank]) -> Total:

@@ -53,7 +53,7 @@ def base_of(network: nn.Module, space: SearchSpace, packed: Iterable[str], preci
     trained = {p for low_rank in space for p in low_rank.parameters()}
     trained |= {p for p in network.parameters() if p.requires_grad}
     config = nf4(precision)
-    in_4_bits = {network.get_submodule(name).weight for name in packed}
+    in_4_bits = {network.get_parameter(f"{name}.weight") for name in packed}
 
     def constants(tensors: Iterable[Tensor]) -> int:
         return sum(nf4_constants(tensor.numel(), config) for tensor in tensors if tensor in in_4_bits)

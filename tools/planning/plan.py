@@ -55,7 +55,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """The sizes of a model and of its step, and the GPU.
 
     Attributes:
@@ -117,7 +117,7 @@ class Plan:
         return max(self.step(setting).flops / (REACHED * rate), passes * self.base.whole / self.gpu.bandwidth)
 
 
-def counts(plan: Plan) -> list[int]:
+def counts(plan: GpuPlan) -> list[int]:
     """1, 2, 4, 8 GPUs, and more if a base that is sharded over 8 does not fit."""
     numbers = [1]
     while numbers[-1] < 64 and (numbers[-1] < 8 or not plan.fits(Setting(numbers[-1], True, True))):

@@ -13,12 +13,13 @@ from torch import Tensor
 from actions.command.request import Request
 from actions.result.restore import restore_trained
 from dataset.encoding.encode import DEFAULT_LENGTH
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from model.load import base_dtype
 from tools.planning.base import base_of, packed_layers
 from tools.planning.gpus import GIGA, Gpu
-from tools.planning.plan import BLOCKS_AT_ONCE, RESERVED, Plan, Setting, Trained, counts
-from tools.planning.step import Batch, steps
+from tools.planning.plan import BLOCKS_AT_ONCE, RESERVED, GpuPlan, Setting, Trained, counts
+from tools.planning.step import BatchShape, steps
 
 _ONE_MACHINE = 8  # GPUs; the card's link joins those of one machine
 _BOTH = (False, True)  # without and with gradient checkpointing
@@ -29,8 +30,8 @@ _STATES = {"adam": 2, "adamw": 2, "sgd": 0}
 class PlanReport:
     """What the tool shows of a plan."""
 
-    plan: Plan
-    batch: Batch
+    plan: GpuPlan
+    batch: BatchShape
     title: str
     notes: tuple[str, ...]
 
@@ -64,11 +65,11 @@ def plan_report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
     if precision == "64":
         raise UserError("--plan has no rates of GPUs for --precision 64", "use 32 or a 16-bit kind")
     restored = restore_trained(request, base_dtype(precision))
-    network, space = restored.network, restored.space
+    network, space = restored.network, present(restored.space)
     network.config.use_cache = False
     network.config.pad_token_id = network.config.pad_token_id or 0
     labels = request.spec.num_labels if request.spec.classifies else None
-    batch = Batch(options.data.batch_size, _length(request, network.config), labels)
+    batch = BatchShape(options.data.batch_size, _length(request, network.config), labels)
     packed = packed_layers(network, quantize, precision)
     base = base_of(network, space, packed, precision)
     updated = {p for p in network.parameters() if p.requires_grad}
@@ -76,7 +77,7 @@ def plan_report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
     trained = Trained(_numbers(every), _numbers(updated), _STATES[options.optimization.optimizer])
     weights = _numbers({*network.parameters()} - every)
     half = precision.startswith(("16", "bf16"))
-    plan = Plan(base, trained, steps(network, space, batch, precision, packed), gpu, memory, half)
+    plan = GpuPlan(base, trained, steps(network, space, batch, precision, packed), gpu, memory, half)
     how = f"--precision {precision}" + (f" --quantize {quantize}" if quantize else "")
     title = (
         f"{request.base.name}: {weights:,} weights, {how}; a batch of {batch.rows:,} × {batch.tokens:,} tokens on each "
@@ -91,7 +92,7 @@ def _numbers(tensors: Iterable[Tensor]) -> int:
 
 def _length(request: Request, config: Any) -> int:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
-    if request.adapted.family.positions_after_padding:
+    if present(request.adapted).family.positions_after_padding:
         positions -= config.pad_token_id + 1
     given = request.options.data.max_token_len
     if given is not None and given > positions:
@@ -102,7 +103,7 @@ def _length(request: Request, config: Any) -> int:
 # ---- tables
 
 
-def step_table(plan: Plan) -> Table:
+def step_table(plan: GpuPlan) -> Table:
     """What does not depend on the number of GPUs."""
     unit = _unit(plan)
     table = _table(f"{unit.name} of a GPU, besides the base", "plain", "--gradient-checkpointing")
@@ -121,7 +122,7 @@ def step_table(plan: Plan) -> Table:
     return table
 
 
-def gpu_table(plan: Plan) -> Table:
+def gpu_table(plan: GpuPlan) -> Table:
     """A row for each number of GPUs, with a replicated and with a sharded base."""
     unit = _unit(plan)
     columns = ("peak", "fits", "seconds")
@@ -140,7 +141,7 @@ def gpu_table(plan: Plan) -> Table:
     return table
 
 
-def explanation(plan: Plan) -> str:
+def explanation(plan: GpuPlan) -> str:
     unit = _unit(plan).name
     return (
         f"{unit} of each GPU. share: what it holds of the base. gathered: {BLOCKS_AT_ONCE} whole blocks, and what is "
@@ -151,7 +152,7 @@ def explanation(plan: Plan) -> str:
     )
 
 
-def _values(plan: Plan, setting: Setting) -> dict[str, Any]:
+def _values(plan: GpuPlan, setting: Setting) -> dict[str, Any]:
     """The JSON object of a setting."""
     return {
         **asdict(setting),
@@ -164,7 +165,7 @@ def _values(plan: Plan, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _rows(plan: Plan) -> Iterator[tuple[int, bool]]:
+def _rows(plan: GpuPlan) -> Iterator[tuple[int, bool]]:
     for gpus in counts(plan):
         yield gpus, False
         if gpus > 1:
@@ -187,5 +188,5 @@ class _Unit(NamedTuple):
         return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
-def _unit(plan: Plan) -> _Unit:
+def _unit(plan: GpuPlan) -> _Unit:
     return _Unit("GB", GIGA) if plan.base.whole >= GIGA else _Unit("MB", 10**6)

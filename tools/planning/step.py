@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class StepCost:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchShape:
     """The rows of a batch have the same length, so that there is no padding."""
 
     rows: int
@@ -68,7 +68,7 @@ class Batch:
 
 
 def steps(
-    network: PreTrainedModel, space: SearchSpace, batch: Batch, precision: str, packed: dict[str, torch.dtype]
+    network: PreTrainedModel, space: SearchSpace, batch: BatchShape, precision: str, packed: dict[str, torch.dtype]
 ) -> tuple[StepCost, StepCost]:
     """The step without and with gradient checkpointing. Turns the tensors of the network into fake tensors.
 
@@ -78,24 +78,26 @@ def steps(
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu").train()
         for name, dtype in packed.items():
-            network.set_submodule(name, _Packed(network.get_submodule(name), dtype))
+            network.set_submodule(name, _Packed(cast(nn.Linear, network.get_submodule(name)), dtype))
         with _AsOnGpu():
             plain = _of_all_blocks(network, space.blocks, batch, precision)
             enable_gradient_checkpointing(network, space)
             return plain, _of_all_blocks(network, space.blocks, batch, precision)
 
 
-def _of_all_blocks(network: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, precision: str) -> StepCost:
+def _of_all_blocks(
+    network: PreTrainedModel, blocks: Sequence[nn.Module], batch: BatchShape, precision: str
+) -> StepCost:
     """If all blocks are alike, a step is linear in their number. Then networks with few of the blocks run."""
     fewer, more = _FEW
     if len(blocks) <= more or any(_signature(block) != _signature(blocks[1]) for block in blocks[2:]):
-        return measured(network, batch, precision)
+        return step_cost(network, batch, precision)
     (path,) = (path for path, module in network.named_modules() if module is blocks[0])
     place = path.rpartition(".")[0]
     every, found = network.get_submodule(place), []
     for number in _FEW:
         network.set_submodule(place, nn.ModuleList(blocks[:number]))
-        found.append(measured(network, batch, precision))
+        found.append(step_cost(network, batch, precision))
     network.set_submodule(place, every)
     return found[0].extrapolated(found[1], Fraction(len(blocks) - fewer, more - fewer))
 
@@ -105,7 +107,7 @@ def _signature(block: nn.Module) -> list[tuple[Any, ...]]:
     return [(name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()]
 
 
-def measured(network: PreTrainedModel, batch: Batch, precision: str) -> StepCost:
+def step_cost(network: PreTrainedModel, batch: BatchShape, precision: str) -> StepCost:
     """Runs a step; the tensors of the network are fake, or real ones on a CPU."""
     dtype = AUTOCAST.get(precision)
     trained = [p for p in network.parameters() if p.requires_grad]

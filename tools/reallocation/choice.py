@@ -8,6 +8,7 @@ from pathlib import Path
 
 from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
 from heterolora.choosing.step_time import StepTime
+from heterolora.common.checks import present
 from heterolora.elements.config import ElementConfig, load
 from heterolora.elements.element import Element, Kind
 from heterolora.elements.task import Task
@@ -59,7 +60,7 @@ def choice_of_run(folder: Path) -> Choice:
     every = {kind: _all_on(config) for kind, config in result.items()}
     request = resolve(parse_command(["test", "--load", str(folder / ADAPTER)]))
     network = skeleton(load_config(request.base.name, request.spec), request.spec.task)
-    family = request.adapted.family
+    family = present(request.adapted).family
     elements, on = (placement_of(network, family, **configs).elements for configs in (every, result))
     origin, base = f"the result of {folder.name}", base_location(request.base.name)
     return Choice(elements, on, request.spec.task, origin, base)

@@ -105,7 +105,7 @@ class Run:
         split, row = next(iter(self.figures.items()))
         data_set = registry.specs().get(self.option("dataset"))
         measured = [name for name in row if name != "loss"]
-        names = (self.options.get("metric"), *(data_set.metrics if data_set else ()), *measured)
+        names = (self.options.get("metric") or "", *(data_set.metrics if data_set else ()), *measured)
         return split, next((name for name in names if name in row), "loss")
 
     @property

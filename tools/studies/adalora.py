@@ -10,17 +10,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig, AdaLoraModel, PeftModel
+from peft.tuners.adalora.layer import RankAllocator
 from torch import Tensor, nn
 
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element, at_ranks
 from model.lightning import window_ends
-from model.task.fine_tuning import FineTuning
 
 ADAPTER = "default"  # PEFT's name of the first adapter
 _START = 1.5  # ranks at the start, relative to those at the end, as in the paper
@@ -43,8 +44,8 @@ def adalora_config(places: Sequence[Element], budget: int, steps: int, **shared:
     start = min(-int(-_START * ranks // len(places)), narrowest)
     return AdaLoraConfig(
         init_r=start,
-        target_r=min(ranks, start * len(places) - 1) / len(places),
-        lora_alpha=start * places[0].settings.scaling,  # PEFT divides it by init_r
+        target_r=cast(int, min(ranks, start * len(places) - 1) / len(places)),  # PEFT computes with any number
+        lora_alpha=cast(int, start * places[0].settings.scaling),  # and divides it by init_r
         tinit=steps // 10,
         tfinal=steps // 2,
         deltaT=max(1, steps // 700),
@@ -62,8 +63,11 @@ class Allocate(pl.Callback):
     """
 
     def __init__(self, network: PeftModel, places: Sequence[Element], budget: int) -> None:
-        self.tuner, self.places, self.budget = network.base_model, places, budget
-        self.config, self.allocator = network.peft_config[ADAPTER], self.tuner.rankallocator
+        config, tuner = network.peft_config[ADAPTER], network.base_model
+        assert isinstance(config, AdaLoraConfig)
+        assert isinstance(tuner, AdaLoraModel)
+        self.config, self.tuner, self.places, self.budget = config, tuner, places, budget
+        self.allocator = cast(RankAllocator, tuner.rankallocator)  # torch types attributes as tensors and modules
         self.allocator.target_bgt = round(self.config.target_r * len(places))
         self.names = {element.key: f"{element.module}.lora_E.{ADAPTER}" for element in places}  # of singular values
 
@@ -76,13 +80,13 @@ class Allocate(pl.Callback):
         self.allocator.exp_avg_ipt, self.allocator.exp_avg_unc = state["sensitivity"], state["uncertainty"]
         self.allocator.target_bgt, self.config.rank_pattern = state["target"], state["pattern"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         allocator, own = self.allocator, dict(self.tuner.model.named_parameters())
         for sums in (allocator.exp_avg_ipt, allocator.exp_avg_unc):  # of a checkpoint, which is read onto the CPU
             sums.update({name: value.to(own[name].device) for name, value in sums.items()})
         allocator.ipt = dict(allocator.exp_avg_ipt)  # PEFT overwrites its values, and looks for its keys
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         matrices = _matrices(self.tuner.model)
         gradients = torch.autograd.grad(self.config.orth_reg_weight * orthogonality(self.tuner.model), matrices)
         for matrix, gradient in zip(matrices, gradients, strict=True):
@@ -92,7 +96,7 @@ class Allocate(pl.Callback):
         if not window_ends(trainer):
             return
         step, config = trainer.global_step, self.config
-        if step == config.total_step - config.tfinal:
+        if step == present(config.total_step) - config.tfinal:
             self.allocator.target_bgt = bisect_right(range(self.allocator.init_bgt), self.budget, key=self._cost) - 1
         self.tuner.update_and_allocate(step)
 

@@ -15,11 +15,11 @@ from actions.training.halving import shares
 from heterolora.common.errors import UserError
 from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, prefix, tuning_cases
 from tools.studies.results import Measured, Rung, read_measured, rung_of
-from tools.studies.running import Record, Start, check_unfinished, record_of, run_here, run_submitted, start_process
+from tools.studies.running import JobRecord, Start, check_unfinished, record_of, run_here, run_submitted, start_process
 from tools.studies.spec import Study
 from tools.studies.summary import Comparison, compare
 
-Track = Callable[[Iterator[Record], int, str], Iterator[Record]]
+Track = Callable[[Iterator[JobRecord], int, str], Iterator[JobRecord]]
 
 
 class Execution:
@@ -49,7 +49,7 @@ class Execution:
         self.parts: dict[str, Measured] = {}
         self.rungs: dict[Key, list[Rung]] = {}
         self.untuned: dict[Key, dict[float, str]] = {}
-        self.failures: list[Record] = []
+        self.failures: list[JobRecord] = []
         self.reasons: dict[str, str] = {}
 
     @property
@@ -86,7 +86,7 @@ class Execution:
                 )
 
     def _tune(
-        self, cases: Sequence[Case], scored: Mapping[str, Record], run_jobs: bool, track: Track
+        self, cases: Sequence[Case], scored: Mapping[str, JobRecord], run_jobs: bool, track: Track
     ) -> dict[Key, float]:
         """The best learning rate of every arm that has one."""
         left: dict[Key, Sequence[float]] = {case.key: self.study.learning_rates for case in cases}
@@ -108,15 +108,15 @@ class Execution:
         return {key: rates[0] for key, rates in left.items() if rates}
 
     def _train(
-        self, cases: Iterable[Case], scored: Mapping[str, Record], run_jobs: bool, track: Track, what: str
+        self, cases: Iterable[Case], scored: Mapping[str, JobRecord], run_jobs: bool, track: Track, what: str
     ) -> dict[str, Measured]:
         """The results of the runs that ended well."""
         jobs, scores = {}, {}
         for case in cases:
-            scores[case.name] = scored.get(self.commands.scoring(case).name)
-            if scores[case.name] is None:
+            if (scoring := scored.get(self.commands.scoring(case).name)) is None:
                 self.reasons.setdefault(case.name, "its scores are missing")
                 continue
+            scores[case.name] = scoring
             try:
                 jobs[case.name] = (case, self.commands.training(case))
             except UserError as mistake:
@@ -130,12 +130,12 @@ class Execution:
                 found[name] = read_measured(case, job.results, self.study.measure, elements, seconds)
         return found
 
-    def _seconds_before(self, case: Case, scores: Record) -> float:
+    def _seconds_before(self, case: Case, scores: JobRecord) -> float:
         """The time that the run took before this part of it, with the scoring."""
         earlier = [part.seconds for part in self.parts.values() if part.case.run == case.run]
         return max(earlier, default=0.0 if case.arm.heuristic == "constant" else scores.seconds)
 
-    def _run(self, jobs: Mapping[str, Job], run_jobs: bool, track: Track, what: str) -> dict[str, Record]:
+    def _run(self, jobs: Mapping[str, Job], run_jobs: bool, track: Track, what: str) -> dict[str, JobRecord]:
         """The records of all jobs that ended well; runs those that have none."""
         records = {name: record for name, job in jobs.items() if (record := record_of(job, self.jobs_folder))}
         missing = [job for name, job in jobs.items() if name not in records]

@@ -20,6 +20,7 @@ from dataset import registry
 from heterolora.choosing import scores as scores_file
 from heterolora.choosing.allocation import Scored, tie_generator
 from heterolora.choosing.ranks import Assignment, Budget, Greedy, Policy, Proportional, TopK, assign
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.files import to_toml, write_text
 from heterolora.elements.config import ElementConfig
@@ -204,6 +205,7 @@ class Commands:
             return self._peft(case)
         elements = self.elements(case)
         dynamic = case.arm.method == DYNAMIC
+        ranks: Mapping[str, int]
         if dynamic:
             ranks = {item.element.key: item.element.rank for item in elements}
         else:
@@ -224,7 +226,7 @@ class Commands:
         """A run of PEFT's own layers, on the plain model."""
         options = self._options(TRAIN, case.run, case, _training(case) | self._plain(case))
         scores = str(self.runs / self._scores_name(case) / SCORES)
-        command = ("-m", "tools.studies.peft_run", case.arm.peft_method, str(self.budget(case)), scores)
+        command = ("-m", "tools.studies.peft_run", present(case.arm.peft_method), str(self.budget(case)), scores)
         digest = self._digest(command, options)
         return Job(case.name, command, options, self.runs / case.run, share=case.share, digest=digest)
 

@@ -30,7 +30,7 @@ from actions.train import fit
 from actions.training.experiment import Experiment, build
 from actions.training.trainer import check_devices
 from heterolora.choosing import scores as scores_file
-from heterolora.choosing.allocation import tie_generator
+from heterolora.choosing.allocation import Scored, tie_generator
 from heterolora.choosing.ranks import Budget, assign
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
@@ -111,7 +111,7 @@ def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> 
 
 def uniform_ranks(places: Sequence[Element], budget: int, seed: int) -> list[Element]:
     """The places with an element, at ranks as equal as the budget allows: those of the arm `uniform`."""
-    scored = [scores_file.Scored(element, 1.0) for element in places]
+    scored = [Scored(element, 1.0) for element in places]
     found = assign(scored, EVEN, Budget("parameters", budget), "off", tie_generator(seed, 0)).ranks
     return at_ranks(places, found)
 
@@ -134,7 +134,7 @@ def _config(experiment: Experiment, on: Sequence[Element], **more: Any) -> LoraC
 def _eva(experiment: Experiment, places: Sequence[Element], budget: int) -> Adapted:
     """EVA redistributes the ranks of a uniform adapter by explained variance."""
     plain, batches = experiment.task.network, _batches(experiment)
-    adapted = []
+    adapted: list[PeftModel] = []
 
     def redistribute(start: Sequence[Element]) -> list[Element]:
         if adapted:
@@ -192,7 +192,7 @@ def _batches(experiment: Experiment) -> list[dict[str, Any]]:
 
 def _redistributed(network: PeftModel, start: Iterable[Element]) -> list[Element]:
     """The ranks that PEFT's layers have now."""
-    modules = dict(network.base_model.model.named_modules())
+    modules = dict(network.get_base_model().named_modules())
     found = []
     for element in start:
         layer = modules[element.module]

@@ -14,7 +14,7 @@ _FEWEST_STEPS = 100  # of a run that shall say something, if the whole run is no
 
 
 @dataclass(frozen=True)
-class Measured:
+class FirstRun:
     """What was measured before the plan: a run of a few steps of the largest arm.
 
     Attributes:
@@ -40,7 +40,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A study that fits into the time."""
 
     arms: Mapping[str, Mapping[str, Any]]
@@ -71,7 +71,7 @@ def arms(blocks: int) -> dict[str, dict[str, Any]]:
     return every if upper and len(upper) < blocks else {k: v for k, v in every.items() if "blocks" not in v}
 
 
-def plans(measured: Measured, length: Length, seconds: float) -> Iterator[Plan]:
+def plans(measured: FirstRun, length: Length, seconds: float) -> Iterator[StudyPlan]:
     """The plans to choose from, the most thorough one first. Each has as many steps as the time allows."""
     for seeds, most_arms, rates in ((8, 7, RATES), (8, 5, RATES), (5, 5, RATES), (5, 4, RATES[1:]), (3, 4, RATES[1:]),
                                     (3, 3, RATES[1:-1])):  # fmt: skip
@@ -81,17 +81,17 @@ def plans(measured: Measured, length: Length, seconds: float) -> Iterator[Plan]:
         steps = length.run if length.fixed else min(length.run, _steps_within(measured, length.epoch, room))
         epochs = max(1, -(-steps // length.epoch))
         each = measured.rest + steps * measured.step + epochs * measured.validation
-        yield Plan(some, rates, tuple(range(seeds)), steps, epochs, runs * each)
+        yield StudyPlan(some, rates, tuple(range(seeds)), steps, epochs, runs * each)
 
 
-def _steps_within(measured: Measured, epoch: int, seconds: float) -> int:
+def _steps_within(measured: FirstRun, epoch: int, seconds: float) -> int:
     """Steps that fit, with a validation at the end of each epoch, also of the last one."""
     whole = int(max(0.0, seconds) // (epoch * measured.step + measured.validation))
     left = seconds - whole * (epoch * measured.step + measured.validation) - measured.validation
     return whole * epoch + max(0, int(left // measured.step))
 
 
-def plan(measured: Measured, length: Length, seconds: float) -> Plan:
+def plan(measured: FirstRun, length: Length, seconds: float) -> StudyPlan:
     """The most thorough plan that fits. Raises UserError if none does."""
     enough = min(length.run, _FEWEST_STEPS)
     for found in plans(measured, length, seconds):

@@ -16,6 +16,7 @@ from actions.run.console import say
 from actions.run.run_folder import write_json
 from actions.training.limits import measures_validation, with_epochs
 from dataset.batching.module import TextDataModule
+from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_toml
 from heterolora.common.outside import read_json
@@ -25,7 +26,7 @@ from options.actions import TRAIN
 from options.every import defaults, plain
 from tools.studies.execution import Execution, Track
 from tools.studies.jobs import Commands, from_here, tuning_cases
-from tools.studies.planning import RATES, Length, Measured, Plan, plan
+from tools.studies.planning import RATES, FirstRun, Length, StudyPlan, plan
 from tools.studies.spec import Measure, Question, Study, read_study
 
 STUDY, PLAN, FIRST = "study.toml", "plan.json", "first_run"
@@ -100,13 +101,13 @@ def planned(asked: Asked, folder: Path, workers: int, track: Track) -> Study:
     options = {**asked.options, **limits, "limit_train_batches": batches, "max_epochs": 1}
     write_toml(first / STUDY, asked.document(options, seeds=[0], learning_rates=[RATES[0]], arms=few))
     measured = _measured(read_study(first / STUDY), first, min(_STEPS, length.epoch, length.run), track)
-    found = plan(measured, length, 3600 * asked.hours * workers)
-    _write(asked, folder, found, {**asked.options, **limits, **({} if length.fixed else _run(found))})
-    say(_described(measured, found, workers))
+    planned = plan(measured, length, 3600 * asked.hours * workers)
+    _write(asked, folder, planned, {**asked.options, **limits, **({} if length.fixed else _run(planned))})
+    say(_described(measured, planned, workers))
     return read_study(folder / STUDY)
 
 
-def _run(found: Plan) -> dict[str, int]:
+def _run(found: StudyPlan) -> dict[str, int]:
     return {"max_steps": found.steps, "max_epochs": found.epochs}
 
 
@@ -127,7 +128,7 @@ def _length_and_limits(request: Request, given: Mapping[str, Any]) -> tuple[Leng
     return length, {name: value for name, value in limits.items() if name not in given}
 
 
-def _measured(study: Study, folder: Path, steps: int, track: Track) -> Measured:
+def _measured(study: Study, folder: Path, steps: int, track: Track) -> FirstRun:
     """Run a few steps of the largest arm. Raises UserError if they fail."""
     execution = Execution(replace(study, arms=dict(list(study.arms.items())[:1])), folder)
     execution.comparisons(run_jobs=True, track=track)
@@ -135,13 +136,13 @@ def _measured(study: Study, folder: Path, steps: int, track: Track) -> Measured:
         reasons = [*(record.error for record in execution.failures), *execution.reasons.values(), "it has no result"]
         raise UserError(f"the first run failed: {reasons[0]}", f"its output is in {execution.jobs_folder}")
     (run,) = execution.measured.values()
-    training = read_resources(run.folder)["train_seconds"]
+    training, step_seconds = present(read_resources(run.folder)["train_seconds"]), present(run.step_seconds)
     blocks = {item.element.layer for item in execution.commands.elements(run.case)}
-    validation = max(0.0, training - steps * run.step_seconds)
-    return Measured(run.step_seconds, max(0.0, run.seconds - training), validation, len(blocks))
+    validation = max(0.0, training - steps * step_seconds)
+    return FirstRun(step_seconds, max(0.0, run.seconds - training), validation, len(blocks))
 
 
-def _write(asked: Asked, folder: Path, found: Plan, options: Mapping[str, Any]) -> None:
+def _write(asked: Asked, folder: Path, found: StudyPlan, options: Mapping[str, Any]) -> None:
     """The study file is the last one, because it says that the plan is complete."""
     lists = {"seeds": list(found.seeds), "learning_rates": list(found.rates)}
     tables = {name: dict(table) for name, table in found.arms.items()}
@@ -150,7 +151,7 @@ def _write(asked: Asked, folder: Path, found: Plan, options: Mapping[str, Any]) 
     write_toml(folder / STUDY, asked.document(options, **lists, arms=tables), head)
 
 
-def _described(measured: Measured, found: Plan, workers: int) -> str:
+def _described(measured: FirstRun, found: StudyPlan, workers: int) -> str:
     rest, minutes = measured.rest + measured.validation, round(found.seconds / workers / 60)
     tuned = f"each at {len(found.rates)} learning rates, and at the best one with {len(found.seeds)} seeds"
     return (

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +27,8 @@ from tools.studies.statistics import Rows
 _RUN_AGAIN = "delete the run folder, and start the study again"
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """The result of one row. A run of an older version has no labels and predictions."""
 
     total: float  # of the measure, over `count`
@@ -55,7 +55,7 @@ class Measured:
     ranks: Mapping[Place, int]
     parameters: int
     step_seconds: float | None
-    peak_memory_bytes: int | None
+    peak_memory_bytes: float | None
     seconds: float
 
     def split(self, study: Study, tuning: bool) -> str:

@@ -36,7 +36,7 @@ _running: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
-class Record:
+class JobRecord:
     """How a job ended. `error` is the last line of its output if it failed."""
 
     name: str
@@ -50,7 +50,7 @@ class Record:
         return self.code != 0
 
 
-def record_of(job: Job, folder: Path) -> Record | None:
+def record_of(job: Job, folder: Path) -> JobRecord | None:
     """The record of a job that has ended well, or None."""
     path = folder / f"{job.name}.json"
     if not (path.is_file() and (job.results / job.result).is_file()):
@@ -63,9 +63,9 @@ def record_of(job: Job, folder: Path) -> Record | None:
     return record
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path) -> JobRecord:
     with reading("the record", path, _RUN_AGAIN):
-        return Record(**read_json(path, "the record", _RUN_AGAIN))
+        return JobRecord(**read_json(path, "the record", _RUN_AGAIN))
 
 
 def start_process(arguments: Sequence[str], log: Path) -> int:
@@ -87,7 +87,7 @@ def start_process(arguments: Sequence[str], log: Path) -> int:
             _running.discard(process)
 
 
-def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
+def run_job(job: Job, folder: Path, start: Start = start_process) -> JobRecord:
     """Run a job, and write its output and its record into `folder`. A run that was killed, or that stopped after a
     part of it, is continued. A run with other options, or that is beyond the job's part, starts again. Raises UserError
     if another process has the folder of the run.
@@ -115,7 +115,7 @@ def run_job(job: Job, folder: Path, start: Start = start_process) -> Record:
         for name in (ROWS, LORA, job.result):
             write_text(job.results / name, (job.folder / name).read_text(encoding="utf-8"))
     error = "" if code == 0 else _last_line(log, said_before)
-    record = Record(job.name, code, seconds, error, job.digest)
+    record = JobRecord(job.name, code, seconds, error, job.digest)
     write_json(record_path, asdict(record))
     return record
 
@@ -147,7 +147,7 @@ def _last_line(log: Path, start: int) -> str:
     return (errors or lines or ["no output"])[-1][:300]
 
 
-def run_here(jobs: Sequence[Job], folder: Path, workers: int, start: Start = start_process) -> Iterator[Record]:
+def run_here(jobs: Sequence[Job], folder: Path, workers: int, start: Start = start_process) -> Iterator[JobRecord]:
     """Run jobs in `workers` processes at a time; yields records as they end."""
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run_job, job, folder, start) for job in jobs]
@@ -172,7 +172,7 @@ def _reason(failure: BaseException) -> str:
 
 def run_submitted(
     jobs: Sequence[Job], folder: Path, workers: int, cluster: str, options: dict[str, Any]
-) -> Iterator[Record]:
+) -> Iterator[JobRecord]:
     """Run jobs through submitit: `slurm` as one job array of at most `workers` at a time, `local` as processes, of
     which the next `workers` start when all before have ended.
     """
@@ -195,4 +195,4 @@ def run_submitted(
             submitted = {executor.submit(run_job, job, folder): job.name for job in jobs[start : start + size]}
         for job in submitit.helpers.as_completed(list(submitted)):
             failure = job.exception()  # of the job itself, such as a limit of the cluster; not of the command in it
-            yield (job.result() if failure is None else Record(submitted[job], 1, 0.0, _reason(failure)))
+            yield (job.result() if failure is None else JobRecord(submitted[job], 1, 0.0, _reason(failure)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import takewhile
 
+from heterolora.common.checks import present
 from tools.studies.spec import Study
 from tools.studies.statistics import MOST_SEEDS, Difference
 from tools.studies.summary import ArmResult, Comparison
@@ -18,7 +19,7 @@ def reference_of(study: Study, comparison: Comparison) -> ArmResult:
 def enough(study: Study, comparison: Comparison) -> list[ArmResult]:
     """The smaller arms that are shown to be not worse, from the largest to the smallest."""
     smaller = [arm for arm in comparison.arms if arm.against is not None]
-    return list(takewhile(lambda arm: arm.against.corrected <= 1 - study.confidence, smaller))
+    return list(takewhile(lambda arm: present(arm.against).corrected <= 1 - study.confidence, smaller))
 
 
 def result(study: Study, comparison: Comparison, suggests: str) -> Iterator[str]:
@@ -40,11 +41,12 @@ def result(study: Study, comparison: Comparison, suggests: str) -> Iterator[str]
 
 def _next(study: Study, arm: ArmResult, largest: ArmResult) -> str:
     """The largest arm that is not shown to be enough."""
-    found = arm.against.interval
+    against = present(arm.against)
+    found = against.interval
     who = f"{arm.name}, with {share(arm, largest)} of the parameters,"
     if found.high < 0:
         return f"{who} is worse by {-found.estimate:.4f} ({-found.high:.4f} to {-found.low:.4f})."
-    return f"{who} may be worse by up to {-found.low:.4f}. {_to_decide(study, arm.against)}"
+    return f"{who} may be worse by up to {-found.low:.4f}. {_to_decide(study, against)}"
 
 
 def _to_decide(study: Study, difference: Difference) -> str:

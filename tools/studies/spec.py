@@ -189,8 +189,17 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path} has one arm", "a comparison needs two: add a table [arms.NAME]")
     for (task, options), arm in itertools.product(tasks.items(), arms.values()):
         _check_arm_on_task(path, task, arm, {**options, **arm.options}, values)
-    lists.setdefault("tuning_seeds", lists["seeds"][:1])
-    return Study(tasks=tasks, arms=arms, baseline=baseline, measure=values.pop("measure", "loss"), **lists, **values)
+    return Study(
+        parameters=lists["parameters"],
+        seeds=lists["seeds"],
+        learning_rates=lists["learning_rates"],
+        tuning_seeds=lists.get("tuning_seeds", lists["seeds"][:1]),
+        tasks=tasks,
+        arms=arms,
+        baseline=baseline,
+        measure=values.pop("measure", "loss"),
+        **values,
+    )
 
 
 def _check_arm_on_task(path: Path, task: str, arm: Arm, options: Mapping[str, Any], values: Mapping[str, Any]) -> None:

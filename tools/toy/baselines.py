@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from actions.request.origin import TOY_BASE
 from dataset import registry
 from dataset.reading.stored import DATA_SEED
+from heterolora.common.checks import present
 from tools.toy.runs import DATA, Result
 
 
@@ -29,8 +30,9 @@ def frozen() -> Result:
     return _baseline(LogisticRegression(C=100, max_iter=5000), _hidden)
 
 
-def _baseline(classifier: Any, features: Callable[[list[dict]], Sequence]) -> Result:
-    train, test = (registry.get(DATA).generate(split, DATA_SEED) for split in ("train", "test"))
+def _baseline(classifier: Any, features: Callable[[list[dict]], Sequence[str] | np.ndarray]) -> Result:
+    generate = present(registry.get(DATA).generate)
+    train, test = (generate(split, DATA_SEED) for split in ("train", "test"))
     classifier.fit(features(train), [row["label"] for row in train])
     return Result(classifier.score(features(test), [row["label"] for row in test]))
 

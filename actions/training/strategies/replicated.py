@@ -11,6 +11,7 @@ from lightning_fabric import strategies as fabric
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from actions.training.strategies.one_device import WithLauncher
+from heterolora.common.checks import present
 from model.lightning import Resident, make_equal
 from options.devices import STRATEGIES, DeviceOptions
 
@@ -38,4 +39,4 @@ class FlatDDPStrategy(Resident, WithLauncher, DDPStrategy):
     """
 
     def configure_ddp(self) -> None:
-        make_equal(self.model)
+        make_equal(present(self.model))
