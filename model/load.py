@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,13 +242,26 @@ def _follow_labels(network: PreTrainedModel, stored: Mapping[Any, str]) -> None:
         parameter.data = parameter.data[order]
 
 
-def enable_gradient_checkpointing(network: PreTrainedModel, space: SearchSpace | None = None) -> None:
+def enable_gradient_checkpointing(
+    network: PreTrainedModel,
+    space: SearchSpace | None = None,
+    recomputed_in: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Recomputes the activations of the blocks in the backward pass instead of keeping them (Chen et al. 2016).
 
-    An adapted network needs its search space.
+    An adapted network needs its search space. Each block is recomputed inside a `recomputed_in()`: torch runs the
+    backward pass without the modes of the caller.
     """
-    options: dict[str, Any] = {"use_reentrant": False}
-    if space is not None:
-        options["context_fn"] = space.carry.contexts
-    network.activation_checkpointing_enable(options)
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        forward, again = (nullcontext(), nullcontext()) if space is None else space.carry.contexts()
+        return forward, _both(recomputed_in(), again)
+
+    network.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     network.disable_input_require_grads()  # only the reentrant kind needs embeddings that require a gradient
+
+
+@contextmanager
+def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    with outer, inner:
+        yield
