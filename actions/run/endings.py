@@ -183,7 +183,8 @@ def _handlers() -> Iterator[None]:
     of_thread = threading.excepthook
 
     def unless_explained(failed: threading.ExceptHookArgs) -> None:
-        if failed.exc_value is None or explanation(failed.exc_value) is None:
+        value = failed.exc_value
+        if value is None or not (isinstance(value, OSError) or explanation(value) is not None):
             of_thread(failed)
 
     signal.signal(signal.SIGTERM, terminate)
