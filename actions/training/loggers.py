@@ -58,7 +58,7 @@ def _unless_deleted(folder: str) -> Iterator[None]:
     """Pass over an error if the folder is gone: `RunCheckpoints` saves the weights, and then ends the run."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # Lightning makes a ValueError of any error of TensorBoard
         if os.path.isdir(folder):
             raise
 
