@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,12 +23,13 @@ from heterolora.common.outside import reading
 from heterolora.elements.adapt import heads, in_head
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
-from model.base_config import check_size, read_config, where_from
+from model.base_config import check_files, check_size, read_config, where_from
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments, put_nf4_layers
 from model.skeleton import auto_class, skeleton
-from model.tensor_file import digest_of
+from model.tensor_file import check_finite, digest_of
 
+_NUMBER = re.compile(r"\.\d+(?=\.)")  # of a block, in the name of a weight
 _DTYPES = {"64": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
@@ -65,14 +68,17 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of `source`, with a pad token and the inputs that the model takes."""
+    if os.path.isdir(source):
+        check_files(Path(source))
     with reading("the tokenizer of", source, where_from(source)):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         trial = tokenizer("a", "b")["input_ids"]
         size = 1 + max(*trial, *tokenizer.get_vocab().values(), len(tokenizer) - 1)
-        if tokenizer.model_max_length < 1:
+        if tokenizer.model_max_length < 1 or tokenizer.model_max_length != int(tokenizer.model_max_length):
             raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
         if tokenizer.pad_token is not None:  # as batches are padded
             rows = [{"input_ids": trial}, {"input_ids": [*trial, *trial]}]
             tokenizer.pad(rows, padding_side="right", return_attention_mask=True, return_tensors="pt")
@@ -152,6 +158,7 @@ def load_base(
         network, untrained_head = auto.from_config(config, trust_remote_code=False), TASKS[task].classifies
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
+    check_finite(network.state_dict(), f"'{source.state_file or source.name}'")
     sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
     if precision is not None:
         for module in heads(network) if sharded else (network,):
@@ -172,6 +179,7 @@ def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, pre
     network, _ = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
     for own, head in zip(heads(network), heads(plain), strict=True):
         own.load_state_dict(head.state_dict())
+    check_finite(plain.state_dict(), f"'{source.name}'")
     return Base(network, untrained_head, _fingerprint(plain))
 
 
@@ -213,6 +221,7 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
                 f"the weights of '{source}' do not fit its configuration: {name} has shape {tuple(stored)}",
                 f"expected {tuple(own)}; give a folder whose files belong together",
             )
+    _check_blocks(network, source, info["unexpected_keys"])
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     lacking = sorted(name for name in new if not _in_new_head(network, name))
     if lacking:
@@ -225,6 +234,20 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
     if not new and next(heads(network), None) is not None:
         _follow_labels(network, read_config(source).id2label or {})
     return network, bool(new)
+
+
+def _check_blocks(network: PreTrainedModel, source: str, unexpected: Iterable[str]) -> None:
+    """Raises UserError if the files have blocks that the configuration leaves out."""
+    prefix = f"{network.base_model_prefix}."
+    own = {_NUMBER.sub(".*", name.removeprefix(prefix)) for name in network.state_dict()}
+    more = sorted(
+        name for name in unexpected if _NUMBER.search(name) and _NUMBER.sub(".*", name.removeprefix(prefix)) in own
+    )
+    if more:
+        raise UserError(
+            f"'{source}' has {len(more)} weights of blocks that its configuration leaves out, such as {more[0]}",
+            "give a folder whose files belong together",
+        )
 
 
 def _follow_labels(network: PreTrainedModel, stored: Mapping[Any, str]) -> None:

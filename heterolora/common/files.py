@@ -23,7 +23,7 @@ from typing import Any
 
 from heterolora.common.errors import UserError
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # and what UTF-8 cannot hold
 
 # A temporary file or folder: `.<stem>.<host>-<process id>.tmp<suffix>`. Version 0.1 named no host.
 _TEMPORARY = re.compile(r"\.(.+)\.(?:([0-9a-f]{8})-)?(\d+)\.(tmp|old)(\..*)?")
@@ -155,7 +155,8 @@ def remove_leftovers(folder: Path, name: str | None = None, exclusive: bool = Fa
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file, completely or not at all. Raises UserError if it cannot be written."""
     with whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        # The name of a file may hold bytes that are not UTF-8.
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:
@@ -286,7 +287,12 @@ _PROBE = 2**16  # bytes that a run folder must have room for
 
 
 def check_writable(folder: Path, remedy: str = "free space, or give --project-dir on another disk") -> None:
-    """Raise UserError if the folder cannot be made, or has no room for a small file. Leaves nothing there."""
+    """Raise UserError if the folder cannot be made, or has no room for a small file. Leaves nothing there.
+
+    Also raise it for a name that is not UTF-8, which libraries cannot write into.
+    """
+    if "\\udc" in ascii(str(folder)):  # how Python keeps such bytes
+        raise UserError(f"the name of the folder {str(folder)!a} is not UTF-8", "give another name")
     made: list[Path] = []
     try:
         made = [missing for missing in (folder, *folder.parents) if not missing.exists()]

@@ -62,10 +62,12 @@ def lora_elements(
 def _is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer, quantised or not, or Transformers' transposed `Conv1D`.
 
-    The output projection of `nn.MultiheadAttention` is none: its `forward` is never called.
+    A layer of width 0 has no rank. The output projection of `nn.MultiheadAttention` is none: its `forward` is never
+    called.
     """
-    linear = isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
-    return linear or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear):
+        return min(module.in_features, module.out_features) > 0
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _widths(linear: nn.Module) -> tuple[int, int]:
