@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -71,7 +72,18 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> M
         note(f"no validation had a finite {task.monitor}: last.ckpt is measured")
     measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)
-    return measure(experiment, trainer, folder, measured.path)
+    with exported(experiment, folder):
+        return measure(experiment, trainer, folder, measured.path)
+
+
+@contextmanager
+def exported(experiment: Experiment, folder: Path) -> Iterator[None]:
+    """Export the result if the block fails, so that training is not lost with what comes after it."""
+    try:
+        yield
+    except Exception:
+        export_run(experiment, folder)
+        raise
 
 
 def finish(experiment: Experiment, folder: Path, metrics: Metrics) -> None:

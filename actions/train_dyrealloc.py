@@ -8,7 +8,7 @@ from actions.result.reallocation import budget_in_words, report_search
 from actions.run.console import is_first_process, say
 from actions.run.requeue import requeued_if_stopped
 from actions.run.run_folder import open_run
-from actions.train import finish, fit, start
+from actions.train import exported, finish, fit, start
 from actions.training.reallocation import reallocation, search_options
 from actions.training.trainer import check_devices
 from heterolora.common.checks import present
@@ -24,7 +24,8 @@ def run(request: Request) -> None:
         say(budget_in_words(space, options))
         reallocate = reallocation(experiment, options, folder)
         metrics = fit(experiment, opened, (reallocate,))
-        if is_first_process():
-            draw(of_history(reallocate.history, folder.name), folder)
+        with exported(experiment, folder):
+            if is_first_process():
+                draw(of_history(reallocate.history, folder.name), folder)
         finish(experiment, folder, metrics)
     report_search(request, space, reallocate, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -90,4 +91,5 @@ def official_metric(name: str) -> evaluate.Metric:
         def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
             return OFFICIAL_METRICS[name](predictions, references)
 
-    return OfficialMetric(name, keep_in_memory=True)
+    with tempfile.TemporaryDirectory() as empty:  # `evaluate` makes a folder, and writes nothing into it
+        return OfficialMetric(name, keep_in_memory=True, cache_dir=empty)

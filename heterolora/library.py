@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from heterolora import saliency
 from heterolora.choosing.allocation import Scored, of_kind, tie_generator
 from heterolora.choosing.ranks import Budget, Greedy, Policy, Proportional, TopK, Unit, assign
 from heterolora.choosing.scores import Scores
-from heterolora.common.checks import ABOVE_0, check_known, whole_number
+from heterolora.common.checks import ABOVE_0, RATE, TEXT, Condition, check_known, whole_number
 from heterolora.common.distributed import gather_lists
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import wrap
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
+_MORE_PARAMETERS = ("use_dora", "lora_bias")
 _FROM_SCORES = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
 
 
@@ -83,11 +84,12 @@ def score(
         UserError: no layer matches, the model has no weights, a batch is on another device, there is no
             loss, a number is out of its range, or a score is not finite.
     """
+    _check_types(model, batches, heuristic, loss, target_modules, family, track)
     chosen = saliency.get(heuristic)
     whole_number(1).check("score", "rank", rank)
     whole_number(0).check("score", "seed", seed)
     ABOVE_0.check("score", "alpha", alpha)
-    ABOVE_0.check("score", "warmup_lr", warmup_lr)
+    RATE.check("score", "warmup_lr", warmup_lr)
     for name, number in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
         whole_number(0).check("score", name, 0 if number is None else number)
     names = {} if family is None else {path: name for name, path in family.linears.items()}
@@ -112,6 +114,33 @@ def score(
         problem = problem_of(model, space, kept, loss, track, as_called)
         scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
     return Scores(scored, heuristic, batches=len(kept), seed=seed)
+
+
+_NAMES = Condition(
+    lambda value: (
+        isinstance(value, str) or (isinstance(value, Sequence | Set) and all(isinstance(name, str) for name in value))
+    ),
+    "a text, or a list of texts",
+)
+
+
+def _check_types(
+    model: Any, batches: Any, heuristic: Any, loss: Any, target_modules: Any, family: Any, track: Any
+) -> None:
+    _instance(nn.Module, "a torch.nn.Module").check("score", "model", model)
+    _instance(Iterable, "batches that can be iterated over, such as a list").check("score", "batches", batches)
+    TEXT.check("score", "heuristic", heuristic)
+    _NAMES.check("score", "target_modules", target_modules)
+    for name, function in (("loss", loss), ("track", track)):
+        Condition(lambda value: value is None or callable(value), "a function").check("score", name, function)
+    if family is not None:
+        _instance(Family, "a heterolora.Family").check("score", "family", family)
+        if not hasattr(model, "config"):
+            raise UserError("family is given, and the model has no config", "give a model of Transformers")
+
+
+def _instance(kind: type, expected: str) -> Condition:
+    return Condition(lambda value: isinstance(value, kind), expected)
 
 
 @dataclass(frozen=True)
@@ -171,7 +200,8 @@ def lora_config(
 
     Args:
         scores: the result of `score`, or of `heterolora.choosing.scores.read`.
-        parameters: the budget in trainable parameters of the elements, r · (in + out).
+        parameters: the budget in trainable parameters of the elements, r · (in + out). DoRA, which trains more, takes
+            another budget.
         total_rank: the budget as the sum of all ranks.
         share: the budget as a share in (0, 1] of the whole search space.
         policy: `proportional` (ranks in proportion to the scores), `topk` (the best elements, all at one rank) or
@@ -189,8 +219,16 @@ def lora_config(
     Raises:
         UserError: not exactly one budget, a budget below the cheapest element or above the whole space, a wrong rank.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, TaskType
 
+    _instance(Scores, "the result of heterolora.score").check("lora_config", "scores", scores)
+    if task_type is not None:
+        check_known("lora_config: task_type", task_type, (each.value for each in TaskType))
+    if parameters is not None and (also := next((name for name in _MORE_PARAMETERS if more.get(name)), None)):
+        raise UserError(
+            f"{also} adds parameters to each layer, and the budget `parameters` is of A and B alone",
+            "give total_rank or share",
+        )
     units: dict[str, Unit] = {"parameters": "parameters", "total_rank": "rank", "share": "share"}
     amounts = zip(units.items(), (parameters, total_rank, share), strict=True)
     given = [(name, Budget(unit, amount)) for (name, unit), amount in amounts if amount is not None]

@@ -11,14 +11,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from heterolora.common.checks import Condition, whole_number
-from heterolora.common.errors import UserError
+from heterolora.common.errors import UserError, shown
 from heterolora.common.outside import read_json, reading
 from heterolora.elements.adapt import in_head
 
+_OF_FILES = (".json", ".jinja", ".safetensors", ".bin", ".model")
+_INDEX = ".index.json"  # the end of the names of lists of weight files
 _LAYERS = whole_number(0, most=2_000)
+_VOCABULARY = whole_number(1, most=2**31)
 _COUNT = whole_number(0, most=1_000_000)
 _SHARE = Condition(lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _CODE = Condition(lambda value: "/" not in str(value), "a name without /: code from the hub never runs here")
@@ -48,7 +52,9 @@ def read_config(source: str, **more: Any) -> PretrainedConfig:
             field = _field_of(key, value)
             if field is not None:
                 field.check(f"the configuration of '{source}'", key, value)
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **more)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **more)
+        _VOCABULARY.check(f"the configuration of '{source}'", "vocab_size", config.get_text_config().vocab_size)
+        return config
 
 
 def _numbers_and_names(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -69,6 +75,34 @@ def _field_of(key: str, value: int | float | str) -> Condition | None:
     if isinstance(value, float):
         return None
     return _LAYERS if "layer" in key else _COUNT if key.startswith("num_") else None
+
+
+def check_files(folder: Path) -> None:
+    """Raises UserError if a list of weight files leaves the folder, a weight is no real number, or a folder has the
+    name of a file, which transformers would pass over.
+    """
+    expected = "give a folder that save_pretrained wrote"
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _OF_FILES and os.path.exists(path) and not path.is_file():
+            raise UserError(f"'{path}' is no file", expected)
+        if path.name.endswith(_INDEX):
+            _check_index(path, expected)
+        elif path.suffix == ".safetensors":
+            with reading("the weights", path, expected), safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                    dtype = file.get_slice(name).get_dtype()
+                    if name.endswith((".weight", ".bias")) and not dtype.startswith(("F", "BF")):
+                        raise UserError(f"the weight {name} in '{path}' has the type {dtype}", "expected real numbers")
+
+
+def _check_index(path: Path, expected: str) -> None:
+    files = read_json(path, "the list of weight files", expected).get("weight_map")
+    if not isinstance(files, Mapping):
+        raise UserError(f"'{path}' has no weight_map", expected)
+    for name in {shown(file): file for file in files.values()}.values():
+        inside = isinstance(name, str) and name and not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not inside or not os.path.isfile(path.parent / name):
+            raise UserError(f"'{path}' names {shown(name)}, which is no file in its folder", expected)
 
 
 def check_size(network: PreTrainedModel, source: str, from_files: bool) -> None:

@@ -21,7 +21,7 @@ from heterolora.common.checks import TEXT, TRUTH, Condition, check_keys, whole_n
 from heterolora.common.errors import UserError, shown
 from heterolora.elements.config import ElementConfig, parse_config
 from heterolora.elements.element import KINDS, SHORTCUTS, Kind
-from model.tensor_file import read_tensors
+from model.tensor_file import check_finite, read_tensors
 
 KEY = "heterolora"
 _NETWORK = "network."  # a checkpoint has the names of the LightningModule, which holds the network under this name
@@ -237,6 +237,7 @@ def checkpoint_of(path: Path, contents: Any) -> Checkpoint:
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or not _is_plain(tensor):
             raise UserError(f"{path}: its weight {shown(name)} is no tensor of real numbers", "give a complete file")
     weights = {name.removeprefix(_NETWORK): tensor for name, tensor in contents["state_dict"].items()}
+    check_finite(weights, str(path))
     return Checkpoint(path, record, weights, contents.get("global_step", 0), dict(contents))
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,14 @@ from heterolora.elements.adapt import heads, in_head
 from heterolora.elements.found import positions_after_padding
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
-from model.base_config import check_size, read_config, where_from
+from model.base_config import check_files, check_size, read_config, where_from
 from model.base_family import check_task
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments, put_nf4_layers
 from model.skeleton import auto_class, skeleton, skeleton_of_base
-from model.tensor_file import digest_of
+from model.tensor_file import check_finite, digest_of
 
+_NUMBER = re.compile(r"\.\d+(?=\.)")  # of a block, in the name of a weight
 _DTYPES = {"64": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
@@ -64,14 +68,17 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of `source`, with a pad token and the inputs that the model takes."""
+    if os.path.isdir(source):
+        check_files(Path(source))
     with reading("the tokenizer of", source, where_from(source)):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         trial = tokenizer("a", "b")["input_ids"]
         size = 1 + max(*trial, *tokenizer.get_vocab().values(), len(tokenizer) - 1)
-        if tokenizer.model_max_length < 1:
+        if tokenizer.model_max_length < 1 or tokenizer.model_max_length != int(tokenizer.model_max_length):
             raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
         if tokenizer.pad_token is not None:  # as batches are padded
             rows = [{"input_ids": trial}, {"input_ids": [*trial, *trial]}]
             tokenizer.pad(rows, padding_side="right", return_attention_mask=True, return_tensors="pt")
@@ -151,6 +158,7 @@ def load_base(
         network, untrained_head = auto.from_config(config, trust_remote_code=False), TASKS[task].classifies
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
+    check_finite(network.state_dict(), f"'{source.state_file or source.name}'")
     sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
     if precision is not None:
         for module in heads(network) if sharded else (network,):
@@ -171,6 +179,7 @@ def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, pre
     network, _ = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
     for own, head in zip(heads(network), heads(plain), strict=True):
         own.load_state_dict(head.state_dict())
+    check_finite(plain.state_dict(), f"'{source.name}'")
     return Base(network, untrained_head, _fingerprint(plain))
 
 
@@ -212,6 +221,7 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
                 f"the weights of '{source}' do not fit its configuration: {name} has shape {tuple(stored)}",
                 f"expected {tuple(own)}; give a folder whose files belong together",
             )
+    _check_blocks(network, source, info["unexpected_keys"])
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     lacking = sorted(name for name in new if not _in_new_head(network, name))
     if lacking:
@@ -224,6 +234,20 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
     if not new and next(heads(network), None) is not None:
         _follow_labels(network, read_config(source).id2label or {})
     return network, bool(new)
+
+
+def _check_blocks(network: PreTrainedModel, source: str, unexpected: Iterable[str]) -> None:
+    """Raises UserError if the files have blocks that the configuration leaves out."""
+    prefix = f"{network.base_model_prefix}."
+    own = {_NUMBER.sub(".*", name.removeprefix(prefix)) for name in network.state_dict()}
+    more = sorted(
+        name for name in unexpected if _NUMBER.search(name) and _NUMBER.sub(".*", name.removeprefix(prefix)) in own
+    )
+    if more:
+        raise UserError(
+            f"'{source}' has {len(more)} weights of blocks that its configuration leaves out, such as {more[0]}",
+            "give a folder whose files belong together",
+        )
 
 
 def _follow_labels(network: PreTrainedModel, stored: Mapping[Any, str]) -> None:
@@ -241,13 +265,26 @@ def _follow_labels(network: PreTrainedModel, stored: Mapping[Any, str]) -> None:
         parameter.data = parameter.data[order]
 
 
-def enable_gradient_checkpointing(network: PreTrainedModel, space: SearchSpace | None = None) -> None:
+def enable_gradient_checkpointing(
+    network: PreTrainedModel,
+    space: SearchSpace | None = None,
+    recomputed_in: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Recomputes the activations of the blocks in the backward pass instead of keeping them (Chen et al. 2016).
 
-    An adapted network needs its search space.
+    An adapted network needs its search space. Each block is recomputed inside a `recomputed_in()`: torch runs the
+    backward pass without the modes of the caller.
     """
-    options: dict[str, Any] = {"use_reentrant": False}
-    if space is not None:
-        options["context_fn"] = space.carry.contexts
-    network.activation_checkpointing_enable(options)
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        forward, again = (nullcontext(), nullcontext()) if space is None else space.carry.contexts()
+        return forward, _both(recomputed_in(), again)
+
+    network.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     network.disable_input_require_grads()  # only the reentrant kind needs embeddings that require a gradient
+
+
+@contextmanager
+def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    with outer, inner:
+        yield

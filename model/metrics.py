@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
@@ -23,15 +23,34 @@ from heterolora.saliency.problem import Loss
 from heterolora.saliency.problem import Metric as ScoringMetric
 
 
-class F1(MulticlassF1Score):
-    """F1 of class 1 for two classes, as in GLUE, and the mean F1 of all classes for more, as in SuperGLUE."""
+class F1(Metric):
+    """F1 of class 1 for two classes, as in GLUE, and the mean F1 of all classes that occur for more, as in SuperGLUE.
+
+    The metric of torchmetrics makes a matrix of all pairs of classes for each batch: 7 GB for 30,000 classes.
+    """
+
+    full_state_update = False
+    hits: Tensor  # (classes,): how often each is predicted rightly
+    predicted: Tensor
+    true: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, average="none" if num_classes == 2 else "macro")
+        super().__init__()
+        self.num_classes = num_classes
+        for state in ("hits", "predicted", "true"):
+            self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        classes = predictions.argmax(-1) if predictions.ndim > 1 else predictions
+        for state, found in (("hits", labels[classes == labels]), ("predicted", classes), ("true", labels)):
+            setattr(self, state, getattr(self, state) + torch.bincount(found, minlength=self.num_classes))
 
     def compute(self) -> Tensor:
-        f1 = super().compute()
-        return f1[1] if self.num_classes == 2 else f1
+        either = self.predicted + self.true
+        f1 = 2 * self.hits.float() / either.clamp(min=1).float()
+        if self.num_classes == 2:
+            return f1[1]
+        return f1.sum() / (either > 0).sum().clamp(min=1)
 
 
 class Matthews(MulticlassConfusionMatrix):

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from heterolora.common.errors import UserError
 from heterolora.common.files import whole
@@ -64,6 +65,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return tensors, metadata
 
 
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises UserError if a weight is NaN or infinite: every number that is computed with it would be, too."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in _DTYPES.values() and tensor.numel() and not tensor.is_meta:
+            lowest, highest = tensor.detach().aminmax()  # NaN if there is one
+            if not (lowest.isfinite() and highest.isfinite()):
+                raise UserError(f"the weight {name} of {where} has values that are NaN or infinite", _EXPECTED)
+
+
 class MappedTensors:
     """The tensors of the safetensors files of a folder, for changes in place: a tensor is mapped from its file.
 
@@ -100,7 +110,10 @@ def read_tensors(path: Path) -> Any:
     with reading("the file of tensors", path, _EXPECTED):
         if zipfile.is_zipfile(path):
             _check_zip(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(contents)):
+            raise ValueError("it has tensors without values")
+        return contents
 
 
 def _check_zip(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from heterolora import saliency
 from heterolora.choosing.allocation import Mode
 from heterolora.choosing.ranks import Budget
-from heterolora.common.checks import ABOVE_0
+from heterolora.common.checks import RATE
 from options.actions import DYREALLOC, IMP_TEST, TRAIN
 from options.declare import Idle, flag_of, option
 from options.ranges import at_least, count_or_share, share
@@ -77,7 +77,7 @@ class ScoringOptions:
     imp_warmup_batches: int | None = option(None, "train all elements on N batches before scoring, and undo it "
         "afterwards; by default what the heuristic needs", at_least(0), actions=_IMP_TEST,
         aliases=("--alpha-limit-zptrain-batches",), old_keys=("alpha_limit_zptrain_batches",))
-    imp_warmup_lr: float = option(5e-4, "learning rate of this warm-up", ABOVE_0, actions=_IMP_TEST,
+    imp_warmup_lr: float = option(5e-4, "learning rate of this warm-up", RATE, actions=_IMP_TEST,
         idle=_without_warm_up)
     imp_halves: bool = option(True, "also score two halves of the batches and print how well they agree; this takes as "
         "much time again", actions=_IMP_TEST, idle=_ignored("batches"))

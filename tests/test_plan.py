@@ -115,6 +115,34 @@ def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
         assert peak == pytest.approx(peak_of(name, lora, checkpointing), rel=0.05), (name, checkpointing)
 
 
+# As their makers published them: with dropout, and in the dtype of the file. Weights without the head.
+_PUBLISHED = {
+    "opt-350m": 331_196_416,
+    "roberta-base": 124_055_040,  # without the pooler, which a classification head replaces
+    "bert-base-uncased": 109_482_240,
+    "gemma-7b": 8_537_680_896,
+    "llama-2-7b": 6_738_415_616,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "qwen2-0.5b": 494_032_768,
+}
+
+
+@pytest.mark.parametrize(("name", "weights"), _PUBLISHED.items())
+def test_published_models_of_every_family(capsys, name: str, weights: int) -> None:
+    folder = Path(__file__).parent / "fixtures" / "plan" / name
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    about = ("--model", f"{model_type}_lora", "--load", folder, "--pretrained", "--max-token-len", 128)
+    found = planned(capsys, *about, "--dataset", "sst2" if "bert" in model_type else "wikitext2")
+    assert found["base"]["whole"] == pytest.approx(4 * weights, rel=0.001)
+    assert found["checkpointing"]["activations"] < found["plain"]["activations"] / 2
+    assert found["checkpointing"]["flops"] > found["plain"]["flops"]
+
+
+def test_every_family_has_a_published_model() -> None:
+    folders = [Path(__file__).parent / "fixtures" / "plan" / name / "config.json" for name in _PUBLISHED]
+    assert {json.loads(path.read_text(encoding="utf-8"))["model_type"] for path in folders} == {*family.names()}
+
+
 # ---- arithmetic
 
 _BASE = Base(whole=1000, block=100, outside=200, gathered=1800, constants=40)

@@ -722,7 +722,7 @@ class TestMistakes:
         assert metrics.read_bytes() == output.read_bytes() == before
 
     def test_a_page_that_is_there_is_replaced_whole(self, tmp_path: Path) -> None:
-        (tmp_path / "report.html").write_text("what stood here")
+        (tmp_path / "report.html").write_text("<title>HeteroLoRA: what stood here")
         report(tmp_path, trained_run(tmp_path / "run", logger="none"))
         assert {path.name for path in tmp_path.iterdir()} == {"run", "report.html"}
         assert "what stood here" not in (tmp_path / "report.html").read_text()

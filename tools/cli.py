@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -54,11 +56,38 @@ def _reader(kind: type, check: Condition) -> Callable[[str], Any]:
     return read
 
 
-def check_output(output: Path, inputs: Iterable[Path]) -> None:
-    """Raises UserError if the output is one of the inputs, also by another name."""
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag whose value `check_output` takes."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this tool did not write, too")
+
+
+def check_output(output: Path, inputs: Iterable[Path], is_ours: Callable[[Path], bool], overwrite: bool) -> None:
+    """Raises UserError if the output is one of the inputs, also by another name, or a file that the tool did not write.
+
+    Devices and pipes are written into, and an empty file has nothing to lose.
+
+    Args:
+        is_ours: whether the tool wrote the file that is there.
+        overwrite: whether --overwrite is given.
+    """
+    if not os.path.exists(output):
+        return
     for given in inputs:
-        if output.exists() and given.exists() and output.samefile(given):
-            raise UserError(f"--output {output} is a file that this tool reads, {given}", "give another name")
+        if os.path.exists(given) and output.samefile(given):
+            raise UserError(f"{output} is a file that this tool reads, {given}", "give another name")
+    if output.is_file() and output.stat().st_size and not overwrite and not is_ours(output):
+        raise UserError(f"{output} exists, and this tool did not write it", "give another name, or --overwrite")
+
+
+def begins_with(mark: str) -> Callable[[Path], bool]:
+    """Whether the first 4,096 bytes of a file contain `mark`, for `check_output`."""
+
+    def check(path: Path) -> bool:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            return mark.encode() in file.read(4096)
+        return False
+
+    return check
 
 
 def check_different(inputs: Sequence[Path]) -> None:

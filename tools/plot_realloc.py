@@ -8,10 +8,11 @@ This works for a run that has not finished, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tools.cli import Parser, check_different, run
+from tools.cli import Parser, add_overwrite, begins_with, check_different, check_output, run
 
 from actions.run.console import say
 from heterolora.common.errors import UserError
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders of train-dyrealloc")
     pictures = "folder of the pictures (default: the run's; for several runs the current one)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=pictures)
+    add_overwrite(parser)
     args = parser.parse_args(arguments)
     check_different(args.runs)
 
@@ -36,24 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     histories = dict(zip(names_of(args.runs), map(history.read, args.runs), strict=True))
     if len(args.runs) == 1:
         folder = args.output or args.runs[0]
-        _check_folder(folder, args.runs)
         ((name, only),) = histories.items()
-        draw(of_history(only, name), folder)
+        made = of_history(only, name)
+        _check_folder(folder, args.runs, made, args.overwrite)
+        draw(made, folder)
         say(f"pictures: {folder}")
         return
     folder = args.output or Path()
-    _check_folder(folder, [])
+    _check_folder(folder, [], [TIMELINE_PICTURE], args.overwrite)
     save(folder / TIMELINE_PICTURE, *(Timeline(name, past) for name, past in histories.items()))
     say(compared(histories).as_table())
     say(f"picture: {folder / TIMELINE_PICTURE}")
 
 
-def _check_folder(folder: Path, own: Sequence[Path]) -> None:
-    """Raises UserError if the folder is that of a run whose pictures would be replaced by those of other runs."""
+def _check_folder(folder: Path, own: Sequence[Path], pictures: Iterable[str], overwrite: bool) -> None:
+    """Raises UserError if files of the folder would be replaced that are of another run, or not of this tool."""
+    from actions.result.pictures.drawing import MADE_BY
     from heterolora.choosing.history import HISTORY
 
-    if (folder / HISTORY).exists() and not any(folder.samefile(run) for run in own):
-        raise UserError(f"{folder} is the folder of a run, which has pictures of its own", "give another --output")
+    if os.path.exists(folder / HISTORY):
+        if not any(folder.samefile(run) for run in own):
+            raise UserError(f"{folder} is the folder of a run, which has pictures of its own", "give another --output")
+        return
+    for name in pictures:
+        check_output(folder / name, (), begins_with(MADE_BY), overwrite)
 
 
 if __name__ == "__main__":

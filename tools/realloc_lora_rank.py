@@ -31,11 +31,12 @@ examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.cli import Parser, check_output, real, run, whole_number
+from tools.cli import Parser, add_overwrite, check_output, real, run, whole_number
 
 from rich.table import Table
 
@@ -69,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choice, tables = _of_run(args) if is_run else _of_scores(args)
     outputs = _outputs(args, choice)
     for path, text in outputs.items():
-        check_output(path, [args.source])
-        if path.is_file() and not _is_ours(path, text):
-            raise UserError(f"{path} exists, and this tool did not write it", "give another name")
+        check_output(path, [args.source], functools.partial(_is_ours, text), args.overwrite)
     say(choice.origin)
     for table in (*tables, result_table(choice.elements, choice.on), rank_table(choice.elements, choice.on)):
         say(table)
@@ -176,6 +175,7 @@ def _parser() -> Parser:
     add("--output", type=Path, required=True, metavar="FILE", help="the LoRA configuration")
     add("--shortcut-output", type=Path, metavar="FILE", help="the shortcut configuration, if any is on")
     add("--format", choices=("toml", "peft", *BLOCKS), default="toml", help="of --output (default: toml)")
+    add_overwrite(parser)
     add("--load", metavar="MODEL", help="hub name or folder: check that the scores are of this model")
     return parser
 
@@ -227,7 +227,7 @@ def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
     return outputs
 
 
-def _is_ours(path: Path, text: str) -> bool:
+def _is_ours(text: str, path: Path) -> bool:
     """Whether this tool wrote the file at `path`, which `text` will replace."""
     try:
         found = path.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.cli import Parser, check_output, run
+from tools.cli import Parser, add_overwrite, begins_with, check_output, run
 
 from actions.run.console import note, say
 from heterolora.common.files import write_text
@@ -24,13 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, such as runs/NAME")
     page = Path("report.html")
     parser.add_argument("--output", type=Path, default=page, metavar="FILE", help="the page (default: report.html)")
+    add_overwrite(parser)
     args = parser.parse_args(arguments)
 
-    from tools.reporting.page import render
+    from tools.reporting.page import MARK, render
     from tools.reporting.run import read_runs
 
     read = (file for folder in args.runs for file in folder.rglob("*") if file.suffix != ".html")
-    check_output(args.output, read)
+    check_output(args.output, read, begins_with(MARK), args.overwrite)
     runs = read_runs(args.runs)
     for found in runs:
         if found.missing_figures:

@@ -40,7 +40,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.cli import Parser, real, run, whole_number
+from tools.cli import Parser, add_overwrite, check_output, real, run, whole_number
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,6 +55,8 @@ from options.ranges import at_least
 
 if TYPE_CHECKING:
     from tools.studies.spec import Study
+
+REPORTS = ("results.csv", "report.md", "report.html")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,15 +84,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         check_writable(folder, "give another --output")
         execution.commands.check()
+        for name in () if execution.jobs_folder.is_dir() else REPORTS:
+            check_output(folder / name, (), lambda path: False, args.overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         with in_use(folder):
             check_data(study, folder)
             comparisons = execution.comparisons(run_jobs=True, track=_progress)
     for failed in execution.failures:
         note(f"{failed.name} failed with code {failed.code}: {failed.error}")
-    write_text(folder / "results.csv", table([*execution.parts.values(), *execution.measured.values()], study))
-    write_text(folder / "report.md", markdown(study, comparisons, execution))
-    write_text(folder / "report.html", render(study, comparisons, execution))
+    texts = (
+        table([*execution.parts.values(), *execution.measured.values()], study),
+        markdown(study, comparisons, execution),
+        render(study, comparisons, execution),
+    )
+    for name, text in zip(REPORTS, texts, strict=True):
+        write_text(folder / name, text)
     for comparison in comparisons:
         say(f"{comparison.heading}: {answer(study, comparison)}")
     say(f"report: {folder / 'report.html'}, report.md; all runs: results.csv")
@@ -116,6 +124,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help="here: child processes; slurm: job arrays through submitit; local: submitit on this machine, "
         "where it gives a job no GPU without --slurm gpus_per_node=1")  # fmt: skip
     add("--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit, such as timeout_min=60")
+    add_overwrite(parser)
     add("--report-only", action="store_true", help="run nothing: report the runs that are finished")
     args, words = parser.parse_known_args(arguments)
     if not asks:

@@ -22,7 +22,7 @@ from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import ModelRecord
 from model.load import load_tokenizer
-from model.peft_format import CARD
+from model.peft_format import CARD, SHORTCUT_CONFIG, SHORTCUTS
 from model.peft_format.card import Described, card
 from model.peft_format.vllm import how_to_load, uniform
 from model.peft_format.writing import result_config, write_adapter
@@ -61,7 +61,7 @@ def write_adapter_folder(
     run_folder: Path | None,
     for_vllm: bool = False,
 ) -> None:
-    """Write an adapter folder with its tokenizer and card, completely or not at all. An existing folder is replaced.
+    """Write an adapter folder with its tokenizer and card, completely or not at all. Other files of the folder stay.
 
     The trained weights of the network must be in memory; its base may be on the meta device. The card shows the metrics
     and the pictures in `run_folder`. With `for_vllm`, LoRA is written as vLLM reads it.
@@ -79,7 +79,7 @@ def write_adapter_folder(
     )
     shortcut = result_config(space, "shortcut", record.renormalizes) if result.beyond_peft else None
     remembered = _to_remember(record, shortcut is not None)
-    with whole_folder(target) as unfinished:
+    with whole_folder(target, replaces=(SHORTCUTS, SHORTCUT_CONFIG)) as unfinished:
         write_adapter(unfinished, network, space, spec.task, remembered, shortcut, uniform(on) if for_vllm else on)
         tokenizer.save_pretrained(unfinished)
         on_ranks = {low_rank.element.key: float(low_rank.element.rank) for low_rank in space.on()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeGuard
 
 from actions.run.console import is_first_of_node, local_rank
-from heterolora.common.errors import DivergenceError, UserError
+from heterolora.common.errors import DivergenceError, UserError, shown
 from heterolora.common.files import DISK_FAILURES, cannot_write
 
 FAILED, USER_ERROR = 1, 2
@@ -59,6 +60,8 @@ def explanation(failure: BaseException) -> str | None:
         return str(failure)
     if _is_disk_failure(failure):
         return str(cannot_write(failure.filename or "", failure))
+    if isinstance(failure, OSError) and failure.errno == errno.ENAMETOOLONG:
+        return f"a name is too long: {shown(failure.filename)}; most systems allow 255 bytes between two slashes"
     if isinstance(failure, RuntimeError) and _is_lost_process(failure):
         return LOST
     if _is_out_of_memory(failure):
@@ -184,7 +187,8 @@ def _handlers() -> Iterator[None]:
     of_thread = threading.excepthook
 
     def unless_explained(failed: threading.ExceptHookArgs) -> None:
-        if failed.exc_value is None or explanation(failed.exc_value) is None:
+        value = failed.exc_value
+        if value is None or not (isinstance(value, OSError) or explanation(value) is not None):
             of_thread(failed)
 
     signal.signal(signal.SIGTERM, terminate)

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from actions.run.console import say
 from actions.run.requeue import requeue, requeues
-from actions.run.run_folder import CHECKPOINTS, Run, claim
+from actions.run.run_folder import CHECKPOINTS, LOGS, Run, claim
 from actions.training.health import check_finite_weights
 from heterolora.common.errors import DivergenceError, UserError
 from heterolora.common.files import whole
@@ -71,6 +71,7 @@ class RunCheckpoints(CheckpointCallback):
         self.best_loss = -math.inf  # validation loss of the best checkpoint
         self._due: set[str] = set()
         self._signalled = False
+        self._watched: Path | None = None  # the folder of the curves, while it is there
 
     @property
     def folder(self) -> Path:
@@ -101,6 +102,8 @@ class RunCheckpoints(CheckpointCallback):
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
         if resumed is not None and not trainer.strategy.broadcast(self._has_best_before(trainer.global_step)):
             self.best_score = None
+        curves = self.run.folder / LOGS
+        self._watched = curves if trainer.loggers and curves.is_dir() else None
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler stops without saving. Lightning restores the original handler after the run.
             signal.signal(signal.SIGTERM, self._on_signal)
@@ -147,10 +150,15 @@ class RunCheckpoints(CheckpointCallback):
         return score > best if self.mode == "max" else score < best
 
     def _window_is_over(self, trainer: pl.Trainer) -> None:
+        gone = self._watched is not None and not self._watched.is_dir()
+        self._signalled |= gone
         stopping = self._is_signalled(trainer)
         if stopping:
             self._due.add("last")
         self._save_due(trainer)
+        if gone:
+            again = f"the weights are saved, continue with --resume-training --load {shlex.quote(str(self.last))}"
+            raise UserError(f"{self._watched} was deleted during training", again)
         if stopping:
             raise SIGTERMException
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]
         return []
     logger: Logger
     if name == "tensorboard":  # a resumed run adds an event file, which purges the points of later steps
-        logger = TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
+        logger = _TensorBoardLogger(folder, name="", version=LOGS, default_hp_metric=False, purge_step=done or None)
     elif name == "csv":
         logger = ContinuedCSVLogger(folder, done)
     else:
@@ -44,16 +46,47 @@ def build_loggers(options: Options, folder: Path, done: int = 0) -> list[Logger]
 def log_pictures(loggers: Iterable[Logger], pictures: Iterable[Path]) -> None:
     """Log PNG files under their names. The CSV logger ignores them."""
     for picture, logger in itertools.product(pictures, loggers):
-        if isinstance(logger, TensorBoardLogger):
-            pixels = np.asarray(Image.open(picture).convert("RGB"))  # (height, width, 3)
-            logger.experiment.add_image(picture.stem, pixels, dataformats="HWC")
-            logger.experiment.flush()
+        if isinstance(logger, _TensorBoardLogger | TrackioLogger):
+            logger.log_picture(picture)
         elif isinstance(logger, WandbLogger):
             logger.log_image(picture.stem, [str(picture)])
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_artifact(logger.run_id, str(picture))
-        elif isinstance(logger, TrackioLogger):
-            logger.log_picture(picture)
+
+
+@contextmanager
+def _unless_deleted(folder: str) -> Iterator[None]:
+    """Pass over an error if the folder is gone: `RunCheckpoints` saves the weights, and then ends the run."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError):  # Lightning makes a ValueError of any error of TensorBoard
+        if os.path.isdir(folder):
+            raise
+
+
+class _TensorBoardLogger(TensorBoardLogger):
+    """Raises no error if its folder was deleted."""
+
+    @rank_zero_only
+    def log_metrics(self, *args: Any, **more: Any) -> None:
+        with _unless_deleted(self.log_dir):
+            super().log_metrics(*args, **more)
+
+    @rank_zero_only
+    def save(self) -> None:
+        with _unless_deleted(self.log_dir):
+            super().save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        with _unless_deleted(self.log_dir):
+            super().finalize(status)
+
+    def log_picture(self, picture: Path) -> None:
+        pixels = np.asarray(Image.open(picture).convert("RGB"))  # (height, width, 3)
+        with _unless_deleted(self.log_dir):
+            self.experiment.add_image(picture.stem, pixels, dataformats="HWC")
+            self.experiment.flush()
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -74,6 +107,11 @@ class ContinuedCSVLogger(CSVLogger):
                 experiment.log_metrics(row, step=row.pop("step"))
             experiment.save()
         return super().experiment
+
+    @rank_zero_only
+    def save(self) -> None:
+        with _unless_deleted(self.log_dir):
+            super().save()
 
     def _earlier_rows(self) -> list[dict[str, Any]]:
         path = Path(self.log_dir, "metrics.csv")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from heterolora.common.errors import UserError
@@ -45,12 +46,27 @@ class CheckForm(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         built = task_of(pl_module).configure_optimizers()
+        _check_steps(built["optimizer"], checkpoint)
         own = {
             "loops": {"fit_loop": trainer.fit_loop.state_dict()},
             "optimizer_states": [built["optimizer"].state_dict()],
             "lr_schedulers": [built["lr_scheduler"]["scheduler"].state_dict()],
         }
         check_form(own, checkpoint)
+
+
+def _check_steps(own: torch.optim.Optimizer, checkpoint: Mapping[str, Any]) -> None:
+    """Raises ValueError if the optimizer or the schedule has lost what it knew of the steps before."""
+    for name in ("optimizer_states", "lr_schedulers"):
+        if len(checkpoint[name]) != 1:
+            raise ValueError(f"{name} has {len(checkpoint[name])} entries")
+    if not isinstance(own, torch.optim.Adam):
+        return
+    state, step = checkpoint["optimizer_states"][0]["state"], checkpoint["global_step"]
+    if step and not state:
+        raise ValueError(f"the optimizer has no state after {step} steps")
+    if not all(each.keys() >= {"step", "exp_avg", "exp_avg_sq"} for each in state.values()):
+        raise ValueError("the state of the optimizer is not that of Adam")
 
 
 def check_form(own: Any, given: Any, where: str = "state") -> None:

@@ -7,12 +7,15 @@ and encoding it is kept as JSON text with the first names, so that it is compare
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
-from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from dataset.encoding.confined import confined
 from dataset.reading.conversations import ASSISTANT, FORM, TOOLS, Message, is_learned
 from heterolora.common.errors import UserError
 
@@ -33,6 +36,14 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def encode_chats(
+    tokenizer: PreTrainedTokenizerBase, limit: int, conversations: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """Returns `encode_chat` of each conversation. Raises UserError if one takes too much time or memory."""
+    encoded = confined("the chat template", partial(encode_chat, tokenizer, limit), conversations)
+    return [(ids, spans) for ids, spans in encoded]
+
+
 def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: str) -> tuple[list[int], list[int]]:
     """Returns the token ids of a conversation, at most `limit`, and the spans of tokens that the loss is taken on.
 
@@ -47,48 +58,100 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: st
                 f"the chat template does not write the tool calls in the conversation {conversation[:80]}",
                 "use a model that was tuned for tools, or leave the conversation out",
             )
-        marks = "{% generation" in template or "{%- generation" in template
-        if marks and all(is_learned(message) for message in messages if message["role"] == ASSISTANT):
-            ids, learned = _marked_by_template(tokenizer, messages)
-        else:
-            ids, learned = _marked_by_turns(tokenizer, messages)
+        return _encoded(tokenizer, limit, messages, conversation)
     except UserError:
         raise
     except Exception as error:  # a template is a program and raises errors of its own
-        reason = str(error).strip().partition("\n")[0][:200]
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
         raise UserError(
             f"the chat template fails for the conversation {conversation[:80]} ({reason})", "correct it or leave it out"
         ) from error
-    spans = _runs(learned)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, limit: int, messages: list[Message], conversation: str
+) -> tuple[list[int], list[int]]:
+    text, learned = _rendered(tokenizer, messages)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, places = list(encoded["input_ids"]), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
+    marks = np.zeros(len(ids), dtype=bool)
+    last = None  # the end of the text of which tokens are kept, when the first answer is complete
+    for start, end in learned:
+        inside = _tokens_in(places, start, end)
+        if last is None and _after_a_gap(marks, inside):
+            dropped = _dropped(limit, len(ids), _runs(marks.tolist())[0])
+            last = int(places[: dropped + limit, 1].max())
+        if last is not None and start >= last:  # each further turn costs as much as all that are before it
+            break
+        marks |= inside
+    spans = _runs(marks.tolist())
     if not spans:
         raise UserError(f"no token is left of the answers in the conversation {conversation[:80]}", FORM)
-    first, answer = spans[0][0], spans[0][1] - spans[0][0]
-    # Three quarters of the row are enough for an answer; the rest is for what comes before it.
-    dropped = max(0, first - (limit - min(answer, limit - max(1, limit // 4)))) if len(ids) > limit else 0
+    dropped = _dropped(limit, len(ids), spans[0])
     kept = [(max(0, start - dropped), min(end - dropped, limit)) for start, end in spans]
     return ids[dropped : dropped + limit], [edge for start, end in kept if start < end for edge in (start, end)]
 
 
-def _marked_by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
-    """Returns the ids, and 1 for each token inside the template's own marks `{% generation %}`."""
-    encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    return list(encoded["input_ids"]), list(encoded["assistant_masks"])
+def _after_a_gap(marks: np.ndarray, inside: np.ndarray) -> bool:
+    """Whether the first token inside comes after the marked ones, and does not follow one of them."""
+    first = int(np.argmax(inside))
+    return bool(marks.any() and inside.any() and not marks[max(0, first - 1) :].any())
 
 
-def _marked_by_turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
-    """Returns the ids, and 1 for each token that the template adds after the prompt of an assistant's turn."""
+def _dropped(limit: int, count: int, answer: Span) -> int:
+    """The tokens at the beginning of a conversation that are left out, so that a part of the first answer remains."""
+    if count <= limit:
+        return 0
+    first, size = answer[0], answer[1] - answer[0]
+    # Three quarters of the row are enough for an answer; the rest is for what comes before it.
+    return max(0, first - (limit - min(size, limit - max(1, limit // 4))))
 
-    def text_of(count: int, prompt: bool = False) -> str:
-        return str(tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt))
 
-    whole, turns = text_of(len(messages)), []
+def _tokens_in(places: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Which tokens count for a span of the text: those of which a part is in it.
+
+    One may hold the last space of the prompt and the first word. Some tokenizers say that a token of spaces has no
+    length.
+    """
+    first, behind = places[:, 0], places[:, 1]
+    return (first < end) & ((start < behind) | (start <= first))
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[str, Iterator[Span]]:
+    """Returns the text, and the spans of characters that are learned, in order.
+
+    They are inside the template's own marks `{% generation %}`, if it has some, and inside a turn that is learned.
+    """
+    template = tokenizer.get_chat_template()
+    if "{% generation" not in template and "{%- generation" not in template:
+        text = _text_of(tokenizer, messages)
+        return text, _turns(tokenizer, messages, text)
+    values = {"chat_template": template, "return_assistant_tokens_mask": True, **tokenizer.special_tokens_map}
+    (text,), (marked,) = render_jinja_template([messages], **values)
+    if all(is_learned(message) for message in messages if message["role"] == ASSISTANT):
+        return text, iter(marked)
+    return text, _common(marked, _turns(tokenizer, messages, text))
+
+
+def _common(marked: Sequence[Span], turns: Iterator[Span]) -> Iterator[Span]:
+    """What is in both. Both are in order."""
+    for start, end in turns:
+        yield from ((max(start, a), min(end, b)) for a, b in marked if a < end and start < b)
+
+
+def _text_of(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: bool = False) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+
+
+def _turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: str) -> Iterator[Span]:
+    """Yields what the template adds to the text after the prompt of each assistant's turn that is learned."""
     for index, message in enumerate(messages):
         if is_learned(message):
-            after = text_of(index + 1)
+            after = _text_of(tokenizer, messages[: index + 1])
             if index > 0:
-                start = len(before := text_of(index, prompt=True))
+                start = len(before := _text_of(tokenizer, messages[:index], prompt=True))
             else:  # templates refuse an empty conversation: the turn begins with the prompt that the next one gets
-                header = text_of(1, prompt=True).removeprefix(after)
+                header = _text_of(tokenizer, messages[:1], prompt=True).removeprefix(after)
                 before, start = "", after.find(header) + len(header) if header in after else 0
             if not (whole.startswith(before) and whole.startswith(after)):
                 raise UserError(
@@ -96,18 +159,11 @@ def _marked_by_turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
                     "turns cannot be found",
                     "give the tokenizer a chat template that marks them with {% generation %}",
                 )
-            turns.append((start, len(after)))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    # A token counts if a part of it is in the turn: one may hold the last space of the prompt and the first word. Some
-    # tokenizers say that a token of spaces has no length.
-    inside = [
-        int(any(a < end and (start < b or start <= a) for start, end in turns)) for a, b in encoded["offset_mapping"]
-    ]
-    return list(encoded["input_ids"]), inside
+            yield start, len(after)
 
 
-def _runs(marks: Sequence[int]) -> list[Span]:
-    """Returns the spans of ones."""
+def _runs(marks: Sequence[bool]) -> list[Span]:
+    """Returns the spans of true marks."""
     spans, position = [], 0
     for mark, group in groupby(marks):
         size = len(list(group))

@@ -26,7 +26,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from dataset.encoding.chat import check_template, encode_chat
+from dataset.encoding.chat import check_template, encode_chats
 from dataset.encoding.questions import encode_questions
 from dataset.encoding.render import render
 from dataset.encoding.tokens import end_of, ids_of, only_token, start_of
@@ -38,7 +38,7 @@ from options.data import DataOptions
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
 FEW_SHOT_LENGTH = 2048  # the same with `--few-shot`: the longest prompt of MMLU's authors
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
-_VERSION = 3  # raise it when the same rows and settings are encoded as other ids or columns
+_VERSION = 4  # raise it when the same rows and settings are encoded as other ids or columns
 _NO_LIMIT = 10**9  # tokens
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
 
@@ -116,7 +116,9 @@ def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits
 
 def truncated(rows: Dataset, kept: np.ndarray, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns how many rows lost tokens. `kept` (rows,) are the numbers of tokens that they have."""
-    uncut = encode(rows, spec, tokenizer, Lengths(2 * _NO_LIMIT, _NO_LIMIT if spec.generates else 0))
+    # One token more is enough for a conversation, each of whose turns costs as much as all that are before it.
+    total = int(kept.max()) + 1 if spec.chat else 2 * _NO_LIMIT
+    uncut = encode(rows, spec, tokenizer, Lengths(total, _NO_LIMIT if spec.generates else 0))
     return int((uncut.with_format("numpy")["length"][:] > kept).sum())
 
 
@@ -198,7 +200,7 @@ def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
 
 def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
     """Encodes conversations; see `dataset.encoding.chat`."""
-    pairs = [encode_chat(tokenizer, limit, text) for text in render(spec, rows)["text"].to_pylist()]
+    pairs = encode_chats(tokenizer, limit, render(spec, rows)["text"].to_pylist())
     ids, spans = map(list, zip(*pairs, strict=True))
     return {"input_ids": ids, "spans": spans, "length": [*map(len, ids)]}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from dataset.reading.conversations import conversations
@@ -212,9 +213,17 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
         if missing := texts.null_count:
             notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
             rows = _with_column(rows, column, texts.fill_null(""))
+    if spec.columns and spec.choices is None and not any(_has_text(rows, column) for column in spec.columns):
+        names = " and ".join(f"'{column}'" for column in spec.columns)
+        raise UserError(f"all texts of {where} are empty, in column {names}", "give the column of the texts")
     if not spec.classifies:
         return rows
     return _with_column(rows, spec.label, np.asarray(label_ids(spec, where, rows)))
+
+
+def _has_text(rows: Dataset, column: str) -> bool:
+    texts = rows.with_format("arrow")[:][column]
+    return bool(pc.any(pc.not_equal(pc.utf8_trim_whitespace(texts), "")).as_py())
 
 
 def _with_column(rows: Dataset, column: str, values: Any) -> Dataset:

@@ -7,9 +7,10 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
+from numbers import Real
 from typing import Literal
 
-from heterolora.common.errors import NotFiniteError, UserError
+from heterolora.common.errors import NotFiniteError, UserError, shown
 from heterolora.elements.element import Element, Kind
 
 Mode = Literal["off", "separated", "combined"]
@@ -72,6 +73,8 @@ def tie_generator(seed: int, draw: int) -> random.Random:
 def ranked(scored: Sequence[Scored], generator: random.Random) -> list[Scored]:
     """`scored` by score, the highest first, ties in random order. Raises UserError if a score is NaN or infinite."""
     for item in scored:
+        if not isinstance(item.score, Real):
+            raise UserError(f"the score of {item.element.key} is {shown(item.score)}", "expected a number")
         if not math.isfinite(item.score):
             found = f"the score of {item.element.key} is {item.score}"
             raise NotFiniteError(found, "expected a finite score; check the loss and the precision")

@@ -48,6 +48,7 @@ def number(valid: Callable[[float], bool], expected: str) -> Condition:
 TEXT = Condition(lambda value: isinstance(value, str), "a text")
 TRUTH = Condition(lambda value: isinstance(value, bool), "true or false")
 ABOVE_0 = number(lambda value: value > 0, "a number above 0")
+RATE = number(lambda value: 0 < value <= 1e6, "a number above 0, at most 1e6")  # float32 ends at 3e38
 PROBABILITY = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 

@@ -15,7 +15,7 @@ import socket
 import tempfile
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 from heterolora.common.errors import UserError
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # and what UTF-8 cannot hold
 
 # A temporary file or folder: `.<stem>.<host>-<process id>.tmp<suffix>`. Version 0.1 named no host.
 _TEMPORARY = re.compile(r"\.(.+)\.(?:([0-9a-f]{8})-)?(\d+)\.(tmp|old)(\..*)?")
@@ -36,16 +36,24 @@ _IN_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors reports the numb
 def whole(path: str | Path) -> Iterator[Path]:
     """Write a file: a temporary path beside `path`, with the same suffix, is renamed to `path` when the block ends.
 
-    If the block raises (also on Ctrl-C), the temporary file is deleted and the file at `path` stays. Missing folders
+    If the block raises (also on Ctrl-C), the temporary file is deleted and the file at `path` stays. A link stays, and
+    the file that it points to is replaced. A device or a pipe stays, and gets the bytes of the file. Missing folders
     are created. Raises UserError if the system cannot write the file.
     """
     path = Path(path)
+    suffix = path.suffix  # writers of pictures take the format from it
     with _writing(path):
+        path = Path(os.path.realpath(path))
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                yield (unfinished := Path(folder) / f"unfinished{suffix}")
+                _send(unfinished, path)
+            return
         _make_folder(path.parent)
         remove_leftovers(path.parent, path.name)
-        unfinished = _beside(path.with_suffix(""), "tmp", path.suffix)
+        unfinished = _beside(path.with_suffix(""), "tmp", suffix)
         try:
             yield unfinished
             _flush(unfinished)
@@ -55,9 +63,20 @@ def whole(path: str | Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def _send(file: Path, target: Path) -> None:
+    """Write the bytes of a file into a device or a pipe. If no program reads a pipe, it is an error."""
+    descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    with file.open("rb") as source, open(descriptor, "wb") as sink:
+        shutil.copyfileobj(source, sink)
+
+
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, replaces: Collection[str] | None = None) -> Iterator[Path]:
     """Write a folder: a new one beside `path` is renamed to `path` when the block ends, and replaces a folder there.
+
+    With `replaces`, entries of the old folder stay if the new one has none of their name. `replaces` are the names of
+    entries that do not stay.
 
     If the block raises, the new folder is deleted and the folder at `path` stays. The files get the permissions of new
     files, which some writers do not give them. Raises UserError if the system cannot write the folder.
@@ -77,12 +96,34 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
                 _flush(entry)
             _flush(unfinished)
             if path.is_dir():
+                if replaces is not None:
+                    _take_over(path, unfinished, replaces)
                 os.replace(path, replaced)
             os.replace(unfinished, path)
             _flush(path.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             _discard_replaced(replaced, path)
+
+
+def _take_over(old: Path, new: Path, without: Collection[str]) -> None:
+    """Put the other entries of the old folder into the new one, too. Both have the same file, so that none is lost."""
+    for entry in old.iterdir():
+        place = new / entry.name
+        if entry.name in without or place.exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, place, symlinks=True, copy_function=_link)
+        else:
+            _link(entry, place)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """A second name for a file, or a copy where the file system has no second names. A link stays a link."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def remove_leftovers(folder: Path, name: str | None = None, exclusive: bool = False) -> None:
@@ -114,7 +155,8 @@ def remove_leftovers(folder: Path, name: str | None = None, exclusive: bool = Fa
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file, completely or not at all. Raises UserError if it cannot be written."""
     with whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        # The name of a file may hold bytes that are not UTF-8.
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:
@@ -124,6 +166,10 @@ def cannot_write(path: str | Path, error: OSError) -> UserError:
         return UserError(found, "free space, or give a folder on another disk")
     if error.errno == errno.EFBIG:
         return UserError(found, "raise the limit on the size of a file, ulimit -f")
+    if error.errno == errno.ENXIO:
+        return UserError(found, "start the program that reads the pipe first")
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(found, "give a shorter name")
     return UserError(found, "expected a file that can be made there")
 
 
@@ -241,7 +287,12 @@ _PROBE = 2**16  # bytes that a run folder must have room for
 
 
 def check_writable(folder: Path, remedy: str = "free space, or give --project-dir on another disk") -> None:
-    """Raise UserError if the folder cannot be made, or has no room for a small file. Leaves nothing there."""
+    """Raise UserError if the folder cannot be made, or has no room for a small file. Leaves nothing there.
+
+    Also raise it for a name that is not UTF-8, which libraries cannot write into.
+    """
+    if "\\udc" in ascii(str(folder)):  # how Python keeps such bytes
+        raise UserError(f"the name of the folder {str(folder)!a} is not UTF-8", "give another name")
     made: list[Path] = []
     try:
         made = [missing for missing in (folder, *folder.parents) if not missing.exists()]

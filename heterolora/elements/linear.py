@@ -12,12 +12,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer, quantised or not, or Transformers' transposed `Conv1D`.
 
-    The output projection of `nn.MultiheadAttention` is none: its `forward` is never called. Nor is a router of experts
-    that is a subclass of `nn.Linear` and returns a choice.
+    A layer of width 0 has no rank. The output projection of `nn.MultiheadAttention` is none: its `forward` is never
+    called. Nor is a router of experts that is a subclass of `nn.Linear` and returns a choice.
     """
     if not isinstance(module, nn.Linear):
         return is_transposed(module)
-    if isinstance(module, NonDynamicallyQuantizableLinear):
+    if isinstance(module, NonDynamicallyQuantizableLinear) or min(module.in_features, module.out_features) == 0:
         return False
     own = type(module).__module__.startswith("transformers.models.") and type(module).forward is not nn.Linear.forward
     return not own or _maps_rows(module)

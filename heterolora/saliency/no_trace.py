@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.shortcut import Held
@@ -21,8 +21,8 @@ from heterolora.elements.shortcut import Held
 def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
     """Every element is on, dropout is off, only elements require gradients, checkpointed blocks stay checkpointed.
 
-    Afterwards, also if the block raises or is interrupted, switches, `requires_grad`, gradients, modes and the random
-    state are as before. The values of parameters are not restored, because nothing here writes to them.
+    Afterwards, also if the block raises or is interrupted, switches, `requires_grad`, gradients, modes, buffers and the
+    random state are as before. The values of parameters are not restored, because nothing here writes to them.
     """
     with ExitStack() as stack:
 
@@ -40,6 +40,8 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
         space.carry.held = Held()
         for module in network.modules():
             restore(module, "training")
+            for name, buffer in module.named_buffers(recurse=False):
+                stack.callback(_put_back, module, name, buffer, buffer.clone())
         stack.enter_context(torch.inference_mode(False))  # the caller may be inside an evaluation
         stack.enter_context(torch.enable_grad())
 
@@ -54,6 +56,14 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
             low_rank.importance = 1.0
             low_rank.probe = None
         yield
+
+
+@torch.no_grad()
+def _put_back(module: nn.Module, name: str, buffer: Tensor, values: Tensor) -> None:
+    """The forward pass of a network may change a buffer, or put another one in its place."""
+    if not buffer.is_inference():
+        buffer.copy_(values)
+    setattr(module, name, buffer)
 
 
 @contextmanager

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
+
+from torch import Tensor
 
 from heterolora.choosing.allocation import Scored
-from heterolora.common.errors import NotFiniteError
+from heterolora.common.errors import NotFiniteError, UserError, shown
 from heterolora.elements.element import Element
 from heterolora.saliency import get
 from heterolora.saliency.no_trace import no_trace
@@ -37,7 +40,12 @@ def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[
 
 
 def _items(name: str, problem: Problem) -> tuple[Scored, ...]:
-    values = get(name).score(problem)
+    found = get(name).score(problem)
+    values = [value.tolist() if isinstance(value, Tensor) else value for value in found]
+    for element, value in zip(problem.space.elements, values, strict=True):
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(number, Real) for number in numbers):
+            raise UserError(f"the {name} score of {element.key} is {shown(value)}", "expected a number")
     return tuple(_scored(element, value) for element, value in zip(problem.space.elements, values, strict=True))
 
 

@@ -23,6 +23,7 @@ from heterolora.elements.element import Settings
 from model.checkpoint import KEY, BaseSource, ModelRecord, read_state_dict
 from model.peft_format import CONFIG, FILES, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFIG, SHORTCUTS, WEIGHTS
 from model.peft_format.settings import PeftSettings, read_settings
+from model.tensor_file import check_finite
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 _UNSUPPORTED = {"lora_magnitude_vector": "DoRA", "lora_embedding_": "LoRA on an embedding", ".bias": "trained biases"}
@@ -101,7 +102,7 @@ def read_adapter(folder: Path) -> Adapter:
     path = folder / WEIGHTS
     if not path.is_file() and (folder / OLD_WEIGHTS).is_file():
         path = folder / OLD_WEIGHTS
-    matrices, head = _sort(path, read_state_dict(path))
+    matrices, head = _sort(path, _read(path))
     lora = {module: _pair(path, module, settings, pair) for module, pair in sorted(matrices.items())}
     record = _read_record(path)
     if not lora and record is None:
@@ -111,7 +112,13 @@ def read_adapter(folder: Path) -> Adapter:
             raise UserError(f"'{folder}' has no {SHORTCUTS}, and its model has shortcuts", "give the complete folder")
         return Adapter(folder, settings, lora, head, record)
     shortcut = load(folder / SHORTCUT_CONFIG, "shortcut")
-    return Adapter(folder, settings, lora, head, record, shortcut, read_state_dict(folder / SHORTCUTS))
+    return Adapter(folder, settings, lora, head, record, shortcut, _read(folder / SHORTCUTS))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    state = read_state_dict(path)
+    check_finite(state, str(path))
+    return state
 
 
 def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heterolora.common.errors import UserError
+
 _CHUNK = 64 * 2**20  # bytes that are reserved at a time
 
 
@@ -80,7 +82,13 @@ class RowCache:
     def _chunk(self, size: int) -> Tensor:
         if self.folder is None:
             return torch.empty(size, dtype=torch.uint8)
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.write(bytes(size))  # a full disk is found here, not as a crash at an access to the mapped memory
-            file.flush()
-            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(bytes(size))  # a full disk is found here, not as a crash at an access to the mapped memory
+                file.flush()
+                return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+        except OSError as error:
+            raise UserError(
+                f"cannot write into --cache-folder '{self.folder}' ({error.strerror})",
+                "free space, or give another folder or a smaller --cache-limit",
+            ) from error

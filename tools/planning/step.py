@@ -81,7 +81,7 @@ def steps(
             network.set_submodule(name, _Packed(cast(nn.Linear, network.get_submodule(name)), dtype))
         with _AsOnGpu():
             plain = _of_all_blocks(network, space.blocks, batch, precision)
-            enable_gradient_checkpointing(network, space)
+            enable_gradient_checkpointing(network, space, _AsOnGpu)
             return plain, _of_all_blocks(network, space.blocks, batch, precision)
 
 

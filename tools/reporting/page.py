@@ -21,6 +21,7 @@ from tools.reporting.parts.reallocations import beside_each_other, reallocations
 from tools.reporting.parts.scores import scores
 from tools.reporting.run import Run
 
+MARK = "<title>HeteroLoRA: "  # in the head of every page
 OF_A_RUN: tuple[Callable[[Run, Shared], Iterator[Part]], ...] = (scores, allocation, reallocations, parameters)
 OF_SEVERAL: tuple[Callable[[Sequence[Run]], Iterator[Part]], ...] = (agreement, beside_each_other)
 

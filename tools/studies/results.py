@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -115,12 +116,16 @@ def _rows(path: Path, measure: Measure, order: tuple[str, ...]) -> dict[str, dic
             found.setdefault(row["split"], {})[int(row["index"])] = _row(row, measure)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error})", _RUN_AGAIN) from error
+    if not any(found.values()):
+        raise UserError(f"{path} has no rows", _RUN_AGAIN)
     return {split: rows for split, rows in found.items() if rows}
 
 
 def _row(row: Mapping[str, str], measure: Measure) -> Row:
     label, predicted = (float(text) if (text := row.get(name)) else None for name in ("label", "predicted"))
     total, count = (row["correct"], 1) if measure == "accuracy" else (row["loss"], row["count"])
+    if not 0 < float(count) < math.inf:
+        raise ValueError(f"a count is {count}")
     return Row(float(total), float(count), label, predicted, bool(row["correct"]))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: The colours of the light theme. A page replaces each of them by the colour of this name in its own theme.
+MADE_BY = "HeteroLoRA"  # in the head of every file
 INK, SOFT, LINE, SURFACE, HEAT, FRAME = "#1a1d23", "#5b6472", "#dfe3e9", "#ffffff", "#0f4c75", "#c2410c"
 
 WIDE_SPAN = 100  # colours and axes are logarithmic if the largest value is more than this times the smallest above 0
@@ -114,7 +115,7 @@ def save(path: Path, *pictures: Picture) -> None:
     lines = max(title.count("\n") for title in titles) + sum(note.count("\n") + 1 for note in notes)
     figure.set_size_inches(width / PIXELS, (height + 24 + 16 * lines) / PIXELS)
     with whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=_DENSITY, facecolor=SURFACE)
+        figure.savefig(unfinished, dpi=_DENSITY, facecolor=SURFACE, metadata={"Software": MADE_BY})
 
 
 def number(value: float) -> str:
