@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from heterolora.choosing.allocation import Scored
 from heterolora.common.errors import NotFiniteError
 from heterolora.elements.element import Element
 from heterolora.saliency import get
+from heterolora.saliency.halves import with_halves
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Problem
 from heterolora.saliency.warm_up import WarmUp, warmed_up
 
+FEWEST_FOR_HALVES = 4  # batches of a process, because some heuristics need two in each half
 
-def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[Scored, ...]:
+
+def scored(name: str, problem: Problem, warm_up: WarmUp | None = None, halves: bool = False) -> tuple[Scored, ...]:
     """Score every element of `problem.space` by the heuristic `name`. The network is unchanged afterwards.
+
+    With `halves`, also from two halves of the batches, for which every process must have `FEWEST_FOR_HALVES`.
 
     Every process must call it with its own share of the batches. All processes get the same scores.
 
@@ -26,19 +32,24 @@ def scored(name: str, problem: Problem, warm_up: WarmUp | None = None) -> tuple[
         UserError: the name is not known, or a score is NaN or infinite.
     """
     with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
-        items = _items(name, problem)
-        if not all(math.isfinite(item.score) for item in items):
-            items = _items(name, problem.unscaled())
+        items = _items(name, problem, halves)
+        if not all(math.isfinite(score) for item in items for score in (item.score, *item.halves)):
+            items = _items(name, problem.unscaled(), halves)
     for item in items:
-        if not math.isfinite(item.score):
+        if not all(map(math.isfinite, (item.score, *item.halves))):
             found = f"the {name} score of {item.element.key} is {item.score}"
             raise NotFiniteError(found, "expected a finite score; check the loss and the precision")
     return items
 
 
-def _items(name: str, problem: Problem) -> tuple[Scored, ...]:
-    values = get(name).score(problem)
-    return tuple(_scored(element, value) for element, value in zip(problem.space.elements, values, strict=True))
+def _items(name: str, problem: Problem, halves: bool) -> tuple[Scored, ...]:
+    score, elements = get(name).score, problem.space.elements
+    parts = with_halves(score, problem) if halves else (score(problem),)
+    whole, *half = [[_scored(*each) for each in zip(elements, values, strict=True)] for values in parts]
+    return tuple(
+        replace(item, halves=tuple(each.score for each in of_halves))
+        for item, *of_halves in zip(whole, *half, strict=True)
+    )
 
 
 def score(name: str, problem: Problem, warm_up: WarmUp | None = None) -> dict[str, float]:
