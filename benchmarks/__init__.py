@@ -11,5 +11,5 @@ is a torch device and `args.command` the whole command. `measure.py` times varia
 
 NAMES = (
     "alpha-test", "budget-time", "compile", "dyrealloc", "frozen-prefix", "learning-rate", "lora-vs-peft", "padding",
-    "sharding", "shortcuts", "trainer",
+    "scoring", "sharding", "shortcuts", "trainer",
 )  # fmt: skip

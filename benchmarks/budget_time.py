@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     batch = subjects.batch(args)
     network, space = subjects.adapted(subjects.base(args), subjects.lora(args.rank, subjects.ALL))
     with measure.one_thread():
-        time = measured(_problem(network, space), batch)
+        time = measured(problem(network, space), batch)
     every = {element.key: element for element in space.elements}
     draw = random.Random(0)
     scored = [Scored(element, draw.random()) for element in every.values()]
@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> None:
     say(table)
 
 
-def _problem(network: torch.nn.Module, space: SearchSpace) -> Problem:
+def problem(network: torch.nn.Module, space: SearchSpace) -> Problem:
+    """Scoring without batches."""
+
     def evaluate(batch: Batch) -> Loss:
         rows = len(batch["labels"])
         return Loss(network(**batch).loss * rows, torch.tensor(rows))

@@ -79,9 +79,10 @@ class ScoringOptions:
         aliases=("--alpha-limit-zptrain-batches",), old_keys=("alpha_limit_zptrain_batches",))
     imp_warmup_lr: float = option(5e-4, "learning rate of this warm-up", RATE, actions=_IMP_TEST,
         idle=_without_warm_up)
-    imp_halves: bool = option(True, "also score two halves of the batches and print how well they agree; this takes as "
-        "much time again", actions=_IMP_TEST, idle=_ignored("batches"))
-    imp_step_time: bool = option(True, "also measure the time of a training step, which `tools/realloc_lora_rank.py "
+    imp_halves: bool = option(True, "also score two halves of the batches and print how well they agree; only "
+        "alpha_test, spectral, activation, weight_gradient and weight_grad_norm need more passes for it, as many again",
+        actions=_IMP_TEST, idle=_ignored("batches"))
+    imp_step_time: bool = option(False, "also measure the time of a training step, which `tools/realloc_lora_rank.py "
         "--budget-time` needs; this takes twelve steps", actions=_IMP_TEST, idle=_needed_by_budget)
     metric_red_tolerance: float = option(0.01,
         "relative loss of the metric that counts as unchanged, for heuristics that measure the metric", at_least(0),

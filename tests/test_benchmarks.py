@@ -211,3 +211,10 @@ def test_a_chosen_rate_is_compared_with_the_best_one():
     assert learning_rate.table([one, diverged]).row_count == 2
     with pytest.raises(UserError, match="without --data"):
         benchmark.main(["learning-rate", *TINY, "--classifier", "minilm"])
+
+
+def test_what_imp_test_measures_besides_scores_is_timed(capsys):
+    said = report(capsys, "scoring", *TINY, "--rounds", "1", "--batches", "4", "--heuristic", "gain")
+    assert "scoring of opt_lora by gain on 4 batches" in said
+    for variant in ("scores and halves", "scores, and halves apart", "scores and step time"):
+        assert variant in said

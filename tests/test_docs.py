@@ -170,7 +170,7 @@ def test_the_walk_of_one_batch_is_that_of_a_real_run(world: World, tmp_path: Pat
     walk = [(file, function) for function, file in re.findall(r"^\d+\. `([^`]+)` in `([^`]+)`", section, re.MULTILINE)]
     assert 5 < len(walk) <= 15
     assert len({file for file, _ in walk}) == len(walk)
-    scoring = ("--importance-test-name", "grad_norm", "--imp-step-time", "false", "--imp-limit-test-batches", 1)
+    scoring = ("--importance-test-name", "grad_norm", "--imp-limit-test-batches", 1)
     data = ("imp-test", "opt_lora", "sst2", "--load", world.opt, "--dataset-saved-path", world.sst2)
     called = calls_of(lambda: run(*data, *scoring, "--project-dir", tmp_path))
     assert [call for call in dict.fromkeys(called) if call in walk] == walk

@@ -52,7 +52,7 @@ CHANGED = {  # option -> another value, for the command line
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
     "lm_eval": "hellaswag", "lora_init": "orthogonal", "budget_parameters": "800", "cache_frozen_prefix": "true",
     "cache_limit": "1GB", "budget_time": "0.9", "stop_after": "1", "packing": "true", "attention": "eager",
-    "imp_halves": "false", "imp_step_time": "false", "text_columns": "a", "label_column": "b", "labels": "x,y",
+    "imp_halves": "false", "imp_step_time": "true", "text_columns": "a", "label_column": "b", "labels": "x,y",
     "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
@@ -200,7 +200,7 @@ CASES = [
      (IMP_TEST, "--imp-warmup-batches", 1)),
     (IMP_TEST, ("--imp-warmup-lr", 0.5, "--importance-test-name", "snip", "--imp-warmup-batches", 0),
      "--imp-warmup-lr has no effect with --imp-warmup-batches 0", None),
-    (IMP_TEST, ("--imp-step-time", "false", "--budget-time", 0.5),
+    (IMP_TEST, ("--imp-step-time", "true", "--budget-time", 0.5),
      "--imp-step-time has no effect with --budget-time, which needs the time", None),
 ]  # fmt: skip
 

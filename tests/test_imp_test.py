@@ -19,7 +19,6 @@ from actions.command.parse import parse_command
 from actions.request.resolve import resolve
 from actions.run.run_folder import open_run
 from actions.training import scoring as scoring_of_run
-from actions.training.stability import with_halves
 from heterolora import saliency
 from heterolora.choosing import scores
 from heterolora.choosing.scores import Scores
@@ -101,16 +100,19 @@ class TestFiles:
         assert values(whole) == values(found)
         assert (whole.stability, {item.halves for item in whole.scored}) == (None, {()})
 
-    def test_each_half_has_the_scores_of_its_batches(self) -> None:
+    @pytest.mark.parametrize("name", [name for name in saliency.names() if "batches" not in saliency.get(name).ignores])
+    def test_each_half_has_the_scores_of_its_batches(self, name: str) -> None:
         model = adapted("opt-pre", lora=q_and_v())
         every = problem(model, labelled(model, 5))
-        found = with_halves("grad_norm", score_of("grad_norm", every), every, WarmUp())
+        found = score_of(name, every, halves=True)
+        assert [item.score for item in found] == [item.score for item in score_of(name, every)], "bit for bit"
         for half in (0, 1):
-            alone = score_of("grad_norm", replace(every, batches=every.batches[half::2]))
-            assert [item.halves[half] for item in found] == [item.score for item in alone]
-        # with a filler, a process has as many passes in each half as another process with one batch more
+            alone = score_of(name, replace(every, batches=every.batches[half::2]))
+            expected = pytest.approx([item.score for item in alone], rel=1e-4, abs=1e-12)
+            assert [item.halves[half] for item in found] == expected
+        # a filler does not count, and the other half has the same batches
         filled = replace(every, batches=every.batches[:4], fillers=every.batches[4:])
-        assert with_halves("grad_norm", found, filled, WarmUp())[0].halves[1] == found[0].halves[1]
+        assert score_of(name, filled, halves=True)[0].halves[1] == pytest.approx(found[0].halves[1], rel=1e-4)
 
     def test_the_configuration_repeats_the_run(self, world: World, ags: Scores) -> None:
         assert run("imp-test", "--config", world.runs / "ags" / "config.toml") == 0

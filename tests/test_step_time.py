@@ -183,10 +183,14 @@ def test_commands(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found.step_time.blocks == 2
 
     capsys.readouterr()
-    without = (*shared[:-2], "--imp-step-time", "false", "--project", "without")
+    without = (*shared[:-2], "--project", "without")
     assert run("imp-test", *without) == 0
     assert "of the step time" not in capsys.readouterr().out
     assert scores.read(tmp_path / "without" / "scores.toml").step_time is None
+    on_request = (*shared[:-2], "--imp-step-time", "true", "--project", "on-request")
+    assert run("imp-test", *on_request) == 0
+    assert "of the step time" in capsys.readouterr().out
+    assert scores.read(tmp_path / "on-request" / "scores.toml").step_time is not None
 
     short = (*shared[:-1], 0.01)
     assert run("imp-test", *short, "--project", "short") == 2

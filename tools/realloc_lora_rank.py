@@ -123,7 +123,7 @@ def _limit(args: argparse.Namespace, scores: Scores) -> Budget:
             "give a budget, or the folder of a finished run",
         )
     if given[0].unit == "time" and scores.step_time is None:
-        raise UserError(f"{args.source} has no [step_time]", "score again with imp-test, without --imp-step-time false")
+        raise UserError(f"{args.source} has no [step_time]", "score again with imp-test --imp-step-time true")
     return given[0]
 
 

@@ -14,7 +14,7 @@ from rich.progress import track
 from actions.command.request import Request
 from actions.run.console import is_first_process, note
 from actions.training.experiment import Experiment
-from actions.training.stability import FEWEST, rank_correlation, with_halves
+from actions.training.stability import rank_correlation
 from dataset.batching.module import TextDataModule
 from heterolora import saliency
 from heterolora.choosing.allocation import Mode, Scored, check_mode, default_mode, tie_generator
@@ -23,7 +23,7 @@ from heterolora.choosing.scores import Scores
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.saliency.problem import Batch
-from heterolora.saliency.score import scored
+from heterolora.saliency.score import FEWEST_FOR_HALVES, scored
 from heterolora.saliency.warm_up import WarmUp, is_fresh
 from model.task.scoring import batch_count, scoring_problem
 from model.task.timing import measured
@@ -85,12 +85,11 @@ def score(experiment: Experiment, fabric: Fabric, mode: Mode) -> tuple[Scores, f
     if budget.unit == "time":  # so short a time is found before the scores are computed
         alike = [Scored(element, 1.0) for element in problem.space.elements]
         choose(alike, replace(budget, step_time=step_time), mode, tie_generator(0, 0))
-    start = time.perf_counter()
-    items = scored(heuristic.name, problem, warm_up)
-    seconds = time.perf_counter() - start
     count = batch_count(limit, data.scoring_batch_count)[0]
-    if options.imp_halves and "batches" not in heuristic.ignores and count >= FEWEST * fabric.world_size:
-        items = with_halves(heuristic.name, items, problem, warm_up)
+    halves = options.imp_halves and "batches" not in heuristic.ignores
+    start = time.perf_counter()
+    items = scored(heuristic.name, problem, warm_up, halves and count >= FEWEST_FOR_HALVES * fabric.world_size)
+    seconds = time.perf_counter() - start
     found = Scores(
         scored=items,
         importance_test_name=heuristic.name,

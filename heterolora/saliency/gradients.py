@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from heterolora.common.distributed import sum_each_over_ranks
+from heterolora.saliency.halves import SummedHeuristic
 from heterolora.saliency.problem import Problem
 
 
-class GradientHeuristic(ABC):
+class GradientHeuristic(SummedHeuristic):
     """The score of an element is `measure(A, Σ of_batch(∂ℓ/∂A)) + measure(B, Σ of_batch(∂ℓ/∂B))`, summed over batches.
 
     ℓ is the loss of one batch. One forward and one backward pass per batch serve all elements.
@@ -26,14 +27,17 @@ class GradientHeuristic(ABC):
     def measure(self, weight: Tensor, total: Tensor) -> Tensor:
         """A's (or B's) part of the score, a scalar, from its values and the sum over batches, of the same shape."""
 
-    def __call__(self, problem: Problem) -> list[float]:
+    def sums(self, problem: Problem) -> list[Tensor]:
         parameters = problem.space.parameters
         totals = [torch.zeros_like(parameter) for parameter in parameters]
-        for batch, counts in problem.passes("scoring batches"):
+        for batch, counts in problem.passes("scoring batches", totals):
             found = problem.gradients(problem.evaluate(batch).mean, parameters)
             for total, gradient in zip(totals, found, strict=True) if counts else ():
                 total += self.of_batch(gradient)
-        return self.scores(parameters, sum_each_over_ranks(totals))
+        return totals
+
+    def of_sums(self, problem: Problem, sums: Sequence[Tensor]) -> list[float]:
+        return self.scores(problem.space.parameters, sum_each_over_ranks(sums))
 
     @torch.no_grad()
     def scores(self, parameters: Sequence[Tensor], totals: Sequence[Tensor]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from heterolora.elements.search_space import SearchSpace
 
 Batch = Mapping[str, Any]
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
+Around = Callable[[int, Sequence[Tensor]], AbstractContextManager[None]]
 
 #: In float16, gradients below 6e-8 are 0, and those below 6e-5 inexact. So the backward pass has larger ones, as in
 #: mixed-precision training (Micikevicius et al. 2018, arXiv:1710.03740). A power of two changes no digit elsewhere.
@@ -75,6 +77,11 @@ def untracked(items: Sequence[Any], what: str) -> Iterable[Any]:
     return items
 
 
+def unfollowed(batch: int, sums: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """The default `Problem.around`: nothing follows the sums."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Problem:
     """A network, its search space and scoring batches. L is the sum of the batches' losses.
@@ -87,6 +94,7 @@ class Problem:
         fillers: batches without effect on the scores, of a process that has fewer batches than another. A sharded base
             needs as many passes on every process, because each pass gathers weights.
         loss_scale: of the gradients inside a backward pass.
+        around: (number of a batch, sums over batches) -> a context in which the batch is added to the sums.
     """
 
     network: nn.Module
@@ -98,10 +106,16 @@ class Problem:
     movement: Movement = Movement()
     fillers: Sequence[Batch] = ()
     loss_scale: float = _LOSS_SCALE
+    around: Around = unfollowed
 
-    def passes(self, what: str) -> Iterator[tuple[Batch, bool]]:
-        """The batches and the fillers, each with whether it counts; `what` describes the progress."""
-        yield from ((batch, True) for batch in self.track(self.batches, what))
+    def passes(self, what: str, sums: Sequence[Tensor] = ()) -> Iterator[tuple[Batch, bool]]:
+        """The batches and the fillers, each with whether it counts; `what` describes the progress.
+
+        `sums` are tensors to which the caller adds each batch in place.
+        """
+        for number, batch in enumerate(self.track(self.batches, what)):
+            with self.around(number, sums):
+                yield batch, True
         yield from ((batch, False) for batch in self.fillers)
 
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

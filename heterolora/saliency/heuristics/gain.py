@@ -27,39 +27,49 @@ element, B = 0, keep is 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from heterolora.common.distributed import sum_each_over_ranks, sum_numbers_over_ranks
 from heterolora.saliency import register
+from heterolora.saliency.halves import SummedHeuristic
 from heterolora.saliency.problem import Movement, Problem
 
 
 @register("gain", ignores=("metric",))
-def gain(problem: Problem) -> list[float]:
+class Gain(SummedHeuristic):
     """(keep + grow) / parameters of each element, not below 0, from one forward and backward pass per batch."""
-    every_B = [low_rank.B for low_rank in problem.space]
-    moments = [B.new_zeros(2, *B.shape) for B in every_B]  # Σ g and Σ g²
-    slopes = [B.new_zeros(2) for B in every_B]  # Σ d and Σ d²
-    examples: Tensor | float = 0.0
-    for batch, counts in problem.passes("scoring batches"):
-        loss = problem.evaluate(batch)
-        found = problem.gradients(loss.mean, every_B)
-        if not counts:
-            continue
-        for B, g, moment, slope in zip(every_B, found, moments, slopes, strict=True):
-            d = (g * B.detach()).sum()
-            moment += torch.stack([g, g.square()])
-            slope += torch.stack([d, d.square()])
-        examples = examples + loss.count
-    n, examples = sum_numbers_over_ranks((len(problem.batches), float(examples)), problem.space.device)
-    moments, slopes = sum_each_over_ranks(moments), sum_each_over_ranks(slopes)
-    scores = []
-    for low_rank, moment, slope in zip(problem.space, moments, slopes, strict=True):
-        (g, g_square), (d, d_square) = moment / n, (slope / n).tolist()
-        total = keep(d, d_square, n, examples / n) + grow(low_rank.B.detach(), g, g_square, n, problem.movement)
-        scores.append(max(total, 0.0) / low_rank.element.parameters)
-    return scores
+
+    def sums(self, problem: Problem) -> list[Tensor]:
+        every_B = [low_rank.B for low_rank in problem.space]
+        moments = [B.new_zeros(2, *B.shape) for B in every_B]  # Σ g and Σ g²
+        slopes = [B.new_zeros(2) for B in every_B]  # Σ d and Σ d²
+        number = every_B[0].new_zeros(2)  # of batches and examples
+        sums = [number, *moments, *slopes]
+        for batch, counts in problem.passes("scoring batches", sums):
+            loss = problem.evaluate(batch)
+            found = problem.gradients(loss.mean, every_B)
+            if not counts:
+                continue
+            for B, g, moment, slope in zip(every_B, found, moments, slopes, strict=True):
+                d = (g * B.detach()).sum()
+                moment += torch.stack([g, g.square()])
+                slope += torch.stack([d, d.square()])
+            number += torch.stack([torch.ones_like(loss.count), loss.count])
+        return sums
+
+    def of_sums(self, problem: Problem, sums: Sequence[Tensor]) -> list[float]:
+        number, *others = sums
+        n, examples = sum_numbers_over_ranks(number.tolist(), problem.space.device)
+        moments, slopes = map(sum_each_over_ranks, (others[: len(problem.space)], others[len(problem.space) :]))
+        scores = []
+        for low_rank, moment, slope in zip(problem.space, moments, slopes, strict=True):
+            (g, g_square), (d, d_square) = moment / n, (slope / n).tolist()
+            total = keep(d, d_square, n, examples / n) + grow(low_rank.B.detach(), g, g_square, n, problem.movement)
+            scores.append(max(total, 0.0) / low_rank.element.parameters)
+        return scores
 
 
 def keep(d: float, square: float, n: float, m: float) -> float:
