@@ -21,7 +21,7 @@ def run(request: Request) -> None:
         space = experiment.task.space
         say(budget_in_words(space, options))
         reallocate = reallocation(experiment, options, folder)
-        metrics = fit(experiment, opened, (reallocate,))
+        metrics = fit(experiment, opened, (reallocate,), reallocate.settled)
         if is_first_process():
             draw(of_history(reallocate.history, folder.name), folder)
         finish(experiment, folder, metrics)
