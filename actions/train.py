@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,11 +57,16 @@ def start(request: Request, folder: Path) -> Experiment:
     return experiment
 
 
-def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> Metrics:
-    """Train, with `more` callbacks, and measure the best weights."""
+def fit(
+    experiment: Experiment,
+    run: Run,
+    more: Sequence[pl.Callback] = (),
+    may_be_best: Callable[[], bool] = lambda: True,
+) -> Metrics:
+    """Train, with `more` callbacks, and measure the best weights: of the validations in which they may be the best."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
     task.frozen_prefix = _frozen_prefix(experiment)
-    checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run)
+    checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run, may_be_best)
     callbacks = training_callbacks(experiment.options, checkpoints, (*_starting(experiment), *more))
     trainer = build_trainer(experiment, folder, callbacks)
     resume_from = resumed.path if resumed else None
@@ -69,7 +74,8 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> M
         trainer.fit(task, datamodule=experiment.data, ckpt_path=resume_from, weights_only=True)
     has_best = experiment.options.run.measured == "best" and checkpoints.best.is_file()
     if experiment.options.run.measured == "best" and not has_best:
-        note(f"no validation had a finite {task.monitor}: last.ckpt is measured")
+        when = "" if may_be_best() else " within the budget"
+        note(f"no validation{when} had a finite {task.monitor}: last.ckpt is measured")
     measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
     task.take(measured)
     with exported(experiment, folder):

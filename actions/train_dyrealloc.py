@@ -23,7 +23,7 @@ def run(request: Request) -> None:
         space = present(experiment.task.space)
         say(budget_in_words(space, options))
         reallocate = reallocation(experiment, options, folder)
-        metrics = fit(experiment, opened, (reallocate,))
+        metrics = fit(experiment, opened, (reallocate,), reallocate.settled)
         with exported(experiment, folder):
             if is_first_process():
                 draw(of_history(reallocate.history, folder.name), folder)

@@ -88,13 +88,14 @@ class Reallocate(pl.Callback):
             self._scoring = [trainer.strategy.batch_to_device(batch) for batch in found]
         if trainer.is_global_zero:
             print(self.search.at_the_start())
-        if plan.schedule == "fixed" and trainer.global_step == 0:
+        if trainer.global_step == 0:
             self._decide(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        self._running().observe()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._running().observe(trainer.global_step, loss_is_scaled=scaler is not None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

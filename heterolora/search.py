@@ -1,10 +1,11 @@
 """The search during training, without a framework: when it decides, within which budget, by which scores.
 
-A front, such as `heterolora.transformers`, calls `observe` before each optimizer step and `decide` after it.
+A front, such as `heterolora.transformers`, calls `observe` before each optimizer step and `decide` between two steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,13 +13,13 @@ from typing import Any, Literal
 import torch
 
 from heterolora import saliency
-from heterolora.choosing.allocation import Scored, tie_generator
+from heterolora.choosing.allocation import Mode, Scored, tie_generator
 from heterolora.choosing.history import Decision, History
 from heterolora.choosing.ranks import Budget, choose
 from heterolora.common.checks import check_known, number, whole_number
-from heterolora.common.distributed import gather_lists
-from heterolora.common.errors import NotFiniteError, UserError
-from heterolora.elements.element import Element
+from heterolora.common.distributed import check_agreement
+from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
+from heterolora.elements.element import KINDS, Element
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.gradients import GradientHeuristic
 
@@ -36,18 +37,19 @@ class Plan:
     """What a search does in a run.
 
     Attributes:
-        parameters: the budget: trainable parameters of the elements that are on at the end.
+        budget: of the elements that are on at the end.
         schedule: `shrink` begins with every element on and turns the weakest off, for good. `fixed` has the budget from
-            the first step, and chooses anew every `every` steps.
+            the first step, and chooses anew.
         heuristic: for `shrink`, one that is computed from the training gradients: `snip`, `grad_norm` or `fisher`.
         start: (shrink) the share of the run after which the first elements are turned off.
         end: (shrink) the share of the run after which the budget is reached.
         every: optimizer steps between two decisions.
         smoothing: (shrink) the weight of the earlier scores in their exponential mean.
         seed: of the draws between equal scores.
+        mode: which kinds of elements are chosen among, see `heterolora.choosing.ranks.assign`.
     """
 
-    parameters: int
+    budget: Budget
     schedule: Schedule = "shrink"
     heuristic: str = "snip"
     start: float = 0.1
@@ -55,10 +57,12 @@ class Plan:
     every: int = 1
     smoothing: float = 0.85
     seed: int = 0
+    mode: Mode = "off"
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot be used."""
-        whole_number(1).check("Reallocate", "parameters", self.parameters)
+        if self.budget.unit == "parameters":
+            whole_number(1).check("Reallocate", "parameters", self.budget.amount)
         whole_number(1).check("Reallocate", "every", self.every)
         whole_number(0).check("Reallocate", "seed", self.seed)
         check_known("schedule", self.schedule, SCHEDULES)
@@ -70,18 +74,28 @@ class Plan:
         if self.smoothing == 1:
             raise UserError("smoothing is 1, which keeps the first scores for ever", "give a share below 1")
 
-    def budget_at(self, step: int, steps: int, whole: int) -> int:
-        """The parameters that may be on after `step` of `steps` optimizer steps, of `whole` in all elements.
+    @property
+    def shrinks(self) -> bool:
+        return self.schedule == "shrink"
+
+    def span(self, steps: int) -> tuple[int, int]:
+        """The steps, of `steps`, after which the budget begins to fall and is reached. One step at least is left."""
+        first = round(self.start * steps)
+        last = min(max(round(self.end * steps), first + 1), max(steps - 1, 1))
+        return min(first, last - 1), last
+
+    def budget_at(self, step: int, steps: int, whole: int) -> Budget:
+        """What may be on after `step` of `steps` optimizer steps; `whole`: the parameters of all elements.
 
         `shrink` follows the cubic curve of AdaLoRA (Zhang et al. 2023, arXiv:2303.10512, eq. 13), from b_0 to b_T::
 
             b(t) = b_T + (b_0 − b_T) (1 − (t − t_start) / (t_end − t_start))³
         """
-        if self.schedule == "fixed":
-            return self.parameters
-        first, last = round(self.start * steps), max(round(self.end * steps), round(self.start * steps) + 1)
+        if not self.shrinks:
+            return self.budget
+        first, last = self.span(steps)
         left = 1 - min(max((step - first) / (last - first), 0.0), 1.0)
-        return self.parameters + round((whole - self.parameters) * left**3)
+        return self.budget.eased(left**3, whole)
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,8 @@ class Budgeted:
         shrinks = self.schedule == "shrink"
         heuristic = self.heuristic or ("snip" if shrinks else "gain")
         every = self.every if self.every is not None else 1 if shrinks else max(1, steps // 20)
-        return Plan(parameters, self.schedule, heuristic, self.start, self.end, every, self.smoothing, self.seed)
+        budget = Budget("parameters", parameters)
+        return Plan(budget, self.schedule, heuristic, self.start, self.end, every, self.smoothing, self.seed)
 
 
 class Search:
@@ -134,75 +149,92 @@ class Search:
     Every process holds one, with the same gradients, and all decide alike.
 
     Raises:
-        UserError: the budget pays for no element, or `shrink` is given a heuristic that needs batches of its own.
+        UserError: the budget does not fit the elements, or `shrink` is given a heuristic that needs batches of its own.
     """
 
     def __init__(self, space: SearchSpace, plan: Plan, steps: int) -> None:
         self.space, self.plan, self.steps = space, plan, steps
-        self.whole = sum(element.parameters for element in space.elements)
+        self.whole = sum(element.parameters for element in _pool(plan, space.elements))
         self.history = History(space.elements)
-        self._scores: dict[str, float] = {}  # smoothed, of the elements that are on
-        self._measure = _gradient_heuristic(plan.heuristic) if plan.schedule == "shrink" else None
-        cheapest = min(element.parameters for element in space.elements)
-        if plan.parameters < cheapest:
-            found = f"a budget of {plan.parameters} parameters pays for no element"
-            raise UserError(found, f"expected at least {cheapest}")
-        if plan.parameters > self.whole:
-            found = f"a budget of {plan.parameters} parameters is above the {self.whole} of all elements"
-            raise UserError(found, f"expected at most {self.whole}")
+        self.scores: dict[str, float] = {}  # (shrink) the smoothed scores of the elements
+        self._measure = gradient_heuristic(plan.heuristic) if plan.shrinks else None
+        check_budget(plan, space.elements)
 
     # ---- what it sees
 
     @torch.no_grad()
-    def observe(self) -> None:
-        """Take the gradients of a step into the smoothed scores: after all processes have them, before the step."""
-        if self._measure is None:
+    def observe(self, step: int, loss_is_scaled: bool = False) -> None:
+        """Take the gradients of a step into the smoothed scores: after all processes have them, before the step.
+
+        Args:
+            step: the number of optimizer steps before this one.
+            loss_is_scaled: by a gradient scaler. It skips a step whose gradients are not finite, so this does too.
+        """
+        if self._measure is None or step >= self.plan.span(self.steps)[1]:
             return
         on = [each for each in self.space.on() if each.A.grad is not None and each.B.grad is not None]
         weights = [weight for each in on for weight in (each.A, each.B)]
         if not weights:
             return
         gradients = [self._measure.of_batch(weight.grad) for weight in weights if weight.grad is not None]
-        for each, value in zip(on, self._measure.scores(weights, gradients), strict=True):
+        values = self._measure.scores(weights, gradients)
+        if loss_is_scaled and not all(map(math.isfinite, values)):
+            return
+        for each, value in zip(on, values, strict=True):
             key, kept = each.element.key, self.plan.smoothing
-            self._scores[key] = kept * self._scores[key] + (1 - kept) * value if key in self._scores else value
+            self.scores[key] = kept * self.scores[key] + (1 - kept) * value if key in self.scores else value
 
     # ---- what it decides
 
     def due(self, step: int) -> bool:
-        """Whether there is a decision after `step` optimizer steps; `fixed` begins with one, before the first."""
-        if self.plan.schedule == "fixed":
+        """Whether there is a decision after `step` optimizer steps. The first one is before the first step."""
+        if not self.plan.shrinks:
             return step < self.steps and step % self.plan.every == 0
-        first, last = round(self.plan.start * self.steps), round(self.plan.end * self.steps)
-        return first < step <= max(last, first + 1) and (step % self.plan.every == 0 or step >= last)
+        first, last = self.plan.span(self.steps)
+        return step == 0 or (first < step <= last and (step % self.plan.every == 0 or step == last))
 
-    def decide(self, step: int, score_all: ScoreAll | None = None, epoch: int = 0) -> frozenset[str]:
-        """Turn elements on and off after `step` optimizer steps, and return the keys of those that are on.
+    def settled(self, step: int) -> bool:
+        """Whether what is on after `step` optimizer steps is within the budget of the end."""
+        return not self.plan.shrinks or step > self.plan.span(self.steps)[1]
 
-        `score_all` gives the scores of `fixed`. Raises UserError if a score is not finite, or processes disagree.
+    def decide(self, step: int, score_all: ScoreAll | None = None, when: tuple[int, int] | None = None) -> None:
+        """Turn elements on and off after `step` optimizer steps. `shrink` turns elements off only.
+
+        Args:
+            score_all: gives the scores of `fixed`.
+            when: epoch and batch for the history; by default epoch 0, and the step in place of a batch.
+
+        Raises:
+            UserError: the processes disagree, or the budget pays for no element.
+            DivergenceError: a score is not finite after the first step.
         """
-        elements = self.space.elements
-        if self.plan.schedule == "fixed":
-            scores = dict((score_all or dict)())
-            candidates: Sequence[Element] = elements
-        else:
-            scores = self._scores
-            candidates = [each.element for each in self.space.on()]
-        budget = Budget("parameters", self.plan.budget_at(step, self.steps, self.whole))
-        cost = sum(element.parameters for element in candidates)
-        if self.plan.schedule == "shrink" and budget.amount >= cost:
-            return frozenset(element.key for element in candidates)
-        ties = tie_generator(self.plan.seed, len(self.history.decisions))
         try:
-            chosen = choose([Scored(each, scores.get(each.key, 0.0)) for each in candidates], budget, "off", ties)
-        except NotFiniteError as reason:
-            raise NotFiniteError(f"after step {step}, {reason.found}", reason.expected) from None
-        _check_agreement(chosen, step)
+            scored = self._scored(score_all)
+            chosen = self._chosen(step, scored)
+        except UserError as reason:
+            where = f"at step {step}" + ("" if when is None else f" (epoch {when[0]})")
+            diverged = isinstance(reason, NotFiniteError) and step > 0
+            raise (DivergenceError if diverged else UserError)(f"{where}, {reason.found}", reason.expected) from None
+        decisions, on = self.history.decisions, {element.key: element.key in chosen for element in self.space.elements}
+        # Different decisions would average the gradients of different elements without an error.
+        check_agreement(on, f" at reallocation {len(decisions)}")
+        if self.plan.shrinks and decisions and decisions[-1].on == tuple(on.values()):
+            return
         self.space.switch(chosen)
-        values = tuple(float(scores.get(element.key, 0.0)) for element in elements)
-        on = tuple(element.key in chosen for element in elements)
-        self.history.decisions.append(Decision(epoch, step, values, on))
-        return chosen
+        scores = tuple(item.score for item in scored)
+        decisions.append(Decision(*(when or (0, step)), scores, tuple(on.values())))
+
+    def _scored(self, score_all: ScoreAll | None) -> list[Scored]:
+        scores = self.scores if self.plan.shrinks else (score_all or dict)()
+        return [Scored(element, float(scores.get(element.key, 0.0))) for element in self.space.elements]
+
+    def _chosen(self, step: int, scored: Sequence[Scored]) -> frozenset[str]:
+        if self.plan.shrinks and step == 0:
+            return frozenset(item.element.key for item in scored)
+        among = {each.element.key for each in self.space.on()} if self.plan.shrinks else None
+        budget = self.plan.budget_at(step, self.steps, self.whole)
+        ties = tie_generator(self.plan.seed, len(self.history.decisions))
+        return choose(scored, budget, self.plan.mode, ties, among)
 
     # ---- in words
 
@@ -210,15 +242,15 @@ class Search:
         """Name -> value, for the logs of a trainer."""
         return {
             "realloc/parameters_on": float(self.parameters_on),
-            "realloc/lora_on": float(len(self.space.on())),
             "realloc/churn": (0.0, *self.history.churn())[-1],
+            **{f"realloc/{kind}_on": float(len(self.space.on(kind))) for kind in KINDS if self.space.of_kind(kind)},
         }
 
     def at_the_start(self) -> str:
         plan = self.plan
         return (
             f"heterolora: {len(self.space)} places with {self.whole:,} parameters, schedule {plan.schedule} with a "
-            f"budget of {plan.parameters:,} parameters, by {plan.heuristic}"
+            f"budget of {plan.budget.amount:,} parameters, by {plan.heuristic}"
         )
 
     def at_the_end(self) -> str:
@@ -235,7 +267,7 @@ class Search:
         """Plain values, which JSON keeps exactly."""
         return {
             "on": sorted(each.element.key for each in self.space.on()),
-            "scores": dict(self._scores),
+            "scores": dict(self.scores),
             "places": [place.key for place in self.history.places],
             "decisions": [[d.epoch, d.step, list(d.scores), list(d.on)] for d in self.history.decisions],
         }
@@ -244,24 +276,45 @@ class Search:
         """Continue from `state_dict`. Raises UserError if it belongs to another search space."""
         if state["places"] != [place.key for place in self.history.places]:
             raise UserError("the checkpoint has another search space", "resume with the configuration of its run")
-        self._scores = dict(state["scores"])
+        self.scores = dict(state["scores"])
         self.history.decisions = [Decision(e, s, tuple(scores), tuple(on)) for e, s, scores, on in state["decisions"]]
         self.space.switch(frozenset(state["on"]))
 
 
-def _gradient_heuristic(name: str) -> GradientHeuristic:
+def check_budget(plan: Plan, elements: Sequence[Element]) -> None:
+    """Raise UserError if the budget does not fit the elements.
+
+    An element that is off stays off in `shrink`. So the budget must pay for any element that may be the last one on.
+    """
+    if plan.shrinks and plan.budget.unit == "time":
+        found = "a budget of time cannot be used with schedule 'shrink': it is not spent in order of score"
+        raise UserError(found, "give a share or a number of parameters")
+    pool = _pool(plan, elements)
+    if plan.budget.unit != "parameters" or not pool:
+        return
+    costs, amount = [element.parameters for element in pool], plan.budget.amount
+    if amount < min(costs):
+        found = f"a budget of {amount} parameters pays for no element"
+        raise UserError(found, f"expected at least {max(costs) if plan.shrinks else min(costs)}")
+    if plan.shrinks and amount < max(costs):
+        found = (
+            f"a budget of {amount} parameters does not pay for every single element, and any of them may be the last"
+        )
+        raise UserError(found, f"expected at least {max(costs)} with schedule 'shrink'")
+    if amount > sum(costs):
+        found = f"a budget of {amount} parameters is above the {sum(costs)} of all elements"
+        raise UserError(found, f"expected at most {sum(costs)}")
+
+
+def _pool(plan: Plan, elements: Sequence[Element]) -> list[Element]:
+    """The elements that the plan chooses among."""
+    return [element for element in elements if plan.mode != "off" or element.kind == "lora"]
+
+
+def gradient_heuristic(name: str) -> GradientHeuristic:
+    """The formula of a heuristic that training gradients are enough for. Raises UserError for another heuristic."""
     scorer = saliency.get(name).score
     if not isinstance(scorer, GradientHeuristic):
         found = f"'{name}' is not computed from the training gradients, which schedule 'shrink' uses"
         raise UserError(found, "give snip, grad_norm or fisher, or schedule='fixed'")
     return scorer
-
-
-def _check_agreement(chosen: frozenset[str], step: int) -> None:
-    """Raises UserError on every process unless all of them decided the same."""
-    everywhere = gather_lists([sorted(chosen)])
-    if any(other != everywhere[0] for other in everywhere):
-        raise UserError(
-            f"the processes disagree about what is on after step {step}",
-            "run all of them on machines of one kind, with the same versions",
-        )

@@ -97,13 +97,13 @@ class Reallocate(TrainerCallback):
             self._scoring = self._scoring_batches(args, others["train_dataloader"])
         if state.is_world_process_zero:
             logger.warning(self.search.at_the_start())
-        if plan.schedule == "fixed" and state.global_step == 0:
+        if state.global_step == 0:
             self._decide(args, state, others)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        self._running().observe()
+        self._running().observe(state.global_step, loss_is_scaled=args.fp16)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if self._running().due(state.global_step):

@@ -11,8 +11,8 @@ from heterolora.choosing.allocation import Mode
 from heterolora.choosing.ranks import Budget
 from heterolora.common.checks import RATE
 from options.actions import DYREALLOC, IMP_TEST, TRAIN
-from options.declare import Idle, flag_of, option
-from options.ranges import at_least, count_or_share, share
+from options.declare import Idle, flag_of, idle_without, option
+from options.ranges import at_least, below_1, count_or_share, share
 
 BUDGETS = ("turn_on_percentile", "budget_parameters", "budget_time")  # one of them is given
 DEFAULT_SHARE = 0.25  # of --turn-on-percentile
@@ -20,17 +20,27 @@ DEFAULT_SHARE = 0.25  # of --turn-on-percentile
 _IMP_TEST, _DYREALLOC = (IMP_TEST,), (DYREALLOC,)
 
 
-def default_heuristic(action: str, imp_source: str) -> str:
-    """The heuristic that an action uses if none is given.
+def default_heuristic(run: Mapping[str, Any]) -> str:
+    """The heuristic that a run uses if none is given.
 
     A search during training scores some elements while they are on. Only `gain` compares these fairly with elements
-    that are off, and it needs scoring batches of its own.
+    that are off, and it needs scoring batches of its own. A budget that shrinks compares only elements that are on.
     """
-    return "gain" if action == DYREALLOC and imp_source == "dedicated" else "grad_norm"
+    if run["action"] != DYREALLOC:
+        return "grad_norm"
+    if run["budget_schedule"] == "shrink":
+        return "snip"
+    return "gain" if run["imp_source"] == "dedicated" else "grad_norm"
 
 
 def _heuristic(run: Mapping[str, Any]) -> str:
-    return run["importance_test_name"] or default_heuristic(run["action"], run["imp_source"])
+    return run["importance_test_name"] or default_heuristic(run)
+
+
+def _by_training(run: Mapping[str, Any]) -> str | None:
+    """A budget that shrinks is scored by the gradients of every training step."""
+    shrinks = run["action"] == DYREALLOC and run["budget_schedule"] == "shrink"
+    return "with --budget-schedule shrink" if shrinks else None
 
 
 def _ignored(what: str) -> Idle:
@@ -47,7 +57,7 @@ def _reads_no_batches(run: Mapping[str, Any]) -> str | None:
     start, trains = run["lora_init"], run["action"] != IMP_TEST
     if trains and start in ("gradient", "activation"):
         return None
-    return f"with --lora-init {start}" if run["action"] == TRAIN else _ignored("batches")(run)
+    return f"with --lora-init {start}" if run["action"] == TRAIN else _by_training(run) or _ignored("batches")(run)
 
 
 def _needed_by_budget(run: Mapping[str, Any]) -> str | None:
@@ -67,13 +77,14 @@ class ScoringOptions:
 
     # fmt: off
     importance_test_name: str | None = option(None, "heuristic that scores the elements; by default gain in "
-        "train-dyrealloc, where grad_norm, snip and fisher favour elements that are on, and grad_norm in imp-test and "
-        "with --imp-source training", choices=saliency.names())
+        "train-dyrealloc, where grad_norm, snip and fisher favour elements that are on, snip with --budget-schedule "
+        "shrink, and grad_norm in imp-test and with --imp-source training", choices=saliency.names())
     imp_limit_test_batches: int | float = option(32,
         "scoring batches over all processes, or share of the training set", count_or_share,
         actions=(TRAIN, *_IMP_TEST, *_DYREALLOC), idle=_reads_no_batches)
     imp_source: Literal["dedicated", "training"] = option("dedicated",
-        "scores from separate batches, or from gradients of training batches (no extra passes)", actions=_DYREALLOC)
+        "scores from separate batches, or from gradients of training batches (no extra passes)", actions=_DYREALLOC,
+        idle=_by_training)
     imp_warmup_batches: int | None = option(None, "train all elements on N batches before scoring, and undo it "
         "afterwards; by default what the heuristic needs", at_least(0), actions=_IMP_TEST,
         aliases=("--alpha-limit-zptrain-batches",), old_keys=("alpha_limit_zptrain_batches",))
@@ -103,12 +114,23 @@ class ReallocationOptions:
     dyrealloc_ags_mode: Mode | None = option(None,
         "off: choose among LoRA elements only, shortcuts stay on; separated: one budget for each kind; "
         "combined: one budget for all; by default combined with shortcuts, off without")
+    budget_schedule: Literal["fixed", "shrink"] = option("fixed", "fixed: have the budget from the first step, and "
+        "reallocate every --realloc-N; shrink: begin with every element on and turn the weakest off for good, until "
+        "the budget is reached", actions=_DYREALLOC)
+    shrink_start: float = option(0.1, "share of the run after which the first elements are turned off", below_1,
+        actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
+    shrink_end: float = option(0.5, "share of the run after which the budget is reached", share,
+        actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     realloc_N: int | float = option(0.2,  # noqa: N815 the flag is --realloc-N
         "reallocate every N training batches, or share of an epoch (1 is a batch, 1.0 an epoch), and at the start of "
-        "every epoch", count_or_share, actions=_DYREALLOC)
+        "every epoch", count_or_share, actions=_DYREALLOC, idle=_by_training)
     realloc_warmup_epochs: int | None = option(None, "epochs in which the elements that were on least often are turned "
-        "on; by default what the heuristic needs", at_least(0), actions=_DYREALLOC)
+        "on; by default what the heuristic needs", at_least(0), actions=_DYREALLOC, idle=_by_training)
     # fmt: on
+
+    @property
+    def shrinks(self) -> bool:
+        return self.budget_schedule == "shrink"
 
     @property
     def budget(self) -> Budget:

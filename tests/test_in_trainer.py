@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import heterolora as hl
 from heterolora.choosing import history
+from heterolora.choosing.ranks import Budget
 from heterolora.common.errors import UserError
 from heterolora.elements.peft_layers import peft_space
 from heterolora.search import Plan, Search
@@ -152,8 +153,8 @@ def _by_hand(model: Any, batches: list[dict[str, Tensor]], heuristic: str) -> di
 
 class TestShrinking:
     def test_the_curve(self) -> None:
-        plan = Plan(100, start=0.1, end=0.5)
-        curve = [plan.budget_at(step, 100, 1100) for step in (0, 10, 30, 50, 100)]
+        plan = Plan(Budget("parameters", 100), start=0.1, end=0.5)
+        curve = [plan.budget_at(step, 100, 1100).amount for step in (0, 10, 30, 50, 100)]
         assert curve == [1100, 1100, 100 + round(1000 * 0.5**3), 100, 100]
 
     def test_it_ends_within_the_budget_and_what_is_off_does_not_move(self, tmp_path: Path) -> None:
@@ -216,7 +217,9 @@ class TestShrinking:
             peft_model(), arguments(tmp_path, **given), train_dataset=rows(), callbacks=[Recompute(), callback]
         )
         made.train()
-        for decision in callback.search.history.decisions:
+        first, *decisions = callback.search.history.decisions
+        assert first.step == 0 and all(first.on)  # noqa: PT018
+        for decision in decisions:
             step_scores = found[decision.step - 1]
             scores = dict(zip((e.key for e in callback.search.space.elements), decision.scores, strict=True))
             assert {key: scores[key] for key in step_scores} == pytest.approx(step_scores, rel=1e-5)

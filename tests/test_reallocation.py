@@ -13,11 +13,12 @@ from torch import distributed
 
 from heterolora.choosing import history
 from heterolora.choosing.history import FREQUENCY, HISTORY, Decision, History
+from heterolora.choosing.ranks import Budget
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Place
+from heterolora.search import Plan
 from model.reallocation.callback import Reallocate, ScoreSource
 from model.reallocation.schedule import Schedule, realloc_interval
-from options.scoring import ReallocationOptions
 from tests.adapted import adapted, lora_config
 from tests.together import together
 
@@ -127,9 +128,7 @@ def reallocate_once(folder: Path) -> str:
     """The message of this process."""
     distributed.init_process_group("gloo")
     task = SimpleNamespace(space=adapted("opt-pre", lora=lora_config()).space, total_steps=lambda: 4)
-    options = ReallocationOptions(
-        turn_on_percentile=0.25, dyrealloc_ags_mode="off", realloc_N=2, realloc_warmup_epochs=0
-    )
+    plan = Plan(Budget("share", 0.25), "fixed")
     trainer = SimpleNamespace(
         num_training_batches=4,
         accumulate_grad_batches=1,
@@ -138,7 +137,7 @@ def reallocate_once(folder: Path) -> str:
         is_global_zero=False,
         loggers=(),
     )
-    reallocate = Reallocate(options, 0, OtherScoresElsewhere(), folder, print)
+    reallocate = Reallocate(plan, 2, 0, OtherScoresElsewhere(), folder, print)
     reallocate.setup(trainer, task, "fit")
     reallocate.on_train_start(trainer, task)
     try:

@@ -130,6 +130,18 @@ def _trials(request: Request) -> None:
         raise UserError(found, "give a number")
 
 
+def _shrinking(request: Request) -> None:
+    options = request.options.reallocation
+    if request.action != DYREALLOC or not options.shrinks:
+        return
+    if options.shrink_start >= options.shrink_end:
+        found = f"--shrink-start {options.shrink_start:g} is not before --shrink-end {options.shrink_end:g}"
+        raise UserError(found, "give a smaller --shrink-start")
+    if options.budget_time is not None:
+        found = "--budget-time cannot be used with --budget-schedule shrink: it is not spent in order of score"
+        raise UserError(found, "give --turn-on-percentile or --budget-parameters")
+
+
 # ---- speed and memory
 
 
@@ -204,4 +216,6 @@ def _divided(request: Request) -> None:
         _check_own_files(sharded, request, ", of which each process reads its share")
 
 
-_RULES: tuple[Rule, ...] = (_table, _schedule, _metrics, _trials, _speed, _compile, _quantize, _divided)
+_RULES: tuple[Rule, ...] = (
+    _table, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided,
+)  # fmt: skip

@@ -24,7 +24,7 @@ def merged(command: Command, recorded: Mapping[str, Any]) -> dict[str, Any]:
     values = command.values | _taken_over(command, recorded)
     values |= {"load_type": command.load_type, **_one_budget(values, command.given)}
     if values["importance_test_name"] is None:
-        values["importance_test_name"] = default_heuristic(command.action, values["imp_source"])
+        values["importance_test_name"] = default_heuristic({**values, "action": command.action})
     if values["learning_rate"] is None:
         values["learning_rate"] = default_rate(plain=families.parse_model_name(values["model"]) is None)
     return values

@@ -22,10 +22,15 @@ from options.scoring import ReallocationOptions
 def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, folder: Path) -> None:
     """Print how often the search reallocated, its result, and how to train it from the start."""
     decisions = reallocate.history.decisions
-    say(f"{len(decisions)} reallocations; scoring took {reallocate.share_of_time:.1%} of the training time")
+    scoring = (
+        "scores from the training gradients"
+        if reallocate.plan.shrinks
+        else f"scoring took {reallocate.share_of_time:.1%} of the training time"
+    )
+    say(f"{len(decisions)} reallocations; {scoring}")
     on = [low_rank.element for low_rank in space.on()]
     keys, elements, places = {element.key for element in on}, space.elements, space.places()
-    say(f"the result: {with_cost(elements, on, reallocate.limit.step_time, places)}")
+    say(f"the result: {with_cost(elements, on, reallocate.budget.step_time, places)}")
     for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
         if warning is not None:
             note(warning)
@@ -36,6 +41,7 @@ def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, 
 
 def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
     """A line that says how many elements, or parameters, will be on."""
+    when = "at the end" if options.shrinks else "at a time"
     if options.budget_time is not None:
         part = f"{options.budget_time:g} of the time of a step with all elements on"
         return f"budget (mode {options.dyrealloc_ags_mode}): {part}"
@@ -44,7 +50,7 @@ def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
         ties = allocation.tie_generator(0, 0)
         parts = assign(unscored, TopK(), options.budget, present(options.dyrealloc_ags_mode), ties).spending
         texts = (f"{part.budget:,} of {part.size:,} parameters of {part.title}" for part in parts)
-        return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on at a time"
+        return f"budget (mode {options.dyrealloc_ags_mode}): {' and '.join(texts)} on {when}"
     mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))
     share = allocation.element_counts(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
     if mode == "combined":
@@ -53,4 +59,4 @@ def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
         text = f"{share.lora} of {lora} LoRA elements"
         if shortcuts:
             text += f" and {shortcuts if mode == 'off' else share.shortcut} of {shortcuts} shortcuts"
-    return f"budget (mode {mode}): {text} on at a time"
+    return f"budget (mode {mode}): {text} on {when}"

@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,21 +94,26 @@ class EarlyStopping(callbacks.EarlyStopping):
     """Ends training after `patience` validations without a better result; None: never.
 
     A checkpoint always has the number of such validations, so that a resumed run may change the patience. A score that
-    is not finite is no better result. It does not end the run, as it would by default.
+    is not finite is no better result. It does not end the run, as it would by default. Weights that may not be the best
+    ones, such as those with more parameters than the budget, are not counted.
     """
 
-    def __init__(self, monitor: str, mode: str, patience: int | None) -> None:
+    def __init__(
+        self, monitor: str, mode: str, patience: int | None, counts: Callable[[], bool] = lambda: True
+    ) -> None:
         # By default Lightning checks at the end of an epoch if the interval equals 1.0, and so does that of one batch.
         super().__init__(
             monitor, mode=mode, patience=patience or sys.maxsize, check_finite=False, check_on_train_epoch_end=False
         )
-        self._said = False
+        self._said, self._counts = False, counts
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_form(self.state_dict(), state_dict)
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._counts():
+            return
         super().on_validation_end(trainer, pl_module)
         if self.wait_count >= self.patience and not self._said:
             self._said = True

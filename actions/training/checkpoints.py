@@ -6,6 +6,7 @@ import math
 import shlex
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,13 @@ class RunCheckpoints(CheckpointCallback):
         monitor: the logged metric that selects the best checkpoint. Of equal values, the lower validation loss does.
         mode: `max` or `min`.
         options: `checkpoint_every_n_steps`, besides the end of each epoch, and `auto_requeue`.
+        may_be_best: whether the weights of the moment may be the best ones.
     """
 
-    def __init__(self, run: Run, monitor: str, mode: str, options: RunOptions) -> None:
-        self.run, self.monitor, self.mode = run, monitor, mode
+    def __init__(
+        self, run: Run, monitor: str, mode: str, options: RunOptions, may_be_best: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.run, self.monitor, self.mode, self.may_be_best = run, monitor, mode, may_be_best
         self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, requeues(options)
         self.best_score: float | None = None
         self.best_loss = -math.inf  # validation loss of the best checkpoint
@@ -126,7 +130,7 @@ class RunCheckpoints(CheckpointCallback):
             return
         score = float(trainer.callback_metrics[self.monitor])
         loss = float(trainer.callback_metrics[f"{self.monitor.rpartition('/')[0]}/loss"])
-        if math.isfinite(score) and self._is_better(score, loss):
+        if math.isfinite(score) and self.may_be_best() and self._is_better(score, loss):
             self.best_score, self.best_loss = score, loss
             self._due.add("best")
         if trainer.should_stop:

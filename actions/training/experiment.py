@@ -15,13 +15,14 @@ from actions.run.console import is_first_process, note, say
 from actions.training.limits import check_batches, check_generation, check_packing, measures_validation, with_epochs
 from dataset.batching.module import TextDataModule
 from dataset.batching.preview import preview
-from heterolora.choosing.allocation import Scored, default_mode, tie_generator
+from heterolora.choosing.allocation import Mode, Scored, default_mode, tie_generator
 from heterolora.choosing.ranks import check_time, choose
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
 from heterolora.elements.element import check_ranks
 from heterolora.elements.search_space import SearchSpace
+from heterolora.search import Plan, check_budget
 from model.checkpoint import Checkpoint, ModelRecord
 from model.compiling import compile_blocks, uncompiled
 from model.family import AdaptedName
@@ -132,6 +133,13 @@ def build(request: Request) -> Experiment:
     return Experiment(options, data, class_of(spec)(parts), base.untrained_head and not has_head, request.resumed)
 
 
+def search_plan(options: Options, mode: Mode) -> Plan:
+    """What the search of `train-dyrealloc` does. Only a budget that shrinks has steps between its decisions."""
+    given, heuristic = options.reallocation, present(options.scoring.importance_test_name)
+    ends = (given.shrink_start, given.shrink_end)
+    return Plan(given.budget, given.budget_schedule, heuristic, *ends, seed=options.seed, mode=mode)
+
+
 def _sharding(request: Request) -> Sharding | None:
     """How the frozen base, or a plain model, is divided over processes. None if it is not."""
     devices = request.options.devices
@@ -201,7 +209,9 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Placement | Non
     if request.action in (IMP_TEST, DYREALLOC):
         options = request.options.reallocation
         mode = options.dyrealloc_ags_mode or default_mode(request.adapted.shortcuts)
-        if options.budget.unit == "time":  # which is measured on the loaded model
+        if request.action == DYREALLOC and options.shrinks:
+            check_budget(search_plan(request.options, mode), planned.elements)
+        elif options.budget.unit == "time":  # which is measured on the loaded model
             check_time(mode)
         else:
             choose([Scored(element, 0.0) for element in planned.elements], options.budget, mode, tie_generator(0, 0))

@@ -51,6 +51,8 @@ def check_batches(action: str, options: Options, data: TextDataModule) -> None:
         per_epoch = selected("--limit-train-batches", loop.limit_train_batches, "the training set", splits.train)
         if per_epoch is not None:
             _check_epoch(options, per_epoch)
+            if action == DYREALLOC and options.reallocation.shrinks:
+                _check_shrinking(options, per_epoch)
     if action in (TRAIN, DYREALLOC) or (action == TEST and measures_validation(data)):
         every("--limit-val-batches", loop.limit_val_batches, splits.validation)
     if action in (TRAIN, DYREALLOC, TEST):
@@ -69,6 +71,14 @@ def _check_epoch(options: Options, batches: int) -> None:
             f"--warmup-steps {update.warmup_steps} is not shorter than the run, which has {steps} optimizer steps",
             f"give at most {steps - 1}",
         )
+
+
+def _check_shrinking(options: Options, batches: int) -> None:
+    loop, most = options.loop, options.optimization.max_steps
+    steps = steps_of_run(batches, loop.accumulate_grad_batches, loop.max_epochs, most)
+    if steps < 2:
+        found = "a run of 1 optimizer step has no step to shrink in"
+        raise UserError(found, "train for more steps, or use --budget-schedule fixed")
 
 
 def with_epochs(action: str, options: Options, data: TextDataModule) -> tuple[Options, tuple[str, ...]]:

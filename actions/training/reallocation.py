@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from actions.command.request import Request
 from actions.run.console import note
 from actions.training.callbacks import Progress
-from actions.training.experiment import Experiment
+from actions.training.experiment import Experiment, search_plan
 from actions.training.scoring import check_scoring, scoring_batches
 from heterolora import saliency
 from heterolora.choosing.step_time import StepTime
@@ -32,7 +32,7 @@ from options.scoring import ReallocationOptions, ScoringOptions
 def search_options(request: Request) -> ReallocationOptions:
     """The options of the search, all decided. Raises UserError if the model or the source of scores does not fit."""
     mode, scoring, options = check_scoring(request), request.options.scoring, request.options.reallocation
-    _check_source(scoring)
+    _check_source(scoring, options)
     if options.realloc_warmup_epochs is None:
         # An element that was never on has B = 0, which some heuristics always score 0.
         needs_warmup = saliency.get(present(scoring.importance_test_name)).warmup_batches > 0
@@ -42,17 +42,25 @@ def search_options(request: Request) -> ReallocationOptions:
 
 def reallocation(experiment: Experiment, options: ReallocationOptions, folder: Path) -> Reallocate:
     """The callback, which writes the history into `folder`."""
-    source, step_time = _source(experiment), _step_time(experiment)
-    return Reallocate(options, experiment.options.seed, source, folder, note, step_time)
+    plan = search_plan(experiment.options, present(options.dyrealloc_ags_mode))
+    source = ScoreSource() if plan.shrinks else _source(experiment)
+    warmup_epochs = present(options.realloc_warmup_epochs)
+    return Reallocate(plan, options.realloc_N, warmup_epochs, source, folder, note, _step_time(experiment))
 
 
-def _check_source(options: ScoringOptions) -> None:
-    test = present(options.importance_test_name)
-    if options.imp_source == "training" and not isinstance(saliency.get(test).score, GradientHeuristic):
+def _check_source(scoring: ScoringOptions, options: ReallocationOptions) -> None:
+    test = present(scoring.importance_test_name)
+    source = "--imp-source training" if scoring.imp_source == "training" else None
+    source, other = (
+        ("--budget-schedule shrink", "--budget-schedule fixed")
+        if options.shrinks
+        else (source, "--imp-source dedicated")
+    )
+    if source is not None and not isinstance(saliency.get(test).score, GradientHeuristic):
         formulas = [name for name in saliency.names() if isinstance(saliency.get(name).score, GradientHeuristic)]
         raise UserError(
-            f"--imp-source training cannot be used with {test}, which is not computed from gradients alone",
-            f"use --imp-source dedicated, or --importance-test-name {', '.join(formulas)}",
+            f"{source} cannot be used with {test}, which is not computed from gradients alone",
+            f"use {other}, or --importance-test-name {', '.join(formulas)}",
         )
 
 

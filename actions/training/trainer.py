@@ -111,7 +111,10 @@ def training_callbacks(options: Options, checkpoints: RunCheckpoints, more: Sequ
         SayValidations(),
     ]
     callbacks += [WarnOfOneClass(options.optimization.rate), *more]
-    callbacks += [ValidateAfterWindows(), EarlyStopping(checkpoints.monitor, checkpoints.mode, options.run.patience)]
+    callbacks += [
+        ValidateAfterWindows(),
+        EarlyStopping(checkpoints.monitor, checkpoints.mode, options.run.patience, checkpoints.may_be_best),
+    ]
     if options.optimization.max_steps != -1 or options.run.stop_after is not None:
         callbacks.append(StopAfter(options.run.stop_after))
     if options.run.logger != "none":

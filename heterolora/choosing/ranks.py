@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
@@ -27,6 +27,13 @@ class Budget:
     unit: Unit
     amount: float | Decimal | int
     step_time: StepTime | None = None
+
+    def eased(self, share: float, whole: int) -> Budget:
+        """A budget that also has `share` of what is beyond this one: 0 is this budget, and 1 is everything, `whole`."""
+        if self.unit in ("share", "time"):
+            amount = float(self.amount)
+            return self if share == 0 else replace(self, amount=min(1.0, amount + (1 - amount) * share))
+        return replace(self, amount=int(self.amount) + round((whole - int(self.amount)) * share))
 
 
 @dataclass(frozen=True)
@@ -211,7 +218,12 @@ def _fill(order: Sequence[Scored], ranks: Mapping[str, int], left: int, cost: Co
 
 
 def assign(
-    scored: Sequence[Scored], policy: Policy, budget: Budget, mode: Mode, generator: random.Random
+    scored: Sequence[Scored],
+    policy: Policy,
+    budget: Budget,
+    mode: Mode,
+    generator: random.Random,
+    among: Collection[str] | None = None,
 ) -> Assignment:
     """Spend `budget` on `scored`.
 
@@ -222,6 +234,7 @@ def assign(
         mode: `off` spends on LoRA only and leaves shortcuts at the ranks at which they were scored; `separated` ranks
             each kind within its own part (a total is split in proportion to the whole space); `combined` ranks all.
         generator: breaks ties, see `allocation.tie_generator`.
+        among: the keys of the elements that may be on; None: all. The budget is that of the whole space.
 
     Raises:
         UserError: a budget below the cheapest element or above the whole space, a share outside (0, 1], a NaN or
@@ -231,6 +244,8 @@ def assign(
     lora, shortcuts = of_kind(order, "lora"), of_kind(order, "shortcut")
     check_mode(mode, bool(lora), bool(shortcuts))
     if budget.unit == "time":
+        if among is not None:
+            raise ValueError("a budget of time is spent on the whole space")
         return _within_time(order, policy, budget, mode)
     unit = {"share": policy.share_of, "rank": "total rank", "parameters": "parameters"}[budget.unit]
     cost = _COSTS[unit]
@@ -245,18 +260,26 @@ def assign(
     ranks = {item.element.key: item.element.rank for item in shortcuts} if mode == "off" else {}
     spending = []
     for (title, pool), size, amount in zip(pools, sizes, amounts, strict=True):
-        given = policy.spend(pool, amount, cost)
+        usable = [item for item in pool if among is None or item.element.key in among]
+        given = policy.spend(usable, amount, cost)
         ranks |= given
-        spending.append(Spending(title, unit, size, amount, sum(cost(item, given[item.element.key]) for item in pool)))
+        spent = sum(cost(item, given[item.element.key]) for item in usable)
+        spending.append(Spending(title, unit, size, amount, spent))
     return Assignment({key: rank for key, rank in ranks.items() if rank > 0}, tuple(spending))
 
 
-def choose(scored: Sequence[Scored], budget: Budget, mode: Mode, generator: random.Random) -> frozenset[str]:
+def choose(
+    scored: Sequence[Scored],
+    budget: Budget,
+    mode: Mode,
+    generator: random.Random,
+    among: Collection[str] | None = None,
+) -> frozenset[str]:
     """The keys of the elements that are on, each at the rank at which it was scored: the best ones, see `assign`.
 
     A share counts elements. Another budget is spent in order of score, and what does not fit is skipped.
     """
-    return frozenset(assign(scored, TopK(), budget, mode, generator).ranks)
+    return frozenset(assign(scored, TopK(), budget, mode, generator, among).ranks)
 
 
 def check_time(mode: Mode) -> None:

@@ -100,6 +100,8 @@ def _choice(record: ModelRecord) -> Iterator[tuple[str, str]]:
     options = record.options
     if record.action == "train-dyrealloc":
         yield "heuristic", f"{options.get('importance_test_name')}, repeatedly during training"
+        if options.get("budget_schedule") == "shrink":
+            yield "schedule", "every element was on at the start, and the weakest were turned off"
         if (parameters := options.get("budget_parameters")) is not None:
             yield "parameters turned on", f"at most {parameters:,}"
         elif (time := options.get("budget_time")) is not None:

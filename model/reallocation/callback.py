@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,18 @@ from typing import Any
 import pytorch_lightning as pl
 
 from heterolora.choosing import allocation
-from heterolora.choosing.allocation import Scored
-from heterolora.choosing.history import Decision, History
-from heterolora.choosing.ranks import choose
+from heterolora.choosing.history import History
+from heterolora.choosing.ranks import Budget
 from heterolora.choosing.step_time import StepTime
 from heterolora.common.checks import present
-from heterolora.common.distributed import check_agreement
-from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
-from heterolora.elements.search_space import SearchSpace
+from heterolora.search import Plan, Search
 from model.reallocation.schedule import Schedule, realloc_interval
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import steps_of_run
-from options.scoring import ReallocationOptions
 
 
 class ScoreSource:
-    """Computes the scores. Only `scores` must be overridden."""
+    """Computes the scores of a fixed budget. Only `scores` must be overridden."""
 
     def scores(self, trainer: pl.Trainer, task: FineTuning, until_due: int) -> Mapping[str, float]:
         """Returns key -> score of every element, the same on every process.
@@ -54,15 +50,18 @@ class ScoreSource:
 
 
 class Reallocate(pl.Callback):
-    """Scores the elements and turns the best ones on, at the start of each epoch and in between.
+    """Scores the elements and turns the best ones on: the search of `heterolora.search` in the program's own trainer.
 
-    A reallocation happens before the first batch of an accumulation window, and after the checkpoint of the batch
-    before, so that a resumed run repeats it. An element that is off keeps its weights and its optimizer state.
+    With a fixed budget it reallocates at the start of each epoch and in between, and with one that shrinks after
+    optimizer steps. A reallocation happens before the first batch of an accumulation window, and after the checkpoint
+    of the batch before, so that a resumed run repeats it. An element that is off keeps its weights and its optimizer
+    state.
 
     Args:
-        options: the interval and the budget. `dyrealloc_ags_mode` and `realloc_warmup_epochs` must not be None.
-        seed: of the draws between equal scores.
-        source: computes the scores.
+        plan: what the search does.
+        every: batches, or share of an epoch, between two reallocations of a fixed budget.
+        warmup_epochs: of a fixed budget, see `Schedule`.
+        source: computes the scores of a fixed budget.
         folder: the run folder, for the history files.
         note: prints a line for the user.
         step_time: measures a training step, for a budget of time. It is called once in a run.
@@ -70,107 +69,141 @@ class Reallocate(pl.Callback):
 
     def __init__(
         self,
-        options: ReallocationOptions,
-        seed: int,
+        plan: Plan,
+        every: int | float,
+        warmup_epochs: int,
         source: ScoreSource,
         folder: Path,
         note: Callable[[str], None],
         step_time: Callable[[pl.Trainer, FineTuning], StepTime] | None = None,
     ) -> None:
-        self.options, self.seed, self.source, self.folder, self.note = options, seed, source, folder, note
-        self.step_time, self.limit = step_time, options.budget
-        self.schedule, self.history = Schedule(1), History(())  # of the run, once it has started
+        self.plan, self.every, self.warmup_epochs = plan, every, warmup_epochs
+        self.source, self.folder, self.note, self.step_time = source, folder, note, step_time
+        self.schedule = Schedule(1)  # of the run, once it has started
+        self.search: Search | None = None
         self.seconds = 0.0  # spent on scoring since this process started
         self._started = self._ended = 0.0
+        self._settled = not plan.shrinks
+
+    @property
+    def history(self) -> History:
+        return present(self.search).history
+
+    @property
+    def budget(self) -> Budget:
+        """With the time of a step, once it is measured."""
+        return present(self.search).plan.budget
 
     @property
     def share_of_time(self) -> float:
         """The share of scoring in the training time of this process."""
         return self.seconds / max((self._ended or time.perf_counter()) - self._started, 1e-9)
 
+    def settled(self) -> bool:
+        """Whether what is on is within the budget, so that the weights may be the best ones of the run."""
+        return self._settled
+
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        step_time = None if self.limit.step_time is None else asdict(self.limit.step_time)
-        return {"history": self.history.state_dict(), "source": self.source.state_dict(), "step_time": step_time}
+        step_time = None if self.budget.step_time is None else asdict(self.budget.step_time)
+        state = {"history": self.history.state_dict(), "source": self.source.state_dict(), "step_time": step_time}
+        return state | ({"smoothed": dict(present(self.search).scores)} if self.plan.shrinks else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
         self.source.load_state_dict(state["source"])
+        present(self.search).scores = dict(state.get("smoothed", {}))
         if (step_time := state.get("step_time")) is not None:
-            self.limit = replace(self.limit, step_time=StepTime(**step_time))
+            self._measured(StepTime(**step_time))
 
     # ---- when
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
-        if stage == "fit":
-            self.history = History(present(pl_module.space).elements)  # before a checkpoint's state is loaded into it
+        if stage == "fit":  # before a checkpoint's state is loaded into it
+            steps = pl_module.total_steps()
+            self.search = Search(present(pl_module.space), self.plan, int(steps))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
-        per_epoch, every = int(trainer.num_training_batches), self.options.realloc_N
-        batches = realloc_interval(every, per_epoch, trainer.accumulate_grad_batches)
-        if batches > per_epoch and every != 1.0:  # a whole epoch may be rounded up to whole windows
-            found = f"--realloc-N {every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
-            self.note(f"{found}: reallocating once an epoch")
-        self.schedule = Schedule(batches, present(self.options.realloc_warmup_epochs))
-        warm_up = steps_of_run(per_epoch, trainer.accumulate_grad_batches, self.schedule.warmup_epochs, max_steps=-1)
-        if 0 < (steps := pl_module.total_steps()) <= warm_up:
-            found = f"the warm-up takes the whole run ({steps} steps), and no score decides in it"
-            self.note(f"{found}: raise --max-epochs or --max-steps, or lower --realloc-warmup-epochs")
+        if not self.plan.shrinks:
+            self._start_schedule(trainer, pl_module)
         if trainer.is_global_zero:
             self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
 
+    def _start_schedule(self, trainer: pl.Trainer, task: FineTuning) -> None:
+        per_epoch = int(trainer.num_training_batches)
+        batches = realloc_interval(self.every, per_epoch, trainer.accumulate_grad_batches)
+        if batches > per_epoch and self.every != 1.0:  # a whole epoch may be rounded up to whole windows
+            found = (
+                f"--realloc-N {self.every} is {batches} batches in whole optimizer steps, and an epoch has {per_epoch}"
+            )
+            self.note(f"{found}: reallocating once an epoch")
+        self.schedule = Schedule(batches, self.warmup_epochs)
+        warm_up = steps_of_run(per_epoch, trainer.accumulate_grad_batches, self.warmup_epochs, max_steps=-1)
+        if 0 < (steps := task.total_steps()) <= warm_up:
+            found = f"the warm-up takes the whole run ({steps} steps), and no score decides in it"
+            self.note(f"{found}: raise --max-epochs or --max-steps, or lower --realloc-warmup-epochs")
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FineTuning, batch: Any, batch_idx: int) -> None:
-        if self.schedule.due(batch_idx):
+        if self._due(trainer, batch_idx):
             self._reallocate(trainer, pl_module, batch_idx)
-        until_due = self.schedule.batches_until_due(batch_idx, int(trainer.num_training_batches))
-        self.source.batch_starts(trainer, batch_idx, until_due)
+        self._settled = present(self.search).settled(trainer.global_step + 1)
+        if not self.plan.shrinks:
+            self.source.batch_starts(trainer, batch_idx, self._until_due(trainer, batch_idx))
+
+    def _due(self, trainer: pl.Trainer, batch: int) -> bool:
+        if self.plan.shrinks:
+            starts_window = batch % trainer.accumulate_grad_batches == 0
+            return starts_window and present(self.search).due(trainer.global_step)
+        return self.schedule.due(batch)
+
+    def _until_due(self, trainer: pl.Trainer, batch: int) -> int:
+        return self.schedule.batches_until_due(batch, int(trainer.num_training_batches))
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        present(self.search).observe(trainer.global_step, loss_is_scaled=scaled)
         self.source.window_ends(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()
+        search = present(self.search)
+        if not search.settled(trainer.global_step):
+            found = f"training ended after step {trainer.global_step}, before the budget was reached"
+            self.note(f"{found}: {search.parameters_on:,} parameters are on")
 
     # ---- what
 
-    def _reallocate(self, trainer: pl.Trainer, task: FineTuning, step: int) -> None:
-        space, epoch, index = present(task.space), trainer.current_epoch, len(self.history.decisions)
-        ties, options = allocation.tie_generator(self.seed, index), self.options
-        try:
-            if self.limit.unit == "time" and self.limit.step_time is None:
-                measured = present(self.step_time)(trainer, task)
-                self.limit = replace(self.limit, step_time=trainer.strategy.broadcast(measured))
-            scored = self._scored(trainer, task, step)
-            chosen = choose(scored, self.limit, present(options.dyrealloc_ags_mode), ties)
-        except UserError as reason:
-            found = f"at step {trainer.global_step} (epoch {epoch}), {reason.found}"
-            diverged = isinstance(reason, NotFiniteError) and trainer.global_step > 0
-            raise (DivergenceError if diverged else UserError)(found, reason.expected) from None
-        on = tuple(element.key in chosen for element in space.elements)
-        # Different decisions would average the gradients of different elements without an error.
-        check_agreement({element.key: element.key in chosen for element in space.elements}, f" at reallocation {index}")
-        space.switch(chosen)
+    def _reallocate(self, trainer: pl.Trainer, task: FineTuning, batch: int) -> None:
+        search, before = present(self.search), len(self.history.decisions)
+        if self.budget.unit == "time" and self.budget.step_time is None:
+            self._measured(trainer.strategy.broadcast(present(self.step_time)(trainer, task)))
+        when = (trainer.current_epoch, batch)
+        search.decide(trainer.global_step, lambda: self._scores(trainer, task, batch), when)
+        if len(self.history.decisions) == before:
+            return
         self.source.switched()
-        self.history.decisions.append(Decision(epoch, step, tuple(item.score for item in scored), on))
         if trainer.is_global_zero:
             self.history.append(self.folder)
-        self._log(trainer, space)
+        self._log(trainer, search)
 
-    def _scored(self, trainer: pl.Trainer, task: FineTuning, step: int) -> Sequence[Scored]:
+    def _measured(self, step_time: StepTime) -> None:
+        search = present(self.search)
+        search.plan = replace(search.plan, budget=replace(search.plan.budget, step_time=step_time))
+
+    def _scores(self, trainer: pl.Trainer, task: FineTuning, batch: int) -> Mapping[str, float]:
         start, elements = time.perf_counter(), present(task.space).elements
         if self.schedule.warming_up(trainer.current_epoch):
-            scored = allocation.by_least_often_on(elements, self.history.times_on())
+            least = allocation.by_least_often_on(elements, self.history.times_on())
+            scores: Mapping[str, float] = {item.element.key: item.score for item in least}
         else:
             before = self.history.decisions[-1:]
             if before and self.schedule.warming_up(before[0].epoch):
                 self._check_warm_up()
-            until_due = self.schedule.batches_until_due(step, int(trainer.num_training_batches))
-            scores = self.source.scores(trainer, task, until_due)
-            scored = [Scored(element, scores[element.key]) for element in elements]
+            scores = self.source.scores(trainer, task, self._until_due(trainer, batch))
         self.seconds += time.perf_counter() - start
-        return scored
+        return scores
 
     def _check_warm_up(self) -> None:
         """At the end of the warm-up: an element that was never on still has B = 0, which some heuristics score 0."""
@@ -179,14 +212,7 @@ class Reallocate(pl.Callback):
             found = f"{never} elements were never on in the warm-up, so that their scores may be 0"
             self.note(f"{found}: lower --realloc-N, raise --realloc-warmup-epochs, or raise the budget")
 
-    def _log(self, trainer: pl.Trainer, space: SearchSpace) -> None:
-        figures = {
-            "realloc/churn": self.history.churn()[-1],
-            "realloc/scoring_seconds": self.seconds,
-            "realloc/scoring_share": self.share_of_time,
-        }
-        for kind in ("lora", "shortcut"):
-            if space.of_kind(kind):
-                figures[f"realloc/{kind}_on"] = float(len(space.on(kind)))
+    def _log(self, trainer: pl.Trainer, search: Search) -> None:
+        own = {"realloc/scoring_seconds": self.seconds, "realloc/scoring_share": self.share_of_time}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics({**search.figures(), **own}, step=trainer.global_step)

@@ -28,7 +28,7 @@ from heterolora.elements.element import at_ranks
 from options.actions import DYREALLOC, IMP_TEST, TRAIN
 from options.declare import flag_of
 from options.every import declared, defaults
-from tools.studies.spec import DRAWN, DYNAMIC, UNIFORM, Arm, Study
+from tools.studies.spec import DRAWN, SHRINK, UNIFORM, Arm, Study
 
 SCALING = 2.0  # alpha / r of every element, before tuning
 Key = tuple[str, int | None, str]  # task, parameters, arm
@@ -138,7 +138,7 @@ class Commands:
     def request(self, case: Case) -> Request:
         """What a training run is asked, but for its LoRA configuration. Raises UserError if it would be refused."""
         plain = {} if case.arm.peft_method is None else self._plain(case)
-        action = DYREALLOC if case.arm.method == DYNAMIC else TRAIN
+        action = DYREALLOC if case.arm.searches else TRAIN
         return resolve(parse_command([action, *self._options(action, case.run, case, _training(case) | plain)]))
 
     # ---- scores
@@ -204,9 +204,9 @@ class Commands:
         if case.arm.peft_method is not None:
             return self._peft(case)
         elements = self.elements(case)
-        dynamic = case.arm.method == DYNAMIC
+        searches = case.arm.searches
         ranks: Mapping[str, int]
-        if dynamic:
+        if searches:
             ranks = {item.element.key: item.element.rank for item in elements}
         else:
             ranks = assignment(case, elements, self.budget(case)).ranks
@@ -215,9 +215,11 @@ class Commands:
         text = ElementConfig.of(chosen, "lora").to_toml()
         write_text(configuration, text)
         more: dict[str, Any] = {"lora_config": str(configuration)}
-        if dynamic:
+        if searches:
             more["budget_parameters"] = self.budget(case)
-        action = DYREALLOC if dynamic else TRAIN
+        if case.arm.method == SHRINK:
+            more["budget_schedule"] = "shrink"
+        action = DYREALLOC if searches else TRAIN
         command, options = ("-m", "main", action), self._options(action, case.run, case, _training(case) | more)
         digest = self._digest(command, options, text)
         return Job(case.name, command, options, self.runs / case.run, share=case.share, digest=digest)

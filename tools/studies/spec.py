@@ -21,12 +21,12 @@ from options.data import OwnDataOptions
 from options.every import declared, defaults
 
 EXPECTED = "see `python tools/study.py --help` for an example"
-UNIFORM, DRAWN, DYNAMIC, PEFT = "uniform", "drawn", "dynamic", "peft:"
+UNIFORM, DRAWN, DYNAMIC, SHRINK, PEFT = "uniform", "drawn", "dynamic", "shrink", "peft:"
 PEFT_METHODS = ("lora", "rslora", "pissa", "eva", "adalora")
 _SET_BY_THE_STUDY = (
     "seed", "learning_rate", "lora_config", "project", "project_dir", "row_results", "config", "resume_training",
-    "log_level", "budget_parameters", "budget_time", "turn_on_percentile", "stop_after", "rank", "alpha", "target",
-    "measured",
+    "log_level", "budget_parameters", "budget_schedule", "budget_time", "turn_on_percentile", "stop_after",
+    "rank", "alpha", "target", "measured",
 )  # fmt: skip
 
 # Options that decide which rows are evaluated.
@@ -47,7 +47,8 @@ class Arm:
 
     Attributes:
         method: `uniform`, `drawn` (random places), the name of a heuristic (its best places), `dynamic`
-            (`train-dyrealloc`), or `peft:` and a method of the PEFT package.
+            (`train-dyrealloc`), `shrink` (`train-dyrealloc` with a budget that shrinks), or `peft:` and a method of the
+            PEFT package.
         places: canonical names of the projections that may have an element; empty: all.
         blocks: numbers of the blocks that may have an element, from 0; empty: all.
         rank: highest rank of an element, and the rank at which it is scored; for `uniform` there is no bound. If the
@@ -71,6 +72,11 @@ class Arm:
     @property
     def peft_method(self) -> str | None:
         return self.method.removeprefix(PEFT) if self.method.startswith(PEFT) else None
+
+    @property
+    def searches(self) -> bool:
+        """Whether its places follow from a search during training."""
+        return self.method in (DYNAMIC, SHRINK)
 
     @property
     def scored_rank(self) -> int:
@@ -159,6 +165,7 @@ _IDLE: Mapping[str, tuple[tuple[str, ...], str]] = {
     UNIFORM: (("rank", "policy"), "which spends the budget as evenly as it can"),
     DRAWN: (("policy",), "whose places are random"),
     DYNAMIC: (("policy",), "which turns elements on at `rank`"),
+    SHRINK: (("policy",), "which turns elements on at `rank`"),
     PEFT: (("places", "blocks", "rank", "use_rslora", "policy"), "which PEFT places"),
 }  # method -> the keys without effect, and why
 
@@ -273,7 +280,7 @@ def _arm(path: Path, name: str, table: Mapping[str, Any], smallest: bool) -> Arm
     if "method" not in table:
         raise UserError(f"{where} has no method", EXPECTED)
     peft = tuple(f"{PEFT}{method}" for method in PEFT_METHODS)
-    check_known(where, table["method"], (UNIFORM, DRAWN, DYNAMIC, *saliency.names(), *peft))
+    check_known(where, table["method"], (UNIFORM, DRAWN, DYNAMIC, SHRINK, *saliency.names(), *peft))
     if table["method"] in peft and importlib.util.find_spec("peft") is None:
         raise UserError(f"{where}: method {table['method']} needs the package peft", "pip install peft")
     method = table["method"]

@@ -1,0 +1,172 @@
+"""`train-dyrealloc --budget-schedule shrink`: from every element to the budget, from the command line."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import toml
+import torch
+
+from heterolora.choosing import history
+from main import main
+from tests.mistakes import complaint
+from tests.test_dyrealloc import every_save_kept, on_by_kind, searching  # noqa: F401
+from tests.world import World, command, metrics_of, run, run_apart, same_weights, weights, write_lora
+
+SHRINK = ("--budget-schedule", "shrink")
+
+
+@pytest.fixture
+def shrinking(searching):  # noqa: F811
+    """A command that shrinks the search space of `searching`: 15 elements, 12 steps an epoch."""
+
+    def arguments(*more: object, shortcut: bool = True) -> list[str]:
+        return searching("--max-epochs", 2, *more, *SHRINK, shortcut=shortcut)
+
+    return arguments
+
+
+def states(folder: Path) -> list[frozenset[str]]:
+    """The elements that were on after each reallocation."""
+    past = history.read(folder)
+    return [
+        frozenset(place.key for place, on in zip(past.places, decision.on, strict=True) if on)
+        for decision in past.decisions
+    ]
+
+
+def steps(folder: Path) -> list[int]:
+    """Optimizer steps before each reallocation."""
+    return [12 * decision.epoch + decision.step for decision in history.read(folder).decisions]
+
+
+class TestCurve:
+    @pytest.mark.parametrize("mode", ["combined", "separated", "off"])
+    def test_from_everything_to_the_budget_and_never_back(self, shrinking, tmp_path, mode: str) -> None:
+        """Half of 8 LoRA elements, and of 7 shortcuts rounded half up."""
+        budget = ("--turn-on-percentile", 0.5, "--dyrealloc-ags-mode", mode)
+        assert run(*shrinking(*budget, "--project-dir", tmp_path, "--project", "run")) == 0
+        folder = tmp_path / "run"
+        found, counts = states(folder), on_by_kind(folder)
+        assert counts[0] == (8, 7)
+        assert sum(counts[-1]) == 4 + {"combined": 4, "separated": 4, "off": 7}[mode]
+        assert mode == "combined" or counts[-1][0] == 4
+        assert all(later < before for before, later in itertools.pairwise(found))
+        assert steps(folder)[0] == 0
+        assert steps(folder)[1] > 2  # --shrink-start 0.1 of 24 steps
+        assert steps(folder)[-1] <= 12  # --shrink-end 0.5
+        best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["heterolora"]["on"]
+        assert set(best) == found[-1]
+
+    def test_the_parameters_follow_the_cubic_curve(self, shrinking, tmp_path) -> None:
+        arguments = ("--budget-parameters", 700, "--shrink-start", 0.25, "--shrink-end", 0.75, "--logger", "csv")
+        arguments = shrinking(*arguments, "--project-dir", tmp_path, "--project", "run", shortcut=False)
+        assert main([*arguments, "--accelerator", "cpu"]) == 0
+        cost = {"q_proj": 256, "v_proj": 256, "w1": 384, "w2": 384}
+        whole = 2 * sum(cost.values())
+        for step, on in zip(steps(tmp_path / "run"), states(tmp_path / "run"), strict=True):
+            allowed = 700 + (whole - 700) * (1 - max(0, step - 6) / 12) ** 3
+            assert sum(cost[key.split(".")[1]] for key in on) <= math.ceil(allowed)
+        assert sum(cost[key.split(".")[1]] for key in on) > 700 - 256
+        header, *rows = (tmp_path / "run" / "logs" / "metrics.csv").read_text().splitlines()
+        column = header.split(",").index("realloc/parameters_on")
+        curve = [float(row.split(",")[column]) for row in rows if row.split(",")[column]]
+        assert curve[0] == whole
+        assert all(later < before for before, later in itertools.pairwise(curve))
+
+    def test_it_begins_with_everything_after_a_search(self, shrinking, searching, tmp_path) -> None:  # noqa: F811
+        """A run that starts from the weights of another one starts with its elements that were off, too."""
+        assert run(*searching("--max-epochs", 1, "--project-dir", tmp_path, "--project", "before")) == 0
+        last = tmp_path / "before" / "checkpoints" / "last.ckpt"
+        arguments = ("train-dyrealloc", "--load", last, *SHRINK, "--project-dir", tmp_path, "--project", "run")
+        assert run(*arguments) == 0
+        assert on_by_kind(tmp_path / "run")[0] == (8, 7)
+
+
+RESUMED = {
+    "plain": (),
+    "accumulation": ("--accumulate-grad-batches", 5, "--shrink-end", 0.9),
+    "validation": ("--val-check-interval", 5, "--importance-test-name", "fisher"),
+}
+
+
+@pytest.mark.parametrize("variant", RESUMED)
+def test_resume_is_exact(shrinking, tmp_path: Path, every_save_kept, variant: str) -> None:  # noqa: F811
+    arguments = ("--project-dir", tmp_path, "--project", "whole", "--checkpoint-every-n-steps", 1)
+    assert run(*shrinking(*arguments, *RESUMED[variant])) == 0
+    whole, killed = tmp_path / "whole", sorted(tmp_path.glob("killed-*"))
+    assert len(states(whole)) > 2
+    for folder in (killed[4], killed[len(killed) // 2]):
+        assert run("train-dyrealloc", "--resume-training", "--load", folder / "checkpoints" / "last.ckpt") == 0
+        for name in ("last", "best"):
+            file = Path("checkpoints") / f"{name}.ckpt"
+            assert same_weights(whole / file, folder / file), (folder.name, name)
+        for name in (history.HISTORY, history.FREQUENCY):
+            assert (folder / name).read_text() == (whole / name).read_text(), (folder.name, name)
+        assert metrics_of(folder) == metrics_of(whole)
+
+
+def test_two_processes_as_one(world: World, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
+    _, _, *rest = world.training("--lora-config", lora, "--project-dir", tmp_path, "--max-epochs", 2)
+    shared = ("train-dyrealloc", "opt_lora", *rest, *SHRINK)
+    assert run(*shared, "--project", "one") == 0
+    two = ("--batch-size", 2, "--num-devices", 2, "--project", "two")
+    finished = run_apart(*shared, *two)
+    assert finished.returncode == 0, finished.stderr
+    assert states(tmp_path / "one") == states(tmp_path / "two")
+    one, other = (weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-5, rtol=0) for name in one)
+
+
+class TestWhatIsMeasured:
+    def test_the_best_weights_are_within_the_budget(self, shrinking, tmp_path) -> None:
+        """A validation before the budget is reached selects nothing, and does not count for --patience."""
+        arguments = ("--val-check-interval", 2, "--shrink-end", 0.75, "--patience", 3, "--learning-rate", 1e-12)
+        assert run(*shrinking(*arguments, "--project-dir", tmp_path, "--project", "run")) == 0
+        best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+        assert best["global_step"] == 20  # the first validation after step 18
+        last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == 24
+        assert len(best["heterolora"]["on"]) == 4
+
+    def test_a_run_that_ends_before_says_so(self, shrinking, tmp_path, capsys) -> None:
+        assert run(*shrinking("--stop-after", 4, "--project-dir", tmp_path, "--project", "run")) == 0
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert "training ended after step 4, before the budget was reached" in said
+        assert "no validation within the budget had a finite" in said
+
+
+def test_the_files_say_how_it_was_found(shrinking, tmp_path, capsys) -> None:
+    assert (
+        run(*shrinking("--budget-parameters", 700, "--project-dir", tmp_path, "--project", "run", shortcut=False)) == 0
+    )
+    said = capsys.readouterr().out
+    assert "700 of 2,560 parameters of LoRA on at the end" in said
+    assert "scores from the training gradients" in said
+    options = toml.load(tmp_path / "run" / "config.toml")
+    assert (options["budget_schedule"], options["importance_test_name"]) == ("shrink", "snip")
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert "every element was on at the start, and the weakest were turned off" in card
+    for name in ("reallocation_frequency.png", "reallocation_timeline.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--importance-test-name", "gain"), "--budget-schedule shrink cannot be used with gain"),
+        (("--shrink-start", 0.5), "--shrink-start 0.5 is not before --shrink-end 0.5; give a smaller --shrink-start"),
+        (("--budget-time", 0.5), "--budget-time cannot be used with --budget-schedule shrink"),
+        (("--budget-parameters", 10), "a budget of 10 parameters pays for no element; expected at least 384"),
+        (("--budget-parameters", 300), "expected at least 384 with schedule 'shrink'"),
+        (("--budget-parameters", 10**6), "is above the 2560 of all elements"),
+        (("--max-steps", 1), "a run of 1 optimizer step has no step to shrink in"),
+    ],
+)
+def test_mistakes(shrinking, tmp_path, capfd, given: tuple, message: str) -> None:
+    line = complaint(capfd, *command(*shrinking(*given, "--project-dir", tmp_path, shortcut=False)))
+    assert message in line
