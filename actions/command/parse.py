@@ -50,7 +50,7 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UserError`."""
 
     def error(self, message: str) -> NoReturn:
@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_command(arguments: Sequence[str]) -> Command:
     """Parse the arguments of `python -m main`. Raises UserError for a mistake, and SystemExit for `--help`."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in ACTIONS:
-        raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], ACTIONS))
+        raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], (*ACTIONS, RUNS)))
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         action = next((argument for argument in arguments if argument in ACTIONS), "ACTION")
         raise UserError(f"'{arguments[0]}' is given before the action", f"give the action first: {_first(action)}")
@@ -104,9 +104,9 @@ def _may_be_model(name: str) -> bool:
     return families.parse_model_name(name) is not None or "/" in name
 
 
-def _build(everything: bool) -> _Parser:
+def _build(everything: bool) -> Parser:
     """The parser. Its help shows the options that most runs need, or `everything`."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m main",
         usage=argparse.SUPPRESS,
         description="HeteroLoRA: LoRA fine-tuning that chooses where to put low-rank adapters.",
