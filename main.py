@@ -8,9 +8,11 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 
+from actions import runs
 from actions.command.parse import parse_command
 from actions.run.console import print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
+from options.actions import RUNS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +24,9 @@ def _run(arguments: Sequence[str]) -> None:
     debugging = "debug" in arguments
     end_with_parent()
     print_any_text()
+    if arguments and arguments[0] == RUNS:
+        runs.main(arguments[1:])
+        return
     try:
         command = parse_command(arguments)
         debugging = command.values["log_level"] == "debug"

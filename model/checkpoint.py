@@ -94,6 +94,15 @@ def base_location(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
+def step_of(path: Path) -> int | None:
+    """Returns the optimizer step of a checkpoint without reading its tensors; None if the file is damaged."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("global_step")
+    except Exception:  # of torch, about a file that is cut or no checkpoint
+        return None
+    return found if isinstance(found, int) else None
+
+
 @dataclass(frozen=True)
 class ModelRecord:
     """The identity of a trained model.

@@ -1,6 +1,12 @@
-"""The names of the actions."""
+"""The names of the actions and of the tools, and how a user starts them."""
 
 from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from heterolora.program import STARTED
 
 TRAIN, TEST, IMP_TEST, DYREALLOC = "train", "test", "imp-test", "train-dyrealloc"
 
@@ -11,5 +17,36 @@ ACTIONS: dict[str, str] = {
     DYREALLOC: "fine-tune and reallocate the elements during training",
 }
 
+RUNS = "runs"  # the command that lists runs
+
 TRAINING = (TRAIN, DYREALLOC)
 MEASURING = (*TRAINING, TEST)
+
+
+class Tool(NamedTuple):
+    """A file of `tools/`, without its ending, and what it does."""
+
+    file: str
+    summary: str
+
+
+#: What follows `heterolora` to start a tool.
+TOOLS: dict[str, Tool] = {
+    "report": Tool("report", "make one page of runs"),
+    "realloc": Tool("realloc_lora_rank", "turn scores into a configuration"),
+    "export": Tool("export", "write a result as an adapter or a merged model"),
+    "inspect": Tool("inspect_model", "list the search space of a model; --plan: memory and time"),
+    "compare": Tool("compare_scores", "compare scores files"),
+    "plot": Tool("plot_realloc", "draw the pictures of reallocations again"),
+    "study": Tool("study", "compare methods at equal parameters"),
+    "quickstart": Tool("quickstart", "run all steps on the toy world"),
+}
+_NAMES = {tool.file: name for name, tool in TOOLS.items()}
+_COMMAND = re.compile(r"\bpython -m main\b|(?:\bpython )?\btools/(" + "|".join(_NAMES) + r")\.py\b")
+
+
+def as_started(text: str) -> str:
+    """The text, which names commands as in a clone, with the command `heterolora` if that has started the program."""
+    if STARTED not in os.environ:
+        return text
+    return _COMMAND.sub(lambda found: f"heterolora {_NAMES[found[1]]}" if found[1] else "heterolora", text)

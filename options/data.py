@@ -47,17 +47,21 @@ class OwnDataOptions:
 
     # fmt: off
     text_columns: str | None = option(None, "column of the texts, or two for pairs, separated by a comma",
-        from_checkpoint=True, idle=_described_by_entry)
+        from_checkpoint=True, idle=_described_by_entry,
+        brief="own data: column of the texts, or two with a comma")
     label_column: str | None = option(None, "column of the labels; real numbers are a regression",
-        from_checkpoint=True, idle=_described_by_entry)
+        from_checkpoint=True, idle=_described_by_entry,
+        brief="own data: column of the labels")
     labels: str | None = option(None, "the labels in the order of their ids, separated by commas; by default the "
         "values found, sorted", from_checkpoint=True, idle=_described_by_entry)
     regression: bool | None = option(None, "predict the numbers of the label column, also whole ones; by default if "
         "they are real numbers", from_checkpoint=True, idle=_described_by_entry)
     prompt_column: str | None = option(None, "column of the prompts, without loss; several, separated by "
-        "commas, are joined by line breaks", from_checkpoint=True, idle=_described_by_entry)
+        "commas, are joined by line breaks", from_checkpoint=True, idle=_described_by_entry,
+        brief="own data: column of the prompts")
     response_column: str | None = option(None, "column of the responses to the prompts, with loss",
-        from_checkpoint=True, idle=_described_by_entry)
+        from_checkpoint=True, idle=_described_by_entry,
+        brief="own data: column of the responses")
     choices_column: str | None = option(None, "column of the choices after the prompt, lists of texts; --label-column "
         "says which one is right", from_checkpoint=True, idle=_described_by_entry)
     messages_column: str | None = option(None, "column of conversations, with loss on the assistant's turns",
@@ -70,9 +74,11 @@ class DataOptions:
     """How a data set is read, tokenised and batched."""
 
     # fmt: off
-    batch_size: int = option(8, "rows per device and batch", at_least(1), resume="global_batch")
+    batch_size: int = option(8, "rows per device and batch", at_least(1), resume="global_batch",
+        brief="rows per device and batch")
     max_token_len: int | None = option(None, "longest input in tokens (block length for language modelling); by "
-        "default the model's limit, at most 512 (2048 with --few-shot)", at_least(2), from_checkpoint=True)
+        "default the model's limit, at most 512 (2048 with --few-shot)", at_least(2), from_checkpoint=True,
+        brief="longest input in tokens (at most 512)")
     few_shot: int = option(0, "examples before each question of multiple choice that is measured; 5 is usual for MMLU",
         at_least(0), from_checkpoint=True, actions=MEASURING, idle=_no_choices)
     max_target_len: int = option(64, "longest summary in tokens", at_least(1), from_checkpoint=True,

@@ -59,6 +59,7 @@ class OptionInfo:
     opposite: str = ""  # of a `bool`: the name of the option that sets it to false, such as `random_init`
     old_keys: tuple[str, ...] = ()  # older TOML keys that are still read
     actions: tuple[str, ...] = ()  # the actions that use the option; empty: all
+    brief: str = ""  # what `--help` shows of an option that most runs need; --help-all shows all options
     from_checkpoint: bool = False  # it describes the model or its data, so that a checkpoint gives its default
     resume: Resume = "fixed"
     idle: Idle | None = None  # in which cases it has no effect, besides `actions`
@@ -66,6 +67,11 @@ class OptionInfo:
     @property
     def flag(self) -> str:
         return flag_of(self.name)
+
+    @property
+    def in_brief(self) -> str:
+        has_default = self.default is not None and self.type is not bool
+        return f"{self.brief} ({self.default})" if has_default else self.brief
 
     @property
     def metavar(self) -> str:

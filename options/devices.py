@@ -61,7 +61,8 @@ class DeviceOptions:
 
     # fmt: off
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "type of device", resume="free")
-    num_devices: int = option(1, "devices per node", at_least(1), aliases=("--gpu",), resume="global_batch")
+    num_devices: int = option(1, "devices per node", at_least(1), aliases=("--gpu",), resume="global_batch",
+        brief="devices per node")
     num_nodes: int = option(1, "nodes", at_least(1), aliases=("--nodes",), resume="global_batch")
     strategy: str = option("auto", "how several devices work together; fsdp: each holds a part of the frozen base (of "
         "all weights, for a plain model); the ddp kinds differ only for a plain model", resume="free",
@@ -70,7 +71,8 @@ class DeviceOptions:
         "a node", at_least(2), resume="free", idle=_not_sharded)
     precision: Literal["64", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"] = option("32",
         "floating-point precision; a -true kind also loads the base in it; 16 and bf16 are the -mixed kinds",
-        spellings={"16": "16-mixed", "bf16": "bf16-mixed", "32-true": "32", "64-true": "64"})  # as in Lightning
+        spellings={"16": "16-mixed", "bf16": "bf16-mixed", "32-true": "32", "64-true": "64"},
+        brief="32, bf16, bf16-true, 16, …")  # as in Lightning
     # fmt: on
 
     @property

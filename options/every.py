@@ -48,13 +48,16 @@ class Options:
 
     # fmt: off
     model: str = option("lora", "lora: LoRA on the base --load, of any architecture; lora_ags: LoRA and shortcuts; or "
-        "a plain Hugging Face name or folder, which is trained completely", from_checkpoint=True)
+        "a plain Hugging Face name or folder, which is trained completely", from_checkpoint=True,
+        brief="lora: LoRA on any base; another name: all weights of it")
     dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
-        "name", from_checkpoint=True)
+        "name", from_checkpoint=True,
+        brief="name of a data set, or own data: a file or a folder")
     task: Task | None = option(None, "what to learn; by default the data set's task", choices=tuple(TASKS),
         from_checkpoint=True)
     load: str | None = option(None, "weights to start from: hub name, folder, run, checkpoint or state dict",
-        old_keys=("load_name",), resume="start")
+        old_keys=("load_name",), resume="start",
+        brief="weights to start from: hub name, folder, run, checkpoint")
     load_type: Literal["hf", "pl", "pt", "peft"] | None = option(None,
         "hf: hub name or save_pretrained folder; pl: a .ckpt file of this program, or the folder of a run; pt: a state "
         "dict (safetensors or torch); peft: folder or hub name of a PEFT LoRA adapter; by default inferred from the "
@@ -68,13 +71,16 @@ class Options:
         resume="start", idle=idle_with("load_type", "hf"))
     quantize: Literal["nf4", "int8"] | None = option(None,
         "load the frozen base in 4 or 8 bits (needs bitsandbytes and a GPU)", from_checkpoint=True)
-    rank: int | None = option(None, "rank of LoRA; by default 8", at_least(1))
+    rank: int | None = option(None, "rank of LoRA; by default 8", at_least(1),
+        brief="rank of LoRA (8)")
     alpha: float | None = option(None, "alpha of LoRA, whose scaling is alpha / rank; by default twice the rank",
         ABOVE_0)
     target: str | None = option(None, "layers that get LoRA: all, attention, mlp, or names such as q_proj,v_proj; "
-        "by default all of the blocks")
+        "by default all of the blocks",
+        brief="layers with LoRA: all, attention, mlp, or names")
     lora_config: Path | None = option(None, "LoRA configuration (TOML) with settings for each place, instead of "
-        "--rank, --alpha and --target; see configs/lora/", resume="free")
+        "--rank, --alpha and --target; see configs/lora/", resume="free",
+        brief="LoRA configuration, with settings for each place")
     shortcut_config: Path | None = option(None, "shortcut configuration (TOML); see configs/shortcut/",
         resume="free")
     lora_init: Literal["kaiming", "gradient", "activation", "orthogonal"] = option("kaiming",
@@ -97,10 +103,12 @@ class Options:
         at_least(1), from_checkpoint=True, actions=MEASURING, idle=idle_without("task", *GENERATING))
     num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),
         from_checkpoint=True, actions=MEASURING, idle=idle_without("task", *GENERATING))
-    seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers)
+    seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers,
+        brief="seed of all random numbers")
     resume_training: bool = option(False,
         "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=TRAINING,
-        resume="start")
+        resume="start",
+        brief="continue the run of --load")
     own: OwnDataOptions = group(OwnDataOptions, "own data")
     data: DataOptions = group(DataOptions, "data")
     optimization: Optimization = group(Optimization, "optimisation", TRAINING)

@@ -20,6 +20,7 @@ class LoopOptions:
         f"epochs to train; -1: no limit; by default {EPOCHS}, or as many as {STEPS} steps need, at most {MOST_EPOCHS}",
         positive_or_unlimited,
         resume="free",
+        brief="epochs to train (3, or more on small data)",
     )
     limit_train_batches: int | float = option(1.0, "train on N batches, or share of an epoch", count_or_share)
     limit_val_batches: int | float = option(1.0, "validate on N batches, or share", count_or_share, actions=MEASURING)

@@ -28,7 +28,8 @@ class Optimization:
     # fmt: off
     optimizer: Literal["adam", "adamw", "sgd"] = option("adamw", "optimizer", old_keys=("training_optimizer",))
     learning_rate: float | Literal["auto"] | None = option(None, "peak learning rate; auto: short trials choose it; by "
-        "default 2e-4 for LoRA, and 5e-5 for a plain model", RATE)
+        "default 2e-4 for LoRA, and 5e-5 for a plain model", RATE,
+        brief="peak learning rate, or auto (LoRA: 2e-4)")
     loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", RATE)
     weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", from_0)
     lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("linear",

@@ -21,10 +21,12 @@ class RunOptions:
 
     # fmt: off
     config: Path | None = option(None, "TOML file of options; the command line takes precedence",
-        resume="start")
+        resume="start",
+        brief="TOML file of options")
     project_dir: Path = option(Path("runs"), "folder of all runs", resume="start")
     project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>",
-        _folder_name, resume="start")
+        _folder_name, resume="start",
+        brief="name of the run, which is a folder in runs/")
     measured: Literal["best", "last"] = option("best",
         "checkpoint that is measured and exported at the end of training", actions=TRAINING, resume="free")
     row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",

@@ -78,7 +78,8 @@ class ScoringOptions:
     # fmt: off
     importance_test_name: str | None = option(None, "heuristic that scores the elements; by default gain in "
         "train-dyrealloc, where grad_norm, snip and fisher favour elements that are on, snip with --budget-schedule "
-        "shrink, and grad_norm in imp-test and with --imp-source training", choices=saliency.names())
+        "shrink, and grad_norm in imp-test and with --imp-source training", choices=saliency.names(),
+        brief="heuristic that scores the elements")
     imp_limit_test_batches: int | float = option(32,
         "scoring batches over all processes, or share of the training set", count_or_share,
         actions=(TRAIN, *_IMP_TEST, *_DYREALLOC), idle=_reads_no_batches)
@@ -106,9 +107,11 @@ class ReallocationOptions:
 
     # fmt: off
     turn_on_percentile: float | None = option(None,
-        "share of the elements to turn on, in (0, 1]; by default 0.25, unless another budget is given", share)
+        "share of the elements to turn on, in (0, 1]; by default 0.25, unless another budget is given", share,
+        brief="share of the elements to turn on (0.25)")
     budget_parameters: int | None = option(None, "trainable parameters of the elements to turn on, instead of a share: "
-        "the best elements that fit", at_least(1))
+        "the best elements that fit", at_least(1),
+        brief="parameters to turn on, instead of a share")
     budget_time: float | None = option(None, "share of the time of a training step with all elements on, in (0, 1], "
         "instead of a share of the elements: the best elements within it", share)
     dyrealloc_ags_mode: Mode | None = option(None,
@@ -123,7 +126,8 @@ class ReallocationOptions:
         actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     realloc_N: int | float = option(0.2,  # noqa: N815 the flag is --realloc-N
         "reallocate every N training batches, or share of an epoch (1 is a batch, 1.0 an epoch), and at the start of "
-        "every epoch", count_or_share, actions=_DYREALLOC, idle=_by_training)
+        "every epoch", count_or_share, actions=_DYREALLOC, idle=_by_training,
+        brief="reallocate every N batches, or share of an epoch")
     realloc_warmup_epochs: int | None = option(None, "epochs in which the elements that were on least often are turned "
         "on; by default what the heuristic needs", at_least(0), actions=_DYREALLOC, idle=_by_training)
     # fmt: on

@@ -1,4 +1,7 @@
-"""`pip install .` installs the library `heterolora` alone, and the library works without the program around it."""
+"""`pip install .` installs the library `heterolora`, and inside it the program, which the command `heterolora` starts.
+
+The library works without the packages that the program needs, and Python finds no other new package.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from heterolora import saliency
 from tests.test_architecture import imports
 from tests.world import ROOT
 
+FOLDERS = ("actions", "configs", "dataset", "model", "options", "tools")
 PROGRAM = ("main", "actions", "dataset", "model", "options", "tools")
 NOT_IMPORTED = (*PROGRAM, "pytorch_lightning", "lightning_fabric", "torchmetrics", "datasets", "transformers", "peft")
 #: The two files that name a trainer. Users of that trainer import them.
@@ -42,9 +46,9 @@ def quiet(*command: object, **options: object) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the repository that holds no caches and no earlier builds."""
+    """The wheel, built from a copy of the repository that holds no earlier builds."""
     copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("heterolora", "actions", "dataset", "model", "options", "tools", "configs", "tests"):
+    for name in ("heterolora", *FOLDERS, "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "main.py"):
         shutil.copyfile(ROOT / name, copy / name)
@@ -76,9 +80,15 @@ class TestWheel:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         return message_from_bytes(archive.read(name))
 
-    def test_it_holds_the_library_and_nothing_else(self, names: set[str]) -> None:
+    def test_its_only_package_is_the_library(self, names: set[str]) -> None:
+        assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"heterolora"}
+
+    def test_it_holds_the_library_and_the_program_and_nothing_else(self, names: set[str]) -> None:
         code = {name for name in names if ".dist-info/" not in name}
-        assert code == sources() | {"heterolora/py.typed"}
+        found = (path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file())
+        paths = {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts} | {"main.py"}
+        assert code == sources() | {"heterolora/py.typed"} | {f"heterolora/_program/{path}" for path in paths}
+        assert "heterolora/_program/model/toy_opt/model.safetensors" in code
         for heuristic in saliency.names():
             assert f"heterolora/saliency/heuristics/{heuristic}.py" in code
 
@@ -90,7 +100,7 @@ class TestWheel:
         assert metadata["Name"] == "heterolora"
         assert metadata["Version"] == heterolora.__version__
         assert metadata["Requires-Python"] == ">=3.11"
-        assert metadata.get_all("Provides-Extra") == ["peft"]
+        assert metadata.get_all("Provides-Extra") == ["peft", "program"]
         assert metadata.get_payload().startswith("# HeteroLoRA")
 
 
@@ -104,6 +114,16 @@ class TestInstalled:
     def test_the_program_is_not_installed(self, empty: Path, tmp_path: Path, name: str) -> None:
         code = f"import importlib.util; print(importlib.util.find_spec('{name}'))"
         assert quiet(empty, "-I", "-c", code, cwd=tmp_path) == "None"
+
+    def test_the_command_names_its_version(self, empty: Path, tmp_path: Path) -> None:
+        assert quiet(empty.with_name("heterolora"), "--version", cwd=tmp_path) == f"heterolora {heterolora.__version__}"
+
+    def test_the_command_says_that_its_packages_are_missing(self, empty: Path, tmp_path: Path) -> None:
+        done = subprocess.run([empty.with_name("heterolora"), "train"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert line.endswith("; pip install 'heterolora[program]'")
 
     def test_every_module_imports_beside_torch(self, empty: Path, tmp_path: Path) -> None:
         """The other packages come from the environment of the tests; they are there, but the library leaves them."""
@@ -124,6 +144,67 @@ print(heterolora.__file__, len(modules), *unwanted)
         assert not unwanted
 
 
+SMALL = ("--accelerator", "cpu", "--batch-size", 4, "--max-steps", 2, "--limit-val-batches", 1)
+SMALL += ("--limit-test-batches", 1)
+STUDY = """
+parameters = [1152]
+seeds = [0]
+learning_rates = [4e-3]
+measure = "accuracy"
+[options]
+accelerator = "cpu"
+logger = "none"
+max_steps = 2
+limit_val_batches = 2
+limit_test_batches = 1
+[tasks.toy]
+dataset = "toy_nli"
+[arms.uniform]
+method = "uniform"
+"""
+
+
+class TestCommand:
+    """The command `heterolora` in an environment of its own, started in a folder that holds nothing of the program."""
+
+    @pytest.fixture(scope="class")
+    def command(self, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The packages that the program needs are those of the environment of the tests."""
+        folder = tmp_path_factory.mktemp("full")
+        venv.create(folder, symlinks=True, with_pip=False)
+        python = folder / "bin" / "python"
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+        quiet(*pip, "install", "--no-deps", "--no-index", wheel)
+        (found,) = folder.glob("lib/python*/site-packages")
+        (found / "packages.pth").write_text(sysconfig.get_path("purelib"))
+        return folder / "bin" / "heterolora"
+
+    def test_it_trains_and_reports(self, command: Path, tmp_path: Path) -> None:
+        said = quiet(
+            command, "imp-test", *SMALL[:4], "--imp-limit-test-batches", 1, "--project", "scored", cwd=tmp_path
+        )
+        assert "\n  heterolora realloc runs/scored/scores.toml --" in said
+        assert "\n  heterolora train --config runs/scored/config.toml" in said
+        quiet(command, "realloc", "runs/scored", "--parameters", 1152, "--output", "lora.toml", cwd=tmp_path)
+        quiet(command, "train", *SMALL, "--lora-config", "lora.toml", "--project", "a", cwd=tmp_path)
+        assert "heterolora test --load" in (tmp_path / "runs/a/adapter/README.md").read_text()
+        assert quiet(command, "report", "runs/a", cwd=tmp_path) == "report: report.html"
+        assert "heterolora train --config runs/a/config.toml" in (tmp_path / "report.html").read_text()
+
+    def test_a_mistake_names_the_command(self, command: Path, tmp_path: Path) -> None:
+        done = subprocess.run([command, "report"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stderr.strip().endswith("; see heterolora report --help")
+
+    @pytest.mark.slow
+    def test_it_starts_other_processes_of_itself(self, command: Path, tmp_path: Path) -> None:
+        several = ("--num-devices", 2, "--strategy", "ddp", "--logger", "none")
+        quiet(command, "train", *SMALL, *several, "--project", "two", cwd=tmp_path)
+        assert (tmp_path / "runs/two/metrics.json").is_file()
+        (tmp_path / "study.toml").write_text(STUDY)
+        quiet(command, "study", "study.toml", "--output", "studied", cwd=tmp_path)
+        assert (tmp_path / "studied/report.html").is_file()
+
+
 def packages(requirements: list[str]) -> set[str]:
     """The names of the packages, as they are imported."""
     return {re.split("[<>=]", requirement)[0].replace("-", "_") for requirement in requirements}
@@ -136,7 +217,8 @@ class TestDependencies:
 
     def test_they_are_what_the_library_imports(self, project: dict) -> None:
         """Those of the extra are imported only in the functions that need them."""
-        dependencies, extra = packages(project["dependencies"]), packages(project["optional-dependencies"]["peft"])
+        extras = project["optional-dependencies"]
+        dependencies, extra = packages(project["dependencies"]), packages(extras["peft"])
         fronts = {f"{name.replace('.', '/')}.py" for name in FRONTS}
         files = sources() - fronts
         imported = {found.package for file in files for found in imports((ROOT / file).read_text(), file)}
@@ -147,3 +229,7 @@ class TestDependencies:
         lines = [line.split("#")[0].strip() for file in files for line in (ROOT / file).read_text().splitlines()]
         for requirement in (*project["dependencies"], *project["optional-dependencies"]["peft"]):
             assert requirement in lines or requirement == "numpy"  # any numpy that torch works with
+
+    def test_those_of_the_program_are_what_it_needs(self, project: dict) -> None:
+        needed = {line.split("#")[0].strip() for line in (ROOT / "python-requirements.txt").read_text().splitlines()}
+        assert {*project["optional-dependencies"]["program"]} == needed - {"", *project["dependencies"]}

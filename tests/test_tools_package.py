@@ -83,11 +83,14 @@ def test_the_package_of_a_file_is_that_of_the_repository(tmp_path: Path) -> None
     for name in ("tools.py", "cli.py"):
         (tmp_path / "tools" / name).write_text((ROOT / "tools" / name).read_text(encoding="utf-8"), encoding="utf-8")
     modules = {
+        "actions/command/completion.py": "complete = None",
         "actions/run/console.py": "print_any_text = print",
         "actions/run/endings.py": "ended = end_with_parent = 'found'",
+        "options/actions.py": "as_started = None",
         "options/declare.py": "OptionInfo = None",
         "heterolora/common/checks.py": "Condition = None",
         "heterolora/common/errors.py": "class UserError(Exception): ...",
+        "heterolora/program.py": "STARTED = None",
     }
     for module, text in modules.items():
         (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)

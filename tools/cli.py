@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from actions.command.completion import complete
 from actions.run.console import print_any_text
 from actions.run.endings import end_with_parent, ended
 from heterolora.common.checks import Condition
 from heterolora.common.errors import UserError
+from heterolora.program import STARTED
+from options.actions import as_started
 from options.declare import OptionInfo
 
 
@@ -25,12 +28,26 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc: str, command: str | None = None) -> None:
         shape = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=command, description=doc, formatter_class=shape, allow_abbrev=False)
-        self.command = command or f"python tools/{self.prog}"
+        self._completes = False
+        super().__init__(prog=command or _started_tool(), description=doc, formatter_class=shape, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        if not self._completes:
+            self._completes = True  # argcomplete calls this method again
+            complete(self, of_tool=True)
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        return as_started(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         found, _, expected = message.partition("; ")  # as `whole_number` and `real` write it
-        raise UserError(found, expected or f"see {self.command} --help")
+        raise UserError(found, expected or f"see {self.prog} --help")
+
+
+def _started_tool() -> str:
+    name = os.environ.get(STARTED)
+    return f"python tools/{Path(sys.argv[0]).name}" if name is None else f"heterolora {name}"
 
 
 def whole_number(check: Condition) -> Callable[[str], int]:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 import model.family as families
+from actions.command import completion
 from actions.command.command import Command
 from actions.command.options_file import overridden, read_options
 from actions.command.other_names import flag_meant_by
 from heterolora.common.errors import UserError, nearest
-from options.actions import ACTIONS
+from options.actions import ACTIONS, RUNS, TOOLS, as_started
 from options.declare import OptionInfo, flag_of
 from options.every import declared
 
-EXAMPLES = """\
-examples:
-  python -m main train                                  train on built-in toy data, in a minute or two
-  python -m main train --load facebook/opt-350m --dataset rte --max-epochs 20
-  python -m main test --load runs/NAME/checkpoints/best.ckpt
-  python -m main train --config runs/NAME/config.toml   repeat a run
-  python -m main train --resume-training --load runs/NAME/checkpoints/last.ckpt
-"""
+_EXAMPLES = {
+    "python -m main train": "train on built-in toy data, in a minute or two",
+    "python -m main train --load facebook/opt-350m --dataset rte": "",
+    "python -m main test --load runs/NAME": "measure the result of a run",
+    "python -m main train --config runs/NAME/config.toml": "repeat a run",
+    "python -m main train --resume-training --load runs/NAME": "continue an interrupted run",
+}
+_OTHERS = {f"python -m main {RUNS}": "list the runs of a folder"}
+_OTHERS |= {f"python tools/{tool.file}.py": tool.summary for tool in TOOLS.values()}
+_ALL = "--help-all"
 
 
 # Options whose earlier value a second one would hide. For others, the last one counts, as in scripts that add options.
@@ -47,23 +50,28 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UserError`."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message, f"see {self.prog} --help")
 
+    def format_help(self) -> str:
+        return as_started(super().format_help())
+
 
 def parse_command(arguments: Sequence[str]) -> Command:
     """Parse the arguments of `python -m main`. Raises UserError for a mistake, and SystemExit for `--help`."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in ACTIONS:
-        raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], ACTIONS))
+        raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], (*ACTIONS, RUNS)))
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         action = next((argument for argument in arguments if argument in ACTIONS), "ACTION")
         raise UserError(f"'{arguments[0]}' is given before the action", f"give the action first: {_first(action)}")
     written = {_with_dashes(argument): argument for argument in arguments}
     arguments = [_with_dashes(argument) for argument in arguments]
-    namespace, unknown = _build().parse_known_args(arguments)
+    parser = _build(_ALL in arguments or completion.is_asked())
+    completion.complete(parser)
+    namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise _unknown_argument(written.get(unknown[0], unknown[0]))
     if namespace.action is None:
@@ -96,11 +104,13 @@ def _may_be_model(name: str) -> bool:
     return families.parse_model_name(name) is not None or "/" in name
 
 
-def _build() -> _Parser:
-    parser = _Parser(
+def _build(everything: bool) -> Parser:
+    """The parser. Its help shows the options that most runs need, or `everything`."""
+    parser = Parser(
         prog="python -m main",
+        usage=argparse.SUPPRESS,
         description="HeteroLoRA: LoRA fine-tuning that chooses where to put low-rank adapters.",
-        epilog=EXAMPLES,
+        epilog=f"{_listed('examples', _EXAMPLES)}\n\n{_listed('other commands', _OTHERS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -109,22 +119,49 @@ def _build() -> _Parser:
         sub = actions.add_parser(
             action,
             help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
+            usage=argparse.SUPPRESS,
+            description=_description(action, summary, everything),
             epilog="Every option is also a key of the --config file, with _ instead of -.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
             allow_abbrev=False,
         )
-        sub.add_argument("positional", nargs="*", metavar="MODEL DATASET", help="the same as --model and --dataset")
-        _add_options(sub, action)
+        sub.add_argument("positional", nargs="*", metavar="MODEL DATASET", help=argparse.SUPPRESS)
+        sub.add_argument("-h", "--help", _ALL, action="help", help=argparse.SUPPRESS)
+        _add_options(sub, action, everything)
+    if completion.is_asked():
+        for name in (RUNS, *TOOLS):
+            actions.add_parser(name)
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
+def _listed(heading: str, commands: Mapping[str, str]) -> str:
+    started = {as_started(command): what for command, what in commands.items()}
+    width = max(len(command) for command, what in started.items() if what)
+    return "\n".join([f"{heading}:", *(f"  {each:<{width}}  {what}".rstrip() for each, what in started.items())])
+
+
+def _description(action: str, summary: str, everything: bool) -> str:
+    """What an action does, and the options that most runs need if not `everything` follows."""
+    lines = [
+        f"{summary[0].upper()}{summary[1:]}.",
+        "",
+        f"  python -m main {action} [MODEL [DATASET]] [--option VALUE …]",
+    ]
+    if not everything:
+        common = {info.flag: info.in_brief for info in declared().values() if info.brief and info.used_by(action)}
+        lines += ["", _listed("options that most runs need", common | {_ALL: "show all options"})]
+    return "\n".join(lines)
+
+
+def _add_options(parser: argparse.ArgumentParser, action: str, everything: bool) -> None:
     for heading, infos in itertools.groupby(declared().values(), lambda info: info.group):
         section = parser.add_argument_group(heading)
         for info in infos:
             shown = "" if info.default is None or info.type is bool else f" (default: {info.default})"
-            help = (info.help + shown).replace("%", "%%") if info.used_by(action) else argparse.SUPPRESS
-            section.add_argument(
+            is_shown = info.used_by(action) and everything
+            help = (info.help + shown).replace("%", "%%") if is_shown else argparse.SUPPRESS
+            added = section.add_argument(
                 info.flag,
                 *info.aliases,
                 dest=info.name,
@@ -135,6 +172,7 @@ def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
                 metavar=info.metavar,
                 help=help,
             )
+            completion.offer(added, info.choices)
             if info.opposite:
                 section.add_argument(
                     flag_of(info.opposite),
@@ -144,7 +182,7 @@ def _add_options(parser: argparse.ArgumentParser, action: str) -> None:
                     const="true",
                     type=functools.partial(_opposite, info),
                     metavar=info.metavar,
-                    help=f"the opposite of {info.flag}" if info.used_by(action) else argparse.SUPPRESS,
+                    help=f"the opposite of {info.flag}" if is_shown else argparse.SUPPRESS,
                 )
 
 

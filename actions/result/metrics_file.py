@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actions.run.run_folder import METRICS
+from dataset import registry
 from heterolora.common.checks import TEXT, Condition, number
 from heterolora.common.outside import read_json
 
@@ -36,6 +37,22 @@ def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict
     values = read_json(path, "the metrics file", _WRITTEN)
     metrics = _METRICS.check(str(path), "metrics", values.get("metrics", {}))
     return metrics, _VERSIONS.check(str(path), "versions", values.get("versions", {}))
+
+
+def headline(
+    figures: Mapping[str, Mapping[str, float | None]], dataset: str, metric: str | None
+) -> tuple[str, str] | None:
+    """Split and name of the metric that selected the best checkpoint. None if nothing was measured.
+
+    `dataset`, `metric`: the options of the run.
+    """
+    if not figures:
+        return None
+    split, row = next(iter(figures.items()))
+    data_set = registry.specs().get(dataset)
+    measured = [name for name in row if name != "loss"]
+    names = (metric, *(data_set.metrics if data_set else ()), *measured)
+    return split, next((name for name in names if name in row), "loss")
 
 
 def read_resources(folder: Path) -> dict[str, float]:

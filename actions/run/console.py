@@ -10,6 +10,8 @@ import warnings
 
 from rich.console import Console
 
+from options.actions import as_started
+
 # Set by Lightning's launcher, torchrun and SLURM, before any process group exists.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
 _LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID")
@@ -41,6 +43,7 @@ def is_first_of_node() -> bool:
 def say(what: object) -> None:
     """Print text or a rich table."""
     if is_first_process():
+        what = as_started(what) if isinstance(what, str) else what
         Console(highlight=False, soft_wrap=isinstance(what, str)).print(what, markup=False)
 
 

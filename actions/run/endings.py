@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeGuard
 from actions.run.console import is_first_of_node, local_rank
 from heterolora.common.errors import DivergenceError, UserError, shown
 from heterolora.common.files import DISK_FAILURES, cannot_write
+from options.actions import as_started
 
 FAILED, USER_ERROR = 1, 2
 INTERRUPTED, CLOSED_PIPE, TERMINATED = 128 + 2, 128 + 13, 128 + 15  # as a shell reports SIGINT, SIGPIPE and SIGTERM
@@ -122,7 +123,7 @@ def _code(reason: BaseException) -> int | None:
     if is_first_of_node() or of_one or (is_lost and _is_alone()):
         where = "" if is_first_of_node() or not of_one else f"local rank {local_rank()}: "
         with contextlib.suppress(OSError):
-            print(f"error: {where}{line}", file=sys.stderr)
+            print(f"error: {where}{as_started(line)}", file=sys.stderr)
     failed = is_lost or _is_out_of_memory(reason) or isinstance(reason, DivergenceError)
     return FAILED if failed else USER_ERROR
 

@@ -47,6 +47,20 @@ def in_use(folder: Path, patience: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+def holder(folder: Path) -> str | None:
+    """The process that uses the folder; None if there is none, or if the file system cannot tell."""
+    path = folder / LOCK
+    if not path.is_file():
+        return None
+    try:
+        with FileLock(path).acquire(timeout=0):
+            return None
+    except Timeout:
+        return _holder(path)
+    except OSError:
+        return None
+
+
 def _write_holder(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -169,6 +169,12 @@ def _mark(folder: Path, finished: bool) -> _Identity | None:
     return identity
 
 
+def is_finished(folder: Path) -> bool | None:
+    """Whether the run in a folder has come to its end. None if a version without `run.json` started it."""
+    identity = _Identity.read(folder)
+    return None if identity is None else identity.finished
+
+
 def measured_checkpoint(folder: Path) -> str | None:
     """The name of the file whose weights `metrics.json` is of; None if there is no such file yet."""
     if not (folder / METRICS).is_file():

@@ -19,6 +19,7 @@ from heterolora.elements.task import TASKS
 from model.checkpoint import ModelRecord, base_location
 from model.load import base_dtype
 from model.parameters import count
+from options.actions import as_started
 
 _KINDS = {"lora": "LoRA", "shortcut": "shortcuts"}
 
@@ -53,7 +54,7 @@ def card(result: Described) -> str:
     """Returns the text of the file."""
     base, lora = base_location(result.record.base.name), result.space.on("lora")
     places, ranks = _allocation(result.space)
-    return _template().render(
+    text = _template().render(
         {name: getattr(result, name) for name in ("network", "spec", "record", "pictures", "also", "beyond_peft")},
         task=TASKS[result.spec.task],
         base=repr(base),
@@ -68,6 +69,7 @@ def card(result: Described) -> str:
         metrics=_metrics(result),
         arguments=_arguments(result, base),
     )
+    return as_started(text)
 
 
 def _template() -> Any:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from actions.result.pictures.drawing import Style, number, style
 from actions.result.pictures.line_chart import Line, LineChart
+from options.actions import as_started
 from tools.reporting.comparison import better, comparison, facts, groups, metrics, parameter_share, percent
 from tools.reporting.figures import Chart, Key
 from tools.reporting.parts.agreement import agreement
@@ -74,7 +75,8 @@ def page_of(template: str, **content: object) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(style=(here / "style.css").read_text(encoding="utf-8"), **content)
+    page = environment.get_template(template).render(style=(here / "style.css").read_text(encoding="utf-8"), **content)
+    return as_started(page)
 
 
 def curve_charts(views: Sequence[View]) -> list[Chart]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tools.cli import check_different
 
 from actions.command.configurations import KEYS, in_options
-from actions.result.metrics_file import read_metrics, read_resources
+from actions.result.metrics_file import headline, read_metrics, read_resources
 from actions.run.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset import registry
 from heterolora.choosing import history as history_file
@@ -100,13 +100,7 @@ class Run:
     @property
     def headline(self) -> tuple[str, str] | None:
         """Split and name of the metric that selected the best checkpoint. None if it was not measured."""
-        if not self.figures:
-            return None
-        split, row = next(iter(self.figures.items()))
-        data_set = registry.specs().get(self.option("dataset"))
-        measured = [name for name in row if name != "loss"]
-        names = (self.options.get("metric") or "", *(data_set.metrics if data_set else ()), *measured)
-        return split, next((name for name in names if name in row), "loss")
+        return headline(self.figures, self.option("dataset"), self.options.get("metric"))
 
     @property
     def places(self) -> tuple[Place, ...]:

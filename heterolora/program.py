@@ -1,0 +1,61 @@
+"""The command `heterolora`: the program around this library, from any folder.
+
+A wheel carries the program's folders inside this package, in `_program`, so that site-packages has no packages with
+names such as `model` or `tools`. In a clone they lie beside this package. Either way they are on the path of this
+process and of those that it starts, and of no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from heterolora import __version__
+
+#: An environment variable of the command `heterolora` and of the processes that it starts: the word after the command.
+STARTED = "HETEROLORA_STARTED_AS_COMMAND"
+
+_CARRIED = Path(__file__).with_name("_program")
+FOLDER = _CARRIED if _CARRIED.is_dir() else Path(__file__).parents[1]
+
+_USER_ERROR = 2
+_NEEDS = ("rich", "safetensors", "datasets", "transformers", "pytorch_lightning", "torchmetrics")
+
+
+def main() -> int:
+    """Run an action or a tool, and return its exit code."""
+    if sys.argv[1:] in (["--version"], ["version"]):
+        print(f"heterolora {__version__}")
+        return 0
+    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
+        found = f"the packages of the program are not installed, such as {missing[0]}"
+        print(f"error: {found}; pip install 'heterolora[program]'", file=sys.stderr)
+        return _USER_ERROR
+    _make_importable(FOLDER)
+    os.environ[STARTED] = name = _first_word()
+    if name in (tools := importlib.import_module("options.actions").TOOLS):
+        tool = importlib.import_module(f"tools.{tools[name].file}")
+        importlib.import_module("tools.cli").run(functools.partial(tool.main, sys.argv[2:]))
+    return int(importlib.import_module("main").main())
+
+
+def _first_word() -> str:
+    """The action or the tool. A shell that asks for completions gives the command in an environment variable."""
+    words = os.environ["COMP_LINE"].split() if "_ARGCOMPLETE" in os.environ else sys.argv
+    return words[1] if len(words) > 1 else ""
+
+
+def _make_importable(folder: Path) -> None:
+    """Put the folder first on the path of this process, and of every Python that it starts."""
+    sys.path.insert(0, str(folder))
+    others = os.environ.get("PYTHONPATH")
+    if others is None or str(folder) not in others.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *([others] if others else [])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""`--help` is short, `--help-all` is complete, and a shell completes the words of a command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actions.command.parse import parse_command
+from heterolora.program import STARTED
+from options.actions import ACTIONS, TOOLS, as_started
+from options.every import declared
+from tests.world import ROOT
+
+LONGEST = 40  # lines
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        parse_command(words)
+    assert not leaving.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_help_of_an_action_is_short(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = help_of(capsys, action, "--help")
+    assert len(said.splitlines()) <= LONGEST
+    assert not [line for line in said.splitlines() if len(line) > 100]
+    assert "usage:" not in said
+    assert all(word in said for word in ("--model", "--dataset", "--load", "--help-all"))
+    assert "--gradient-clip-val" not in said
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_help_all_shows_every_option_of_an_action(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line for line in help_of(capsys, action, "--help-all").splitlines() if line.startswith("  --")]
+    shown = {word.rstrip(",") for line in lines for word in line.split() if word.startswith("--")}
+    assert {info.flag for info in declared().values() if info.used_by(action)} <= shown
+    assert not {info.flag for info in declared().values() if not info.used_by(action)} & shown
+
+
+def test_the_first_help_lists_actions_and_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    said = help_of(capsys, "--help")
+    assert all(each in said for each in (*ACTIONS, *(f"python tools/{tool.file}.py" for tool in TOOLS.values())))
+    assert len(said.splitlines()) <= LONGEST
+    assert "usage:" not in said
+
+
+def test_every_tool_is_listed() -> None:
+    files = (ROOT / "tools").glob("*.py")
+    tools = {path.stem for path in files if "run(main)" in path.read_text(encoding="utf-8")}
+    assert {tool.file for tool in TOOLS.values()} == tools
+
+
+def test_commands_are_named_as_the_user_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "see `tools/inspect_model.py --plan`, or python tools/report.py runs/a, or python -m main train"
+    monkeypatch.delenv(STARTED, raising=False)
+    assert as_started(text) == text
+    monkeypatch.setenv(STARTED, "train")
+    assert as_started(text) == "see `heterolora inspect --plan`, or heterolora report runs/a, or heterolora train"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("heterolora imp", ["imp-test "]),
+        ("heterolora rep", ["report "]),
+        ("heterolora train --max-ste", ["--max-steps "]),
+        ("heterolora train --optimizer ad", ["adam", "adamw"]),
+        ("heterolora export runs/a --form", ["--format "]),
+    ],
+)
+def test_a_shell_completes(line: str, words: list[str], tmp_path: Path) -> None:
+    """The environment variables are those of argcomplete's function for a shell."""
+    answer = tmp_path / "answer"
+    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n"}
+    environment = {**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
+    command = [sys.executable, "-m", "heterolora.program"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert answer.read_text().splitlines() == words
