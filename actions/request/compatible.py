@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from actions.command.configurations import UNIFORM, Configs
 from actions.command.request import Request
+from actions.request.predicting import check_predicting
 from heterolora import saliency
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
@@ -190,4 +191,4 @@ def _divided(request: Request) -> None:
         _check_own_files(sharded, request, ", of which each process reads its share")
 
 
-_RULES: tuple[Rule, ...] = (_schedule, _metrics, _trials, _speed, _compile, _quantize, _divided)
+_RULES: tuple[Rule, ...] = (_schedule, _metrics, _trials, _speed, _compile, _quantize, _divided, check_predicting)

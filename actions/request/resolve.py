@@ -13,9 +13,11 @@ from actions.request.compatible import check
 from actions.request.configurations import configured
 from actions.request.data import data_of
 from actions.request.idle import idle_notes
+from actions.request.new_data import new_data_of
 from actions.request.origin import of_run, origin_of
 from actions.request.values import merged
 from dataset.reading.own import check_name
+from options.actions import ANSWERING
 from options.every import Options, changed
 
 
@@ -29,7 +31,7 @@ def resolve(command: Command) -> Request:
     values = merged(command, origin.recorded)
     adapted = families.parse_model_name(values["model"])
     chosen = configured(command, values, adapted, origin)
-    data = data_of(values, origin.recorded)
+    data = new_data_of(command, values, origin) if command.action in ANSWERING else data_of(values, origin.recorded)
     values |= data.values
     idle = idle_notes(command, values, data.spec, adapted, origin.recorded)
     request = Request(
