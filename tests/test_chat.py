@@ -79,7 +79,9 @@ def test_without_a_template_each_line_is_a_prompt(world: World, talk: Any, capsy
     assert found == [json.loads(line)["text"].strip() for line in capsys.readouterr().out.splitlines()]
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_program(base: Path, talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_an_answer_and_not_the_program(
+    base: Path, talk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put, seen = TextStreamer.put, []
 
     def interrupted(streamer: TextStreamer, value: Any) -> None:
@@ -93,7 +95,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(base: Path, talk: Any, monkey
     cut, after = talk(["a good film", "a bad song"], "--model", base, *SHORT)
     assert cut != whole
     assert whole.startswith(cut)
-    assert after
+    assert after == predicted(tmp_path, base, ["a good film", cut, "a bad song"])[0]
 
 
 def test_ctrl_c_at_the_prompt(base: Path, talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
