@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from actions.command.request import Request
 from actions.result.export import export_run
 from actions.result.results import Metrics, measure, show_parameters
+from actions.result.samples import write_samples
 from actions.run.console import is_first_process, note, say
 from actions.run.requeue import requeued_if_stopped
 from actions.run.run_folder import ADAPTER, PARAMETERS, Run, open_run, write_config, write_json
@@ -93,9 +94,10 @@ def exported(experiment: Experiment, folder: Path) -> Iterator[None]:
 
 
 def finish(experiment: Experiment, folder: Path, metrics: Metrics) -> None:
-    """Export the result, write how many parameters it trains, log its pictures, and say if it has learnt nothing."""
+    """Show samples, export the result, count its parameters, log its pictures, and say if it has learnt nothing."""
     if is_first_process():  # a search began with other elements on
         write_json(folder / PARAMETERS, count(experiment.task.network, experiment.task.space).as_dict())
+    write_samples(experiment, folder)
     export_run(experiment, folder)
     log_pictures(experiment.task.trainer.loggers, (folder / ADAPTER).glob("*.png"))
     split = experiment.data.validation_names[0]

@@ -44,8 +44,9 @@ class DatasetSpec:
     Attributes:
         name: the value of `--dataset`.
         task: the task of the data set.
-        columns: the text columns, and every column that `texts`, `prompt` and `response` read. Without these functions:
-            one or two text columns for classification, and one for packed language modelling.
+        columns: the text columns, and every column that `texts`, `prompt` and `response` read. `response` reads the
+            last one alone. Without these functions: one or two text columns for classification, and one for packed
+            language modelling.
         metrics: running metrics. The first one, on the first validation split, selects the best checkpoint.
         path: hub repository with a namespace, in Parquet. `None` if `generate` makes the rows, or if
             `--dataset-saved-path` is the only source.
@@ -136,6 +137,16 @@ class DatasetSpec:
     def wanted(self) -> Wanted:
         """The columns that are read from a file. The label of a question in own data may be the text of a choice."""
         return Wanted(self.columns, self.label_column, self.nested, self.own and self.choices is not None)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a trained model reads to predict: neither a label nor a response."""
+        return self.columns if self.response is None else self.columns[:-1]
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether a prediction is generated text."""
+        return not self.classifies and self.choices is None
 
     @property
     def num_labels(self) -> int:

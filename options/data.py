@@ -9,7 +9,7 @@ from typing import Any
 
 from heterolora.common.checks import Condition
 from heterolora.elements.task import CLASSIFYING, GENERATING
-from options.actions import MEASURING, TRAINING
+from options.actions import ANSWERING, MEASURING, PREDICT, TRAINING, WITH_RUN
 from options.declare import idle_without, option
 from options.ranges import at_least, seed_range
 
@@ -24,6 +24,11 @@ def _described_by_entry(run: Mapping[str, Any]) -> str | None:
 
 def _own_place(run: Mapping[str, Any]) -> str | None:
     return None if _described_by_entry(run) else f"with --dataset {run['dataset']}, which names the place itself"
+
+
+def _no_classes(run: Mapping[str, Any]) -> str | None:
+    predicts_text = run["action"] == PREDICT and run["task"] not in CLASSIFYING
+    return f"on {run['task']}" if predicts_text else _described_by_entry(run)
 
 
 def _no_choices(run: Mapping[str, Any]) -> str | None:
@@ -50,17 +55,17 @@ class OwnDataOptions:
         from_checkpoint=True, idle=_described_by_entry,
         brief="own data: column of the texts, or two with a comma")
     label_column: str | None = option(None, "column of the labels; real numbers are a regression",
-        from_checkpoint=True, idle=_described_by_entry,
+        from_checkpoint=True, actions=WITH_RUN, idle=_described_by_entry,
         brief="own data: column of the labels")
     labels: str | None = option(None, "the labels in the order of their ids, separated by commas; by default the "
-        "values found, sorted", from_checkpoint=True, idle=_described_by_entry)
+        "values found, sorted", from_checkpoint=True, idle=_no_classes)
     regression: bool | None = option(None, "predict the numbers of the label column, also whole ones; by default if "
-        "they are real numbers", from_checkpoint=True, idle=_described_by_entry)
+        "they are real numbers", from_checkpoint=True, actions=WITH_RUN, idle=_described_by_entry)
     prompt_column: str | None = option(None, "column of the prompts, without loss; several, separated by "
         "commas, are joined by line breaks", from_checkpoint=True, idle=_described_by_entry,
         brief="own data: column of the prompts")
     response_column: str | None = option(None, "column of the responses to the prompts, with loss",
-        from_checkpoint=True, idle=_described_by_entry,
+        from_checkpoint=True, actions=WITH_RUN, idle=_described_by_entry,
         brief="own data: column of the responses")
     choices_column: str | None = option(None, "column of the choices after the prompt, lists of texts; --label-column "
         "says which one is right", from_checkpoint=True, idle=_described_by_entry)
@@ -78,6 +83,7 @@ class DataOptions:
         brief="rows per device and batch")
     max_token_len: int | None = option(None, "longest input in tokens (block length for language modelling); by "
         "default the model's limit, at most 512 (2048 with --few-shot)", at_least(2), from_checkpoint=True,
+        actions=(*WITH_RUN, *ANSWERING),
         brief="longest input in tokens (at most 512)")
     few_shot: int = option(0, "examples before each question of multiple choice that is measured; 5 is usual for MMLU",
         at_least(0), from_checkpoint=True, actions=MEASURING, idle=_no_choices)
@@ -91,9 +97,11 @@ class DataOptions:
         resume="free")
     dataset_saved_path: Path | None = option(None,
         "read the data set from a save_to_disk folder or a folder of jsonl, csv or parquet files", from_checkpoint=True,
-        resume="free", idle=_own_place)
+        actions=WITH_RUN, resume="free", idle=_own_place)
     validation_share: float = option(HELD_OUT, "share of the training rows to hold out if there is no validation "
-        "split; 0 (test only): measure all rows", _share_below_1, from_checkpoint=True)
+        "split; 0 (test only): measure all rows", _share_below_1, from_checkpoint=True,
+        actions=WITH_RUN)
     validation_seed: int | None = option(None, "seed of the rows of own data to hold out; by default --seed",
-        seed_range, from_checkpoint=True, idle=_described_by_entry)
-    disable_dataset_cache: bool = option(False, "tokenise again instead of reading the cache", resume="free")
+        seed_range, from_checkpoint=True, actions=WITH_RUN, idle=_described_by_entry)
+    disable_dataset_cache: bool = option(False, "tokenise again instead of reading the cache", actions=WITH_RUN,
+        resume="free")

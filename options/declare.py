@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -37,6 +37,7 @@ _TYPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
     float: ((int, float), "a number", "X"),
     int | float: ((int, float), "a number", "N|SHARE"),
     bool: ((bool,), "true or false", "true|false"),
+    tuple[str, ...]: ((list, str), "texts", "TEXT"),
 }
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -46,7 +47,7 @@ class OptionInfo:
     """What `--help`, the command line and the TOML file need to know about an option."""
 
     name: str  # the key in a TOML file; the flag has `-` instead of `_`
-    type: Any  # one of `str`, `Path`, `int`, `float`, `int | float` (a count or a share) and `bool`
+    type: Any  # `str`, `Path`, `int`, `float`, `int | float` (a count or a share), `bool`, or `tuple[str, ...]`
     default: Any
     group: str  # the heading in `--help`
     help: str  # one line
@@ -76,6 +77,11 @@ class OptionInfo:
     @property
     def metavar(self) -> str:
         return "{" + ",".join(self.choices) + "}" if self.choices else "|".join((_TYPES[self.type][2], *self.words))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the option may be given several times, with a text each time."""
+        return self.type == tuple[str, ...]
 
     @property
     def expected(self) -> str:
@@ -120,7 +126,15 @@ class OptionInfo:
         accepted = _TYPES[self.type][0]
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise UserError(f"key '{key}' is {value!r}", f"give {self.expected}")
+        if self.repeats:
+            return self.texts(value if isinstance(value, list) else [value])
         return self._checked(f"key '{key}':", value)
+
+    def texts(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """The value of an option that repeats. Any text can be one."""
+        if wrong := next((value for value in values if not isinstance(value, str)), None):
+            raise UserError(f"{self.flag} is {_shown(wrong)!r}", f"give {self.expected}")
+        return tuple(values)
 
     def _parse(self, text: str) -> Any:
         if self.type is bool:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from heterolora.common.checks import ABOVE_0
 from heterolora.elements.task import CLASSIFYING, GENERATING, TASKS, Task
-from options.actions import DYREALLOC, IMP_TEST, MEASURING, TEST, TRAINING
+from options.actions import ANSWERING, DYREALLOC, IMP_TEST, MEASURING, PREDICT, TEST, TRAINING, WITH_RUN
 from options.data import DataOptions, OwnDataOptions
 from options.declare import OptionInfo, group, idle_with, idle_without, option, options_of
 from options.devices import DeviceOptions
 from options.loop import LoopOptions
 from options.optimization import Optimization
+from options.predicting import PredictingOptions
 from options.ranges import at_least, byte_size, seed_range
 from options.run import RunOptions
 from options.scoring import ReallocationOptions, ScoringOptions
@@ -27,7 +28,14 @@ def _weights_are_known(run: Mapping[str, Any]) -> str | None:
     return None if run["load_type"] == "hf" else f"with --load-type {run['load_type']}"
 
 
+def _no_text(run: Mapping[str, Any]) -> str | None:
+    """Training and `test` generate summaries alone. `predict` refuses these options where it generates no text."""
+    return None if run["action"] in ANSWERING else idle_without("task", *GENERATING)(run)
+
+
 def _no_random_numbers(run: Mapping[str, Any]) -> str | None:
+    if run["action"] in ANSWERING:
+        return None if run["temperature"] else "with --temperature 0"
     if run["action"] != TEST:
         return None
     complete = run["load_type"] == "pl" or (run["pretrained"] and run["task"] not in CLASSIFYING)
@@ -51,10 +59,10 @@ class Options:
         "a plain Hugging Face name or folder, which is trained completely", from_checkpoint=True,
         brief="lora: LoRA on any base; another name: all weights of it")
     dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
-        "name", from_checkpoint=True,
+        "name", from_checkpoint=True, actions=(*WITH_RUN, PREDICT),
         brief="name of a data set, or own data: a file or a folder")
     task: Task | None = option(None, "what to learn; by default the data set's task", choices=tuple(TASKS),
-        from_checkpoint=True)
+        from_checkpoint=True, actions=(*WITH_RUN, PREDICT))
     load: str | None = option(None, "weights to start from: hub name, folder, run, checkpoint or state dict",
         old_keys=("load_name",), resume="start",
         brief="weights to start from: hub name, folder, run, checkpoint")
@@ -99,18 +107,19 @@ class Options:
         "memory", actions=TRAINING, resume="free", idle=_without_cache)
     attention: Literal["sdpa", "flash_attention_2", "eager"] | None = option(None, "implementation of attention in "
         "transformers; by default the fastest that the model supports without other packages", resume="free")
-    max_new_tokens: int | None = option(None, "tokens to generate for a summary; by default --max-target-len",
-        at_least(1), from_checkpoint=True, actions=MEASURING, idle=idle_without("task", *GENERATING))
-    num_beams: int = option(1, "beams of the search for a summary; 1: greedy search", at_least(1),
-        from_checkpoint=True, actions=MEASURING, idle=idle_without("task", *GENERATING))
+    max_new_tokens: int | None = option(None, "tokens to generate; by default --max-target-len for a summary, "
+        "otherwise 256", at_least(1), from_checkpoint=True, actions=(*MEASURING, *ANSWERING), idle=_no_text)
+    num_beams: int = option(1, "beams of the search for a text; 1: greedy search", at_least(1),
+        from_checkpoint=True, actions=(*MEASURING, PREDICT), idle=_no_text)
     seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers,
         brief="seed of all random numbers")
     resume_training: bool = option(False,
         "continue the run of the checkpoint --load: optimizer, schedule, position, random numbers", actions=TRAINING,
         resume="start",
         brief="continue the run of --load")
-    own: OwnDataOptions = group(OwnDataOptions, "own data")
-    data: DataOptions = group(DataOptions, "data")
+    own: OwnDataOptions = group(OwnDataOptions, "own data", (*WITH_RUN, PREDICT))
+    data: DataOptions = group(DataOptions, "data", (*WITH_RUN, PREDICT))
+    predicting: PredictingOptions = group(PredictingOptions, "predictions", ANSWERING)
     optimization: Optimization = group(Optimization, "optimisation", TRAINING)
     scoring: ScoringOptions = group(ScoringOptions, "importance test", (IMP_TEST, DYREALLOC))
     reallocation: ReallocationOptions = group(ReallocationOptions, "reallocation", (IMP_TEST, DYREALLOC))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from heterolora.common.checks import Condition
-from options.actions import IMP_TEST, TEST, TRAINING
+from options.actions import IMP_TEST, TEST, TRAINING, WITH_RUN
 from options.declare import option
 from options.ranges import at_least, count_or_share
 
@@ -23,13 +23,13 @@ class RunOptions:
     config: Path | None = option(None, "TOML file of options; the command line takes precedence",
         resume="start",
         brief="TOML file of options")
-    project_dir: Path = option(Path("runs"), "folder of all runs", resume="start")
+    project_dir: Path = option(Path("runs"), "folder of all runs", actions=WITH_RUN, resume="start")
     project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>",
-        _folder_name, resume="start",
+        _folder_name, actions=WITH_RUN, resume="start",
         brief="name of the run, which is a folder in runs/")
     measured: Literal["best", "last"] = option("best",
         "checkpoint that is measured and exported at the end of training", actions=TRAINING, resume="free")
-    row_results: bool = option(False, "also write rows.csv: loss and correctness of each row of the measured splits",
+    row_results: bool = option(False, "also write rows.csv: loss and prediction of each row of the measured splits",
         actions=(*TRAINING, TEST), resume="free")
     lm_eval: str | None = option(None, "also measure a language model on these tasks of lm-evaluation-harness: names "
         "or YAML files, separated by commas", actions=(TEST,), resume="start")

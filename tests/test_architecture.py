@@ -17,7 +17,7 @@ from tests.world import ROOT
 LAYERS = ("heterolora", "options", "dataset", "model", "actions", "main", "tools", "benchmarks")
 
 #: The folders of `actions`. Each imports only itself and those before it.
-FOLDERS = ("command", "run", "request", "training", "result")
+FOLDERS = ("command", "run", "request", "training", "result", "prediction")
 
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}

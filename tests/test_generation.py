@@ -45,12 +45,12 @@ def experiment_of(*command_line: object) -> tuple[Experiment, Batch]:
     experiment = build(resolve(parse_command(command(*command_line))))
     data, task = experiment.data, experiment.task.eval()
     rows = Rows(data.encoded(data.splits.test["test"]))
-    return experiment, Collator(task.tokenizer, generate=True)(rows.__getitems__(list(range(len(rows)))))
+    return experiment, Collator(task.writer.tokenizer, generate=True)(rows.__getitems__(list(range(len(rows)))))
 
 
 def written(*command_line: object) -> list[str]:
     experiment, batch = experiment_of(*command_line)
-    return experiment.task.write(batch)
+    return experiment.task.writer.write(batch["prompt_ids"], batch["prompt_mask"])
 
 
 def test_the_settings_of_the_base_have_no_effect(world: World, summaries: Path, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_num_beams(world: World, summaries: Path) -> None:
     beams = written(*shared, "--num-beams", 3)
     assert beams != written(*shared)
     experiment, batch = experiment_of(*shared)
-    network, tokenizer = experiment.task.network, experiment.task.tokenizer
+    network, tokenizer = experiment.task.network, experiment.task.writer.tokenizer
     prompts = {"input_ids": batch["prompt_ids"], "attention_mask": batch["prompt_mask"]}
     found = network.generate(**prompts, max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=1, eos_token_id=2)
     texts = tokenizer.batch_decode(found[:, batch["prompt_ids"].shape[1] :], skip_special_tokens=True)
@@ -78,7 +78,7 @@ def test_num_beams_is_part_of_the_checkpoint(world: World, summaries: Path, tmp_
     assert run("train", *arguments(world, world.opt, summaries), *more) == 0
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     experiment, _ = experiment_of("test", "--load", best)
-    assert experiment.task.generation.num_beams == 2
+    assert experiment.task.writer.config.num_beams == 2
 
 
 def test_no_beams(capsys, world: World, summaries: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from actions.request import compatible
 from actions.request.resolve import resolve
 from heterolora.common.errors import UserError
 from options import every as module
-from options.actions import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN
+from options.actions import ACTIONS, ANSWERING, DYREALLOC, IMP_TEST, PREDICT, TEST, TRAIN
 from options.every import Options, declared
 from tests.world import World, command, run, same_weights, write_shortcuts
 
@@ -57,13 +58,21 @@ CHANGED = {  # option -> another value, for the command line
     "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
     "metric": "loss", "rank": "2", "alpha": "3", "target": "attention",
+    "output": "other.csv", "overwrite": "true", "text": "a film", "probabilities": "true", "temperature": "0.5",
+    "top_p": "0.5",
 }  # fmt: skip
 # Their values are paths.
 FILES = ("load", "lora_config", "shortcut_config", "dataset_saved_path", "config", "cache_folder")
 
 
 def base(world: World, action: str, *more: object) -> list[str]:
-    """A small run of the action on a LoRA classifier."""
+    """A small run of the action on a LoRA classifier, or of one that answers with a language model."""
+    if action in ANSWERING:
+        rows = world.sst2.parent / "prompts.txt"
+        rows.write_text("a good film")
+        output = ("--output", "-") if action == PREDICT else ()
+        new = rows if action == PREDICT else "sst2"
+        return [*map(str, (action, "opt_lora", new, "--load", world.opt, "--max-new-tokens", 2, *output, *more))]
     return [action, *world.training("--max-steps", 1, "--imp-limit-test-batches", 1, *more)[1:]]
 
 
@@ -76,7 +85,8 @@ def reads(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     """Action -> the options that a run of it reads."""
     found = {}
     for action in ACTIONS:
-        with recording() as read:
+        with recording() as read, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO("a good film\n"))  # for chat
             assert run(*base(world, action, "--project-dir", tmp_path_factory.mktemp(action))) == 0
         found[action] = read | {"config"}  # which `parse_command` reads
     return found

@@ -165,7 +165,7 @@ def _add_options(parser: argparse.ArgumentParser, action: str, everything: bool)
                 info.flag,
                 *info.aliases,
                 dest=info.name,
-                action=_Once if info.name in _GIVEN_ONCE else "store",
+                action=_Once if info.name in _GIVEN_ONCE else "append" if info.repeats else "store",
                 default=argparse.SUPPRESS,
                 nargs="?" if info.type is bool else None,
                 const="true" if info.type is bool else None,
@@ -193,7 +193,11 @@ def _opposite(info: OptionInfo, text: str) -> str:
 
 def _command_line_values(namespace: argparse.Namespace) -> dict[str, Any]:
     known = declared()
-    typed = {name: known[name].from_text(text) for name, text in vars(namespace).items() if name in known}
+    typed = {
+        name: known[name].texts(text) if known[name].repeats else known[name].from_text(text)
+        for name, text in vars(namespace).items()
+        if name in known
+    }
     if len(namespace.positional) > 2:
         raise UserError(f"unexpected argument '{namespace.positional[2]}'", "give at most a model and a data set")
     for name, value in zip(("model", "dataset"), namespace.positional, strict=False):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from actions.command.configurations import UNIFORM, Configs
 from actions.command.request import Request
+from actions.request.predicting import check_predicting
 from heterolora import saliency
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError, nearest
@@ -217,5 +218,5 @@ def _divided(request: Request) -> None:
 
 
 _RULES: tuple[Rule, ...] = (
-    _table, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided,
+    _table, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided, check_predicting,
 )  # fmt: skip

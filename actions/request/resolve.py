@@ -13,9 +13,11 @@ from actions.request.compatible import check
 from actions.request.configurations import configured
 from actions.request.data import data_of
 from actions.request.idle import idle_notes
+from actions.request.new_data import new_data_of
 from actions.request.origin import adapted_of, of_run, origin_of, with_configs
 from actions.request.values import merged
 from dataset.reading.own import check_name
+from options.actions import ANSWERING
 from options.every import Options, changed
 
 
@@ -27,7 +29,7 @@ def resolve(command: Command) -> Request:
     fingerprint, command = command.fingerprint, of_run(command)
     origin = origin_of(command)
     values = merged(command, origin.recorded)
-    data = data_of(values, origin.recorded)
+    data = new_data_of(command, values, origin) if command.action in ANSWERING else data_of(values, origin.recorded)
     values |= data.values
     adapted, of_base = adapted_of(values["model"], origin.base.name, data.spec.task)
     origin = with_configs(origin, adapted)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS, CONFIG, METRICS, PARAMETERS, LOGS = "checkpoints", "config.toml", "metrics.json", "parameters.json", "logs"
 RUN, SCORES, ADAPTER, LORA, SHORTCUT = "run.json", "scores.toml", "adapter", "lora.toml", "shortcut.toml"
+SAMPLES = "samples.md"
 
 
 @dataclass(frozen=True)

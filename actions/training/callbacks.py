@@ -177,7 +177,7 @@ class EndTogether(pl.Callback):
             # Lightning's own handler runs a collective, which the other processes may not reach.
             signal.signal(signal.SIGTERM, terminate)
 
-    on_test_start = on_validation_start
+    on_test_start = on_predict_start = on_validation_start
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         end_with_this_process(trainer.strategy.launcher)

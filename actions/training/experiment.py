@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import model.family as families
 from actions.command.request import Request
@@ -38,7 +38,8 @@ from model.peft_format.fit import check_adapter_weights, check_modules, put_into
 from model.sharding import Sharding, blocks_of
 from model.skeleton import skeleton
 from model.task import class_of
-from model.task.fine_tuning import FineTuning, Generation, TaskParts
+from model.task.fine_tuning import FineTuning, TaskParts
+from model.task.generation import Generation
 from model.task.optimization import batches_within, steps_of_run
 from model.trained import take
 from options.actions import DYREALLOC, IMP_TEST, TEST, TRAIN
@@ -75,7 +76,7 @@ def build(request: Request) -> Experiment:
     planned = plan_elements(request, config)
     if options.cache_frozen_prefix and planned is not None and request.action in (TRAIN, DYREALLOC):
         check_blocks(config, "--cache-frozen-prefix does", "layerdrop")
-    if (sharding := _sharding(request)) is not None:  # all processes must gather the same blocks
+    if (sharding := sharding_of(request)) is not None:  # all processes must gather the same blocks
         check_blocks(config, f"--strategy {options.devices.strategy} does", "layerdrop")
     notes = [*request.notes, *(planned.notes if planned else ())]
     data = TextDataModule(spec, options.data, options.seed)
@@ -98,39 +99,28 @@ def build(request: Request) -> Experiment:
     if shown is not None:
         say(shown)
 
-    base = load_base(
-        base_source,
-        config,
-        tokenizer,
-        spec.task,
-        options.devices.precision,
-        options.quantize,
-        sharded=sharding is not None,
-    )
-    pl.seed_everything(options.seed, workers=True, verbose=False)
-    space = None if planned is None else adapt(base.network, planned)
+    loaded = load_model(request, options, config, tokenizer, planned)
+    network, space = loaded.network, loaded.space
     if options.gradient_checkpointing:
-        enable_gradient_checkpointing(base.network, space)
-    record = ModelRecord(request.action, as_plain(options), base_source, base.sha256, request.configs)
-    has_head = put_weights(request, record, base.network, space)
+        enable_gradient_checkpointing(network, space)
     compiles = options.compile and request.action == TRAIN  # only training runs compiled blocks
     if compiles:
-        compile_blocks(blocks_of(base.network, space))
+        compile_blocks(blocks_of(network, space))
     parts = TaskParts(
-        network=base.network,
+        network=network,
         space=space,
         spec=spec,
         validation_names=data.validation_names,
         test_names=data.test_names,
         optimization=options.optimization,
-        record=record,
+        record=loaded.record,
         batches_per_epoch=data.train_batches_per_epoch,
         sharding=sharding,
         metric=options.run.metric,
         generation=Generation(tokenizer, options.max_new_tokens or data.limits.max_target_len, options.num_beams),
         uncompiled=uncompiled if compiles else nullcontext,
     )
-    return Experiment(options, data, class_of(spec)(parts), base.untrained_head and not has_head, request.resumed)
+    return Experiment(options, data, class_of(spec)(parts), loaded.untrained_head, request.resumed)
 
 
 def search_plan(options: Options, mode: Mode) -> Plan:
@@ -140,7 +130,41 @@ def search_plan(options: Options, mode: Mode) -> Plan:
     return Plan(given.budget, given.budget_schedule, heuristic, *ends, seed=options.seed, mode=mode)
 
 
-def _sharding(request: Request) -> Sharding | None:
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its trained weights."""
+
+    network: PreTrainedModel
+    space: SearchSpace | None  # None for a plain network
+    record: ModelRecord
+    untrained_head: bool
+
+
+def load_model(
+    request: Request,
+    options: Options,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    planned: Placement | None,
+) -> Loaded:
+    """Load the base, put the elements into it, and load trained weights. It is not sharded yet."""
+    base = load_base(
+        request.base,
+        config,
+        tokenizer,
+        request.spec.task,
+        options.devices.precision,
+        options.quantize,
+        sharded=sharding_of(request) is not None,
+    )
+    pl.seed_everything(options.seed, workers=True, verbose=False)
+    space = None if planned is None else adapt(base.network, planned)
+    record = ModelRecord(request.action, as_plain(options), request.base, base.sha256, request.configs)
+    has_head = put_weights(request, record, base.network, space)
+    return Loaded(base.network, space, record, base.untrained_head and not has_head)
+
+
+def sharding_of(request: Request) -> Sharding | None:
     """How the frozen base, or a plain model, is divided over processes. None if it is not."""
     devices = request.options.devices
     if devices.shards is None:

@@ -34,7 +34,9 @@ from actions.training.resources import Resources
 from actions.training.strategies import strategy_of
 from actions.training.training_state import CheckForm
 from heterolora.common.errors import UserError
+from model.checkpoint import Checkpoint
 from model.quantize import check_quantize
+from model.task.fine_tuning import FineTuning
 from options.every import Options
 
 
@@ -71,31 +73,43 @@ def check_devices(options: Options) -> None:
 def build_trainer(experiment: Experiment, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """A trainer that writes into `folder`. With callbacks it trains, and curves continue those of a resumed run."""
     options, resumed = experiment.options, experiment.resumed
-    strategy = strategy_of(options.devices, adapted=experiment.task.space is not None)
-    environment = cluster_environment()
 
     def check(*_: Any, **__: Any) -> None:
         """At the start of every `fit`, `validate` and `test`, when the rows are encoded."""
         check_agreement(experiment)
         check_batches(experiment.task.record.action, options, experiment.data)
 
-    return pl.Trainer(
-        **options.devices.for_lightning(strategy),
+    return trainer_of(
+        options,
+        experiment.task,
+        [LambdaCallback(setup=check), *callbacks],
+        resumed,
         **vars(options.loop),
         max_steps=-1,  # StopAfter counts them
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module divides the rows itself
         enable_checkpointing=any(isinstance(callback, RunCheckpoints) for callback in callbacks),
-        enable_model_summary=False,
-        inference_mode=experiment.task.sharding is None,  # weights that FSDP2 gathers in it could not be trained with
         default_root_dir=folder,
         logger=build_loggers(options, folder, resumed.step if resumed else 0) if callbacks else False,
-        callbacks=[
-            Progress(),
-            EndTogether(),
-            LambdaCallback(setup=check),
-            *callbacks,
-        ],
+    )
+
+
+def trainer_of(
+    options: Options,
+    task: FineTuning,
+    callbacks: Sequence[pl.Callback],
+    resumed: Checkpoint | None = None,
+    **more: Any,
+) -> pl.Trainer:
+    """A trainer on the devices of the options, with a progress bar. `more` are arguments of `pl.Trainer`."""
+    strategy = strategy_of(options.devices, adapted=task.space is not None)
+    environment = cluster_environment()
+    return pl.Trainer(
+        **options.devices.for_lightning(strategy),
+        **more,
+        use_distributed_sampler=False,  # the data modules divide the rows themselves
+        enable_model_summary=False,
+        inference_mode=task.sharding is None,  # weights that FSDP2 gathers in it could not be trained with
+        callbacks=[Progress(), EndTogether(), *callbacks],
         plugins=[SafeCheckpointIO(resumed), *([] if environment is None else [environment])],
     )
 

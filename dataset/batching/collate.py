@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from dataset.batching.packing import pack
-from dataset.batching.targets import IGNORE, each_choice, learned_spans
+from dataset.batching.targets import IGNORE, each_choice, has_targets, learned_spans
 from heterolora.saliency.problem import Batch
 
 
@@ -23,11 +23,11 @@ class Collator:
     | --- | --- |
     | `input_ids`, `attention_mask` | (R, T) int64, padded on the right |
     | `token_type_ids` | (R, T) int64, if the tokenizer has them |
-    | `labels` | (R,) int64 classes or float32 values; causal: (R, T) int64, -100 where there is no loss |
+    | `labels` | if any: (R,) int64 classes or float32 values; causal: (R, T) int64, -100 where there is no loss |
     | `index` | (R,) int64, row of the split |
     | `weight` | (R,) float32, 1, or 0 for a filler row |
     | `prompt_ids`, `prompt_mask` | with `generate`: (R, P) int64, the prompts alone, padded on the left |
-    | `target` | with `generate`: list of R reference texts |
+    | `target` | with `generate`: list of R reference texts, if there are any |
     | `choices`, `answer` | with `choices`: (R,) int64, the number of choices and the place of the right one |
     | `characters` | with `choices`: (R, C) float32, the length of each choice; 1 where a row has fewer than C |
     | `pieces` | with `pack_to`: list of R (pack, first token, tokens) |
@@ -59,9 +59,9 @@ class Collator:
         batch = dict(
             self._pad([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in sequences])
         )
-        if "labels" not in rows[0]:
+        if has_targets(rows[0]):
             batch["labels"] = _causal_labels(batch, [learned_spans(row) for row in sequences])
-        else:
+        elif "labels" in rows[0]:
             kind = torch.float32 if isinstance(rows[0]["labels"], float) else torch.int64
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
         batch["index"] = index
@@ -70,7 +70,8 @@ class Collator:
         if self.generate:
             prompts = self._pad([{"input_ids": row["input_ids"][: row["context"]]} for row in rows], "left")
             batch["prompt_ids"], batch["prompt_mask"] = prompts["input_ids"], prompts["attention_mask"]
-            batch["target"] = [row["target"] for row in rows]
+            if "target" in rows[0]:
+                batch["target"] = [row["target"] for row in rows]
         if self.choices:
             batch["choices"] = torch.tensor([len(row["choices"]) for row in rows])
             batch["answer"] = torch.tensor([row["answer"] for row in rows])
@@ -85,7 +86,7 @@ class Collator:
 def _numbers(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Returns the numbers of tokens and, for a causal model, of targets. The first token of a row is no target."""
     numbers = {"tokens": sum(len(row["input_ids"]) for row in rows)}
-    if "labels" in rows[0]:
+    if not has_targets(rows[0]):
         return numbers
     spans = (span for row in rows if row["weight"] for span in learned_spans(row))
     return {**numbers, "targets": sum(max(0, end - max(start, 1)) for start, end in spans)}

@@ -8,6 +8,11 @@ from typing import Any
 IGNORE = -100  # the label of tokens that the loss skips
 
 
+def has_targets(row: Mapping[str, Any]) -> bool:
+    """Whether it is a causal model's row. Others have a label, or nothing to learn."""
+    return "context" in row or "spans" in row
+
+
 def learned_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Returns the (start, end) of the tokens of a causal model's row that the loss is taken on."""
     if "spans" not in row:

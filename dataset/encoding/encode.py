@@ -167,13 +167,13 @@ def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit
     A row without tokens, which is an empty text, gets one token, because a model cannot read none.
     """
     batch = render(spec, rows).to_pydict()
-    labels = batch.pop("label")
+    labels = {"labels": batch.pop("label")} if "label" in batch else {}  # rows to predict have none
     encoded = tokenizer(*batch.values(), truncation=True, max_length=limit, return_attention_mask=False)
     for row, ids in enumerate(encoded["input_ids"]):
         if not ids:
             for name, values in encoded.items():
                 values[row] = [only_token(tokenizer) if name == "input_ids" else 0]
-    return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
+    return {**encoded, **labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
 
 def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, rows: pa.Table) -> Columns:

@@ -20,11 +20,11 @@ _BATCH = 10_000
 
 
 def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
-    """Returns the texts of some rows of a split, and the column `label` for classification.
+    """Returns the texts of some rows of a split, and the column `label` for classification, if they have it.
 
     The texts are in the columns `prompt` and `response`, or `text`, or `text` and `pair`. Multiple choice has `header`,
-    `examples`, `prompt` and `choices`, and `label` is the place of the right choice. `examples` and `choices` are JSON
-    lists.
+    `examples`, `prompt` and `choices`, and `label` is the place of the right choice, 0 if that is not known. `examples`
+    and `choices` are JSON lists. Rows to predict have no `response`.
 
     Args:
         spec: the data set.
@@ -37,6 +37,7 @@ def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
         return _questions(spec, spec.choices, rows, first)
     if spec.prompt is not None:
         functions = {"prompt": spec.prompt, "response": spec.response}
+        functions = {name: function for name, function in functions.items() if _is_read(spec, name, rows)}
         texts = {name: _strings(spec, name, function, rows.to_pylist(), first) for name, function in functions.items()}
     elif spec.texts is not None:
         pairs = _results(spec, "texts", spec.texts, rows.to_pylist(), first)
@@ -44,7 +45,13 @@ def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
         texts = dict(zip(_TEXTS, columns, strict=False))
     else:
         texts = {name: rows[column] for name, column in zip(_TEXTS, spec.columns, strict=False)}
-    return pa.table({**texts, "label": rows[spec.label]} if spec.classifies else texts)
+    labelled = spec.classifies and spec.label in rows.column_names
+    return pa.table({**texts, "label": rows[spec.label]} if labelled else texts)
+
+
+def _is_read(spec: DatasetSpec, name: str, rows: pa.Table) -> bool:
+    """Whether the rows have what a function of the entry reads. Rows to predict have no response."""
+    return name != "response" or {*spec.columns} <= {*rows.column_names}
 
 
 def rendered(rows: Dataset, spec: DatasetSpec) -> Iterator[pa.Table]:
@@ -60,10 +67,13 @@ def _questions(spec: DatasetSpec, chosen: Choices, table: pa.Table, first: int) 
     rows = _decoded(spec, table, first)
     choices = _results(spec, "choices", chosen.texts, rows, first)
     keys = _results(spec, "keys", chosen.keys, rows, first) if chosen.keys else [None] * len(rows)
-    right = [
-        _right(f"row {index} of data set '{spec.name}'", spec.label, *of_row)
-        for index, of_row in enumerate(zip(table[spec.label].to_pylist(), choices, keys, strict=True), first)
-    ]
+    right = [0] * len(rows)
+    if spec.label in table.column_names:
+        labels = table[spec.label].to_pylist()
+        right = [
+            _right(f"row {index} of data set '{spec.name}'", spec.label, *of_row)
+            for index, of_row in enumerate(zip(labels, choices, keys, strict=True), first)
+        ]
     empty = pa.array(["[]"] * len(rows), pa.large_string())
     return pa.table(
         {

@@ -16,12 +16,14 @@ _AUTHORS = {"human": "user", "user": "user", "gpt": ASSISTANT, ASSISTANT: ASSIST
 Message = dict[str, Any]
 
 
-def conversations(where: str, values: Sequence[Any]) -> list[str]:
-    """Returns each conversation of a split as JSON text. Raises UserError for the first one of another form."""
-    return [_as_json(f"row {index} of {where}", value) for index, value in enumerate(values)]
+def conversations(where: str, values: Sequence[Any], answered: bool = True) -> list[str]:
+    """Returns each conversation of a split as JSON text. Raises UserError for the first one of another form, or, if all
+    must be `answered`, without a turn of the assistant.
+    """
+    return [_as_json(f"row {index} of {where}", value, answered) for index, value in enumerate(values)]
 
 
-def _as_json(where: str, value: Any) -> str:
+def _as_json(where: str, value: Any, answered: bool) -> str:
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -39,7 +41,7 @@ def _as_json(where: str, value: Any) -> str:
             raise UserError(f"turn {turn} in {where} is {shown(message)[:60]}", FORM)
         kept = {key: each for key, each in message.items() if each is not None and (key != TOOLS or each)}
         messages.append({"content": "", **kept})
-    if not any(is_learned(message) and (message["content"] or TOOLS in message) for message in messages):
+    if answered and not any(is_learned(message) and (message["content"] or TOOLS in message) for message in messages):
         raise UserError(f"{where} has no turn of the role '{ASSISTANT}'", "the loss is taken on its turns")
     return json.dumps(messages, default=str)  # a turn may have a time
 

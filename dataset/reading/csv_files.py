@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,6 +56,9 @@ class Csv(RowFile):
             return table
         labels = _labels(table.select([wanted.label]), wanted.label_may_be_text)
         return table.set_column(table.num_columns - 1, wanted.label, labels)
+
+    def _all_rows(self) -> list[dict[str, Any]]:
+        return [row for batch in self._batches() for row in batch.to_pylist()]
 
     def _batches(self) -> Iterator[pa.Table]:
         """Yields the rows as text, after a table of the header without rows."""

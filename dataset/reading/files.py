@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -34,6 +35,9 @@ class Parquet(RowFile):
         place = table.column_names.index(wanted.label)
         return table.set_column(place, wanted.label, table[wanted.label].cast(number))
 
+    def _all_rows(self) -> list[dict[str, Any]]:
+        return parquet.read_table(self.path).to_pylist()
+
 
 class Text(RowFile):
     """A txt file: its lines, with their line ends, are the column `text`."""
@@ -44,6 +48,9 @@ class Text(RowFile):
     def _table(self, wanted: Wanted) -> pa.Table:
         check_present(self.path, wanted, [_TEXT])
         return pa.table({_TEXT: pa.array(io.StringIO(self._text(), newline=None), pa.string())})
+
+    def _all_rows(self) -> list[dict[str, Any]]:
+        return self._table(Wanted((_TEXT,))).to_pylist()
 
 
 #: The keys are `dataset.reading.splits.SUFFIXES`.

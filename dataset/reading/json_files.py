@@ -50,6 +50,9 @@ class JsonLines(RowFile):
         check_present(self.path, wanted, sorted(present))
         return joined(batches)
 
+    def _all_rows(self) -> list[dict[str, Any]]:
+        return [row for _, row in self._rows()]
+
     def _rows(self) -> Iterator[tuple[Location, dict[str, Any]]]:
         for number, text in self._lines(_ONE_OBJECT):
             if text.strip():

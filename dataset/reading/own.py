@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from dataset import registry
 from dataset.choices import GAP, Choices
@@ -73,13 +74,13 @@ def describe(
     from dataset.reading.stored import stored_splits
 
     name, of_any_roles = name_of(dataset), roles or Roles("causal_language_modeling", ("text",))
-    opened = stored_splits(_spec(dataset, of_any_roles, ()))
+    opened = stored_splits(spec_of(dataset, of_any_roles, ()))
     train = opened["train"] if "train" in opened else next(iter(opened.values()))
     columns = train.columns()
     roles = roles or roles_of(columns, own, task, name)
     check_columns(roles, columns, name)
     if roles.label is not None and roles.classifies and needs_labels:
-        rows = train.read(_spec(dataset, roles, ()).wanted, cache)
+        rows = train.read(spec_of(dataset, roles, ()).wanted, cache)
         labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
         if labels and {*labels} <= {*classes}:
             labels = classes
@@ -101,12 +102,11 @@ def _described(
         messages_column=roles.messages,
         choices_column=roles.choices,
     )
-    return _spec(dataset, roles, labels), filled
+    return spec_of(dataset, roles, labels), filled
 
 
-def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
-    path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
-    place = None if path else Path(dataset)
+def spec_of(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
+    where = location(dataset)
     metrics = TASKS[roles.task].metrics
     if roles.choices is not None:
         metrics = CHOICE_METRICS
@@ -118,23 +118,27 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
         task=roles.task,
         columns=roles.columns,
         metrics=metrics,
-        path=path,
-        config=config or None,
         label=roles.label or "label",
         labels=labels,
         validation=(),
-        prompt=partial(_paragraphs, roles.prompt) if roles.prompt else None,
+        prompt=partial(paragraphs, roles.prompt) if roles.prompt else None,
         cue=CUE if answers else GAP if roles.choices is not None else "",
         response=itemgetter(roles.response) if answers else None,
         choices=None if roles.choices is None else Choices(itemgetter(roles.choices), nested=(roles.choices,)),
-        running_text=place is not None and _is_txt(place),
+        running_text=where["place"] is not None and _is_txt(where["place"]),
         chat=roles.messages is not None,
         own=True,
-        place=place,
+        **where,
     )
 
 
-def _paragraphs(columns: tuple[str, ...], row: Row) -> str:
+def location(dataset: str) -> dict[str, Any]:
+    """Returns the fields of an entry that say where own data are: in a file or folder, or on the hub."""
+    path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
+    return {"path": path, "config": config or None, "place": None if path else Path(dataset)}
+
+
+def paragraphs(columns: tuple[str, ...], row: Row) -> str:
     """Returns the texts of the columns on lines of their own, without those that are empty or missing."""
     return "\n".join(row[column] for column in columns if row[column])
 

@@ -118,25 +118,25 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
         return given
     prompt = split_names(own.prompt_column) or _prompt(columns)
     if own.choices_column is not None:
-        found = _questions(own.choices_column, prompt, own.label_column or _called(columns, LABEL), task)
+        found = _questions(own.choices_column, prompt, own.label_column or called(columns, LABEL), task)
         if found is None:
             raise UserError("--choices-column needs --prompt-column and --label-column", _candidates(columns))
         return found
     answering = own.prompt_column or own.response_column
     described = answering or any(getattr(own, option) is not None for option in _GROUPS["texts"])
-    messages = _called(columns, *MESSAGES)
+    messages = called(columns, *MESSAGES)
     if not described and task in (None, "causal_language_modeling") and messages is not None:
         return Roles("causal_language_modeling", messages=messages)
-    response = own.response_column or _called(columns, *RESPONSES)
+    response = own.response_column or called(columns, *RESPONSES)
     if answering or (not described and task != "classification" and prompt and response):
         if not prompt or response is None:
             missing = "--response-column" if prompt else "--prompt-column"
             raise UserError(f"{missing} is missing", _candidates(columns))
-        if not answering and (rating := _called(columns, LABEL)) is not None:  # as for KTO, of good and bad responses
+        if not answering and (rating := called(columns, LABEL)) is not None:  # as for KTO, of good and bad responses
             what = f"'{response}' may be the response to train on, or a text with the label '{rating}'"
             raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
         return _fits(_answers(prompt, response, task), task)
-    label = own.label_column or (None if task == "causal_language_modeling" else _called(columns, LABEL))
+    label = own.label_column or (None if task == "causal_language_modeling" else called(columns, LABEL))
     texts = split_names(own.text_columns) or _texts(columns, label)
     if label is not None and texts:
         return _fits(Roles("classification", texts, label), task)
@@ -153,7 +153,7 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
     raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
 
 
-def _called(columns: Mapping[str, ColumnKind], *names: str) -> str | None:
+def called(columns: Mapping[str, ColumnKind], *names: str) -> str | None:
     """Returns the column with one of these names, or the only one that differs from them by capitals alone."""
     exact = [name for name in names if name in columns]
     found = exact or [column for column in columns if column.strip().lower() in names]
@@ -162,9 +162,9 @@ def _called(columns: Mapping[str, ColumnKind], *names: str) -> str | None:
 
 def _prompt(columns: Mapping[str, ColumnKind]) -> tuple[str, ...]:
     """Returns the column of prompts, or an instruction and its input as in Alpaca and Dolly, or nothing."""
-    if (prompt := _called(columns, PROMPT)) is not None:
+    if (prompt := called(columns, PROMPT)) is not None:
         return (prompt,)
-    found = (_called(columns, INSTRUCTION), _called(columns, *INPUTS))
+    found = (called(columns, INSTRUCTION), called(columns, *INPUTS))
     return tuple(name for name in found if name is not None) if found[0] is not None else ()
 
 
@@ -173,7 +173,7 @@ def _texts(columns: Mapping[str, ColumnKind], label: str | None) -> tuple[str, .
 
     Without labels, texts are modelled, and only `text` or a single column is an obvious choice.
     """
-    if (text := _called(columns, TEXT)) is not None and columns[text] == "text":
+    if (text := called(columns, TEXT)) is not None and columns[text] == "text":
         return (text,)
     texts = tuple(name for name, kind in columns.items() if kind == "text" and name != label)
     most = 1 if label is None else 2

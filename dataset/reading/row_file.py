@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -41,6 +42,11 @@ class RowFile:
             table.validate(full=True)  # damaged offsets would end the whole process when a text is read
             return table
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns all columns, with the values as the file has them."""
+        with self.opened():
+            return self._all_rows() if self.path.stat().st_size else []
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Converts any exception of the block to a UserError about this file."""
@@ -55,6 +61,9 @@ class RowFile:
         raise NotImplementedError
 
     def _table(self, wanted: Wanted) -> pa.Table:
+        raise NotImplementedError
+
+    def _all_rows(self) -> list[dict[str, Any]]:
         raise NotImplementedError
 
     def _text(self) -> str:

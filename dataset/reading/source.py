@@ -18,7 +18,7 @@ from dataset.reading.labels import are_hidden, label_ids
 from dataset.reading.row_file import empty
 from dataset.reading.splits import VALIDATION
 from dataset.reading.stored import DATA_SEED, UNNAMED, StoredSplits, stored_splits
-from dataset.spec import DatasetSpec
+from dataset.spec import DatasetSpec, Wanted
 from heterolora.common.errors import UserError, nearest
 from options.data import HELD_OUT
 
@@ -192,19 +192,31 @@ def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool)
 
 def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> Dataset:
     """Returns the entry's columns of a split, with label ids and without missing texts. Appends to `notes`."""
-    columns = spec.wanted.columns
+    rows = checked_texts(spec, spec.wanted, where, rows, notes)
+    if not spec.classifies:
+        return rows
+    return _with_column(rows, spec.label, np.asarray(label_ids(spec, where, rows)))
+
+
+def checked_texts(
+    spec: DatasetSpec, wanted: Wanted, where: str, rows: Dataset, notes: list[str], answered: bool = True
+) -> Dataset:
+    """Returns the wanted columns of a split, without missing texts. Appends to `notes`.
+
+    `answered`: whether each conversation must have a turn of the assistant.
+    """
     if len(rows) == 0:
         raise empty(where)
-    for column in columns:
+    for column in wanted.columns:
         if column not in rows.column_names:
             raise UserError(f"{where} has no column '{column}'", nearest(column, rows.column_names))
-    rows = rows.with_format(None).select_columns(columns)
+    rows = rows.with_format(None).select_columns(wanted.columns)
     if spec.chat:
-        return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:])})
-    for column in spec.nested:  # text is JSON already
+        return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:], answered)})
+    for column in wanted.nested:  # text is JSON already
         texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in rows[column][:]]
         rows = _with_column(rows, column, texts)
-    for column in spec.columns:
+    for column in wanted.texts:
         feature = rows.features[column]
         kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
         if kind not in ("string", "large_string"):
@@ -213,12 +225,11 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
         if missing := texts.null_count:
             notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
             rows = _with_column(rows, column, texts.fill_null(""))
-    if spec.columns and spec.choices is None and not any(_has_text(rows, column) for column in spec.columns):
-        names = " and ".join(f"'{column}'" for column in spec.columns)
+    columns = [column for column in spec.columns if column in wanted.texts]
+    if columns and spec.choices is None and not any(_has_text(rows, column) for column in columns):
+        names = " and ".join(f"'{column}'" for column in columns)
         raise UserError(f"all texts of {where} are empty, in column {names}", "give the column of the texts")
-    if not spec.classifies:
-        return rows
-    return _with_column(rows, spec.label, np.asarray(label_ids(spec, where, rows)))
+    return rows
 
 
 def _has_text(rows: Dataset, column: str) -> bool:

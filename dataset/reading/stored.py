@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -37,22 +38,28 @@ class Stored:
     Attributes:
         read: returns at least the wanted columns. If its second argument is true, rows from files are kept on disk.
         columns: returns what each column holds.
+        rows: returns all columns of all rows, with the values as they are stored.
     """
 
     read: Callable[[Wanted, bool], Dataset]
     columns: Callable[[], Mapping[str, ColumnKind]]
+    rows: Callable[[], list[dict[str, Any]]]
 
     @classmethod
     def made_by(cls, make: Callable[[], Dataset]) -> Stored:
         """Returns the split that `make` returns, with all its columns."""
         made = cache(make)
-        return cls(lambda wanted, on_disk: made(), lambda: kinds_of(made().data.schema))
+        return cls(lambda wanted, on_disk: made(), lambda: kinds_of(made().data.schema), lambda: made().to_list())
 
     @classmethod
     def in_files(cls, paths: Sequence[Path]) -> Stored:
         """Returns the split whose rows are those of all files."""
         files = [FORMATS[path.suffix](path) for path in paths]
-        return cls(cache(partial(_rows_of, files)), cache(partial(_columns_of, files)))
+        return cls(
+            cache(partial(_rows_of, files)),
+            cache(partial(_columns_of, files)),
+            lambda: [row for file in files for row in file.rows()],
+        )
 
 
 StoredSplits = Mapping[str, Stored]

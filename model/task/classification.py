@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
+from model.task.answers import Answer, answers_of
 from model.task.fine_tuning import FineTuning, network_inputs
 from model.task.rows import Answers
 
@@ -17,8 +18,11 @@ from model.task.rows import Answers
 class Classification(FineTuning):
     """Cross-entropy over label ids (squared error for regression), weighted by rows."""
 
+    def logits(self, batch: Batch) -> Tensor:
+        return self.network(**network_inputs(batch)).logits.float()  # (rows, labels)
+
     def loss(self, batch: Batch) -> Loss:
-        logits = self.network(**network_inputs(batch)).logits.float()  # (rows, labels)
+        logits = self.logits(batch)
         if self.spec.regression:
             each = F.mse_loss(logits.squeeze(-1), batch["labels"].float(), reduction="none")
         else:
@@ -33,6 +37,11 @@ class Classification(FineTuning):
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0
         return present(loss.logits)[kept], batch["labels"][kept]
+
+    def answers(self, batch: Batch) -> list[Answer]:
+        logits = self.logits(batch)
+        scores = logits if self.spec.regression else logits.softmax(-1)
+        return answers_of(batch, scores=[*map(tuple, scores.tolist())])
 
     def official_pairs(self, first: Tensor, second: Tensor) -> tuple[Sequence[float], Sequence[float]]:
         predicted = first.squeeze(-1) if self.spec.regression else first.argmax(-1)

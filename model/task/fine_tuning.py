@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
@@ -26,7 +26,9 @@ from model import metrics
 from model.checkpoint import Checkpoint, ModelRecord, checkpoint_of, keep_trained
 from model.lightning import leave_out_of_broadcasts, window_ends
 from model.sharding import Sharding, is_sharded, shard, sharded_names
+from model.task.answers import Answer
 from model.task.frozen_prefix import FrozenPrefix
+from model.task.generation import Generation
 from model.task.optimization import batches_within, build_optimizer, build_scheduler, coming_rates, steps_of_run
 from model.task.rows import Answers, RowResult
 from model.task.window import Window
@@ -34,15 +36,6 @@ from model.trained import take, trained_names
 from options.optimization import Optimization
 
 _NETWORK_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How text is generated for the metrics: by greedy search, or with a number of beams above 1."""
-
-    tokenizer: PreTrainedTokenizerBase
-    max_new_tokens: int
-    num_beams: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ class TaskParts:
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
         metric: the metric, or `loss`, that selects the best checkpoint. None: the data set's first metric.
         sharding: how the base, or a plain model, is divided over processes. None: every process holds all of it.
-        generation: how text is generated, for a task whose metrics compare it.
+        generation: how text is generated, for predictions and for metrics that compare it.
         uncompiled: makes a context in which compiled blocks run uncompiled.
     """
 
@@ -127,6 +120,10 @@ class FineTuning(pl.LightningModule, ABC):
         """Returns what each row (rows,) of an evaluated batch counts, 1 or its target tokens, and its label and
         prediction: None for a task without labels. Filler rows have values too.
         """
+
+    @abstractmethod
+    def answers(self, batch: Batch) -> list[Answer]:
+        """Returns what the model predicts for the rows of a batch, which need no labels, without filler rows."""
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
         """Converts the result of `predictions` to predictions and references for the benchmark's own metric."""
@@ -206,6 +203,9 @@ class FineTuning(pl.LightningModule, ABC):
             kept = batch["index"][batch["weight"] > 0].tolist()
             pairs = zip(kept, *self.official_pairs(*predicted), strict=True)
             self._predictions += [(split, *pair) for pair in pairs]
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
+        return self.answers(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics(self.validation_names)

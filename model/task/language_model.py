@@ -6,8 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.batching.targets import IGNORE
+from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
+from model.task.answers import Answer, answers_of
 from model.task.fine_tuning import FineTuning, TaskParts, network_inputs
+from model.task.generation import Writer
 from model.task.rows import Answers
 from model.task.token_losses import Head
 
@@ -18,6 +21,14 @@ class LanguageModel(FineTuning):
     def __init__(self, parts: TaskParts) -> None:
         super().__init__(parts)
         self.head = Head(self.network)
+        self._writer: Writer | None = None
+
+    @property
+    def writer(self) -> Writer:
+        """Generates text. From its first use on, the network has the settings of the program."""
+        if self._writer is None:
+            self._writer = Writer(self.network, present(self.parts.generation))
+        return self._writer
 
     def loss(self, batch: Batch) -> Loss:
         targets, kept = next_tokens(batch)
@@ -30,6 +41,9 @@ class LanguageModel(FineTuning):
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers | None]:
         _, kept = next_tokens(batch)
         return kept.sum(-1), None
+
+    def answers(self, batch: Batch) -> list[Answer]:
+        return answers_of(batch, text=self.writer.write(batch["prompt_ids"], batch["prompt_mask"]))
 
 
 def next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
+from model.task.answers import Answer, answers_of
 from model.task.language_model import LanguageModel, next_tokens
 from model.task.rows import Answers
 
@@ -40,6 +41,11 @@ class MultipleChoice(LanguageModel):
         normalised = scores / batch["characters"]
         picks = torch.stack([scores.argmax(-1), normalised.argmax(-1)], dim=-1)  # (rows, 2)
         return picks[kept], batch["answer"][kept]
+
+    def answers(self, batch: Batch) -> list[Answer]:
+        scores = present(self.loss(batch).logits).tolist()
+        counts = batch["choices"].tolist()
+        return answers_of(batch, scores=[tuple(row[:count]) for row, count in zip(scores, counts, strict=True)])
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:
         return _right_tokens(batch), (batch["answer"], present(loss.logits).argmax(-1))

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from itertools import compress
 
-import torch
-from transformers import GenerationConfig
-
 from heterolora.saliency.problem import Batch, Loss
-from model.sharding import is_sharded
-from model.task.fine_tuning import TaskParts
 from model.task.language_model import LanguageModel
 
 
@@ -19,38 +14,10 @@ class Summarization(LanguageModel):
     A summary ends with the end-of-sequence token of the tokenizer, as in training.
     """
 
-    def __init__(self, parts: TaskParts) -> None:
-        super().__init__(parts)
-        assert parts.generation is not None
-        self.tokenizer = tokenizer = parts.generation.tokenizer
-        self.generation = GenerationConfig(
-            max_new_tokens=parts.generation.max_new_tokens,
-            num_beams=parts.generation.num_beams,
-            do_sample=False,
-            use_cache=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        # `generate` takes every value that its argument leaves open from here: penalties, forced tokens and others.
-        self.network.generation_config = self.generation
-
     def predictions(self, batch: Batch, loss: Loss) -> tuple[list[str], list[str]]:
         kept = (batch["weight"] > 0).tolist()
-        return list(compress(self.write(batch), kept)), list(compress(batch["target"], kept))
-
-    @torch.no_grad()
-    def write(self, batch: Batch) -> list[str]:
-        """Returns continuations of the left-padded prompts."""
-        prompts = batch["prompt_ids"]
-        generated = self.network.generate(
-            input_ids=prompts,
-            attention_mask=batch["prompt_mask"],
-            generation_config=self.generation,
-            synced_gpus=is_sharded(self.network),  # every token needs a pass of every process
-        )
-        texts = self.tokenizer.batch_decode(generated[:, prompts.shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        written = self.writer.write(batch["prompt_ids"], batch["prompt_mask"])
+        return list(compress(written, kept)), list(compress(batch["target"], kept))
 
 
 TASK = Summarization
