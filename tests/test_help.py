@@ -31,7 +31,7 @@ def test_help_of_an_action_is_short(action: str, capsys: pytest.CaptureFixture[s
     assert len(said.splitlines()) <= LONGEST
     assert not [line for line in said.splitlines() if len(line) > 100]
     assert "usage:" not in said
-    assert all(word in said for word in ("--model", "--dataset", "--load", "--help-all"))
+    assert all(word in said for word in ("--model", "--load", "--help-all"))
     assert "--gradient-clip-val" not in said
 
 
