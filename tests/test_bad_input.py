@@ -137,6 +137,8 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained"  # a
         ("imp-test --dataset rte --dyrealloc-ags-mode combined", "needs shortcuts", "a model with shortcuts"),
         ("imp-test --dataset rte --dyrealloc-ags-mode both", "both", "separated"),
         ("imp-test --dataset rte --model some/model", "plain model", "<family>_lora"),
+        *((f"imp-test opt_lora rte --load a/b --pretrained --quantize nf4 --importance-test-name {name}",
+           f"{name} cannot be used with --quantize", "grad_norm") for name in ("synflow", "weight_gradient")),
         (f"{SEARCH} --realloc-N 0", "--realloc-N 0", "at least 1"),
         (f"{SEARCH} --realloc-N 1.5", "--realloc-N 1.5", "share in (0, 1]"),
         (f"{SEARCH} --dyrealloc-ags-mode separated", "needs shortcuts", "off"),
@@ -145,7 +147,7 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained"  # a
         (f"{SEARCH} --model some/model", "plain model", "_lora"),
         (f"{SEARCH} --strategy deepspeed", "deepspeed", "ddp"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_on_the_command_line(capfd, monkeypatch, arguments: str, found: str, expected: str) -> None:
     complains(capfd, found, expected, *arguments.split())
 
