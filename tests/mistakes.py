@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -20,6 +20,16 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert lines[0].startswith("error: ")
     assert ";" in lines[0]
     return lines[0]
+
+
+def refusal(call: Callable[..., object], *arguments: object, **named: object) -> str:
+    """The line of the UserError that a call must raise: short, and without control characters."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **named)
+    line = str(caught.value)
+    assert line.isprintable()
+    assert len(line) < 10_000
+    return line
 
 
 @contextmanager

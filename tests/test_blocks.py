@@ -15,8 +15,8 @@ import yaml
 from heterolora.choosing import scores
 from heterolora.choosing.allocation import Scored
 from heterolora.choosing.scores import Scores
-from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
+from tests.mistakes import refusal
 from tests.test_realloc_tool import _scores
 from tests.tiny import tiny_network
 from tests.world import World, run, write_lora
@@ -204,10 +204,9 @@ def test_a_run_as_a_block(world: World, tmp_path: Path, capsys: pytest.CaptureFi
     }
 
     def refused(*arguments: str) -> str:
-        with pytest.raises(UserError) as error:
-            tool.main([*arguments, "--output", str(tmp_path / "other")])
+        line = refusal(tool.main, [*arguments, "--output", str(tmp_path / "other")])
         assert not (tmp_path / "other").exists()
-        return str(error.value)
+        return line
 
     assert "lora.toml, or give another --format" in refused(str(folder))
     assert "--rank has no effect on a run" in refused(str(folder), "--format", "trl", "--rank", "4")

@@ -19,6 +19,7 @@ from dataset import registry
 from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
+from tests.mistakes import refusal
 
 SPEC = DatasetSpec("mine", "classification", ("text",), ("accuracy",), labels=("no", "yes"), test=None, path="my/rows")
 REGRESSION = replace(SPEC, labels=())
@@ -27,16 +28,11 @@ GOOD = '{"text": "a", "label": 0}\n'
 
 def complaint(folder: Path, spec: DatasetSpec = SPEC) -> str:
     """The one line about a folder, the same with and without a cache."""
-    made = []
-    for cache in (True, False):
-        with pytest.raises(UserError) as caught:
-            read_splits(spec, folder, cache)
-        made.append(str(caught.value))
-    assert made[0] == made[1]
-    assert len(made[0].splitlines()) == 1
-    assert "; " in made[0]
-    made[0].encode()
-    return made[0]
+    line, again = (refusal(read_splits, spec, folder, cache) for cache in (True, False))
+    assert line == again
+    assert "; " in line
+    line.encode()
+    return line
 
 
 def read(folder: Path, name: str, content: bytes | str, spec: DatasetSpec = SPEC) -> list[dict[str, object]]:
@@ -371,12 +367,9 @@ def test_the_hub_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Non
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fails)
-    with pytest.raises(UserError) as caught:
-        read_splits(replace(SPEC, config="x"))
-    line = str(caught.value)
+    line = refusal(read_splits, replace(SPEC, config="x"))
     assert f"'mine' could not be fetched from the hub ({(str(error).splitlines() or ['RuntimeError'])[0]}" in line
     assert "give --dataset-saved-path" in line
-    assert len(line.splitlines()) == 1
 
 
 def test_rows_of_the_hub_without_a_split_or_column(monkeypatch: pytest.MonkeyPatch) -> None:

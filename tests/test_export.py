@@ -27,6 +27,7 @@ from model.peft_format.adapter import read_adapter
 from model.peft_format.fit import config_of_adapter, put_into
 from model.peft_format.writing import write_adapter
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, lora_config, shortcut_config
+from tests.mistakes import refusal
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_batch, tiny_network
 from tests.world import ROOT, World, command, metrics_of, model_folder, run, write_lora, write_shortcuts
@@ -336,10 +337,9 @@ class TestTool:
     @pytest.mark.parametrize("form", ["peft", "merged"])
     def test_what_is_refused(self, plain: Path, world: World, tmp_path: Path, form: str) -> None:
         def refused(result: Path, *more: str, output: Path = tmp_path / "output") -> str:
-            with pytest.raises(UserError) as mistake:
-                export.main([str(result), "--format", form, "--output", str(output), *more])
+            line = refusal(export.main, [str(result), "--format", form, "--output", str(output), *more])
             assert not (tmp_path / "output").exists()
-            return str(mistake.value)
+            return line
 
         assert "is there already" in refused(plain, output=plain / "checkpoints")
         assert "is there already" in refused(plain, output=plain / "config.toml")

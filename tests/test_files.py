@@ -216,10 +216,3 @@ class TestToml:
         with pytest.raises(UserError, match="control character"):
             write_toml(tmp_path / "x.toml", document)
         assert not list(tmp_path.iterdir())
-
-    @pytest.mark.parametrize("content", [b"seed = --1", b"a = 1\na = 2", b"a = [", b"\xff", None])
-    def test_what_can_not_be_read(self, tmp_path: Path, content: bytes | None) -> None:
-        if content is not None:
-            (tmp_path / "x.toml").write_bytes(content)
-        with pytest.raises(UserError, match=r"x\.toml.*; give a TOML file"):
-            read_toml(tmp_path / "x.toml", "the file", "give a TOML file")

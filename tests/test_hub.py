@@ -14,6 +14,7 @@ import pytest
 
 from heterolora.common.errors import UserError
 from model.hub import check_publishing, publish
+from tests.mistakes import refusal
 from tests.test_peft_in import trained_by_peft
 from tests.world import World
 from tools import export
@@ -129,9 +130,8 @@ def test_the_hub_is_not_there(hub: Hub, folder: Path, monkeypatch: pytest.Monkey
 
 def test_mistakes_are_found_before_anything_loads(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(name: str) -> str:
-        with pytest.raises(UserError) as error:
-            export.main(["nowhere", "--format", "peft", "--output", str(tmp_path / "new"), "--push-to-hub", name])
-        return str(error.value)
+        arguments = ["nowhere", "--format", "peft", "--output", str(tmp_path / "new"), "--push-to-hub", name]
+        return refusal(export.main, arguments)
 
     check_publishing("someone/mine")
     assert "'some one' is no name of a model on the hub" in refused("some one")

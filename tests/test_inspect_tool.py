@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterolora.common.errors import UserError
 from heterolora.elements import config
 from model import family
 from tests.adapted import put_into
+from tests.mistakes import refusal
 from tests.tiny import tiny_network
 from tests.world import ROOT, World, model_folder, run, write_lora, write_shortcuts
 from tools import inspect_model
@@ -129,9 +129,7 @@ def test_the_table(dynamic: Path, capsys) -> None:
     ],
 )
 def test_mistakes(world: World, arguments: str, message: str) -> None:
-    with pytest.raises(UserError) as mistake:
-        inspect_model.main(arguments.format(opt=world.opt).split())
-    assert message in str(mistake.value)
+    assert message in refusal(inspect_model.main, arguments.format(opt=world.opt).split())
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from actions.command.options_file import read_options
 from actions.result.metrics_file import read_metrics
 from heterolora.choosing import history, scores
 from heterolora.common import patterns
@@ -34,11 +35,11 @@ from heterolora.elements.targets import lora_elements
 from model.checkpoint import read_checkpoint, read_state_dict
 from model.peft_format.adapter import read_adapter
 from model.peft_format.settings import read_settings
-from model.tensor_file import read_safetensors
+from tests.mistakes import complaint, refusal
 from tests.test_architecture import product_files
-from tests.test_bad_input import complaint
 from tests.world import ROOT, World, command, main
 from tools.reporting.run import read_runs
+from tools.studies.spec import read_study
 
 FIXTURES = ROOT / "tests" / "fixtures" / "runs"
 
@@ -47,12 +48,23 @@ def progress_of(contents: dict) -> dict:
     return contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
 
 
-def refused(read: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as error:
-        read()
-    assert str(error.value).isprintable()
-    assert len(str(error.value)) < 10_000
-    return str(error.value)
+# The name of a document, and what reads it.
+READERS: list[tuple[str, Callable[[Path], object]]] = [
+    ("lora.toml", lambda path: load(path, "lora")),
+    ("options.toml", read_options),
+    (history.HISTORY, lambda path: history.read(path.parent)),
+    ("scores.toml", scores.read),
+    ("study.toml", read_study),
+    ("adapter_config.json", read_settings),
+]
+NO_DOCUMENTS = [
+    (b"\xff\xfe\x00", "is not UTF-8 text"),
+    (b"seed =", "is not valid"),
+    (b"seed = --1", "is not valid"),
+    (b"seed = 1\nseed = 2", "is not valid"),
+    (b"a = [", "is not valid"),
+    (b"[" * 10**5, "is not valid"),
+]
 
 
 class TestDocuments:
@@ -69,7 +81,7 @@ class TestDocuments:
     )
     def test_toml_that_would_take_all_memory(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "x.toml").write_text(text)
-        assert "not valid TOML" in refused(lambda: read_toml(tmp_path / "x.toml", "the file", "give another"))
+        assert "not valid TOML" in refusal(read_toml, tmp_path / "x.toml", "the file", "give another")
 
     def test_usual_toml_is_not_taken_for_that(self, tmp_path: Path) -> None:
         document = {"module": ".".join(["a"] * 40), "x": "." * 9000, "hash": "0f" * 2000}
@@ -78,15 +90,26 @@ class TestDocuments:
 
     def test_a_file_that_is_too_large(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_text("x" * 1001)
-        assert "more than the 1,000 bytes" in refused(lambda: read_text(tmp_path / "x", "the file", "", largest=1000))
+        assert "more than the 1,000 bytes" in refusal(read_text, tmp_path / "x", "the file", "", largest=1000)
 
     def test_a_device_without_an_end(self) -> None:
-        assert "'/dev/zero' is not a regular file" in refused(lambda: read_text("/dev/zero", "the file", ""))
+        assert "'/dev/zero' is not a regular file" in refusal(read_text, "/dev/zero", "the file", "")
 
-    @pytest.mark.parametrize("read", [read_safetensors, read_settings, scores.read])
-    def test_a_pipe_that_nobody_writes_into(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
-        os.mkfifo(tmp_path / "pipe.toml")
-        assert f"'{tmp_path / 'pipe.toml'}' is not a regular file" in refused(lambda: read(tmp_path / "pipe.toml"))
+    @pytest.mark.parametrize(("name", "read"), READERS)
+    def test_what_no_reader_takes(self, tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+        path = tmp_path / name
+        for _ in ("missing", "folder"):
+            assert f"'{path}' (" in refusal(read, path)
+            path.mkdir(exist_ok=True)
+        path.rmdir()
+        for content, found in NO_DOCUMENTS:
+            path.write_bytes(content)
+            line = refusal(read, path)
+            assert f"'{path}' {found}" in line
+            assert "; " in line
+        path.unlink()
+        os.mkfifo(path)
+        assert f"'{path}' is not a regular file" in refusal(read, path)
 
     def test_a_pipe_in_the_folder_of_a_model(self, world: World, tmp_path: Path, capfd) -> None:
         folder = shutil.copytree(world.opt, tmp_path / "opt")
@@ -98,12 +121,9 @@ class TestDocuments:
             (folder / name).unlink()
             shutil.copyfile(world.opt / name, folder / name)
 
-    @pytest.mark.parametrize(
-        ("content", "found"), [(b"[1]", "holds a list"), (b"[" * 10**5, "not valid"), (b"\xe9", "UTF-8")]
-    )
-    def test_json(self, tmp_path: Path, content: bytes, found: str) -> None:
-        (tmp_path / "x.json").write_bytes(content)
-        assert found in refused(lambda: read_json(tmp_path / "x.json", "the file", "give another"))
+    def test_json_that_is_no_object(self, tmp_path: Path) -> None:
+        (tmp_path / "x.json").write_text("[1]")
+        assert "holds a list" in refusal(read_json, tmp_path / "x.json", "the file", "give another")
 
     def test_a_panic_of_a_library_in_rust(self) -> None:
         panic = type("PanicException", (BaseException,), {})
@@ -125,7 +145,7 @@ class TestDocuments:
     )
     def test_any_value_makes_a_short_line(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "x.toml").write_text(text)
-        refused(lambda: load(tmp_path / "x.toml", "lora"))
+        refusal(load, tmp_path / "x.toml", "lora")
 
 
 ROW = {"layer": 0, "name": "q_proj", "score": 1.0, "on": True}
@@ -165,7 +185,7 @@ class TestHistories:
         )
         lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
         (folder / history.HISTORY).write_text("\n".join(["[dyrealloc_0]", *lines, f"elements = [{inline}]"]))
-        return refused(lambda: history.read(folder))
+        return refusal(history.read, folder)
 
 
 class TestPatterns:
@@ -183,7 +203,7 @@ class TestPatterns:
         "pattern", ["(", "x{e<=1}", "[[:alpha:]]", r"\p{L}", "(" * 5000, "x" * 200_000, "a{99999999999}"]
     )
     def test_what_is_no_expression(self, pattern: str) -> None:
-        refused(lambda: lora_elements(nn.ModuleDict({"q": nn.Linear(2, 2)}), pattern, Settings(1, 1.0)))
+        refusal(lora_elements, nn.ModuleDict({"q": nn.Linear(2, 2)}), pattern, Settings(1, 1.0))
 
     @pytest.mark.parametrize(
         "pattern",
@@ -247,7 +267,7 @@ class TestPatterns:
     )
     def test_wrong_types(self, tmp_path: Path, change: dict) -> None:
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **change}))
-        refused(lambda: read_settings(tmp_path / "adapter_config.json"))
+        refusal(read_settings, tmp_path / "adapter_config.json")
 
 
 class TestPathsThatEndAlike:
@@ -284,7 +304,7 @@ class TestPathsThatEndAlike:
 
     def test_one_module_twice(self) -> None:
         element = Element(0, "q", "lora", "q", 8, 8, Settings(2, 4.0))
-        assert "two elements" in refused(lambda: peft_config([element, element], None))
+        assert "two elements" in refusal(peft_config, [element, element], None)
 
 
 class TestCheckpoints:
@@ -300,7 +320,7 @@ class TestCheckpoints:
             damaged = bytearray(whole)
             damaged[start + draw.randrange(64)] ^= 1 << draw.randrange(8)
             path.write_bytes(damaged)
-            assert "checksum" in refused(lambda: read_checkpoint(path))
+            assert "checksum" in refusal(read_checkpoint, path)
 
     @pytest.mark.parametrize(
         "change",
@@ -326,7 +346,7 @@ class TestCheckpoints:
         contents = torch.load(path, weights_only=True)
         contents["heterolora"] = {**contents["heterolora"], **change, "version": "9.1"}
         torch.save(contents, path)
-        assert "written by version 9.1" in refused(lambda: read_checkpoint(path))
+        assert "written by version 9.1" in refusal(read_checkpoint, path)
 
     @pytest.mark.parametrize(
         "change",
@@ -345,7 +365,7 @@ class TestCheckpoints:
     )
     def test_contents_of_another_kind(self, path: Path, change: dict) -> None:
         torch.save({**torch.load(path, weights_only=True), **change}, path)
-        refused(lambda: read_checkpoint(path))
+        refusal(read_checkpoint, path)
 
     @pytest.mark.parametrize(
         ("change", "found"),
@@ -371,18 +391,18 @@ class TestCheckpoints:
     def test_a_history_of_another_kind(self) -> None:
         mine = history.History(())
         for state in ({}, {"places": [], "when": 3}, {"places": [], "when": [(0, 0)], "scores": 1, "on": 1}):
-            refused(lambda state=state: mine.load_state_dict(state))
+            refusal(mine.load_state_dict, state)
 
     @pytest.mark.parametrize(("key", "when"), [("epoch", ("1", 0)), ("step", (0, "1")), ("step", (0, -1))])
     def test_a_history_with_another_kind_of_number(self, key: str, when: tuple) -> None:
         none = torch.zeros(1, 0)
         state = {"places": [], "when": [when], "scores": none, "on": none}
-        assert f"a reallocation: {key} is" in refused(lambda: history.History(()).load_state_dict(state))
+        assert f"a reallocation: {key} is" in refusal(history.History(()).load_state_dict, state)
 
     @pytest.mark.parametrize("state", [[torch.zeros(2)], {"a": 1}, {3: torch.zeros(2)}, "text"])
     def test_a_state_dict_that_is_none(self, tmp_path: Path, state: object) -> None:
         torch.save(state, tmp_path / "x.pt")
-        assert "no state dict" in refused(lambda: read_state_dict(tmp_path / "x.pt"))
+        assert "no state dict" in refusal(read_state_dict, tmp_path / "x.pt")
 
 
 class TestAdapters:
@@ -397,7 +417,7 @@ class TestAdapters:
         damaged[-3] ^= 4
         path.unlink()  # the old file is mapped into memory
         path.write_bytes(damaged)
-        assert "differs from its digest" in refused(lambda: read_adapter(adapter))
+        assert "differs from its digest" in refusal(read_adapter, adapter)
         # Other programs write no digest.
         save_file(load_file(path), path, {key: value for key, value in metadata.items() if "sha256" not in key})
         read_adapter(adapter)
@@ -492,33 +512,41 @@ class TestRunFolders:
     @pytest.mark.parametrize(
         ("file", "content"),
         [
+            ("config.toml", "model = "),
             ("config.toml", 'logger = ["csv"]'),
             ("config.toml", 'action = "dance"'),
             ("config.toml", "action = 3"),
             ("config.toml", 'seed = "x"'),
+            ("metrics.json", '{"metrics": '),
+            ("metrics.json", "[]"),
             ("metrics.json", '{"metrics": [1]}'),
             ("metrics.json", '{"metrics": {"test": {"loss": "x"}}}'),
             ("metrics.json", '{"metrics": {"test": 3}}'),
             ("metrics.json", '{"versions": {"torch": 3}}'),
+            ("parameters.json", "\x00"),
             ("parameters.json", '{"trainable": "x", "total": 1, "rows": []}'),
             ("parameters.json", '{"trainable": 1, "total": 0, "rows": []}'),
             ("parameters.json", '{"trainable": 1, "total": 1, "rows": [1]}'),
             ("parameters.json", '{"trainable": 1}'),
+            ("logs/metrics.csv", "step,train/loss\nx,0.5\n"),
             ("logs/metrics.csv", "step,loss\n1e5,1\n"),
             ("logs/metrics.csv", "step,loss\n1,2,3,4\n"),
             ("logs/metrics.csv", "step,loss\n" + "9" * 400 + ",1\n"),
             ("logs/metrics.csv", "loss\n\xff\n"),
+            ("scores.toml", "task = 1"),
+            ("reallocation_history.toml", "[dyrealloc_0]\nepoch = 0\n"),
+            ("lora.toml", "granularity = 3"),
         ],
     )
     def test_damaged_files(self, tmp_path: Path, file: str, content: str) -> None:
         folder = shutil.copytree(FIXTURES / "train", tmp_path / "run")
         (folder / file).write_text(content, encoding="latin-1")
-        assert file in refused(lambda: read_runs([folder]))
+        assert str(folder / file) in refusal(read_runs, [folder])
 
     def test_metrics_of_an_adapter_card(self, tmp_path: Path) -> None:
         assert read_metrics(tmp_path) == ({}, {})
         (tmp_path / "metrics.json").write_text('{"metrics": 3}')
-        assert "metrics.json" in refused(lambda: read_metrics(tmp_path))
+        assert "metrics.json" in refusal(read_metrics, tmp_path)
 
 
 def test_scores_files(tmp_path: Path) -> None:
@@ -530,7 +558,7 @@ def test_scores_files(tmp_path: Path) -> None:
         "layer_0 = 1",
     ):
         path.write_text(text)
-        refused(lambda: scores.read(path))
+        refusal(scores.read, path)
 
 
 @pytest.mark.parametrize("kind", [UserError, NotFiniteError, DivergenceError])

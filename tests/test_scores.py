@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+import re
 import struct
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ from heterolora.choosing.scores import Scores
 from heterolora.choosing.step_time import StepTime
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Settings
+from tests.mistakes import refusal
 from tests.scoring import scored
 
 MODULE = "model.decoder.layers.{}.self_attn.{}"
@@ -137,7 +139,6 @@ def test_a_score_that_cannot_be_read_leaves_the_old_file(path: Path, score: floa
         ("batches = 32\n", "", r"scores\.toml: batches missing"),
         ('dataset = "rte"', "dataset = 3", r"dataset is 3; expected a text"),
         ("seed = 0", "seed = 0\nsead = 1", r"'sead' is not known; did you mean 'seed'"),
-        ("seed = 0", "seed =", r"not valid TOML"),
         *(("score = 0.1", f"score = 0.1\nby_rank = {wrong}", r"by_rank is .*; expected a list of finite numbers, 0 or")
           for wrong in ("0.5", "[0.5, 0.6]", "[0.5, -0.1]", '["a"]')),
         *(("score = 0.1", f"score = 0.1\nhalves = {wrong}", "halves is .*; expected a list of two finite numbers")
@@ -152,25 +153,12 @@ def test_a_wrong_file_is_told_in_one_line(path: Path, old: str, new: str, messag
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError, match=message) as error:
-        scores.read(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
+    line = refusal(scores.read, path)
+    assert re.search(message, line)
+    assert str(path) in line
 
 
 def test_a_file_that_scores_nothing(path: Path) -> None:
     scores.write(path, dataclasses.replace(SCORES, scored=()))
     with pytest.raises(UserError, match="no element is scored"):
-        scores.read(path)
-
-
-def test_no_file(tmp_path: Path) -> None:
-    for missing in (tmp_path / "nothing.toml", tmp_path):
-        with pytest.raises(UserError, match=r"cannot read .* expected a scores file"):
-            scores.read(missing)
-
-
-def test_not_text(path: Path) -> None:
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8 text"):
         scores.read(path)

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from benchmarks.interval_coverage import CASES, SEEDS, Shares, simulate
 from tests.world import ROOT
-from tools.studies.statistics import MOST_SEEDS, MeanSquares, Rows, differences, holm, interval, seeds_needed
+from tools.studies.statistics import MOST_SEEDS, MeanSquares, Rows, differences, holm, interval, seeds_needed, step_down
 
 
 def arm(shift: float, seeds: int = 6, rows: int = 300, noise: float = 0.02, draw: int = 0) -> Rows:
@@ -81,6 +81,33 @@ def test_a_real_difference_is_found_and_a_missing_one_is_not() -> None:
     assert found["same"].interval.low < 0 < found["same"].interval.high
 
 
+def test_a_difference_is_that_of_its_mean_squares() -> None:
+    """Two arms against the baseline, so that the level of each is half of 0.05. One is near, and one is far."""
+    arms = {"base": arm(0.0, draw=1), "near": arm(0.006, draw=2), "far": arm(0.09, draw=3)}
+    found = differences(arms, "base", True, 0.95, resolve=0.03)
+    for name, width in (("near", lambda estimate: 0.03 - estimate), ("far", lambda estimate: estimate)):
+        squares = MeanSquares.of(arms[name].totals - arms["base"].totals, np.ones(300))
+        estimate = abs(float(squares.estimate))
+        assert width(estimate) == max(estimate, 0.03 - estimate)
+        assert found[name].interval.high == pytest.approx(squares.interval(0.05).high)
+        assert found[name].simultaneous.high == pytest.approx(squares.interval(0.025).high)
+        assert found[name].seeds_needed == seeds_needed(squares, 0.025, width(estimate))
+
+
+def test_an_arm_is_not_shown_to_be_as_good_after_one_that_is_not() -> None:
+    arms = {"base": arm(0.0, draw=1), "equal": arm(0.0, draw=2), "worse": arm(-0.2, draw=3), "better": arm(0.1, draw=4)}
+    found = step_down(arms, "base", True, 0.95, resolve=0.05)
+    squares = MeanSquares.of(arms["equal"].totals - arms["base"].totals, np.ones(300))
+    room = float(squares.estimate) + 0.05
+    equal, worse, better = (found[name] for name in ("equal", "worse", "better"))
+    assert equal.corrected == pytest.approx(squares.p_value(room))
+    assert 0 < equal.corrected < 0.05
+    assert worse.corrected == better.corrected == 1
+    assert equal.interval.high == equal.simultaneous.high == pytest.approx(squares.interval(0.05).high)
+    assert equal.seeds_needed == seeds_needed(squares, 0.05, room)
+    assert worse.seeds_needed is None
+
+
 def test_a_lower_loss_is_a_positive_difference() -> None:
     arms = {"base": arm(0.0, draw=1), "lower": arm(-0.06, draw=2)}
     found = differences(arms, "base", higher_is_better=False, confidence=0.95, resolve=0.01)
@@ -143,6 +170,17 @@ def test_the_seeds_needed_are_those_of_the_formula() -> None:
         variance = per_seed.var(ddof=1) * 3 / chi2.ppf(share, 3)
         wide = [student.ppf(0.975, seeds - 1) * np.sqrt(variance / seeds) for seeds in (size - 1, size)]
         assert wide[1] <= 0.03 < wide[0]
+
+
+def test_more_seeds_than_the_most_are_no_number() -> None:
+    per_seed = np.array([0.00, 0.02, 0.04, 0.06])
+    squares = MeanSquares.of(np.repeat(per_seed[:, None], 100, axis=1), np.ones(100))  # rows do not vary
+    variance = per_seed.var(ddof=1) * 3 / chi2.ppf(0.025, 3)
+    width = student.ppf(0.975, MOST_SEEDS - 1) * np.sqrt(variance / MOST_SEEDS)
+    assert MOST_SEEDS == 1000
+    assert seeds_needed(squares, 0.05, width * 1.00001).high == 1000
+    assert seeds_needed(squares, 0.05, width * 0.9999).high is None
+    assert seeds_needed(squares, 0.05, width / 100).low == 1000
 
 
 def test_the_range_of_the_seeds_needed_contains_their_number() -> None:

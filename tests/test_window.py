@@ -132,6 +132,49 @@ def test_a_window_without_targets_moves_nothing() -> None:
     assert torch.equal(weight.detach(), torch.ones(3))
 
 
+@pytest.mark.parametrize("batches", [((3, 1),), ((3, 1), (5, 2))], ids=["one row", "three rows"])
+@pytest.mark.parametrize("divided_by", [{}, {"divided_by": 4}], ids=["", "divided"])
+def test_the_sums_of_a_window(batches: tuple[tuple[int, int], ...], divided_by: dict[str, int]) -> None:
+    """Each batch has a loss, and the number of its rows."""
+    weight, window = torch.nn.Parameter(torch.tensor(1.0)), Window()
+    window.start()
+    for total, rows in batches:
+        loss = window.add(Loss(total * weight, torch.tensor(rows)))
+        assert loss == total  # divided by the one row of the first batch
+        (loss / divided_by.get("divided_by", 1)).backward()
+    mean = window.finish(torch.optim.SGD([weight], lr=1.0), **divided_by)
+    rows = sum(rows for _, rows in batches)
+    assert float(mean) == float(weight.grad) == pytest.approx(sum(total for total, _ in batches) / rows)
+    assert float(window.share) == pytest.approx(divided_by.get("divided_by", 1) / rows)
+
+
+@pytest.mark.parametrize(
+    ("averaged", "losses", "shares"), [(False, [2, 3], [0.25, 0.75]), (True, [1, 4.5], [0.5, 0.5])]
+)
+def test_the_sums_of_all_processes(averaged: bool, losses: list[float], shares: list[float]) -> None:
+    first, second = together(2, train_on_one_row_and_on_three, averaged)
+    assert [first.pop("loss"), second.pop("loss")] == pytest.approx(losses)
+    assert [first.pop("share"), second.pop("share")] == pytest.approx(shares)
+    assert first == second == {"mean": 2.75, "gradients": [0.75, 0.75, 1.25]}
+
+
+def train_on_one_row_and_on_three(averaged: bool) -> dict[str, Any]:
+    """What this process has. The losses are Σ s and 2 Σ s + 5 o, and only the second process uses o."""
+    distributed.init_process_group("gloo")
+    shared, other, window = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.tensor(1.0)), Window()
+    total, count = (2 * shared.sum() + 5 * other, 3) if distributed.get_rank() else (shared.sum(), 1)
+    window.start()
+    more = {"averaged": True} if averaged else {}
+    loss = window.add(Loss(total, torch.tensor(count)), **more)
+    loss.backward()
+    for parameter in (shared, other) if averaged else ():  # as DistributedDataParallel does
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / 2
+        distributed.all_reduce(parameter.grad)
+    mean = window.finish(torch.optim.SGD([shared, other], lr=1.0), **more)
+    gradients = [*shared.grad.tolist(), float(other.grad)]
+    return {"loss": float(loss), "share": float(window.share), "mean": float(mean), "gradients": gradients}
+
+
 @pytest.mark.parametrize("kind", ["16-mixed", "bf16-mixed"])
 def test_mixed_precision(world, steady, tasks, kind) -> None:
     """A gradient scaler multiplies all gradients of a window alike, and what callbacks see is unscaled."""
