@@ -99,5 +99,7 @@ class TestNotUtf8:
 
     def test_a_run_is_refused_first(self, world: World, tmp_path: Path, capsys) -> None:
         assert run(*world.training("--project-dir", tmp_path / ODD)) == 2
-        assert "give text without control characters, and outside ASCII only in a UTF-8 locale" in capsys.readouterr().err
+        assert (
+            "give text without control characters, and outside ASCII only in a UTF-8 locale" in capsys.readouterr().err
+        )
         assert not list(tmp_path.iterdir())
