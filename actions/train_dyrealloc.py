@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from actions.command.request import Request
 from actions.result.pictures.of_run import draw, of_history
 from actions.result.reallocation import budget_in_words, report_search
@@ -13,7 +15,8 @@ from actions.training.reallocation import reallocation, search_options
 from actions.training.trainer import check_devices
 
 
-def run(request: Request) -> None:
+def run(request: Request) -> Path:
+    """Returns the run folder."""
     options = search_options(request)
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
@@ -26,3 +29,4 @@ def run(request: Request) -> None:
             draw(of_history(reallocate.history, folder.name), folder)
         finish(experiment, folder, metrics)
     report_search(request, space, reallocate, folder)
+    return folder

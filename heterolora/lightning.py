@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from heterolora.common.errors import UserError
 from heterolora.elements.peft_layers import compact, peft_space
@@ -141,7 +141,7 @@ class Reallocate(pl.Callback):
 def _check(trainer: pl.Trainer) -> None:
     """Raise UserError for ways of training in which switched layers would not be right."""
     strategy = trainer.strategy
-    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
         raise UserError(f"Reallocate was not tested with {type(strategy).__name__}", "use DDP or one device")
     finds = getattr(strategy.model, "find_unused_parameters", True)  # of DistributedDataParallel
     if isinstance(strategy, DDPStrategy) and not finds:

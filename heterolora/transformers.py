@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -187,12 +188,17 @@ def _folder(args: TrainingArguments) -> Path:
     return Path(args.output_dir or ".")
 
 
+def _launched_with(backend: str) -> bool:
+    """Whether `accelerate launch` was told to use it. The training arguments do not say so."""
+    return os.environ.get(f"ACCELERATE_USE_{backend}", "false").lower() in ("true", "1")
+
+
 def _check(args: TrainingArguments) -> None:
     """Raise UserError for ways of training in which switched layers would not be right."""
-    if args.deepspeed is not None:
+    if args.deepspeed is not None or _launched_with("DEEPSPEED"):
         found = "Reallocate does not work with DeepSpeed, which reduces and keeps gradients in a way of its own"
         raise UserError(found, "use DDP (torchrun) or one device")
-    if args.fsdp:
+    if args.fsdp or _launched_with("FSDP"):
         raise UserError("Reallocate was not tested with FSDP", "use DDP (torchrun) or one device")
     if args.world_size > 1 and args.ddp_find_unused_parameters is False:
         found = "ddp_find_unused_parameters is False, and layers that are off have no gradients"
