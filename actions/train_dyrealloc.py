@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from actions.command.request import Request
-from actions.result.pictures.of_run import draw, of_history
 from actions.result.reallocation import budget_in_words, report_search
 from actions.run.console import is_first_process, say
 from actions.run.requeue import requeued_if_stopped
@@ -13,6 +12,7 @@ from actions.run.run_folder import open_run
 from actions.train import finish, fit, start
 from actions.training.reallocation import reallocation, search_options
 from actions.training.trainer import check_devices
+from heterolora.pictures.of_run import draw_history
 
 
 def run(request: Request) -> Path:
@@ -26,7 +26,7 @@ def run(request: Request) -> Path:
         reallocate = reallocation(experiment, options, folder)
         metrics = fit(experiment, opened, (reallocate,), reallocate.settled)
         if is_first_process():
-            draw(of_history(reallocate.history, folder.name), folder)
+            draw_history(reallocate.history, folder)
         finish(experiment, folder, metrics)
     report_search(request, space, reallocate, folder)
     return folder

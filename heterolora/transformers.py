@@ -23,6 +23,7 @@ from heterolora.common.files import write_text
 from heterolora.common.outside import read_json
 from heterolora.elements.peft_layers import compact, peft_space
 from heterolora.library import problem_of
+from heterolora.pictures.of_run import draw_history
 from heterolora.saliency.problem import Movement
 from heterolora.saliency.score import score
 from heterolora.search import Budgeted, Schedule, Search
@@ -54,8 +55,9 @@ class Reallocate(TrainerCallback):
             on only. Without it, PEFT would load the layers that were off as layers that are on.
         seed: of the draws between equal scores; by default the seed of the training arguments.
 
-    The history of the decisions is written to `reallocation_history.toml` in `args.output_dir`, and the state of the
-    search into each checkpoint folder, from which `resume_from_checkpoint` continues.
+    The history of the decisions is written to `reallocation_history.toml` in `args.output_dir`, with pictures if
+    matplotlib is installed. The state of the search is in each checkpoint folder, from which `resume_from_checkpoint`
+    continues.
 
     Raises:
         UserError: at the start of training, if the budget or the way of training cannot work.
@@ -139,6 +141,7 @@ class Reallocate(TrainerCallback):
             self._restore(args, Path(state.best_model_checkpoint))
         if state.is_world_process_zero:
             search.history.write(_folder(args))
+            draw_history(search.history, _folder(args))
             logger.warning(search.at_the_end())
         if self.compact:
             compact(others["model"], self.adapter)

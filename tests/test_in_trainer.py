@@ -197,6 +197,9 @@ class TestShrinking:
         assert [d.on for d in read.decisions] == [d.on for d in callback.search.history.decisions]
         logged = [row["realloc/parameters_on"] for row in trainer.state.log_history if "loss" in row]
         assert logged[0] > logged[-1] == callback.search.parameters_on
+        assert {path.name for path in tmp_path.glob("*.png")} == {
+            "reallocation_curve.png", "reallocation_frequency.png", "reallocation_timeline.png"
+        }  # fmt: skip
 
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_scores_are_those_of_the_gradients(self, tmp_path: Path, accumulate: int) -> None:

@@ -152,7 +152,7 @@ def test_the_files_say_how_it_was_found(shrinking, tmp_path, capsys) -> None:
     assert (options["budget_schedule"], options["importance_test_name"]) == ("shrink", "snip")
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "every element was on at the start, and the weakest were turned off" in card
-    for name in ("reallocation_frequency.png", "reallocation_timeline.png"):
+    for name in ("reallocation_frequency.png", "reallocation_timeline.png", "reallocation_curve.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
 
 

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     check_different(args.runs)
 
-    from actions.result.pictures.drawing import save
-    from actions.result.pictures.of_run import TIMELINE_PICTURE, draw, of_history
-    from actions.result.pictures.timeline import Timeline
     from heterolora.choosing import history
+    from heterolora.pictures.drawing import save
+    from heterolora.pictures.of_run import TIMELINE_PICTURE, draw, of_history
+    from heterolora.pictures.timeline import Timeline
     from tools.reporting.parts.reallocations import compared
     from tools.reporting.run import names_of
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from actions.command.request import Request
-from actions.result.pictures.of_run import FREQUENCY_PICTURE, TIMELINE_PICTURE
 from actions.result.scoring import training_command
 from actions.run.console import note, say
 from heterolora.choosing import allocation
@@ -16,6 +15,7 @@ from heterolora.choosing.tolerance import Tolerance
 from heterolora.choosing.words import degenerate, never_changed, with_cost
 from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
+from heterolora.pictures.of_run import CURVE_PICTURE, FREQUENCY_PICTURE, TIMELINE_PICTURE
 from model.reallocation.callback import Reallocate
 from options.scoring import ReallocationOptions
 
@@ -37,7 +37,8 @@ def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, 
     for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
         if warning is not None:
             note(warning)
-    say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
+    curve = f", {CURVE_PICTURE}" if reallocate.plan.shrinks else ""
+    say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}{curve}")
     if again := training_command(request.options, request.adapted.shortcuts, folder):
         say("\n".join(["next, to train this choice from the start:", *again]))
 
