@@ -5,7 +5,6 @@ from __future__ import annotations
 from lightning_fabric import Fabric
 
 from actions.command.request import Request
-from actions.result.pictures.of_run import SCORES_PICTURE
 from actions.result.scoring import next_commands, report_scores
 from actions.run.console import is_first_process, say
 from actions.run.endings import end_with_this_process
@@ -16,6 +15,7 @@ from actions.training.experiment import build
 from actions.training.scoring import check_scoring, score
 from actions.training.strategies.replicated import ScoringStrategy
 from actions.training.trainer import check_devices
+from heterolora.pictures.of_run import SCORES_PICTURE
 
 
 def run(request: Request) -> None:

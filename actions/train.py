@@ -35,13 +35,14 @@ from options.optimization import AUTO
 from options.ranges import bytes_of
 
 
-def run(request: Request) -> None:
-    """Train, and measure and export the best weights."""
+def run(request: Request) -> Path:
+    """Train, and measure and export the best weights. Returns the run folder."""
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment = start(request, opened.folder)
         metrics = fit(experiment, opened)
         finish(experiment, opened.folder, metrics)
+    return opened.folder
 
 
 def start(request: Request, folder: Path) -> Experiment:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from actions.command.request import Request
-from actions.result.pictures.of_run import draw, of_history
 from actions.result.reallocation import budget_in_words, report_search
 from actions.run.console import is_first_process, say
 from actions.run.requeue import requeued_if_stopped
@@ -12,10 +13,14 @@ from actions.train import exported, finish, fit, start
 from actions.training.reallocation import reallocation, search_options
 from actions.training.trainer import check_devices
 from heterolora.common.checks import present
+from heterolora.pictures.of_run import draw_history
 
 
-def run(request: Request) -> None:
-    """Train while the search reallocates, measure and export the best weights, and print the result of the search."""
+def run(request: Request) -> Path:
+    """Train while the search reallocates, measure and export the best weights, and print the result of the search.
+
+    Returns the run folder.
+    """
     options = search_options(request)
     check_devices(request.options)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
@@ -26,6 +31,7 @@ def run(request: Request) -> None:
         metrics = fit(experiment, opened, (reallocate,), reallocate.settled)
         with exported(experiment, folder):
             if is_first_process():
-                draw(of_history(reallocate.history, folder.name), folder)
+                draw_history(reallocate.history, folder)
         finish(experiment, folder, metrics)
     report_search(request, space, reallocate, folder)
+    return folder

@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from actions.result.export import LORA
-from actions.result.pictures.drawing import Picture, save
 from actions.run.run_folder import METRICS, SCORES
 from heterolora.common.files import whole, write_text
+from heterolora.pictures.drawing import Picture, save
 from model.task.rows import ROWS
 from tools.studies import figures
 from tools.studies.execution import Execution

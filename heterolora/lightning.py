@@ -10,11 +10,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from heterolora.common.errors import UserError
 from heterolora.elements.peft_layers import compact, peft_space
 from heterolora.library import LossFunction, problem_of
+from heterolora.pictures.of_run import draw_history
 from heterolora.saliency.problem import Movement
 from heterolora.saliency.score import score
 from heterolora.search import Budgeted, Schedule, Search
@@ -31,8 +32,8 @@ class Reallocate(pl.Callback):
         batches: for `fixed`: the scoring batches of this process, or the number of batches of the training data.
         loss: for `fixed`: (module, batch) -> scalar loss; by default `module(**batch).loss`.
 
-    The history of the decisions is written to `reallocation_history.toml` in the trainer's log folder. The state of the
-    search is part of each checkpoint.
+    The history of the decisions is written to `reallocation_history.toml` in the trainer's log folder, with pictures if
+    matplotlib is installed. The state of the search is part of each checkpoint.
 
     Raises:
         UserError: at the start of training, if the budget or the way of training cannot work.
@@ -112,6 +113,7 @@ class Reallocate(pl.Callback):
         search = self._running()
         if trainer.is_global_zero:
             search.history.write(self._folder)
+            draw_history(search.history, self._folder)
             print(search.at_the_end())
         if self.compact:
             compact(pl_module, self.adapter)
@@ -141,7 +143,7 @@ class Reallocate(pl.Callback):
 def _check(trainer: pl.Trainer) -> None:
     """Raise UserError for ways of training in which switched layers would not be right."""
     strategy = trainer.strategy
-    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
         raise UserError(f"Reallocate was not tested with {type(strategy).__name__}", "use DDP or one device")
     finds = getattr(strategy.model, "find_unused_parameters", True)  # of DistributedDataParallel
     if isinstance(strategy, DDPStrategy) and not finds:

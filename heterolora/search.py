@@ -16,6 +16,7 @@ from heterolora import saliency
 from heterolora.choosing.allocation import Mode, Scored, tie_generator
 from heterolora.choosing.history import Decision, History
 from heterolora.choosing.ranks import Budget, choose
+from heterolora.choosing.tolerance import Tolerance
 from heterolora.common.checks import check_known, number, whole_number
 from heterolora.common.distributed import check_agreement
 from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
@@ -47,6 +48,7 @@ class Plan:
         smoothing: (shrink) the weight of the earlier scores in their exponential mean.
         seed: of the draws between equal scores.
         mode: which kinds of elements are chosen among, see `heterolora.choosing.ranks.assign`.
+        tolerance: (shrink) the rise of the validation loss that stops it, see `Tolerance`. None: nothing does.
     """
 
     budget: Budget
@@ -58,6 +60,7 @@ class Plan:
     smoothing: float = 0.85
     seed: int = 0
     mode: Mode = "off"
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot be used."""
@@ -157,6 +160,7 @@ class Search:
         self.whole = sum(element.parameters for element in _pool(plan, space.elements))
         self.history = History(space.elements)
         self.scores: dict[str, float] = {}  # (shrink) the smoothed scores of the elements
+        self.tolerance = None if plan.tolerance is None else Tolerance(plan.tolerance)
         self._measure = gradient_heuristic(plan.heuristic) if plan.shrinks else None
         check_budget(plan, space.elements)
 
@@ -170,7 +174,7 @@ class Search:
             step: the number of optimizer steps before this one.
             loss_is_scaled: by a gradient scaler. It skips a step whose gradients are not finite, so this does too.
         """
-        if self._measure is None or step >= self.plan.span(self.steps)[1]:
+        if self._measure is None or self._stopped or step >= self.plan.span(self.steps)[1]:
             return
         on = [each for each in self.space.on() if each.A.grad is not None and each.B.grad is not None]
         weights = [weight for each in on for weight in (each.A, each.B)]
@@ -184,17 +188,26 @@ class Search:
             key, kept = each.element.key, self.plan.smoothing
             self.scores[key] = kept * self.scores[key] + (1 - kept) * value if key in self.scores else value
 
+    def validated(self, loss: float) -> None:
+        """Take the loss of a validation into account. A rise above the tolerance stops a search that shrinks."""
+        if self.tolerance is not None:
+            self.tolerance.judge(loss, self.on)
+
     # ---- what it decides
 
     def due(self, step: int) -> bool:
         """Whether there is a decision after `step` optimizer steps. The first one is before the first step."""
         if not self.plan.shrinks:
             return step < self.steps and step % self.plan.every == 0
+        if self._stopped:
+            return not self.settled(step)
         first, last = self.plan.span(self.steps)
         return step == 0 or (first < step <= last and (step % self.plan.every == 0 or step == last))
 
     def settled(self, step: int) -> bool:
         """Whether what is on after `step` optimizer steps is within the budget of the end."""
+        if self.tolerance is not None and self.tolerance.stopped:
+            return self.on == set(self.tolerance.held)
         return not self.plan.shrinks or step > self.plan.span(self.steps)[1]
 
     def decide(self, step: int, score_all: ScoreAll | None = None, when: tuple[int, int] | None = None) -> None:
@@ -231,7 +244,9 @@ class Search:
     def _chosen(self, step: int, scored: Sequence[Scored]) -> frozenset[str]:
         if self.plan.shrinks and step == 0:
             return frozenset(item.element.key for item in scored)
-        among = {each.element.key for each in self.space.on()} if self.plan.shrinks else None
+        if self.tolerance is not None and self.tolerance.stopped:
+            return frozenset(self.tolerance.held)
+        among = self.on if self.plan.shrinks else None
         budget = self.plan.budget_at(step, self.steps, self.whole)
         ties = tie_generator(self.plan.seed, len(self.history.decisions))
         return choose(scored, budget, self.plan.mode, ties, among)
@@ -260,13 +275,22 @@ class Search:
     # ---- state
 
     @property
+    def on(self) -> set[str]:
+        """The keys of the elements that are on."""
+        return {each.element.key for each in self.space.on()}
+
+    @property
+    def _stopped(self) -> bool:
+        return self.tolerance is not None and self.tolerance.stopped
+
+    @property
     def parameters_on(self) -> int:
         return sum(each.element.parameters for each in self.space.on())
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, which JSON keeps exactly."""
         return {
-            "on": sorted(each.element.key for each in self.space.on()),
+            "on": sorted(self.on),
             "scores": dict(self.scores),
             "places": [place.key for place in self.history.places],
             "decisions": [[d.epoch, d.step, list(d.scores), list(d.on)] for d in self.history.decisions],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from heterolora.common.files import write_text
 from heterolora.common.outside import read_json
 from heterolora.elements.peft_layers import compact, peft_space
 from heterolora.library import problem_of
+from heterolora.pictures.of_run import draw_history
 from heterolora.saliency.problem import Movement
 from heterolora.saliency.score import score
 from heterolora.search import Budgeted, Schedule, Search
@@ -53,8 +55,9 @@ class Reallocate(TrainerCallback):
             on only. Without it, PEFT would load the layers that were off as layers that are on.
         seed: of the draws between equal scores; by default the seed of the training arguments.
 
-    The history of the decisions is written to `reallocation_history.toml` in `args.output_dir`, and the state of the
-    search into each checkpoint folder, from which `resume_from_checkpoint` continues.
+    The history of the decisions is written to `reallocation_history.toml` in `args.output_dir`, with pictures if
+    matplotlib is installed. The state of the search is in each checkpoint folder, from which `resume_from_checkpoint`
+    continues.
 
     Raises:
         UserError: at the start of training, if the budget or the way of training cannot work.
@@ -138,6 +141,7 @@ class Reallocate(TrainerCallback):
             self._restore(args, Path(state.best_model_checkpoint))
         if state.is_world_process_zero:
             search.history.write(_folder(args))
+            draw_history(search.history, _folder(args))
             logger.warning(search.at_the_end())
         if self.compact:
             compact(others["model"], self.adapter)
@@ -187,12 +191,17 @@ def _folder(args: TrainingArguments) -> Path:
     return Path(args.output_dir or ".")
 
 
+def _launched_with(backend: str) -> bool:
+    """Whether `accelerate launch` was told to use it. The training arguments do not say so."""
+    return os.environ.get(f"ACCELERATE_USE_{backend}", "false").lower() in ("true", "1")
+
+
 def _check(args: TrainingArguments) -> None:
     """Raise UserError for ways of training in which switched layers would not be right."""
-    if args.deepspeed is not None:
+    if args.deepspeed is not None or _launched_with("DEEPSPEED"):
         found = "Reallocate does not work with DeepSpeed, which reduces and keeps gradients in a way of its own"
         raise UserError(found, "use DDP (torchrun) or one device")
-    if args.fsdp:
+    if args.fsdp or _launched_with("FSDP"):
         raise UserError("Reallocate was not tested with FSDP", "use DDP (torchrun) or one device")
     if args.world_size > 1 and args.ddp_find_unused_parameters is False:
         found = "ddp_find_unused_parameters is False, and layers that are off have no gradients"

@@ -14,7 +14,9 @@ from options.actions import DYREALLOC, IMP_TEST, TRAIN
 from options.declare import Idle, flag_of, idle_without, option
 from options.ranges import at_least, below_1, count_or_share, share
 
-BUDGETS = ("turn_on_percentile", "budget_parameters", "budget_time")  # one of them is given
+# One of them is given.
+BUDGETS = ("turn_on_percentile", "budget_parameters", "budget_time", "shrink_tolerance")
+_LEAST_SHARE = 1e-9  # of the elements: one of them
 DEFAULT_SHARE = 0.25  # of --turn-on-percentile
 
 _IMP_TEST, _DYREALLOC = (IMP_TEST,), (DYREALLOC,)
@@ -124,6 +126,9 @@ class ReallocationOptions:
         actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     shrink_end: float = option(0.5, "share of the run after which the budget is reached", share,
         actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
+    shrink_tolerance: float | None = option(None, "with --budget-schedule shrink, instead of a budget: stop when the "
+        "validation loss has risen by more than this over the lowest before, and go back to the last elements with "
+        "which it had not", at_least(0), actions=_DYREALLOC)
     realloc_N: int | float = option(0.2,  # noqa: N815 the flag is --realloc-N
         "reallocate every N training batches, or share of an epoch (1 is a batch, 1.0 an epoch), and at the start of "
         "every epoch", count_or_share, actions=_DYREALLOC, idle=_by_training,
@@ -143,6 +148,8 @@ class ReallocationOptions:
             return Budget("parameters", self.budget_parameters)
         if self.budget_time is not None:
             return Budget("time", self.budget_time)
+        if self.shrink_tolerance is not None:
+            return Budget("share", _LEAST_SHARE)
         return Budget("share", DEFAULT_SHARE if self.turn_on_percentile is None else self.turn_on_percentile)
 
     @property

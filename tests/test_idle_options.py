@@ -57,6 +57,7 @@ CHANGED = {  # option -> another value, for the command line
     "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
+    "budget_schedule": "shrink", "shrink_start": "0.2", "shrink_end": "0.6", "shrink_tolerance": "0.1",
     "metric": "loss", "rank": "2", "alpha": "3", "target": "attention",
     "output": "other.csv", "overwrite": "true", "text": "a film", "probabilities": "true", "temperature": "0.5",
     "top_p": "0.5",
@@ -212,6 +213,10 @@ CASES = [
      "--imp-warmup-lr has no effect with --imp-warmup-batches 0", None),
     (IMP_TEST, ("--imp-step-time", "true", "--budget-time", 0.5),
      "--imp-step-time has no effect with --budget-time, which needs the time", None),
+    (DYREALLOC, ("--realloc-N", 2, "--budget-schedule", "shrink"),
+     "--realloc-N has no effect with --budget-schedule shrink", (DYREALLOC, "--budget-schedule", "fixed")),
+    (DYREALLOC, ("--shrink-end", 0.4), "--shrink-end has no effect with --budget-schedule fixed",
+     (DYREALLOC, "--budget-schedule", "shrink")),
 ]  # fmt: skip
 
 

@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
 
 from heterolora.choosing import history
+from heterolora.common.errors import UserError
 from heterolora.lightning import Reallocate
 from heterolora.transformers import Reallocate as InTrainer
 from tests.test_in_trainer import arguments, peft_model, rows
@@ -95,6 +98,14 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path) -> None:
     _, two = fit(tmp_path, again, tmp_path / "step=5.ckpt", 2)
     assert [d.on for d in again.search.history.decisions] == [d.on for d in straight.search.history.decisions]
     assert all(torch.equal(value, weights(two)[name]) for name, value in weights(one).items())
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+def test_sharded_strategies_are_refused(strategy: type) -> None:
+    """A trainer with one of these needs GPUs, or a package, so that there is only its strategy here."""
+    trainer = SimpleNamespace(strategy=strategy.__new__(strategy))
+    with pytest.raises(UserError, match=f"not tested with {strategy.__name__}; use DDP or one device"):
+        Reallocate(share=0.3).on_train_start(trainer, None)
 
 
 SCRIPT = """

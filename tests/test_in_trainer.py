@@ -197,6 +197,9 @@ class TestShrinking:
         assert [d.on for d in read.decisions] == [d.on for d in callback.search.history.decisions]
         logged = [row["realloc/parameters_on"] for row in trainer.state.log_history if "loss" in row]
         assert logged[0] > logged[-1] == callback.search.parameters_on
+        assert {path.name for path in tmp_path.glob("*.png")} == {
+            "reallocation_curve.png", "reallocation_frequency.png", "reallocation_timeline.png"
+        }  # fmt: skip
 
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_scores_are_those_of_the_gradients(self, tmp_path: Path, accumulate: int) -> None:
@@ -321,10 +324,26 @@ class TestMistakes:
         with pytest.raises(UserError, match=message):
             trained(tmp_path, Reallocate(**given))
 
-    def test_of_the_arguments(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("given", "launched", "message"),
+        [
+            ({"fsdp": "full_shard"}, "", "not tested with FSDP; use DDP"),
+            ({"deepspeed": "zero2.json"}, "", "does not work with DeepSpeed"),
+            ({}, "ACCELERATE_USE_FSDP", "not tested with FSDP; use DDP"),
+            ({}, "ACCELERATE_USE_DEEPSPEED", "does not work with DeepSpeed"),
+            ({"fp16": True, "max_grad_norm": 0.0}, "", "set max_grad_norm above 0"),
+        ],
+    )
+    def test_of_the_arguments(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], launched: str, message: str
+    ) -> None:
+        """Given in `TrainingArguments`, or by `accelerate launch`, which leaves these as they are."""
         callback, args = Reallocate(share=0.3), arguments(tmp_path)
-        args.fsdp = "full_shard"
-        with pytest.raises(UserError, match="FSDP"):
+        for name, value in given.items():
+            setattr(args, name, value)
+        if launched:
+            monkeypatch.setenv(launched, "true")
+        with pytest.raises(UserError, match=message):
             callback.on_train_begin(args, None, None, model=peft_model())
 
 

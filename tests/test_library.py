@@ -528,10 +528,11 @@ def test_the_example_with_a_network_of_ones_own() -> None:
     assert run_example("score_your_own_network.py").count("best layer: blocks.") == 3
 
 
-def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)  # it trains, in a run folder
     monkeypatch.setenv("EXAMPLE_MODEL", str(ROOT / "model" / "toy_opt"))
     notebook = json.loads((ROOT / "examples" / "choose_ranks.ipynb").read_text(encoding="utf-8"))
     scope: dict[str, object] = {}
@@ -540,3 +541,4 @@ def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
             assert cell["outputs"] == []
             exec("".join(cell["source"]), scope)
     assert scope["config"].rank_pattern
+    assert (scope["run"].folder / "reallocation_curve.png").is_file()

@@ -14,15 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from actions.result.pictures import drawing
-from actions.result.pictures.drawing import Picture, figure_of, save, style
-from actions.result.pictures.heat_map import HeatMap
-from actions.result.pictures.line_chart import Line, LineChart
-from actions.result.pictures.of_run import of_ranks
-from actions.result.pictures.scatter import Scatter
-from actions.result.pictures.timeline import Timeline
 from heterolora.choosing.history import Decision, History
 from heterolora.elements.element import Place
+from heterolora.pictures import drawing
+from heterolora.pictures.drawing import Picture, figure_of, save, style
+from heterolora.pictures.heat_map import HeatMap
+from heterolora.pictures.line_chart import Line, LineChart
+from heterolora.pictures.of_run import of_ranks
+from heterolora.pictures.scatter import Scatter
+from heterolora.pictures.timeline import Timeline
 from tests.world import ROOT
 from tools.reporting.svg import inline
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from actions.result.pictures.drawing import number
 from actions.run.run_folder import METRICS, write_config, write_json
 from heterolora.choosing import scores as scores_file
 from heterolora.choosing.history import FREQUENCY, HISTORY
@@ -18,6 +17,7 @@ from heterolora.choosing.step_time import StepTime
 from heterolora.common.errors import UserError
 from heterolora.elements.config import ElementConfig
 from heterolora.elements.element import NAMES, Place, Settings
+from heterolora.pictures.drawing import number
 from options.every import Options, changed
 from tests import chromium
 from tests.mistakes import refusal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -151,13 +152,71 @@ def test_the_files_say_how_it_was_found(shrinking, tmp_path, capsys) -> None:
     assert (options["budget_schedule"], options["importance_test_name"]) == ("shrink", "snip")
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "every element was on at the start, and the weakest were turned off" in card
-    for name in ("reallocation_frequency.png", "reallocation_timeline.png"):
+    for name in ("reallocation_frequency.png", "reallocation_timeline.png", "reallocation_curve.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+
+
+class TestTolerance:
+    """Validations after steps 4, 6, 8, …; elements are turned off after steps 3 to 12."""
+
+    def test_it_goes_down_to_one_element_if_the_loss_never_rises(self, shrinking, tmp_path, capsys) -> None:
+        arguments = (
+            "--shrink-tolerance",
+            1e6,
+            "--val-check-interval",
+            2,
+            "--project-dir",
+            tmp_path,
+            "--project",
+            "run",
+        )
+        assert run(*shrinking(*arguments, shortcut=False)) == 0
+        assert [len(on) for on in states(tmp_path / "run")][-1] == 1
+        said = " ".join(capsys.readouterr().out.split())
+        assert "the validation loss held at every size; the last one validated has 1 of 8 elements" in said
+
+    def test_it_goes_back_to_the_last_size_that_held(
+        self,
+        shrinking,
+        tmp_path,
+        capsys,
+        every_save_kept,  # noqa: F811
+    ) -> None:
+        """The loss is that of the log: a rise above the lowest before ends the shrinking, exactly also when resumed."""
+        arguments = ("--shrink-tolerance", 0.0, "--val-check-interval", 2, "--learning-rate", 0.3, "--seed", 3)
+        arguments += ("--checkpoint-every-n-steps", 1, "--project-dir", tmp_path, "--project", "whole")
+        assert run(*shrinking(*arguments, shortcut=False)) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        losses = [float(text) for text in re.findall(r"step \d+: validation/loss ([\d.]+)", said)]
+        risen = next(i for i in range(1, len(losses)) if losses[i] > min(losses[:i]))
+        whole = tmp_path / "whole"
+        at, found = steps(whole), states(whole)
+
+        def on_after(step: int) -> frozenset[str]:
+            """The elements with which step `step` (from 1) was computed."""
+            return [on for begin, on in zip(at, found, strict=True) if begin < step][-1]
+
+        held = on_after(2 * risen)  # the validation before is after step 2 · risen
+        assert found[-1] == held
+        assert found[-2] == on_after(2 * (risen + 1))
+        assert f"the smallest size that held: {len(held)} of 8 elements" in said
+        for folder in sorted(tmp_path.glob("killed-*"))[5:12:3]:
+            assert run("train-dyrealloc", "--resume-training", "--load", folder / "checkpoints" / "last.ckpt") == 0
+            assert same_weights(*(each / "checkpoints" / "last.ckpt" for each in (whole, folder)))
+            assert (folder / history.HISTORY).read_text() == (whole / history.HISTORY).read_text()
+
+    def test_few_validations_are_said(self, shrinking, tmp_path, capsys) -> None:
+        assert run(*shrinking("--shrink-tolerance", 0.1, "--project-dir", tmp_path, shortcut=False)) == 0
+        assert "1 validation while elements are turned off: lower --val-check-interval" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (
+            ("--shrink-tolerance", 0.1, "--budget-parameters", 500),
+            "--budget-parameters and --shrink-tolerance are both",
+        ),
         (("--importance-test-name", "gain"), "--budget-schedule shrink cannot be used with gain"),
         (("--shrink-start", 0.5), "--shrink-start 0.5 is not before --shrink-end 0.5; give a smaller --shrink-start"),
         (("--budget-time", 0.5), "--budget-time cannot be used with --budget-schedule shrink"),

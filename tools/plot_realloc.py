@@ -28,10 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     check_different(args.runs)
 
-    from actions.result.pictures.drawing import save
-    from actions.result.pictures.of_run import TIMELINE_PICTURE, draw, of_history
-    from actions.result.pictures.timeline import Timeline
     from heterolora.choosing import history
+    from heterolora.pictures.drawing import save
+    from heterolora.pictures.of_run import TIMELINE_PICTURE, draw, of_history
+    from heterolora.pictures.timeline import Timeline
     from tools.reporting.parts.reallocations import compared
     from tools.reporting.run import names_of
 
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _check_folder(folder: Path, own: Sequence[Path], pictures: Iterable[str], overwrite: bool) -> None:
     """Raises UserError if files of the folder would be replaced that are of another run, or not of this tool."""
-    from actions.result.pictures.drawing import MADE_BY
     from heterolora.choosing.history import HISTORY
+    from heterolora.pictures.drawing import MADE_BY
 
     if os.path.exists(folder / HISTORY):
         if not any(folder.samefile(run) for run in own):

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from actions.result.pictures.of_run import ALLOCATION
+    from heterolora.pictures.of_run import ALLOCATION
     from tools.reporting.run import read_runs
     from tools.toy.baselines import bag_of_words, frozen
     from tools.toy.runs import DATA, Result, Runs

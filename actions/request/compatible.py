@@ -133,7 +133,12 @@ def _trials(request: Request) -> None:
 
 def _shrinking(request: Request) -> None:
     options = request.options.reallocation
-    if request.action != DYREALLOC or not options.shrinks:
+    if request.action != DYREALLOC:
+        return
+    if not options.shrinks:
+        if options.shrink_tolerance is not None:
+            found = "--shrink-tolerance is given with --budget-schedule fixed"
+            raise UserError(found, "give --budget-schedule shrink, or a budget")
         return
     if options.shrink_start >= options.shrink_end:
         found = f"--shrink-start {options.shrink_start:g} is not before --shrink-end {options.shrink_end:g}"

@@ -10,7 +10,6 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actions.result.metrics_file import read_metrics
-from actions.result.pictures.of_run import draw, of_ranks
 from actions.run.console import is_first_process, note, say
 from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
 from actions.training.experiment import Experiment
@@ -20,6 +19,7 @@ from heterolora.common.files import whole_folder, write_text
 from heterolora.common.outside import read_text
 from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
+from heterolora.pictures.of_run import draw, of_ranks
 from model.checkpoint import ModelRecord
 from model.load import load_tokenizer
 from model.peft_format import CARD, SHORTCUT_CONFIG, SHORTCUTS

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from actions.command.request import Request
-from actions.result.pictures.of_run import FREQUENCY_PICTURE, TIMELINE_PICTURE
 from actions.result.scoring import training_command
 from actions.run.console import note, say
 from heterolora.choosing import allocation
 from heterolora.choosing.allocation import Scored
 from heterolora.choosing.history import FREQUENCY, HISTORY
 from heterolora.choosing.ranks import TopK, assign
+from heterolora.choosing.tolerance import Tolerance
 from heterolora.choosing.words import degenerate, never_changed, with_cost
 from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
+from heterolora.pictures.of_run import CURVE_PICTURE, FREQUENCY_PICTURE, TIMELINE_PICTURE
 from model.reallocation.callback import Reallocate
 from options.scoring import ReallocationOptions
 
@@ -31,17 +32,33 @@ def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, 
     on = [low_rank.element for low_rank in space.on()]
     keys, elements, places = {element.key for element in on}, space.elements, space.places()
     say(f"the result: {with_cost(elements, on, reallocate.budget.step_time, places)}")
+    if (held := present(reallocate.search).tolerance) is not None:
+        say(_smallest(held, space, settled=reallocate.settled()))
     for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
         if warning is not None:
             note(warning)
-    say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}")
+    curve = f", {CURVE_PICTURE}" if reallocate.plan.shrinks else ""
+    say(f"history: {folder / HISTORY}, {FREQUENCY}; pictures: {FREQUENCY_PICTURE}, {TIMELINE_PICTURE}{curve}")
     if again := training_command(request.options, present(request.adapted).shortcuts, folder):
         say("\n".join(["next, to train this choice from the start:", *again]))
+
+
+def _smallest(found: Tolerance, space: SearchSpace, settled: bool) -> str:
+    """The size that a search with a tolerance ends with."""
+    held = [element for element in space.elements if element.key in found.held]
+    size = f"{len(held)} of {len(space)} elements, {sum(element.parameters for element in held):,} parameters"
+    if not found.stopped:
+        return f"the validation loss held at every size; the last one validated has {size}"
+    ended = "" if settled else "; training ended before it went back to it"
+    return f"the smallest size that held: {size}; the next one validated had a higher loss{ended}"
 
 
 def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
     """A line that says how many elements, or parameters, will be on."""
     when = "at the end" if options.shrinks else "at a time"
+    if options.shrink_tolerance is not None:
+        rise = f"by at most {options.shrink_tolerance:g} over the lowest before"
+        return f"budget (mode {options.dyrealloc_ags_mode}): as few elements as let the validation loss rise {rise}"
     if options.budget_time is not None:
         part = f"{options.budget_time:g} of the time of a step with all elements on"
         return f"budget (mode {options.dyrealloc_ags_mode}): {part}"

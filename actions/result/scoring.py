@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from actions.result.pictures.of_run import draw, of_scores
 from actions.run.console import note, say
 from actions.run.run_folder import CONFIG, LORA, SCORES, SHORTCUT, write_config
 from actions.training.experiment import Experiment
@@ -20,6 +19,7 @@ from heterolora.choosing.allocation import Mode, Scored, of_kind, tie_generator
 from heterolora.choosing.ranks import Budget, choose
 from heterolora.choosing.scores import Scores
 from heterolora.choosing.words import degenerate, with_cost
+from heterolora.pictures.of_run import draw, of_scores
 from heterolora.saliency.score import why_all_equal
 from options.every import Options
 

@@ -104,7 +104,9 @@ def _choice(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "heuristic", f"{options.get('importance_test_name')}, repeatedly during training"
         if options.get("budget_schedule") == "shrink":
             yield "schedule", "every element was on at the start, and the weakest were turned off"
-        if (parameters := options.get("budget_parameters")) is not None:
+        if (rise := options.get("shrink_tolerance")) is not None:
+            yield "rise of the validation loss allowed", f"{rise:g}"
+        elif (parameters := options.get("budget_parameters")) is not None:
             yield "parameters turned on", f"at most {parameters:,}"
         elif (time := options.get("budget_time")) is not None:
             yield "step time", f"at most {time} of that with all elements on"

@@ -23,6 +23,8 @@ from model.reallocation.schedule import Schedule, realloc_interval
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import steps_of_run
 
+_FEW_SIZES = 4  # fewer validations than this while elements are turned off are worth a note
+
 
 class ScoreSource:
     """Computes the scores of a fixed budget. Only `scores` must be overridden."""
@@ -83,7 +85,7 @@ class Reallocate(pl.Callback):
         self.search: Search | None = None
         self.seconds = 0.0  # spent on scoring since this process started
         self._started = self._ended = 0.0
-        self._settled = not plan.shrinks
+        self._step = 0  # the number of the optimizer step that is computed, from 1
 
     @property
     def history(self) -> History:
@@ -101,19 +103,27 @@ class Reallocate(pl.Callback):
 
     def settled(self) -> bool:
         """Whether what is on is within the budget, so that the weights may be the best ones of the run."""
-        return self._settled
+        return present(self.search).settled(self._step)
 
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
         step_time = None if self.budget.step_time is None else asdict(self.budget.step_time)
         state = {"history": self.history.state_dict(), "source": self.source.state_dict(), "step_time": step_time}
-        return state | ({"smoothed": dict(present(self.search).scores)} if self.plan.shrinks else {})
+        search = present(self.search)
+        if search.plan.shrinks:
+            state["smoothed"] = dict(search.scores)
+        if search.tolerance is not None:
+            state["tolerance"] = search.tolerance.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
         self.source.load_state_dict(state["source"])
-        present(self.search).scores = dict(state.get("smoothed", {}))
+        search = present(self.search)
+        search.scores = dict(state.get("smoothed", {}))
+        if search.tolerance is not None:
+            search.tolerance.load_state_dict(state["tolerance"])
         if (step_time := state.get("step_time")) is not None:
             self._measured(StepTime(**step_time))
 
@@ -128,6 +138,8 @@ class Reallocate(pl.Callback):
         self._started = time.perf_counter()
         if not self.plan.shrinks:
             self._start_schedule(trainer, pl_module)
+        elif self.plan.tolerance is not None:
+            self._check_validations(trainer)
         if trainer.is_global_zero:
             self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
 
@@ -145,10 +157,18 @@ class Reallocate(pl.Callback):
             found = f"the warm-up takes the whole run ({steps} steps), and no score decides in it"
             self.note(f"{found}: raise --max-epochs or --max-steps, or lower --realloc-warmup-epochs")
 
+    def _check_validations(self, trainer: pl.Trainer) -> None:
+        per_epoch, interval = int(trainer.num_training_batches), trainer.val_check_interval
+        every = (per_epoch if isinstance(interval, float) else interval) / trainer.accumulate_grad_batches
+        first, last = self.plan.span(present(self.search).steps)
+        if (count := int(last / every) - int(first / every)) < _FEW_SIZES:
+            found = f"{count} validation{'' if count == 1 else 's'} while elements are turned off"
+            self.note(f"{found}: lower --val-check-interval, so that there are more sizes to choose from")
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FineTuning, batch: Any, batch_idx: int) -> None:
         if self._due(trainer, batch_idx):
             self._reallocate(trainer, pl_module, batch_idx)
-        self._settled = present(self.search).settled(trainer.global_step + 1)
+        self._step = trainer.global_step + 1
         if not self.plan.shrinks:
             self.source.batch_starts(trainer, batch_idx, self._until_due(trainer, batch_idx))
 
@@ -166,9 +186,15 @@ class Reallocate(pl.Callback):
         present(self.search).observe(trainer.global_step, loss_is_scaled=scaled)
         self.source.window_ends(trainer, pl_module)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        if trainer.state.fn == "fit":
+            present(self.search).validated(float(trainer.callback_metrics[f"{pl_module.validation_names[0]}/loss"]))
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()
         search = present(self.search)
+        if search.tolerance is not None and not search.settled(trainer.global_step):
+            return  # the report says it
         if not search.settled(trainer.global_step):
             found = f"training ended after step {trainer.global_step}, before the budget was reached"
             self.note(f"{found}: {search.parameters_on:,} parameters are on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from actions.result.pictures.drawing import Picture, Style
+from heterolora.pictures.drawing import Picture, Style
 from tools.reporting.svg import inline
 
 _SHRINKS = 420  # pixels; a wider picture keeps its size, and a narrow page scrolls it

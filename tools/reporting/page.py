@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from actions.result.pictures.drawing import Style, number, style
-from actions.result.pictures.line_chart import Line, LineChart
+from heterolora.pictures.drawing import Style, number, style
+from heterolora.pictures.line_chart import Line, LineChart
 from options.actions import as_started
 from tools.reporting.comparison import better, comparison, facts, groups, metrics, parameter_share, percent
 from tools.reporting.figures import Chart, Key

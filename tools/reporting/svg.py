@@ -8,7 +8,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from actions.result.pictures.drawing import FRAME, HEAT, INK, LINE, SOFT, SURFACE, Picture, Tip, figure_of
+from heterolora.pictures.drawing import FRAME, HEAT, INK, LINE, SOFT, SURFACE, Picture, Tip, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Transform

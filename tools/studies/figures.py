@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from actions.result.pictures.drawing import style
-from actions.result.pictures.heat_map import HeatMap
-from actions.result.pictures.intervals import Intervals, Row
-from actions.result.pictures.line_chart import Line, LineChart
 from actions.run.run_folder import LOGS
+from heterolora.pictures.drawing import style
+from heterolora.pictures.heat_map import HeatMap
+from heterolora.pictures.intervals import Intervals, Row
+from heterolora.pictures.line_chart import Line, LineChart
 from tools.reporting.curves import read_curves
 from tools.reporting.figures import Chart, Key
 from tools.studies.results import Rung

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actions.result.pictures.drawing import Style, style
+from heterolora.pictures.drawing import Style, style
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from actions.result.pictures.of_run import of_ranks
 from heterolora.choosing.words import degenerate
+from heterolora.pictures.of_run import of_ranks
 from tools.reporting.figures import Chart
 from tools.reporting.parts.part import Part, Shared, sentence
 from tools.reporting.run import Run

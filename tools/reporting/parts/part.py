@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from actions.result.pictures.heat_map import HeatMap
+from heterolora.pictures.heat_map import HeatMap
 from tools.reporting.comparison import Row
 from tools.reporting.figures import Chart
 from tools.reporting.run import Run

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
-from actions.result.pictures.drawing import style
-from actions.result.pictures.heat_map import HeatMap
-from actions.result.pictures.line_chart import Line, LineChart
-from actions.result.pictures.of_run import of_history
 from heterolora.choosing.history import History
 from heterolora.choosing.words import never_changed
+from heterolora.pictures.drawing import style
+from heterolora.pictures.heat_map import HeatMap
+from heterolora.pictures.line_chart import Line, LineChart
+from heterolora.pictures.of_run import of_history
 from tools.reporting.comparison import Row
 from tools.reporting.figures import Chart
 from tools.reporting.parts.part import Part, Shared, sentence

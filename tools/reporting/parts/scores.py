@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from actions.result.pictures.drawing import number
-from actions.result.pictures.heat_map import HeatMap
-from actions.result.pictures.of_run import of_scores
 from heterolora.choosing.allocation import default_mode, tie_generator
 from heterolora.choosing.ranks import choose
 from heterolora.choosing.words import degenerate, with_cost
+from heterolora.pictures.drawing import number
+from heterolora.pictures.heat_map import HeatMap
+from heterolora.pictures.of_run import of_scores
 from options.scoring import BUDGETS, ReallocationOptions
 from tools.reporting.comparison import Row
 from tools.reporting.figures import Chart

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actions.result.pictures.drawing import FRAME, SOFT, WIDE_SPAN, Tip, number
 from heterolora.elements.element import Place
+from heterolora.pictures.drawing import FRAME, SOFT, WIDE_SPAN, Tip, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actions.result.pictures.drawing import Picture, save
-from actions.result.pictures.heat_map import HeatMap
-from actions.result.pictures.scatter import Scatter
-from actions.result.pictures.timeline import Timeline
+from heterolora.pictures.drawing import Picture, save, style
+from heterolora.pictures.heat_map import HeatMap
+from heterolora.pictures.line_chart import Line, LineChart
+from heterolora.pictures.scatter import Scatter
+from heterolora.pictures.timeline import Timeline
 
 if TYPE_CHECKING:
     from heterolora.choosing.history import History
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 ALLOCATION = "allocation.png"
 FREQUENCY_PICTURE, TIMELINE_PICTURE = "reallocation_frequency.png", "reallocation_timeline.png"
+CURVE_PICTURE = "reallocation_curve.png"
 SCORES_PICTURE, STABILITY_PICTURE = "scores.png", "stability.png"
 
 
@@ -36,12 +39,29 @@ def of_scores(scores: Scores, on: Collection[str], budget: str) -> dict[str, Pic
 
 
 def of_history(history: History, name: str) -> dict[str, Picture]:
-    """File → picture of the reallocations of the run of this name."""
+    """File → picture of the reallocations of the run of this name. A search that shrinks also has its curve."""
     times, total = history.times_on(), len(history.decisions)
     often = {place: float(times[place.key]) for place in history.places}
     title = f"How often each element was on, of {total} reallocations"
     frequency = HeatMap(title, often, "times on", history.last_on(), "on after the last reallocation")
-    return {FREQUENCY_PICTURE: frequency, TIMELINE_PICTURE: Timeline(name, history)}
+    pictures: dict[str, Picture] = {FREQUENCY_PICTURE: frequency, TIMELINE_PICTURE: Timeline(name, history)}
+    if total > 1 and all(history.decisions[0].on):
+        pictures[CURVE_PICTURE] = _curve(history)
+    return pictures
+
+
+def draw_history(history: History, folder: Path) -> None:
+    """Draw the reallocations of the run in `folder` there, if matplotlib is installed."""
+    if history.decisions and importlib.util.find_spec("matplotlib") is not None:
+        draw(of_history(history, folder.name), folder)
+
+
+def _curve(history: History) -> LineChart:
+    """How many elements were on. Batches of several epochs have no common axis, so that the reallocations are it."""
+    one_epoch = {decision.epoch for decision in history.decisions} == {0}
+    points = [(decision.step if one_epoch else k, sum(decision.on)) for k, decision in enumerate(history.decisions)]
+    lines = [Line("", style(0), points)]
+    return LineChart("Elements on", lines, "step of the epoch" if one_epoch else "reallocation", "elements on")
 
 
 def of_ranks(ranks: Mapping[Place, float], blocks: int = 0) -> dict[str, HeatMap]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actions.result.pictures.drawing import FRAME, HEAT, INK, SURFACE, WIDE_SPAN, Tip, number
 from heterolora.elements.element import Place, order_of
+from heterolora.pictures.drawing import FRAME, HEAT, INK, SURFACE, WIDE_SPAN, Tip, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

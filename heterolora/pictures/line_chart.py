@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actions.result.pictures.drawing import LINE, SOFT, Style, Tip, number
+from heterolora.pictures.drawing import LINE, SOFT, Style, Tip, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

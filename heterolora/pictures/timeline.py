@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actions.result.pictures.drawing import HEAT, LINE, SOFT, Tip, spans
+from heterolora.pictures.drawing import HEAT, LINE, SOFT, Tip, spans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
