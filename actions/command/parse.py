@@ -23,6 +23,7 @@ examples:
   python -m main train                                  train on built-in toy data, in a minute or two
   python -m main train --model opt_lora --load facebook/opt-350m --dataset rte --max-epochs 20
   python -m main test --load runs/NAME/checkpoints/best.ckpt
+  python -m main predict --load runs/NAME --dataset new.csv --output predictions.csv
   python -m main train --config runs/NAME/config.toml   repeat a run
   python -m main train --resume-training --load runs/NAME/checkpoints/last.ckpt
 """
