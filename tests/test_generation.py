@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from actions.training.experiment import Experiment, build
 from dataset.batching.collate import Collator
 from dataset.batching.loader import Rows
 from heterolora.saliency.problem import Batch
-from tests.world import World, command, metrics_of, model_folder, run, summary_folder
+from tests.world import World, command, metrics_of, model_folder, run, summary_folder, text_folder
 
 SETTINGS_OF_A_BASE = {
     "num_beams": 4,
@@ -97,3 +99,39 @@ def test_summaries_end_where_training_ended_them(world: World, summaries: Path, 
         assert max(len(text.split()) for text in written("test", "--load", last)) == 1  # each summary is one word
         figures[name] = metrics_of(tmp_path / "runs" / name)
     assert figures["without"] == figures["with"]
+
+
+class TestSamples:
+    """`samples.md` of a run: what the model writes for its first validation rows."""
+
+    def test_of_summaries(self, world: World, summaries: Path, tmp_path: Path, capsys) -> None:
+        more = ("--max-epochs", 4, "--learning-rate", 0.03, "--project-dir", tmp_path, "--project", "run")
+        assert run("train", *arguments(world, world.opt, summaries), *more) == 0
+        said, text = capsys.readouterr().out, (tmp_path / "run" / "samples.md").read_text()
+        rows = [json.loads(line) for line in (summaries / "validation.jsonl").read_text().splitlines()]
+        documents = tmp_path / "new.jsonl"
+        documents.write_text("".join(f"{json.dumps({'document': row['document']})}\n" for row in rows[:3]))
+        given = ("--load", tmp_path / "run", "--dataset", documents, "--output", tmp_path / "out.jsonl")
+        assert run("predict", *given) == 0
+        answers = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        for row, answer in zip(rows, answers, strict=False):
+            assert f"**The model**\n\n    {answer or '(nothing)'}\n\n**The data**\n\n    {row['summary']}\n" in text
+            assert row["document"] in text
+            assert f"the model: {answer}\n  the data: {row['summary']}" in said
+        assert text.count("**Prompt**") == 3
+
+    def test_of_plain_text(self, world: World, tmp_path: Path) -> None:
+        data = ("wikitext2", "--load", world.opt, "--dataset-saved-path", text_folder(tmp_path / "text"))
+        sizes = ("--max-token-len", 16, "--max-steps", 1, "--project-dir", tmp_path, "--project", "run")
+        assert run("train", "opt_lora", *data, *sizes) == 0
+        text = (tmp_path / "run" / "samples.md").read_text()
+        prompts = re.findall(r"\*\*Prompt\*\*\n\n    (.*)\n", text)
+        expected = re.findall(r"\*\*The data\*\*\n\n    (.*)\n", text)
+        lines = (tmp_path / "text" / "validation.jsonl").read_text().splitlines()
+        whole = " ".join(json.loads(line)["text"] for line in lines)
+        assert len(prompts) == 3
+        assert whole.startswith(f"{prompts[0]} {expected[0]}")
+
+    def test_a_classifier_has_none(self, world: World, tmp_path: Path) -> None:
+        assert run(*world.training("--max-steps", 1, "--project-dir", tmp_path, "--project", "run")) == 0
+        assert not (tmp_path / "run" / "samples.md").exists()

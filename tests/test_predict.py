@@ -116,6 +116,15 @@ class TestClassification:
                 assert two["label"] == one["label"]
                 assert two["probability"] == pytest.approx(one["probability"], abs=1e-5)
 
+    def test_the_rows_of_test_have_the_same_probabilities(self, trained: Path, world: World, tmp_path: Path) -> None:
+        place = ("--project-dir", tmp_path, "--project", "measured")
+        assert run("test", "--load", trained, "--row-results", *place) == 0
+        measured = [row for row in read_csv(tmp_path / "measured" / "rows.csv") if row["split"] == "validation"]
+        predicted("--load", trained, "--dataset", world.sst2 / "validation.jsonl", "--output", tmp_path / "out.jsonl")
+        for row, other in zip(measured, read_jsonl(tmp_path / "out.jsonl"), strict=True):
+            assert ("negative", "positive")[int(row["predicted"])] == other["label"]
+            assert float(row["probability"]) == pytest.approx(other["probability"], abs=1e-5)
+
     def test_columns_of_other_names(self, trained: Path, texts: list[str], new: Path, tmp_path: Path) -> None:
         write_jsonl(tmp_path / "new.jsonl", [{"review": text, "label": {"gold": [1]}} for text in texts])
         predicted("--load", trained, "--dataset", new, "--output", tmp_path / "one.jsonl")

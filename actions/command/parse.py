@@ -23,6 +23,7 @@ _EXAMPLES = {
     "python -m main train": "train on built-in toy data, in a minute or two",
     "python -m main train --load facebook/opt-350m --dataset rte": "",
     "python -m main test --load runs/NAME": "measure the result of a run",
+    "python -m main predict --load runs/NAME --dataset new.csv --output predictions.csv": "",
     "python -m main train --config runs/NAME/config.toml": "repeat a run",
     "python -m main train --resume-training --load runs/NAME": "continue an interrupted run",
 }

@@ -63,7 +63,7 @@ def samples_of(experiment: Experiment) -> list[Sample]:
     device = task.network.device
     with task.uncompiled():
         answers = writer.write(batch["prompt_ids"].to(device), batch["prompt_mask"].to(device))
-    shown = data.tokenizer.batch_decode(prompts["input_ids"], skip_special_tokens=True)
+    shown = data.tokenizer.batch_decode(prompts[:]["input_ids"], skip_special_tokens=True)
     return [Sample(*texts) for texts in zip(shown, answers, expected, strict=True)]
 
 

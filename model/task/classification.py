@@ -31,8 +31,11 @@ class Classification(FineTuning):
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:
         logits = present(loss.logits)
-        predicted = logits.squeeze(-1) if self.spec.regression else logits.argmax(-1)
-        return torch.ones_like(batch["weight"]), (batch["labels"], predicted)
+        if self.spec.regression:
+            answers = Answers(batch["labels"], logits.squeeze(-1))
+        else:
+            answers = Answers(batch["labels"], logits.argmax(-1), logits)
+        return torch.ones_like(batch["weight"]), answers
 
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         kept = batch["weight"] > 0

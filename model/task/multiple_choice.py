@@ -48,7 +48,8 @@ class MultipleChoice(LanguageModel):
         return answers_of(batch, scores=[tuple(row[:count]) for row, count in zip(scores, counts, strict=True)])
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:
-        return _right_tokens(batch), (batch["answer"], present(loss.logits).argmax(-1))
+        scores = present(loss.logits)
+        return _right_tokens(batch), Answers(batch["answer"], scores.argmax(-1), scores)
 
 
 TASK = MultipleChoice

@@ -7,13 +7,34 @@ import io
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from heterolora.common.files import write_text
 
 ROWS = "rows.csv"
-Answers = tuple[Tensor, Tensor]  # labels and predictions (rows,): classes, or real values in a regression
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Labels and predictions (rows,): classes, or real values in a regression.
+
+    Attributes:
+        scores: (rows, classes) log-probabilities up to a constant of each row. None in a regression.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    scores: Tensor | None = None
+
+    def kept(self, kept: Tensor) -> list[list[Any]]:
+        """Correctness, labels, predictions and their probabilities of the rows that `kept` (rows,) marks."""
+        labels, predicted = self.labels[kept], self.predicted[kept]
+        none = [None] * len(labels)
+        hits = none if self.scores is None else (labels == predicted).int().tolist()
+        chances = none if self.scores is None else self.scores[kept].softmax(-1).amax(-1).tolist()
+        return [hits, labels.tolist(), predicted.tolist(), chances]
 
 
 @dataclass(frozen=True, order=True)
@@ -21,7 +42,7 @@ class RowResult:
     """The result of a row. `index` is its place in the split.
 
     `correct` is 1 or 0 and None without classes; `label` and `predicted` are classes or, in a regression, real values,
-    and None in a task without labels.
+    and None in a task without labels. `probability` is that of the predicted class, or of the choice among the others.
     """
 
     split: str
@@ -31,6 +52,7 @@ class RowResult:
     correct: int | None = None
     label: float | None = None
     predicted: float | None = None
+    probability: float | None = None
 
     @classmethod
     def of_batch(
@@ -39,9 +61,7 @@ class RowResult:
         """The rows of a batch that `kept` (rows,) marks; the others are filler."""
         columns = [indices[kept].tolist(), losses[kept].tolist(), counts[kept].int().tolist()]
         if answers is not None:
-            labels, predicted = (values[kept] for values in answers)
-            hits = [None] * len(labels) if predicted.is_floating_point() else (labels == predicted).int().tolist()
-            columns += [hits, labels.tolist(), predicted.tolist()]
+            columns += answers.kept(kept)
         return [cls(split, *row) for row in zip(*columns, strict=True)]
 
 
