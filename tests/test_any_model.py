@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+import heterolora as hl
 from heterolora.elements.adapt import adapt, heads, placement_of
 from heterolora.elements.found import family_of
 from heterolora.elements.search_space import SearchSpace
@@ -32,8 +33,8 @@ from tests.world import (
 )
 from tools import export
 
-#: One of each form: llama-like with norms of its own, fused projections, transposed weights, encoder, experts.
-REPRESENTATIVES = ("qwen3", "phi3", "gpt2", "deberta-v2", "qwen3_moe")
+#: One of each form: capped logits, fused projections, transposed weights, encoder, experts.
+REPRESENTATIVES = ("gemma2", "phi3", "gpt2", "deberta-v2", "qwen3_moe")
 
 every = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -239,3 +240,11 @@ def test_experts_are_named(tmp_path: Path, capfd):
     commands = Commands(ARCHITECTURES["qwen3_moe"], tmp_path)
     commands.run("train", "run", "--load", commands.base, "--max-steps", 1)
     assert "the experts get no LoRA: mlp.experts.down_proj, mlp.experts.gate_up_proj" in capfd.readouterr().out
+
+
+def test_the_library_names_the_experts_that_it_does_not_score():
+    architecture = ARCHITECTURES["qwen3_moe"]
+    batch = batch_for(architecture)
+    with pytest.warns(UserWarning, match=r"4 weights of experts are not scored: model\.layers\.0\.mlp\.experts"):
+        scores = hl.score(architecture.network(), [{**batch, "labels": batch["input_ids"]}])
+    assert len(scores.scored) == 8
