@@ -7,17 +7,20 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 import heterolora as hl
 from heterolora.elements.adapt import adapt, heads, placement_of
 from heterolora.elements.found import family_of
 from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.task import TASKS
+from model.base_family import tasks_of
 from model.checkpoint import BaseSource, ModelRecord
 from model.merge import fold, unwrap
+from model.packing import packing_fails
 from model.peft_format.writing import write_adapter
 from tests.adapted import lora_config
-from tests.architectures import ARCHITECTURES, CLASSIFICATION, Architecture
+from tests.architectures import ARCHITECTURES, CLASSIFICATION, LM, REPRESENTATIVES, Architecture
 from tests.mistakes import complaint
 from tests.tiny import tiny_batch, word_tokenizer
 from tests.world import (
@@ -32,9 +35,6 @@ from tests.world import (
     write_lora,
 )
 from tools import export
-
-#: One of each form: capped logits, fused projections, transposed weights, encoder, experts.
-REPRESENTATIVES = ("gemma2", "phi3", "gpt2", "deberta-v2", "qwen3_moe")
 
 every = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -90,6 +90,20 @@ def test_places_start_step_adapter_and_merge(architecture: Architecture, tmp_pat
     fold(space, dict(network.named_parameters()).__getitem__, transposed)
     torch.testing.assert_close(logits(network, batch), trained, rtol=1e-5, atol=1e-5)
     assert network.state_dict().keys() == base.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", [name for name, each in ARCHITECTURES.items() if each.task == LM])
+def test_packing_is_tried(name: str):
+    architecture = ARCHITECTURES[name]
+    config = architecture.network().config
+    assert (packing_fails(config, LM) is None) == architecture.packs
+
+
+@every
+def test_heads_for_tasks(architecture: Architecture):
+    config = architecture.network().config
+    assert tasks_of(config) == (tuple(TASKS) if architecture.task == LM else ("classification",))
+    assert (type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING) == architecture.classifies
 
 
 class Commands:
