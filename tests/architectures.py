@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import model.family as families
 from tests.tiny import PAD, VOCABULARY
 
-#: One of each form, on which every action runs in the fast tests: capped logits, fused projections, transposed weights,
+#: One of each form, on which every action runs in the fast tests: capped logits, transposed weights, fused projections,
 #: an encoder, experts.
-REPRESENTATIVES = ("gemma2", "phi3", "gpt2", "deberta-v2", "qwen3_moe")
+REPRESENTATIVES = ("gemma2", "gpt2", "gpt_neox", "deberta-v2", "qwen3_moe")
 
 LM, CLASSIFICATION = "causal_language_modeling", "classification"
 _COMMON = {

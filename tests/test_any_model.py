@@ -10,6 +10,7 @@ import torch
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 import heterolora as hl
+import model.family as families
 from heterolora.elements.adapt import adapt, heads, placement_of
 from heterolora.elements.found import family_of
 from heterolora.elements.search_space import SearchSpace
@@ -104,6 +105,13 @@ def test_heads_for_tasks(architecture: Architecture):
     config = architecture.network().config
     assert tasks_of(config) == (tuple(TASKS) if architecture.task == LM else ("classification",))
     assert (type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING) == architecture.classifies
+
+
+def test_tables_name_what_is_found():
+    for name in families.names():
+        found = family_of(ARCHITECTURES[name].network(), name)
+        table = families.get(name)
+        assert (table.blocks, list(table.linears.items())) == (found.blocks, list(found.linears.items()))
 
 
 class Commands:
@@ -211,17 +219,17 @@ def places_of(folder: Path) -> set[str]:
 
 
 def test_mistakes(tmp_path: Path, capfd):
-    commands = Commands(ARCHITECTURES["qwen3"], tmp_path)
+    commands = Commands(ARCHITECTURES["olmo2"], tmp_path)
     on_data = [*commands.data, "--load", commands.base]
 
     def refused(action: str, *more: object) -> str:
         return complaint(capfd, *command(action, *on_data, *more))
 
     said = refused("train", "--model", "qwen2_lorra")
-    assert f"'{commands.base}' is a model of type 'qwen3'" in said
+    assert f"'{commands.base}' is a model of type 'olmo2'" in said
     assert "give --model lora, which adapts every architecture; docs/own-model.md" in said
     said = refused("train", "--model", "lora_ags")
-    assert "a model of type 'qwen3', which has no table" in said
+    assert "a model of type 'olmo2', which has no table" in said
     assert "docs/own-model.md" in said
     assert "synflow needs a table" in refused("imp-test", "--importance-test-name", "synflow")
     assert "--cache-frozen-prefix needs a table" in refused("train", "--cache-frozen-prefix")
