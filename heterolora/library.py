@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from heterolora.elements.adapt import wrap
 from heterolora.elements.blocks import blocks_of
 from heterolora.elements.element import Element, Settings, at_ranks, check_ranks
 from heterolora.elements.family import Family
+from heterolora.elements.found import stacked_weights
 from heterolora.elements.peft_config import peft_config
 from heterolora.elements.peft_layers import has_peft_layers, peft_space
 from heterolora.elements.search_space import SearchSpace
@@ -78,7 +80,7 @@ def score(
         track: (items, description) -> the same items, to show progress.
 
     Returns:
-        the score of every element.
+        the score of every element. A warning names weights of experts, which are no linear layers and are not scored.
 
     Raises:
         UserError: no layer matches, the model has no weights, a batch is on another device, there is no
@@ -100,6 +102,9 @@ def score(
     if not of_peft:
         found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
         elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
+        if target_modules == ALL_LINEAR and (stacked := stacked_weights(model)):
+            listed = f"{', '.join(stacked[:4])}{' …' if len(stacked) > 4 else ''}"
+            warnings.warn(f"{len(stacked)} weights of experts are not scored: {listed}", stacklevel=2)
     with random_state(model):  # a DataLoader draws random numbers
         kept = list(itertools.islice(batches, max_batches))
     if 0 in gather_lists([len(kept)]) and not chosen.is_baseline:

@@ -73,7 +73,7 @@ def check_task(config: PretrainedConfig, task: Task) -> None:
 
 def _notes(network: nn.Module, family: Family) -> Iterator[str]:
     blocks = blocks_of(network, family)
-    if experts := sorted({name.partition(".")[2] for name in found.not_reached(blocks)}):
+    if experts := sorted({name.partition(".")[2] for name in found.stacked_weights(blocks)}):
         yield f"the experts get no LoRA: {', '.join(experts)} hold the weights of all experts in one parameter"
     layers = getattr(network.config, "num_hidden_layers", len(blocks))
     if layers != len(blocks) and len(blocks) == 1:

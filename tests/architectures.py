@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+import model.family as families
 from tests.tiny import PAD, VOCABULARY
+
+#: One of each form, on which every action runs in the fast tests: capped logits, transposed weights, fused projections,
+#: an encoder, experts.
+REPRESENTATIVES = ("gemma2", "gpt2", "gpt_neox", "deberta-v2", "qwen3_moe")
 
 LM, CLASSIFICATION = "causal_language_modeling", "classification"
 _COMMON = {
@@ -37,12 +42,16 @@ class Architecture:
         task: the task of the tests: classification for encoders.
         keys: of its configuration, besides the common ones; None leaves a common one out.
         places: the names of the places for LoRA in a block.
+        packs: whether `--packing` is accepted.
+        classifies: whether it has a head for classification.
     """
 
     model_type: str
     places: str
     task: str = LM
     keys: dict[str, Any] = field(default_factory=dict)
+    packs: bool = True
+    classifies: bool = True
 
     def network(self, seed: int = 0, task: str | None = None) -> PreTrainedModel:
         """In evaluation mode. No weight is at its usual start, so that a forgotten bias shows."""
@@ -68,13 +77,14 @@ ARCHITECTURES = {
         Architecture("qwen3", _LLAMA, keys={**_GROUPED, "head_dim": 8}),
         Architecture("qwen2", _LLAMA, keys=_GROUPED),
         Architecture("gemma", _LLAMA, keys=_GEMMA),
-        Architecture("gemma2", _LLAMA, keys=_GEMMA),
+        Architecture("gemma2", _LLAMA, keys=_GEMMA, packs=False),
         Architecture("gemma3_text", _LLAMA, keys=_GEMMA),
         Architecture("llama", _LLAMA, keys=_GROUPED),
         Architecture(
             "llama4_text",
             _LLAMA,
             keys={**_GROUPED, "head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 2},
+            classifies=False,
         ),
         Architecture("mistral", _LLAMA, keys={**_GROUPED, "sliding_window": None}),
         Architecture("phi", _BERT, keys={"resid_pdrop": 0.0, "embd_pdrop": 0.0}),
@@ -82,22 +92,27 @@ ARCHITECTURES = {
         Architecture("gpt2", "o_proj w1 w2 c_attn", keys={**_GPT, "intermediate_size": None}),
         Architecture("gpt_neox", "o_proj w1 w2 query_key_value"),
         Architecture("gptj", _BERT, keys={**_GPT, "rotary_dim": 4, "intermediate_size": None}),
-        Architecture("gpt_neo", _BERT, keys={"attention_types": [[["global", "local"], 1]], "num_layers": 2}),
+        Architecture(
+            "gpt_neo", _BERT, keys={"attention_types": [[["global", "local"], 1]], "num_layers": 2}, packs=False
+        ),
         Architecture("falcon", "o_proj w1 w2 query_key_value", keys={"num_kv_heads": 4, "intermediate_size": None}),
-        Architecture("bloom", "o_proj w1 w2 query_key_value", keys={"intermediate_size": None}),
+        Architecture("bloom", "o_proj w1 w2 query_key_value", keys={"intermediate_size": None}, packs=False),
         Architecture("olmo", _LLAMA, keys=_GROUPED),
         Architecture("olmo2", _LLAMA, keys=_GROUPED),
         Architecture("smollm3", _LLAMA, keys=_GROUPED),
         Architecture("stablelm", _LLAMA, keys=_GROUPED),
-        Architecture("granite", _LLAMA, keys=_GROUPED),
-        Architecture("cohere", _LLAMA, keys=_GROUPED),
+        Architecture("granite", _LLAMA, keys=_GROUPED, classifies=False),
+        Architecture("cohere", _LLAMA, keys=_GROUPED, classifies=False),
         Architecture("starcoder2", _BERT, keys=_GROUPED),
         Architecture("opt", _BERT, keys={"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),
         Architecture("mixtral", "q_proj k_proj v_proj o_proj", keys={**_GROUPED, "num_local_experts": 4}),
         Architecture("qwen2_moe", _LLAMA, keys={**_EXPERTS, "shared_expert_intermediate_size": 32}),
         Architecture("qwen3_moe", "q_proj k_proj v_proj o_proj", keys={**_EXPERTS, "head_dim": 8}),
         Architecture(
-            "olmoe", "q_proj k_proj v_proj o_proj", keys={**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2}
+            "olmoe",
+            "q_proj k_proj v_proj o_proj",
+            keys={**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+            classifies=False,
         ),
         Architecture(
             "distilbert",
@@ -132,3 +147,19 @@ ARCHITECTURES = {
         Architecture("modernbert", "o_proj w2 Wqkv Wi", CLASSIFICATION, {"cls_token_id": 4, "sep_token_id": 5}),
     )
 }
+
+
+def table() -> str:
+    """The table of the page on models. A test compares it with the page; `python -m tests.test_docs` writes it."""
+    rows = [
+        "| `model_type` | places for LoRA | shortcuts | tasks | `--packing` | actions |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, each in sorted(ARCHITECTURES.items()):
+        places = " ".join(f"`{place}`" for place in each.places.split())
+        shortcuts = "yes" if families.for_model_type(name) is not None else "no"
+        tasks = "classification" if each.task == CLASSIFICATION else "all" if each.classifies else "language models"
+        packing = "–" if each.task == CLASSIFICATION else "yes" if each.packs else "no"
+        checked = "each change" if name in REPRESENTATIVES else "slow tests"
+        rows.append(f"| `{name}` | {places} | {shortcuts} | {tasks} | {packing} | {checked} |")
+    return "\n".join(rows) + "\n"

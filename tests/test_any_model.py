@@ -7,16 +7,21 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
+import heterolora as hl
+import model.family as families
 from heterolora.elements.adapt import adapt, heads, placement_of
 from heterolora.elements.found import family_of
 from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.task import TASKS
+from model.base_family import tasks_of
 from model.checkpoint import BaseSource, ModelRecord
 from model.merge import fold, unwrap
+from model.packing import packing_fails
 from model.peft_format.writing import write_adapter
 from tests.adapted import lora_config
-from tests.architectures import ARCHITECTURES, CLASSIFICATION, Architecture
+from tests.architectures import ARCHITECTURES, CLASSIFICATION, LM, REPRESENTATIVES, Architecture
 from tests.mistakes import complaint
 from tests.tiny import tiny_batch, word_tokenizer
 from tests.world import (
@@ -31,9 +36,6 @@ from tests.world import (
     write_lora,
 )
 from tools import export
-
-#: One of each form: llama-like with norms of its own, fused projections, transposed weights, encoder, experts.
-REPRESENTATIVES = ("qwen3", "phi3", "gpt2", "deberta-v2", "qwen3_moe")
 
 every = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -89,6 +91,27 @@ def test_places_start_step_adapter_and_merge(architecture: Architecture, tmp_pat
     fold(space, dict(network.named_parameters()).__getitem__, transposed)
     torch.testing.assert_close(logits(network, batch), trained, rtol=1e-5, atol=1e-5)
     assert network.state_dict().keys() == base.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", [name for name, each in ARCHITECTURES.items() if each.task == LM])
+def test_packing_is_tried(name: str):
+    architecture = ARCHITECTURES[name]
+    config = architecture.network().config
+    assert (packing_fails(config, LM) is None) == architecture.packs
+
+
+@every
+def test_heads_for_tasks(architecture: Architecture):
+    config = architecture.network().config
+    assert tasks_of(config) == (tuple(TASKS) if architecture.task == LM else ("classification",))
+    assert (type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING) == architecture.classifies
+
+
+def test_tables_name_what_is_found():
+    for name in families.names():
+        found = family_of(ARCHITECTURES[name].network(), name)
+        table = families.get(name)
+        assert (table.blocks, list(table.linears.items())) == (found.blocks, list(found.linears.items()))
 
 
 class Commands:
@@ -196,17 +219,17 @@ def places_of(folder: Path) -> set[str]:
 
 
 def test_mistakes(tmp_path: Path, capfd):
-    commands = Commands(ARCHITECTURES["qwen3"], tmp_path)
+    commands = Commands(ARCHITECTURES["olmo2"], tmp_path)
     on_data = [*commands.data, "--load", commands.base]
 
     def refused(action: str, *more: object) -> str:
         return complaint(capfd, *command(action, *on_data, *more))
 
     said = refused("train", "--model", "qwen2_lorra")
-    assert f"'{commands.base}' is a model of type 'qwen3'" in said
+    assert f"'{commands.base}' is a model of type 'olmo2'" in said
     assert "give --model lora, which adapts every architecture; docs/own-model.md" in said
     said = refused("train", "--model", "lora_ags")
-    assert "a model of type 'qwen3', which has no table" in said
+    assert "a model of type 'olmo2', which has no table" in said
     assert "docs/own-model.md" in said
     assert "synflow needs a table" in refused("imp-test", "--importance-test-name", "synflow")
     assert "--cache-frozen-prefix needs a table" in refused("train", "--cache-frozen-prefix")
@@ -239,3 +262,11 @@ def test_experts_are_named(tmp_path: Path, capfd):
     commands = Commands(ARCHITECTURES["qwen3_moe"], tmp_path)
     commands.run("train", "run", "--load", commands.base, "--max-steps", 1)
     assert "the experts get no LoRA: mlp.experts.down_proj, mlp.experts.gate_up_proj" in capfd.readouterr().out
+
+
+def test_the_library_names_the_experts_that_it_does_not_score():
+    architecture = ARCHITECTURES["qwen3_moe"]
+    batch = batch_for(architecture)
+    with pytest.warns(UserWarning, match=r"4 weights of experts are not scored: model\.layers\.0\.mlp\.experts"):
+        scores = hl.score(architecture.network(), [{**batch, "labels": batch["input_ids"]}])
+    assert len(scores.scored) == 8

@@ -1,6 +1,6 @@
 """README and documentation are true: commands run, examples work, tables and quotes are those of the program.
 
-`python -m tests.test_docs` writes the tables of options and data sets into docs/ again, after a change of the program.
+`python -m tests.test_docs` writes the tables of docs/ again, after a change of the program.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from dataset.spec import DatasetSpec
 from options.actions import ACTIONS, RUNS
 from options.declare import flag_of
 from options.every import declared, defaults
+from tests import architectures
 from tests.tiny import tiny_network, word_tokenizer
 from tests.world import ROOT, World, model_folder, run, sentences, text_folder, write_jsonl
 
 OPTIONS, DATA_SETS = ROOT / "docs" / "options.md", ROOT / "docs" / "data-sets.md"
+MODELS, ARCHITECTURES_MARK = ROOT / "docs" / "own-model.md", "<!-- architectures -->"
 MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*MANUAL, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
@@ -97,6 +99,9 @@ def write_tables() -> None:
     OPTIONS.write_text(text_of(OPTIONS).split("## ")[0] + options_tables(), encoding="utf-8")
     table = re.compile(r"^\|.*?\n(?!\|)", re.DOTALL | re.MULTILINE)
     DATA_SETS.write_text(table.sub(lambda _: datasets_table(), text_of(DATA_SETS), count=1), encoding="utf-8")
+    before, after = text_of(MODELS).split(ARCHITECTURES_MARK)
+    rest = after.lstrip().partition("\n\n")[2]  # after the table
+    MODELS.write_text(f"{before}{ARCHITECTURES_MARK}\n\n{architectures.table()}\n{rest}", encoding="utf-8")
 
 
 def test_every_option_is_there() -> None:
@@ -105,6 +110,10 @@ def test_every_option_is_there() -> None:
 
 def test_every_data_set_is_there() -> None:
     assert datasets_table() in text_of(DATA_SETS), "run python -m tests.test_docs"
+
+
+def test_every_architecture_of_the_tests_is_there() -> None:
+    assert f"{ARCHITECTURES_MARK}\n\n{architectures.table()}\n" in text_of(MODELS), "run python -m tests.test_docs"
 
 
 def test_error_messages_are_those_of_the_program() -> None:

@@ -12,10 +12,12 @@ from transformers import AutoConfig, AutoModel
 from heterolora.common.errors import UserError
 from heterolora.elements.element import PROJECTIONS
 from heterolora.elements.family import Family
+from heterolora.elements.found import positions_after_padding
 from model import family
 from tests.adapted import CASES, VARIANTS
+from tests.architectures import ARCHITECTURES
 from tests.mistakes import refusal
-from tests.tiny import tiny_network
+from tests.tiny import PAD, tiny_network
 
 
 def test_every_file_of_the_folder_is_a_family():
@@ -24,14 +26,15 @@ def test_every_file_of_the_folder_is_a_family():
     for name in family.names():
         assert family.get(name).name == name
         assert family.for_model_type(name) is family.get(name)
-    assert family.for_model_type("gpt2") is None
+    assert family.for_model_type("gpt_neox") is None
 
 
 def test_model_names():
     for name in family.names():
         assert family.parse_model_name(f"{name}_lora") == family.AdaptedName(family.get(name), shortcuts=False)
         assert family.parse_model_name(f"{name}_lora_ags") == family.AdaptedName(family.get(name), shortcuts=True)
-    for other in ("opt", "facebook/opt-350m", "opt_lora_x", "gpt2_lora", "_lora", "my/opt_lora", "opt_lora_lora", ""):
+    others = ("opt", "facebook/opt-350m", "opt_lora_x", "bloom_lora", "_lora", "my/opt_lora", "opt_lora_lora", "")
+    for other in others:
         assert family.parse_model_name(other) is None
     for name in ("lora", "auto_lora"):  # the base says which family it is
         assert family.parse_model_name(name) == family.AdaptedName(family.OF_BASE, shortcuts=False)
@@ -89,10 +92,11 @@ def test_other_models_of_the_roberta_family(model_type):
 def test_positions_after_padding():
     """Token i has position i + 2 in these models: the padding index is 1."""
     for name in family.names():
-        table = family.get(name)
-        embeddings = getattr(tiny_network(name).base_model, "embeddings", None)
-        after = getattr(embeddings, "padding_idx", None) is not None
-        assert table.positions_after_padding == (after and name != "bert"), name
+        assert family.get(name).positions_after_padding == (name == "roberta"), name
+        assert positions_after_padding(ARCHITECTURES[name].network()) == (name == "roberta"), name
+    row, padded = torch.tensor([[3, 4]]), torch.tensor([[PAD, 3, 4]])
+    embeddings = tiny_network("roberta").base_model.embeddings
+    assert torch.equal(embeddings(row)[0], embeddings(padded)[0, 1:]), "padding takes no position"
 
 
 def test_a_model_without_a_head_is_found_too():

@@ -77,14 +77,16 @@ def _elements(request: Request, given: Configs) -> None:
 
 def _table(request: Request) -> None:
     """What needs a table of the architecture, on a model whose places were found in its network."""
-    if request.adapted is None or request.adapted.family.has_norms:
+    if request.adapted is None or request.adapted.family.has_paths:
         return
     options, test = request.options, request.options.scoring.importance_test_name
-    found = f"needs a table of the architecture, and '{request.adapted.family.name}' has none"
-    advice = f"see {PAGE} for how to add one"
+    name, has_norms = request.adapted.family.name, request.adapted.family.has_norms
+    found = f"needs a table of the architecture, and '{name}' has none"
     if _is_used("importance_test_name", request) and saliency.get(test).needs_table:
-        raise UserError(f"{test} {found}", f"use another --importance-test-name, such as grad_norm, or {advice}")
-    if options.cache_frozen_prefix and _is_used("cache_frozen_prefix", request):
+        advice = f"use another --importance-test-name, such as grad_norm, or see {PAGE}"
+        raise UserError(f"{test} {f'needs projections apart, and {name} joins some' if has_norms else found}", advice)
+    advice = f"see {PAGE} for how to add one"
+    if not has_norms and options.cache_frozen_prefix and _is_used("cache_frozen_prefix", request):
         raise UserError(f"--cache-frozen-prefix {found}", f"leave it out, or {advice}")
 
 

@@ -29,10 +29,10 @@ def has_place(block: nn.Module, family: Family, name: str) -> bool:
 @contextmanager
 def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None) -> Iterator[None]:
     """Replace blocks in the network's list: each of `layers` returns `output`, or its input if that is None."""
-    kept, stand_in = [blocks[layer] for layer in layers], _StandIn(output)
+    kept = [blocks[layer] for layer in layers]
     try:
-        for layer in layers:
-            blocks[layer] = stand_in
+        for layer, block in zip(layers, kept, strict=True):
+            blocks[layer] = _StandIn(output, block)
         yield
     finally:
         for layer, block in zip(layers, kept, strict=True):
@@ -40,11 +40,15 @@ def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None)
 
 
 class _StandIn(nn.Module):
-    """Takes the place of a block, whatever its other arguments are."""
+    """Takes the place of a block, whatever its other arguments are. Its other attributes are those of the block."""
 
-    def __init__(self, output: Tensor | None) -> None:
+    def __init__(self, output: Tensor | None, block: nn.Module) -> None:
         super().__init__()
-        self.output = output
+        self.output, self._of = output, (block,)  # a tuple refers to a module without registering it
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__.get("_of", ())
+        return getattr(own[0], name) if own else super().__getattr__(name)
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """x (rows, tokens, width) -> the output of the block, of the same shape."""

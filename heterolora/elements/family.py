@@ -37,6 +37,7 @@ class Family:
             attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
         norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm. Both are
             empty if the places were found in a network (`heterolora.elements.found`), which does not tell the norms.
+        end_norm1, end_norm2: paths of norms of the halves' outputs, before the residual sums. Empty if there are none.
         pre_norm: Hugging Face configuration -> whether the norms come before the halves.
         before_blocks: paths inside the base model of the linear layers and norms between the input embeddings and the
             first block, in order; paths that a model does not have are skipped.
@@ -57,6 +58,8 @@ class Family:
     pre_norm: Callable[[Any], bool]
     before_blocks: tuple[str, ...] = ()
     after_blocks: tuple[str, ...] = ()
+    end_norm1: str = ""
+    end_norm2: str = ""
     norm_offset: float = 0.0
     positions_after_padding: bool = False
     tasks: tuple[Task, ...] = tuple(TASKS)
@@ -64,8 +67,13 @@ class Family:
 
     @property
     def has_norms(self) -> bool:
-        """Whether it says where the norms are, which shortcuts and `synflow` need."""
+        """Whether it says where the norms are, which shortcuts need."""
         return bool(self.norm1)
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether `synflow` finds its paths: norms, and a layer of its own for each projection."""
+        return self.has_norms and {"v_proj", "o_proj", "w1", "w2"} <= self.linears.keys()
 
     @property
     def accepted(self) -> dict[str, str]:

@@ -83,9 +83,15 @@ def positions_after_padding(network: nn.Module) -> bool:
     )
 
 
-def not_reached(blocks: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters with three dimensions. Transformers keeps the weights of all experts of a block so."""
-    return tuple(name for name, parameter in blocks.named_parameters() if parameter.ndim == 3)
+def stacked_weights(network: nn.Module) -> tuple[str, ...]:
+    """Names of parameters that hold a weight for each expert, (experts, rows, columns), and so are no linear layer."""
+    return tuple(
+        f"{path}.{name}"
+        for path, module in network.named_modules()
+        if not type(module).__module__.startswith("torch.")  # a convolution
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and parameter.shape[0] > 1
+    )
 
 
 def _given() -> set[str]:

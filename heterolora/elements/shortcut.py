@@ -11,10 +11,11 @@ and with `renormalize` (the second d_sc2 and LN1 in every block but the first)::
     pre-norm:   h = LN1(x + d_res1(x) + a + d_sc2(h'))       y = LN2(h + d_res2(h) + f + d_sc1(x))
     post-norm:  h = LN1(LN1(x + d_res1(x) + a) + d_sc2(h'))  y = LN2(LN2(h + d_res2(h) + f) + d_sc1(x))
 
-No block is copied. A delta reaches a sum through the last linear layer of its half: the output of `o_proj` is added to
-h, the output of `w2` to y. x and h are captured at the input of a layer: the half's norm in a pre-norm block, `q_proj`
-and `w1` in a post-norm block. If a family applies dropout to a half's output before the sum (OPT, RoBERTa, BERT), the
-delta is added before that dropout.
+No block is copied. A delta reaches a sum through the last layer of its half: the output of `o_proj` is added to h, the
+output of `w2` to y. If a block normalises the output of a half before the sum (Gemma 2), this norm is the last layer. x
+and h are captured at the input of a layer: the half's norm in a pre-norm block, `q_proj` and `w1` in a post-norm block.
+If a family applies dropout to a half's output before the sum (OPT, RoBERTa, BERT), the delta is added before that
+dropout.
 
 The identity of a residual is the block's own residual connection. Identity and zero bases are never matrices.
 """
@@ -136,8 +137,8 @@ class Shortcuts(nn.Module):
         see_x, see_h = (norm1, norm2) if pre_norm else (at(family.linears["q_proj"]), at(family.linears["w1"]))
         see_x.register_forward_pre_hook(self.see_x)
         see_h.register_forward_pre_hook(self.see_h)
-        at(family.linears["o_proj"]).register_forward_hook(self.add_to_h)
-        at(family.linears["w2"]).register_forward_hook(self.add_to_y)
+        at(family.end_norm1 or family.linears["o_proj"]).register_forward_hook(self.add_to_h)
+        at(family.end_norm2 or family.linears["w2"]).register_forward_hook(self.add_to_y)
 
     def see_x(self, _module: nn.Module, args: Inputs) -> None:
         if _present(self.residual1) or _present(self.shortcut1):

@@ -59,7 +59,7 @@ class PositiveNetwork:
     """
 
     def __init__(self, network: PreTrainedModel, space: SearchSpace) -> None:
-        if space.family is None or not space.family.has_norms:
+        if space.family is None or not space.family.has_paths:
             raise UserError("synflow needs a family table", "give family=, or use another heuristic such as grad_norm")
         self.family, self.space = space.family, space
         self.width = cast(nn.Embedding, network.get_input_embeddings()).embedding_dim
@@ -103,15 +103,21 @@ class PositiveNetwork:
         norm1 = partial(self._norm, block.get_submodule(self.family.norm1))
         norm2 = partial(self._norm, block.get_submodule(self.family.norm2))
 
+        def ended(path: str, output: Tensor) -> Tensor:
+            """The output of a half, after its own norm if the block has one."""
+            return self._norm(block.get_submodule(path), output) if path else output
+
         def attention(source: Tensor) -> Tensor:
             values = linear("v_proj", source)
             wanted = widths_of(_base(block.get_submodule(self.family.linears["o_proj"])))[0]
             of_head = values.view(-1, wanted // self.heads)  # (key-value heads, width of a head)
-            return linear("o_proj", of_head.repeat_interleave(wanted // values.numel(), dim=0).flatten())
+            spread = of_head.repeat_interleave(wanted // values.numel(), dim=0).flatten()
+            return ended(self.family.end_norm1, linear("o_proj", spread))
 
         def feed_forward(source: Tensor) -> Tensor:
             inner = linear("w1", source)
-            return linear("w2", inner + linear("gate", source) if "gate" in self.family.linears else inner)
+            inner = inner + linear("gate", source) if "gate" in self.family.linears else inner
+            return ended(self.family.end_norm2, linear("w2", inner))
 
         crossing = 0.0 if before is None else delta("shortcut2", before)
         if self.space.pre_norm:

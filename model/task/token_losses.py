@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from heterolora.common.checks import present
+
 CHUNK_ELEMENTS = 1 << 24  # logits of a chunk: 64 MiB in float32
 
 
@@ -48,6 +50,7 @@ class Head:
         at = kept.flatten().nonzero_static(size=number).squeeze(1)  # (N,) places in (rows · tokens)
         targets = targets.flatten()[at]
         if self._is_last is not False:
+            before = None if self._is_last else _random_states(targets.device)
             with _held(self.linear) as held:
                 output = self.network(**inputs).logits  # (rows, 1, vocabulary): of the last token only
             hidden = held.pop()  # (rows, tokens, width)
@@ -56,9 +59,21 @@ class Head:
                     self._is_last = torch.equal(self.linear(hidden[:, -1:]), output)
             if self._is_last:
                 return summed_cross_entropy(hidden.flatten(0, 1).index_select(0, at), targets, self.linear)
+            _restore(present(before))  # so that the trial changes nothing, and a resumed run draws the same numbers
         logits = self.network(**inputs).logits.flatten(0, 1).index_select(0, at).float()
         each = F.cross_entropy(logits, targets, reduction="none")
         return each.sum(), each.detach()
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """The states of torch's generators of the CPU and, if it is one, of a GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _restore(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)
 
 
 @contextmanager
