@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from actions.command.request import Request
@@ -51,13 +52,13 @@ def _check_output(request: Request) -> None:
     if output.suffix not in ENDINGS:
         found = f"--output {output} ends in {output.suffix or 'nothing'}"
         raise UserError(found, nearest(output.suffix, ENDINGS))
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise UserError(f"the folder {output.parent} of --output is not there", "make it, or give another --output")
-    if output.is_dir() or (output.exists() and not options.overwrite):
-        found = "a folder" if output.is_dir() else "there already"
+    if os.path.isdir(output) or (os.path.exists(output) and not options.overwrite):
+        found = "a folder" if os.path.isdir(output) else "there already"
         raise UserError(f"--output {output} is {found}", "give another name, or --overwrite to replace a file")
     source: Path | None = request.spec.place
-    if source is not None and source.exists() and output.exists() and output.samefile(source):
+    if source is not None and os.path.exists(source) and os.path.exists(output) and os.path.samefile(source, output):
         raise UserError(f"--output {output} is the file of --dataset", "give another name")
     if is_first_process():
         check_writable(output.parent, "free space, or give --output on another disk")
