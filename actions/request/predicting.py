@@ -11,9 +11,10 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
 from options.actions import CHAT, PREDICT
 from options.declare import flag_of
+from options.every import declared, flat
 from options.predicting import ENDINGS, STDOUT
 
-_OF_TEXT = {"max_new_tokens": None, "num_beams": 1, "temperature": 0.0, "top_p": 1.0}  # with their defaults
+_OF_TEXT = ("max_new_tokens", "num_beams", "temperature", "top_p")
 
 
 def check_predicting(request: Request) -> None:
@@ -31,12 +32,11 @@ def check_predicting(request: Request) -> None:
 
 def _check_text(request: Request) -> None:
     options, spec = request.options, request.spec
-    values = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
-    values |= {"temperature": options.predicting.temperature, "top_p": options.predicting.top_p}
-    for name, value in values.items():
-        if not spec.writes_text and value != _OF_TEXT[name]:
+    values = flat(options)
+    for name in () if spec.writes_text else _OF_TEXT:
+        if values[name] != declared()[name].default:
             raise UserError(f"{flag_of(name)} is for generated text, and this model writes none", "leave it out")
-    if values["num_beams"] > 1 and values["temperature"]:
+    if options.num_beams > 1 and options.predicting.temperature:
         raise UserError("--num-beams and --temperature are both given", "search with beams, or draw tokens")
     if options.predicting.probabilities and not (spec.classifies and spec.labels):
         raise UserError("--probabilities is for classes, and this model has none", "leave it out")
