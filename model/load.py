@@ -55,8 +55,11 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
     `attention` is `--attention`; by default transformers chooses. Raises UserError if it cannot be read, or if models
     of its family cannot do the task.
     """
-    labels: dict[str, Any] = {"num_labels": spec.num_labels} if spec.classifies else {}
-    if labels and spec.labels:
+    labels: dict[str, Any] = {}
+    if spec.classifies:  # the pipelines of transformers choose the function of their scores by the kind of problem
+        problem = "regression" if spec.regression else "single_label_classification"
+        labels = {"num_labels": spec.num_labels, "problem_type": problem}
+    if spec.classifies and spec.labels:
         labels["id2label"] = dict(enumerate(spec.labels))
         labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
     config = read_config(source, **labels, attn_implementation=attention)

@@ -81,7 +81,7 @@ class OptionInfo:
     @property
     def repeats(self) -> bool:
         """Whether the option may be given several times, with a text each time."""
-        return self.type == tuple[str, ...]
+        return bool(self.type == tuple[str, ...])
 
     @property
     def expected(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from actions.run.console import is_first_process
 from actions.run.in_use import in_use
-from heterolora.common.files import write_text
+from heterolora.common.files import cannot_write, write_text
 from model.task.answers import Answer
 
 _ABOUT, _ROWS = "about.json", "rows-*.jsonl"
@@ -40,7 +40,10 @@ class Partial:
         if self.folder is None or not is_first_process():
             yield
             return
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
         try:
             with in_use(self.folder):
                 yield

@@ -12,6 +12,7 @@ from actions.prediction.partial import Partial
 from actions.run.console import say
 from dataset.batching.collate import Collator
 from dataset.batching.new_rows import NewBatches
+from heterolora.common.checks import present
 from heterolora.common.distributed import check_agreement
 from heterolora.common.errors import UserError
 from model.task.answers import Answer
@@ -25,7 +26,7 @@ class Predictions(pl.LightningDataModule):
         self._encoded, self._collate, self._size, self._keep = encoded, collate, batch_size, keep
 
     def predict_dataloader(self) -> NewBatches:
-        trainer, done = self.trainer, self._keep.done
+        trainer, done = present(self.trainer), self._keep.done
         return NewBatches(self._encoded, self._collate, self._size, done, trainer.global_rank, trainer.world_size)
 
 
@@ -55,7 +56,9 @@ class KeepAnswers(pl.Callback):
         if self.done:
             say(f"{len(self.done):,} of {self.rows:,} rows are predicted already: continuing")
 
-    def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         pl.seed_everything((self.seed + batch["number"]) % 2**32, verbose=False)
 
     def on_predict_batch_end(

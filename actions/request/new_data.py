@@ -27,6 +27,8 @@ from options.data import OwnDataOptions
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from dataset.reading.columns import ColumnKind
+
 _LANGUAGE = "causal_language_modeling"
 
 
@@ -138,7 +140,7 @@ def _classes(origin: Origin, stored: Mapping[Any, str]) -> tuple[str, ...]:
 def _roles(values: Mapping[str, Any], task: Task, place: str | None) -> Roles:
     """The columns that are given, or those with the usual names."""
     given = split_names(values["text_columns"]) or split_names(values["prompt_column"])
-    columns = _columns(place) if place is not None else ()
+    columns = _columns(place) if place is not None else {}
     if TASKS[task].classifies:
         return Roles(task, given or _text(columns, (TEXT,)), "label")
     if task != _LANGUAGE:
@@ -151,13 +153,13 @@ def _roles(values: Mapping[str, Any], task: Task, place: str | None) -> Roles:
     return Roles(task, given or _text(columns, (PROMPT, INSTRUCTION, TEXT)))
 
 
-def _columns(place: str) -> Mapping[str, Any]:
+def _columns(place: str) -> Mapping[str, ColumnKind]:
     from dataset.reading.stored import stored_splits
 
     return next(iter(stored_splits(spec_of(place, Roles(_LANGUAGE, (TEXT,)), ())).values())).columns()
 
 
-def _text(columns: Mapping[str, Any] | tuple[()], names: tuple[str, ...]) -> tuple[str, ...]:
+def _text(columns: Mapping[str, ColumnKind], names: tuple[str, ...]) -> tuple[str, ...]:
     """The column of one of these names, or the only one that holds text."""
     if not columns:
         return (TEXT,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from actions.command.request import Request
@@ -10,9 +11,10 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
 from options.actions import CHAT, PREDICT
 from options.declare import flag_of
+from options.every import declared, flat
 from options.predicting import ENDINGS, STDOUT
 
-_OF_TEXT = {"max_new_tokens": None, "num_beams": 1, "temperature": 0.0, "top_p": 1.0}  # with their defaults
+_OF_TEXT = ("max_new_tokens", "num_beams", "temperature", "top_p")
 
 
 def check_predicting(request: Request) -> None:
@@ -30,12 +32,11 @@ def check_predicting(request: Request) -> None:
 
 def _check_text(request: Request) -> None:
     options, spec = request.options, request.spec
-    values = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
-    values |= {"temperature": options.predicting.temperature, "top_p": options.predicting.top_p}
-    for name, value in values.items():
-        if not spec.writes_text and value != _OF_TEXT[name]:
+    values = flat(options)
+    for name in () if spec.writes_text else _OF_TEXT:
+        if values[name] != declared()[name].default:
             raise UserError(f"{flag_of(name)} is for generated text, and this model writes none", "leave it out")
-    if values["num_beams"] > 1 and values["temperature"]:
+    if options.num_beams > 1 and options.predicting.temperature:
         raise UserError("--num-beams and --temperature are both given", "search with beams, or draw tokens")
     if options.predicting.probabilities and not (spec.classifies and spec.labels):
         raise UserError("--probabilities is for classes, and this model has none", "leave it out")
@@ -51,13 +52,13 @@ def _check_output(request: Request) -> None:
     if output.suffix not in ENDINGS:
         found = f"--output {output} ends in {output.suffix or 'nothing'}"
         raise UserError(found, nearest(output.suffix, ENDINGS))
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise UserError(f"the folder {output.parent} of --output is not there", "make it, or give another --output")
-    if output.is_dir() or (output.exists() and not options.overwrite):
-        found = "a folder" if output.is_dir() else "there already"
+    if os.path.isdir(output) or (os.path.exists(output) and not options.overwrite):
+        found = "a folder" if os.path.isdir(output) else "there already"
         raise UserError(f"--output {output} is {found}", "give another name, or --overwrite to replace a file")
     source: Path | None = request.spec.place
-    if source is not None and source.exists() and output.exists() and output.samefile(source):
+    if source is not None and os.path.exists(source) and os.path.exists(output) and os.path.samefile(source, output):
         raise UserError(f"--output {output} is the file of --dataset", "give another name")
     if is_first_process():
         check_writable(output.parent, "free space, or give --output on another disk")

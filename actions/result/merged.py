@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from actions.command.request import Request
 from actions.training.experiment import plan_elements, put_weights
+from dataset.spec import DatasetSpec
 from heterolora.common.files import whole_folder
 from heterolora.elements.adapt import adapt
 from heterolora.elements.search_space import SearchSpace
@@ -28,6 +29,7 @@ class Merged:
     files: int  # number of weight files
     error: float  # the largest difference of a logit to the model before, for a few random tokens
     largest: float  # the largest logit, for comparison
+    in_pipeline: float | None  # largest difference of a score of transformers' pipeline; None for a language model
 
 
 def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
@@ -58,9 +60,23 @@ def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
         gc.collect()
         if space is not None:
             fold(space, MappedTensors(folder).tensor, transposed)
-        found = logits(kind.from_pretrained(folder, dtype="auto", trust_remote_code=False), batch)
+        written = kind.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        found = logits(written, batch)
+        in_pipeline = _in_pipeline(request.spec, written, tokenizer) if request.spec.classifies else None
         files = len(list(folder.glob("*.safetensors")))
-    return Merged(dtype, files, float((found - expected).abs().max()), float(expected.abs().max()))
+    return Merged(dtype, files, float((found - expected).abs().max()), float(expected.abs().max()), in_pipeline)
+
+
+def _in_pipeline(spec: DatasetSpec, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The largest difference between a score of transformers' pipeline and what this program predicts for a text."""
+    text = "a"
+    encoded = dict(tokenizer(text, return_tensors="pt"))
+    own = logits(network, encoded)[0]
+    names = spec.labels or (network.config.id2label[0],)
+    scores = dict(zip(names, (own if spec.regression else own.softmax(-1)).tolist(), strict=True))
+    pipe = pipeline("text-classification", model=network, tokenizer=tokenizer, top_k=None, device=network.device)
+    (found,) = pipe([text])
+    return max(abs(each["score"] - scores[each["label"]]) for each in found)
 
 
 def _trained(

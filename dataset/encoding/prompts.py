@@ -7,9 +7,8 @@ Classification and multiple choice are encoded as in training.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -18,11 +17,9 @@ from dataset.encoding.chat import check_template
 from dataset.encoding.encode import Lengths, encode
 from dataset.encoding.render import rendered
 from dataset.encoding.tokens import end_of, ids_of, start_of
-from dataset.reading.conversations import ASSISTANT, FORM
+from dataset.reading.conversations import ASSISTANT, FORM, Message
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
-
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ class Writer:
     """Continues prompts with a network."""
 
     def __init__(self, network: PreTrainedModel, generation: Generation) -> None:
-        self.network, self.tokenizer, self.config = network, generation.tokenizer, generation.config()
+        self.network: Any = network
+        self.tokenizer, self.config = generation.tokenizer, generation.config()
         self._strips = generation.strips
         # `generate` takes every value that its argument leaves open from here: penalties, forced tokens and others.
         network.generation_config = self.config

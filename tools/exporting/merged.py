@@ -28,3 +28,5 @@ def write(export: Export, run_folder: Path | None) -> None:
         f"the files' logits differ from the trained model's by {merged.error:.2g} at most; the largest is "
         f"{merged.largest:.2g} ({str(merged.dtype).removeprefix('torch.')}, {merged.files} files)"
     )
+    if merged.in_pipeline is not None:
+        say(f"the scores of transformers' pipeline differ from those of predict by {merged.in_pipeline:.2g} at most")
