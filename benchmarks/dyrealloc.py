@@ -26,11 +26,13 @@ from actions.training.callbacks import SeedEachBatch
 from benchmarks import measure, subjects
 from dataset.spec import DatasetSpec
 from heterolora import saliency
+from heterolora.choosing.ranks import Budget
 from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.gradients import GradientHeuristic
 from heterolora.saliency.problem import Batch
+from heterolora.search import Plan
 from model.checkpoint import BaseSource, ModelRecord
 from model.reallocation.callback import Reallocate, ScoreSource
 from model.reallocation.sources import DedicatedScores, TrainingScores
@@ -38,7 +40,7 @@ from model.task.classification import Classification
 from model.task.fine_tuning import TaskParts
 from options.optimization import Optimization
 from options.ranges import at_least, share
-from options.scoring import ReallocationOptions, ScoringOptions
+from options.scoring import ScoringOptions
 
 HEURISTICS = ("grad_norm", "snip", "fisher")  # what `training` can score by
 SPEC = DatasetSpec("random", "classification", ("sentence",), ("accuracy",), labels=("no", "yes"))
@@ -107,13 +109,8 @@ def step_interval(task: Classification, name: str, args: argparse.Namespace) -> 
     callbacks: list[pl.Callback] = [SeedEachBatch(0), clock]
     with tempfile.TemporaryDirectory() as folder:
         if (source := source_of(name, present(task.space), args)) is not None:
-            options = ReallocationOptions(
-                turn_on_percentile=args.turn_on_percentile,
-                dyrealloc_ags_mode="combined",
-                realloc_N=args.interval,
-                realloc_warmup_epochs=0,
-            )
-            callbacks.insert(1, Reallocate(options, 0, source, Path(folder), note))
+            plan = Plan(Budget("share", args.turn_on_percentile), "fixed", mode="combined")
+            callbacks.insert(1, Reallocate(plan, args.interval, 0, source, Path(folder), note))
         trainer = pl.Trainer(
             accelerator="gpu" if args.device.type == "cuda" else "cpu",
             devices=1,

@@ -174,7 +174,7 @@ class Search:
             step: the number of optimizer steps before this one.
             loss_is_scaled: by a gradient scaler. It skips a step whose gradients are not finite, so this does too.
         """
-        if self._measure is None or self._stopped or step >= self.plan.span(self.steps)[1]:
+        if self._measure is None or self._held is not None or step >= self.plan.span(self.steps)[1]:
             return
         on = [each for each in self.space.on() if each.A.grad is not None and each.B.grad is not None]
         weights = [weight for each in on for weight in (each.A, each.B)]
@@ -199,15 +199,15 @@ class Search:
         """Whether there is a decision after `step` optimizer steps. The first one is before the first step."""
         if not self.plan.shrinks:
             return step < self.steps and step % self.plan.every == 0
-        if self._stopped:
-            return not self.settled(step)
+        if self._held is not None:
+            return self.on != self._held
         first, last = self.plan.span(self.steps)
         return step == 0 or (first < step <= last and (step % self.plan.every == 0 or step == last))
 
     def settled(self, step: int) -> bool:
         """Whether what is on after `step` optimizer steps is within the budget of the end."""
-        if self.tolerance is not None and self.tolerance.stopped:
-            return self.on == set(self.tolerance.held)
+        if self._held is not None:
+            return self.on == self._held
         return not self.plan.shrinks or step > self.plan.span(self.steps)[1]
 
     def decide(self, step: int, score_all: ScoreAll | None = None, when: tuple[int, int] | None = None) -> None:
@@ -244,8 +244,8 @@ class Search:
     def _chosen(self, step: int, scored: Sequence[Scored]) -> frozenset[str]:
         if self.plan.shrinks and step == 0:
             return frozenset(item.element.key for item in scored)
-        if self.tolerance is not None and self.tolerance.stopped:
-            return frozenset(self.tolerance.held)
+        if self._held is not None:
+            return self._held
         among = self.on if self.plan.shrinks else None
         budget = self.plan.budget_at(step, self.steps, self.whole)
         ties = tie_generator(self.plan.seed, len(self.history.decisions))
@@ -280,8 +280,11 @@ class Search:
         return {each.element.key for each in self.space.on()}
 
     @property
-    def _stopped(self) -> bool:
-        return self.tolerance is not None and self.tolerance.stopped
+    def _held(self) -> frozenset[str] | None:
+        """What a search with a tolerance goes back to. None unless the loss has risen above it."""
+        if self.tolerance is None or not self.tolerance.stopped:
+            return None
+        return frozenset(self.tolerance.held)
 
     @property
     def parameters_on(self) -> int:

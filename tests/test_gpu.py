@@ -21,13 +21,15 @@ from actions.request.resolve import resolve
 from actions.training.experiment import build
 from benchmarks import __main__ as benchmark
 from heterolora.choosing import history
+from heterolora.choosing.ranks import Budget
 from heterolora.saliency import get
 from heterolora.saliency.from_training import TrainingGradients
+from heterolora.search import Plan
 from main import main
 from model.reallocation.callback import Reallocate
 from model.reallocation.sources import DedicatedScores, TrainingScores
 from model.task.fine_tuning import FineTuning
-from options.scoring import ReallocationOptions, ScoringOptions
+from options.scoring import ScoringOptions
 from tests import test_plan
 from tests.test_device import on_device, step
 from tests.world import World, model_folder, run_apart, text_folder, weights, write_lora
@@ -110,8 +112,7 @@ def test_a_window_that_the_scaler_skips(world: World, tmp_path: Path, accelerato
     gradients = TrainingGradients(experiment.task.space, get("grad_norm").score)
     first = DedicatedScores(scoring, lambda rank, world: experiment.data.scoring_batches(2, rank, world))
     source = TrainingScores(gradients, 6, first)
-    options = ReallocationOptions(dyrealloc_ags_mode="off", realloc_N=6, realloc_warmup_epochs=0)
-    reallocate = Reallocate(options, 0, source, tmp_path, print)
+    reallocate = Reallocate(Plan(Budget("share", 0.25), "fixed"), 6, 0, source, tmp_path, print)
     scaler = torch.amp.GradScaler(device, init_scale=1024.0)
     overflow = Overflow(3, source, scaler)
     pl.Trainer(

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import heterolora as hl
 from heterolora.choosing import history
 from heterolora.choosing.ranks import Budget
-from heterolora.common.errors import UserError
+from heterolora.common.errors import DivergenceError, UserError
 from heterolora.elements.peft_layers import peft_space
 from heterolora.search import Plan, Search
 from heterolora.transformers import STATE, Reallocate
@@ -170,6 +170,19 @@ class TestShrinking:
                 names = [name for name in values if any(f".{module}." in name for module in off)]
                 assert names or not off
                 assert all(torch.equal(values[name], later[name]) for name in names)
+
+    def test_gradients_that_are_not_finite(self) -> None:
+        """A gradient scaler skips their step, and so do the scores. Without one, training has diverged."""
+        space = peft_space(peft_model())
+        search = Search(space, Plan(Budget("parameters", 10**3)), 12)
+        search.decide(0)
+        for each in space:
+            each.A.grad, each.B.grad = torch.full_like(each.A, torch.inf), torch.ones_like(each.B)
+        search.observe(0, loss_is_scaled=True)
+        assert search.scores == {}
+        search.observe(0)
+        with pytest.raises(DivergenceError, match=r"at step 3, the score of .* is inf"):
+            search.decide(3)
 
     def test_off_stays_off(self, tmp_path: Path) -> None:
         callback = Reallocate(share=0.3)

@@ -20,7 +20,7 @@ from heterolora.pictures import drawing
 from heterolora.pictures.drawing import Picture, figure_of, save, style
 from heterolora.pictures.heat_map import HeatMap
 from heterolora.pictures.line_chart import Line, LineChart
-from heterolora.pictures.of_run import of_ranks
+from heterolora.pictures.of_run import CURVE_PICTURE, of_history, of_ranks
 from heterolora.pictures.scatter import Scatter
 from heterolora.pictures.timeline import Timeline
 from tests.world import ROOT
@@ -316,3 +316,13 @@ class TestInAPage:
         first, second = (set(re.findall(r' id="(\w+)"', inline(line_chart([(0, 0), (1, n)])))) for n in (1, 2))
         assert first
         assert not first & second
+
+
+def test_the_curve_of_a_search_that_shrinks_has_steps() -> None:
+    """What is on stays on until the next decision. A search that has the budget from the start has no curve."""
+    places = (Place(0, "q_proj"), Place(0, "v_proj"), Place(1, "q_proj"))
+    states = {0: (True, True, True), 5: (True, False, True), 6: (True, False, False)}
+    history = History(places, [Decision(0, step, (0.0, 0.0, 0.0), on) for step, on in states.items()])
+    (line,) = axes_of(of_history(history, "run")[CURVE_PICTURE]).lines
+    assert line.get_xydata().tolist() == [[0, 3], [5, 3], [5, 2], [6, 2], [6, 1]]
+    assert CURVE_PICTURE not in of_history(replace(history, decisions=history.decisions[1:]), "run")

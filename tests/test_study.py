@@ -22,7 +22,7 @@ from peft import AdaLoraConfig, get_peft_model
 
 from actions.run.endings import TERMINATED, ended
 from actions.run.in_use import in_use
-from heterolora.choosing import scores
+from heterolora.choosing import history, scores
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
 from tests.mistakes import refusal
@@ -84,6 +84,19 @@ def test_a_study_from_file_to_report(
         with pytest.raises(UserError, match="other options than those of the study file; give another --output"):
             study(write(tmp_path, world, **changed), folder)
     assert {command[2] for command in start.commands} == {"imp-test"}  # of rank 3, which are other scores
+
+
+def test_an_arm_whose_budget_shrinks(tmp_path: Path, world: World, start: InThisProcess) -> None:
+    """Its runs begin with every place at `rank`, and are measured within the budget."""
+    changed = {'method = "grad_norm"\nrank = 4': 'method = "shrink"\nrank = 1', "[1e-3, 1e-2]": "[1e-2]"}
+    study(write(tmp_path, world, **{**changed, "[0, 1]": "[0]", "[arms.grad_norm]": "[arms.shrink]"}), tmp_path / "out")
+    (command,) = (each for each in start.commands if each[2] == "train-dyrealloc")
+    assert command[command.index("--budget-schedule") + 1] == "shrink"
+    (run,) = (path.parent for path in (tmp_path / "out" / "runs").glob("*/reallocation_history.toml"))
+    past = history.read(run)
+    assert all(past.decisions[0].on)
+    assert len(past.decisions) > 1
+    assert [0 < int(row["parameters"]) <= 600 for row in rows(tmp_path / "out") if row["arm"] == "shrink"] == [True] * 2
 
 
 def compared(**values: object) -> Study:

@@ -59,8 +59,10 @@ def draw_history(history: History, folder: Path) -> None:
 def _curve(history: History) -> LineChart:
     """How many elements were on. Batches of several epochs have no common axis, so that the reallocations are it."""
     one_epoch = {decision.epoch for decision in history.decisions} == {0}
-    points = [(decision.step if one_epoch else k, sum(decision.on)) for k, decision in enumerate(history.decisions)]
-    lines = [Line("", style(0), points)]
+    at = [float(decision.step if one_epoch else k) for k, decision in enumerate(history.decisions)]
+    on = [float(sum(decision.on)) for decision in history.decisions]
+    falls = ((x, y) for x, before, after in zip(at[1:], on, on[1:], strict=False) for y in (before, after))
+    lines = [Line("", style(0), [(at[0], on[0]), *falls])]
     return LineChart("Elements on", lines, "step of the epoch" if one_epoch else "reallocation", "elements on")
 
 
