@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+from transformers import PreTrainedModel
 
+import model.family as families
 from actions.command.request import Request
 from actions.result.export import export_run
 from actions.result.results import Metrics, measure, show_parameters
@@ -44,6 +46,8 @@ def run(request: Request) -> None:
 def start(request: Request, folder: Path) -> Experiment:
     """Build the experiment, and write the options and the parameter table into the run folder."""
     experiment = build(request)
+    if request.adapted is None and request.action != TEST:
+        say(_trained_completely(experiment.task.network))
     say(f"run folder: {folder}")
     show_parameters(experiment, folder)
     if request.action != TEST:
@@ -53,6 +57,13 @@ def start(request: Request, folder: Path) -> Experiment:
     if is_first_process():
         write_config(folder, request.action, experiment.options, experiment.task.record.configs)
     return experiment
+
+
+def _trained_completely(network: PreTrainedModel) -> str:
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    family = families.for_model_type(network.config.model_type)
+    lora = "" if family is None else f" (for LoRA: --model {family.name}_lora)"
+    return f"full fine-tuning of {f'{weights / 1e6:,.1f}M' if weights >= 1e6 else f'{weights:,}'} weights{lora}"
 
 
 def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> Metrics:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
-from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
 from dataset.spec import DatasetSpec
@@ -76,8 +76,7 @@ class Pearson(PearsonCorrCoef):
     """Pearson correlation of real values, accumulated in float64 where the device has it."""
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        exact = torch.float32 if self.device.type == "mps" else torch.float64
-        super().update(predictions.flatten().to(exact), labels.to(exact))
+        super().update(*_real(predictions, labels))
 
 
 class Spearman(SpearmanCorrCoef):
@@ -94,6 +93,28 @@ class Spearman(SpearmanCorrCoef):
         for values in map(dim_zero_cat, (self.preds, self.target)):
             correlation = correlation.masked_fill((values == values[0]).all(), torch.nan)
         return correlation
+
+
+class RootMeanSquaredError(MeanSquaredError):
+    """Root of the mean squared error of real values, accumulated in float64 where the device has it."""
+
+    def __init__(self) -> None:
+        super().__init__(squared=False)
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        super().update(*_real(predictions, labels))
+
+
+class AbsoluteError(MeanAbsoluteError):
+    """Mean absolute error of real values, accumulated as `RootMeanSquaredError`."""
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        super().update(*_real(predictions, labels))
+
+
+def _real(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    exact = torch.float32 if labels.device.type == "mps" else torch.float64
+    return predictions.flatten().to(exact), labels.to(exact)
 
 
 class WeightedMean(Metric):
@@ -158,12 +179,16 @@ class ChoiceAccuracy(WeightedMean):
 _BUILD: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_labels: MulticlassAccuracy(num_labels, average="micro"),
     "f1": F1,
+    "macro_f1": F1,  # the same, where a reader does not know the number of classes
     "matthews": Matthews,
     "pearson": lambda _: Pearson(),
     "spearman": lambda _: Spearman(),
+    "rmse": lambda _: RootMeanSquaredError(),
+    "mae": lambda _: AbsoluteError(),
     "perplexity": lambda _: Perplexity(),
     **{key: partial(lambda key, _: Rouge(key), key) for key in ("rouge1", "rouge2", "rougeL")},
 }
+_LOWER_IS_BETTER = ("perplexity", "rmse", "mae")
 _OF_CHOICES = {"accuracy": 0, "accuracy_norm": 1}  # metrics of multiple choice -> column of the picks
 
 
@@ -174,8 +199,8 @@ def build(names: Sequence[str], num_labels: int, choices: bool = False) -> Metri
 
     | names | update(…, …) |
     | --- | --- |
-    | accuracy, f1, matthews | logits (rows, num_labels) or class ids (rows,), labels (rows,) |
-    | pearson, spearman | values (rows,) or (rows, 1), labels (rows,) |
+    | accuracy, f1, macro_f1, matthews | logits (rows, num_labels) or class ids (rows,), labels (rows,) |
+    | pearson, spearman, rmse, mae | values (rows,) or (rows, 1), labels (rows,) |
     | accuracy, accuracy_norm with `choices` | picks (rows, 2): places by score and by normalised score, right places |
     | perplexity | loss summed over the batch's target tokens, number of these tokens |
     | rouge1, rouge2, rougeL | generated texts, reference texts |
@@ -225,7 +250,7 @@ def mode(name: str) -> Literal["max", "min"]:
 
     Raises UserError if the name is not known.
     """
-    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES)) == "perplexity" else "max"
+    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES)) in _LOWER_IS_BETTER else "max"
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:

@@ -56,6 +56,7 @@ CHANGED = {  # option -> another value, for the command line
     "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
+    "drop_incomplete": "true", "class_weights": "balanced",
     "overwrite": "true", "project_suffix": "true",
     "metric": "loss", "rank": "2", "alpha": "3", "target": "attention",
 }  # fmt: skip

@@ -73,13 +73,13 @@ def describe(
     from dataset.reading.stored import stored_splits
 
     name, of_any_roles = name_of(dataset), roles or Roles("causal_language_modeling", ("text",))
-    opened = stored_splits(_spec(dataset, of_any_roles, ()))
+    opened = stored_splits(_spec(dataset, own, of_any_roles, ()))
     train = opened["train"] if "train" in opened else next(iter(opened.values()))
     columns = train.columns()
     roles = roles or roles_of(columns, own, task, name)
     check_columns(roles, columns, name)
     if roles.label is not None and roles.classifies and needs_labels:
-        rows = train.read(_spec(dataset, roles, ()).wanted, cache)
+        rows = train.read(_spec(dataset, own, roles, ()).wanted, cache)
         labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
         if labels and {*labels} <= {*classes}:
             labels = classes
@@ -101,17 +101,18 @@ def _described(
         messages_column=roles.messages,
         choices_column=roles.choices,
     )
-    return _spec(dataset, roles, labels), filled
+    return _spec(dataset, own, roles, labels), filled
 
 
-def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
+def _spec(dataset: str, own: OwnDataOptions, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
     path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
     place = None if path else Path(dataset)
     metrics = TASKS[roles.task].metrics
     if roles.choices is not None:
         metrics = CHOICE_METRICS
     elif roles.classifies:
-        metrics = ("accuracy", "f1") if labels else ("pearson", "spearman")
+        of_classes = ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
+        metrics = of_classes if labels else ("pearson", "spearman", "rmse", "mae")
     answers = roles.response is not None
     return DatasetSpec(
         name=name_of(dataset),
@@ -131,6 +132,7 @@ def _spec(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
         chat=roles.messages is not None,
         own=True,
         place=place,
+        drop_incomplete=own.drop_incomplete,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, Value
 
 from dataset.reading.conversations import conversations
+from dataset.reading.incomplete import without_incomplete
 from dataset.reading.labels import are_hidden, label_ids
 from dataset.reading.row_file import empty
 from dataset.reading.splits import VALIDATION
@@ -200,6 +201,10 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
     rows = rows.with_format(None).select_columns(columns)
     if spec.chat:
         return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:])})
+    if spec.own:
+        rows = without_incomplete(spec, where, rows, notes)
+        if len(rows) == 0:
+            raise empty(where)
     for column in spec.nested:  # text is JSON already
         texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in rows[column][:]]
         rows = _with_column(rows, column, texts)

@@ -55,6 +55,7 @@ class TaskParts:
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
         record: the identity of the model, for checkpoints.
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
+        class_weights: of --class-weights, what a row of each class counts in training; empty: all count 1.
         metric: the metric, or `loss`, that selects the best checkpoint. None: the data set's first metric.
         sharding: how the base, or a plain model, is divided over processes. None: every process holds all of it.
         generation: how text is generated, for a task whose metrics compare it.
@@ -70,6 +71,7 @@ class TaskParts:
     record: ModelRecord
     batches_per_epoch: Callable[[int], int]
     sharding: Sharding | None = None
+    class_weights: tuple[float, ...] = ()
     metric: str | None = None
     generation: Generation | None = None
     uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -116,7 +118,11 @@ class FineTuning(pl.LightningModule, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """Returns the training loss of a batch."""
+        """Returns the loss of a batch, which is measured and scored."""
+
+    def training_loss(self, batch: Batch) -> Loss:
+        """Returns the loss of a batch that is trained on."""
+        return self.loss(batch)
 
     @abstractmethod
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Any, Any]:
@@ -157,7 +163,7 @@ class FineTuning(pl.LightningModule, ABC):
             self.window.start()
         prefix = self.frozen_prefix
         with nullcontext() if prefix is None else prefix.reused(batch, network_inputs(batch)):
-            loss = self.loss(batch)
+            loss = self.training_loss(batch)
         return self.window.add(loss, averaged=self._averages_gradients())
 
     def on_after_backward(self) -> None:
