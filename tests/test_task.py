@@ -80,7 +80,7 @@ def test_balanced_classes_have_the_same_weight_together(world: World, tmp_path: 
     assert min(rows) > 0
     assert experiment.task.parts.class_weights == pytest.approx([len(labels) / 2 / count for count in rows])
     task = experiment.task.eval()
-    (batch,) = scoring_batches(experiment.data, 1)
+    (batch,) = scoring_batches(experiment.data, 1, 0, 1)
     plain, weighted = task.loss(batch), task.training_loss(batch)
     each = plain.each * batch["weight"]
     of_class = [each[batch["labels"] == label].sum() for label in (0, 1)]

@@ -90,6 +90,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.uncompiled = parts.uncompiled
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
         self.figures = nn.ModuleDict({split: metrics.Figures(parts.spec) for split in splits})
+        self.confusion: dict[str, list[list[int]]] = {}  # split -> true class -> how often each class was predicted
         self.one_class: dict[str, str] = {}  # split -> the class of all predictions of the last evaluation
         self.metric = parts.metric or parts.spec.metrics[0]
         self.trained = trained_names(self.network, self.space)
@@ -240,13 +241,15 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _log_metrics(self, splits: Sequence[str]) -> None:
         for split in dict.fromkeys(splits):
-            values, only_class = self._figures(split).taken()
+            values, confusion = self._figures(split).taken()
             for name, value in values.items():
                 figure = f"{split}/{name}"
                 self.log(figure, value, prog_bar=figure == self.monitor)
             self.one_class.pop(split, None)
-            if only_class >= 0:
-                self.one_class[split] = self.spec.labels[only_class] if self.spec.labels else str(only_class)
+            if confusion is not None:
+                self.confusion[split] = confusion.tolist()
+                if (only := metrics.only_class(confusion)) is not None:
+                    self.one_class[split] = self.spec.labels[only]
 
     def _official_metrics(self, metric: Any) -> dict[str, dict[str, float]]:
         """Returns the metrics of the benchmark itself, over all rows of all processes."""
