@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
+from transformers import PreTrainedModel
 
 from actions.command.request import Request
 from actions.result.export import export_run
@@ -48,6 +49,8 @@ def run(request: Request) -> Path:
 def start(request: Request, folder: Path) -> Experiment:
     """Build the experiment, and write the options and the parameter table into the run folder."""
     experiment = build(request)
+    if request.adapted is None and request.action != TEST:
+        say(_trained_completely(experiment.task.network))
     say(f"run folder: {folder}")
     show_parameters(experiment, folder)
     if request.action != TEST:
@@ -57,6 +60,12 @@ def start(request: Request, folder: Path) -> Experiment:
     if is_first_process():
         write_config(folder, request.action, experiment.options, experiment.task.record.configs)
     return experiment
+
+
+def _trained_completely(network: PreTrainedModel) -> str:
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    count = f"{weights / 1e6:,.1f}M" if weights >= 1e6 else f"{weights:,}"
+    return f"full fine-tuning of {count} weights (for LoRA: --model lora)"
 
 
 def fit(

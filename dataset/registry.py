@@ -64,4 +64,4 @@ def get(name: str) -> DatasetSpec:
     """Returns the entry with that name or alias. Raises UserError if there is none."""
     if (spec := find(name)) is not None:
         return spec
-    raise UserError(f"--dataset '{name}' is not known", f"{nearest(name, names())}; {OWN_DATA}")
+    raise UserError(f"--dataset '{name}' is not known", f"{nearest(name, names())}, see docs/data-sets.md; {OWN_DATA}")

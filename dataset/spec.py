@@ -72,6 +72,7 @@ class DatasetSpec:
         own: the entry describes own data, see `dataset.reading.own`. The label column holds the names of classes, also
             if they are numbers, and validation and test splits are found by their usual names.
         place: file or folder of own data.
+        drop_incomplete: whether rows of own data without a label or a text are left out.
         opened: the splits of own data by name (`dataset.reading.stored.Stored`), if they were opened to describe it.
         summary: one line for `--help` and the README.
     """
@@ -100,6 +101,7 @@ class DatasetSpec:
     aliases: tuple[str, ...] = ()
     own: bool = False
     place: Path | None = None
+    drop_incomplete: bool = False
     opened: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     summary: str = ""
 

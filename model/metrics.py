@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
 from dataset.spec import DatasetSpec
@@ -69,34 +69,20 @@ class Matthews(MulticlassConfusionMatrix):
         return correlation.float().to(self.device)
 
 
-class OnlyClass(Metric):
-    """The class of all predictions, if they are equal and the labels are not. Otherwise -1."""
-
-    full_state_update = False
-    predicted: Tensor  # (classes,): how often each is predicted
-    true: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        for state in ("predicted", "true"):
-            self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        self.predicted += torch.bincount(logits.argmax(-1), minlength=self.num_classes)
-        self.true += torch.bincount(labels, minlength=self.num_classes)
-
-    def compute(self) -> Tensor:
-        alone = bool((self.predicted > 0).sum() == 1) and bool((self.true > 0).sum() > 1)
-        return self.predicted.argmax() if alone else torch.tensor(-1, device=self.device)
+def only_class(confusion: Tensor) -> int | None:
+    """The class of all predictions, if they are equal and the labels are not. `confusion`: (classes, classes), truth
+    and prediction.
+    """
+    predicted, true = confusion.sum(0), confusion.sum(1)
+    alone = bool((predicted > 0).sum() == 1) and bool((true > 0).sum() > 1)
+    return int(predicted.argmax()) if alone else None
 
 
 class Pearson(PearsonCorrCoef):
     """Pearson correlation of real values, accumulated in float64 where the device has it."""
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        exact = torch.float32 if self.device.type == "mps" else torch.float64
-        super().update(predictions.flatten().to(exact), labels.to(exact))
+        super().update(*_real(predictions, labels))
 
 
 class Spearman(SpearmanCorrCoef):
@@ -113,6 +99,28 @@ class Spearman(SpearmanCorrCoef):
         for values in map(dim_zero_cat, (self.preds, self.target)):
             correlation = correlation.masked_fill((values == values[0]).all(), torch.nan)
         return correlation
+
+
+class RootMeanSquaredError(MeanSquaredError):
+    """Root of the mean squared error of real values, accumulated in float64 where the device has it."""
+
+    def __init__(self) -> None:
+        super().__init__(squared=False)
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        super().update(*_real(predictions, labels))
+
+
+class AbsoluteError(MeanAbsoluteError):
+    """Mean absolute error of real values, accumulated as `RootMeanSquaredError`."""
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        super().update(*_real(predictions, labels))
+
+
+def _real(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    exact = torch.float32 if labels.device.type == "mps" else torch.float64
+    return predictions.flatten().to(exact), labels.to(exact)
 
 
 class WeightedMean(Metric):
@@ -177,12 +185,16 @@ class ChoiceAccuracy(WeightedMean):
 _BUILD: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_labels: MulticlassAccuracy(num_labels, average="micro"),
     "f1": F1,
+    "macro_f1": F1,  # the same, where a reader does not know the number of classes
     "matthews": Matthews,
     "pearson": lambda _: Pearson(),
     "spearman": lambda _: Spearman(),
+    "rmse": lambda _: RootMeanSquaredError(),
+    "mae": lambda _: AbsoluteError(),
     "perplexity": lambda _: Perplexity(),
     **{key: partial(lambda key, _: Rouge(key), key) for key in ("rouge1", "rouge2", "rougeL")},
 }
+_LOWER_IS_BETTER = ("perplexity", "rmse", "mae")
 _OF_CHOICES = {"accuracy": 0, "accuracy_norm": 1}  # metrics of multiple choice -> column of the picks
 
 
@@ -193,8 +205,8 @@ def build(names: Sequence[str], num_labels: int, choices: bool = False) -> Metri
 
     | names | update(…, …) |
     | --- | --- |
-    | accuracy, f1, matthews | logits (rows, num_labels) or class ids (rows,), labels (rows,) |
-    | pearson, spearman | values (rows,) or (rows, 1), labels (rows,) |
+    | accuracy, f1, macro_f1, matthews | logits (rows, num_labels) or class ids (rows,), labels (rows,) |
+    | pearson, spearman, rmse, mae | values (rows,) or (rows, 1), labels (rows,) |
     | accuracy, accuracy_norm with `choices` | picks (rows, 2): places by score and by normalised score, right places |
     | perplexity | loss summed over the batch's target tokens, number of these tokens |
     | rouge1, rouge2, rougeL | generated texts, reference texts |
@@ -221,22 +233,23 @@ class Figures(nn.Module):
         super().__init__()
         self.loss = WeightedMean()
         self.metrics = build(spec.metrics, spec.num_labels, spec.choices is not None)
-        self.only_class = OnlyClass(spec.num_labels) if spec.classifies and not spec.regression else None
+        has_classes = spec.classifies and not spec.regression
+        self.confusion = MulticlassConfusionMatrix(spec.num_labels, validate_args=False) if has_classes else None
 
     def update(self, loss: Loss, predicted: Any, true: Any) -> None:
         self.loss.update(loss.total, loss.count)
         self.metrics.update(predicted, true)
-        if self.only_class is not None:
-            self.only_class.update(predicted, true)
+        if self.confusion is not None:
+            self.confusion.update(predicted, true)
 
-    def taken(self) -> tuple[dict[str, Tensor], int]:
-        """Returns the values by name, and the class of all predictions or -1 (see `OnlyClass`). Starts again."""
+    def taken(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Returns the values by name, and how often each class was predicted for each. Starts again."""
         values = {"loss": self.loss.compute(), **self.metrics.compute()}
-        only_class = -1 if self.only_class is None else int(self.only_class.compute())
-        for each in (self.loss, self.metrics, self.only_class):
+        confusion = None if self.confusion is None else self.confusion.compute().cpu()
+        for each in (self.loss, self.metrics, self.confusion):
             if each is not None:
                 each.reset()
-        return values, only_class
+        return values, confusion
 
 
 def mode(name: str) -> Literal["max", "min"]:
@@ -244,7 +257,7 @@ def mode(name: str) -> Literal["max", "min"]:
 
     Raises UserError if the name is not known.
     """
-    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES)) == "perplexity" else "max"
+    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES)) in _LOWER_IS_BETTER else "max"
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:

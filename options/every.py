@@ -108,7 +108,8 @@ class Options:
     attention: Literal["sdpa", "flash_attention_2", "eager"] | None = option(None, "implementation of attention in "
         "transformers; by default the fastest that the model supports without other packages", resume="free")
     max_new_tokens: int | None = option(None, "tokens to generate; by default --max-target-len for a summary, "
-        "otherwise 256", at_least(1), from_checkpoint=True, actions=(*MEASURING, *ANSWERING), idle=_no_text)
+        "otherwise 256", at_least(1), from_checkpoint=True, actions=(*MEASURING, *ANSWERING), idle=_no_text,
+        brief="tokens to generate")
     num_beams: int = option(1, "beams of the search for a text; 1: greedy search", at_least(1),
         from_checkpoint=True, actions=(*MEASURING, PREDICT), idle=_no_text)
     seed: int = option(0, "seed of all random numbers", seed_range, idle=_no_random_numbers,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from heterolora.common.checks import RATE, Condition
+from heterolora.elements.task import CLASSIFYING
 from options.declare import idle_without, option
 from options.ranges import from_0, positive_or_unlimited
 
@@ -21,6 +23,13 @@ _warm_up_length = Condition(
 )
 
 
+def _no_classes(run: Mapping[str, Any]) -> str | None:
+    entry = run["entry"]
+    if run["regression"] if entry is None else entry.regression:
+        return "on a regression"
+    return idle_without("task", *CLASSIFYING)(run)
+
+
 @dataclass(frozen=True)
 class Optimization:
     """How the trained parameters are updated."""
@@ -31,6 +40,8 @@ class Optimization:
         "default 2e-4 for LoRA, and 5e-5 for a plain model", RATE,
         brief="peak learning rate, or auto (LoRA: 2e-4)")
     loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", RATE)
+    class_weights: Literal["equal", "balanced"] = option("equal", "balanced: in the training loss, all classes have "
+        "the same weight together; equal: all rows have", idle=_no_classes)
     weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", from_0)
     lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("linear",
         "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min",

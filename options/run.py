@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from heterolora.common.checks import Condition
-from options.actions import IMP_TEST, TEST, TRAINING, WITH_RUN
+from options.actions import IMP_TEST, PREDICT, TEST, TRAINING, WITH_RUN
 from options.declare import option
+from options.predicting import STDOUT
 from options.ranges import at_least, count_or_share
 
 _folder_name = Condition(lambda value: Path(value).name not in ("", ".."), "a name, such as rte-rank8")
+
+
+def _names_no_new_run(run: Mapping[str, Any]) -> str | None:
+    if run["resume_training"]:
+        return "with --resume-training"
+    return "without --project" if run["project"] is None else None
+
+
+def _replaces_nothing(run: Mapping[str, Any]) -> str | None:
+    if run["action"] != PREDICT:
+        return _names_no_new_run(run)
+    return "without a file as --output" if run["output"] is None or str(run["output"]) == STDOUT else None
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,11 @@ class RunOptions:
     project: str | None = option(None, "name of this run's folder; by default <model>_<task>_<dataset>_<time>",
         _folder_name, actions=WITH_RUN, resume="start",
         brief="name of the run, which is a folder in runs/")
+    overwrite: bool = option(False, "replace what is there: the run that --project names, or the --output of predict",
+        actions=(*WITH_RUN, PREDICT), resume="start", idle=_replaces_nothing)
+    project_suffix: bool = option(False, "append a number to --project if that run is there", actions=WITH_RUN,
+        resume="start",
+        idle=_names_no_new_run)
     measured: Literal["best", "last"] = option("best",
         "checkpoint that is measured and exported at the end of training", actions=TRAINING, resume="free")
     row_results: bool = option(False, "also write rows.csv: loss and prediction of each row of the measured splits",

@@ -58,6 +58,7 @@ CHANGED = {  # option -> another value, for the command line
     "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
     "budget_schedule": "shrink", "shrink_start": "0.2", "shrink_end": "0.6", "shrink_tolerance": "0.1",
+    "drop_incomplete": "true", "class_weights": "balanced", "project_suffix": "true",
     "metric": "loss", "rank": "2", "alpha": "3", "target": "attention",
     "output": "other.csv", "overwrite": "true", "text": "a film", "probabilities": "true", "temperature": "0.5",
     "top_p": "0.5",

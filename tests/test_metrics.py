@@ -27,6 +27,9 @@ def _logits(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(ROWS, classes, generator=generator) + torch.eye(classes)[labels], labels
 
 
+REAL = ("pearson", "spearman", "rmse", "mae")
+
+
 def _values() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(ROWS, 1, generator=generator) + 100  # far from 0, where float32 sums of squares lose digits
@@ -39,7 +42,7 @@ def _run(rows: torch.Tensor) -> dict[str, float]:
         metrics.build(names, classes)
         for names, classes in (
             (CLASSES, 2),
-            (("pearson", "spearman"), 1),
+            (REAL, 1),
             (("perplexity",), 1),
             (("rouge1", "rouge2", "rougeL"), 1),
         )
@@ -65,6 +68,8 @@ def _expected() -> dict[str, float]:
         "matthews": sklearn_metrics.matthews_corrcoef(labels, chosen),
         "pearson": stats.pearsonr(values, similarities).statistic,
         "spearman": stats.spearmanr(values, similarities).statistic,
+        "rmse": sklearn_metrics.root_mean_squared_error(similarities, values),
+        "mae": sklearn_metrics.mean_absolute_error(similarities, values),
         "perplexity": math.exp(int(labels.sum()) / (ROWS * (ROWS + 1) / 2)),
         **official_metric("rouge").compute(predictions=TEXTS, references=SUMMARIES),
     }
@@ -93,12 +98,12 @@ def test_two_processes_with_different_numbers_of_rows(tmp_path: Path) -> None:
 
 def test_f1_with_three_classes_is_their_mean() -> None:
     logits, labels = _logits(3)
-    collection = metrics.build(CLASSES, 3)
+    collection = metrics.build((*CLASSES, "macro_f1"), 3)
     collection.update(logits.argmax(1), labels)
     assert {name: float(value) for name, value in collection.compute().items()} == pytest.approx(
         {
             "accuracy": sklearn_metrics.accuracy_score(labels, logits.argmax(1)),
-            "f1": sklearn_metrics.f1_score(labels, logits.argmax(1), average="macro"),
+            **dict.fromkeys(("f1", "macro_f1"), sklearn_metrics.f1_score(labels, logits.argmax(1), average="macro")),
             "matthews": sklearn_metrics.matthews_corrcoef(labels, logits.argmax(1)),
         },
         abs=1e-6,
@@ -138,7 +143,7 @@ def test_reset_starts_again() -> None:
 
 
 def test_direction() -> None:
-    assert metrics.mode("perplexity") == "min"
+    assert {metrics.mode(name) for name in ("perplexity", "rmse", "mae")} == {"min"}
     names = (*CLASSES, "pearson", "spearman", "rouge1", "rouge2", "rougeL")
     assert {metrics.mode(name) for name in names} == {"max"}
 

@@ -70,6 +70,8 @@ CHOICES = [
     ({"PROMPT": TEXT, "Completion": TEXT}, {}, None, Roles(LM, prompt=("PROMPT",), response="Completion")),
     ({"Messages": LISTS, "id": WHOLE}, {}, None, Roles(LM, messages="Messages")),
     ({"text": TEXT, "Text": TEXT, "label": WHOLE}, {}, None, Roles("classification", ("text",), "label")),
+    ({"text": TEXT, "labels": WHOLE}, {}, None, Roles("classification", ("text",), "labels")),
+    ({"text": TEXT, "labels": WHOLE, "label": WHOLE}, {}, None, Roles("classification", ("text",), "label")),
 ]  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def write(folder: Path, name: str, rows: list[dict[str, object]] = ROWS) -> Path
 def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
     """Labels are the values found, in order; whole numbers are classes."""
     spec, own = described(write(tmp_path, f"mine.{suffix}"))
-    assert (spec.name, spec.labels, spec.metrics) == ("mine", ("1", "2", "5"), ("accuracy", "f1"))
+    assert (spec.name, spec.labels, spec.metrics) == ("mine", ("1", "2", "5"), ("accuracy", "macro_f1"))
     assert (own.text_columns, own.label_column, own.labels, own.regression) == ("text", "label", "1,2,5", False)
     splits = read_splits(spec, cache=False, share=0.1, seed=3)
     assert (len(splits.train), len(splits.validation["validation"])) == (27, 3)
@@ -205,7 +207,8 @@ def test_labels(tmp_path: Path, labels, own, expected) -> None:
         (["a"] * 3, {}, "the same label in every row", "at least two"),
         ([*range(50)], {}, "50 different labels in 50 rows", "--regression"),
         (["a", "b", "c"], {"labels": "a,b"}, "row 2 of split 'train' of data set 'mine' has label 'c'", "--labels"),
-        (["a", None, "b", " "], {}, "2 rows without a label", "the labels are a, b"),
+        (["a", None, "b", " "], {}, "2 rows without a label", "--drop-incomplete, which leaves them out; the labels"),
+        ([["a"], ["a", "b"], []], {}, 'has label ["a"]', "multi-label"),
         (["a", "b\n1", "b"], {}, "the label 'b\\n1'", "control characters"),
     ],
 )  # fmt: skip
@@ -213,6 +216,47 @@ def test_mistakes_in_labels(tmp_path: Path, labels, own, found: str, advice: str
     path = write(tmp_path, "mine.jsonl", [{"text": "a", "label": label} for label in labels])
     with refused(found, advice):
         read_splits(described(path, **own)[0], cache=False)
+
+
+INCOMPLETE = [
+    {"text": "good", "label": "a"}, {"text": "", "label": "a"}, {"text": "NaN", "label": "b"},
+    {"text": None, "label": "b"}, {"text": "bad", "label": None}, {"text": "fine", "label": "b"},
+]  # fmt: skip
+
+
+class TestIncomplete:
+    def test_rows_are_left_out(self, tmp_path: Path) -> None:
+        spec, own = described(write(tmp_path, "mine.jsonl", INCOMPLETE), drop_incomplete=True)
+        read = read_splits(spec, cache=False, share=0.0)
+        assert read.train["text"][:] == ["good", "fine"]
+        assert read.train["label"][:] == [0, 1]
+        assert own.drop_incomplete
+        where = "split 'train' of data set 'mine'"
+        assert f"4 of 6 rows of {where} are left out: 3 without a text, 1 without a label" in read.notes
+
+    def test_without_the_option_a_note_counts_them(self, tmp_path: Path) -> None:
+        rows = [row for row in INCOMPLETE if row["label"] is not None]
+        read = read_splits(described(write(tmp_path, "mine.jsonl", rows))[0], cache=False, share=0.0)
+        assert len(read.train) == 5
+        where = "split 'train' of data set 'mine'"
+        assert (
+            f"2 rows of {where} have a text that is empty or NA, null or nan; --drop-incomplete leaves them out"
+            in read.notes
+        )
+        assert f"1 rows of {where} have no text in column 'text': an empty text is used" in read.notes
+
+    def test_an_instruction_may_have_no_input(self, tmp_path: Path) -> None:
+        rows = [
+            {"instruction": "say it", "input": "", "output": "it"}, {"instruction": "", "input": "", "output": "it"},
+            {"instruction": "say it", "input": "now", "output": ""},
+        ]  # fmt: skip
+        spec, _ = described(write(tmp_path, "mine.jsonl", rows), drop_incomplete=True)
+        assert read_splits(spec, cache=False, share=0.0).train["instruction"][:] == ["say it"]
+
+    def test_nothing_left(self, tmp_path: Path) -> None:
+        rows = [{"text": "", "label": label} for label in "ab"]
+        with refused("split 'train' of data set 'mine'", "row"):
+            read_splits(described(write(tmp_path, "mine.jsonl", rows), drop_incomplete=True)[0], cache=False)
 
 
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

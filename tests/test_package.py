@@ -100,7 +100,7 @@ class TestWheel:
         assert metadata["Name"] == "heterolora"
         assert metadata["Version"] == heterolora.__version__
         assert metadata["Requires-Python"] == ">=3.11"
-        assert metadata.get_all("Provides-Extra") == ["peft", "program"]
+        assert metadata.get_all("Provides-Extra") == ["peft", "plot", "program"]
         assert metadata.get_payload().startswith("# HeteroLoRA")
 
 
@@ -218,16 +218,16 @@ class TestDependencies:
     def test_they_are_what_the_library_imports(self, project: dict) -> None:
         """Those of the extra are imported only in the functions that need them."""
         extras = project["optional-dependencies"]
-        dependencies, extra = packages(project["dependencies"]), packages(extras["peft"])
+        dependencies, extra = packages(project["dependencies"]), packages([*extras["peft"], *extras["plot"]])
         fronts = {f"{name.replace('.', '/')}.py" for name in FRONTS}
         files = sources() - fronts
         imported = {found.package for file in files for found in imports((ROOT / file).read_text(), file)}
         assert imported - sys.stdlib_module_names - {"heterolora"} - extra == dependencies
 
     def test_their_ranges_are_those_of_the_program(self, project: dict) -> None:
-        files = ("python-requirements.txt", "tests/requirements.txt")
+        files, extras = ("python-requirements.txt", "tests/requirements.txt"), project["optional-dependencies"]
         lines = [line.split("#")[0].strip() for file in files for line in (ROOT / file).read_text().splitlines()]
-        for requirement in (*project["dependencies"], *project["optional-dependencies"]["peft"]):
+        for requirement in (*project["dependencies"], *extras["peft"], *extras["plot"]):
             assert requirement in lines or requirement == "numpy"  # any numpy that torch works with
 
     def test_those_of_the_program_are_what_it_needs(self, project: dict) -> None:

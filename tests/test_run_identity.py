@@ -18,9 +18,10 @@ from actions.command.parse import parse_command
 from actions.run.in_use import in_use
 from actions.run.run_folder import new_folder
 from heterolora.common.errors import UserError
+from main import main
 from model.task.fine_tuning import FineTuning
 from tests.test_bad_input import complaint
-from tests.world import ROOT, World, command, run, same_weights, write_lora
+from tests.world import ROOT, STEADY, World, command, run, same_weights, write_lora
 
 
 def identity(folder: Path) -> dict[str, object]:
@@ -68,6 +69,68 @@ class TestId:
         (trained / "run.json").write_text("[")
         last = trained / "checkpoints" / "last.ckpt"
         assert "run.json" in complaint(capfd, *command("train", "--resume-training", "--load", last))
+
+
+class TestNameThatExists:
+    """With --project on the command line, the name is not that of another run."""
+
+    def again(self, world: World, tmp_path: Path, *more: object) -> list[str]:
+        words = world.training(
+            "--project-dir", tmp_path, "--project", "run", "--max-steps", 1, "--logger", "none", *more
+        )
+        return [*words, *STEADY]
+
+    def test_a_finished_run_is_refused(self, capfd, world: World, trained: Path, tmp_path: Path) -> None:
+        before = content(trained)
+        said = complaint(capfd, *self.again(world, tmp_path))
+        assert f"there is a run {trained} already; give another --project, --overwrite" in said
+        assert "--project-suffix, for run-2" in said
+        assert content(trained) == before
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+    def test_overwrite_deletes_it(self, capsys, world: World, trained: Path, tmp_path: Path) -> None:
+        before = identity(trained)
+        (trained / "own.txt").write_text("")
+        assert main(self.again(world, tmp_path, "--overwrite")) == 0
+        assert identity(trained)["id"] != before["id"]
+        assert not (trained / "own.txt").exists()
+        assert f"note: the run that was in {trained} is deleted" in capsys.readouterr().out
+
+    def test_overwrite_keeps_what_the_run_reads(self, capfd, world: World, trained: Path, tmp_path: Path) -> None:
+        words = ["test", "--load", str(trained), "--project-dir", str(tmp_path), "--project", "run", "--overwrite"]
+        said = complaint(capfd, *words)
+        assert f"{trained} is to be deleted, and this run reads {trained}" in said
+        assert (trained / "checkpoints" / "last.ckpt").is_file()
+
+    def test_suffix(self, world: World, trained: Path, tmp_path: Path) -> None:
+        assert main(self.again(world, tmp_path, "--project-suffix")) == 0
+        assert identity(tmp_path / "run-2")["id"] != identity(trained)["id"]
+
+    def test_an_unfinished_run_says_how_to_continue(self, capfd, world: World, trained: Path, tmp_path: Path) -> None:
+        (trained / "run.json").write_text(json.dumps({**identity(trained), "finished": False}))
+        said = complaint(capfd, *self.again(world, tmp_path))
+        assert f"there is a run {trained} already, which is not finished" in said
+        assert f"continue it with --resume-training --load {trained}, or give" in said
+
+    def test_a_run_without_a_result_is_replaced(self, capsys, world: World, trained: Path, tmp_path: Path) -> None:
+        (trained / "run.json").write_text(json.dumps({**identity(trained), "finished": False}))
+        shutil.rmtree(trained / "checkpoints")
+        assert main(self.again(world, tmp_path)) == 0
+        assert f"note: {trained} had no result: it is replaced" in capsys.readouterr().out
+        assert identity(trained)["finished"]
+
+    def test_a_folder_that_is_no_run_stays(self, world: World, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "own.txt").write_text("")
+        assert main(self.again(world, tmp_path, "--overwrite")) == 0
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["own.txt"]
+        assert identity(tmp_path / "run-2")["finished"]
+
+    def test_an_options_file_repeats_a_run_under_another_name(
+        self, world: World, trained: Path, tmp_path: Path
+    ) -> None:
+        assert main(["train", "--config", str(trained / "config.toml"), "--logger", "none"]) == 0
+        assert identity(tmp_path / "run-2")["finished"]
 
 
 class TestCopiedCheckpoint:

@@ -14,13 +14,14 @@ from actions.request.resolve import resolve
 from actions.run.run_folder import open_run
 from actions.training.experiment import build
 from actions.training.learning_rate import with_best_rate
+from actions.training.scoring import scoring_batches
 from dataset import registry
 from heterolora.elements.task import CLASSIFYING, GENERATING, TASKS
 from model import metrics
 from model.task import class_of
 from model.task.multiple_choice import MultipleChoice
 from options.optimization import AUTO
-from tests.world import World, command
+from tests.world import World, command, run
 
 ENTRIES = {"classification": "toy_nli", "causal_language_modeling": "wikitext2", "summarization": "xsum"}
 
@@ -55,6 +56,46 @@ def test_a_task_made_again_shares_the_network_alone(request_of_auto: Request) ->
     assert other.figures is not task.figures
     assert not other.keeps_rows
     assert (task.optimization.optimizer, other.optimization.optimizer) == ("adamw", "sgd")
+
+
+def test_balanced_classes_have_the_same_weight_together(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text,label\n" + "good film,a\n" * 12 + "bad film,b\n" * 4)
+    data = ("--dataset", path, "--validation-share", 0.25, "--project-dir", tmp_path)
+    words = [
+        "train",
+        "--model",
+        "opt_lora",
+        "--load",
+        world.opt,
+        *data,
+        "--class-weights",
+        "balanced",
+        "--batch-size",
+        16,
+    ]
+    experiment = build(resolve(parse_command(command(*words))))
+    labels = experiment.data.splits.train["label"][:]
+    rows = [labels.count(0), labels.count(1)]
+    assert min(rows) > 0
+    assert experiment.task.parts.class_weights == pytest.approx([len(labels) / 2 / count for count in rows])
+    task = experiment.task.eval()
+    (batch,) = scoring_batches(experiment.data, 1, 0, 1)
+    plain, weighted = task.loss(batch), task.training_loss(batch)
+    each = plain.each * batch["weight"]
+    of_class = [each[batch["labels"] == label].sum() for label in (0, 1)]
+    expected = sum(len(labels) / 2 * loss / count for loss, count in zip(of_class, rows, strict=True))
+    assert float(weighted.total) == pytest.approx(float(expected), rel=1e-5)
+    assert float(weighted.count) == float(plain.count)
+
+
+@pytest.mark.parametrize(("model", "said"), [("opt_lora", False), ("plain", True)])
+def test_a_run_says_that_it_trains_all_weights(capsys, world: World, tmp_path: Path, model: str, said: bool) -> None:
+    name = ("--model", world.opt) if model == "plain" else ("--model", model, "--load", world.opt)
+    data = ("--dataset", "sst2", "--dataset-saved-path", world.sst2, "--max-steps", 1, "--project-dir", tmp_path)
+    assert run("train", *name, *data) == 0
+    line = "weights (for LoRA: --model opt_lora)"
+    assert (line in capsys.readouterr().out) == said
 
 
 def test_the_search_of_a_rate_leaves_the_experiment_as_it_is(request_of_auto: Request) -> None:

@@ -134,6 +134,8 @@ STEADY += ("--max-epochs", "3")
 def command(*arguments: object) -> list[str]:
     """A command line with the options that keep a test small. New training is `STEADY` unless `arguments` say more."""
     words = [*map(str, arguments), "--logger", "none"]
+    if "--project" in words and not {"--overwrite", "--resume-training"} & {*words}:
+        words.append("--project-suffix")  # tests that share a folder may use a name twice
     if "--accelerator" not in words:
         words += ["--accelerator", "cpu"]
     if words[0] in ("train", "train-dyrealloc") and not {"--config", "--resume-training"} & {*words}:

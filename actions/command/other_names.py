@@ -16,6 +16,7 @@ _ELSEWHERE = {
     "batch-size": "per_device_train_batch_size per_device_eval_batch_size micro_batch_size global_batch_size "
     "train_batch_size eval_batch_size",
     "checkpoint-every-n-steps": "save_steps save_interval save_strategy",
+    "class-weights balanced": "class_weight class_weighting",
     "dataset": "dataset_name dataset_path data_path data_files data train_file datasets",
     "gradient-checkpointing": "use_gradient_checkpointing activation_checkpointing",
     "gradient-clip-val": "max_grad_norm gradient_clipping max_norm",

@@ -31,6 +31,7 @@ class Request:
     resumes: bool  # whether the run of the checkpoint is continued
     fingerprint: str  # of the command, see `actions.request.resuming`
     notes: tuple[str, ...]  # lines to print
+    names_run: bool = False  # whether the command line names the run, which must not be another one's name
 
     @property
     def resumed(self) -> Checkpoint | None:

@@ -54,7 +54,7 @@ def _check_output(request: Request) -> None:
         raise UserError(found, nearest(output.suffix, ENDINGS))
     if not os.path.isdir(output.parent):
         raise UserError(f"the folder {output.parent} of --output is not there", "make it, or give another --output")
-    if os.path.isdir(output) or (os.path.exists(output) and not options.overwrite):
+    if os.path.isdir(output) or (os.path.exists(output) and not request.options.run.overwrite):
         found = "a folder" if os.path.isdir(output) else "there already"
         raise UserError(f"--output {output} is {found}", "give another name, or --overwrite to replace a file")
     source: Path | None = request.spec.place

@@ -48,6 +48,7 @@ def resolve(command: Command) -> Request:
         resumes=values["resume_training"],
         fingerprint=fingerprint,
         notes=(*command.notes, *idle, *origin.notes, *of_base, *data.notes),
+        names_run="project" in command.typed,
     )
     check(request, chosen.given)
     return request

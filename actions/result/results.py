@@ -6,18 +6,23 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from rich.table import Table
 
+from actions.result.classes import class_table
 from actions.run.console import is_first_process, say
 from actions.run.run_folder import METRICS, PARAMETERS, write_json
 from actions.training.experiment import Experiment
 from actions.training.limits import measures_validation
 from actions.training.resources import Resources
 from heterolora.common.distributed import gather_lists
+from heterolora.pictures.drawing import save
+from heterolora.pictures.of_run import CONFUSION_PICTURE, of_classes
 from model.lightning import connected
 from model.parameters import count, render
+from model.task.fine_tuning import FineTuning
 from model.task.rows import write_rows
 from options.every import as_plain
 
@@ -48,7 +53,7 @@ def measure(
     """
     task = experiment.task
     loggers, trainer.loggers = trainer.loggers, []
-    task.keeps_rows, task.rows = experiment.options.run.row_results, []
+    task.keeps_rows, task.rows, task.confusion = experiment.options.run.row_results, [], {}
     metrics: Metrics = {}
     if measures_validation(experiment.data):
         metrics |= validate(experiment, trainer)
@@ -57,6 +62,8 @@ def measure(
     for split, official in task.official.items():
         metrics[split] |= {f"official/{name}": value for name, value in official.items()}
     say(_table(metrics))
+    for split in list(task.confusion)[-1:]:
+        say(class_table(split, task.confusion[split], task.spec.labels))
     for further in more:
         metrics |= further()
     trainer.loggers = loggers
@@ -76,13 +83,20 @@ def measure(
             "action": task.record.action,
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "metrics": finite,
+            **_classes(task),
             "resources": _resources(trainer),
             "options": as_plain(experiment.options),
             "versions": {package: version(package) for package in _PACKAGES},
         }
         write_json(folder / METRICS, values)
+        if task.confusion:
+            save(folder / CONFUSION_PICTURE, *of_classes(task.spec.labels, task.confusion))
     say(f"results: {folder}")
     return metrics
+
+
+def _classes(task: FineTuning) -> dict[str, Any]:
+    return {"classes": {"labels": task.spec.labels, "confusion": task.confusion}} if task.confusion else {}
 
 
 def _resources(trainer: pl.Trainer) -> dict[str, float | int | None]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actions.command.configurations import KEYS, UNIFORM
-from actions.run.console import is_first_process
+from actions.run.console import is_first_process, note
 from actions.run.in_use import LOCK, in_use
 from dataset.reading import own
 from heterolora.common.checks import present
@@ -28,7 +28,7 @@ from heterolora.common.files import check_writable, remove_leftovers, write_text
 from heterolora.common.outside import read_json
 from heterolora.elements.config import ElementConfig
 from heterolora.elements.element import Kind
-from options.every import Options, as_plain
+from options.every import Options, as_plain, flat
 
 if TYPE_CHECKING:
     from actions.command.request import Request
@@ -79,15 +79,17 @@ class _Identity:
 def open_run(request: Request) -> Iterator[Run]:
     """Yields the run, in a folder that no other process uses until the block ends.
 
-    A resumed run continues in its own folder. Any other run gets a new folder; a number is appended to the name if that
-    folder exists. A new folder is deleted again if the block writes nothing into it. Only the first process creates,
-    locks and deletes; `RunCheckpoints` broadcasts its result.
+    A resumed run continues in its own folder. Any other run gets a new folder. A number is appended to the name if that
+    folder exists, unless the command line names the run: see `_make_free`. A new folder is deleted again if the block
+    writes nothing into it. Only the first process creates, locks and deletes; `RunCheckpoints` broadcasts its result.
     """
     own = None if request.resumed is None else folder_of(request.resumed)
     if not is_first_process():
         yield Run(own or named_folder(request.options), None)
         return
     check_writable(own or named_folder(request.options))
+    if own is None and request.names_run:
+        _make_free(named_folder(request.options), request)
     folder = own or _new_folder(request.options)
     try:
         with in_use(folder):
@@ -137,6 +139,38 @@ def named_folder(options: Options) -> Path:
     parts = (options.model.strip("/"), str(options.task), own.name_of(options.dataset), when)
     name = "_".join(parts).replace("/", "-")
     return options.run.project_dir / (options.run.project or name)
+
+
+def _make_free(folder: Path, request: Request) -> None:
+    """Delete the run in a folder that a new run is to have, with --overwrite or if it came to nothing.
+
+    Raises UserError for any other run, unless --project-suffix gives the new one another name.
+    """
+    run = request.options.run
+    if run.overwrite and run.project_suffix:
+        raise UserError("--overwrite and --project-suffix exclude each other", "give one of them")
+    is_run = (folder / RUN).is_file() or (folder / CONFIG).is_file()
+    if run.project_suffix or not is_run:
+        return
+    is_stopped, last = is_finished(folder) is False, folder / CHECKPOINTS / "last.ckpt"
+    if not run.overwrite and (last.is_file() or not is_stopped):
+        state, resume = "", ""
+        if is_stopped:
+            state, resume = ", which is not finished", f"continue it with --resume-training --load {folder}, or "
+        ways = f"another --project, --overwrite, which deletes it, or --project-suffix, for {folder.name}-2"
+        raise UserError(f"there is a run {folder} already{state}", f"{resume}give {ways}")
+    if read := _within(folder, request.options):
+        raise UserError(f"{folder} is to be deleted, and this run reads {read}", "give another --project")
+    with in_use(folder):
+        note(f"the run that was in {folder} is deleted" if run.overwrite else f"{folder} had no result: it is replaced")
+    shutil.rmtree(folder)
+
+
+def _within(folder: Path, options: Options) -> str | None:
+    """A file in the folder that an option names."""
+    texts = [str(value) for value in flat(options).values() if isinstance(value, str | Path)]
+    named = (text for text in texts if os.path.exists(text))
+    return next((text for text in named if Path(text).resolve().is_relative_to(folder.resolve())), None)
 
 
 def _new_folder(options: Options) -> Path:

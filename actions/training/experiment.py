@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import pytorch_lightning as pl
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -116,6 +117,7 @@ def build(request: Request) -> Experiment:
         record=loaded.record,
         batches_per_epoch=data.train_batches_per_epoch,
         sharding=sharding,
+        class_weights=_class_weights(options, data),
         metric=options.run.metric,
         generation=Generation(tokenizer, options.max_new_tokens or data.limits.max_target_len, options.num_beams),
         uncompiled=uncompiled if compiles else nullcontext,
@@ -163,6 +165,14 @@ def load_model(
     record = ModelRecord(request.action, as_plain(options), request.base, base.sha256, request.configs)
     has_head = put_weights(request, record, base.network, space)
     return Loaded(base.network, space, record, base.untrained_head and not has_head)
+
+
+def _class_weights(options: Options, data: TextDataModule) -> tuple[float, ...]:
+    """What a row of each class counts for --class-weights balanced: the mean size of a class through its own."""
+    if options.optimization.class_weights != "balanced" or not data.spec.classifies or data.spec.regression:
+        return ()
+    counts = np.bincount(data.splits.train[data.spec.label][:], minlength=data.spec.num_labels)
+    return tuple(float(counts.sum() / (len(counts) * max(1, count))) for count in counts)
 
 
 def sharding_of(request: Request) -> Sharding | None:

@@ -12,6 +12,8 @@ import pyarrow as pa
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError, nearest
 
+ONE_LABEL = "give each row one label: several labels a row (multi-label) are not supported"
+
 ColumnKind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
 _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], ColumnKind]] = (
     (lambda type: pa.types.is_string(type) or pa.types.is_large_string(type), "text"),

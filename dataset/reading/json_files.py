@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataset.reading.columns import ColumnKind, check_present, kind_of_json
+from dataset.reading.columns import ONE_LABEL, ColumnKind, check_present, kind_of_json
 from dataset.reading.row_file import BATCH, FIRST, RowFile, empty, joined, no_rows
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError
@@ -77,7 +77,10 @@ class JsonLines(RowFile):
                     pa.array([value], kind)
                 except _UNFIT as error:
                     what = f"{_shown(value)} in column '{name}'" if is_text else f"label {_shown(value)}"
-                    expected = "it must hold text" if is_text else "labels are all names, or all numbers below 2^63"
+                    of_labels = (
+                        ONE_LABEL if isinstance(value, list) else "labels are all names, or all numbers below 2^63"
+                    )
+                    expected = "it must hold text" if is_text else of_labels
                     raise UserError(f"{place} of '{self.path}' has {what}", expected) from error
             raise
 

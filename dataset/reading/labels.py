@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
+from dataset.reading.columns import ONE_LABEL
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 
@@ -55,11 +56,14 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
     UserError if the values cannot be classes: fewer than two, or nearly as many as rows.
     """
-    feature, values = rows.features[column], [value for value in _values(rows, column) if not _is_missing(value)]
+    feature, values = rows.features[column], [value for value in _values(rows, column) if not is_missing(value)]
     if isinstance(feature, ClassLabel):
         return _several(where, column, [*map(_name, feature.names)])
     if not isinstance(feature, Value):
-        raise UserError(f"column '{column}' of {where} holds lists or objects", "give each row one name or number")
+        raise UserError(
+            f"column '{column}' of {where} holds lists or objects",
+            ONE_LABEL,
+        )
     if may_be_numbers and any(isinstance(value, float) for value in values):
         if large := next((value for value in values if abs(value) >= _LARGEST), None):
             raise UserError(
@@ -98,7 +102,7 @@ def are_hidden(spec: DatasetSpec, rows: Dataset) -> bool:
     """Whether no row of a split has a label: each is missing, or -1, which stands for a label that is not published."""
     hides = isinstance(rows.features[spec.label], ClassLabel) or _HIDDEN not in spec.labels
     values = _values(rows, spec.label)
-    return bool(values) and all(_is_missing(value) or (hides and _name(value) == _HIDDEN) for value in values)
+    return bool(values) and all(is_missing(value) or (hides and _name(value) == _HIDDEN) for value in values)
 
 
 def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
@@ -120,12 +124,13 @@ def _values(rows: Dataset, column: str) -> list[Any]:
 
 
 def _check_all_there(where: str, values: list[Any], expected: str) -> None:
-    if missing := [index for index, value in enumerate(values) if _is_missing(value)]:
+    if missing := [index for index, value in enumerate(values) if is_missing(value)]:
         found = f"{where} has {len(missing)} rows without a label, row {missing[0]} first"
-        raise UserError(found, f"give them one, or leave them out; {expected}")
+        raise UserError(found, f"give them one, or --drop-incomplete, which leaves them out; {expected}")
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a label is not there."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 

@@ -102,7 +102,7 @@ def _described(
         messages_column=roles.messages,
         choices_column=roles.choices,
     )
-    return spec_of(dataset, roles, labels), filled
+    return replace(spec_of(dataset, roles, labels), drop_incomplete=own.drop_incomplete), filled
 
 
 def spec_of(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
@@ -111,7 +111,8 @@ def spec_of(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
     if roles.choices is not None:
         metrics = CHOICE_METRICS
     elif roles.classifies:
-        metrics = ("accuracy", "f1") if labels else ("pearson", "spearman")
+        of_classes = ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
+        metrics = of_classes if labels else ("pearson", "spearman", "rmse", "mae")
     answers = roles.response is not None
     return DatasetSpec(
         name=name_of(dataset),

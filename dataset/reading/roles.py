@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dataset.reading.columns import ColumnKind
 
 #: The names of columns that are recognised without options. Capitals and spaces around a name do not matter.
-TEXT, LABEL, MESSAGES = "text", "label", ("messages", "conversations")
+TEXT, LABEL, MESSAGES = "text", ("label", "labels"), ("messages", "conversations")
 PROMPT, INSTRUCTION, INPUTS = "prompt", "instruction", ("input", "context")  # an instruction may have an input
 RESPONSES = ("response", "completion", "output")
 _GROUPS: Mapping[str, tuple[str, ...]] = {  # a kind of data -> the options that describe it
@@ -118,7 +118,7 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
         return given
     prompt = split_names(own.prompt_column) or _prompt(columns)
     if own.choices_column is not None:
-        found = _questions(own.choices_column, prompt, own.label_column or called(columns, LABEL), task)
+        found = _questions(own.choices_column, prompt, own.label_column or called(columns, *LABEL), task)
         if found is None:
             raise UserError("--choices-column needs --prompt-column and --label-column", _candidates(columns))
         return found
@@ -132,11 +132,11 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
         if not prompt or response is None:
             missing = "--response-column" if prompt else "--prompt-column"
             raise UserError(f"{missing} is missing", _candidates(columns))
-        if not answering and (rating := called(columns, LABEL)) is not None:  # as for KTO, of good and bad responses
+        if not answering and (rating := called(columns, *LABEL)) is not None:  # as for KTO, of good and bad responses
             what = f"'{response}' may be the response to train on, or a text with the label '{rating}'"
             raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
         return _fits(_answers(prompt, response, task), task)
-    label = own.label_column or (None if task == "causal_language_modeling" else called(columns, LABEL))
+    label = own.label_column or (None if task == "causal_language_modeling" else called(columns, *LABEL))
     texts = split_names(own.text_columns) or _texts(columns, label)
     if label is not None and texts:
         return _fits(Roles("classification", texts, label), task)

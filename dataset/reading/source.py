@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from dataset.reading.conversations import conversations
+from dataset.reading.incomplete import without_incomplete
 from dataset.reading.labels import are_hidden, label_ids
 from dataset.reading.row_file import empty
 from dataset.reading.splits import VALIDATION
@@ -203,7 +204,7 @@ def checked_texts(
 ) -> Dataset:
     """Returns the wanted columns of a split, without missing texts. Appends to `notes`.
 
-    `answered`: whether each conversation must have a turn of the assistant.
+    `answered`: whether the rows are examples, which have labels and a turn of the assistant.
     """
     if len(rows) == 0:
         raise empty(where)
@@ -213,6 +214,10 @@ def checked_texts(
     rows = rows.with_format(None).select_columns(wanted.columns)
     if spec.chat:
         return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:], answered)})
+    if spec.own and answered:
+        rows = without_incomplete(spec, where, rows, notes)
+        if len(rows) == 0:
+            raise empty(where)
     for column in wanted.nested:  # text is JSON already
         texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in rows[column][:]]
         rows = _with_column(rows, column, texts)

@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heterolora.choosing import display
 from heterolora.choosing.allocation import Scored, of_kind
 from heterolora.choosing.step_time import StepTime
 from heterolora.common.checks import (
@@ -91,6 +92,20 @@ class Scores:
         """Path of a linear layer -> the score of its LoRA element, the highest score first."""
         lora = sorted(of_kind(self.scored, "lora"), key=lambda item: -item.score)
         return {item.element.module: item.score for item in lora}
+
+    def table(self, most: int | None = None) -> str:
+        """Returns a table of all elements, or of the `most` with the highest scores, to print."""
+        return display.as_table(self.scored, most)
+
+    def plot(self, axes: Any | None = None) -> Any:
+        """Draws the scores as blocks × names with matplotlib, on `axes` if given, and returns the axes."""
+        return display.draw(self.scored, self.importance_test_name, axes)
+
+    def __repr__(self) -> str:
+        return display.in_one_line(self.scored, self.importance_test_name)
+
+    def _repr_html_(self) -> str:
+        return display.as_html(self.scored, self.importance_test_name)
 
 
 _SCORE = number(lambda value: value >= 0, "a finite number, 0 or more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_LISTED = 10  # names
 _LONGEST_LINE, _LONGEST_VALUE = 4000, 300  # characters
 
 
@@ -52,12 +53,20 @@ class DivergenceError(_ExplainedError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The advice for an unknown name: the nearest valid name if there is one, and all valid names."""
+    """The advice for an unknown name: the nearest valid name if there is one, and all valid names or, of many, the
+    nearest.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     close = close or [each for each in names if name and (each.startswith(name) or name.startswith(f"{each}-"))]
-    listing = ", ".join(names) if names else "none"
+    shown = names if len(names) <= _MOST_LISTED else sorted(_closest(name, names))
+    more = f" and {len(names) - len(shown)} others" if len(shown) < len(names) else ""
+    listing = ", ".join(shown) + more if names else "none"
     return f"did you mean '{close[0]}'? (valid: {listing})" if close else f"valid: {listing}"
+
+
+def _closest(name: str, names: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, names, n=_MOST_LISTED, cutoff=0.0)
 
 
 def _one_line(text: str) -> str:

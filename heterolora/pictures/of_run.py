@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heterolora.pictures.confusion import ConfusionMatrix
 from heterolora.pictures.drawing import Picture, save, style
 from heterolora.pictures.heat_map import HeatMap
 from heterolora.pictures.line_chart import Line, LineChart
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from heterolora.choosing.scores import Scores
     from heterolora.elements.element import Place
 
-ALLOCATION = "allocation.png"
+ALLOCATION, CONFUSION_PICTURE = "allocation.png", "confusion.png"
 FREQUENCY_PICTURE, TIMELINE_PICTURE = "reallocation_frequency.png", "reallocation_timeline.png"
 CURVE_PICTURE = "reallocation_curve.png"
 SCORES_PICTURE, STABILITY_PICTURE = "scores.png", "stability.png"
@@ -72,6 +73,11 @@ def of_ranks(ranks: Mapping[Place, float], blocks: int = 0) -> dict[str, HeatMap
     marked = on if len(on) < len(ranks) else ()
     title = "Allocation: the rank of each element"
     return {ALLOCATION: HeatMap(title, ranks, "rank", marked, zero="off", blocks=blocks)} if ranks else {}
+
+
+def of_classes(labels: Sequence[str], confusion: Mapping[str, Sequence[Sequence[int]]]) -> list[ConfusionMatrix]:
+    """A picture for each split. `confusion` has a row for each true class."""
+    return [ConfusionMatrix(f"Predictions on {split}", labels, counts) for split, counts in confusion.items()]
 
 
 def draw(pictures: Mapping[str, Picture], folder: Path) -> list[Path]:

@@ -22,11 +22,18 @@ class Classification(FineTuning):
         return self.network(**network_inputs(batch)).logits.float()  # (rows, labels)
 
     def loss(self, batch: Batch) -> Loss:
+        return self._loss(batch, ())
+
+    def training_loss(self, batch: Batch) -> Loss:
+        return self._loss(batch, self.parts.class_weights)
+
+    def _loss(self, batch: Batch, class_weights: Sequence[float]) -> Loss:
         logits = self.logits(batch)
         if self.spec.regression:
             each = F.mse_loss(logits.squeeze(-1), batch["labels"].float(), reduction="none")
         else:
-            each = F.cross_entropy(logits, batch["labels"], reduction="none")
+            weights = logits.new_tensor(class_weights) if class_weights else None
+            each = F.cross_entropy(logits, batch["labels"], weight=weights, reduction="none")
         return Loss((each * batch["weight"]).sum(), batch["weight"].sum(), logits, each.detach())
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers]:

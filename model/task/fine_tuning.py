@@ -48,6 +48,7 @@ class TaskParts:
         validation_names: the split of each validation dataloader; `test_names`: of each test dataloader.
         record: the identity of the model, for checkpoints.
         batches_per_epoch: number of processes -> training batches of an epoch on each of them.
+        class_weights: of --class-weights, what a row of each class counts in training; empty: all count 1.
         metric: the metric, or `loss`, that selects the best checkpoint. None: the data set's first metric.
         sharding: how the base, or a plain model, is divided over processes. None: every process holds all of it.
         generation: how text is generated, for predictions and for metrics that compare it.
@@ -63,6 +64,7 @@ class TaskParts:
     record: ModelRecord
     batches_per_epoch: Callable[[int], int]
     sharding: Sharding | None = None
+    class_weights: tuple[float, ...] = ()
     metric: str | None = None
     generation: Generation | None = None
     uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -81,6 +83,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.uncompiled = parts.uncompiled
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
         self.figures = nn.ModuleDict({split: metrics.Figures(parts.spec) for split in splits})
+        self.confusion: dict[str, list[list[int]]] = {}  # split -> true class -> how often each class was predicted
         self.one_class: dict[str, str] = {}  # split -> the class of all predictions of the last evaluation
         self.metric = parts.metric or parts.spec.metrics[0]
         self.trained = trained_names(self.network, self.space)
@@ -109,7 +112,11 @@ class FineTuning(pl.LightningModule, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """Returns the training loss of a batch."""
+        """Returns the loss of a batch, which is measured and scored."""
+
+    def training_loss(self, batch: Batch) -> Loss:
+        """Returns the loss of a batch that is trained on."""
+        return self.loss(batch)
 
     @abstractmethod
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Any, Any]:
@@ -154,7 +161,7 @@ class FineTuning(pl.LightningModule, ABC):
             self.window.start()
         prefix = self.frozen_prefix
         with nullcontext() if prefix is None else prefix.reused(batch, network_inputs(batch)):
-            loss = self.loss(batch)
+            loss = self.training_loss(batch)
         return self.window.add(loss, averaged=self._averages_gradients())
 
     def on_after_backward(self) -> None:
@@ -234,13 +241,15 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _log_metrics(self, splits: Sequence[str]) -> None:
         for split in dict.fromkeys(splits):
-            values, only_class = self._figures(split).taken()
+            values, confusion = self._figures(split).taken()
             for name, value in values.items():
                 figure = f"{split}/{name}"
                 self.log(figure, value, prog_bar=figure == self.monitor)
             self.one_class.pop(split, None)
-            if only_class >= 0:
-                self.one_class[split] = self.spec.labels[only_class] if self.spec.labels else str(only_class)
+            if confusion is not None:
+                self.confusion[split] = confusion.tolist()
+                if (only := metrics.only_class(confusion)) is not None:
+                    self.one_class[split] = self.spec.labels[only]
 
     def _official_metrics(self, metric: Any) -> dict[str, dict[str, float]]:
         """Returns the metrics of the benchmark itself, over all rows of all processes."""

@@ -16,6 +16,7 @@ from tools.reporting.comparison import better, comparison, facts, groups, metric
 from tools.reporting.figures import Chart, Key
 from tools.reporting.parts.agreement import agreement
 from tools.reporting.parts.allocation import allocation
+from tools.reporting.parts.classes import classes
 from tools.reporting.parts.parameters import parameters
 from tools.reporting.parts.part import Part, Shared
 from tools.reporting.parts.reallocations import beside_each_other, reallocations
@@ -23,7 +24,7 @@ from tools.reporting.parts.scores import scores
 from tools.reporting.run import Run
 
 MARK = "<title>HeteroLoRA: "  # in the head of every page
-OF_A_RUN: tuple[Callable[[Run, Shared], Iterator[Part]], ...] = (scores, allocation, reallocations, parameters)
+OF_A_RUN: tuple[Callable[[Run, Shared], Iterator[Part]], ...] = (scores, allocation, reallocations, classes, parameters)
 OF_SEVERAL: tuple[Callable[[Sequence[Run]], Iterator[Part]], ...] = (agreement, beside_each_other)
 
 

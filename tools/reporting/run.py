@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tools.cli import check_different
 
 from actions.command.configurations import KEYS, in_options
+from actions.result.classes import Confusion, read_classes
 from actions.result.metrics_file import headline, read_metrics, read_resources
 from actions.run.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset import registry
@@ -66,6 +67,8 @@ class Run:
     scores: Scores | None
     history: History | None
     ranks: Mapping[Place, int]  # of every element of the result; 0 if it is off
+    classes: tuple[str, ...]  # of a classification
+    confusion: Mapping[str, Confusion]  # split → confusion matrix of a classification
     resources: Mapping[str, float]  # what training took: seconds and bytes
 
     def option(self, name: str) -> Any:
@@ -163,6 +166,7 @@ def _read(folder: Path, name: str) -> Run:
         )
     action, options, configurations = _options(folder)
     figures, versions = read_metrics(folder)
+    classes, confusion = read_classes(folder)
     return Run(
         name=name,
         folder=folder,
@@ -176,6 +180,8 @@ def _read(folder: Path, name: str) -> Run:
         scores=scores_file.read(folder / SCORES) if (folder / SCORES).is_file() else None,
         history=history_file.read(folder) if _has_reallocated(folder / history_file.HISTORY) else None,
         ranks={} if action == IMP_TEST else _ranks(folder),  # a user may keep a chosen configuration beside the scores
+        classes=classes,
+        confusion=confusion,
         resources=read_resources(folder),
     )
 

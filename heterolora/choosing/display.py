@@ -1,0 +1,83 @@
+"""Scores as a line, a table and a picture, for an interactive session."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from heterolora.choosing.allocation import Scored
+from heterolora.common.errors import UserError
+from heterolora.elements.element import order_of
+
+_COLUMNS = ("element", "module", "shape", "score", "share")
+_SHOWN_IN_NOTEBOOK = 20
+
+
+def in_one_line(scored: Sequence[Scored], heuristic: str) -> str:
+    """What `repr` shows."""
+    highest = max(scored, key=lambda item: item.score, default=None)
+    best = "" if highest is None else f", highest {_name(highest)} {highest.score:.4g}"
+    return f"<Scores of {len(scored)} elements by {heuristic}{best}>"
+
+
+def as_table(scored: Sequence[Scored], most: int | None) -> str:
+    """Lines with columns below each other, the highest score first."""
+    rows = [_COLUMNS, *_rows(scored, most)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join([*lines, *_rest(scored, most)])
+
+
+def as_html(scored: Sequence[Scored], heuristic: str) -> str:
+    """A table for a notebook, with the highest scores."""
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in _rows(scored, _SHOWN_IN_NOTEBOOK))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    caption = html.escape("; ".join([in_one_line(scored, heuristic)[1:-1], *_rest(scored, _SHOWN_IN_NOTEBOOK)]))
+    return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
+
+def draw(scored: Sequence[Scored], heuristic: str, axes: Any | None) -> Any:
+    """A heat map of blocks and names on matplotlib's axes, which are returned."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise UserError("a plot needs matplotlib", "pip install matplotlib") from None
+    names = sorted({item.element.name for item in scored}, key=order_of)
+    layers = sorted({item.element.layer for item in scored})
+    values = [[math.nan] * len(names) for _ in layers]
+    for item in scored:
+        values[layers.index(item.element.layer)][names.index(item.element.name)] = item.score
+    axes = axes or pyplot.subplots(figsize=(1 + 0.8 * len(names), 1 + 0.35 * len(layers)), layout="constrained")[1]
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set(ylabel="block", title=f"scores by {heuristic}")
+    axes.figure.colorbar(image, ax=axes)
+    return axes
+
+
+def _rows(scored: Sequence[Scored], most: int | None) -> list[tuple[str, ...]]:
+    total = sum(item.score for item in scored)
+    ordered: Sequence[Scored] = sorted(scored, key=lambda item: -item.score)[:most]
+    return [
+        (
+            item.element.key,
+            item.element.module,
+            f"{item.element.out_features} × {item.element.in_features}",
+            f"{item.score:.4g}",
+            f"{item.score / total:.1%}" if total else "–",
+        )
+        for item in ordered
+    ]
+
+
+def _rest(scored: Sequence[Scored], most: int | None) -> list[str]:
+    left = 0 if most is None else len(scored) - most
+    return [f"and {left} more"] if left > 0 else []
+
+
+def _name(item: Scored) -> str:
+    return item.element.module or item.element.key

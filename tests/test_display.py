@@ -1,0 +1,55 @@
+"""How scores and lists of names are shown."""
+
+from __future__ import annotations
+
+import matplotlib
+import pytest
+import torch
+from torch import nn
+
+import heterolora as hl
+from heterolora.common.errors import nearest
+
+
+@pytest.fixture(scope="module")
+def scores() -> hl.Scores:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    batches = [torch.randn(3, 4) for _ in range(2)]
+    return hl.score(network, batches, loss=lambda model, batch: model(batch).square().mean(), target_modules=["0", "2"])
+
+
+def test_the_line_is_short(scores: hl.Scores) -> None:
+    assert repr(scores).startswith(f"<Scores of {len(scores.scored)} elements by grad_norm, highest ")
+    assert len(repr(scores)) < 100
+    assert next(iter(scores.by_module())) in repr(scores)
+
+
+def test_the_table_is_in_the_order_of_the_scores(scores: hl.Scores) -> None:
+    head, *lines = scores.table().splitlines()
+    assert head.split() == ["element", "module", "shape", "score", "share"]
+    assert [line.split()[1] for line in lines] == list(scores.by_module())
+    assert sum(float(line.split()[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.2)
+    assert scores.table(1).splitlines()[-1] == f"and {len(scores.scored) - 1} more"
+
+
+def test_a_notebook_shows_the_highest(scores: hl.Scores) -> None:
+    shown = scores._repr_html_()
+    assert shown.startswith("<table><caption>Scores of ")
+    assert shown.count("<tr>") == 1 + len(scores.scored)
+
+
+def test_the_picture_has_a_cell_for_each_element(scores: hl.Scores) -> None:
+    matplotlib.use("Agg")
+    (image,) = scores.plot().get_images()
+    shown = [value for value in image.get_array().compressed() if value == value]
+    assert sorted(shown) == pytest.approx(sorted(item.score for item in scores.scored))
+
+
+def test_long_lists_of_names_are_shortened() -> None:
+    names = [f"name{index:02}" for index in range(30)]
+    said = nearest("name07x", names)
+    assert said.startswith("did you mean 'name07'? (valid: ")
+    assert said.endswith(" and 20 others)")
+    assert said.count("name") == 11
+    assert "others" not in nearest("name07x", names[:10])
