@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from actions.command.parse import parse_command
-from actions.run.console import print_any_text, set_log_level
+from actions.run.console import hide_warnings, print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
 
 
@@ -25,6 +25,8 @@ def _run(arguments: Sequence[str]) -> None:
     try:
         command = parse_command(arguments)
         debugging = command.values["log_level"] == "debug"
+        if command.values["log_level"] not in ("debug", "info"):
+            hide_warnings()  # those that come while files are read
         from actions.request.resolve import resolve
         from actions.request.resuming import continue_if_requeued
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,3 +81,14 @@ def test_f1_of_many_classes_keeps_numbers_for_each_class_alone() -> None:
     assert sum(getattr(metric, state).numel() for state in metric._defaults) == 3 * 30_000
     expected = f1_score(labels, found, average="macro", zero_division=0)
     assert float(metric.compute()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_warning_of_torch_before_an_error(tmp_path: Path, monkeypatch, recwarn: pytest.WarningsRecorder) -> None:
+    def warns(*_: object, **__: object) -> None:
+        warnings.warn_explicit("TypedStorage is deprecated", UserWarning, "torch/_utils.py", 1, "torch._utils")
+        raise ValueError("it is damaged")
+
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    monkeypatch.setattr(torch, "load", warns)
+    assert run("test", "--load", tmp_path / "a.ckpt", "--project-dir", tmp_path) == 2
+    assert not [warning for warning in recwarn if "TypedStorage" in str(warning.message)]
