@@ -15,7 +15,7 @@ from actions import runs
 from actions.command.command import Command
 from actions.command.parse import parse_command
 from actions.result.metrics_file import read_metrics
-from actions.run.console import print_any_text, set_log_level
+from actions.run.console import hide_warnings, print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
 from actions.run.run_folder import ADAPTER
 from heterolora.common.errors import UserError, nearest
@@ -90,6 +90,8 @@ def _run(arguments: Sequence[str]) -> None:
     try:
         command = parse_command(arguments)
         debugging = command.values["log_level"] == "debug"
+        if command.values["log_level"] not in ("debug", "info"):
+            hide_warnings()  # those that come while files are read
         _act(_request(command))
     except Exception as failure:
         if debugging and explanation(failure) is not None:

@@ -15,7 +15,10 @@ import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from actions.run.endings import ended
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("report", "plot_realloc", "realloc_lora_rank", "inspect_model", "export", "compare_scores", "study")
@@ -38,6 +41,7 @@ class Outcome:
         memory: MiB of resident memory more than the parent had.
         seconds: of processor time.
         left: temporary files that it left.
+        lost: files of the user that it changed.
     """
 
     code: int | None
@@ -46,6 +50,7 @@ class Outcome:
     memory: int
     seconds: float = 0.0
     left: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @property
     def problem(self) -> str | None:
@@ -65,6 +70,8 @@ class Outcome:
             return "a message with control characters"
         if errors and self.err.rstrip("\n").splitlines()[-1] != errors[0]:
             return "a message of more than one line"
+        if self.lost:
+            return f"lost: {self.lost[0]}"
         if self.memory > MEMORY:
             return "memory"
         return f"left behind: {re.sub(r'[0-9]+', 'N', self.left[0])}" if self.left else None
@@ -101,6 +108,8 @@ def run_program(entry: str, arguments: Sequence[str]) -> object:
     sys.argv = [entry, *arguments]
     if entry == "main":
         return importlib.import_module("main").main(arguments)
+    if entry == "library":
+        return ended(partial(importlib.import_module("tests.fuzz.library").main, arguments))
     return importlib.import_module("tools.cli").run(importlib.import_module(f"tools.{entry}").main)
 
 

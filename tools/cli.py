@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from actions.command.completion import complete
-from actions.run.console import print_any_text
+from actions.run.console import hide_warnings, print_any_text
 from actions.run.endings import end_with_parent, ended
 from heterolora.common.checks import Condition
 from heterolora.common.errors import UserError
@@ -119,4 +119,5 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Runs a tool's `main` and exits with its code."""
     end_with_parent()
     print_any_text()
+    hide_warnings()
     sys.exit(ended(main))

@@ -130,7 +130,7 @@ def _limit(args: argparse.Namespace, scores: Scores) -> Budget:
 def _of_run(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
     """What a run chose. Its configurations are in its folder already."""
     for name, value in vars(args).items():
-        if name not in ("source", "output", "format") and value is not None:
+        if name not in ("source", "output", "format", "overwrite") and value is not None:
             raise UserError(f"{flag_of(name)} has no effect on a run, which has chosen", "leave it out")
     if args.format == "toml":
         raise UserError(f"{args.source} is a run", f"use its {args.source / LORA}, or give another --format")

@@ -51,6 +51,12 @@ def note(text: str) -> None:
     say(f"note: {text}")
 
 
+def hide_warnings() -> None:
+    """Hide what libraries say of a file or of the machine, so that an error is one line. It imports no library."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric|torch")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def set_log_level(level: str) -> None:
     """Set the log level of the libraries. Call it after they are imported, because they set levels on import.
 
@@ -67,8 +73,7 @@ def set_log_level(level: str) -> None:
     transformers.logging.set_verbosity(number if number <= logging.INFO else logging.ERROR)
     logging.getLogger("huggingface_hub").propagate = False  # it prints itself, and the root logger would again
     if number > logging.INFO:
-        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric|torch")
-        warnings.filterwarnings("ignore", category=FutureWarning)
+        hide_warnings()
     if not (sys.stderr.isatty() and is_first_process()):
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()

@@ -56,7 +56,8 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
     UserError if the values cannot be classes: fewer than two, or nearly as many as rows.
     """
-    feature, values = rows.features[column], [value for value in _values(rows, column) if not is_missing(value)]
+    feature, found = rows.features[column], _values(rows, column)
+    values = [value for value in found if not is_missing(value)]
     if isinstance(feature, ClassLabel):
         return _several(where, column, [*map(_name, feature.names)])
     if not isinstance(feature, Value):
@@ -86,11 +87,17 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
             f"column '{column}' of {where} has {len(names):,} different labels in {len(values):,} rows",
             "give --label-column the column of the classes, or --regression for numbers to predict",
         )
-    return _several(where, column, names)
+    return _several(where, column, names, missing=len(found) - len(values))
 
 
-def _several(where: str, column: str, names: list[str]) -> tuple[str, ...]:
+def _several(where: str, column: str, names: list[str], missing: int = 0) -> tuple[str, ...]:
     if len(names) < 2:
+        if names and missing:
+            raise UserError(
+                f"column '{column}' of {where} has the label '{names[0]}' or none: {missing:,} rows "
+                "are empty, nan or null",
+                "give every row a label; a class that is called nan needs another name",
+            )
         raise UserError(
             f"column '{column}' of {where} has the same label in every row" if names else f"{where} has no labels",
             "give --label-column a column with at least two different values",

@@ -15,16 +15,19 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
+import evaluate
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
+from dataset.encoding import confined
 from tests.forked import Forked, Outcome, run_program
 from tests.fuzz.case import Case
 from tests.fuzz.kinds import cases, sound, weights
+from tests.fuzz.others import NAN_WEIGHTS
 from tests.fuzz.world import make_sound_world
 
 _TURN = 3  # cases that hypothesis draws with one seed
@@ -89,10 +92,14 @@ class Campaign:
             case.prepare(self._world, folder)
             os.chdir(folder)
             datasets.config.HF_DATASETS_CACHE = folder / "cache"
+            evaluate.config.HF_METRICS_CACHE = folder / "cache" / "metrics"
+            confined.SECONDS, confined.MEMORY = 2, 2**29  # a test need not wait as long as a user
             return run_program(case.entry, case.command(self._world, folder))
 
         try:
-            return Forked(command, folder).wait()
+            outcome = Forked(command, folder).wait()
+            passed = ("NaN in a weight",) if case.kind == NAN_WEIGHTS and outcome.code == 0 else ()
+            return replace(outcome, lost=case.lost(folder) + passed)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

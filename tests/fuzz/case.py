@@ -46,6 +46,11 @@ class Case:
     def command(self, world: Path, folder: Path) -> list[str]:
         return [part.replace("{world}", str(world)).replace("{case}", str(folder)) for part in self.arguments]
 
+    def lost(self, folder: Path) -> tuple[str, ...]:
+        """What the command has changed that it must not change: precious files, pipes and devices."""
+        found = ((path, _KEPT[operation]) for path, operation, *_ in self.changes if operation in _KEPT)
+        return tuple(path for path, is_kept in found if not is_kept(folder / path))
+
     def prepare(self, world: Path, folder: Path) -> None:
         """Copies the subjects into the folder and changes them."""
         for name in self.subjects:
@@ -122,6 +127,41 @@ def _instead(make: Callable[..., None]) -> Callable[..., None]:
     return operation
 
 
+PRECIOUS = "a file of the user\n"
+
+
+def _weight(path: Path, at: int, value: str) -> None:
+    """Sets one number of the tensors of a file."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    is_torch = path.suffix == ".ckpt"
+    contents = torch.load(path, weights_only=True) if is_torch else load_file(path)
+    tensors = [each for _, each in sorted((contents["state_dict"] if is_torch else contents).items())]
+    flat = tensors[at % len(tensors)].view(-1)
+    flat[at % len(flat)] = float(value)
+    if is_torch:
+        torch.save(contents, path)
+    else:
+        save_file(contents, path, {"format": "pt"})
+
+
+def _device(path: Path) -> None:
+    """A device that takes anything, as /dev/null does; a pipe for a user who may not make one."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        os.mkfifo(path)
+
+
+#: Operations whose file a command must not change, and whether it is still what they made.
+_KEPT: Mapping[str, Callable[[Path], bool]] = {
+    "precious": lambda path: path.is_file() and path.read_text() == PRECIOUS,
+    "pipe": lambda path: path.is_fifo(),
+    "device": lambda path: path.is_char_device() or path.is_fifo(),
+}
+
+
 def _set(path: Path, key: list[Any], value: Any) -> None:
     """Sets a value inside a torch file. A key of the wrong kind, after an earlier change, does nothing."""
     import torch
@@ -149,5 +189,9 @@ OPERATIONS: Mapping[str, Callable[..., None]] = {
     "folder": _instead(lambda path: path.mkdir()),
     "gone": _instead(lambda path: None),
     "socket": _instead(lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)),
+    "precious": _instead(lambda path: path.write_text(PRECIOUS)),
+    "pipe": _instead(os.mkfifo),
+    "device": _instead(_device),
+    "weight": _weight,
     "link": _instead(lambda path, target: path.symlink_to(target)),
 }

@@ -16,8 +16,9 @@ from options.actions import ACTIONS
 from options.declare import OptionInfo
 from options.every import declared
 from tests.fuzz.case import Case, Change
+from tests.fuzz.others import OTHERS
 from tests.fuzz.strategies import FLOATS, INTEGERS, TEXTS, choice, damage, replaced, wrong_document, wrong_record
-from tests.fuzz.world import SKELETON, TEST
+from tests.fuzz.world import SKELETON, TEST, measuring
 
 Command = tuple[str, ...]  # an entry, and its arguments
 
@@ -40,7 +41,7 @@ class Kind:
 
 
 def _test(*more: str) -> Command:
-    return ("main", *TEST, *more)
+    return ("main", *measuring(*more))
 
 
 _INSPECT = ("inspect_model", "--json", "--load")
@@ -69,6 +70,9 @@ KINDS: Mapping[str, Kind] = {
         ("realloc_lora_rank", "{file}", *_BUDGET),
         ("realloc_lora_rank", "{file}", *_BUDGET, "--policy", "proportional", "--mode", "separated"),
         ("compare_scores", "{file}", "{world}/scored/scores.toml"))),
+    "study folder": Kind(5, ("studied",), (
+        "studied/jobs/*", "studied/runs/*/*.csv", "studied/runs/*/*.json", "studied/runs/*/*.toml", "studied/scores/*",
+        "studied/*.csv"), (("study", "{world}/studied.toml", "--report-only", "--output", "{case}/studied"),)),
     "history": Kind(6, ("dynamic",), ("dynamic/reallocation_history.toml",), (
         ("plot_realloc", "{case}/dynamic", "{world}/dynamic", "--output", "{case}"),)),
     "study": Kind(6, (), ("study.toml",), (("study", "{file}", "--report-only", "--output", "{case}/study"),)),
@@ -104,11 +108,14 @@ COMMAND_LINE, COMMAND_LINE_WEIGHT = "command line", 14
 
 def weights() -> dict[str, int]:
     """The share of each kind."""
-    return {COMMAND_LINE: COMMAND_LINE_WEIGHT, **{name: kind.weight for name, kind in KINDS.items()}}
+    others = {name: weight for name, (weight, _) in OTHERS.items()}
+    return {COMMAND_LINE: COMMAND_LINE_WEIGHT, **{name: kind.weight for name, kind in KINDS.items()}, **others}
 
 
 def cases(name: str, world: Path) -> st.SearchStrategy[Case]:
     """The cases of a kind, damaged from the sound files of the world."""
+    if name in OTHERS:
+        return OTHERS[name][1](world)
     return command_lines() if name == COMMAND_LINE else _damaged(name, KINDS[name], world)
 
 

@@ -99,3 +99,14 @@ def test_what_a_command_prints_is_kept(tmp_path: Path) -> None:
     outcome = Forked(command, tmp_path).wait()
     assert isinstance(outcome, Outcome)
     assert (outcome.out, outcome.err) == ("two\none\n", "three\n")
+
+
+def test_a_changed_file_of_the_user_is_found(tmp_path: Path) -> None:
+    case = Case("outputs", "report", (), changes=(("kept", "precious"), ("pipe", "pipe"), ("link", "link", "kept")))
+    tmp_path.joinpath("case").mkdir()
+    case.prepare(tmp_path, tmp_path / "case")
+    assert case.lost(tmp_path / "case") == ()
+    (tmp_path / "case" / "link").write_text("")
+    (tmp_path / "case" / "pipe").unlink()
+    assert case.lost(tmp_path / "case") == ("kept", "pipe")
+    assert Outcome(0, "", "", 0, lost=("kept",)).problem == "lost: kept"

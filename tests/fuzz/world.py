@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 from main import main
 from tests.run_folders import dynamic_run, scored_run
+from tests.studies import InThisProcess
 from tests.world import model_folder, sentences, sst2_folder, write_jsonl, write_lora, write_shortcuts
+from tools.studies.execution import Execution
+from tools.studies.spec import read_study
 
 SKELETON = "checkpoint.json"  # the structure of the checkpoint, without tensors
 
@@ -33,11 +36,43 @@ method = "grad_norm"
 rank = 4
 """
 
-#: Measures an adapted model on one batch. Later options take precedence over these.
+STUDIED = """
+parameters = [600]
+seeds = [0]
+learning_rates = [1e-3]
+measure = "accuracy"
+[options]
+max_steps = 1
+batch_size = 4
+pretrained = true
+accelerator = "cpu"
+logger = "none"
+[tasks.reviews]
+model = "opt_lora"
+dataset = "sst2"
+load = "{world}/model"
+dataset_saved_path = "{world}/data"
+[arms.uniform]
+method = "uniform"
+[arms.drawn]
+method = "drawn"
+rank = 4
+"""
+
+#: Measures an adapted model on one batch; see `measuring` for other options.
 TEST = ("test", "--model", "opt_lora", "--dataset", "sst2", "--load", "{world}/model", "--pretrained")
 TEST += ("--lora-config", "{world}/lora.toml", "--dataset-saved-path", "{world}/data", "--batch-size", "4")
 TEST += ("--limit-test-batches", "1")
 TEST += ("--accelerator", "cpu", "--logger", "none", "--project-dir", "{case}/runs")
+
+
+def measuring(*more: str, action: str = "test") -> tuple[str, ...]:
+    """`TEST` with other values of options, and more options. An option is not given twice."""
+    words, kept = iter(TEST[1:]), [action]
+    for word in words:
+        pair = (word,) if word == "--pretrained" else (word, next(words))
+        kept += () if word in more else pair
+    return (*kept, *more)
 
 
 def make_sound_world(folder: Path) -> int:
@@ -52,26 +87,25 @@ def make_sound_world(folder: Path) -> int:
     write_shortcuts(folder / "shortcut.toml")
     (folder / "study.toml").write_text(STUDY)
     _write_data(folder)
-    trained = [part.replace("{world}", str(folder)).replace("{case}/runs", str(folder)) for part in TEST[1:]]
-    trained += [
-        "--model",
-        "opt_lora_ags",
-        "--max-steps",
-        "2",
-        "--limit-val-batches",
-        "1",
-        "--logger",
-        "csv",
-        "--project",
-        "trained",
-    ]
-    code = main(["train", *trained])
+    more = ("--model", "opt_lora_ags", "--max-steps", "2", "--limit-val-batches", "1", "--logger", "csv")
+    words = measuring(*more, "--project", "trained", action="train")
+    code = main([part.replace("{world}", str(folder)).replace("{case}/runs", str(folder)) for part in words])
     contents = torch.load(folder / "trained" / "checkpoints" / "last.ckpt", weights_only=True)
     (folder / SKELETON).write_text(json.dumps(_plain(contents)))
     torch.save(load_file(folder / "model" / "model.safetensors"), folder / "state.pt")
     dynamic_run(folder / "dynamic", layers=2, epochs=(0, 1), logger="csv")
     scored_run(folder / "scored", layers=2)
+    _finished_study(folder)
     return code
+
+
+def _finished_study(folder: Path) -> None:
+    """A study of two arms that has ended, in `studied`."""
+    text = STUDIED.replace("{world}", str(folder))
+    (folder / "studied.toml").write_text(text)
+    execution = Execution(read_study(folder / "studied.toml"), folder / "studied", start=InThisProcess())
+    execution.jobs_folder.mkdir(parents=True)
+    execution.comparisons(run_jobs=True, track=lambda items, *_: items)
 
 
 def _write_data(folder: Path) -> None:
