@@ -68,9 +68,10 @@ def fit(experiment: Experiment, run: Run, more: Sequence[pl.Callback] = ()) -> M
     has_best = experiment.options.run.measured == "best" and checkpoints.best.is_file()
     if experiment.options.run.measured == "best" and not has_best:
         note(f"no validation had a finite {task.monitor}: last.ckpt is measured")
-    measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
-    task.take(measured)
-    return measure(experiment, trainer, folder, measured.path)
+    measured = checkpoints.best if has_best else checkpoints.last
+    if measured not in checkpoints.in_memory:
+        task.take(read_checkpoint(measured))
+    return measure(experiment, trainer, folder, measured, validated=checkpoints.validated.get(measured))
 
 
 def finish(experiment: Experiment, folder: Path, metrics: Metrics) -> None:

@@ -1,22 +1,20 @@
-"""The official metrics of the benchmarks, as `evaluate` metrics. Nothing is downloaded."""
+"""The official metrics of the benchmarks. Nothing is downloaded, and a library is imported when it is needed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from heterolora.common.errors import UserError, nearest
 
-if TYPE_CHECKING:
-    import evaluate
+Metric = Callable[[list, list], dict[str, float]]
 
 
 def _accuracy(predictions: list[int], references: list[int]) -> dict[str, float]:
-    from sklearn.metrics import accuracy_score
-
-    return {"accuracy": float(accuracy_score(references, predictions))}
+    return {"accuracy": float(np.mean(np.equal(predictions, references)))}
 
 
 def _accuracy_and_f1(predictions: list[int], references: list[int], average: str = "binary") -> dict[str, float]:
@@ -56,7 +54,7 @@ def _rouge(predictions: list[str], references: list[str]) -> dict[str, float]:
 
 
 # GLUE: Wang et al. 2018, arXiv:1804.07461. SuperGLUE: Wang et al. 2019, arXiv:1905.00537. ROUGE: Lin 2004, W04-1013.
-OFFICIAL_METRICS: Mapping[str, Callable[[list, list], dict[str, float]]] = {
+OFFICIAL_METRICS: Mapping[str, Metric] = {
     "glue/cola": _matthews,
     "glue/stsb": _correlations,
     **dict.fromkeys(("glue/mrpc", "glue/qqp"), _accuracy_and_f1),
@@ -67,27 +65,14 @@ OFFICIAL_METRICS: Mapping[str, Callable[[list, list], dict[str, float]]] = {
 }
 
 
-def official_metric(name: str) -> evaluate.Metric:
+def official_metric(name: str) -> Metric:
     """Returns the official metric of a task, e.g. `glue/rte`, `super_glue/cb` or `rouge`.
 
-    Its `compute(predictions=…, references=…)` takes class ids (real numbers for `glue/stsb`, texts for `rouge`) and
-    returns the scores by name. It does not communicate: gather the rows of all processes first.
+    It takes predictions and references, class ids (real numbers for `glue/stsb`, texts for `rouge`), and returns the
+    scores by name. It does not communicate: gather the rows of all processes first.
 
     Raises UserError if there is no such metric.
     """
-    import datasets
-    import evaluate
-
     if name not in OFFICIAL_METRICS:
         raise UserError(f"official metric '{name}' is not known", nearest(name, OFFICIAL_METRICS))
-    value = datasets.Value({"glue/stsb": "float64", "rouge": "string"}.get(name, "int64"))
-
-    class OfficialMetric(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            features = datasets.Features({"predictions": value, "references": value})
-            return evaluate.MetricInfo(description=name, citation="", features=features)
-
-        def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
-            return OFFICIAL_METRICS[name](predictions, references)
-
-    return OfficialMetric(name, keep_in_memory=True)
+    return OFFICIAL_METRICS[name]

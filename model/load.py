@@ -21,6 +21,7 @@ from heterolora.elements.adapt import heads, in_head
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
 from model.base_config import check_size, read_config, where_from
+from model.base_digest import KeptDigest
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments, put_nf4_layers
 from model.skeleton import auto_class, skeleton
@@ -143,7 +144,8 @@ def load_base(
     if quantize is not None and not sharded:
         return _load_quantized(auto, source, config, present(precision), quantize)
     torch.manual_seed(source.seed)
-    if source.pretrained and source.state_file is None:
+    kept = KeptDigest(source.name) if source.pretrained and source.state_file is None else None
+    if kept is not None:
         network, untrained_head = _from_files(auto, source.name, config, dtype="auto")
     else:
         config.dtype = torch.float32
@@ -151,7 +153,7 @@ def load_base(
         network, untrained_head = auto.from_config(config, trust_remote_code=False), TASKS[task].classifies
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
-    sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
+    sha256 = _fingerprint(network, kept)  # before the cast, so that it does not depend on the precision
     if precision is not None:
         for module in heads(network) if sharded else (network,):
             cast(module.parameters(), base_dtype(precision))
@@ -166,18 +168,22 @@ def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, pre
     This takes time but little memory, because transformers maps safetensors files into memory.
     """
     torch.manual_seed(source.seed)
+    kept = KeptDigest(source.name)
     plain, untrained_head = _from_files(auto, source.name, copy.deepcopy(config), dtype="auto")
     how = loading_arguments(quantize, precision)
     network, _ = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
     for own, head in zip(heads(network), heads(plain), strict=True):
         own.load_state_dict(head.state_dict())
-    return Base(network, untrained_head, _fingerprint(plain))
+    return Base(network, untrained_head, _fingerprint(plain, kept))
 
 
-def _fingerprint(network: PreTrainedModel) -> str:
-    """Returns the digest of all tensors except the head."""
+def _fingerprint(network: PreTrainedModel, kept: KeptDigest | None) -> str:
+    """Returns the digest of all tensors except the head. `kept` is that of the files that were read."""
     tensors = {name: tensor for name, tensor in network.state_dict().items() if not in_head(name)}
-    return digest_of(tensors).hexdigest()
+    if kept is None:
+        return digest_of(tensors).hexdigest()
+    form = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()]
+    return kept.of([type(network).__qualname__, form], lambda: digest_of(tensors).hexdigest())
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:

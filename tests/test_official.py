@@ -30,16 +30,16 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_classification(name: str, expected: dict[str, float]) -> None:
-    assert official_metric(name).compute(predictions=PREDICTIONS, references=REFERENCES) == pytest.approx(expected)
+    assert official_metric(name)(PREDICTIONS, REFERENCES) == pytest.approx(expected)
 
 
 def test_cb_averages_f1_over_its_classes() -> None:
-    scores = official_metric("super_glue/cb").compute(predictions=[0, 0, 1, 2, 2], references=[0, 1, 1, 2, 0])
+    scores = official_metric("super_glue/cb")([0, 0, 1, 2, 2], [0, 1, 1, 2, 0])
     assert scores == pytest.approx({"accuracy": 3 / 5, "f1": (1 / 2 + 2 / 3 + 2 / 3) / 3})
 
 
 def test_stsb_correlates_real_values() -> None:
-    scores = official_metric("glue/stsb").compute(predictions=[0.5, 2.25, 2.5, 9.0], references=[0.0, 1.0, 3.0, 2.0])
+    scores = official_metric("glue/stsb")([0.5, 2.25, 2.5, 9.0], [0.0, 1.0, 3.0, 2.0])
     x, y = [0.5 - 3.5625, 2.25 - 3.5625, 2.5 - 3.5625, 9 - 3.5625], [-1.5, -0.5, 1.5, 0.5]
     pearson = sum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
     assert scores == pytest.approx({"pearson": pearson, "spearman": 1 - 6 * 2 / (4 * 15)})
@@ -55,8 +55,8 @@ def test_a_correlation_that_is_not_defined(predictions: list[float], references:
 
 
 def test_rouge_counts_stemmed_overlaps() -> None:
-    scores = official_metric("rouge").compute(
-        predictions=["The cats sat down.", "something else"], references=["a cat sat on the mat", "nothing in common"]
+    scores = official_metric("rouge")(
+        ["The cats sat down.", "something else"], ["a cat sat on the mat", "nothing in common"]
     )
     # "the", "cat" and "sat" of 4 and 6 words; the one pair "cat sat" of 3 and 5; the longest common run "cat … sat".
     expected = {"rouge1": 2 * 3 / 10 / 2, "rouge2": 2 * 1 / 8 / 2, "rougeL": 2 * 2 / 10 / 2}

@@ -6,7 +6,8 @@ import math
 import shlex
 import signal
 import threading
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return (resumed or read_checkpoint(Path(path))).contents
 
 
+@dataclass(frozen=True)
+class Validated:
+    """What a validation during training found: the metrics of each split, and `predicted` of the task."""
+
+    metrics: Mapping[str, Mapping[str, float]]
+    predicted: list[Any]
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer, task: FineTuning) -> Validated:
+        return cls(by_split(trainer, task.validation_names), task.predicted)
+
+
+def by_split(trainer: pl.Trainer, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The last metrics of each split, by name."""
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        split: {name.removeprefix(f"{split}/"): value for name, value in logged.items() if name.startswith(f"{split}/")}
+        for split in splits
+    }
+
+
 class RunCheckpoints(CheckpointCallback):
     """Keeps `best.ckpt` and `last.ckpt`, and stops cleanly on SIGTERM.
 
@@ -62,6 +84,9 @@ class RunCheckpoints(CheckpointCallback):
         monitor: the logged metric that selects the best checkpoint. Of equal values, the lower validation loss does.
         mode: `max` or `min`.
         options: `checkpoint_every_n_steps`, besides the end of each epoch, and `auto_requeue`.
+
+    `validated` holds what this process has found of the weights in `best.ckpt` and `last.ckpt`, and `in_memory` the
+    files whose weights the network has.
     """
 
     def __init__(self, run: Run, monitor: str, mode: str, options: RunOptions) -> None:
@@ -69,6 +94,8 @@ class RunCheckpoints(CheckpointCallback):
         self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, requeues(options)
         self.best_score: float | None = None
         self.best_loss = -math.inf  # validation loss of the best checkpoint
+        self.validated: dict[Path, Validated] = {}
+        self.in_memory: set[Path] = set()
         self._due: set[str] = set()
         self._signalled = False
 
@@ -109,6 +136,10 @@ class RunCheckpoints(CheckpointCallback):
             self._due.add("last")  # so that a run can be resumed before its first step
             self._save_due(trainer)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.in_memory.clear()
+        self.validated.pop(self.last, None)
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not window_ends(trainer):
             return
@@ -117,13 +148,15 @@ class RunCheckpoints(CheckpointCallback):
         if not (validation_follows(trainer) or epoch_ends(trainer)):
             self._window_is_over(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = float(trainer.callback_metrics[self.monitor])
         loss = float(trainer.callback_metrics[f"{self.monitor.rpartition('/')[0]}/loss"])
+        self.validated[self.last] = Validated.of(trainer, pl_module)
         if math.isfinite(score) and self._is_better(score, loss):
             self.best_score, self.best_loss = score, loss
+            self.validated[self.best] = self.validated[self.last]
             self._due.add("best")
         if trainer.should_stop:
             self._due.add("last")
@@ -185,5 +218,6 @@ class RunCheckpoints(CheckpointCallback):
             if name in self._due:
                 self._due.discard(name)
                 trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+                self.in_memory.add(self.folder / f"{name}.ckpt")
                 if name == "last":
                     claim(self.run)
