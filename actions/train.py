@@ -87,10 +87,11 @@ def fit(
     if experiment.options.run.measured == "best" and not has_best:
         when = "" if may_be_best() else " within the budget"
         note(f"no validation{when} had a finite {task.monitor}: last.ckpt is measured")
-    measured = read_checkpoint(checkpoints.best if has_best else checkpoints.last)
-    task.take(measured)
+    measured = checkpoints.best if has_best else checkpoints.last
+    if measured not in checkpoints.in_memory:
+        task.take(read_checkpoint(measured))
     with exported(experiment, folder):
-        return measure(experiment, trainer, folder, measured.path)
+        return measure(experiment, trainer, folder, measured, validated=checkpoints.validated.get(measured))
 
 
 @contextmanager

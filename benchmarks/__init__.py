@@ -10,6 +10,6 @@ is a torch device and `args.command` the whole command. `measure.py` times varia
 """
 
 NAMES = (
-    "alpha-test", "budget-time", "compile", "dyrealloc", "frozen-prefix", "learning-rate", "lora-vs-peft", "padding",
-    "scoring", "sharding", "shortcuts", "trainer",
+    "alpha-test", "around-steps", "base-digest", "budget-time", "compile", "dyrealloc", "frozen-prefix",
+    "learning-rate", "lora-vs-peft", "padding", "scoring", "sharding", "shortcuts", "trainer",
 )  # fmt: skip

@@ -25,6 +25,7 @@ from heterolora.elements.found import positions_after_padding
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
 from model.base_config import check_files, check_size, read_config, where_from
+from model.base_digest import KeptDigest
 from model.base_family import check_task
 from model.checkpoint import BaseSource, check_fit, read_state_dict
 from model.quantize import loading_arguments, put_nf4_layers
@@ -153,7 +154,8 @@ def load_base(
     if quantize is not None and not sharded:
         return _load_quantized(auto, source, config, present(precision), quantize)
     torch.manual_seed(source.seed)
-    if source.pretrained and source.state_file is None:
+    kept = KeptDigest(source.name) if source.pretrained and source.state_file is None else None
+    if kept is not None:
         network, untrained_head = _from_files(auto, source.name, config, dtype="auto")
     else:
         config.dtype = torch.float32
@@ -162,7 +164,7 @@ def load_base(
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
     check_finite(network.state_dict(), f"'{source.state_file or source.name}'")
-    sha256 = _fingerprint(network)  # before the cast, so that it does not depend on the precision
+    sha256 = _fingerprint(network, kept)  # before the cast, so that it does not depend on the precision
     if precision is not None:
         for module in heads(network) if sharded else (network,):
             cast(module.parameters(), base_dtype(precision))
@@ -177,19 +179,23 @@ def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, pre
     This takes time but little memory, because transformers maps safetensors files into memory.
     """
     torch.manual_seed(source.seed)
+    kept = KeptDigest(source.name)
     plain, untrained_head = _from_files(auto, source.name, copy.deepcopy(config), dtype="auto")
     how = loading_arguments(quantize, precision)
     network, _ = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
     for own, head in zip(heads(network), heads(plain), strict=True):
         own.load_state_dict(head.state_dict())
     check_finite(plain.state_dict(), f"'{source.name}'")
-    return Base(network, untrained_head, _fingerprint(plain))
+    return Base(network, untrained_head, _fingerprint(plain, kept))
 
 
-def _fingerprint(network: PreTrainedModel) -> str:
-    """Returns the digest of all tensors except the head."""
+def _fingerprint(network: PreTrainedModel, kept: KeptDigest | None) -> str:
+    """Returns the digest of all tensors except the head. `kept` is that of the files that were read."""
     tensors = {name: tensor for name, tensor in network.state_dict().items() if not in_head(name)}
-    return digest_of(tensors).hexdigest()
+    if kept is None:
+        return digest_of(tensors).hexdigest()
+    form = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()]
+    return kept.of([type(network).__qualname__, form], lambda: digest_of(tensors).hexdigest())
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:

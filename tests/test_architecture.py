@@ -20,7 +20,7 @@ LAYERS = ("heterolora", "options", "dataset", "model", "actions", "main", "tools
 FOLDERS = ("command", "run", "request", "training", "result", "prediction")
 
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
-NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets", "evaluate"}
+NOT_IN_THE_LIBRARY = {*LIGHTNING, "torchmetrics", "datasets"}
 IN_FUNCTIONS_ONLY = {"transformers", "peft"}
 #: The files of the library that name a framework: a callback for each of two trainers.
 FRONTS = ("heterolora/lightning.py", "heterolora/transformers.py")

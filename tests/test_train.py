@@ -29,6 +29,7 @@ from dataset import registry
 from main import main
 from model.checkpoint import BaseSource
 from model.load import load_base, load_config, load_tokenizer
+from model.task.fine_tuning import FineTuning
 from tests.tiny import tiny_batch
 from tests.world import (
     World,
@@ -56,6 +57,21 @@ def by_default(*arguments: object) -> list[str]:
     words = command(*arguments)
     place = words.index("--max-epochs")
     return words[:place] + words[place + 2 :]
+
+
+def test_a_state_that_was_validated_is_not_measured_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test rows of SST-2 are its validation rows. `--row-results` needs another pass, of the same numbers."""
+    short = ("--max-epochs", 2, "--limit-train-batches", 3)
+    assert run(*world.training(*short, "--row-results", "true", "--project", "again")) == 0
+    tested, own = [], FineTuning.test_step
+    monkeypatch.setattr(FineTuning, "test_step", lambda *given, **more: tested.append(1) or own(*given, **more))
+    assert run(*world.training(*short, "--project", "once")) == 0
+    assert not tested
+    found = metrics_of(world.runs / "once")
+    assert found == metrics_of(world.runs / "again")
+    assert "official/accuracy" in found["validation"]
+    assert run(*world.training(*short, "--limit-test-batches", 1, "--project", "fewer")) == 0
+    assert tested, "other rows are measured"
 
 
 class TestLength:

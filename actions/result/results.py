@@ -14,6 +14,7 @@ from rich.table import Table
 from actions.result.classes import class_table
 from actions.run.console import is_first_process, say
 from actions.run.run_folder import METRICS, PARAMETERS, write_json
+from actions.training.checkpoints import Validated, by_split
 from actions.training.experiment import Experiment
 from actions.training.limits import measures_validation
 from actions.training.resources import Resources
@@ -45,21 +46,29 @@ def measure(
     folder: Path,
     checkpoint: Path | None,
     more: Sequence[Callable[[], Metrics]] = (),
+    validated: Validated | None = None,
 ) -> Metrics:
     """Measure the current weights on all splits, print the metrics and write `metrics.json`. Returns the metrics.
 
     The metrics are logged as `final/<split>/<metric>`, because these weights may not be those of the end of a curve.
-    `checkpoint` is the file of the weights. `more` are further measurements, which print their own tables.
+    `checkpoint` is the file of the weights. `more` are further measurements, which print their own tables. `validated`
+    is what a validation has found of the same weights: its splits are not measured again.
     """
     task = experiment.task
     loggers, trainer.loggers = trainer.loggers, []
     task.keeps_rows, task.rows, task.confusion = experiment.options.run.row_results, [], {}
     metrics: Metrics = {}
+    if task.keeps_rows:
+        validated = None
     if measures_validation(experiment.data):
-        metrics |= validate(experiment, trainer)
-    trainer.test(task, datamodule=experiment.data, verbose=False)
-    metrics |= _by_split(trainer, task.test_names)
-    for split, official in task.official.items():
+        metrics |= validate(experiment, trainer) if validated is None else _known(validated, task.validation_names)
+    if validated is not None and _has_tests(validated, experiment):
+        metrics |= _known(validated, task.test_names)
+        task.predicted = validated.predicted
+    else:
+        trainer.test(task, datamodule=experiment.data, verbose=False)
+        metrics |= by_split(trainer, task.test_names)
+    for split, official in task.official().items():
         metrics[split] |= {f"official/{name}": value for name, value in official.items()}
     say(_table(metrics))
     for split in list(task.confusion)[-1:]:
@@ -109,15 +118,18 @@ def _resources(trainer: pl.Trainer) -> dict[str, float | int | None]:
 def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
     """Metrics of the current weights on the validation splits."""
     trainer.validate(experiment.task, datamodule=experiment.data, verbose=False)
-    return _by_split(trainer, experiment.task.validation_names)
+    return by_split(trainer, experiment.task.validation_names)
 
 
-def _by_split(trainer: pl.Trainer, splits: tuple[str, ...]) -> Metrics:
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {
-        split: {name.removeprefix(f"{split}/"): value for name, value in logged.items() if name.startswith(f"{split}/")}
-        for split in splits
-    }
+def _known(validated: Validated, splits: Sequence[str]) -> Metrics:
+    return {split: dict(validated.metrics[split]) for split in splits}
+
+
+def _has_tests(validated: Validated, experiment: Experiment) -> bool:
+    """Whether the test splits are validation splits, of which as many batches were measured."""
+    loop = experiment.options.loop
+    alike = str(loop.limit_val_batches) == str(loop.limit_test_batches)  # 1 is one batch, 1.0 all
+    return alike and set(experiment.task.test_names) <= validated.metrics.keys()
 
 
 def _table(metrics: Metrics) -> Table:

@@ -68,7 +68,7 @@ def set_log_level(level: str) -> None:
 
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=number)
-    for library in ("pytorch_lightning", "lightning_fabric", "datasets", "evaluate"):
+    for library in ("pytorch_lightning", "lightning_fabric", "datasets"):
         logging.getLogger(library).setLevel(number)
     transformers.logging.set_verbosity(number if number <= logging.INFO else logging.ERROR)
     logging.getLogger("huggingface_hub").propagate = False  # it prints itself, and the root logger would again

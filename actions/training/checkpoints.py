@@ -6,8 +6,8 @@ import math
 import shlex
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from heterolora.common.errors import DivergenceError, UserError
 from heterolora.common.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.lightning import epoch_ends, validation_follows, window_ends
-from model.task.fine_tuning import task_of
+from model.task.fine_tuning import FineTuning, task_of
 from options.run import RunOptions
 
 
@@ -51,6 +51,27 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return (resumed or read_checkpoint(Path(path))).contents
 
 
+@dataclass(frozen=True)
+class Validated:
+    """What a validation during training found: the metrics of each split, and `predicted` of the task."""
+
+    metrics: Mapping[str, Mapping[str, float]]
+    predicted: list[Any]
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer, task: FineTuning) -> Validated:
+        return cls(by_split(trainer, task.validation_names), task.predicted)
+
+
+def by_split(trainer: pl.Trainer, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The last metrics of each split, by name."""
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        split: {name.removeprefix(f"{split}/"): value for name, value in logged.items() if name.startswith(f"{split}/")}
+        for split in splits
+    }
+
+
 class RunCheckpoints(CheckpointCallback):
     """Keeps `best.ckpt` and `last.ckpt`, and stops cleanly on SIGTERM.
 
@@ -64,6 +85,9 @@ class RunCheckpoints(CheckpointCallback):
         mode: `max` or `min`.
         options: `checkpoint_every_n_steps`, besides the end of each epoch, and `auto_requeue`.
         may_be_best: whether the weights of the moment may be the best ones.
+
+    `validated` holds what this process has found of the weights in `best.ckpt` and `last.ckpt`, and `in_memory` the
+    files whose weights the network has.
     """
 
     def __init__(
@@ -73,6 +97,8 @@ class RunCheckpoints(CheckpointCallback):
         self.every_n_steps, self.requeue = options.checkpoint_every_n_steps, requeues(options)
         self.best_score: float | None = None
         self.best_loss = -math.inf  # validation loss of the best checkpoint
+        self.validated: dict[Path, Validated] = {}
+        self.in_memory: set[Path] = set()
         self._due: set[str] = set()
         self._signalled = False
         self._watched: Path | None = None  # the folder of the curves, while it is there
@@ -117,6 +143,10 @@ class RunCheckpoints(CheckpointCallback):
             self._due.add("last")  # so that a run can be resumed before its first step
             self._save_due(trainer)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.in_memory.clear()
+        self.validated.pop(self.last, None)
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not window_ends(trainer):
             return
@@ -130,8 +160,10 @@ class RunCheckpoints(CheckpointCallback):
             return
         score = float(trainer.callback_metrics[self.monitor])
         loss = float(trainer.callback_metrics[f"{self.monitor.rpartition('/')[0]}/loss"])
+        self.validated[self.last] = Validated.of(trainer, task_of(pl_module))
         if math.isfinite(score) and self.may_be_best() and self._is_better(score, loss):
             self.best_score, self.best_loss = score, loss
+            self.validated[self.best] = self.validated[self.last]
             self._due.add("best")
         if trainer.should_stop:
             self._due.add("last")
@@ -198,5 +230,6 @@ class RunCheckpoints(CheckpointCallback):
             if name in self._due:
                 self._due.discard(name)
                 trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+                self.in_memory.add(self.folder / f"{name}.ckpt")
                 if name == "last":
                     claim(self.run)

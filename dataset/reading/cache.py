@@ -41,7 +41,7 @@ def cached(key: str, make: Callable[[Path], object]) -> Dataset:
 
     Raises UserError if the cache folder cannot be written.
     """
-    entry = Path(datasets.config.HF_DATASETS_CACHE) / "heterolora" / key
+    entry = cache_folder() / key
     try:
         table = _opened(entry)
         if table is None:
@@ -54,6 +54,11 @@ def cached(key: str, make: Callable[[Path], object]) -> Dataset:
             f"the data set cache {entry.parent} cannot be written ({error.strerror or error})",
             "make room, set HF_HOME to another folder, or give --disable-dataset-cache",
         ) from error
+
+
+def cache_folder() -> Path:
+    """Returns the folder of what this program keeps from one run to the next."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "heterolora"
 
 
 def file_digest(path: Path) -> str:

@@ -87,13 +87,13 @@ class FineTuning(pl.LightningModule, ABC):
         self.one_class: dict[str, str] = {}  # split -> the class of all predictions of the last evaluation
         self.metric = parts.metric or parts.spec.metrics[0]
         self.trained = trained_names(self.network, self.space)
-        self.official: dict[str, dict[str, float]] = {}
         self.window = Window()
         self.frozen_prefix: FrozenPrefix | None = None  # set for --cache-frozen-prefix
         self.global_loss = torch.zeros(())  # of the last optimizer step: the mean over its window on all processes
         self.keeps_rows = False  # whether evaluation fills `rows`
         self.rows: list[RowResult] = []  # of this process
-        self._predictions: list[tuple[str, int, Any, Any]] = []
+        # Of the last evaluation on this process, for the official metrics: split, row, prediction, reference.
+        self.predicted: list[tuple[str, int, Any, Any]] = []
 
     def again(self, **changes: Any) -> Self:
         """Returns a new task with the parts of this one, except for `changes`, and nothing of its training."""
@@ -203,13 +203,11 @@ class FineTuning(pl.LightningModule, ABC):
             self._evaluate(batch, self.validation_names[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        split = self.test_names[dataloader_idx]
         with self.uncompiled():
-            predicted = self._evaluate(batch, split)
-        if self.spec.official is not None:
-            kept = batch["index"][batch["weight"] > 0].tolist()
-            pairs = zip(kept, *self.official_pairs(*predicted), strict=True)
-            self._predictions += [(split, *pair) for pair in pairs]
+            self._evaluate(batch, self.test_names[dataloader_idx])
+
+    def on_validation_epoch_start(self) -> None:
+        self.predicted = []
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
         return self.answers(batch)
@@ -218,14 +216,12 @@ class FineTuning(pl.LightningModule, ABC):
         self._log_metrics(self.validation_names)
 
     def on_test_epoch_start(self) -> None:
-        self._predictions, self.official = [], {}
+        self.predicted = []
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics(self.test_names)
-        if self.spec.official is not None:
-            self.official = self._official_metrics(official_metric(self.spec.official))
 
-    def _evaluate(self, batch: Batch, split: str) -> tuple[Any, Any]:
+    def _evaluate(self, batch: Batch, split: str) -> None:
         loss = self.loss(batch)
         pair = self.predictions(batch, loss)
         if self.keeps_rows:
@@ -234,7 +230,10 @@ class FineTuning(pl.LightningModule, ABC):
             self.rows += RowResult.of_batch(split, batch["index"], kept, present(loss.each), counts, correct)
         if bool((batch["weight"] > 0).any()):  # a process without rows of the last batch gets a filler row
             self._figures(split).update(loss, *pair)
-        return pair
+        if self.spec.official is not None:
+            kept = batch["index"][batch["weight"] > 0].tolist()
+            pairs = zip(kept, *self.official_pairs(*pair), strict=True)
+            self.predicted += [(split, *each) for each in pairs]
 
     def _figures(self, split: str) -> metrics.Figures:
         return cast(metrics.Figures, self.figures[split])
@@ -251,9 +250,12 @@ class FineTuning(pl.LightningModule, ABC):
                 if (only := metrics.only_class(confusion)) is not None:
                     self.one_class[split] = self.spec.labels[only]
 
-    def _official_metrics(self, metric: Any) -> dict[str, dict[str, float]]:
-        """Returns the metrics of the benchmark itself, over all rows of all processes."""
-        predictions, figures = sorted(gather_lists(self._predictions), key=itemgetter(1)), {}  # by row of the split
+    def official(self) -> dict[str, dict[str, float]]:
+        """Returns the metrics of the benchmark itself for each test split, from `predicted` of all processes."""
+        if self.spec.official is None:
+            return {}
+        metric = official_metric(self.spec.official)
+        predictions, figures = sorted(gather_lists(self.predicted), key=itemgetter(1)), {}  # by row of the split
         for split in dict.fromkeys(self.test_names):
             rows = [row for row in predictions if row[0] == split]
             figures[split] = metric.compute(predictions=[row[2] for row in rows], references=[row[3] for row in rows])
