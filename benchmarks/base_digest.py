@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
         try:
             KeptDigest(folder).of("", compute)
-            ways = {COMPUTED: compute, KEPT: partial(_kept, folder)}
+            ways: dict[str, Callable[[], Any]] = {COMPUTED: compute, KEPT: partial(_kept, folder)}
             seconds = measure.by_turns(ways, args.rounds, args.device)
         finally:
             datasets.config.HF_DATASETS_CACHE = own_cache

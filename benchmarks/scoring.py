@@ -7,8 +7,10 @@ no sum over batches.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from tools.cli import whole_number
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     network, space = subjects.adapted(subjects.base(args), subjects.lora(args.rank, subjects.ALL))
     batch = subjects.batch(args)
     asked = replace(problem(network, space), batches=[batch] * args.batches)
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         SCORES: partial(scored, args.heuristic, asked),
         "scores and halves": partial(scored, args.heuristic, asked, halves=True),
         "scores, and halves apart": partial(_apart, args.heuristic, asked),

@@ -82,7 +82,7 @@ def _table(request: Request) -> None:
     options, test = request.options, request.options.scoring.importance_test_name
     name, has_norms = request.adapted.family.name, request.adapted.family.has_norms
     found = f"needs a table of the architecture, and '{name}' has none"
-    if _is_used("importance_test_name", request) and saliency.get(test).needs_table:
+    if _is_used("importance_test_name", request) and saliency.get(present(test)).needs_table:
         advice = f"use another --importance-test-name, such as grad_norm, or see {PAGE}"
         raise UserError(f"{test} {f'needs projections apart, and {name} joins some' if has_norms else found}", advice)
     advice = f"see {PAGE} for how to add one"

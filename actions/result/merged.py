@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, pipeline
@@ -72,9 +73,11 @@ def _in_pipeline(spec: DatasetSpec, network: PreTrainedModel, tokenizer: PreTrai
     text = "a"
     encoded = dict(tokenizer(text, return_tensors="pt"))
     own = logits(network, encoded)[0]
-    names = spec.labels or (network.config.id2label[0],)
+    labels: Any = network.config.id2label  # number of a class -> its name
+    names = spec.labels or (labels[0],)
     scores = dict(zip(names, (own if spec.regression else own.softmax(-1)).tolist(), strict=True))
-    pipe = pipeline("text-classification", model=network, tokenizer=tokenizer, top_k=None, device=network.device)
+    kind: Any = pipeline  # its types know no `top_k=None`, which means all classes
+    pipe = kind("text-classification", model=network, tokenizer=tokenizer, top_k=None, device=network.device)
     (found,) = pipe([text])
     return max(abs(each["score"] - scores[each["label"]]) for each in found)
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -126,8 +127,9 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tu
     if "{% generation" not in template and "{%- generation" not in template:
         text = _text_of(tokenizer, messages)
         return text, _turns(tokenizer, messages, text)
-    values = {"chat_template": template, "return_assistant_tokens_mask": True, **tokenizer.special_tokens_map}
-    (text,), (marked,) = render_jinja_template([messages], **values)
+    values: dict[str, Any] = {"chat_template": template, "return_assistant_tokens_mask": True}
+    rendered: Any = render_jinja_template([messages], **values | tokenizer.special_tokens_map)
+    (text,), (marked,) = rendered
     if all(is_learned(message) for message in messages if message["role"] == ASSISTANT):
         return text, iter(marked)
     return text, _common(marked, _turns(tokenizer, messages, text))
