@@ -56,7 +56,8 @@ CHANGED = {  # option -> another value, for the command line
     "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
-    "budget_schedule": "shrink", "shrink_start": "0.2", "shrink_end": "0.6", "shrink_tolerance": "0.1",
+    "budget_schedule": "shrink", "shrink_units": "rank", "shrink_start": "0.2",
+    "shrink_end": "0.6", "shrink_tolerance": "0.1",
     "metric": "loss", "rank": "2", "alpha": "3", "target": "attention",
 }  # fmt: skip
 # Their values are paths.
