@@ -13,6 +13,7 @@ from actions.train import exported, finish, fit, start
 from actions.training.reallocation import reallocation, search_options
 from actions.training.trainer import check_devices
 from heterolora.common.checks import present
+from heterolora.elements.rank_units import compact_ranks, rank_units
 from heterolora.pictures.of_run import draw_history
 
 
@@ -26,9 +27,11 @@ def run(request: Request) -> Path:
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment, folder = start(request, opened.folder), opened.folder
         space = present(experiment.task.space)
-        say(budget_in_words(space, options))
+        say(budget_in_words(rank_units(space) if options.by_rank else space, options))
         reallocate = reallocation(experiment, options, folder)
         metrics = fit(experiment, opened, (reallocate,), reallocate.settled)
+        if options.by_rank:
+            compact_ranks(space)
         with exported(experiment, folder):
             if is_first_process():
                 draw_history(reallocate.history, folder)

@@ -129,6 +129,8 @@ class ReallocationOptions:
     shrink_tolerance: float | None = option(None, "with --budget-schedule shrink, instead of a budget: stop when the "
         "validation loss has risen by more than this over the lowest before, and go back to the last elements with "
         "which it had not", at_least(0), actions=_DYREALLOC)
+    shrink_units: Literal["element", "rank"] = option("element", "what is turned off at a time: a whole element, or a "
+        "single rank of one", actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     realloc_N: int | float = option(0.2,  # noqa: N815 the flag is --realloc-N
         "reallocate every N training batches, or share of an epoch (1 is a batch, 1.0 an epoch), and at the start of "
         "every epoch", count_or_share, actions=_DYREALLOC, idle=_by_training,
@@ -140,6 +142,10 @@ class ReallocationOptions:
     @property
     def shrinks(self) -> bool:
         return self.budget_schedule == "shrink"
+
+    @property
+    def by_rank(self) -> bool:
+        return self.shrinks and self.shrink_units == "rank"
 
     @property
     def budget(self) -> Budget:

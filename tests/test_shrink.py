@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,47 @@ def test_the_files_say_how_it_was_found(shrinking, tmp_path, capsys) -> None:
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
 
 
+class TestRanks:
+    """8 LoRA elements of rank 4: 32 ranks."""
+
+    def test_the_result_has_the_ranks_that_are_left(self, shrinking, tmp_path, capsys) -> None:
+        arguments = ("--shrink-units", "rank", "--turn-on-percentile", 0.25, "--learning-rate", 0.05)
+        assert run(*shrinking(*arguments, "--project-dir", tmp_path, "--project", "run", shortcut=False)) == 0
+        assert "8 of 32 LoRA ranks on at the end" in capsys.readouterr().out
+        folder = tmp_path / "run"
+        found = states(folder)
+        assert len(found[0]) == 32
+        assert all(later < before for before, later in itertools.pairwise(found))
+        left = Counter(key.rpartition(".")[0] for key in found[-1])
+        assert sum(left.values()) == 8
+        assert max(left.values()) < 4  # so that something was cut
+        tables = toml.load(folder / "lora.toml")
+        settings = {
+            f"layer_{block.removeprefix('model_layer_')}.{name}": (table["r"], table["lora_alpha"])
+            for block, names in tables.items() if block.startswith("model_layer_")
+            for name, table in names.items() if not table.get("disable_adapter")
+        }  # fmt: skip
+        assert settings == {key: (rank, 2.0 * rank) for key, rank in left.items()}  # as at rank 4, with alpha 8
+        saved = weights(folder / "checkpoints" / "last.ckpt")
+        zeros = [row for name, value in saved.items() if name.endswith("low_rank.A") for row in value if not row.any()]
+        assert len(zeros) == 32 - 8
+        for load in ("adapter", "checkpoints/best.ckpt"):  # without the ranks, and with their zeros
+            place = ("--project-dir", tmp_path, "--project", f"test-{Path(load).name}")
+            given = ("test", "--load", folder / load, *place)
+            assert run(*given) == 0
+            tested = metrics_of(tmp_path / f"test-{Path(load).name}")["validation"]
+            assert tested == pytest.approx(metrics_of(folder)["validation"], abs=1e-5)
+
+    def test_resume_is_exact(self, shrinking, tmp_path, every_save_kept) -> None:  # noqa: F811
+        arguments = ("--shrink-units", "rank", "--checkpoint-every-n-steps", 1, "--weight-decay", 0.1)
+        assert run(*shrinking(*arguments, "--project-dir", tmp_path, "--project", "whole")) == 0
+        whole, killed = tmp_path / "whole", sorted(tmp_path.glob("killed-*"))[7]
+        assert run("train-dyrealloc", "--resume-training", "--load", killed / "checkpoints" / "last.ckpt") == 0
+        assert same_weights(*(folder / "checkpoints" / "last.ckpt" for folder in (whole, killed)))
+        for name in (history.HISTORY, "lora.toml", "shortcut.toml"):
+            assert (killed / name).read_text() == (whole / name).read_text()
+
+
 class TestTolerance:
     """Validations after steps 4, 6, 8, …; elements are turned off after steps 3 to 12."""
 
@@ -213,6 +255,8 @@ class TestTolerance:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (("--shrink-tolerance", 0.1, "--shrink-units", "rank"), "a rank that is off cannot come back"),
+        (("--shrink-units", "rank", "--budget-parameters", 90), "expected at least 96 with schedule 'shrink'"),
         (
             ("--shrink-tolerance", 0.1, "--budget-parameters", 500),
             "--budget-parameters and --shrink-tolerance are both",

@@ -145,6 +145,9 @@ def _shrinking(request: Request) -> None:
     if options.shrink_start >= options.shrink_end:
         found = f"--shrink-start {options.shrink_start:g} is not before --shrink-end {options.shrink_end:g}"
         raise UserError(found, "give a smaller --shrink-start")
+    if options.shrink_tolerance is not None and options.by_rank:
+        found = "--shrink-tolerance cannot be used with --shrink-units rank: a rank that is off cannot come back"
+        raise UserError(found, "give a budget, or --shrink-units element")
     if options.budget_time is not None:
         found = "--budget-time cannot be used with --budget-schedule shrink: it is not spent in order of score"
         raise UserError(found, "give --turn-on-percentile or --budget-parameters")

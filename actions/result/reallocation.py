@@ -30,7 +30,7 @@ def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, 
     )
     say(f"{len(decisions)} reallocations; {scoring}")
     on = [low_rank.element for low_rank in space.on()]
-    keys, elements, places = {element.key for element in on}, space.elements, space.places()
+    keys, elements, places = {element.key for element in on}, reallocate.elements, space.places()
     say(f"the result: {with_cost(elements, on, reallocate.budget.step_time, places)}")
     if (held := present(reallocate.search).tolerance) is not None:
         say(_smallest(held, space, settled=reallocate.settled()))
@@ -54,8 +54,8 @@ def _smallest(found: Tolerance, space: SearchSpace, settled: bool) -> str:
 
 
 def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
-    """A line that says how many elements, or parameters, will be on."""
-    when = "at the end" if options.shrinks else "at a time"
+    """A line that says how many elements, or parameters, will be on. `space` has what is turned on and off."""
+    when, what = "at the end" if options.shrinks else "at a time", "ranks" if options.by_rank else "elements"
     if options.shrink_tolerance is not None:
         rise = f"by at most {options.shrink_tolerance:g} over the lowest before"
         return f"budget (mode {options.dyrealloc_ags_mode}): as few elements as let the validation loss rise {rise}"
@@ -71,9 +71,9 @@ def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
     mode, lora, shortcuts = options.dyrealloc_ags_mode, len(space.of_kind("lora")), len(space.of_kind("shortcut"))
     share = allocation.element_counts(options.budget.amount, lora, 0 if mode == "off" else shortcuts)
     if mode == "combined":
-        text = f"{share.lora + share.shortcut} of {lora + shortcuts} elements"
+        text = f"{share.lora + share.shortcut} of {lora + shortcuts} {what}"
     else:
-        text = f"{share.lora} of {lora} LoRA elements"
+        text = f"{share.lora} of {lora} LoRA {what}"
         if shortcuts:
             text += f" and {shortcuts if mode == 'off' else share.shortcut} of {shortcuts} shortcuts"
     return f"budget (mode {mode}): {text} on {when}"

@@ -45,7 +45,8 @@ def reallocation(experiment: Experiment, options: ReallocationOptions, folder: P
     plan = search_plan(experiment.options, present(options.dyrealloc_ags_mode))
     source = ScoreSource() if plan.shrinks else _source(experiment)
     warmup_epochs = present(options.realloc_warmup_epochs)
-    return Reallocate(plan, options.realloc_N, warmup_epochs, source, folder, note, _step_time(experiment))
+    how = (note, _step_time(experiment), options.by_rank)
+    return Reallocate(plan, options.realloc_N, warmup_epochs, source, folder, *how)
 
 
 def _check_source(scoring: ScoringOptions, options: ReallocationOptions) -> None:

@@ -18,6 +18,8 @@ from heterolora.choosing.history import History
 from heterolora.choosing.ranks import Budget
 from heterolora.choosing.step_time import StepTime
 from heterolora.common.checks import present
+from heterolora.elements.element import Element
+from heterolora.elements.rank_units import forget_off, rank_units
 from heterolora.search import Plan, Search
 from model.reallocation.schedule import Schedule, realloc_interval
 from model.task.fine_tuning import FineTuning
@@ -64,6 +66,7 @@ class Reallocate(pl.Callback):
         every: batches, or share of an epoch, between two reallocations of a fixed budget.
         warmup_epochs: of a fixed budget, see `Schedule`.
         source: computes the scores of a fixed budget.
+        by_rank: whether a budget that shrinks turns off single ranks of the elements.
         folder: the run folder, for the history files.
         note: prints a line for the user.
         step_time: measures a training step, for a budget of time. It is called once in a run.
@@ -78,11 +81,14 @@ class Reallocate(pl.Callback):
         folder: Path,
         note: Callable[[str], None],
         step_time: Callable[[pl.Trainer, FineTuning], StepTime] | None = None,
+        by_rank: bool = False,
     ) -> None:
         self.plan, self.every, self.warmup_epochs = plan, every, warmup_epochs
         self.source, self.folder, self.note, self.step_time = source, folder, note, step_time
+        self.by_rank = by_rank
         self.schedule = Schedule(1)  # of the run, once it has started
         self.search: Search | None = None
+        self.elements: tuple[Element, ...] = ()  # of the run, with all their ranks
         self.seconds = 0.0  # spent on scoring since this process started
         self._started = self._ended = 0.0
         self._step = 0  # the number of the optimizer step that is computed, from 1
@@ -131,8 +137,10 @@ class Reallocate(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: FineTuning, stage: str) -> None:
         if stage == "fit":  # before a checkpoint's state is loaded into it
-            steps = pl_module.total_steps()
-            self.search = Search(present(pl_module.space), self.plan, int(steps))
+            space = present(pl_module.space)
+            self.elements = space.elements
+            units = rank_units(space) if self.by_rank else space
+            self.search = Search(units, self.plan, int(pl_module.total_steps()))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
@@ -210,6 +218,8 @@ class Reallocate(pl.Callback):
         if len(self.history.decisions) == before:
             return
         self.source.switched()
+        if self.by_rank:
+            forget_off(search.space, trainer.optimizers)
         if trainer.is_global_zero:
             self.history.append(self.folder)
         self._log(trainer, search)

@@ -1,0 +1,98 @@
+"""Single ranks of elements as units of a search that turns them off one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from heterolora.elements.element import Element
+from heterolora.elements.low_rank import LowRank
+from heterolora.elements.search_space import SearchSpace
+
+
+class RankUnit:
+    """One rank of an element: a row of A and a column of B. It has the attributes of `LowRank` that a search uses.
+
+    A rank that is off has a row and a column of zeros. Then their gradients are zero too, so that an optimizer which
+    has no state for them leaves them as they are; see `forget`. An element whose ranks are all off is off.
+    """
+
+    def __init__(self, whole: LowRank, index: int) -> None:
+        self.whole, self.index = whole, index
+        self.element = single_ranks(whole.element)[index]
+        self.enabled = whole.enabled and bool(whole.A[index].detach().any())
+
+    @property
+    def A(self) -> Tensor:
+        """(1, in), with its gradient"""
+        return _part(self.whole.A, (slice(self.index, self.index + 1), slice(None)))
+
+    @property
+    def B(self) -> Tensor:
+        """(out, 1), with its gradient"""
+        return _part(self.whole.B, (slice(None), slice(self.index, self.index + 1)))
+
+    @torch.no_grad()
+    def switch(self, on: bool) -> None:
+        """Turn the rank on or off. What it had learnt is lost: on again, it starts as a new one."""
+        if on == self.enabled:
+            return
+        self.enabled = on
+        if on:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        else:
+            self.A.zero_()
+            self.B.zero_()
+        self.whole.switch(bool(self.whole.A.any()))
+
+    def forget(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remove the state that the optimizer has for this rank, such as its momentum."""
+        rows, columns = (self.index,), (slice(None), self.index)
+        for weight, part in ((self.whole.A, rows), (self.whole.B, columns)):
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value[part] = 0
+
+
+def single_ranks(element: Element) -> list[Element]:
+    """The ranks of an element, as elements of rank 1 with its scaling."""
+    settings = replace(element.settings, rank=1, alpha=element.settings.scaling, use_rslora=False)
+    return [replace(element, name=f"{element.name}.{index}", settings=settings) for index in range(element.rank)]
+
+
+def rank_units(space: SearchSpace) -> SearchSpace:
+    """The ranks of all elements as a search space of their own."""
+    units = [RankUnit(low_rank, index) for low_rank in space for index in range(low_rank.element.rank)]
+    return SearchSpace(tuple(cast(list[LowRank], units)))
+
+
+def forget_off(space: SearchSpace, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Remove what the optimizers know of the ranks of `rank_units` that are off."""
+    for unit in cast(Iterable[RankUnit], space):
+        for optimizer in () if unit.enabled else optimizers:
+            unit.forget(optimizer)
+
+
+@torch.no_grad()
+def compact_ranks(space: SearchSpace) -> None:
+    """Remove the ranks that are off from the elements that are on. What they compute does not change."""
+    for low_rank in space.on():
+        kept = low_rank.A.any(1)
+        rank, element = int(kept.sum()), low_rank.element
+        if rank == element.rank:
+            continue
+        alpha = low_rank.scaling * (math.sqrt(rank) if element.settings.use_rslora else rank)
+        low_rank.element = replace(element, settings=replace(element.settings, rank=rank, alpha=alpha))
+        low_rank.A = nn.Parameter(low_rank.A[kept].clone())
+        low_rank.B = nn.Parameter(low_rank.B[:, kept].clone())
+
+
+def _part(weight: nn.Parameter, part: tuple[slice, slice]) -> Tensor:
+    found = weight.detach()[part]
+    found.grad = None if weight.grad is None else weight.grad[part]
+    return found
