@@ -14,6 +14,7 @@ from actions.request.configurations import configured
 from actions.request.data import data_of
 from actions.request.idle import idle_notes
 from actions.request.origin import of_run, origin_of
+from actions.request.resuming import is_requeued
 from actions.request.values import merged
 from dataset.reading.own import check_name
 from options.every import Options, changed
@@ -45,7 +46,7 @@ def resolve(command: Command) -> Request:
         resumes=values["resume_training"],
         fingerprint=fingerprint,
         notes=(*command.notes, *idle, *origin.notes, *data.notes),
-        names_run="project" in command.typed,
+        names_run="project" in command.typed and not is_requeued(),
     )
     check(request, chosen.given)
     return request
