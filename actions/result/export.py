@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actions.result.metrics_file import read_metrics
-from actions.result.pictures.of_run import draw, of_ranks
+from actions.result.pictures.of_run import CONFUSION_PICTURE, draw, of_ranks
 from actions.run.console import is_first_process, note, say
 from actions.run.run_folder import ADAPTER, LORA, SHORTCUT
 from actions.training.experiment import Experiment
@@ -85,7 +85,8 @@ def write_adapter_folder(
         on_ranks = {low_rank.element.key: float(low_rank.element.rank) for low_rank in space.on()}
         ranks = {place: on_ranks.get(place.key, 0.0) for place in space.places()}
         pictures = [file.name for file in draw(of_ranks(ranks, len(space.blocks)), unfinished)]
-        for picture in sorted(run_folder.glob("*.png")) if run_folder is not None else ():
+        drawn = set() if run_folder is None else {*run_folder.glob("*.png")} - {run_folder / CONFUSION_PICTURE}
+        for picture in sorted(drawn):  # those of the elements
             shutil.copyfile(picture, unfinished / picture.name)
             pictures.append(picture.name)
         write_text(unfinished / CARD, card(replace(result, pictures=pictures)))
