@@ -218,6 +218,24 @@ def test_mistakes_in_labels(tmp_path: Path, labels, own, found: str, advice: str
         read_splits(described(path, **own)[0], cache=False)
 
 
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.json", "mine.parquet"])
+def test_fields_of_objects_are_columns(tmp_path: Path, name: str) -> None:
+    """They are named by their path, and are never taken without being named."""
+    rows = [{"id": i, "review": {"text": f"row {i}", "by": {"stars": i % 2}}} for i in range(6)]
+    path = write(tmp_path, name, rows)
+    spec, _ = described(path, text_columns="review.text", label_column="review.by.stars")
+    read = read_splits(spec, cache=False, share=0.0).train
+    assert (spec.labels, read["review.text"][:2], read["review.by.stars"][:2]) == (
+        ("0", "1"),
+        ["row 0", "row 1"],
+        [0, 1],
+    )
+    with refused("no obvious meaning", "review.text (text)"):
+        described(path)
+    with refused("no column 'review.txt'", "did you mean 'review.text'"):
+        described(path, text_columns="review.txt", label_column="id")
+
+
 INCOMPLETE = [
     {"text": "good", "label": "a"}, {"text": "", "label": "a"}, {"text": "NaN", "label": "b"},
     {"text": None, "label": "b"}, {"text": "bad", "label": None}, {"text": "fine", "label": "b"},

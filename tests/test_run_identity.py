@@ -126,6 +126,14 @@ class TestNameThatExists:
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["own.txt"]
         assert identity(tmp_path / "run-2")["finished"]
 
+    def test_a_requeued_job_repeats_its_commands(
+        self, monkeypatch, world: World, trained: Path, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert main(self.again(world, tmp_path)) == 0
+        assert identity(tmp_path / "run-2")["finished"]
+
     def test_an_options_file_repeats_a_run_under_another_name(
         self, world: World, trained: Path, tmp_path: Path
     ) -> None:

@@ -125,7 +125,7 @@ class TestRunFolder:
     def test_its_files(self, trained: Path) -> None:
         names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
         expected = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.toml", "metrics.json", "parameters.json"}
-        expected |= {"run.json", ".lock"}
+        expected |= {"run.json", ".lock", "confusion.png"}
         adapter = {"adapter_config.json", "adapter_model.safetensors", "README.md", "allocation.png"}
         adapter |= {"tokenizer.json", "tokenizer_config.json"}
         assert names == expected | {"lora.toml"} | {f"adapter/{name}" for name in adapter}

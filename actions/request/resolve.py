@@ -15,6 +15,7 @@ from actions.request.data import data_of
 from actions.request.idle import idle_notes
 from actions.request.new_data import new_data_of
 from actions.request.origin import adapted_of, of_run, origin_of, with_configs
+from actions.request.resuming import is_requeued
 from actions.request.values import merged
 from dataset.reading.own import check_name
 from options.actions import ANSWERING
@@ -48,7 +49,7 @@ def resolve(command: Command) -> Request:
         resumes=values["resume_training"],
         fingerprint=fingerprint,
         notes=(*command.notes, *idle, *origin.notes, *of_base, *data.notes),
-        names_run="project" in command.typed,
+        names_run="project" in command.typed and not is_requeued(),
     )
     check(request, chosen.given)
     return request

@@ -24,11 +24,16 @@ _OF_THIS_START = ("config", "stop_after")  # options that a resumed run does not
 _ANEW = "leave it out, or start a new run from the checkpoint without --resume-training"
 
 
+def is_requeued() -> bool:
+    """Whether SLURM runs this job again, from the first of its commands."""
+    return "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
 def continue_if_requeued(command: Command) -> Command:
     """A job that SLURM requeued resumes from its own last checkpoint, also without --resume-training."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None or not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+    if not is_requeued():
         return command
+    job = os.environ["SLURM_JOB_ID"]
     if (last := unfinished_run(command.values, command.fingerprint, job)) is None:
         return command
     values = {**command.given, "resume_training": True, "load": str(last), "load_type": "pl"}

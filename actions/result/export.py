@@ -19,7 +19,7 @@ from heterolora.common.files import whole_folder, write_text
 from heterolora.common.outside import read_text
 from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
-from heterolora.pictures.of_run import draw, of_ranks
+from heterolora.pictures.of_run import CONFUSION_PICTURE, draw, of_ranks
 from model.checkpoint import ModelRecord
 from model.load import load_tokenizer
 from model.peft_format import CARD, SHORTCUT_CONFIG, SHORTCUTS
@@ -85,7 +85,8 @@ def write_adapter_folder(
         on_ranks = {low_rank.element.key: float(low_rank.element.rank) for low_rank in space.on()}
         ranks = {place: on_ranks.get(place.key, 0.0) for place in space.places()}
         pictures = [file.name for file in draw(of_ranks(ranks, len(space.blocks)), unfinished)]
-        for picture in sorted(run_folder.glob("*.png")) if run_folder is not None else ():
+        drawn = set() if run_folder is None else {*run_folder.glob("*.png")} - {run_folder / CONFUSION_PICTURE}
+        for picture in sorted(drawn):  # those of the elements
             shutil.copyfile(picture, unfinished / picture.name)
             pictures.append(picture.name)
         write_text(unfinished / CARD, card(replace(result, pictures=pictures)))

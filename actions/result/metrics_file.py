@@ -51,7 +51,7 @@ def headline(
     split, row = next(iter(figures.items()))
     data_set = registry.specs().get(dataset)
     measured = [name for name in row if name != "loss"]
-    names = (metric or "", *(data_set.metrics if data_set else ()), *measured)
+    names = (*([metric] if metric else ()), *(data_set.metrics if data_set else ()), *measured)
     return split, next((name for name in names if name in row), "loss")
 
 

@@ -31,6 +31,16 @@ def kinds_of(schema: pa.Schema) -> dict[str, ColumnKind]:
     return dict(zip(schema.names, kinds, strict=True))
 
 
+def fields_of(schema: pa.Schema) -> dict[str, ColumnKind]:
+    """Returns what each column holds, and each field of the objects in a column, by its path: `review.text`."""
+    found = kinds_of(schema)
+    for column in schema:
+        if pa.types.is_struct(column.type):
+            inside = fields_of(pa.schema([*column.type]))
+            found |= {f"{column.name}.{name}": kind for name, kind in inside.items()}
+    return found
+
+
 def kind_of_json(value: Any) -> ColumnKind:
     """Returns what a value of a JSON file is."""
     names: dict[type, ColumnKind] = {str: "text", bool: "truth values", int: "whole numbers", float: "real numbers"}

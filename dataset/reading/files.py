@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
-from dataset.reading.columns import ColumnKind, check_present, kinds_of
+from dataset.reading.columns import ColumnKind, check_present, fields_of
 from dataset.reading.csv_files import Csv, Tsv
 from dataset.reading.json_files import JsonArray, JsonLines
 from dataset.reading.row_file import RowFile
@@ -23,12 +23,18 @@ class Parquet(RowFile):
     """A parquet file."""
 
     def _columns(self) -> dict[str, ColumnKind]:
-        return kinds_of(parquet.read_schema(self.path))
+        return fields_of(parquet.read_schema(self.path))
 
     def _table(self, wanted: Wanted) -> pa.Table:
         with self.path.open("rb") as file, parquet.ParquetFile(file, page_checksum_verification=True) as rows:
-            check_present(self.path, wanted, rows.schema_arrow.names)
+            names = rows.schema_arrow.names
+            paths = [name for name in wanted.columns if name not in names]  # of fields, such as `review.text`
+            check_present(self.path, wanted, [*names, *(fields_of(rows.schema_arrow).keys() - {*names})])
             table = rows.read(columns=wanted.columns)
+            for path in paths:
+                first, *rest = path.split(".")
+                table = table.append_column(path, compute.struct_field(table[first].combine_chunks(), rest))
+            table = table.select(wanted.columns)
         if wanted.label is None or not pa.types.is_decimal(stored := table.schema.field(wanted.label).type):
             return table
         number = pa.int64() if stored.scale == 0 else pa.float64()  # databases export numbers as decimals

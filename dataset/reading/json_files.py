@@ -33,7 +33,7 @@ class JsonLines(RowFile):
         found: dict[str, ColumnKind] = {}
         for _, row in islice(self._rows(), FIRST):
             found |= {
-                name: kind_of_json(value) for name, value in row.items() if value is not None or name not in found
+                name: kind_of_json(value) for name, value in _fields(row) if value is not None or name not in found
             }
         if not found:
             raise empty(self.path)
@@ -44,6 +44,7 @@ class JsonLines(RowFile):
         rows, present, batches = self._rows(), set[str](), []
         while part := list(islice(rows, BATCH)):
             present.update(*(row.keys() for _, row in part))
+            present.update(name for name in wanted.columns if any(_value(row, name) is not None for _, row in part))
             batches.append(pa.table({name: self._array(name, part, wanted) for name in wanted.columns}))
         if not batches:
             return no_rows(wanted.columns)
@@ -64,7 +65,7 @@ class JsonLines(RowFile):
 
     def _array(self, name: str, rows: list[tuple[Location, dict[str, Any]]], wanted: Wanted) -> pa.Array:
         """Returns a column. Raises UserError at the first value of another type."""
-        values = [row.get(name) for _, row in rows]
+        values = [_value(row, name) for _, row in rows]
         if name in wanted.nested:
             values = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
         is_text = name in wanted.texts
@@ -98,6 +99,22 @@ class JsonArray(JsonLines):
             if not isinstance(row, dict):
                 raise UserError(f"row {index} of '{self.path}' is {_shown(row)}", "each row is an object")
             yield f"row {index}", row
+
+
+def _fields(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values of a row, and those of the objects in it with their paths, such as `review.text`."""
+    for name, value in row.items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from ((f"{name}.{path}", each) for path, each in _fields(value))
+
+
+def _value(row: dict[str, Any], path: str) -> Any:
+    """The value of a column, or of a field by its path; None if there is none."""
+    if path in row or "." not in path:
+        return row.get(path)
+    first, _, rest = path.partition(".")
+    return _value(inside, rest) if isinstance(inside := row.get(first), dict) else None
 
 
 def _parsed(text: str, where: str, expected: str) -> Any:

@@ -116,11 +116,12 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
     """
     if (given := given_roles(own, task)) is not None:
         return given
+    every, columns = columns, _top_level(columns)  # a field of an object is never the obvious choice
     prompt = split_names(own.prompt_column) or _prompt(columns)
     if own.choices_column is not None:
         found = _questions(own.choices_column, prompt, own.label_column or called(columns, *LABEL), task)
         if found is None:
-            raise UserError("--choices-column needs --prompt-column and --label-column", _candidates(columns))
+            raise UserError("--choices-column needs --prompt-column and --label-column", _candidates(every))
         return found
     answering = own.prompt_column or own.response_column
     described = answering or any(getattr(own, option) is not None for option in _GROUPS["texts"])
@@ -131,10 +132,10 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
     if answering or (not described and task != "classification" and prompt and response):
         if not prompt or response is None:
             missing = "--response-column" if prompt else "--prompt-column"
-            raise UserError(f"{missing} is missing", _candidates(columns))
+            raise UserError(f"{missing} is missing", _candidates(every))
         if not answering and (rating := called(columns, *LABEL)) is not None:  # as for KTO, of good and bad responses
             what = f"'{response}' may be the response to train on, or a text with the label '{rating}'"
-            raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
+            raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(every))
         return _fits(_answers(prompt, response, task), task)
     label = own.label_column or (None if task == "causal_language_modeling" else called(columns, *LABEL))
     texts = split_names(own.text_columns) or _texts(columns, label)
@@ -150,7 +151,12 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
         what = "none is named 'text', 'label', 'prompt', 'instruction', 'messages' or 'conversations'"
     else:
         what = "several columns may hold the text" if "text" in columns.values() else "no column holds text"
-    raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(columns))
+    raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(every))
+
+
+def _top_level(columns: Mapping[str, ColumnKind]) -> dict[str, ColumnKind]:
+    """Returns the columns without the fields of objects in them, such as `review.text`."""
+    return {name: kind for name, kind in columns.items() if name.rpartition(".")[0] not in columns}
 
 
 def called(columns: Mapping[str, ColumnKind], *names: str) -> str | None:
