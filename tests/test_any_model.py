@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
@@ -35,7 +36,7 @@ from tests.world import (
     weights,
     write_lora,
 )
-from tools import export
+from tools import export, realloc_lora_rank
 
 every = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -197,25 +198,41 @@ def test_names_of_places(tmp_path: Path):
     commands = Commands(ARCHITECTURES["gpt2"], tmp_path)
     ranks = ("--load", commands.base, "--max-steps", 1)
     chosen = commands.run("train", "by-target", *ranks, "--target", "attn.c_proj,c_fc,c_attn")
-    assert places_of(chosen) == {"attn.c_proj", "mlp.c_fc", "attn.c_attn"}
-    assert places_of(commands.run("train", "attention", *ranks, "--target", "attention")) == {
-        "attn.c_attn",
-        "attn.c_proj",
-    }
+    assert places_of(chosen) == in_both("attn.c_proj", "mlp.c_fc", "attn.c_attn")
+    assert places_of(commands.run("train", "attention", *ranks, "--target", "attention")) == in_both(
+        "attn.c_attn", "attn.c_proj"
+    )
     (tmp_path / "lora.toml").write_text(
         'granularity = "layer"\n[default]\nr = 2\nlora_alpha = 4\ndisable_adapter = true\n'
         '[model_layer_1."mlp.c_proj"]\ndisable_adapter = false\n[model_layer_1.c_attn]\ndisable_adapter = false\n'
     )
     given = commands.run("train", "by-file", *ranks, "--lora-config", tmp_path / "lora.toml")
-    assert places_of(given) == {"mlp.c_proj", "attn.c_attn"}
+    assert places_of(given) == {"1.mlp.c_proj", "1.attn.c_attn"}
     repeated = commands.run("train", "again", "--config", given / "config.toml")  # which contains the configuration
     assert same_weights(*(folder / "checkpoints" / "last.ckpt" for folder in (given, repeated)))
 
 
-def places_of(folder: Path) -> set[str]:
-    """Paths inside the block of what was trained."""
+def test_scores_and_results_become_configurations(tmp_path: Path):
+    """Of a model without a table, whose places have names of their own."""
+    commands = Commands(ARCHITECTURES["gpt_neox"], tmp_path)
+    base, chosen = ("--load", commands.base), tmp_path / "chosen.toml"
+    scored = commands.run("imp-test", "scores", *base, "--imp-limit-test-batches", 1)
+    realloc_lora_rank.main([str(scored), "--turn-on-percentile", "0.5", "--rank", "2", "--output", str(chosen)])
+    trained = commands.run("train", "chosen", *base, "--lora-config", chosen, "--max-steps", 1)
+    assert len(places_of(trained, ".layers.")) == 4
+    peft_file = tmp_path / "lora.json"
+    realloc_lora_rank.main([str(trained), "--format", "peft", "--output", str(peft_file)])
+    assert len(json.loads(peft_file.read_text())["target_modules"]) == 4
+
+
+def in_both(*paths: str) -> set[str]:
+    return {f"{block}.{path}" for block in range(2) for path in paths}
+
+
+def places_of(folder: Path, blocks: str = ".h.") -> set[str]:
+    """Block number and path inside the block of what was trained."""
     names = (name for name in weights(folder / "checkpoints" / "last.ckpt") if name.endswith(".low_rank.A"))
-    return {name.removesuffix(".low_rank.A").split(".h.")[1].split(".", 1)[1] for name in names}
+    return {name.removesuffix(".low_rank.A").split(blocks)[1] for name in names}
 
 
 def test_mistakes(tmp_path: Path, capfd):

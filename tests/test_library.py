@@ -28,7 +28,8 @@ from transformers import (
 
 import heterolora as hl
 from heterolora.choosing import scores as scores_file
-from heterolora.elements.config import ElementConfig
+from heterolora.elements.config import ElementConfig, parse_config
+from heterolora.elements.found import family_of
 from model import family
 from tests.tiny import tiny_network
 from tests.world import ROOT
@@ -327,13 +328,18 @@ def test_scores_of_the_command_line_make_a_peft_configuration(tmp_path: Path) ->
 
 
 def test_scores_of_any_network_come_back(tmp_path: Path) -> None:
-    """Their names are parts of paths. A configuration of the command line has no place for them."""
+    """Their names are parts of paths, which a configuration of the command line may have."""
     path = tmp_path / "scores.toml"
     for scores in (hl.score(neox(), batches()), hl.score(Own(), own_batches(), loss=squared)):
         scores_file.write(path, scores)
         assert scores_file.read(path) == scores
-    with pytest.raises(hl.UserError, match=r"layer_0\.layers in a LoRA configuration: 'layers' is not known; valid: "):
-        ElementConfig.of([item.element for item in scores.scored], "lora")
+    network = neox()
+    elements = [item.element for item in hl.score(network, batches()).scored]
+    given = parse_config(ElementConfig.of(elements, "lora").to_document(), "lora", any_name=True)
+    named = given.named(family_of(network, "gpt_neox").accepted)
+    assert {name for _, name in named.sites} == {"query_key_value", "o_proj", "w1", "w2"}
+    with pytest.raises(hl.UserError, match=r"\[model_layer_0\.layers\]: 'layers' is not known; valid: "):
+        ElementConfig.of([item.element for item in scores.scored], "lora").named({"q_proj": "q_proj"})
 
 
 # ---- unusual callers and networks

@@ -246,7 +246,7 @@ def _read(form: _Format, values: Any, default: Settings, where: str, notes: list
 def _check_ignored(key: str, value: Any, where: str, notes: list[str]) -> None:
     TRUTH.check(where, key, value)
     if key == "fan_in_fan_out" and value:
-        raise UserError(f"{where}: fan_in_fan_out is true", "expected false: weights are (out, in) in every family")
+        raise UserError(f"{where}: fan_in_fan_out is true", "expected false: transposed weights are found")
     if key != "fan_in_fan_out" and not value:
         notes.append(f"{where}: {key} = false has no effect: B always starts at zero")
 

@@ -27,6 +27,8 @@ class Export:
 
     @classmethod
     def of(cls, args: argparse.Namespace, command: Command) -> Export:
+        if command.load_type not in ("pl", "peft"):
+            raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
         return cls(args, resolve(command), "dataset" in command.given)
 
     @property
@@ -68,8 +70,6 @@ def export(given: Export, kind: Format) -> None:
 def _check(given: Export, kind: Format) -> None:
     args, request = given.args, given.request
     adapter, spec = request.adapter, request.spec
-    if request.checkpoint is None and adapter is None:
-        raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
     kind.check(given)
     if has_shortcuts(request) and not args.drop_shortcuts:
         raise UserError(

@@ -55,7 +55,9 @@ def choice_of_run(folder: Path) -> Choice:
 
     files: dict[Kind, str] = {"lora": LORA, "shortcut": SHORTCUT}
     result = {
-        kind: load(folder / file, kind) for kind, file in files.items() if (folder / file).is_file() or kind == "lora"
+        kind: load(folder / file, kind, any_name=True)
+        for kind, file in files.items()
+        if (folder / file).is_file() or kind == "lora"
     }
     every = {kind: _all_on(config) for kind, config in result.items()}
     request = resolve(parse_command(["test", "--load", str(folder / ADAPTER)]))
