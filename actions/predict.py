@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actions.command.request import Request
 from actions.prediction.columns import Row, joined, new_name, predicted, renamed
-from actions.prediction.output import standard_output, write_lines, write_rows
+from actions.prediction.output import check_columns, standard_output, write_lines, write_rows
 from actions.prediction.partial import Partial
 from actions.prediction.predictor import Base, read_rows
 from actions.prediction.streaming import KeepAnswers, Predictions
@@ -28,6 +28,8 @@ def run(request: Request) -> None:
     output = None if given is None or str(given) == STDOUT else given
     with standard_output(is_taken=output is None) as stream:
         rows = read_rows(request)
+        if output is not None:
+            check_columns(output, rows.kept)
         answers = predict(request, rows, output)
         if not is_first_process():
             return

@@ -155,6 +155,12 @@ class TestClassification:
         assert found["probability"].type == pa.float64()
         assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
+    def test_a_row_without_text(self, trained: Path, tmp_path: Path, capsys) -> None:
+        write_jsonl(tmp_path / "new.jsonl", [{"sentence": None, "n": 1}, {"sentence": "a good film"}])
+        predicted("--load", trained, "--dataset", tmp_path / "new.jsonl", "--output", tmp_path / "out.jsonl")
+        assert "1 rows of data set 'new' have no text in column 'sentence'" in capsys.readouterr().out
+        assert [row["sentence"] for row in read_jsonl(tmp_path / "out.jsonl")] == [None, "a good film"]
+
     def test_own_data_whose_file_is_gone(self, world: World, texts: list[str], tmp_path: Path) -> None:
         rows = [f"{row['sentence']},{['no', 'yes'][row['label']]}" for row in sentences(40, seed=1)]
         data = write_csv(tmp_path / "reviews.csv", "review,verdict", rows)
@@ -402,6 +408,12 @@ class TestMistakes:
         monkeypatch.setattr("actions.prediction.predictor.load_model", lambda *_: pytest.fail("weights are read"))
         given = [str(new) if word == "NEW" else word for word in arguments]
         complains(capfd, found, expected, "predict", "--load", trained, *given)
+
+    def test_values_that_parquet_cannot_hold(self, trained: Path, tmp_path: Path, capfd, monkeypatch) -> None:
+        monkeypatch.setattr("actions.prediction.predictor.load_model", lambda *_: pytest.fail("weights are read"))
+        write_jsonl(tmp_path / "new.jsonl", [{"sentence": "a", "n": 1}, {"sentence": "b", "n": "two"}])
+        given = ("--dataset", tmp_path / "new.jsonl", "--output", tmp_path / "out.parquet")
+        complains(capfd, "column 'n' holds values of several types", "csv", "predict", "--load", trained, *given)
 
     def test_of_a_language_model(self, instructed: Path, new: Path, world: World, capfd) -> None:
         given = ("predict", "--load", instructed, "--text", "a")

@@ -30,6 +30,12 @@ def standard_output(is_taken: bool) -> Iterator[TextIO]:
         yield stream
 
 
+def check_columns(path: Path, rows: Rows) -> None:
+    """Raise UserError if a file with the ending of `path` cannot hold the columns of the rows."""
+    if path.suffix == ".parquet":
+        _arrow(rows)
+
+
 def write_rows(path: Path, rows: Rows) -> None:
     """Write a file in the format of its ending. Raises UserError if it cannot be written."""
     with whole(path) as unfinished:
@@ -61,6 +67,10 @@ def _jsonl(path: Path, rows: Rows) -> None:
 
 
 def _parquet(path: Path, rows: Rows) -> None:
+    parquet.write_table(_arrow(rows), path)
+
+
+def _arrow(rows: Rows) -> pa.Table:
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         try:
@@ -68,7 +78,7 @@ def _parquet(path: Path, rows: Rows) -> None:
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             found = f"column '{name}' holds values of several types, which parquet cannot"
             raise UserError(found, "give --output a jsonl or csv file") from error
-    parquet.write_table(pa.table(columns), path)
+    return pa.table(columns)
 
 
 #: The keys are `options.predicting.ENDINGS`.

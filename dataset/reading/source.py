@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
 
@@ -244,4 +245,6 @@ def _has_text(rows: Dataset, column: str) -> bool:
 
 def _with_column(rows: Dataset, column: str, values: Any) -> Dataset:
     """Returns the rows with other values in a column."""
+    if rows.column_names == [column]:  # without it, `datasets` would forget how many rows there are
+        return Dataset(pa.table({column: values}))
     return rows.remove_columns(column).add_column(column, values).select_columns(rows.column_names)
