@@ -241,6 +241,9 @@ def lora_config(
         raise UserError(f"{len(given)} budgets are given", "give one of parameters, total_rank and share")
     if fixed := [name for name in _FROM_SCORES if name in more]:
         raise UserError(f"lora_config is given {fixed[0]}", "leave it out: it follows from the scores and the budget")
+    TEXT.check("lora_config", "policy", policy)
+    for limit, number in (("rank", rank), ("max_rank", max_rank)):
+        whole_number(1).check("lora_config", limit, 1 if number is None else number)
     name, budget = given[0]
     ABOVE_0.check("lora_config", name, budget.amount)
     lora = of_kind(scores.scored, "lora")

@@ -67,6 +67,9 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "the score of layer_0.first is 'high'; expected a number",
     ),
+    "max_rank": (lambda: hl.lora_config(scored(), total_rank=2, max_rank="all"), "max_rank is 'all'"),
+    "a rank of half": (lambda: hl.lora_config(scored(), total_rank=2, policy="topk", rank=0.5), "rank is 0.5"),
+    "policy": (lambda: hl.lora_config(scored(), total_rank=2, policy=3), "policy is 3; expected a text"),
     "DoRA": (lambda: hl.lora_config(scored(), parameters=40, use_dora=True), "use_dora adds parameters to each layer"),
     "lora_bias": (lambda: hl.lora_config(scored(), parameters=40, lora_bias=True), "lora_bias adds parameters"),
 }

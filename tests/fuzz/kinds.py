@@ -75,7 +75,8 @@ KINDS: Mapping[str, Kind] = {
         "studied/*.csv"), (("study", "{world}/studied.toml", "--report-only", "--output", "{case}/studied"),)),
     "history": Kind(6, ("dynamic",), ("dynamic/reallocation_history.toml",), (
         ("plot_realloc", "{case}/dynamic", "{world}/dynamic", "--output", "{case}"),)),
-    "study": Kind(6, (), ("study.toml",), (("study", "{file}", "--report-only", "--output", "{case}/study"),)),
+    "study": Kind(6, ("studied",), ("studied.toml", "study.toml"), (
+        ("study", "{file}", "--report-only", "--output", "{case}/studied"),)),
     "run folder": Kind(9, ("trained", "dynamic", "scored"), (
         "trained/*.json", "trained/*.toml", "dynamic/*.json", "dynamic/*.toml", "*/logs/*.csv", "scored/*.toml"), (
         ("report", "{run}", "--output", "{case}/report.html"),)),
