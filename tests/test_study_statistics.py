@@ -22,24 +22,27 @@ def arm(shift: float, seeds: int = 6, rows: int = 300, noise: float = 0.02, draw
     return Rows(totals, np.ones(rows))
 
 
+@pytest.mark.parametrize("size", [40, 2])
 @pytest.mark.parametrize("of_rows", [True, False])
-def test_the_interval_of_rows_or_of_seeds_alone_is_that_of_a_t_test(of_rows: bool) -> None:
-    """One seed on 40 rows, or 40 seeds that no row tells apart."""
-    values = np.random.default_rng(0).normal(0.5, 0.2, 40)
+def test_the_interval_of_rows_or_of_seeds_alone_is_that_of_a_t_test(of_rows: bool, size: int) -> None:
+    """One seed on `size` rows, or as many seeds that no row tells apart."""
+    values = np.random.default_rng(0).normal(0.5, 0.2, size)
     totals = values[None] if of_rows else np.repeat(values[:, None], 50, axis=1)
     found = interval(totals, np.ones(totals.shape[1]), 0.95)
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.estimate, found.low, found.high) == pytest.approx((values.mean(), expected.low, expected.high))
 
 
-def test_the_mean_squares_are_those_of_their_definition() -> None:
-    values = np.random.default_rng(0).normal(size=(3, 7))
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("seeds", "rows"), [(3, 7), (2, 2)])
+def test_the_mean_squares_are_those_of_their_definition(seeds: int, rows: int, count: int) -> None:
+    values = np.random.default_rng(0).normal(size=(seeds, rows))
     mean, of_seed, of_row = values.mean(), values.mean(1), values.mean(0)
-    found = MeanSquares.of(values, np.ones(7))
-    assert found.of_seeds == pytest.approx(7 * sum((of_seed - mean) ** 2) / 2)
-    assert found.of_rows == pytest.approx(3 * sum((of_row - mean) ** 2) / 6)
-    both = [(values[s, r] - of_seed[s] - of_row[r] + mean) ** 2 for s in range(3) for r in range(7)]
-    assert found.of_both == pytest.approx(sum(both) / 12)
+    found = MeanSquares.of(values * count, np.full(rows, float(count)))
+    assert found.of_seeds == pytest.approx(rows * sum((of_seed - mean) ** 2) / (seeds - 1))
+    assert found.of_rows == pytest.approx(seeds * sum((of_row - mean) ** 2) / (rows - 1))
+    both = [(values[s, r] - of_seed[s] - of_row[r] + mean) ** 2 for s in range(seeds) for r in range(rows)]
+    assert found.of_both == pytest.approx(sum(both) / ((seeds - 1) * (rows - 1)))
 
 
 def test_seeds_that_agree_by_chance_do_not_make_an_interval_narrow() -> None:
@@ -112,6 +115,7 @@ def test_a_lower_loss_is_a_positive_difference() -> None:
     arms = {"base": arm(0.0, draw=1), "lower": arm(-0.06, draw=2)}
     found = differences(arms, "base", higher_is_better=False, confidence=0.95, resolve=0.01)
     assert found["lower"].interval.low > 0
+    assert found["lower"].simultaneous == found["lower"].interval, "it is the only one"
 
 
 def test_pairing_removes_what_the_rows_share() -> None:
@@ -162,14 +166,24 @@ def test_holm_is_that_of_a_worked_example() -> None:
     assert holm({"a": 0.9, "b": 0.8})["a"] == 1.0
 
 
-def test_the_seeds_needed_are_those_of_the_formula() -> None:
-    per_seed = np.array([0.00, 0.02, 0.04, 0.06])
-    squares = MeanSquares.of(np.repeat(per_seed[:, None], 100, axis=1), np.ones(100))  # rows do not vary
-    found = seeds_needed(squares, 0.05, 0.03)
+@pytest.mark.parametrize("per_row", [0.0, 0.08], ids=["", "and the rows vary"])
+@pytest.mark.parametrize("per_seed", [[0.00, 0.02, 0.04, 0.06], [0.02, 0.022]], ids=["4 seeds", "2 seeds"])
+def test_the_seeds_needed_are_those_of_the_formula(per_seed: list[float], per_row: float) -> None:
+    both = per_row * np.random.default_rng(0).normal(0, 0.3, (len(per_seed), 100))
+    squares = MeanSquares.of(np.array(per_seed)[:, None] + per_row * np.linspace(-1, 1, 100) + both, np.ones(100))
+    found, free = seeds_needed(squares, 0.05, 0.03), len(per_seed) - 1
+    of_rows = float(squares.of_rows - squares.of_both) / (100 * len(per_seed))
+    fixed = student.ppf(0.975, 99) ** 2 * max(0, of_rows)  # more seeds do not change it
     for size, share in ((found.low, 0.975), (found.high, 0.025)):
-        variance = per_seed.var(ddof=1) * 3 / chi2.ppf(share, 3)
-        wide = [student.ppf(0.975, seeds - 1) * np.sqrt(variance / seeds) for seeds in (size - 1, size)]
-        assert wide[1] <= 0.03 < wide[0]
+        variance = max(squares.of_both, squares.of_seeds * free / chi2.ppf(share, free)) / 100
+        wide = [
+            student.ppf(0.975, seeds - 1) ** 2 * variance / seeds + fixed for seeds in (size - 1, size) if seeds > 1
+        ]
+        assert wide[-1] <= 0.03**2
+        assert size == 2 or wide[0] > 0.03**2
+    assert seeds_needed(squares, 0.05, 1.0).low == 2
+    assert seeds_needed(squares, 0.05, float(np.sqrt(fixed)) * 0.999) is None
+    assert seeds_needed(squares, 0.05, 0.0) is None
 
 
 def test_more_seeds_than_the_most_are_no_number() -> None:
