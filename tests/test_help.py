@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +38,8 @@ def test_help_of_an_action_is_short(action: str, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_help_all_shows_every_option_of_an_action(action: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [line for line in help_of(capsys, action, "--help-all").splitlines() if line.startswith("  --")]
-    shown = {word.rstrip(",") for line in lines for word in line.split() if word.startswith("--")}
+    names = re.findall(r"^  (--[^ ]+(?:.*?, --[^ ]+)*)", help_of(capsys, action, "--help-all"), re.MULTILINE)
+    shown = {word for name in names for word in re.findall(r"--[\w-]+", name)}
     assert {info.flag for info in declared().values() if info.used_by(action)} <= shown
     assert not {info.flag for info in declared().values() if not info.used_by(action)} & shown
 
