@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from model.task.classification import Classification
 from tests.mistakes import complains
+from tests.test_peft_in import trained_by_peft
 from tests.world import World, instruction_folder, model_folder, run, run_apart, sentences, summary_folder, write_jsonl
 from tools import export
 
@@ -124,6 +125,30 @@ class TestClassification:
         for row, other in zip(measured, read_jsonl(tmp_path / "out.jsonl"), strict=True):
             assert ("negative", "positive")[int(row["predicted"])] == other["label"]
             assert float(row["probability"]) == pytest.approx(other["probability"], abs=1e-5)
+
+    def test_an_adapter_of_another_program(self, world: World, texts: list[str], tmp_path: Path) -> None:
+        """It records neither a task's columns nor names of classes."""
+        theirs = trained_by_peft(world.opt, tmp_path / "adapter").eval()
+        new = write_csv(tmp_path / "new.csv", "id,review", [f"7,{text}" for text in texts])
+        given = ("--load", tmp_path / "adapter", "--dataset", new)
+        predicted(*given, "--labels", "no,yes", "--output", tmp_path / "named.csv", "--text-columns", "review")
+        tokenizer = AutoTokenizer.from_pretrained(world.opt)
+        for row in read_csv(tmp_path / "named.csv"):
+            with torch.no_grad():
+                scores = theirs(**tokenizer(row["review"], return_tensors="pt")).logits[0].softmax(-1)
+            assert row["label"] == ("no", "yes")[int(scores.argmax())]
+            assert float(row["probability"]) == pytest.approx(float(scores.max()), abs=1e-5)
+
+    def test_a_model_that_is_trained_completely(
+        self, world: World, texts: list[str], new: Path, tmp_path: Path
+    ) -> None:
+        data = ("sst2", "--dataset-saved-path", world.sst2, "--max-steps", 3, "--learning-rate", 1e-3)
+        assert run("train", world.opt, *data, "--project-dir", tmp_path, "--project", "run") == 0
+        predicted("--load", tmp_path / "run", "--dataset", new, "--output", tmp_path / "out.csv")
+        theirs = pipeline("text-classification", model=str(merged(tmp_path / "run", tmp_path / "merged")))(texts)
+        for row, found in zip(read_csv(tmp_path / "out.csv"), theirs, strict=True):
+            assert row["label"] == found["label"]
+            assert float(row["probability"]) == pytest.approx(found["score"], abs=1e-5)
 
     def test_columns_of_other_names(self, trained: Path, texts: list[str], new: Path, tmp_path: Path) -> None:
         write_jsonl(tmp_path / "new.jsonl", [{"review": text, "label": {"gold": [1]}} for text in texts])
