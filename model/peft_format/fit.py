@@ -49,8 +49,8 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
     if adapter.settings.transposed and not any(
         is_transposed(linears[each]) for each in adapter.lora if each in linears
     ):
-        found = f"{adapter.folder / CONFIG}: fan_in_fan_out is true, and '{name}' has no transposed weights"
-        raise UserError(found, "give the base of the adapter, or set fan_in_fan_out to false")
+        what = f"{adapter.folder / CONFIG}: fan_in_fan_out is true, and '{name}' has no transposed weights"
+        raise UserError(what, "give the base of the adapter, or set fan_in_fan_out to false")
     for module, weights in adapter.lora.items():
         wanted = (weights.A.shape[1], weights.B.shape[0])
         if module not in linears:
