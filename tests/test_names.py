@@ -74,9 +74,12 @@ def _tools(folder: Path, name: str) -> dict[str, Callable[[], None]]:
     "report", "report of", "plot", "plot of", "realloc", "realloc of", "compare", "inspect", "export", "export of",
     "study", "study reported", "study of",
 ])  # fmt: skip
-@pytest.mark.parametrize("name", [LONG, f"/tmp/{LONG}/x", f"a/{LONG}"])
-def test_tools_and_names_that_are_too_long(tmp_path: Path, monkeypatch, capsys, tool: str, name: str) -> None:
+@pytest.mark.parametrize("name", [LONG, f"/tmp/{LONG}/x", f"a/{LONG}", "loop", "loop/x"])
+def test_tools_and_names_that_are_too_long_or_links_to_themselves(
+    tmp_path: Path, monkeypatch, capsys, tool: str, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
     assert ended(_tools(tmp_path, name)[tool]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -109,7 +109,7 @@ def begins_with(mark: str) -> Callable[[Path], bool]:
 
 def check_different(inputs: Sequence[Path]) -> None:
     """Raises UserError if an input is given twice, also by another name."""
-    resolved = [path.resolve() for path in inputs]
+    resolved = [os.path.realpath(path) for path in inputs]  # `Path.resolve` fails for a link to itself
     for given, path in zip(inputs, resolved, strict=True):
         if resolved.count(path) > 1:
             raise UserError(f"{given} is given twice", "give each of them once")

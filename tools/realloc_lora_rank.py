@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def _policy(args: argparse.Namespace, elements: Sequence[Element]) -> Policy:
 
 def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
     """Path → text of the files to write. Prints what they leave out, and raises UserError if that is a mistake."""
-    if args.shortcut_output and args.output.resolve() == args.shortcut_output.resolve():
+    if args.shortcut_output and os.path.realpath(args.output) == os.path.realpath(args.shortcut_output):
         raise UserError("--output and --shortcut-output name the same file", "expected two")
     comment = f"# {choice.origin} {_MARK}{args.source.name})\n"  # the model card quotes it
     outputs = {args.output: comment + ElementConfig.of(choice.on, "lora").to_toml()}

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study, folder = read_study(args.study), args.output or Path("studies") / args.study.stem
     else:
         study, folder = _asked(args, words)
-    execution = Execution(study, folder.resolve(), args.workers, args.executor, _pairs(args.slurm))
+    execution = Execution(study, Path(os.path.realpath(folder)), args.workers, args.executor, _pairs(args.slurm))
     if args.report_only:
         if not execution.jobs_folder.is_dir():
             raise UserError(f"{folder} holds no study", "give the --output of a study that was started")

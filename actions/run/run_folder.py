@@ -122,7 +122,7 @@ def unfinished_run(values: Mapping[str, Any], fingerprint: str, job: str) -> Pat
     """
     paths = sorted((values["project_dir"] / (values["project"] or "any")).parent.glob(f"*/{RUN}"))
     if values["resume_training"] and values["load"] is not None:  # a resumed run stays in its folder
-        paths.append(Path(values["load"]).resolve().parent.parent / RUN)
+        paths.append(Path(os.path.realpath(values["load"])).parent.parent / RUN)
     for path in paths:
         last = path.parent / CHECKPOINTS / "last.ckpt"
         with suppress(UserError):  # a damaged file of another run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 
 def names_of(folders: Sequence[Path]) -> list[str]:
     """The folders' names, with as many parent folders as make them unique."""
-    paths = [folder.resolve() for folder in folders]
+    paths = [Path(os.path.realpath(folder)) for folder in folders]
     candidates = (["/".join(path.parts[-depth:]) for path in paths] for depth in itertools.count(1))
     return next(names for names in candidates if len(set(names)) == len(names))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,7 @@ def planned(asked: Asked, folder: Path, workers: int, track: Track) -> Study:
             found = f"{folder} has the study of another command"
             raise UserError(found, f"give another --output, or continue that study: {folder / STUDY}")
         return read_study(folder / STUDY)
-    first = folder.resolve() / FIRST
+    first = Path(os.path.realpath(folder)) / FIRST
     shutil.rmtree(first, ignore_errors=True)  # the times of an interrupted run say nothing
     first.mkdir()
     few = {name: {"method": "uniform", "rank": rank} for name, rank in (("rank8", 8), ("rank1", 1))}
