@@ -11,5 +11,5 @@ is a torch device and `args.command` the whole command. `measure.py` times varia
 
 NAMES = (
     "alpha-test", "around-steps", "base-digest", "budget-time", "compile", "dyrealloc", "frozen-prefix",
-    "learning-rate", "lora-vs-peft", "padding", "scoring", "sharding", "shortcuts", "trainer",
+    "learning-rate", "lora-vs-peft", "own-data", "padding", "scoring", "sharding", "shortcuts", "trainer",
 )  # fmt: skip

@@ -218,3 +218,25 @@ def test_what_imp_test_measures_besides_scores_is_timed(capsys):
     assert "scoring of opt_lora by gain on 4 batches" in said
     for variant in ("scores and halves", "scores, and halves apart", "scores and step time"):
         assert variant in said
+
+
+def test_a_kept_digest_is_compared_with_a_computed_one(capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.base_digest.RECENT", -1)  # no wait
+    monkeypatch.setattr("model.base_digest.RECENT", 0)
+    said = report(capsys, "base-digest", *TINY, "--rounds", "1")
+    assert "SHA-256 of a base" in said
+    assert "kept" in said
+
+
+@pytest.mark.slow
+def test_what_is_around_the_steps_is_compared(capsys):
+    said = report(capsys, "around-steps", "--rounds", "1", "--device", "cpu")
+    assert "before the first step" in said
+    assert "after the last step" in said
+
+
+@pytest.mark.slow
+def test_files_of_own_data_are_measured(capsys):
+    said = report(capsys, "own-data", "--size", "1", "--device", "cpu")
+    for kind in ("txt", "jsonl", "csv", "parquet"):
+        assert f" {kind} " in said

@@ -75,6 +75,15 @@ def test_packing_loses_nothing_over_many_rows():
     assert [token for block in made for token in block[1:]] == [A, B, C, D, E, F, G, H, I, J, EOS] * 2500
 
 
+def test_blocks_are_the_same_in_a_file_and_in_memory():
+    """A file has the tokens in pieces of a thousand rows, whose ends are inside of blocks."""
+    rows = Dataset.from_list([{"text": text} for text in ("a b c", "", WORDS) * 1000])
+    tokenizer = word_tokenizer([WORDS], "decoder")
+    made = [encode(rows, TEXT, tokenizer, Lengths(7, 0), key).to_list() for key in (None, "pieces")]
+    assert made[0] == made[1]
+    assert {row["length"] for row in made[0][:-1]} == {7}
+
+
 def test_many_empty_rows_first():
     assert blocks([""] * 1500 + ["a b"], 4, spec=replace(TEXT, running_text=True)) == [[BOS, A, B, EOS]]
 

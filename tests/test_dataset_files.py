@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 from datasets import Dataset, DatasetDict
 from pyarrow import parquet
@@ -240,6 +241,36 @@ def test_whole_and_real_numbers_are_real_numbers(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": number} for number in [1] * 10_000 + [2.5]]  # more than one batch
     made = read(tmp_path, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows), REGRESSION)
     assert [row["label"] for row in made] == [1.0] * 10_000 + [2.5]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "parquet"])
+def test_a_large_file_is_converted_in_pieces(tmp_path: Path, suffix: str) -> None:
+    """Arrow never holds a third of the rows, and they are those that are read without a cache."""
+    texts = [f"{number:07} {'word ' * 10}" for number in range(200_000)]
+    path, rows = tmp_path / f"train.{suffix}", pa.table({"text": texts})
+    if suffix == "parquet":
+        parquet.write_table(rows, path, row_group_size=5_000)
+    elif suffix == "csv":
+        pa.csv.write_csv(rows, path)
+    else:
+        lines = texts if suffix == "txt" else [json.dumps({"text": text}) for text in texts]
+        path.write_text("".join(f"{line}\n" for line in lines))
+    spec = DatasetSpec("mine", "causal_language_modeling", ("text",), ("perplexity",), own=True, place=path)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        made = read_splits(spec, share=0).train
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < rows.nbytes / 3
+    assert made.to_list() == read_splits(spec, share=0, cache=False).train.to_list()
+
+
+def test_a_line_of_a_large_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"a line\n" * 20_000 + b"\xff\n")
+    spec = DatasetSpec("mine", "causal_language_modeling", ("text",), ("perplexity",), own=True, place=tmp_path)
+    with pytest.raises(UserError, match=r"line 20001 of '.*train.txt' is not UTF-8 text"):
+        read_splits(spec)
 
 
 @pytest.mark.parametrize("label", ["NaN", "Infinity", '"a"', "null"])

@@ -15,7 +15,7 @@ The labels of causal models are the ids after the first `context` tokens, or ins
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from options.data import DataOptions
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
 FEW_SHOT_LENGTH = 2048  # the same with `--few-shot`: the longest prompt of MMLU's authors
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
+_PACKED = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "length": pa.int32()})
 _VERSION = 4  # raise it when the same rows and settings are encoded as other ids or columns
 _NO_LIMIT = 10**9  # tokens
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
@@ -136,14 +137,23 @@ def _encoded(
         return _map(rows, partial(_chats, spec, tokenizer, limits.max_token_len), path)
     scratch = path and path.with_suffix(".tokens")
     tokens = _map(rows, partial(_document, spec, tokenizer), scratch, features=_TOKENS)
-    pack = partial(_pack, start_of(tokenizer), end_of(tokenizer) if spec.running_text else [], limits.max_token_len)
-    # One call packs the whole split, so no text is lost between two calls.
-    blocks = _map(tokens, pack, path, batch_size=len(tokens))
+    end = end_of(tokenizer) if spec.running_text else []
+    blocks = _stored(_blocks(start_of(tokenizer), end, limits.max_token_len, tokens.data.column("input_ids")), path)
     if scratch:
         scratch.unlink()
     if len(blocks) == 0:
         raise UserError(f"a split of data set '{spec.name}' holds no text", "give it at least two tokens")
     return blocks
+
+
+def _stored(tables: Iterable[pa.Table], path: Path | None) -> Dataset:
+    """Returns the rows of all tables, from a file at `path` if it is given. The file is written table by table."""
+    if path is None:
+        return Dataset(pa.concat_tables([_PACKED.empty_table(), *tables]))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _PACKED) as stream:
+        for table in tables:
+            stream.write_table(table)
+    return Dataset.from_file(str(path))
 
 
 def _map(rows: Dataset, function: Callable[[Any], Any], path: Path | None, **options: Any) -> Dataset:
@@ -211,18 +221,27 @@ def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, rows: pa.Ta
     return {"input_ids": [ids + end for ids in ids_of(tokenizer, render(spec, rows)["text"].to_pylist())]}
 
 
-def _pack(start: list[int], end: list[int], size: int, documents: pa.Table) -> pa.Table:
-    """Concatenates the tokens of a split and cuts them into blocks of `size` tokens.
+def _blocks(start: list[int], end: list[int], size: int, documents: pa.ChunkedArray) -> Iterator[pa.Table]:
+    """Concatenates the tokens of a split and cuts them into blocks of `size` tokens. Yields the blocks of each chunk.
 
     Each block begins with `start`, and `end` follows the last token of the split. A short last block is kept if it has
     at least two tokens, so that there is one to predict.
     """
-    column = documents["input_ids"].combine_chunks()
-    tokens = np.append(column.flatten().to_numpy(), np.asarray(end, dtype=np.int64))
-    room = size - len(start)
-    blocks = [tokens[first : first + room] for first in range(0, len(tokens), room)]
-    if blocks and len(start) + len(blocks[-1]) < 2:
-        blocks.pop()
-    ids = [np.append(np.asarray(start, dtype=np.int64), block) for block in blocks]
-    schema = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "length": pa.int32()})
-    return pa.table({"input_ids": ids, "context": [0] * len(ids), "length": [*map(len, ids)]}, schema)
+    room, rest = size - len(start), np.zeros(0, np.int32)
+    for tokens in (*(chunk.flatten().to_numpy() for chunk in documents.chunks), np.asarray(end, np.int32)):
+        tokens = np.concatenate([rest, tokens])
+        full = len(tokens) // room * room
+        if full:
+            yield _packed(start, tokens[:full].reshape(-1, room))
+        rest = tokens[full:]
+    if len(rest) and len(start) + len(rest) >= 2:
+        yield _packed(start, rest[None])
+
+
+def _packed(start: list[int], blocks: np.ndarray) -> pa.Table:
+    """blocks (rows, tokens), each of which follows the tokens `start`."""
+    ids = np.hstack([np.broadcast_to(np.asarray(start, np.int32), (len(blocks), len(start))), blocks])
+    rows, length = ids.shape
+    column = pa.ListArray.from_arrays(np.arange(0, ids.size + 1, length, dtype=np.int32), ids.ravel())
+    numbers = [np.full(rows, number, np.int32) for number in (0, length)]
+    return pa.table([column, *numbers], schema=_PACKED)

@@ -46,12 +46,14 @@ class Csv(RowFile):
         self._check_mark(schema.names)
         return kinds_of(schema)
 
-    def _table(self, wanted: Wanted) -> pa.Table:
-        """Returns the wanted columns. Texts are text whatever they look like, and an empty cell is no null."""
+    def _pieces(self, wanted: Wanted) -> Iterator[pa.Table]:
+        """Yields the wanted columns. Texts are text whatever they look like, and an empty cell is no null."""
         batches, self._begun = self._begun or self._batches(), None
         head = [*islice(batches, 2)]  # rows of another width than the header are named before a missing column
         check_present(self.path, wanted, head[0].column_names)
-        table = pa.concat_tables(batch.select(wanted.columns) for batch in chain(head, batches))
+        yield from (batch.select(wanted.columns) for batch in chain(head, batches))
+
+    def _finished(self, table: pa.Table, wanted: Wanted) -> pa.Table:
         if wanted.label is None:
             return table
         labels = _labels(table.select([wanted.label]), wanted.label_may_be_text)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataset.reading.columns import ONE_LABEL, ColumnKind, check_present, kind_of_json
-from dataset.reading.row_file import BATCH, FIRST, RowFile, empty, joined, no_rows
+from dataset.reading.row_file import BATCH, FIRST, RowFile, empty
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError
 
@@ -39,17 +39,16 @@ class JsonLines(RowFile):
             raise empty(self.path)
         return found
 
-    def _table(self, wanted: Wanted) -> pa.Table:
-        """Returns the wanted columns. A key that a row lacks is null."""
-        rows, present, batches = self._rows(), set[str](), []
+    def _pieces(self, wanted: Wanted) -> Iterator[pa.Table]:
+        """Yields the wanted columns. A key that a row lacks is null."""
+        rows, present, found = self._rows(), set[str](), False
         while part := list(islice(rows, BATCH)):
+            found = True
             present.update(*(row.keys() for _, row in part))
             present.update(name for name in wanted.columns if any(_value(row, name) is not None for _, row in part))
-            batches.append(pa.table({name: self._array(name, part, wanted) for name in wanted.columns}))
-        if not batches:
-            return no_rows(wanted.columns)
-        check_present(self.path, wanted, sorted(present))
-        return joined(batches)
+            yield pa.table({name: self._array(name, part, wanted) for name in wanted.columns})
+        if found:
+            check_present(self.path, wanted, sorted(present))
 
     def _all_rows(self) -> list[dict[str, Any]]:
         return [row for _, row in self._rows()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from dataset.spec import Wanted
 from heterolora.common.errors import UserError
 from heterolora.common.outside import reading
 
+Gather = Callable[[Iterable[pa.Table]], pa.Table]  # the rows of all tables
+
 BATCH = 10_000  # rows that are converted at once
 FIRST = 100_000  # rows that are enough to see which columns a file has
-_LARGEST_FILE = 2**30  # bytes of a text or JSON array, which are read at once
+_LARGEST_FILE = 2**30  # bytes of a JSON array, which are read at once
 _LARGEST_LINE = 64 * 2**20  # bytes
 _SMALLER = "divide it into train-00000-of-00002 and so on, or write it as jsonl or parquet"
 
@@ -35,10 +38,16 @@ class RowFile:
                 raise empty(self.path)
             return self._columns()
 
-    def table(self, wanted: Wanted) -> pa.Table:
-        """Returns the wanted columns. A text or label is null where a row has none."""
+    def table(self, wanted: Wanted, gather: Gather | None = None) -> pa.Table:
+        """Returns the wanted columns. A text or label is null where a row has none.
+
+        `gather` joins the tables that the file is read in, by default in memory.
+        """
         with self.opened():
-            table = self._table(wanted) if self.path.stat().st_size else no_rows(wanted.columns)
+            pieces = self._pieces(wanted) if self.path.stat().st_size else iter(())
+            if (first := next(pieces, None)) is None:
+                return no_rows(wanted.columns)
+            table = self._finished((gather or joined)(chain([first], pieces)), wanted)
             table.validate(full=True)  # damaged offsets would end the whole process when a text is read
             return table
 
@@ -60,11 +69,16 @@ class RowFile:
     def _columns(self) -> dict[str, ColumnKind]:
         raise NotImplementedError
 
-    def _table(self, wanted: Wanted) -> pa.Table:
+    def _pieces(self, wanted: Wanted) -> Iterator[pa.Table]:
+        """Yields tables of the wanted columns."""
         raise NotImplementedError
 
     def _all_rows(self) -> list[dict[str, Any]]:
         raise NotImplementedError
+
+    def _finished(self, table: pa.Table, wanted: Wanted) -> pa.Table:
+        """Returns the rows of all pieces with the final type of the label."""
+        return table
 
     def _text(self) -> str:
         """Returns the text of the file, without a byte order mark."""
@@ -102,6 +116,31 @@ def no_rows(names: Sequence[str]) -> pa.Table:
     return pa.Table.from_arrays([pa.array([], pa.string()) for _ in names], names=[*names])
 
 
-def joined(tables: list[pa.Table]) -> pa.Table:
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
     """Returns the rows of all tables. A column of whole numbers and one of real numbers make one of real numbers."""
-    return pa.concat_tables(tables, promote_options="permissive")
+    return pa.concat_tables([*tables], promote_options="permissive")
+
+
+def spooled(place: Path, tables: Iterable[pa.Table]) -> pa.Table:
+    """Returns what `joined` returns, memory-mapped from files, whose names begin with that of `place`.
+
+    The tables of one file have the same columns, so that one is needed where a type changes.
+    """
+    paths: list[Path] = []
+    rest = iter(tables)
+    following = next(rest, None)
+    while following is not None:
+        paths.append(place.with_name(f"{place.name}.{len(paths)}"))
+        following = _write_alike(paths[-1], following, rest)
+    return joined(pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in paths)
+
+
+def _write_alike(path: Path, first: pa.Table, rest: Iterator[pa.Table]) -> pa.Table | None:
+    """Writes the first table and those after it with the same columns. Returns the next one, or None."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
+        stream.write_table(first)
+        for table in rest:
+            if not table.schema.equals(first.schema, check_metadata=True):
+                return table
+            stream.write_table(table)
+    return None

@@ -20,7 +20,7 @@ from datasets import Dataset
 from dataset.reading.cache import cached, digest, file_digest
 from dataset.reading.columns import ColumnKind, kinds_of
 from dataset.reading.files import FORMATS, VERSION
-from dataset.reading.row_file import RowFile, empty, joined
+from dataset.reading.row_file import Gather, RowFile, empty, joined, spooled
 from dataset.reading.splits import SUFFIXES, are_shards, files_by_split, is_packed, missing_shards
 from dataset.spec import DatasetSpec, Wanted
 from heterolora.common.errors import UserError
@@ -191,25 +191,37 @@ def _columns_of(files: list[RowFile]) -> Mapping[str, ColumnKind]:
 def _rows_of(files: list[RowFile], wanted: Wanted, on_disk: bool) -> Dataset:
     """Returns the rows of all files. `on_disk`: they are kept there, under a digest of the files' bytes."""
     if not on_disk:
-        return _read(files, wanted)
+        return Dataset(_read(files, wanted))
     contents = []
     for file in files:
         with file.opened():
             contents.append([file.path.suffix, file_digest(file.path)])
     key = digest([VERSION, contents, wanted.texts, wanted.label, *wanted.nested])
-    return cached(key, lambda place: _write(_read(files, wanted), place))
+    return cached(key, partial(_convert, files, wanted))
 
 
-def _read(files: list[RowFile], wanted: Wanted) -> Dataset:
-    filled = [table for file in files if (table := file.table(wanted)).num_rows]
+def _convert(files: list[RowFile], wanted: Wanted, place: Path) -> None:
+    """Writes the rows of all files to `place`, without ever holding all of them in memory."""
+    pieces = [place.with_name(f"{number}.pieces") for number, _ in enumerate(files)]
+    _write(_read(files, wanted, [partial(spooled, piece) for piece in pieces]), place)
+    for piece in place.parent.glob("*.pieces.*"):
+        piece.unlink()
+
+
+def _read(files: list[RowFile], wanted: Wanted, gathers: Sequence[Gather | None] | None = None) -> pa.Table:
+    """Returns the rows of all files. `gathers` has the `gather` of `RowFile.table` for each file."""
+    pairs = zip(files, gathers or [None] * len(files), strict=True)
+    filled = [table for file, gather in pairs if (table := file.table(wanted, gather)).num_rows]
     first = files[0].path
     if not filled:
         raise empty(first)
     with reading("the file", first, "give all files of a split the same types"):
-        return Dataset(joined(filled))  # it reads the description of the columns, which can be damaged too
+        table = joined(filled)
+        # `datasets` reads the description of the columns, which can be damaged too. It would copy all rows.
+        schema = Dataset(table.slice(0, 0)).data.schema
+        return table.replace_schema_metadata(schema.metadata) if table.schema.equals(schema) else table.cast(schema)
 
 
-def _write(rows: Dataset, place: Path) -> None:
-    table = rows.data.table
+def _write(table: pa.Table, place: Path) -> None:
     with pa.OSFile(str(place), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table, max_chunksize=_WRITTEN_ROWS)
