@@ -69,13 +69,26 @@ class Matthews(MulticlassConfusionMatrix):
         return correlation.float().to(self.device)
 
 
-def only_class(confusion: Tensor) -> int | None:
-    """The class of all predictions, if they are equal and the labels are not. `confusion`: (classes, classes), truth
-    and prediction.
-    """
-    predicted, true = confusion.sum(0), confusion.sum(1)
-    alone = bool((predicted > 0).sum() == 1) and bool((true > 0).sum() > 1)
-    return int(predicted.argmax()) if alone else None
+class OnlyClass(Metric):
+    """The class of all predictions, if they are equal and the labels are not. Otherwise -1."""
+
+    full_state_update = False
+    predicted: Tensor  # (classes,): how often each is predicted
+    true: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        for state in ("predicted", "true"):
+            self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        self.predicted += torch.bincount(logits.argmax(-1), minlength=self.num_classes)
+        self.true += torch.bincount(labels, minlength=self.num_classes)
+
+    def compute(self) -> Tensor:
+        alone = bool((self.predicted > 0).sum() == 1) and bool((self.true > 0).sum() > 1)
+        return self.predicted.argmax() if alone else torch.tensor(-1, device=self.device)
 
 
 class Pearson(PearsonCorrCoef):
@@ -182,6 +195,8 @@ class ChoiceAccuracy(WeightedMean):
         super().update((picks[:, self.way] == right).sum(), len(right))
 
 
+MOST_IN_CONFUSION = 200  # classes; a matrix of pairs of very many would fill the memory
+
 _BUILD: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_labels: MulticlassAccuracy(num_labels, average="micro"),
     "f1": F1,
@@ -233,23 +248,29 @@ class Figures(nn.Module):
         super().__init__()
         self.loss = WeightedMean()
         self.metrics = build(spec.metrics, spec.num_labels, spec.choices is not None)
-        has_classes = spec.classifies and not spec.regression
-        self.confusion = MulticlassConfusionMatrix(spec.num_labels, validate_args=False) if has_classes else None
+        classes = spec.num_labels if spec.classifies and not spec.regression else 0
+        self.only_class = OnlyClass(classes) if classes else None
+        counted = 0 < classes <= MOST_IN_CONFUSION
+        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False) if counted else None
 
     def update(self, loss: Loss, predicted: Any, true: Any) -> None:
         self.loss.update(loss.total, loss.count)
         self.metrics.update(predicted, true)
-        if self.confusion is not None:
-            self.confusion.update(predicted, true)
+        for of_classes in (self.only_class, self.confusion):
+            if of_classes is not None:
+                of_classes.update(predicted, true)
 
-    def taken(self) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Returns the values by name, and how often each class was predicted for each. Starts again."""
+    def taken(self) -> tuple[dict[str, Tensor], int, Tensor | None]:
+        """Returns the values by name, the class of all predictions or -1 (see `OnlyClass`), and how often each class
+        was predicted for each. Starts again.
+        """
         values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        only_class = -1 if self.only_class is None else int(self.only_class.compute())
         confusion = None if self.confusion is None else self.confusion.compute().cpu()
-        for each in (self.loss, self.metrics, self.confusion):
+        for each in (self.loss, self.metrics, self.only_class, self.confusion):
             if each is not None:
                 each.reset()
-        return values, confusion
+        return values, only_class, confusion
 
 
 def mode(name: str) -> Literal["max", "min"]:

@@ -1,6 +1,7 @@
 """Running metrics against scikit-learn, SciPy and the benchmark modules, in uneven batches, on one process and two."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from torch import distributed
 
+from dataset import registry
 from dataset.official import official_metric
 from heterolora.common.errors import UserError
 from model import metrics
@@ -140,6 +142,13 @@ def test_reset_starts_again() -> None:
     collection.reset()
     collection.update(["a cat"], ["a cat"])
     assert {name: float(value) for name, value in collection.compute().items()} == {"rouge1": 1.0, "rougeL": 1.0}
+
+
+def test_very_many_classes_have_no_matrix_of_pairs() -> None:
+    spec = registry.get("sst2")
+    few, many = (metrics.Figures(replace(spec, labels=tuple(map(str, range(count))))) for count in (200, 30_000))
+    assert few.confusion is not None
+    assert many.confusion is None
 
 
 def test_direction() -> None:

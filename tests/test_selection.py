@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.checkpoint import read_checkpoint
-from model.metrics import only_class
+from model.metrics import OnlyClass
 from tests.world import World, run, sentences, write_jsonl
 
 
@@ -74,10 +74,10 @@ def test_the_best_checkpoint(capfd, world: World, tmp_path: Path, metric: str) -
 
 @pytest.mark.parametrize(
     ("predicted", "true", "expected"),
-    [((1, 1, 1), (0, 1, 2), 1), ((1, 0, 1), (0, 1, 2), None), ((1, 1, 1), (1,) * 3, None)],
+    [((1, 1, 1), (0, 1, 2), 1), ((1, 0, 1), (0, 1, 2), -1), ((1, 1, 1), (1,) * 3, -1)],
 )
-def test_only_class(predicted: tuple[int, ...], true: tuple[int, ...], expected: int | None) -> None:
-    confusion = torch.zeros(3, 3, dtype=torch.long)
+def test_only_class(predicted: tuple[int, ...], true: tuple[int, ...], expected: int) -> None:
+    counted = OnlyClass(3)
     for guess, label in zip(predicted, true, strict=True):
-        confusion[label, guess] += 1
-    assert only_class(confusion) == expected
+        counted.update(torch.eye(3)[[guess]], torch.tensor([label]))
+    assert int(counted.compute()) == expected

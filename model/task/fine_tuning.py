@@ -240,15 +240,15 @@ class FineTuning(pl.LightningModule, ABC):
 
     def _log_metrics(self, splits: Sequence[str]) -> None:
         for split in dict.fromkeys(splits):
-            values, confusion = self._figures(split).taken()
+            values, only_class, confusion = self._figures(split).taken()
             for name, value in values.items():
                 figure = f"{split}/{name}"
                 self.log(figure, value, prog_bar=figure == self.monitor)
             self.one_class.pop(split, None)
             if confusion is not None:
                 self.confusion[split] = confusion.tolist()
-                if (only := metrics.only_class(confusion)) is not None:
-                    self.one_class[split] = self.spec.labels[only]
+            if only_class >= 0:
+                self.one_class[split] = self.spec.labels[only_class] if self.spec.labels else str(only_class)
 
     def official(self) -> dict[str, dict[str, float]]:
         """Returns the metrics of the benchmark itself for each test split, from `predicted` of all processes."""
