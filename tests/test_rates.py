@@ -15,7 +15,6 @@ from tests.world import World, run
         ("--loraplus-ratio", "1e300"),
         ("--weight-decay", "1e300"),
         ("--optimizer", "adam", "--learning-rate", "1e39"),
-        ("--lr-scheduler", "cosine_annealing", "--eta-min", "1e39", "--max-steps", "2"),
     ],
 )
 def test_a_rate_beyond_float32(world: World, tmp_path, capsys, words: tuple[str, ...]) -> None:
