@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from heterolora.common.checks import RATE, Condition
+from heterolora.common.checks import ABOVE_0, Condition
 from heterolora.elements.task import CLASSIFYING
 from options.declare import idle_without, option
-from options.ranges import from_0, positive_or_unlimited
+from options.ranges import at_least, positive_or_unlimited
 
 AUTO = "auto"
 
@@ -37,18 +37,18 @@ class Optimization:
     # fmt: off
     optimizer: Literal["adam", "adamw", "sgd"] = option("adamw", "optimizer", old_keys=("training_optimizer",))
     learning_rate: float | Literal["auto"] | None = option(None, "peak learning rate; auto: short trials choose it; by "
-        "default 2e-4 for LoRA, and 5e-5 for a plain model", RATE,
+        "default 2e-4 for LoRA, and 5e-5 for a plain model", ABOVE_0,
         brief="peak learning rate, or auto (LoRA: 2e-4)")
-    loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", RATE)
+    loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", ABOVE_0)
     class_weights: Literal["equal", "balanced"] = option("equal", "balanced: in the training loss, all classes have "
         "the same weight together; equal: all rows have", idle=_no_classes)
-    weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", from_0)
+    weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", at_least(0))
     lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("linear",
         "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min",
         spellings={"cosine": "cosine_annealing", "constant": "none", "constant_with_warmup": "none"})
     warmup_steps: int | float = option(0.06, "linear warm-up from 0: optimizer steps, or share of the run",
         _warm_up_length)
-    eta_min: float = option(0.0, "final learning rate of cosine_annealing", from_0,
+    eta_min: float = option(0.0, "final learning rate of cosine_annealing", at_least(0),
         idle=idle_without("lr_scheduler", "cosine_annealing"))
     max_steps: int = option(-1, "most optimizer steps to train, within --max-epochs; -1: no limit",
         positive_or_unlimited, resume="free")

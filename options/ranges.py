@@ -12,7 +12,6 @@ def at_least(low: float) -> Condition:
     return Condition(lambda value: value >= low, f"at least {low:g}")
 
 
-from_0 = Condition(lambda value: 0 <= value <= 1e6, "at least 0, at most 1e6")
 positive_or_unlimited = Condition(lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit")
 seed_range = Condition(lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}")  # numpy's range
 below_1 = Condition(lambda value: 0 <= value < 1, "a share in [0, 1)")

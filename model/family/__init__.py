@@ -81,8 +81,8 @@ def check_name(name: str, load: str | None = None) -> None:
         return
     found, generic = f"--model '{name}' is not known", "lora_ags" if name.endswith("_ags") else "lora"
     own, meant = _model_type(load), parse_model_name(close[0]) if close else None
-    is_typo = meant is not None and not _is_architecture(name.removesuffix("_ags").removesuffix("_lora"))
-    if is_typo and (own is None or meant.family is OF_BASE or own in meant.family.model_types):
+    is_typo = not _is_architecture(name.removesuffix("_ags").removesuffix("_lora"))
+    if meant is not None and is_typo and (own is None or meant.family is OF_BASE or own in meant.family.model_types):
         raise UserError(found, nearest(name, model_names()))
     if own is not None:
         found += f", and '{load}' is a model of type '{own}'"

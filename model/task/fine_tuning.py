@@ -20,6 +20,7 @@ from dataset.official import official_metric
 from dataset.spec import DatasetSpec
 from heterolora.common.checks import present
 from heterolora.common.distributed import gather_lists
+from heterolora.common.errors import DivergenceError
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch, Loss
 from model import metrics
@@ -183,6 +184,17 @@ class FineTuning(pl.LightningModule, ABC):
         optimizer = build_optimizer(parameters, self.optimization, self.space)
         schedule = build_scheduler(optimizer, self.total_steps(), self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def optimizer_step(self, *args: Any, **more: Any) -> None:
+        try:
+            super().optimizer_step(*args, **more)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):  # torch has no class for it
+                raise
+            raise DivergenceError(
+                f"the update at step {self.global_step} is larger than float32 can hold",
+                "give a lower --learning-rate, --loraplus-ratio or --weight-decay",
+            ) from error
 
     def train_batches(self) -> int:
         """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""

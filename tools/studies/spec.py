@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dataset import registry
 from heterolora import saliency
-from heterolora.common.checks import ABOVE_0, RATE, TEXT, TRUTH, Condition, check_known, number, whole_number
+from heterolora.common.checks import ABOVE_0, TEXT, TRUTH, Condition, check_known, number, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.outside import read_toml
 from heterolora.elements.element import PROJECTIONS
@@ -133,7 +133,7 @@ _LISTS: Mapping[str, Condition] = {
     "parameters": whole_number(1),
     "seeds": whole_number(0, _LARGEST_SEED),
     "tuning_seeds": whole_number(0, _LARGEST_SEED),
-    "learning_rates": RATE,
+    "learning_rates": ABOVE_0,
 }
 _VALUES: Mapping[str, Condition] = {
     "baseline": TEXT,
