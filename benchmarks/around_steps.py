@@ -114,10 +114,10 @@ def _peft(given: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-    tokenizer = AutoTokenizer.from_pretrained(given["base"])
+    tokenizer = AutoTokenizer.from_pretrained(given["base"], trust_remote_code=False)
     files = {split: f"{given['folder']}/{split}.jsonl" for split in ("train", "validation")}
     rows = load_dataset("json", data_files=files).map(lambda row: tokenizer(row["text"]), remove_columns="text")
-    network = AutoModelForSequenceClassification.from_pretrained(given["base"], num_labels=2)
+    network = AutoModelForSequenceClassification.from_pretrained(given["base"], num_labels=2, trust_remote_code=False)
     names = ["q_proj", "v_proj", "query", "value"]
     network = get_peft_model(network, LoraConfig("SEQ_CLS", r=given["rank"], target_modules=names))
     settings = TrainingArguments(

@@ -23,6 +23,7 @@ from heterolora.common.outside import reading
 from heterolora.elements.adapt import heads, in_head
 from heterolora.elements.found import positions_after_padding
 from heterolora.elements.search_space import SearchSpace
+from heterolora.elements.shortcut import Carry
 from heterolora.elements.task import TASKS, Task
 from model.base_config import check_files, check_size, read_config, where_from
 from model.base_digest import KeptDigest
@@ -284,13 +285,21 @@ def enable_gradient_checkpointing(
     An adapted network needs its search space. Each block is recomputed inside a `recomputed_in()`: torch runs the
     backward pass without the modes of the caller.
     """
-
-    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        forward, again = (nullcontext(), nullcontext()) if space is None else space.carry.contexts()
-        return forward, _both(recomputed_in(), again)
-
+    contexts = _Contexts(None if space is None else space.carry, recomputed_in)
     network.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     network.disable_input_require_grads()  # only the reentrant kind needs embeddings that require a gradient
+
+
+@dataclass(frozen=True)
+class _Contexts:
+    """`context_fn` of `torch.utils.checkpoint`. A deep copy of the network copies it with its own carry."""
+
+    carry: Carry | None
+    recomputed_in: Callable[[], AbstractContextManager[Any]]
+
+    def __call__(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        forward, again = (nullcontext(), nullcontext()) if self.carry is None else self.carry.contexts()
+        return forward, _both(self.recomputed_in(), again)
 
 
 @contextmanager

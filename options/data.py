@@ -70,7 +70,7 @@ class OwnDataOptions:
     choices_column: str | None = option(None, "column of the choices after the prompt, lists of texts; --label-column "
         "says which one is right", from_checkpoint=True, idle=_described_by_entry)
     drop_incomplete: bool = option(False, "leave out rows without a label or a text; NA, null and nan are no text",
-        from_checkpoint=True, idle=_described_by_entry)
+        actions=WITH_RUN, from_checkpoint=True, idle=_described_by_entry)
     messages_column: str | None = option(None, "column of conversations, with loss on the assistant's turns",
         from_checkpoint=True, idle=_described_by_entry)
     # fmt: on

@@ -54,7 +54,7 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained --mod
         ("train --dataset x.csv --text-columns a b", "'a' and 'b'", "--text-columns a,b"),
         ("train --model optt_lora", "'optt_lora' is not known", "did you mean 'opt_lora'"),
         ("train --model phi_lora --load a/b", "'phi_lora' is not known", "give --model lora, which adapts every"),
-        ("train --model qwen3_lora_ags", "'qwen3_lora_ags' is not known", "give --model lora_ags, which adapts every"),
+        ("train --model phi_lora_ags", "'phi_lora_ags' is not known", "give --model lora_ags, which adapts every"),
         ("train --lr-scheduler cosin", "cosin", "did you mean 'cosine_annealing'"),
         ("train opt_lora rte --target all-linear", "all-linear", "did you mean 'all'"),
         ("train --learning-rate fast", "fast", "number"),

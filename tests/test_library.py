@@ -290,9 +290,12 @@ def meta(network: PreTrainedModel) -> list[dict[str, Tensor]]:
         (lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, policy="top"), "did you mean 'topk'"),
         (
             lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, policy="topk", rank=0),
-            "the rank is 0; expected 1",
+            "rank is 0; expected a whole number, 1 or more",
         ),
-        (lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, max_rank=0), "expected 0 <= lowest <= highest"),
+        (
+            lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, max_rank=0),
+            "max_rank is 0; expected a whole number",
+        ),
         (
             lambda n: hl.lora_config(hl.score(n, batches()), share=0.5, rank=4),
             "does not use the given limit; rank is for",

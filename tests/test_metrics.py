@@ -73,7 +73,7 @@ def _expected() -> dict[str, float]:
         "rmse": sklearn_metrics.root_mean_squared_error(similarities, values),
         "mae": sklearn_metrics.mean_absolute_error(similarities, values),
         "perplexity": math.exp(int(labels.sum()) / (ROWS * (ROWS + 1) / 2)),
-        **official_metric("rouge")(TEXTS, SUMMARIES),
+        **official_metric("rouge").compute(predictions=TEXTS, references=SUMMARIES),
     }
 
 
@@ -118,7 +118,7 @@ def test_a_model_that_predicts_one_class(predicted: int, truth: list[int]) -> No
     collection = metrics.build(CLASSES, 2)
     collection.update(torch.full((3,), predicted), torch.tensor(truth))
     computed = {name: float(value) for name, value in collection.compute().items()}
-    official = official_metric("glue/mrpc")([predicted] * 3, truth)
+    official = official_metric("glue/mrpc").compute(predictions=[predicted] * 3, references=truth)
     assert computed == pytest.approx({**official, "matthews": 0.0})
 
 

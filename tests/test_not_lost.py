@@ -23,7 +23,7 @@ def test_official_metrics_need_no_folder_of_their_library(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("action", ["train", "train-dyrealloc"])
 def test_the_adapter_is_written_if_measuring_fails(world: World, tmp_path: Path, monkeypatch, action: str) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise UserError("the metrics are gone", "nothing would help")
 
     monkeypatch.setattr(train, "measure", fail)

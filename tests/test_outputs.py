@@ -144,7 +144,7 @@ def test_other_entries_of_a_folder_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_resuming_keeps_the_users_files_beside_the_adapter(world: World, tmp_path: Path, linked: bool) -> None:
-    place = ("--project-dir", tmp_path, "--project", "run")
+    place = ("--project-dir", tmp_path, "--project", "run", "--measured", "last")
     assert run(*world.training(*place, "--max-steps", 1, "--max-epochs", 1)) == 0
     folder = tmp_path / "run" / "adapter"
     if linked:

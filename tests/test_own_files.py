@@ -83,7 +83,7 @@ COMMANDS = {
     "xlm_lora_ags": ("train", "xlm_lora_ags", "toy_nli", "--load", "xlm", "--pretrained", *SMALL),
     "xlm_lora": (*SCORING, "--model", "xlm_lora", "--load", "xlm", "--pretrained"),
     "another type": ("train", "xlm_lora", "toy_nli", "--load", "model/toy_opt", "--pretrained"),
-    "help": ("imp-test", "--help"),
+    "help": ("imp-test", "--help-all"),
 }  # fmt: skip
 
 DRIVER = """

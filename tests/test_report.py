@@ -171,7 +171,7 @@ class TestOneRun:
         assert page.all("h1")[0].text == "first"
         (table,) = page.all("table", class_="compare")
         rows = rows_of(table)
-        assert rows["model"][0].text == "opt_lora"
+        assert rows["model"][0].text == "lora"
         assert rows["trainable parameters"][0].text == "12,288"
         assert rows["of all"][0].text == "0.00371%"
         assert [row[0].text for name, row in rows.items() if name in ("loss", "accuracy")] == ["0.2903", "0.8100"]

@@ -84,7 +84,7 @@ def test_the_package_of_a_file_is_that_of_the_repository(tmp_path: Path) -> None
         (tmp_path / "tools" / name).write_text((ROOT / "tools" / name).read_text(encoding="utf-8"), encoding="utf-8")
     modules = {
         "actions/command/completion.py": "complete = None",
-        "actions/run/console.py": "print_any_text = print",
+        "actions/run/console.py": "hide_warnings = print_any_text = print",
         "actions/run/endings.py": "ended = end_with_parent = 'found'",
         "options/actions.py": "as_started = None",
         "options/declare.py": "OptionInfo = None",

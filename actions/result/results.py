@@ -61,9 +61,10 @@ def measure(
     if task.keeps_rows:
         validated = None
     if measures_validation(experiment.data):
-        metrics |= validate(experiment, trainer) if validated is None else _known(validated, task.validation_names)
+        known = None if validated is None else _known(task, validated, task.validation_names)
+        metrics |= validate(experiment, trainer) if known is None else known
     if validated is not None and _has_tests(validated, experiment):
-        metrics |= _known(validated, task.test_names)
+        metrics |= _known(task, validated, task.test_names)
         task.predicted = validated.predicted
     else:
         trainer.test(task, datamodule=experiment.data, verbose=False)
@@ -121,7 +122,8 @@ def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
     return by_split(trainer, experiment.task.validation_names)
 
 
-def _known(validated: Validated, splits: Sequence[str]) -> Metrics:
+def _known(task: FineTuning, validated: Validated, splits: Sequence[str]) -> Metrics:
+    task.confusion |= {split: validated.confusion[split] for split in splits if split in validated.confusion}
     return {split: dict(validated.metrics[split]) for split in splits}
 
 

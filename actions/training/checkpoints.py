@@ -53,14 +53,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 @dataclass(frozen=True)
 class Validated:
-    """What a validation during training found: the metrics of each split, and `predicted` of the task."""
+    """What a validation during training found: metrics of each split, and `predicted` and `confusion` of the task."""
 
     metrics: Mapping[str, Mapping[str, float]]
     predicted: list[Any]
+    confusion: Mapping[str, list[list[int]]]
 
     @classmethod
     def of(cls, trainer: pl.Trainer, task: FineTuning) -> Validated:
-        return cls(by_split(trainer, task.validation_names), task.predicted)
+        return cls(by_split(trainer, task.validation_names), task.predicted, dict(task.confusion))
 
 
 def by_split(trainer: pl.Trainer, splits: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from datasets import Dataset
 
 from dataset.reading.labels import is_missing
+from dataset.reading.row_file import BATCH
 from dataset.spec import DatasetSpec
 
 _NO_TEXT = {"", "na", "n/a", "nan", "null"}
@@ -43,8 +44,8 @@ def _lacks_text(spec: DatasetSpec, rows: Dataset, lacks: Callable[[object], bool
 
 
 def _column(rows: Dataset, column: str, lacks: Callable[[object], bool]) -> np.ndarray:
-    values: Sequence[object] = rows.with_format("arrow")[:][column].to_pylist()
-    return np.fromiter((lacks(value) for value in values), bool, len(rows))
+    parts = rows.select_columns(column).with_format("arrow").iter(BATCH)
+    return np.fromiter((lacks(value) for part in parts for value in part[column].to_pylist()), bool, len(rows))
 
 
 def _is_null(value: object) -> bool:

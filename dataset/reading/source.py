@@ -17,7 +17,7 @@ from datasets import Dataset, Value
 from dataset.reading.conversations import conversations
 from dataset.reading.incomplete import without_incomplete
 from dataset.reading.labels import are_hidden, label_ids
-from dataset.reading.row_file import empty
+from dataset.reading.row_file import BATCH, empty
 from dataset.reading.splits import VALIDATION
 from dataset.reading.stored import DATA_SEED, UNNAMED, StoredSplits, stored_splits
 from dataset.spec import DatasetSpec, Wanted
@@ -239,8 +239,8 @@ def checked_texts(
 
 
 def _has_text(rows: Dataset, column: str) -> bool:
-    texts = rows.with_format("arrow")[:][column]
-    return bool(pc.any(pc.not_equal(pc.utf8_trim_whitespace(texts), "")).as_py())
+    parts = rows.select_columns(column).with_format("arrow").iter(BATCH)
+    return any(pc.any(pc.not_equal(pc.utf8_trim_whitespace(part[column]), "")).as_py() for part in parts)
 
 
 def _with_column(rows: Dataset, column: str, values: Any) -> Dataset:

@@ -44,6 +44,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     suffix = path.suffix  # writers of pictures take the format from it
     with _writing(path):
         path = Path(os.path.realpath(path))
+        if path.is_symlink():  # to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():
