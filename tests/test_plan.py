@@ -124,6 +124,14 @@ _PUBLISHED = {
     "llama-2-7b": 6_738_415_616,
     "mistral-7b-v0.1": 7_241_732_096,
     "qwen2-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-3-1b": 999_885_952,
+    "phi-3-mini": 3_821_079_552,
+    "gpt2": 124_439_808,
+    "electra-base": 108_891_648,
+    "distilbert-base-uncased": 66_362_880,
+    "modernbert-base": 149_014_272,
 }
 
 
@@ -132,7 +140,9 @@ def test_published_models_of_every_family(capsys, name: str, weights: int) -> No
     folder = Path(__file__).parent / "fixtures" / "plan" / name
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     about = ("--model", f"{model_type}_lora", "--load", folder, "--pretrained", "--max-token-len", 128)
-    found = planned(capsys, *about, "--dataset", "sst2" if "bert" in model_type else "wikitext2")
+    found = planned(
+        capsys, *about, "--dataset", "sst2" if "bert" in model_type or model_type == "electra" else "wikitext2"
+    )
     assert found["base"]["whole"] == pytest.approx(4 * weights, rel=0.001)
     assert found["checkpointing"]["activations"] < found["plain"]["activations"] / 2
     assert found["checkpointing"]["flops"] > found["plain"]["flops"]
