@@ -116,7 +116,7 @@ def read(path: str) -> dict[str, Any]:
     from dataset.reading.own import describe
     from options.data import DataOptions, OwnDataOptions
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, trust_remote_code=False)
     tokenizer("a")
     before, anonymous, start = _peak(), Anonymous(), time.process_time()
     anonymous.start()
