@@ -34,18 +34,19 @@ def result(study: Study, comparison: Comparison, suggests: str) -> Iterator[str]
     else:
         yield f"No smaller arm is shown to be not worse than {largest.name} by more than {margin}."
     if left := smaller[len(found) :]:
-        yield _next(study, left[0], largest)
+        again = "It also suggests that " if suggests and found else suggests
+        yield _next(study, left[0], largest, again)
     else:
         yield "It is the smallest arm: smaller ones were not tried."
 
 
-def _next(study: Study, arm: ArmResult, largest: ArmResult) -> str:
+def _next(study: Study, arm: ArmResult, largest: ArmResult, suggests: str) -> str:
     """The largest arm that is not shown to be enough."""
     against = present(arm.against)
     found = against.interval
     who = f"{arm.name}, with {share(arm, largest)} of the parameters,"
     if found.high < 0:
-        return f"{who} is worse by {-found.estimate:.4f} ({-found.high:.4f} to {-found.low:.4f})."
+        return f"{suggests}{who} is worse by {-found.estimate:.4f} ({-found.high:.4f} to {-found.low:.4f})."
     return f"{who} may be worse by up to {-found.low:.4f}. {_to_decide(study, against)}"
 
 
