@@ -274,7 +274,10 @@ def test_limit_of_a_split_that_is_not_measured(capfd, world: World, tmp_path: Pa
 
 
 def test_a_sample_changes_the_weights(world: World) -> None:
-    runs = {"as-it-is": (), "again": (), "other-seed": ("--seed", 1), "other-rate": ("--learning-rate", 0.5)}
+    runs = {
+        "sample-as-it-is": (), "sample-again": (), "sample-other-seed": ("--seed", 1),
+        "sample-other-rate": ("--learning-rate", 0.5),
+    }  # fmt: skip
     for project, changed in runs.items():
         assert run(*base(world, TRAIN, "--project", project, *changed)) == 0
     first, *others = (world.checkpoint(project) for project in runs)
