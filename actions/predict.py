@@ -19,13 +19,12 @@ from dataset.encoding.render import rendered
 from dataset.reading.new_rows import NewRows
 from heterolora.common.distributed import gather_lists
 from model.task.answers import Answer
-from options.predicting import STDOUT
+from options.predicting import file_of
 
 
 def run(request: Request) -> None:
     check_devices(request.options)
-    given = request.options.predicting.output
-    output = None if given is None or str(given) == STDOUT else given
+    output = file_of(request.options.predicting.output)
     with standard_output(is_taken=output is None) as stream:
         rows = read_rows(request)
         if output is not None:

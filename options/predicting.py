@@ -13,6 +13,11 @@ ENDINGS, STDOUT = (".csv", ".jsonl", ".parquet"), "-"  # of `--output`
 _PREDICT = (PREDICT,)
 
 
+def file_of(output: Path | str | None) -> Path | None:
+    """The file that `--output` names. None for standard output."""
+    return None if output is None or str(output) == STDOUT else Path(output)
+
+
 @dataclass(frozen=True)
 class PredictingOptions:
     """What is predicted, where it is written, and how text is drawn."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from heterolora.common.checks import Condition
 from options.actions import IMP_TEST, PREDICT, TEST, TRAINING, WITH_RUN
 from options.declare import option
-from options.predicting import STDOUT
+from options.predicting import file_of
 from options.ranges import at_least, count_or_share
 
 _folder_name = Condition(lambda value: Path(value).name not in ("", ".."), "a name, such as rte-rank8")
@@ -26,7 +26,7 @@ def _names_no_new_run(run: Mapping[str, Any]) -> str | None:
 def _replaces_nothing(run: Mapping[str, Any]) -> str | None:
     if run["action"] != PREDICT:
         return _names_no_new_run(run)
-    return "without a file as --output" if run["output"] is None or str(run["output"]) == STDOUT else None
+    return "without a file as --output" if file_of(run["output"]) is None else None
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 import model.family as families
-from tests.tiny import PAD, VOCABULARY
+from tests.tiny import PAD, VOCABULARY, unusual_network
 
 #: One of each form, on which every action runs in the fast tests: capped logits, transposed weights, fused projections,
 #: an encoder, experts.
@@ -54,19 +53,12 @@ class Architecture:
     classifies: bool = True
 
     def network(self, seed: int = 0, task: str | None = None) -> PreTrainedModel:
-        """In evaluation mode. No weight is at its usual start, so that a forgotten bias shows."""
+        """A network in evaluation mode, as `unusual_network` makes it."""
         task = task or self.task
         labels = {"num_labels": 2} if task == CLASSIFICATION else {}
         keys = {key: value for key, value in {**_COMMON, **labels, **self.keys}.items() if value is not None}
         config = AutoConfig.for_model(self.model_type, **keys)
-        auto = AutoModelForSequenceClassification if task == CLASSIFICATION else AutoModelForCausalLM
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            network = auto.from_config(config)
-            with torch.no_grad():
-                for parameter in network.parameters():
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-        return network.eval()
+        return unusual_network(config, task, seed)
 
 
 _LLAMA = "q_proj k_proj v_proj o_proj w1 w2 gate"

@@ -242,6 +242,17 @@ RESUMED = {
 }
 
 
+def assert_resumes_as(killed: Path, whole: Path) -> None:
+    """The search in the folder `killed` continues, and ends with the files of the one that was not interrupted."""
+    assert run("train-dyrealloc", "--resume-training", "--load", killed / "checkpoints" / "last.ckpt") == 0
+    for name in ("last", "best"):
+        file = Path("checkpoints") / f"{name}.ckpt"
+        assert same_weights(whole / file, killed / file), (killed.name, name)
+    for name in (history.HISTORY, history.FREQUENCY):
+        assert (killed / name).read_text() == (whole / name).read_text(), (killed.name, name)
+    assert metrics_of(killed) == metrics_of(whole)
+
+
 @pytest.mark.parametrize("variant", RESUMED)
 def test_resume_is_exact(searching, tmp_path: Path, every_save_kept, variant: str) -> None:
     arguments = ("--project-dir", tmp_path, "--project", "whole", "--max-epochs", 2, "--checkpoint-every-n-steps", 1)
@@ -249,13 +260,7 @@ def test_resume_is_exact(searching, tmp_path: Path, every_save_kept, variant: st
     whole = tmp_path / "whole"
     killed = sorted(tmp_path.glob("killed-*"))
     for folder in (killed[4], killed[len(killed) // 2 + 1]):
-        assert run("train-dyrealloc", "--resume-training", "--load", folder / "checkpoints" / "last.ckpt") == 0
-        for name in ("last", "best"):
-            file = Path("checkpoints") / f"{name}.ckpt"
-            assert same_weights(whole / file, folder / file), (folder.name, name)
-        for name in (history.HISTORY, history.FREQUENCY):
-            assert (folder / name).read_text() == (whole / name).read_text(), (folder.name, name)
-        assert metrics_of(folder) == metrics_of(whole)
+        assert_resumes_as(folder, whole)
 
 
 def test_resuming_cuts_the_files_back(searching, tmp_path: Path, every_save_kept) -> None:

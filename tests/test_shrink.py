@@ -15,7 +15,7 @@ import torch
 from heterolora.choosing import history
 from main import main
 from tests.mistakes import complaint
-from tests.test_dyrealloc import every_save_kept, on_by_kind, searching  # noqa: F401
+from tests.test_dyrealloc import assert_resumes_as, every_save_kept, on_by_kind, searching  # noqa: F401
 from tests.world import World, command, metrics_of, run, run_apart, same_weights, weights, write_lora
 
 SHRINK = ("--budget-schedule", "shrink")
@@ -102,13 +102,7 @@ def test_resume_is_exact(shrinking, tmp_path: Path, every_save_kept, variant: st
     whole, killed = tmp_path / "whole", sorted(tmp_path.glob("killed-*"))
     assert len(states(whole)) > 2
     for folder in (killed[4], killed[len(killed) // 2]):
-        assert run("train-dyrealloc", "--resume-training", "--load", folder / "checkpoints" / "last.ckpt") == 0
-        for name in ("last", "best"):
-            file = Path("checkpoints") / f"{name}.ckpt"
-            assert same_weights(whole / file, folder / file), (folder.name, name)
-        for name in (history.HISTORY, history.FREQUENCY):
-            assert (folder / name).read_text() == (whole / name).read_text(), (folder.name, name)
-        assert metrics_of(folder) == metrics_of(whole)
+        assert_resumes_as(folder, whole)
 
 
 def test_two_processes_as_one(world: World, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -58,6 +59,11 @@ def tiny_network(family: str, task: str = "classification", seed: int = 0, **ove
             **overrides,
         },
     )
+    return unusual_network(config, task, seed)
+
+
+def unusual_network(config: PreTrainedConfig, task: str, seed: int) -> PreTrainedModel:
+    """In evaluation mode. No weight is at its usual start, so that a forgotten bias shows."""
     auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from heterolora.common.files import check_writable
 from options.actions import CHAT, PREDICT
 from options.declare import flag_of
 from options.every import declared, flat
-from options.predicting import ENDINGS, STDOUT
+from options.predicting import ENDINGS, STDOUT, file_of
 
 _OF_TEXT = ("max_new_tokens", "num_beams", "temperature", "top_p")
 
@@ -44,10 +44,9 @@ def _check_text(request: Request) -> None:
 
 def _check_output(request: Request) -> None:
     options = request.options.predicting
-    output = options.output
-    if output is None and not options.text:
+    if options.output is None and not options.text:
         raise UserError("--output is missing", f"give a file ({', '.join(ENDINGS)}), or {STDOUT} for standard output")
-    if output is None or str(output) == STDOUT:
+    if (output := file_of(options.output)) is None:
         return
     if output.suffix not in ENDINGS:
         found = f"--output {output} ends in {output.suffix or 'nothing'}"

@@ -61,10 +61,7 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     if isinstance(feature, ClassLabel):
         return _several(where, column, [*map(_name, feature.names)])
     if not isinstance(feature, Value):
-        raise UserError(
-            f"column '{column}' of {where} holds lists or objects",
-            ONE_LABEL,
-        )
+        raise UserError(f"column '{column}' of {where} holds lists or objects", ONE_LABEL)
     if may_be_numbers and any(isinstance(value, float) for value in values):
         if large := next((value for value in values if abs(value) >= _LARGEST), None):
             raise UserError(
