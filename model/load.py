@@ -164,8 +164,8 @@ def load_base(
         network, untrained_head = auto.from_config(config, trust_remote_code=False), TASKS[task].classifies
     if source.state_file is not None:
         untrained_head = _load_state(network, Path(source.state_file))
-    check_finite(network.state_dict(), f"'{source.state_file or source.name}'")
-    sha256 = _fingerprint(network, kept)  # before the cast, so that it does not depend on the precision
+    # Before the cast, so that it does not depend on the precision.
+    sha256 = _fingerprint(network, kept, f"'{source.state_file or source.name}'")
     if precision is not None:
         for module in heads(network) if sharded else (network,):
             cast(module.parameters(), base_dtype(precision))
@@ -186,17 +186,27 @@ def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, pre
     network, _ = _from_files(auto, source.name, config, dtype=base_dtype(precision), **how)
     for own, head in zip(heads(network), heads(plain), strict=True):
         own.load_state_dict(head.state_dict())
-    check_finite(plain.state_dict(), f"'{source.name}'")
-    return Base(network, untrained_head, _fingerprint(plain, kept))
+    return Base(network, untrained_head, _fingerprint(plain, kept, f"'{source.name}'"))
 
 
-def _fingerprint(network: PreTrainedModel, kept: KeptDigest | None) -> str:
-    """Returns the digest of all tensors except the head. `kept` is that of the files that were read."""
-    tensors = {name: tensor for name, tensor in network.state_dict().items() if not in_head(name)}
-    if kept is None:
+def _fingerprint(network: PreTrainedModel, kept: KeptDigest | None, where: str) -> str:
+    """Returns the digest of all tensors except the head. Raises UserError if a weight, also of the head, is not finite.
+
+    `kept` is that of the files that were read. A digest is kept of finite weights only, so that files that are the same
+    are not read again, neither for the digest nor for this check.
+    """
+    state = network.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if not in_head(name)}
+    check_finite({name: tensor for name, tensor in state.items() if in_head(name)}, where)
+
+    def compute() -> str:
+        check_finite(tensors, where)
         return digest_of(tensors).hexdigest()
+
+    if kept is None:
+        return compute()
     form = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()]
-    return kept.of([type(network).__qualname__, form], lambda: digest_of(tensors).hexdigest())
+    return kept.of([type(network).__qualname__, "finite", form], compute)
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:
