@@ -19,7 +19,7 @@ from actions.run.console import hide_warnings, print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
 from actions.run.run_folder import ADAPTER
 from heterolora.common.errors import UserError, nearest
-from options.actions import RUNS, TRAIN, TRAINING
+from options.actions import ANSWERING, RUNS, TRAIN, TRAINING
 from options.declare import flag_of
 
 if TYPE_CHECKING:
@@ -100,10 +100,12 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _request(command: Command) -> Request:
+    from actions.request.new_data import new_data_of
     from actions.request.resolve import resolve
     from actions.request.resuming import continue_if_requeued
 
-    return resolve(continue_if_requeued(command))
+    command = continue_if_requeued(command)
+    return resolve(command, partial(new_data_of, command)) if command.action in ANSWERING else resolve(command)
 
 
 def _act(request: Request) -> Any:

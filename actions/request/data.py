@@ -18,6 +18,7 @@ from options.every import as_plain, declared, flat
 
 if TYPE_CHECKING:
     from actions.command.request import Request
+    from actions.request.origin import Origin
     from dataset.batching.module import TextDataModule
 
 _MOST_LISTED = 20
@@ -34,12 +35,9 @@ class Data:
     notes: tuple[str, ...] = ()  # lines to print
 
 
-def data_of(values: Mapping[str, Any], recorded: Mapping[str, Any]) -> Data:
-    """The data set with these values of options. Own data are read for those that are not given.
-
-    `recorded`: the options of the checkpoint or adapter.
-    """
-    classes, entry, task = _trained_classes(recorded), registry.find(values["dataset"]), values["task"]
+def data_of(values: Mapping[str, Any], origin: Origin) -> Data:
+    """The data set with these values of options. Own data are read for those that are not given."""
+    classes, entry, task = _trained_classes(origin.recorded), registry.find(values["dataset"]), values["task"]
     if entry is None:
         spec, found = _own_data(values, classes)
     elif task in (None, entry.task):

@@ -6,31 +6,38 @@ found in the data, by default.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import model.family as families
 from actions.command.command import Command
 from actions.command.request import Request
 from actions.request.compatible import check
 from actions.request.configurations import configured
-from actions.request.data import data_of
+from actions.request.data import Data, data_of
 from actions.request.idle import idle_notes
-from actions.request.new_data import new_data_of
-from actions.request.origin import adapted_of, of_run, origin_of, with_configs
+from actions.request.origin import Origin, adapted_of, of_run, origin_of, with_configs
 from actions.request.resuming import is_requeued
 from actions.request.values import merged
 from dataset.reading.own import check_name
-from options.actions import ANSWERING
 from options.every import Options, changed
 
+DataOf = Callable[[Mapping[str, Any], Origin], Data]
 
-def resolve(command: Command) -> Request:
-    """Check everything that needs neither model nor data. Raises UserError for a mistake."""
+
+def resolve(command: Command, data_of: DataOf = data_of) -> Request:
+    """Check everything that needs neither model nor data. Raises UserError for a mistake.
+
+    Args:
+        data_of: names the data set. By default the one that the model is trained or measured on.
+    """
     families.check_name(command.values["model"], command.values["load"])
     if "dataset" in command.given:
         check_name(command.given["dataset"])
     fingerprint, command = command.fingerprint, of_run(command)
     origin = origin_of(command)
     values = merged(command, origin.recorded)
-    data = new_data_of(command, values, origin) if command.action in ANSWERING else data_of(values, origin.recorded)
+    data = data_of(values, origin)
     values |= data.values
     adapted, of_base = adapted_of(values["model"], origin.base.name, data.spec.task)
     origin = with_configs(origin, adapted)
