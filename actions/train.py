@@ -76,7 +76,7 @@ def fit(
 ) -> Metrics:
     """Train, with `more` callbacks, and measure the best weights: of the validations in which they may be the best."""
     task, resumed, folder = experiment.task, experiment.resumed, run.folder
-    task.frozen_prefix = _frozen_prefix(experiment)
+    task.frozen_prefix, task.keeps_rows = _frozen_prefix(experiment), experiment.options.run.row_results
     checkpoints = RunCheckpoints(run, task.monitor, task.monitor_mode, experiment.options.run, may_be_best)
     callbacks = training_callbacks(experiment.options, checkpoints, (*_starting(experiment), *more))
     trainer = build_trainer(experiment, folder, callbacks)

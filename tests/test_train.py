@@ -60,16 +60,19 @@ def by_default(*arguments: object) -> list[str]:
 
 
 def test_a_state_that_was_validated_is_not_measured_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test rows of SST-2 are its validation rows. `--row-results` needs another pass, of the same numbers."""
-    short = ("--max-epochs", 2, "--limit-train-batches", 3)
-    assert run(*world.training(*short, "--row-results", "true", "--project", "again")) == 0
+    """The test rows of SST-2 are its validation rows. Another pass has the same numbers."""
+    short, rows = ("--max-epochs", 2, "--limit-train-batches", 3), ("--row-results", "true")
     tested, own = [], FineTuning.test_step
     monkeypatch.setattr(FineTuning, "test_step", lambda *given, **more: tested.append(1) or own(*given, **more))
-    assert run(*world.training(*short, "--project", "once")) == 0
+    assert run(*world.training(*short, *rows, "--project", "once")) == 0
     assert not tested
-    found = metrics_of(world.runs / "once")
-    assert found == metrics_of(world.runs / "again")
+    assert run("test", "--load", world.runs / "once", *rows, "--project-dir", world.runs, "--project", "again") == 0
+    assert tested
+    found, again = metrics_of(world.runs / "once"), metrics_of(world.runs / "again")
+    assert found["validation"] == again["validation"]
     assert "official/accuracy" in found["validation"]
+    assert (world.runs / "once" / "rows.csv").read_bytes() == (world.runs / "again" / "rows.csv").read_bytes()
+    tested.clear()
     assert run(*world.training(*short, "--limit-test-batches", 1, "--project", "fewer")) == 0
     assert tested, "other rows are measured"
 

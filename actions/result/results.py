@@ -58,8 +58,6 @@ def measure(
     loggers, trainer.loggers = trainer.loggers, []
     task.keeps_rows, task.rows, task.confusion = experiment.options.run.row_results, [], {}
     metrics: Metrics = {}
-    if task.keeps_rows:
-        validated = None
     if measures_validation(experiment.data):
         known = None if validated is None else _known(task, validated, task.validation_names)
         metrics |= validate(experiment, trainer) if known is None else known
@@ -124,6 +122,8 @@ def validate(experiment: Experiment, trainer: pl.Trainer) -> Metrics:
 
 def _known(task: FineTuning, validated: Validated, splits: Sequence[str]) -> Metrics:
     task.confusion |= {split: validated.confusion[split] for split in splits if split in validated.confusion}
+    task.rows = [row for row in task.rows if row.split not in splits]
+    task.rows += [row for row in validated.rows if row.split in splits]
     return {split: dict(validated.metrics[split]) for split in splits}
 
 

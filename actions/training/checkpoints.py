@@ -26,6 +26,7 @@ from heterolora.common.files import whole
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.lightning import epoch_ends, validation_follows, window_ends
 from model.task.fine_tuning import FineTuning, task_of
+from model.task.rows import RowResult
 from options.run import RunOptions
 
 
@@ -53,15 +54,16 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 @dataclass(frozen=True)
 class Validated:
-    """What a validation during training found: metrics of each split, and `predicted` and `confusion` of the task."""
+    """What a validation during training found: metrics of each split; `predicted`, `rows`, `confusion` of the task."""
 
     metrics: Mapping[str, Mapping[str, float]]
     predicted: list[Any]
+    rows: list[RowResult]
     confusion: Mapping[str, list[list[int]]]
 
     @classmethod
     def of(cls, trainer: pl.Trainer, task: FineTuning) -> Validated:
-        return cls(by_split(trainer, task.validation_names), task.predicted, dict(task.confusion))
+        return cls(by_split(trainer, task.validation_names), task.predicted, task.rows, dict(task.confusion))
 
 
 def by_split(trainer: pl.Trainer, splits: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -92,7 +92,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.frozen_prefix: FrozenPrefix | None = None  # set for --cache-frozen-prefix
         self.global_loss = torch.zeros(())  # of the last optimizer step: the mean over its window on all processes
         self.keeps_rows = False  # whether evaluation fills `rows`
-        self.rows: list[RowResult] = []  # of this process
+        self.rows: list[RowResult] = []  # of this process, since the last validation began
         # Of the last evaluation on this process, for the official metrics: split, row, prediction, reference.
         self.predicted: list[tuple[str, int, Any, Any]] = []
 
@@ -219,7 +219,7 @@ class FineTuning(pl.LightningModule, ABC):
             self._evaluate(batch, self.test_names[dataloader_idx])
 
     def on_validation_epoch_start(self) -> None:
-        self.predicted = []
+        self.predicted, self.rows = [], []
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
         return self.answers(batch)
