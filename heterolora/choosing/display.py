@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from heterolora.choosing.allocation import Scored
 from heterolora.common.errors import UserError
-from heterolora.elements.element import order_of
+from heterolora.pictures.drawing import PIXELS
+from heterolora.pictures.heat_map import HeatMap
 
 _COLUMNS = ("element", "module", "shape", "score", "share")
 _SHOWN_IN_NOTEBOOK = 20
@@ -45,17 +45,11 @@ def draw(scored: Sequence[Scored], heuristic: str, axes: Any | None) -> Any:
         from matplotlib import pyplot
     except ImportError:
         raise UserError("a plot needs matplotlib", "pip install matplotlib") from None
-    names = sorted({item.element.name for item in scored}, key=order_of)
-    layers = sorted({item.element.layer for item in scored})
-    values = [[math.nan] * len(names) for _ in layers]
-    for item in scored:
-        values[layers.index(item.element.layer)][names.index(item.element.name)] = item.score
-    axes = axes or pyplot.subplots(figsize=(1 + 0.8 * len(names), 1 + 0.35 * len(layers)), layout="constrained")[1]
-    image = axes.imshow(values, aspect="auto", cmap="viridis")
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.set(ylabel="block", title=f"scores by {heuristic}")
-    axes.figure.colorbar(image, ax=axes)
+    picture = HeatMap(f"scores by {heuristic}", {item.element: item.score for item in scored}, "score")
+    width, height = (pixels / PIXELS for pixels in picture.size)
+    axes = axes or pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    picture.draw(axes)
+    axes.set(title=picture.title, xlabel=picture.note)
     return axes
 
 
