@@ -174,7 +174,7 @@ def test_more_time_gives_more_seeds_arms_and_steps() -> None:
 def test_a_run_whose_length_is_given_keeps_it() -> None:
     length = Length(epoch=200, run=40, fixed=True)
     assert plan(MEASURED, length, 3600 * 50).steps == 40
-    with pytest.raises(UserError, match=r"the time is too short: 15 runs of 40 steps .* hours"):
+    with pytest.raises(UserError, match=r"the time is too short: 18 runs of 40 steps .* hours"):
         plan(MEASURED, length, 60)
 
 
@@ -216,6 +216,7 @@ def test_one_command_measures_plans_runs_and_continues(
     assert seconds == 7200
     document = read_toml(tmp_path / "out" / "study.toml", "the study", "")
     assert document["options"]["max_steps"] == 2
+    assert document["extend_rates"] == 2
     assert document["options"]["limit_test_batches"] == 50
     assert {row["arm"] for row in rows(tmp_path / "out")} == {"rank8", "rank1"}
     output = capsys.readouterr().out

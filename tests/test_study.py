@@ -36,7 +36,7 @@ from tools.studies.data import check_data
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment, from_here
 from tools.studies.page import markdown
-from tools.studies.results import Measured, Row, measuring_rows
+from tools.studies.results import Measured, Row, beyond, measuring_rows
 from tools.studies.running import JobRecord, check_unfinished, record_of, run_here, run_job
 from tools.studies.sentence import answer
 from tools.studies.spec import PEFT_METHODS, Arm, Study, read_study
@@ -176,6 +176,35 @@ def test_a_best_rate_at_the_end_of_the_rates_is_named_first(rates: tuple[float, 
     sentence = said(runs, learning_rates=rates)
     assert sentence.startswith(expected)
     assert ("best learning rate" in sentence) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "expected"),
+    [
+        ((1e-3, 3e-3, 9e-3), 9e-3, 2.7e-2),
+        ((9e-3, 1e-3, 3e-3), 1e-3, 3.33e-4),
+        ((1e-3, 3e-3, 9e-3), 3e-3, None),
+        ((1e-3,), 1e-3, None),
+    ],
+)
+def test_the_rate_beyond_an_end(rates: tuple[float, ...], best: float, expected: float | None) -> None:
+    assert beyond(rates, best) == expected
+
+
+def test_an_arm_whose_best_rate_is_an_end_tries_more(tmp_path: Path, world: World, start: InThisProcess) -> None:
+    """The loss of so short a run falls with the rate, up to rates that are tried here."""
+    changed = {"[1e-3, 1e-2]": "[1e-5, 1e-4]\nextend_rates = 2", 'measure = "accuracy"': 'measure = "loss"'}
+    path, folder = write(tmp_path, world, **changed), tmp_path / "out"
+    study(path, folder)
+    tuned = {float(row["learning_rate"]) for row in rows(folder) if row["arm"] == "uniform" and row["rows"] == "tuning"}
+    assert tuned == {1e-5, 1e-4, 1e-3, 1e-2}
+    assert {row["learning_rate"] for row in rows(folder) if row["seed"] == "1"} == {"0.01"}
+    assert "The best learning rate is the highest one for uniform, grad_norm" in (folder / "report.md").read_text()
+    start.commands.clear()
+    study(path, folder, "--report-only")
+    assert "The best learning rate is the highest one for uniform, grad_norm" in (folder / "report.md").read_text()
+    study(path, folder)
+    assert start.commands == []
 
 
 def test_the_arms_without_a_significant_difference_are_not_forgotten() -> None:
@@ -692,6 +721,8 @@ def test_an_arm_with_a_base_of_its_own_has_its_own_elements(tmp_path: Path) -> N
         ("seeds = [0, 1]", "sedes = [0, 1]", "'sedes' is not known; did you mean 'seeds'?"),
         ("seeds = [0, 1]", "seeds = []", "seeds is empty"),
         ("seeds = [0, 1]", "seeds = [0]\ntuning = 'half'", 'tuning is \'half\'; expected "grid" or "halving"'),
+        ("seeds = ", 'tuning = "halving"\nextend_rates = 1\nseeds = ', "extend_rates has no effect with successive"),
+        ("[1e-3, 1e-2]", "[1e-3]\nextend_rates = 1", "extend_rates needs two learning rates"),
         ("seeds = [0, 1]", "seeds = [0, 0]", "holds a value twice"),
         ('method = "grad_norm"', 'method = "gradnorm"', "did you mean 'grad_norm'?"),
         ('method = "grad_norm"', 'method = "peft:lora"', "rank has no effect on peft:lora"),

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.studies.results import Row, measuring_rows, rows_of
+from tools.studies.results import Row, end_of, measuring_rows, rows_of
 from tools.studies.spec import Study
 from tools.studies.statistics import Interval, Rows, interval
-from tools.studies.summary import ArmResult, Comparison
+from tools.studies.summary import Comparison
 
 
 def warnings(study: Study, comparison: Comparison) -> list[str]:
@@ -20,7 +20,7 @@ def warnings(study: Study, comparison: Comparison) -> list[str]:
         _one_class(study, comparison),
         _no_better_than_a_constant(study, comparison),
         _all_equal(study, comparison),
-        _ends_of_the_rates(study, comparison.arms),
+        _ends_of_the_rates(study, comparison),
     )
     return [sentence for sentence in found if sentence]
 
@@ -95,10 +95,11 @@ def _all_equal(study: Study, comparison: Comparison) -> str:
     return f"All arms have the same {study.measure} on every row, to the last digit." if equal else ""
 
 
-def _ends_of_the_rates(study: Study, arms: Sequence[ArmResult]) -> str:
+def _ends_of_the_rates(study: Study, comparison: Comparison) -> str:
     """Which arms may have a better rate than those that were tried. It can decide the whole comparison."""
-    rates = study.learning_rates
-    ends = {"lowest": min(rates), "highest": max(rates)} if len(rates) > 1 else {}
-    found = {end: [arm.name for arm in arms if arm.learning_rate == rate] for end, rate in ends.items()}
-    parts = [f"the {end} one for {', '.join(names)}" for end, names in found.items() if names]
+    found: dict[str, list[str]] = {}
+    for arm in comparison.arms:
+        if (end := end_of(comparison.tried.get(arm.name, study.learning_rates), arm.learning_rate)) is not None:
+            found.setdefault(end, []).append(arm.name)
+    parts = [f"the {end} one for {', '.join(found[end])}" for end in ("lowest", "highest") if end in found]
     return f"The best learning rate is {' and '.join(parts)}: a rate beyond it may be better." if parts else ""

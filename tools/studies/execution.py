@@ -14,7 +14,7 @@ from typing import Any
 from actions.training.halving import shares
 from heterolora.common.errors import UserError
 from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, prefix, tuning_cases
-from tools.studies.results import Measured, Rung, read_measured, rung_of
+from tools.studies.results import Measured, Rung, beyond, read_measured, rung_of
 from tools.studies.running import JobRecord, Start, check_unfinished, record_of, run_here, run_submitted, start_process
 from tools.studies.spec import Study
 from tools.studies.summary import Comparison, compare
@@ -28,6 +28,7 @@ class Execution:
     Attributes:
         measured: name of a run -> its result, for all finished runs; `parts`: for all finished parts of runs.
         rungs: the comparisons of the learning rates of each arm.
+        tried: the learning rates of each arm that has a best one.
         untuned: the learning rates without a result, and why.
         failures: the jobs that failed in this start of the study.
         reasons: name of a run -> why it has no result.
@@ -48,6 +49,7 @@ class Execution:
         self.measured: dict[str, Measured] = {}
         self.parts: dict[str, Measured] = {}
         self.rungs: dict[Key, list[Rung]] = {}
+        self.tried: dict[Key, set[float]] = {}
         self.untuned: dict[Key, dict[float, str]] = {}
         self.failures: list[JobRecord] = []
         self.reasons: dict[str, str] = {}
@@ -105,7 +107,36 @@ class Execution:
                 for rate in (rate for rate, value in rung.values.items() if not math.isfinite(value)):
                     self.untuned.setdefault(key, {}).setdefault(rate, f"its {self.study.measure} is not finite")
                 left[key] = rung.best
-        return {key: rates[0] for key, rates in left.items() if rates}
+        best = {key: rates[0] for key, rates in left.items() if rates}
+        self.tried = {key: {*self.study.learning_rates} for key in best}
+        for _ in range(self.study.extend_rates):
+            self._try_beyond(cases, best, scored, run_jobs, track)
+        return best
+
+    def _try_beyond(
+        self,
+        cases: Sequence[Case],
+        best: dict[Key, float],
+        scored: Mapping[str, JobRecord],
+        run_jobs: bool,
+        track: Track,
+    ) -> None:
+        """Try one more rate for every arm whose best one is an end of those that it has tried."""
+        rates = {key: rate for key in best if (rate := beyond(self.tried[key], best[key])) is not None}
+        first = self.study.learning_rates[0]
+        own = [case for case in cases if case.learning_rate == first and case.key in rates]
+        waiting = [replace(case, learning_rate=rates[case.key]) for case in own]
+        self.measured |= self._train(waiting, scored, run_jobs, track, "tuning beyond the ends")
+        for key, rate in rates.items():
+            self.tried[key].add(rate)
+            runs = [run for run in self.measured.values() if run.case.key == key]
+            rung = rung_of(self.study, 1.0, runs)
+            self.rungs[key], best[key] = [rung], rung.best[0]
+            if rate not in rung.values:
+                reasons = (self.reasons.get(case.name, "it is not finished") for case in waiting if case.key == key)
+                self.untuned.setdefault(key, {})[rate] = next(reasons)
+            elif not math.isfinite(rung.values[rate]):
+                self.untuned.setdefault(key, {})[rate] = f"its {self.study.measure} is not finite"
 
     def _train(
         self, cases: Iterable[Case], scored: Mapping[str, JobRecord], run_jobs: bool, track: Track, what: str
@@ -168,7 +199,8 @@ class Execution:
             else:
                 runs[name] = [self.measured[case.name] for case in own]
         untuned = {arm: lost for (where, size, arm), lost in self.untuned.items() if (where, size) == (task, budget)}
-        return compare(self.study, task, budget, runs, missing, untuned)
+        tried = {arm: rates for (where, size, arm), rates in self.tried.items() if (where, size) == (task, budget)}
+        return compare(self.study, task, budget, runs, missing, untuned, tried)
 
     def _why(self, key: Key, lost: list[Case]) -> str:
         names = [case.name for case in lost]

@@ -137,7 +137,8 @@ def tuning(study: Study, rungs: Mapping[str, Sequence[Rung]]) -> Chart | None:
         return None
     note = "Dotted: after a share of the run. The better half goes on." if study.tuning == "halving" else ""
     title = f"Tuning: {study.measure} on the tuning rows"
-    return _chart(LineChart(title, lines, "learning rate", logarithmic=True, ticks=study.learning_rates, note=note))
+    ticks = sorted({rate for found in rungs.values() for rung in found for rate in rung.values})
+    return _chart(LineChart(title, lines, "learning rate", logarithmic=True, ticks=ticks, note=note))
 
 
 def curves(study: Study, comparison: Comparison) -> list[Chart]:

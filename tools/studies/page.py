@@ -121,6 +121,8 @@ def method(study: Study, execution: Execution) -> tuple[str, ...]:
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     runs = list(execution.measured.values())
     halved = " by successive halving" if study.tuning == "halving" else ""
+    if study.extend_rates:
+        halved = f", and of up to {study.extend_rates} more beyond an end that was the best"
     splits = {tuple(run.split(study, tuning) for tuning in (True, False)) for run in runs}
     rows = " ".join(
         f"A share of {study.tuning_share:g} of the rows of the split {tuning} tunes; the others measure."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from heterolora.common.errors import UserError
 
 RATES = (3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2)
+EXTEND = 2  # rates beyond the ends of these that an arm may try
 _USED = 0.9  # of the time; the rest is for what was not measured
 _FEWEST_STEPS = 100  # of a run that shall say something, if the whole run is not shorter
 
@@ -52,8 +53,12 @@ class StudyPlan:
 
     @property
     def runs(self) -> int:
-        """Every rate with the first seed, and the best one with the others."""
-        return len(self.arms) * (len(self.rates) + len(self.seeds) - 1)
+        """Every rate and one beyond them with the first seed, and the best one with the others."""
+        return len(self.arms) * _runs_of_arm(self.rates, len(self.seeds))
+
+
+def _runs_of_arm(rates: Sequence[float], seeds: int) -> int:
+    return len(rates) + 1 + seeds - 1
 
 
 def arms(blocks: int) -> dict[str, dict[str, Any]]:
@@ -76,7 +81,7 @@ def plans(measured: FirstRun, length: Length, seconds: float) -> Iterator[StudyP
     for seeds, most_arms, rates in ((8, 7, RATES), (8, 5, RATES), (5, 5, RATES), (5, 4, RATES[1:]), (3, 4, RATES[1:]),
                                     (3, 3, RATES[1:-1])):  # fmt: skip
         some = dict(list(arms(measured.blocks).items())[:most_arms])
-        runs = len(some) * (len(rates) + seeds - 1)
+        runs = len(some) * _runs_of_arm(rates, seeds)
         room = _USED * seconds / runs - measured.rest
         steps = length.run if length.fixed else min(length.run, _steps_within(measured, length.epoch, room))
         epochs = max(1, -(-steps // length.epoch))

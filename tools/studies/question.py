@@ -27,7 +27,7 @@ from options.actions import TRAIN
 from options.every import defaults, plain
 from tools.studies.execution import Execution, Track
 from tools.studies.jobs import Commands, from_here, tuning_cases
-from tools.studies.planning import RATES, FirstRun, Length, StudyPlan, plan
+from tools.studies.planning import EXTEND, RATES, FirstRun, Length, StudyPlan, plan
 from tools.studies.spec import Measure, Question, Study, read_study
 
 STUDY, PLAN, FIRST = "study.toml", "plan.json", "first_run"
@@ -145,7 +145,7 @@ def _measured(study: Study, folder: Path, steps: int, track: Track) -> FirstRun:
 
 def _write(asked: Asked, folder: Path, found: StudyPlan, options: Mapping[str, Any]) -> None:
     """The study file is the last one, because it says that the plan is complete."""
-    lists = {"seeds": list(found.seeds), "learning_rates": list(found.rates)}
+    lists = {"seeds": list(found.seeds), "learning_rates": list(found.rates), "extend_rates": EXTEND}
     tables = {name: dict(table) for name, table in found.arms.items()}
     write_json(folder / PLAN, asked.as_dict())
     head = f"# Planned for {asked.hours:g} hours by python tools/study.py --question {asked.question}\n\n"
@@ -154,7 +154,8 @@ def _write(asked: Asked, folder: Path, found: StudyPlan, options: Mapping[str, A
 
 def _described(measured: FirstRun, found: StudyPlan, workers: int) -> str:
     rest, minutes = measured.rest + measured.validation, round(found.seconds / workers / 60)
-    tuned = f"each at {len(found.rates)} learning rates, and at the best one with {len(found.seeds)} seeds"
+    rates = f"{len(found.rates)} learning rates, up to {EXTEND} more where the best one is at an end"
+    tuned = f"each at {rates}, and at the best one with {len(found.seeds)} seeds"
     return (
         f"measured: a step of rank 8 takes {measured.step:.3g} s, and a run {rest:.3g} s besides its steps\n"
         f"plan: {len(found.arms)} arms ({', '.join(found.arms)}), {tuned}: {found.runs} runs of {found.steps} steps, "

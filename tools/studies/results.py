@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 
@@ -132,6 +133,21 @@ def _row(row: Mapping[str, str], measure: Measure) -> Row:
 def mean(rows: Mapping[int, Row]) -> float:
     """The measure over some rows."""
     return sum(row.total for row in rows.values()) / sum(row.count for row in rows.values())
+
+
+def end_of(rates: Collection[float], best: float) -> Literal["lowest", "highest"] | None:
+    """Which end of the tried rates the best one is. None if it is between others, or the only one."""
+    if len(rates) < 2:
+        return None
+    return "lowest" if best == min(rates) else "highest" if best == max(rates) else None
+
+
+def beyond(rates: Collection[float], best: float) -> float | None:
+    """The rate outside of the tried ones that is as far from the best one as its neighbour. None if it is at no end."""
+    if end_of(rates, best) is None:
+        return None
+    neighbour = min((rate for rate in rates if rate != best), key=lambda rate: abs(math.log(rate / best)))
+    return float(f"{best * best / neighbour:.3g}")
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ class Study:
         tuning_seeds: the seeds of the runs that choose each arm's learning rate.
         tuning: how the learning rates are compared: `grid` trains each one completely, and `halving` stops the worse
             half of them early, again and again.
+        extend_rates: how many further rates an arm may try while the best one is the lowest or the highest. Each is as
+            far from the best one as its neighbour.
         tuning_split, measuring_split: evaluated splits; empty: the first validation split. If they are the same,
             `tuning_share` of its rows tune, and the others measure.
         resolve: the difference between two arms that matters.
@@ -118,6 +120,7 @@ class Study:
     measure: Measure
     question: Question = "better"
     tuning: Literal["grid", "halving"] = "grid"
+    extend_rates: int = 0
     tuning_split: str = ""
     measuring_split: str = ""
     tuning_share: float = 0.25
@@ -140,6 +143,7 @@ _VALUES: Mapping[str, Condition] = {
     "question": Condition(lambda value: value in ("better", "smallest"), '"better" or "smallest"'),
     "measure": Condition(lambda value: value in ("loss", "accuracy"), '"loss" or "accuracy"'),
     "tuning": Condition(lambda value: value in ("grid", "halving"), '"grid" or "halving"'),
+    "extend_rates": whole_number(0),
     "tuning_split": TEXT,
     "measuring_split": TEXT,
     "tuning_share": _ROWS_SHARE,
@@ -184,6 +188,10 @@ def read_study(path: Path) -> Study:
     for key in ("parameters", "seeds", "learning_rates"):
         if key not in lists:
             raise UserError(f"{path}: {key} is missing", EXPECTED)
+    if values.get("extend_rates") and values.get("tuning") == "halving":
+        raise UserError(f"{path}: extend_rates has no effect with successive halving", 'give tuning = "grid"')
+    if values.get("extend_rates") and len(lists["learning_rates"]) < 2:
+        raise UserError(f"{path}: extend_rates needs two learning rates, whose ratio it repeats", "give another rate")
     shared = _options(f"{path}: [options]", document.get("options", {}))
     tasks = {
         name: shared | _options(f"{path}: [tasks.{name}]", table)

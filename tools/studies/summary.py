@@ -48,6 +48,7 @@ class Comparison:
         arms: the largest one first if each has its own size.
         missing: arm -> why it has no result.
         untuned: arm with a result -> learning rate -> why the rate has none.
+        tried: arm -> its learning rates; without it, those of the study.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Comparison:
     arms: tuple[ArmResult, ...]
     missing: Mapping[str, str]
     untuned: Mapping[str, Mapping[float, str]]
+    tried: Mapping[str, Collection[float]]
 
     @property
     def heading(self) -> str:
@@ -68,6 +70,7 @@ def compare(
     runs: Mapping[str, Sequence[Measured]],
     missing: Mapping[str, str],
     untuned: Mapping[str, Mapping[float, str]] = MappingProxyType({}),
+    tried: Mapping[str, Collection[float]] = MappingProxyType({}),
 ) -> Comparison:
     """Compare the arms that have a run for every seed. `runs`: arm -> its runs at the best learning rate."""
     rows = {name: rows_of(study, found) for name, found in runs.items()}
@@ -99,7 +102,7 @@ def compare(
         for name, found in rows.items()
     )
     untuned = {name: rates for name, rates in untuned.items() if name in runs}
-    return Comparison(task, budget, arms, missing, untuned)
+    return Comparison(task, budget, arms, missing, untuned, tried)
 
 
 def _without(names: Collection[str], arms: Mapping[str, T]) -> dict[str, T]:
