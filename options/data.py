@@ -95,8 +95,8 @@ class DataOptions:
         actions=TRAINING, resume="epoch_end")
     packing: bool = option(False, "join several training rows in one sequence of --max-token-len tokens, in which they "
         "do not see each other: no padding", actions=TRAINING, resume="free", idle=_nothing_to_pack)
-    num_workers: int = option(0, "data loading processes", at_least(0), aliases=("--cpu",), actions=MEASURING,
-        resume="free")
+    num_workers: int = option(0, "processes that encode and load data", at_least(0), aliases=("--cpu",),
+        actions=MEASURING, resume="free")
     dataset_saved_path: Path | None = option(None,
         "read the data set from a save_to_disk folder or a folder of jsonl, csv or parquet files", from_checkpoint=True,
         actions=WITH_RUN, resume="free", idle=_own_place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,10 @@ def prompt(row):
 
 def response(row):
     return row["response"]
+
+
+def process(row):
+    return str(os.getpid())
 
 
 ANSWER = replace(TEXT, name="answer", columns=("prompt", "response"), prompt=prompt, response=response, cue=" j")
@@ -82,6 +87,24 @@ def test_blocks_are_the_same_in_a_file_and_in_memory():
     made = [encode(rows, TEXT, tokenizer, Lengths(7, 0), key).to_list() for key in (None, "pieces")]
     assert made[0] == made[1]
     assert {row["length"] for row in made[0][:-1]} == {7}
+
+
+@pytest.mark.parametrize("spec", [TEXT, ONE], ids=["packed", "row by row"])
+def test_the_number_of_processes_does_not_matter(spec):
+    texts = [WORDS[: 2 * (row % 10)] for row in range(20_000)]
+    rows = Dataset.from_dict({"text": texts, "label": [row % 2 for row in range(20_000)]})
+    tokenizer = word_tokenizer([WORDS], "decoder")
+    made = [encode(rows, spec, tokenizer, Lengths(7, 0), str(count), count) for count in (1, 2)]
+    assert made[0].to_dict() == made[1].to_dict()
+
+
+def test_each_process_encodes_its_share():
+    rows = Dataset.from_dict({"prompt": ["a b"] * 20_000, "response": ["c"] * 20_000})
+    spec = replace(SUMMARY, response=process)
+    made = encode(rows, spec, word_tokenizer([WORDS]), Lengths(8, 2), "shares", processes=2)
+    first, second = made["target"][:10_000], made["target"][10_000:]
+    assert len({*first}) == len({*second}) == 1
+    assert {*first} != {*second}
 
 
 def test_many_empty_rows_first():

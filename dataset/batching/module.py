@@ -105,7 +105,9 @@ class TextDataModule(pl.LightningDataModule):
         if id(rows) not in self._encoded:
             key = cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
             cached = key if self._cache else None
-            self._encoded[id(rows)] = encode(rows, self.spec, self.tokenizer, self.limits, cached)
+            self._encoded[id(rows)] = encode(
+                rows, self.spec, self.tokenizer, self.limits, cached, self.options.num_workers
+            )
         return self._encoded[id(rows)]
 
     def is_encoded(self, rows: Dataset) -> bool:

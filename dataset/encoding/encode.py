@@ -16,7 +16,7 @@ The labels of causal models are the ids after the first `context` tokens, or ins
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if
 _PACKED = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "length": pa.int32()})
 _VERSION = 4  # raise it when the same rows and settings are encoded as other ids or columns
 _NO_LIMIT = 10**9  # tokens
+_ROWS_OF_PROCESS = 10_000  # fewer are encoded sooner than a process starts
 _PROMPT_SHARE = 0.25  # share of the tokens that a long response leaves for its prompt
 
 Columns = dict[str, list[Any]]
@@ -96,15 +97,22 @@ def lengths(
 
 
 def encode(
-    rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, key: str | None = None
+    rows: Dataset,
+    spec: DatasetSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Lengths,
+    key: str | None = None,
+    processes: int = 1,
 ) -> Dataset:
     """Encodes one split of `dataset.reading.source.Splits`, as the documentation of this module describes.
 
     With `key`, which comes from `cache_key`, the result is read from the cache, or kept there. Without it the result
-    stays in memory. Raises UserError if there is no text to pack, if a function of the entry fails, or if the cache
-    folder cannot be written.
+    stays in memory. Up to `processes` of them encode a long split that is kept; the result does not depend on it.
+    Raises UserError if there is no text to pack, if a function of the entry fails, or if the cache folder cannot be
+    written.
     """
-    make = partial(_encoded, rows.with_format("arrow"), spec, tokenizer, limits)
+    spec = replace(spec, opened=None)  # functions that keep what they have read cannot go to other processes
+    make = partial(_encoded, rows.with_format("arrow"), spec, tokenizer, limits, processes)
     return (make(None) if key is None else cached(key, make)).with_format(None)
 
 
@@ -124,21 +132,21 @@ def truncated(rows: Dataset, kept: np.ndarray, spec: DatasetSpec, tokenizer: Pre
 
 
 def _encoded(
-    rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, path: Path | None
+    rows: Dataset,
+    spec: DatasetSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Lengths,
+    processes: int,
+    path: Path | None,
 ) -> Dataset:
     """Encodes a split, in a file at `path` if it is given."""
-    if spec.classifies:
-        return _map(rows, partial(_classification, spec, tokenizer, limits.max_token_len), path)
-    if spec.choices is not None:
-        return _map(rows, partial(encode_questions, spec, tokenizer, limits.max_token_len), path)
-    if spec.prompt is not None:
-        return _map(rows, partial(_prompt_response, spec, tokenizer, limits), path)
-    if spec.chat:
-        return _map(rows, partial(_chats, spec, tokenizer, limits.max_token_len), path)
+    if not spec.packed:
+        return _map(rows, _encoder(spec, tokenizer, limits), path, processes)
     scratch = path and path.with_suffix(".tokens")
-    tokens = _map(rows, partial(_document, spec, tokenizer), scratch, features=_TOKENS)
+    tokens = _map(rows, partial(_document, spec, tokenizer), scratch, processes, features=_TOKENS)
     end = end_of(tokenizer) if spec.running_text else []
-    blocks = _stored(_blocks(start_of(tokenizer), end, limits.max_token_len, tokens.data.column("input_ids")), path)
+    tables = _blocks(start_of(tokenizer), end, limits.max_token_len, tokens.data.column("input_ids"))
+    blocks = _stored(tables, _PACKED, path)
     if scratch:
         scratch.unlink()
     if len(blocks) == 0:
@@ -146,19 +154,33 @@ def _encoded(
     return blocks
 
 
-def _stored(tables: Iterable[pa.Table], path: Path | None) -> Dataset:
+def _encoder(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> Callable[[pa.Table], Columns]:
+    """Returns what encodes some rows of a data set whose rows stay apart."""
+    if spec.classifies:
+        return partial(_classification, spec, tokenizer, limits.max_token_len)
+    if spec.choices is not None:
+        return partial(encode_questions, spec, tokenizer, limits.max_token_len)
+    if spec.prompt is not None:
+        return partial(_prompt_response, spec, tokenizer, limits)
+    return partial(_chats, spec, tokenizer, limits.max_token_len)
+
+
+def _stored(tables: Iterable[pa.Table], schema: pa.Schema, path: Path | None) -> Dataset:
     """Returns the rows of all tables, from a file at `path` if it is given. The file is written table by table."""
     if path is None:
-        return Dataset(pa.concat_tables([_PACKED.empty_table(), *tables]))
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _PACKED) as stream:
+        return Dataset(pa.concat_tables([schema.empty_table(), *tables]))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         for table in tables:
             stream.write_table(table)
     return Dataset.from_file(str(path))
 
 
-def _map(rows: Dataset, function: Callable[[Any], Any], path: Path | None, **options: Any) -> Dataset:
+def _map(
+    rows: Dataset, function: Callable[[Any], Any], path: Path | None, processes: int = 1, **options: Any
+) -> Dataset:
     """Returns `rows.map(function, **options)`, in batches, in a file at `path` if it is given."""
-    return rows.map(
+    processes = min(processes, len(rows) // _ROWS_OF_PROCESS) if path else 1
+    mapped = rows.map(
         function,
         batched=True,
         remove_columns=rows.column_names,
@@ -166,9 +188,19 @@ def _map(rows: Dataset, function: Callable[[Any], Any], path: Path | None, **opt
         load_from_cache_file=False,
         cache_file_name=path and str(path),
         new_fingerprint="encoded",  # otherwise `datasets` pickles the function to compute one
+        num_proc=processes if processes > 1 else None,
         desc="encoding",
         **options,
     )
+    if path is None or processes <= 1:
+        return mapped
+    parts, schema = [Path(part["filename"]) for part in mapped.cache_files], mapped.data.schema
+    tables = (pa.Table.from_batches([batch]) for batch in mapped.data.table.to_batches())
+    try:
+        return _stored(tables, schema, path)
+    finally:
+        for part in parts:
+            part.unlink()
 
 
 def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:

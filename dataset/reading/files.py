@@ -37,6 +37,7 @@ class Parquet(RowFile):
                 return
             for batch in rows.iter_batches(BATCH, columns=wanted.columns):
                 table = _with_fields(pa.Table.from_batches([batch]), paths).select(wanted.columns)
+                self._read += self.path.stat().st_size * len(batch) // rows.metadata.num_rows
                 yield table.replace_schema_metadata(schema.metadata)
 
     def _finished(self, table: pa.Table, wanted: Wanted) -> pa.Table:
@@ -69,6 +70,7 @@ class Text(RowFile):
         with self.path.open(encoding="utf-8-sig") as lines:
             try:
                 while part := [*islice(lines, BATCH)]:
+                    self._read += sum(map(len, part))
                     yield pa.table({_TEXT: pa.array(part, pa.string())})
             except UnicodeDecodeError:
                 deque(self._lines("give text in UTF-8"), maxlen=0)  # names the line

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value
 
 from dataset.reading.columns import ONE_LABEL
@@ -17,8 +22,8 @@ _HIDDEN = "-1"  # of a label that is not published
 _FEW = 20  # so many classes are never too many for the number of rows
 
 
-def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[float]:
-    """Returns the ids of the labels of a split, or finite numbers for regression."""
+def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> np.ndarray:
+    """Returns the ids of the labels of a split (rows,), or finite numbers for regression."""
     if spec.own and not spec.regression:
         return _ids_of_names(spec, where, rows)
     classes, feature = len(spec.labels), rows.features[spec.label]
@@ -26,25 +31,58 @@ def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[
     if classes:
         listing = ", ".join(f"{index} {name}" for index, name in enumerate(spec.labels))
         expected = f"labels are 0 to {classes - 1}: {listing}"
-    values = _values(rows, spec.label)
-    _check_all_there(where, values, expected)
+    found = _Column.of(rows, spec.label)
+    _check_all_there(where, found, expected)
+    values = found.distinct
 
+    ids = {name: index for index, name in enumerate(spec.labels)}
     if classes and isinstance(feature, ClassLabel):
         if feature.num_classes != classes:
             raise UserError(f"{where} has the labels {', '.join(feature.names)}", expected)
         if set(feature.names) == set(spec.labels):  # the order of the names may differ
-            values = [spec.labels.index(feature.names[value]) if value >= 0 else value for value in values]
+            values = [ids[feature.names[value]] if value >= 0 else value for value in values]
     elif classes and isinstance(values[0], str):
-        ids = {name: index for index, name in enumerate(spec.labels)}
         values = [ids.get(value, value) for value in values]
 
-    for index, value in enumerate(values):
+    for place, value in enumerate(values):  # the first of them is in the first row that is wrong
         if classes and value == -1:
-            raise UserError(f"the labels of {where} are hidden (-1 in row {index})", expected)
+            raise UserError(f"the labels of {where} are hidden (-1 in row {found.first(place)})", expected)
         valid = isinstance(value, int | float) and (value in range(classes) if classes else math.isfinite(value))
         if not valid:
-            raise UserError(f"row {index} of {where} has label {value!r}", expected)
-    return [float(value) if spec.regression else int(value) for value in values]
+            raise UserError(f"row {found.first(place)} of {where} has label {value!r}", expected)
+    return found.replaced(values, float if spec.regression else int)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The values of a column: those that differ, in the order in which they first appear, and which one each row has.
+
+    So what a label is, is found once for a label, and not for each row.
+    """
+
+    distinct: list[Any]
+    places: np.ndarray  # (rows,)
+
+    @classmethod
+    def of(cls, rows: Dataset, column: str) -> _Column:
+        values = rows.select_columns(column).with_format("arrow")[:][column].combine_chunks()
+        if pa.types.is_nested(values.type):  # Arrow does not compare them
+            return cls(values.to_pylist(), np.arange(len(values)))
+        encoded = pc.dictionary_encode(values, null_encoding="encode")
+        return cls(encoded.dictionary.to_pylist(), encoded.indices.to_numpy())
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which rows have no label."""
+        return self.replaced([*map(is_missing, self.distinct)], bool)
+
+    def first(self, place: int) -> int:
+        """Returns the first row with the value at `place`."""
+        return int(np.argmax(self.places == place))
+
+    def replaced(self, values: Sequence[Any], kind: type) -> np.ndarray:
+        """Returns what the rows have (rows,) if these values replace the distinct ones."""
+        return np.asarray(values, kind)[self.places] if values else np.zeros(0, kind)
 
 
 # ---- own data: the values found are the names of the classes
@@ -56,12 +94,15 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
     UserError if the values cannot be classes: fewer than two, or nearly as many as rows.
     """
-    feature, found = rows.features[column], _values(rows, column)
-    values = [value for value in found if not is_missing(value)]
+    feature = rows.features[column]
     if isinstance(feature, ClassLabel):
         return _several(where, column, [*map(_name, feature.names)])
     if not isinstance(feature, Value):
         raise UserError(f"column '{column}' of {where} holds lists or objects", ONE_LABEL)
+    found = _Column.of(rows, column)
+    values = [value for value in found.distinct if not is_missing(value)]
+    missing = int(found.missing.sum())
+    labelled = len(rows) - missing
     if may_be_numbers and any(isinstance(value, float) for value in values):
         if large := next((value for value in values if abs(value) >= _LARGEST), None):
             raise UserError(
@@ -79,12 +120,12 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
     names = [*dict.fromkeys(map(_name, ordered))]
     if odd := next((name for name in names if not name.isprintable()), None):
         raise UserError(f"column '{column}' of {where} has the label {odd!r}", "give labels without control characters")
-    if len(names) > max(_FEW, len(values) // 2):
+    if len(names) > max(_FEW, labelled // 2):
         raise UserError(
-            f"column '{column}' of {where} has {len(names):,} different labels in {len(values):,} rows",
+            f"column '{column}' of {where} has {len(names):,} different labels in {labelled:,} rows",
             "give --label-column the column of the classes, or --regression for numbers to predict",
         )
-    return _several(where, column, names, missing=len(found) - len(values))
+    return _several(where, column, names, missing)
 
 
 def _several(where: str, column: str, names: list[str], missing: int = 0) -> tuple[str, ...]:
@@ -105,32 +146,29 @@ def _several(where: str, column: str, names: list[str], missing: int = 0) -> tup
 def are_hidden(spec: DatasetSpec, rows: Dataset) -> bool:
     """Whether no row of a split has a label: each is missing, or -1, which stands for a label that is not published."""
     hides = isinstance(rows.features[spec.label], ClassLabel) or _HIDDEN not in spec.labels
-    values = _values(rows, spec.label)
+    values = _Column.of(rows, spec.label).distinct
     return bool(values) and all(is_missing(value) or (hides and _name(value) == _HIDDEN) for value in values)
 
 
-def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
-    feature, ids = rows.features[spec.label], {name: index for index, name in enumerate(spec.labels)}
-    values = _values(rows, spec.label)
-    if isinstance(feature, ClassLabel):
-        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]  # -1: hidden
+def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> np.ndarray:
+    feature, found = rows.features[spec.label], _Column.of(rows, spec.label)
+    ids: dict[str | None, int] = {name: index for index, name in enumerate(spec.labels)}
+    if isinstance(feature, ClassLabel):  # -1: hidden
+        names = [feature.names[value] if value is not None and value >= 0 else None for value in found.distinct]
+        found = replace(found, distinct=names)
     listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
-    _check_all_there(where, values, f"the labels are {listing}")
-    for index, name in enumerate(names := [*map(_name, values)]):
+    _check_all_there(where, found, f"the labels are {listing}")
+    for place, name in enumerate(names := [*map(_name, found.distinct)]):
         if name not in ids:
             expected = f"the labels are {listing}; --labels gives all of them"
-            raise UserError(f"row {index} of {where} has label '{name}'", expected)
-    return [ids[name] for name in names]
+            raise UserError(f"row {found.first(place)} of {where} has label '{name}'", expected)
+    return found.replaced([ids[name] for name in names], int)
 
 
-def _values(rows: Dataset, column: str) -> list[Any]:
-    return rows.with_format("arrow")[:][column].to_pylist()
-
-
-def _check_all_there(where: str, values: list[Any], expected: str) -> None:
-    if missing := [index for index, value in enumerate(values) if is_missing(value)]:
-        found = f"{where} has {len(missing)} rows without a label, row {missing[0]} first"
-        raise UserError(found, f"give them one, or --drop-incomplete, which leaves them out; {expected}")
+def _check_all_there(where: str, found: _Column, expected: str) -> None:
+    if (missing := found.missing).any():
+        what = f"{where} has {missing.sum()} rows without a label, row {np.argmax(missing)} first"
+        raise UserError(what, f"give them one, or --drop-incomplete, which leaves them out; {expected}")
 
 
 def is_missing(value: Any) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from datasets.utils import tqdm
 
 from dataset.reading.columns import ColumnKind
 from dataset.spec import Wanted
@@ -30,6 +31,7 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read = 0  # bytes
 
     def columns(self) -> dict[str, ColumnKind]:
         """Returns what each column holds, from the first rows if the file is long."""
@@ -47,7 +49,7 @@ class RowFile:
             pieces = self._pieces(wanted) if self.path.stat().st_size else iter(())
             if (first := next(pieces, None)) is None:
                 return no_rows(wanted.columns)
-            table = self._finished((gather or joined)(chain([first], pieces)), wanted)
+            table = self._finished((gather or joined)(self._counted(chain([first], pieces))), wanted)
             table.validate(full=True)  # damaged offsets would end the whole process when a text is read
             return table
 
@@ -55,6 +57,14 @@ class RowFile:
         """Returns all columns, with the values as the file has them."""
         with self.opened():
             return self._all_rows() if self.path.stat().st_size else []
+
+    def _counted(self, pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Yields the pieces, and shows on a terminal how much of the file is read, and the time that is left."""
+        size = self.path.stat().st_size
+        with tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {self.path.name}") as bar:
+            for piece in pieces:
+                bar.update(min(self._read, size) - bar.n)
+                yield piece
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -97,6 +107,7 @@ class RowFile:
         with self.path.open("rb") as file:
             while line := file.readline(_LARGEST_LINE + 1):
                 number += 1
+                self._read += len(line)
                 if len(line) > _LARGEST_LINE:
                     raise UserError(f"line {number} of '{self.path}' has more than {_LARGEST_LINE:,} bytes", each)
                 try:

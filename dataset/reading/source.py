@@ -197,7 +197,7 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
     rows = checked_texts(spec, spec.wanted, where, rows, notes)
     if not spec.classifies:
         return rows
-    return _with_column(rows, spec.label, np.asarray(label_ids(spec, where, rows)))
+    return _with_column(rows, spec.label, label_ids(spec, where, rows))
 
 
 def checked_texts(
@@ -227,10 +227,10 @@ def checked_texts(
         kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
         if kind not in ("string", "large_string"):
             raise UserError(f"column '{column}' of {where} holds {kind}", "it must hold text")
-        texts = rows.with_format("arrow")[:][column]
-        if missing := texts.null_count:
+        texts = rows.select_columns(column).with_format("arrow")
+        if missing := sum(part[column].null_count for part in texts.iter(BATCH)):
             notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
-            rows = _with_column(rows, column, texts.fill_null(""))
+            rows = _with_column(rows, column, texts[:][column].fill_null(""))
     columns = [column for column in spec.columns if column in wanted.texts]
     if columns and spec.choices is None and not any(_has_text(rows, column) for column in columns):
         names = " and ".join(f"'{column}'" for column in columns)
