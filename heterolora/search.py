@@ -16,7 +16,7 @@ from heterolora import saliency
 from heterolora.choosing.allocation import Mode, Scored, tie_generator
 from heterolora.choosing.history import Decision, History
 from heterolora.choosing.ranks import Budget, choose
-from heterolora.choosing.tolerance import Tolerance
+from heterolora.choosing.tolerance import RowLosses, Tolerance, Verdict
 from heterolora.common.checks import check_known, number, whole_number
 from heterolora.common.distributed import check_agreement
 from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
@@ -48,7 +48,7 @@ class Plan:
         smoothing: (shrink) the weight of the earlier scores in their exponential mean.
         seed: of the draws between equal scores.
         mode: which kinds of elements are chosen among, see `heterolora.choosing.ranks.assign`.
-        tolerance: (shrink) the rise of the validation loss that stops it, see `Tolerance`. None: nothing does.
+        tolerance: (shrink) the rise of the validation loss that stops it, see `Tolerance`. None: nothing stops it.
     """
 
     budget: Budget
@@ -188,10 +188,11 @@ class Search:
             key, kept = each.element.key, self.plan.smoothing
             self.scores[key] = kept * self.scores[key] + (1 - kept) * value if key in self.scores else value
 
-    def validated(self, loss: float) -> None:
-        """Take the loss of a validation into account. A rise above the tolerance stops a search that shrinks."""
-        if self.tolerance is not None:
-            self.tolerance.judge(loss, self.on)
+    def validated(self, rows: RowLosses, step: int) -> Verdict | None:
+        """Take a validation after `step` optimizer steps into account, see `Tolerance`."""
+        if self.tolerance is None:
+            return None
+        return self.tolerance.judge(rows, self.on, ends=step > self.plan.span(self.steps)[1])
 
     # ---- what it decides
 
@@ -281,7 +282,7 @@ class Search:
 
     @property
     def _held(self) -> frozenset[str] | None:
-        """What a search with a tolerance goes back to. None unless the loss has risen above it."""
+        """What a search with a tolerance goes back to. None until it is stopped."""
         if self.tolerance is None or not self.tolerance.stopped:
             return None
         return frozenset(self.tolerance.held)

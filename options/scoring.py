@@ -127,8 +127,8 @@ class ReallocationOptions:
     shrink_end: float = option(0.5, "share of the run after which the budget is reached", share,
         actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     shrink_tolerance: float | None = option(None, "with --budget-schedule shrink, instead of a budget: stop when the "
-        "validation loss has risen by more than this over the lowest before, and go back to the last elements with "
-        "which it had not", at_least(0), actions=_DYREALLOC)
+        "rows show that the validation loss has risen by more than this over the lowest before, and go back to the "
+        "last elements with which it held", at_least(0), actions=_DYREALLOC)
     shrink_units: Literal["element", "rank"] = option("element", "what is turned off at a time: a whole element, or a "
         "single rank of one", actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     realloc_N: int | float = option(0.2,  # noqa: N815 the flag is --realloc-N

@@ -196,35 +196,41 @@ class TestTolerance:
     """Validations after steps 4, 6, 8, …; elements are turned off after steps 3 to 12."""
 
     def test_it_goes_down_to_one_element_if_the_loss_never_rises(self, shrinking, tmp_path, capsys) -> None:
-        arguments = (
-            "--shrink-tolerance",
-            1e6,
-            "--val-check-interval",
-            2,
-            "--project-dir",
-            tmp_path,
-            "--project",
-            "run",
-        )
-        assert run(*shrinking(*arguments, shortcut=False)) == 0
+        arguments = ("--shrink-tolerance", 1e6, "--val-check-interval", 2, "--project-dir", tmp_path)
+        assert run(*shrinking(*arguments, "--project", "run", shortcut=False)) == 0
         assert [len(on) for on in states(tmp_path / "run")][-1] == 1
         said = " ".join(capsys.readouterr().out.split())
-        assert "the validation loss held at every size; the last one validated has 1 of 8 elements" in said
+        assert "the smallest size with which the validation loss held: 1 of 8 elements" in said
 
+    @pytest.mark.parametrize(
+        ("rate", "seed", "rise", "ended", "why"),
+        [
+            (0.1, 1, 0.0, "risen", r"that of a smaller one was \+"),
+            (0.3, 3, 0.1, "undecided", "the rows do not show whether smaller ones hold"),
+        ],
+    )
     def test_it_goes_back_to_the_last_size_that_held(
         self,
         shrinking,
         tmp_path,
         capsys,
         every_save_kept,  # noqa: F811
+        rate: float,
+        seed: int,
+        rise: float,
+        ended: str,
+        why: str,
     ) -> None:
-        """The loss is that of the log: a rise above the lowest before ends the shrinking, exactly also when resumed."""
-        arguments = ("--shrink-tolerance", 0.0, "--val-check-interval", 2, "--learning-rate", 0.3, "--seed", 3)
+        """The losses are those of the log, and the verdicts decide, exactly also when resumed."""
+        arguments = ("--shrink-tolerance", rise, "--val-check-interval", 2, "--learning-rate", rate, "--seed", seed)
         arguments += ("--checkpoint-every-n-steps", 1, "--project-dir", tmp_path, "--project", "whole")
         assert run(*shrinking(*arguments, shortcut=False)) == 0
         said = " ".join(capsys.readouterr().out.split())
         losses = [float(text) for text in re.findall(r"step \d+: validation/loss ([\d.]+)", said)]
-        risen = next(i for i in range(1, len(losses)) if losses[i] > min(losses[:i]))
+        number = r"([-+][\d.]+)"
+        line = rf"step (\d+): (\d) of 8 elements, .*? {number} \({number} to {number}\): (\w+)"
+        judged = [(int(step), int(on), float(d), float(low), float(high), verdict)
+                  for step, on, d, low, high, verdict in re.findall(line, said)]  # fmt: skip
         whole = tmp_path / "whole"
         at, found = steps(whole), states(whole)
 
@@ -232,14 +238,32 @@ class TestTolerance:
             """The elements with which step `step` (from 1) was computed."""
             return [on for begin, on in zip(at, found, strict=True) if begin < step][-1]
 
-        held = on_after(2 * risen)  # the validation before is after step 2 · risen
+        for step, count, difference, low, high, verdict in judged:
+            assert count == len(on_after(step))
+            assert difference == pytest.approx(losses[step // 2 - 1] - min(losses[: step // 2 - 1]), abs=2e-4)
+            assert verdict == ("held" if high <= rise else "risen" if low > rise else "undecided")
+        assert judged[-1][-1] == ended
+        held = [on_after(step) for step, *_, verdict in judged if verdict == "held"][-1]
+        assert 1 < len(held) < 8
         assert found[-1] == held
-        assert found[-2] == on_after(2 * (risen + 1))
-        assert f"the smallest size that held: {len(held)} of 8 elements" in said
-        for folder in sorted(tmp_path.glob("killed-*"))[5:12:3]:
+        assert len(found[-2]) == 1
+        assert f"the smallest size with which the validation loss held: {len(held)} of 8 elements" in said
+        assert re.search(why, said)
+        for folder in sorted(tmp_path.glob("killed-*"))[5:12:6]:
             assert run("train-dyrealloc", "--resume-training", "--load", folder / "checkpoints" / "last.ckpt") == 0
             assert same_weights(*(each / "checkpoints" / "last.ckpt" for each in (whole, folder)))
             assert (folder / history.HISTORY).read_text() == (whole / history.HISTORY).read_text()
+
+    def test_two_processes_judge_all_rows(self, world: World, tmp_path: Path) -> None:
+        lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
+        _, _, *rest = world.training("--lora-config", lora, "--project-dir", tmp_path, "--max-epochs", 2)
+        shared = ("train-dyrealloc", "opt_lora", *rest, *SHRINK, "--val-check-interval", 0.25)
+        shared = (*shared, "--shrink-tolerance", 0.0, "--learning-rate", 0.1)
+        assert run(*shared, "--project", "one") == 0
+        finished = run_apart(*shared, "--batch-size", 2, "--num-devices", 2, "--project", "two")
+        assert finished.returncode == 0, finished.stderr
+        assert states(tmp_path / "one") == states(tmp_path / "two")
+        assert "elements, validation loss against the lowest before" in finished.stdout
 
     def test_few_validations_are_said(self, shrinking, tmp_path, capsys) -> None:
         assert run(*shrinking("--shrink-tolerance", 0.1, "--project-dir", tmp_path, shortcut=False)) == 0

@@ -10,8 +10,9 @@ from scipy.stats import chi2, ttest_1samp
 from scipy.stats import t as student
 
 from benchmarks.interval_coverage import CASES, SEEDS, Shares, simulate
+from heterolora.choosing.mean_squares import MeanSquares, interval
 from tests.world import ROOT
-from tools.studies.statistics import MOST_SEEDS, MeanSquares, Rows, differences, holm, interval, seeds_needed, step_down
+from tools.studies.statistics import MOST_SEEDS, Rows, differences, holm, seeds_needed, step_down
 
 
 def arm(shift: float, seeds: int = 6, rows: int = 300, noise: float = 0.02, draw: int = 0) -> Rows:

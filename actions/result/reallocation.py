@@ -11,7 +11,7 @@ from heterolora.choosing import allocation
 from heterolora.choosing.allocation import Scored
 from heterolora.choosing.history import FREQUENCY, HISTORY
 from heterolora.choosing.ranks import TopK, assign
-from heterolora.choosing.tolerance import Tolerance
+from heterolora.choosing.tolerance import CONFIDENCE, Tolerance, in_words
 from heterolora.choosing.words import degenerate, never_changed, with_cost
 from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
@@ -47,10 +47,17 @@ def _smallest(found: Tolerance, space: SearchSpace, settled: bool) -> str:
     """The size that a search with a tolerance ends with."""
     held = [element for element in space.elements if element.key in found.held]
     size = f"{len(held)} of {len(space)} elements, {sum(element.parameters for element in held):,} parameters"
+    if found.held_by is not None:
+        size += f", {in_words(found.held_by)} against the lowest loss before"
+    found_size = f"the smallest size with which the validation loss held: {size}"
     if not found.stopped:
-        return f"the validation loss held at every size; the last one validated has {size}"
+        return found_size if settled else f"{found_size}; training ended before the search did"
+    last = present(found.last)
     ended = "" if settled else "; training ended before it went back to it"
-    return f"the smallest size that held: {size}; the next one validated had a higher loss{ended}"
+    if found.verdict(last) == "risen":
+        return f"{found_size}; that of a smaller one was {in_words(last)}{ended}"
+    more = "the rows do not show whether smaller ones hold; validate on more, or raise --shrink-tolerance"
+    return f"{found_size}; {more}{ended}"
 
 
 def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
@@ -58,7 +65,10 @@ def budget_in_words(space: SearchSpace, options: ReallocationOptions) -> str:
     when, what = "at the end" if options.shrinks else "at a time", "ranks" if options.by_rank else "elements"
     if options.shrink_tolerance is not None:
         rise = f"by at most {options.shrink_tolerance:g} over the lowest before"
-        return f"budget (mode {options.dyrealloc_ags_mode}): as few elements as let the validation loss rise {rise}"
+        held = (
+            f"as few elements as let the validation loss rise {rise}, with intervals of {CONFIDENCE:.0%} over its rows"
+        )
+        return f"budget (mode {options.dyrealloc_ags_mode}): {held}"
     if options.budget_time is not None:
         part = f"{options.budget_time:g} of the time of a step with all elements on"
         return f"budget (mode {options.dyrealloc_ags_mode}): {part}"

@@ -17,7 +17,9 @@ from heterolora.choosing import allocation
 from heterolora.choosing.history import History
 from heterolora.choosing.ranks import Budget
 from heterolora.choosing.step_time import StepTime
+from heterolora.choosing.tolerance import RowLosses, in_words
 from heterolora.common.checks import present
+from heterolora.common.distributed import gather_lists
 from heterolora.elements.element import Element
 from heterolora.elements.rank_units import forget_off, rank_units
 from heterolora.search import Plan, Search
@@ -194,9 +196,28 @@ class Reallocate(pl.Callback):
         present(self.search).observe(trainer.global_step, loss_is_scaled=scaled)
         self.source.window_ends(trainer, pl_module)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
+        if self._judges(trainer):
+            pl_module.keeps_rows, pl_module.rows = True, []
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
-        if trainer.state.fn == "fit":
-            present(self.search).validated(float(trainer.callback_metrics[f"{pl_module.validation_names[0]}/loss"]))
+        if not self._judges(trainer):
+            return
+        search, split = present(self.search), pl_module.validation_names[0]
+        rows = sorted((row.index, row.loss, row.count) for row in gather_lists(pl_module.rows) if row.split == split)
+        pl_module.keeps_rows, pl_module.rows = False, []
+        on = len(search.space.on())
+        verdict = search.validated(RowLosses.of([row[1:] for row in rows]), trainer.global_step)
+        if verdict is not None:
+            found = (
+                f"step {trainer.global_step}: {on} of {len(search.space)} elements, validation loss against the lowest"
+            )
+            self.note(f"{found} before {in_words(present(present(search.tolerance).last))}: {verdict}")
+
+    def _judges(self, trainer: pl.Trainer) -> bool:
+        """Whether the validation may stop the search."""
+        tolerance = present(self.search).tolerance if trainer.state.fn == "fit" else None
+        return tolerance is not None and not tolerance.stopped
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from actions.run.run_folder import LOGS
+from heterolora.choosing.mean_squares import Interval
 from heterolora.pictures.drawing import style
 from heterolora.pictures.heat_map import HeatMap
 from heterolora.pictures.intervals import Intervals, Row
@@ -15,7 +16,6 @@ from tools.reporting.curves import read_curves
 from tools.reporting.figures import Chart, Key
 from tools.studies.results import Rung
 from tools.studies.spec import Study
-from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
 
 

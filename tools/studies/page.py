@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heterolora.choosing.mean_squares import Interval
 from heterolora.pictures.drawing import Style, style
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
@@ -14,7 +15,6 @@ from tools.studies.execution import Execution
 from tools.studies.results import Rung
 from tools.studies.sentence import FEW, answer
 from tools.studies.spec import Study
-from tools.studies.statistics import Interval
 from tools.studies.summary import ArmResult, Comparison
 
 TUNING_HEAD = ("arm", "share of the run", "learning rate: value on the tuning rows", "went on")
