@@ -224,7 +224,8 @@ class TestTolerance:
         """The losses are those of the log, and the verdicts decide, exactly also when resumed."""
         arguments = ("--shrink-tolerance", rise, "--val-check-interval", 2, "--learning-rate", rate, "--seed", seed)
         arguments += ("--checkpoint-every-n-steps", 1, "--project-dir", tmp_path, "--project", "whole")
-        assert run(*shrinking(*arguments, shortcut=False)) == 0
+        assert run(*shrinking(*arguments, "--row-results", "true", shortcut=False)) == 0
+        assert (tmp_path / "whole" / "rows.csv").read_text().count("\n") > 1
         said = " ".join(capsys.readouterr().out.split())
         losses = [float(text) for text in re.findall(r"step \d+: validation/loss ([\d.]+)", said)]
         number = r"([-+][\d.]+)"

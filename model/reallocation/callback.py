@@ -198,14 +198,13 @@ class Reallocate(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         if self._judges(trainer):
-            pl_module.keeps_rows, pl_module.rows = True, []
+            pl_module.keeps_rows = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         if not self._judges(trainer):
             return
         search, split = present(self.search), pl_module.validation_names[0]
         rows = sorted((row.index, row.loss, row.count) for row in gather_lists(pl_module.rows) if row.split == split)
-        pl_module.keeps_rows, pl_module.rows = False, []
         on = len(search.space.on())
         verdict = search.validated(RowLosses.of([row[1:] for row in rows]), trainer.global_step)
         if verdict is not None:
