@@ -1,13 +1,19 @@
-"""Labels: the ids of an entry's classes, or the numbers of a regression, from the values of a column."""
+"""Labels: the ids of an entry's classes, or the numbers of a regression, from the values of a column.
+
+A row of multi-label classification has the ids of all its labels, in order.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Value
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from dataset.reading.columns import ONE_LABEL
+from dataset.reading.label_sets import are_sets, class_name, is_set, names_in
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 
@@ -17,10 +23,12 @@ _HIDDEN = "-1"  # of a label that is not published
 _FEW = 20  # so many classes are never too many for the number of rows
 
 
-def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[float]:
+def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> pa.Array:
     """Returns the ids of the labels of a split, or finite numbers for regression."""
+    if spec.multi_label:
+        return pa.array(_ids_of_sets(spec, where, rows), pa.list_(pa.int64()))
     if spec.own and not spec.regression:
-        return _ids_of_names(spec, where, rows)
+        return pa.array(_ids_of_names(spec, where, rows), pa.int64())
     classes, feature = len(spec.labels), rows.features[spec.label]
     expected = "labels are real numbers"
     if classes:
@@ -43,25 +51,37 @@ def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> list[int] | list[
             raise UserError(f"the labels of {where} are hidden (-1 in row {index})", expected)
         valid = isinstance(value, int | float) and (value in range(classes) if classes else math.isfinite(value))
         if not valid:
-            raise UserError(f"row {index} of {where} has label {value!r}", expected)
-    return [float(value) if spec.regression else int(value) for value in values]
+            raise UserError(f"row {index} of {where} has label {value!r}", ONE_LABEL if is_set(value) else expected)
+    return pa.array(values, pa.float64() if spec.regression else pa.int64())
 
 
 # ---- own data: the values found are the names of the classes
 
 
-def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -> tuple[str, ...]:
-    """Returns the names of the classes in the label column of own data, in order.
+def found_labels(
+    where: str, rows: Dataset, column: str, may_be_numbers: bool, multi_label: bool | None
+) -> tuple[tuple[str, ...], bool]:
+    """Returns the names of the classes in the label column of own data, in order, and whether rows have several.
 
     If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
     UserError if the values cannot be classes: fewer than two, or nearly as many as rows.
     """
     feature, found = rows.features[column], _values(rows, column)
     values = [value for value in found if not is_missing(value)]
+    if not isinstance(feature, Value | ClassLabel | List | LargeList):
+        raise UserError(f"column '{column}' of {where} holds objects", "name a field of them, such as label.name")
+    if multi_label or (multi_label is None and are_sets(values)):
+        return _names_of_sets(where, column, feature, values), True
+    return _names(where, column, feature, found, values, may_be_numbers), False
+
+
+def _names(
+    where: str, column: str, feature: Any, found: list[Any], values: list[Any], may_be_numbers: bool
+) -> tuple[str, ...]:
     if isinstance(feature, ClassLabel):
-        return _several(where, column, [*map(_name, feature.names)])
-    if not isinstance(feature, Value):
-        raise UserError(f"column '{column}' of {where} holds lists or objects", ONE_LABEL)
+        return _several(where, column, [*map(class_name, feature.names)])
+    if one := next(filter(is_set, values), None):
+        raise UserError(f"column '{column}' of {where} has the label {one}", ONE_LABEL)
     if may_be_numbers and any(isinstance(value, float) for value in values):
         if large := next((value for value in values if abs(value) >= _LARGEST), None):
             raise UserError(
@@ -76,15 +96,33 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
             )
         return ()
     ordered = sorted({value.strip() if isinstance(value, str) else value for value in values})
-    names = [*dict.fromkeys(map(_name, ordered))]
+    names = [*dict.fromkeys(map(class_name, ordered))]
+    _check_names(where, column, names, len(values))
+    return _several(where, column, names, missing=len(found) - len(values))
+
+
+def _names_of_sets(where: str, column: str, feature: Any, values: list[Any]) -> tuple[str, ...]:
+    of_class = getattr(feature, "feature", None)
+    if isinstance(of_class, ClassLabel):
+        return _several(where, column, [*map(class_name, of_class.names)])
+    names = [*{name for value in values for name in names_in(value)}]
+    names.sort(key=(lambda name: (int(name), name)) if all(map(_is_whole, names)) else None)
+    _check_names(where, column, names, len(values))
+    return _several(where, column, names)
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal() and len(name) < 20
+
+
+def _check_names(where: str, column: str, names: Sequence[str], rows: int) -> None:
     if odd := next((name for name in names if not name.isprintable()), None):
         raise UserError(f"column '{column}' of {where} has the label {odd!r}", "give labels without control characters")
-    if len(names) > max(_FEW, len(values) // 2):
+    if len(names) > max(_FEW, rows // 2):
         raise UserError(
-            f"column '{column}' of {where} has {len(names):,} different labels in {len(values):,} rows",
+            f"column '{column}' of {where} has {len(names):,} different labels in {rows:,} rows",
             "give --label-column the column of the classes, or --regression for numbers to predict",
         )
-    return _several(where, column, names, missing=len(found) - len(values))
 
 
 def _several(where: str, column: str, names: list[str], missing: int = 0) -> tuple[str, ...]:
@@ -106,7 +144,7 @@ def are_hidden(spec: DatasetSpec, rows: Dataset) -> bool:
     """Whether no row of a split has a label: each is missing, or -1, which stands for a label that is not published."""
     hides = isinstance(rows.features[spec.label], ClassLabel) or _HIDDEN not in spec.labels
     values = _values(rows, spec.label)
-    return bool(values) and all(is_missing(value) or (hides and _name(value) == _HIDDEN) for value in values)
+    return bool(values) and all(is_missing(value) or (hides and class_name(value) == _HIDDEN) for value in values)
 
 
 def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
@@ -114,13 +152,34 @@ def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> list[int]:
     values = _values(rows, spec.label)
     if isinstance(feature, ClassLabel):
         values = [feature.names[value] if value is not None and value >= 0 else None for value in values]  # -1: hidden
-    listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
-    _check_all_there(where, values, f"the labels are {listing}")
-    for index, name in enumerate(names := [*map(_name, values)]):
+    _check_all_there(where, values, f"the labels are {_listing(spec)}")
+    for index, name in enumerate(names := [*map(class_name, values)]):
         if name not in ids:
-            expected = f"the labels are {listing}; --labels gives all of them"
+            expected = ONE_LABEL if is_set(values[index]) else _of_all(spec)
             raise UserError(f"row {index} of {where} has label '{name}'", expected)
     return [ids[name] for name in names]
+
+
+def _ids_of_sets(spec: DatasetSpec, where: str, rows: Dataset) -> list[list[int]]:
+    ids = {name: index for index, name in enumerate(spec.labels)}
+    of_class = getattr(rows.features[spec.label], "feature", None)
+    values = _values(rows, spec.label)
+    if isinstance(of_class, ClassLabel):
+        values = [None if value is None else [of_class.names[index] for index in value] for value in values]
+    _check_all_there(where, values, f"a row without any of the labels has [], and the labels are {_listing(spec)}")
+    sets = [names_in(value) for value in values]
+    for index, names in enumerate(sets):
+        if unknown := next((name for name in names if name not in ids), None):
+            raise UserError(f"row {index} of {where} has label '{unknown}'", _of_all(spec))
+    return [sorted(ids[name] for name in names) for names in sets]
+
+
+def _listing(spec: DatasetSpec) -> str:
+    return ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
+
+
+def _of_all(spec: DatasetSpec) -> str:
+    return f"the labels are {_listing(spec)}; --labels gives all of them"
 
 
 def _values(rows: Dataset, column: str) -> list[Any]:
@@ -136,10 +195,3 @@ def _check_all_there(where: str, values: list[Any], expected: str) -> None:
 def is_missing(value: Any) -> bool:
     """Whether a label is not there."""
     return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _name(value: Any) -> str:
-    """Returns the name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

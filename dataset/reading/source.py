@@ -197,7 +197,7 @@ def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> 
     rows = checked_texts(spec, spec.wanted, where, rows, notes)
     if not spec.classifies:
         return rows
-    return _with_column(rows, spec.label, np.asarray(label_ids(spec, where, rows)))
+    return _with_column(rows, spec.label, label_ids(spec, where, rows))
 
 
 def checked_texts(
