@@ -14,6 +14,7 @@ from actions.training.agreement import check_agreement
 from actions.training.experiment import build
 from actions.training.scoring import check_scoring, score
 from actions.training.strategies.replicated import ScoringStrategy
+from actions.training.trackers import check_login
 from actions.training.trainer import check_devices
 from heterolora.pictures.of_run import SCORES_PICTURE
 
@@ -22,6 +23,7 @@ def run(request: Request) -> None:
     """Score the elements, write the scores, and print the commands that go on from them."""
     mode = check_scoring(request)
     check_devices(request.options)
+    check_login(request.options.run.logger)
     with open_run(request) as opened:
         experiment, folder = build(request), opened.folder
         devices = request.options.devices

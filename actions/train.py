@@ -23,6 +23,7 @@ from actions.training.experiment import Experiment, build
 from actions.training.learning_rate import with_best_rate
 from actions.training.loggers import log_pictures
 from actions.training.scoring import scoring_batches
+from actions.training.trackers import check_login
 from actions.training.trainer import build_trainer, check_devices, training_callbacks
 from actions.training.training_state import loading_from
 from model.checkpoint import read_checkpoint
@@ -39,6 +40,7 @@ from options.ranges import bytes_of
 def run(request: Request) -> Path:
     """Train, and measure and export the best weights. Returns the run folder."""
     check_devices(request.options)
+    check_login(request.options.run.logger)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment = start(request, opened.folder)
         metrics = fit(experiment, opened)

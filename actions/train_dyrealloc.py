@@ -11,6 +11,7 @@ from actions.run.requeue import requeued_if_stopped
 from actions.run.run_folder import open_run
 from actions.train import exported, finish, fit, start
 from actions.training.reallocation import reallocation, search_options
+from actions.training.trackers import check_login
 from actions.training.trainer import check_devices
 from heterolora.common.checks import present
 from heterolora.elements.rank_units import compact_ranks, rank_units
@@ -24,6 +25,7 @@ def run(request: Request) -> Path:
     """
     options = search_options(request)
     check_devices(request.options)
+    check_login(request.options.run.logger)
     with requeued_if_stopped(request.options.run), open_run(request) as opened:
         experiment, folder = start(request, opened.folder), opened.folder
         space = present(experiment.task.space)

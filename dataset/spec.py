@@ -12,6 +12,7 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.elements.task import TASKS, Task
 
 CHOICE_METRICS = ("accuracy", "accuracy_norm")  # of multiple choice
+SET_METRICS = ("micro_f1", "macro_f1")  # of multi-label classification
 
 Row = Mapping[str, Any]
 
@@ -54,6 +55,7 @@ class DatasetSpec:
         texts: function of a row that returns its one or two texts, for classification of other texts than `columns`.
         label: name of the label column (classification and multiple choice).
         labels: names of the classes in the order of their ids. Empty for regression.
+        multi_label: (classification of own data) a row has any number of the labels.
         train: name of the training split.
         validation: names of the validation splits. Empty: a fixed 5% of the training split is held out.
         test: name of the test split. `None` if there is none with labels: the validation splits replace it.
@@ -86,6 +88,7 @@ class DatasetSpec:
     texts: Callable[[Row], tuple[str, ...]] | None = None
     label: str = "label"
     labels: tuple[str, ...] = ()
+    multi_label: bool = False
     train: str = "train"
     validation: tuple[str, ...] = ("validation",)
     test: str | None = "test"
@@ -168,6 +171,11 @@ class DatasetSpec:
     @property
     def regression(self) -> bool:
         return self.classifies and not self.labels
+
+    @property
+    def single_label(self) -> bool:
+        """Whether each row belongs to one class."""
+        return self.classifies and not self.regression and not self.multi_label
 
     @property
     def packed(self) -> bool:

@@ -59,7 +59,8 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
     """
     labels: dict[str, Any] = {}
     if spec.classifies:  # the pipelines of transformers choose the function of their scores by the kind of problem
-        problem = "regression" if spec.regression else "single_label_classification"
+        one_or_several = "multi_label_classification" if spec.multi_label else "single_label_classification"
+        problem = "regression" if spec.regression else one_or_several
         labels = {"num_labels": spec.num_labels, "problem_type": problem}
     if spec.classifies and spec.labels:
         labels["id2label"] = dict(enumerate(spec.labels))

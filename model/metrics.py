@@ -53,6 +53,27 @@ class F1(Metric):
         return f1.sum() / (either > 0).sum().clamp(min=1)
 
 
+class LabelsF1(F1):
+    """F1 of rows with any number of labels: of all decisions together, or the mean of all labels that occur."""
+
+    def __init__(self, num_classes: int, micro: bool) -> None:
+        super().__init__(num_classes)
+        self.micro = micro
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Takes two tensors (rows, classes). A label is predicted if its probability is above 0.5."""
+        predicted, true = logits > 0, labels > 0
+        for state, found in (("hits", predicted & true), ("predicted", predicted), ("true", true)):
+            setattr(self, state, getattr(self, state) + found.sum(0))
+
+    def compute(self) -> Tensor:
+        either = self.predicted + self.true
+        if self.micro:
+            return 2 * self.hits.sum() / either.sum().clamp(min=1)
+        f1 = 2 * self.hits.float() / either.clamp(min=1).float()
+        return f1.sum() / (either > 0).sum().clamp(min=1)
+
+
 class Matthews(MulticlassConfusionMatrix):
     """Matthews correlation of classes (Gorodkin 2004). It is 0 where it is undefined.
 
@@ -209,18 +230,23 @@ _BUILD: dict[str, Callable[[int], Metric]] = {
     "perplexity": lambda _: Perplexity(),
     **{key: partial(lambda key, _: Rouge(key), key) for key in ("rouge1", "rouge2", "rougeL")},
 }
+_OF_SETS: dict[str, Callable[[int], Metric]] = {  # multi-label
+    "micro_f1": partial(LabelsF1, micro=True),
+    "macro_f1": partial(LabelsF1, micro=False),
+}
 _LOWER_IS_BETTER = ("perplexity", "rmse", "mae")
 _OF_CHOICES = {"accuracy": 0, "accuracy_norm": 1}  # metrics of multiple choice -> column of the picks
 
 
-def build(names: Sequence[str], num_labels: int, choices: bool = False) -> MetricCollection:
+def build(names: Sequence[str], num_labels: int, choices: bool = False, multi_label: bool = False) -> MetricCollection:
     """Returns one collection of the metrics `names`, which must take the same arguments in `update`.
 
-    `choices` says that the data are multiple choice.
+    `choices` says that the data are multiple choice, and `multi_label` that a row has any number of labels.
 
     | names | update(…, …) |
     | --- | --- |
     | accuracy, f1, macro_f1, matthews | logits (rows, num_labels) or class ids (rows,), labels (rows,) |
+    | micro_f1, macro_f1 with `multi_label` | logits (rows, num_labels), labels (rows, num_labels) as 1 or 0 |
     | pearson, spearman, rmse, mae | values (rows,) or (rows, 1), labels (rows,) |
     | accuracy, accuracy_norm with `choices` | picks (rows, 2): places by score and by normalised score, right places |
     | perplexity | loss summed over the batch's target tokens, number of these tokens |
@@ -237,7 +263,8 @@ def build(names: Sequence[str], num_labels: int, choices: bool = False) -> Metri
         if choices:
             made[name] = ChoiceAccuracy(_OF_CHOICES[_known(name, _OF_CHOICES)])
         else:
-            made[name] = _BUILD[_known(name)](num_labels)
+            known = _OF_SETS if multi_label else _BUILD
+            made[name] = known[_known(name, known)](num_labels)
     return MetricCollection(made, compute_groups=False)
 
 
@@ -247,8 +274,8 @@ class Figures(nn.Module):
     def __init__(self, spec: DatasetSpec) -> None:
         super().__init__()
         self.loss = WeightedMean()
-        self.metrics = build(spec.metrics, spec.num_labels, spec.choices is not None)
-        classes = spec.num_labels if spec.classifies and not spec.regression else 0
+        self.metrics = build(spec.metrics, spec.num_labels, spec.choices is not None, spec.multi_label)
+        classes = spec.num_labels if spec.single_label else 0
         self.only_class = OnlyClass(classes) if classes else None
         counted = 0 < classes <= MOST_IN_CONFUSION
         self.confusion = MulticlassConfusionMatrix(classes, validate_args=False) if counted else None
@@ -278,17 +305,18 @@ def mode(name: str) -> Literal["max", "min"]:
 
     Raises UserError if the name is not known.
     """
-    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES)) in _LOWER_IS_BETTER else "max"
+    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES, *_OF_SETS)) in _LOWER_IS_BETTER else "max"
 
 
-def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01) -> ScoringMetric:
+def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01, multi_label: bool = False) -> ScoringMetric:
     """Returns `loss` or a classification metric in the form that `alpha_test` needs.
 
     `tolerance` is that of the returned metric. Raises UserError if the name is not known.
     """
     if name in ("loss", "accuracy"):
         return ScoringMetric(name, tolerance)
-    build_one = _BUILD[_known(name)]
+    known = _OF_SETS if multi_label else _BUILD
+    build_one = known[_known(name, known)]
     return ScoringMetric(name, tolerance, lambda device: build_one(num_labels).to(device), mode(name) == "max")
 
 

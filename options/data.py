@@ -61,6 +61,8 @@ class OwnDataOptions:
         "values found, sorted", from_checkpoint=True, idle=_no_classes)
     regression: bool | None = option(None, "predict the numbers of the label column, also whole ones; by default if "
         "they are real numbers", from_checkpoint=True, actions=WITH_RUN, idle=_described_by_entry)
+    multi_label: bool | None = option(None, "a row has any number of labels: a list, or text with ; between them; by "
+        "default if the labels are such", from_checkpoint=True, actions=WITH_RUN, idle=_described_by_entry)
     prompt_column: str | None = option(None, "column of the prompts, without loss; several, separated by "
         "commas, are joined by line breaks", from_checkpoint=True, idle=_described_by_entry,
         brief="own data: column of the prompts")

@@ -27,6 +27,8 @@ def _no_classes(run: Mapping[str, Any]) -> str | None:
     entry = run["entry"]
     if run["regression"] if entry is None else entry.regression:
         return "on a regression"
+    if entry is None and run["multi_label"]:
+        return "on multi-label classification"
     return idle_without("task", *CLASSIFYING)(run)
 
 

@@ -26,8 +26,9 @@ from options.actions import ACTIONS, RUNS
 from options.declare import flag_of
 from options.every import declared, defaults
 from tests import architectures
+from tests.stage import Stage
 from tests.tiny import tiny_network, word_tokenizer
-from tests.world import ROOT, World, model_folder, run, sentences, text_folder, write_jsonl
+from tests.world import ROOT, World, model_folder, run, sentences, write_jsonl
 
 OPTIONS, DATA_SETS = ROOT / "docs" / "options.md", ROOT / "docs" / "data-sets.md"
 MODELS, ARCHITECTURES_MARK = ROOT / "docs" / "own-model.md", "<!-- architectures -->"
@@ -220,59 +221,6 @@ def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -
 # ---- commands
 
 
-class Stage:
-    """A copy of the program in which the commands run: names of models and data are tiny local folders."""
-
-    def __init__(self, folder: Path, world: World) -> None:
-        self.folder = folder
-        for name in ("actions", "configs", "dataset", "heterolora", "model", "options", "tools"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copyfile(ROOT / "main.py", folder / "main.py")
-        shutil.copytree(world.opt, folder / "facebook" / "opt-350m")
-        model_folder(folder / "minilm", "roberta")
-        shutil.copytree(ROOT / "tests/fixtures/plan/llama-2-7b", folder / "meta-llama" / "Llama-2-7b-hf")
-        rows = [
-            {"sentence1": row["sentence"], "sentence2": "a film", "label": row["label"]} for row in sentences(20, 0)
-        ]
-        for split in ("train", "validation"):
-            write_jsonl(folder / "rte" / f"{split}.jsonl", rows)
-        reviews = [f"{row['sentence1']},{5 * row['label']}" for row in rows]
-        (folder / "reviews.csv").write_text("\n".join(["review,stars", *reviews]))
-        question = {"question": "a", "choices": {"text": ["good", "bad"], "label": ["A", "B"]}, "answerKey": "A"}
-        for split in ("train", "validation", "test"):
-            write_jsonl(folder / "path" / "to" / "ai2_arc" / "ARC-Easy" / f"{split}.jsonl", [question] * 4)
-        text_folder(folder / "wikitext2")
-        (folder / "book.txt").write_text("".join(f"{row['sentence1']}\n" for row in rows))
-        turns = [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "good"}]
-        write_jsonl(folder / "chat.jsonl", [{"messages": turns}] * 20)
-        template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
-        (folder / "facebook" / "opt-350m" / "chat_template.jinja").write_text(template)
-
-    def run(self, line: str) -> str:
-        words = shlex.split(line)
-        assert words[0] == "python", line
-        if "main" in words:
-            words += self._small(words)
-        elif "--parameters" in words:
-            words[words.index("--parameters") + 1] = "1000"
-        done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=self.folder, capture_output=True, text=True, timeout=1200
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        return done.stdout
-
-    def _small(self, words: list[str]) -> list[str]:
-        action = words[words.index("main") + 1]
-        small = ["--accelerator", "cpu", "--max-token-len", "32"]
-        for name in {"rte", "wikitext2"} & {*words}:
-            small += ["--dataset-saved-path", name]
-        if action.startswith("train") and "--resume-training" not in words:
-            small += ["--max-epochs", "1", "--max-steps", "2"]
-        if "--load" in words and ".ckpt" in words[words.index("--load") + 1]:
-            small = ["--accelerator", "cpu"]
-        return small
-
-
 @pytest.fixture(scope="module")
 def stage(world: World, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("stage"), world)
@@ -302,10 +250,7 @@ def test_every_command_runs(stage: Stage, tmp_path: Path) -> None:
         ran += 1
     assert ran >= 15
     (in_peft,) = (block for block in code_blocks("python") if "PeftModel" in block)
-    done = subprocess.run(
-        [sys.executable, "-c", in_peft], cwd=stage.folder, capture_output=True, text=True, timeout=1200
-    )
-    assert done.returncode == 0, done.stderr
+    stage.python(in_peft)
 
 
 def test_every_option_of_every_command_is_known() -> None:

@@ -17,13 +17,17 @@ needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
+    return write_task(tmp_path)
+
+
+def write_task(folder: Path) -> Path:
     """Which of two words does the model expect first?"""
     rows = [{"words": row["sentence"].split()[2:], "label": row["label"]} for row in sentences(12, seed=4)]
-    write_jsonl(tmp_path / "rows.jsonl", [{"text": " ".join(row["words"]), "label": row["label"]} for row in rows])
+    write_jsonl(folder / "rows.jsonl", [{"text": " ".join(row["words"]), "label": row["label"]} for row in rows])
     document = {
         "task": "tiny_choice",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
         "output_type": "multiple_choice",
         "test_split": "test",
         "doc_to_text": "{{text}}",
@@ -31,8 +35,8 @@ def task(tmp_path: Path) -> Path:
         "doc_to_target": "label",
         "metric_list": [{"metric": "acc"}],
     }
-    (tmp_path / "choice.yaml").write_text(yaml.safe_dump(document))
-    return tmp_path / "choice.yaml"
+    (folder / "choice.yaml").write_text(yaml.safe_dump(document))
+    return folder / "choice.yaml"
 
 
 @needs_lm_eval

@@ -54,7 +54,7 @@ CHANGED = {  # option -> another value, for the command line
     "lm_eval": "hellaswag", "lora_init": "orthogonal", "budget_parameters": "800", "cache_frozen_prefix": "true",
     "cache_limit": "1GB", "budget_time": "0.9", "stop_after": "1", "packing": "true", "attention": "eager",
     "imp_halves": "false", "imp_step_time": "true", "text_columns": "a", "label_column": "b", "labels": "x,y",
-    "regression": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
+    "regression": "true", "multi_label": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "choices_column": "a", "few_shot": "1",
     "validation_share": "0.5", "validation_seed": "5",
     "budget_schedule": "shrink", "shrink_units": "rank", "shrink_start": "0.2",

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.mistakes import complains
 from tests.world import World, command, main, run
 
 Series = dict[str, list[tuple[int, float]]]
@@ -370,17 +371,24 @@ class TestMistakes:
         assert capsys.readouterr().err == expected
         assert not list(tmp_path.iterdir())
 
-    @needs_wandb
-    def test_nobody_is_logged_in(self, capsys, monkeypatch: pytest.MonkeyPatch, world: World, tmp_path: Path) -> None:
-        import wandb
-
-        def refuse(**_: object) -> None:
-            raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
-
-        monkeypatch.setattr(wandb, "init", refuse)
-        arguments = world.training("--project-dir", tmp_path, "--max-steps", 1)
-        assert main([*arguments, "--accelerator", "cpu", "--logger", "wandb"]) == 2
-        assert "--logger wandb: No API key configured" in capsys.readouterr().err
+    @pytest.mark.parametrize("action", ["train", "imp-test"])
+    @pytest.mark.parametrize("logger", [pytest.param("wandb", marks=needs_wandb), "mlflow", "trackio"])
+    def test_nobody_is_logged_in(
+        self, capfd, monkeypatch: pytest.MonkeyPatch, world: World, tmp_path: Path, logger: str, action: str
+    ) -> None:
+        """It is found before there is a folder or a model, and in one line."""
+        for name in ("WANDB_API_KEY", "WANDB_MODE", "HF_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where wandb keeps a login
+        monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+        monkeypatch.setenv("TRACKIO_SPACE_ID", "owner/space")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")  # where no server is
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
+        runs = tmp_path / "runs"
+        given = (action, *world.training("--project-dir", runs)[1:], "--accelerator", "cpu", "--logger", logger)
+        complains(capfd, f"--logger {logger}: ", "or use another --logger", *given)
+        assert not runs.exists()
 
     def test_no_logger_no_folder(self, world: World, tmp_path: Path) -> None:
         assert run(*world.training("--project-dir", tmp_path, "--project", "run", "--max-steps", 1)) == 0

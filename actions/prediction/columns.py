@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dataset.reading.label_sets import in_one_text
 from dataset.spec import DatasetSpec
 from model.task.answers import Answer
 
+THRESHOLD = 0.5  # of the probability of a label, where a row may have several
 KEPT = "input_"  # before the name of a column of the input that a prediction has too
 
 Row = Mapping[str, Any]
@@ -26,13 +28,18 @@ def predicted(
     """
     if answer.text is not None:
         return {"text": answer.text}
+    of_classes = {}
+    if probabilities and spec.labels:
+        of_classes = {f"probability_{name}": score for name, score in zip(spec.labels, answer.scores, strict=True)}
+    if spec.multi_label:
+        found = [name for name, score in zip(spec.labels, answer.scores, strict=True) if score > THRESHOLD]
+        return {"labels": in_one_text(found), **of_classes}
     best = max(range(len(answer.scores)), key=answer.scores.__getitem__)
     if choices is not None:
         return {"choice": choices[best], "log_likelihoods": [*answer.scores]}
     if spec.regression:
         return {"value": answer.scores[0]}
-    of_classes = {f"probability_{name}": score for name, score in zip(spec.labels, answer.scores, strict=True)}
-    return {"label": spec.labels[best], "probability": answer.scores[best], **(of_classes if probabilities else {})}
+    return {"label": spec.labels[best], "probability": answer.scores[best], **of_classes}
 
 
 def joined(kept: Sequence[Row], predictions: Iterable[Row]) -> Iterator[Row]:

@@ -108,10 +108,11 @@ def _of_base(values: Mapping[str, Any], origin: Origin, place: str | None) -> Da
     config = read_config(origin.base.name)
     task = values["task"] or _task_of(origin, config)
     labels: tuple[str, ...] = ()
+    multi_label = config.problem_type == "multi_label_classification"
     if TASKS[task].classifies:
         own = OwnDataOptions(labels=values["labels"])
         labels = label_names(own) or _classes(origin, config.id2label or {})
-    return spec_of(place or TEXT, _roles(values, task, place), labels)
+    return spec_of(place or TEXT, _roles(values, task, place), labels, multi_label and bool(labels))
 
 
 def _task_of(origin: Origin, config: PretrainedConfig) -> Task:

@@ -19,6 +19,7 @@ from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import ModelRecord
 from model.load import load_base, load_config, load_tokenizer
 from model.merge import fold, in_numbers, logits, probe, unwrap
+from model.task.classification import probabilities
 from model.tensor_file import MappedTensors
 
 
@@ -75,7 +76,7 @@ def _in_pipeline(spec: DatasetSpec, network: PreTrainedModel, tokenizer: PreTrai
     own = logits(network, encoded)[0]
     labels: Any = network.config.id2label  # number of a class -> its name
     names = spec.labels or (labels[0],)
-    scores = dict(zip(names, (own if spec.regression else own.softmax(-1)).tolist(), strict=True))
+    scores = dict(zip(names, (own if spec.regression else probabilities(own, spec)).tolist(), strict=True))
     kind: Any = pipeline  # its types know no `top_k=None`, which means all classes
     pipe = kind("text-classification", model=network, tokenizer=tokenizer, top_k=None, device=network.device)
     (found,) = pipe([text])

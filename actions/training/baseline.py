@@ -12,8 +12,8 @@ _ROUNDING = 1e-6  # of a metric in float32
 
 
 def majority(data: TextDataModule, split: str) -> float | None:
-    """The share of the most frequent class of a validation split. None for a task without classes."""
-    if not data.spec.classifies or data.spec.regression:
+    """The share of the most frequent class of a validation split. None without one class a row."""
+    if not data.spec.single_label:
         return None
     labels = data.encoded(data.splits.validation[split]).with_format("numpy")["labels"][:]
     return float(np.bincount(labels).max() / len(labels))

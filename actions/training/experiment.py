@@ -170,7 +170,7 @@ def load_model(
 
 def _class_weights(options: Options, data: TextDataModule) -> tuple[float, ...]:
     """What a row of each class counts for --class-weights balanced: the mean size of a class through its own."""
-    if options.optimization.class_weights != "balanced" or not data.spec.classifies or data.spec.regression:
+    if options.optimization.class_weights != "balanced" or not data.spec.single_label:
         return ()
     counts = np.bincount(data.splits.train[data.spec.label][:], minlength=data.spec.num_labels)
     return tuple(float(counts.sum() / (len(counts) * max(1, count))) for count in counts)

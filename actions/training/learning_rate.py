@@ -149,7 +149,7 @@ def _rows(task: FineTuning, batch: Batch, found: Loss) -> list[_Row]:
     """The rows of a batch, without fillers."""
     counts, _ = task.row_counts(batch, found)
     predicted = true = torch.full_like(batch["index"], -1)
-    if task.spec.classifies and not task.spec.regression:
+    if task.spec.single_label:
         predicted, true = present(found.logits).argmax(-1), batch["labels"]
     columns = (batch["index"], present(found.each), counts, predicted, true)
     rows = zip(*(column.tolist() for column in columns), (batch["weight"] > 0).tolist(), strict=True)

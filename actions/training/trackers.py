@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
+import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,82 @@ from heterolora.common.outside import read_text
 
 PROJECT = "heterolora"  # unless the tracker's own variable of the environment names another
 _ELSE = "or use another --logger"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+
+
+# ---- logins, which are checked before a model is loaded
+
+
+def check_login(logger: str) -> None:
+    """Raises UserError if `--logger` is a tracker that refuses this user or does not answer."""
+    if is_first_process() and (check := _LOGINS.get(logger)) is not None:
+        check()
+
+
+def _check_wandb() -> None:
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
+        return
+    # A terminal is asked for a key. Elsewhere the error says all, and W&B's own lines before it would repeat it.
+    with nullcontext() if sys.stdin.isatty() else redirect_stderr(io.StringIO()):
+        try:
+            wandb.login(verify=True)
+        except (wandb.errors.Error, ValueError, OSError) as reason:
+            raise _refused_by_wandb(reason) from None
+
+
+def _refused_by_wandb(reason: Exception) -> UserError:
+    advice = f"run wandb login, set WANDB_MODE=offline, {_ELSE}"
+    return UserError(f"--logger wandb: {_first_line(reason)}", advice)
+
+
+def _check_mlflow() -> None:
+    """Asks a server for its experiments. Files and databases need no login."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not address.startswith(("http", "databricks")):
+        return
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _variable(_RETRIES, os.environ.get(_RETRIES, "1")):
+            mlflow.MlflowClient(address).search_experiments(max_results=1)
+    except (MlflowException, OSError) as reason:
+        raise _refused_by_mlflow(address, reason) from None
+
+
+def _refused_by_mlflow(address: str, reason: Exception) -> UserError:
+    advice = f"check MLFLOW_TRACKING_URI and the login, {_ELSE}"
+    return UserError(f"--logger mlflow: {address}: {_first_line(reason)}", advice)
+
+
+def _check_trackio() -> None:
+    """Only a space of the hub needs a login."""
+    from huggingface_hub import get_token
+
+    if (space := os.environ.get("TRACKIO_SPACE_ID")) and get_token() is None:
+        found = f"--logger trackio: nobody is logged in who can write to the space {space}"
+        raise UserError(found, f"run hf auth login, unset TRACKIO_SPACE_ID, {_ELSE}")
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Sets a variable of the environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
+_LOGINS: Mapping[str, Callable[[], None]] = {
+    "wandb": _check_wandb, "mlflow": _check_mlflow, "trackio": _check_trackio
+}  # fmt: skip
+
+
+# ---- runs
 
 
 def _wandb(folder: Path, resumed: bool) -> WandbLogger:
@@ -40,9 +119,7 @@ def _wandb(folder: Path, resumed: bool) -> WandbLogger:
     try:
         _ = logger.experiment
     except wandb.errors.Error as reason:
-        raise UserError(
-            f"--logger wandb: {_first_line(reason)}", f"run wandb login, set WANDB_MODE=offline, {_ELSE}"
-        ) from None
+        raise _refused_by_wandb(reason) from None
     return logger
 
 
@@ -78,8 +155,7 @@ def _mlflow(folder: Path, resumed: bool) -> MLFlowLogger:
         )
         _ = logger.experiment
     except (MlflowException, OSError) as reason:
-        found = f"--logger mlflow: {address}: {_first_line(reason)}"
-        raise UserError(found, f"check MLFLOW_TRACKING_URI, {_ELSE}") from None
+        raise _refused_by_mlflow(address, reason) from None
     if is_first_process() and run_id is None:
         write_text(id_file, present(logger.run_id))
     return logger

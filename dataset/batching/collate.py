@@ -23,7 +23,7 @@ class Collator:
     | --- | --- |
     | `input_ids`, `attention_mask` | (R, T) int64, padded on the right |
     | `token_type_ids` | (R, T) int64, if the tokenizer has them |
-    | `labels` | if any: (R,) int64 classes or float32 values; causal: (R, T) int64, -100 where there is no loss |
+    | `labels` | if any: (R,) int64, or float32 (R,), or (R, C) if multi-label; causal: (R, T) int64, -100 for no loss |
     | `index` | (R,) int64, row of the split |
     | `weight` | (R,) float32, 1, or 0 for a filler row |
     | `prompt_ids`, `prompt_mask` | with `generate`: (R, P) int64, the prompts alone, padded on the left |
@@ -62,7 +62,7 @@ class Collator:
         if has_targets(rows[0]):
             batch["labels"] = _causal_labels(batch, [learned_spans(row) for row in sequences])
         elif "labels" in rows[0]:
-            kind = torch.float32 if isinstance(rows[0]["labels"], float) else torch.int64
+            kind = torch.int64 if isinstance(rows[0]["labels"], int) else torch.float32
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
         batch["index"] = index
         batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 from datasets import Dataset
 
@@ -47,7 +48,8 @@ def _meaning(spec: DatasetSpec) -> str:
     if spec.regression:
         return f"regression of the numbers in '{spec.label}' on the text in {columns}"
     names = ", ".join(spec.labels[:_MOST_LABELS]) + (", …" if len(spec.labels) > _MOST_LABELS else "")
-    return f"classification of the text in {columns} by '{spec.label}', {spec.num_labels} labels: {names}"
+    kind = "multi-label classification" if spec.multi_label else "classification"
+    return f"{kind} of the text in {columns} by '{spec.label}', {spec.num_labels} labels: {names}"
 
 
 def _lengths(data: TextDataModule, rows: Dataset, what: str) -> str:
@@ -81,6 +83,8 @@ def _first_row(data: TextDataModule, rows: Dataset) -> str:
     row = data.encoded(rows)[0]
     ids, spec = row["input_ids"], data.spec
     if spec.classifies:
+        if spec.multi_label:
+            return f"{_text(data, ids)}\nlabels: {', '.join(compress(spec.labels, row['labels']))}"
         label = row["labels"] if spec.regression else spec.labels[row["labels"]]
         return f"{_text(data, ids)}\nlabel: {label}"
     parts, position = [], 0

@@ -2,7 +2,8 @@
 
 Every encoded row has `input_ids` and `length`, and further columns by kind of data:
 
-- classification: `labels`, and `token_type_ids` if the tokenizer has them;
+- classification: `labels`, and `token_type_ids` if the tokenizer has them; the labels of multi-label classification
+  are a 1 or 0 for each class;
 - packed text: `context`, which is 0;
 - prompt → response: `context`, the number of leading tokens that the loss skips, and for summaries `target`, the
   reference text;
@@ -210,6 +211,8 @@ def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit
     """
     batch = render(spec, rows).to_pydict()
     labels = {"labels": batch.pop("label")} if "label" in batch else {}  # rows to predict have none
+    if labels and spec.multi_label:
+        labels = {"labels": [np.isin(np.arange(spec.num_labels), ids).astype(np.float32) for ids in labels["labels"]]}
     encoded = tokenizer(*batch.values(), truncation=True, max_length=limit, return_attention_mask=False)
     for row, ids in enumerate(encoded["input_ids"]):
         if not ids:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import tokenizers
 import transformers
 from datasets import Dataset
@@ -75,6 +76,9 @@ class _Column:
                 self._add_texts(chunk.cast(pa.large_string()))
             else:
                 self._kinds.add(str(chunk.type))
+                if pa.types.is_list(chunk.type):  # several labels a row
+                    self._lengths.update(pa.compute.list_value_length(chunk).to_numpy().tobytes())
+                    chunk = chunk.flatten()
                 self._contents.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).tobytes())
 
     def _add_texts(self, texts: pa.Array) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError, nearest
 
-ONE_LABEL = "give each row one label: several labels a row (multi-label) are not supported"
+ONE_LABEL = "give each row one label; several labels a row are multi-label classification: --multi-label"
 
 ColumnKind = Literal["text", "whole numbers", "real numbers", "truth values", "lists", "other"]  # what a column holds
 _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], ColumnKind]] = (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from datasets import Dataset
 
-from dataset.reading.labels import is_missing
+from dataset.reading.label_column import is_missing
 from dataset.reading.row_file import BATCH
 from dataset.spec import DatasetSpec
 

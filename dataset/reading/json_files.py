@@ -15,12 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataset.reading.columns import ONE_LABEL, ColumnKind, check_present, kind_of_json
+from dataset.reading.columns import ColumnKind, check_present, kind_of_json
 from dataset.reading.row_file import BATCH, FIRST, RowFile, empty
 from dataset.spec import Wanted
 from heterolora.common.errors import UserError
 
 _ONE_OBJECT = "each line is one JSON object, such as {…}"
+_LABELS = "labels are all names, or all numbers below 2^63, or all lists of names"
 _UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a value of another type
 
 Location = str  # such as "line 3"
@@ -65,22 +66,19 @@ class JsonLines(RowFile):
     def _array(self, name: str, rows: list[tuple[Location, dict[str, Any]]], wanted: Wanted) -> pa.Array:
         """Returns a column. Raises UserError at the first value of another type."""
         values = [_value(row, name) for _, row in rows]
-        if name in wanted.nested:
-            values = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+        as_json = (list, dict) if name in wanted.nested else (list,) if name == wanted.label else ()  # several labels
+        values = [json.dumps(value) if isinstance(value, as_json) else value for value in values]
         is_text = name in wanted.texts
         kind = pa.string() if is_text else _label_type(values)
         try:
             return pa.array(values, kind)
         except _UNFIT:
-            for (place, _), value in zip(rows, values, strict=True):
+            for (place, row), value in zip(rows, values, strict=True):
                 try:
                     pa.array([value], kind)
                 except _UNFIT as error:
-                    what = f"{_shown(value)} in column '{name}'" if is_text else f"label {_shown(value)}"
-                    of_labels = (
-                        ONE_LABEL if isinstance(value, list) else "labels are all names, or all numbers below 2^63"
-                    )
-                    expected = "it must hold text" if is_text else of_labels
+                    what = f"{_shown(value)} in column '{name}'" if is_text else f"label {_shown(_value(row, name))}"
+                    expected = "it must hold text" if is_text else _LABELS
                     raise UserError(f"{place} of '{self.path}' has {what}", expected) from error
             raise
 

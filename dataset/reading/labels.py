@@ -1,18 +1,22 @@
-"""Labels: the ids of an entry's classes, or the numbers of a regression, from the values of a column."""
+"""Labels: the ids of an entry's classes, or the numbers of a regression, from the values of a column.
+
+A row of multi-label classification has the ids of all its labels, in order.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from dataset.reading.columns import ONE_LABEL
+from dataset.reading.label_column import LabelColumn, is_missing
+from dataset.reading.label_sets import are_sets, class_name, is_set, names_in
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 
@@ -22,16 +26,18 @@ _HIDDEN = "-1"  # of a label that is not published
 _FEW = 20  # so many classes are never too many for the number of rows
 
 
-def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> np.ndarray:
-    """Returns the ids of the labels of a split (rows,), or finite numbers for regression."""
+def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> pa.Array:
+    """Returns the ids of the labels of a split, or finite numbers for regression."""
+    if spec.multi_label:
+        return pa.array(_ids_of_sets(spec, where, rows), pa.list_(pa.int64()))
     if spec.own and not spec.regression:
-        return _ids_of_names(spec, where, rows)
+        return pa.array(_ids_of_names(spec, where, rows))
     classes, feature = len(spec.labels), rows.features[spec.label]
     expected = "labels are real numbers"
     if classes:
         listing = ", ".join(f"{index} {name}" for index, name in enumerate(spec.labels))
         expected = f"labels are 0 to {classes - 1}: {listing}"
-    found = _Column.of(rows, spec.label)
+    found = LabelColumn.of(rows, spec.label)
     _check_all_there(where, found, expected)
     values = found.distinct
 
@@ -49,60 +55,39 @@ def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> np.ndarray:
             raise UserError(f"the labels of {where} are hidden (-1 in row {found.first(place)})", expected)
         valid = isinstance(value, int | float) and (value in range(classes) if classes else math.isfinite(value))
         if not valid:
-            raise UserError(f"row {found.first(place)} of {where} has label {value!r}", expected)
-    return found.replaced(values, float if spec.regression else int)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """The values of a column: those that differ, in the order in which they first appear, and which one each row has.
-
-    So what a label is, is found once for a label, and not for each row.
-    """
-
-    distinct: list[Any]
-    places: np.ndarray  # (rows,)
-
-    @classmethod
-    def of(cls, rows: Dataset, column: str) -> _Column:
-        values = rows.select_columns(column).with_format("arrow")[:][column].combine_chunks()
-        if pa.types.is_nested(values.type):  # Arrow does not compare them
-            return cls(values.to_pylist(), np.arange(len(values)))
-        encoded = pc.dictionary_encode(values, null_encoding="encode")
-        return cls(encoded.dictionary.to_pylist(), encoded.indices.to_numpy())
-
-    @property
-    def missing(self) -> np.ndarray:
-        """Which rows have no label."""
-        return self.replaced([*map(is_missing, self.distinct)], bool)
-
-    def first(self, place: int) -> int:
-        """Returns the first row with the value at `place`."""
-        return int(np.argmax(self.places == place))
-
-    def replaced(self, values: Sequence[Any], kind: type) -> np.ndarray:
-        """Returns what the rows have (rows,) if these values replace the distinct ones."""
-        return np.asarray(values, kind)[self.places] if values else np.zeros(0, kind)
+            raise UserError(
+                f"row {found.first(place)} of {where} has label {value!r}", ONE_LABEL if is_set(value) else expected
+            )
+    return pa.array(found.replaced(values, float if spec.regression else int))
 
 
 # ---- own data: the values found are the names of the classes
 
 
-def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -> tuple[str, ...]:
-    """Returns the names of the classes in the label column of own data, in order.
+def found_labels(
+    where: str, rows: Dataset, column: str, may_be_numbers: bool, multi_label: bool | None
+) -> tuple[tuple[str, ...], bool]:
+    """Returns the names of the classes in the label column of own data, in order, and whether rows have several.
 
     If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
     UserError if the values cannot be classes: fewer than two, or nearly as many as rows.
     """
-    feature = rows.features[column]
+    feature, found = rows.features[column], LabelColumn.of(rows, column)
+    values, missing = [value for value in found.distinct if not is_missing(value)], int(found.missing.sum())
+    if not isinstance(feature, Value | ClassLabel | List | LargeList):
+        raise UserError(f"column '{column}' of {where} holds objects", "name a field of them, such as label.name")
+    if multi_label or (multi_label is None and are_sets(values)):
+        return _names_of_sets(where, column, feature, values, len(rows) - missing), True
+    return _names(where, column, feature, values, missing, len(rows), may_be_numbers), False
+
+
+def _names(
+    where: str, column: str, feature: Any, values: list[Any], missing: int, rows: int, may_be_numbers: bool
+) -> tuple[str, ...]:
     if isinstance(feature, ClassLabel):
-        return _several(where, column, [*map(_name, feature.names)])
-    if not isinstance(feature, Value):
-        raise UserError(f"column '{column}' of {where} holds lists or objects", ONE_LABEL)
-    found = _Column.of(rows, column)
-    values = [value for value in found.distinct if not is_missing(value)]
-    missing = int(found.missing.sum())
-    labelled = len(rows) - missing
+        return _several(where, column, [*map(class_name, feature.names)])
+    if one := next(filter(is_set, values), None):
+        raise UserError(f"column '{column}' of {where} has the label {one}", ONE_LABEL)
     if may_be_numbers and any(isinstance(value, float) for value in values):
         if large := next((value for value in values if abs(value) >= _LARGEST), None):
             raise UserError(
@@ -117,15 +102,33 @@ def found_labels(where: str, rows: Dataset, column: str, may_be_numbers: bool) -
             )
         return ()
     ordered = sorted({value.strip() if isinstance(value, str) else value for value in values})
-    names = [*dict.fromkeys(map(_name, ordered))]
+    names = [*dict.fromkeys(map(class_name, ordered))]
+    _check_names(where, column, names, rows - missing)
+    return _several(where, column, names, missing)
+
+
+def _names_of_sets(where: str, column: str, feature: Any, values: list[Any], rows: int) -> tuple[str, ...]:
+    of_class = getattr(feature, "feature", None)
+    if isinstance(of_class, ClassLabel):
+        return _several(where, column, [*map(class_name, of_class.names)])
+    names = [*{name for value in values for name in names_in(value)}]
+    names.sort(key=(lambda name: (int(name), name)) if all(map(_is_whole, names)) else None)
+    _check_names(where, column, names, rows)
+    return _several(where, column, names)
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal() and len(name) < 20
+
+
+def _check_names(where: str, column: str, names: Sequence[str], rows: int) -> None:
     if odd := next((name for name in names if not name.isprintable()), None):
         raise UserError(f"column '{column}' of {where} has the label {odd!r}", "give labels without control characters")
-    if len(names) > max(_FEW, labelled // 2):
+    if len(names) > max(_FEW, rows // 2):
         raise UserError(
-            f"column '{column}' of {where} has {len(names):,} different labels in {labelled:,} rows",
+            f"column '{column}' of {where} has {len(names):,} different labels in {rows:,} rows",
             "give --label-column the column of the classes, or --regression for numbers to predict",
         )
-    return _several(where, column, names, missing)
 
 
 def _several(where: str, column: str, names: list[str], missing: int = 0) -> tuple[str, ...]:
@@ -146,38 +149,48 @@ def _several(where: str, column: str, names: list[str], missing: int = 0) -> tup
 def are_hidden(spec: DatasetSpec, rows: Dataset) -> bool:
     """Whether no row of a split has a label: each is missing, or -1, which stands for a label that is not published."""
     hides = isinstance(rows.features[spec.label], ClassLabel) or _HIDDEN not in spec.labels
-    values = _Column.of(rows, spec.label).distinct
-    return bool(values) and all(is_missing(value) or (hides and _name(value) == _HIDDEN) for value in values)
+    values = LabelColumn.of(rows, spec.label).distinct
+    return bool(values) and all(is_missing(value) or (hides and class_name(value) == _HIDDEN) for value in values)
 
 
 def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> np.ndarray:
-    feature, found = rows.features[spec.label], _Column.of(rows, spec.label)
+    feature, found = rows.features[spec.label], LabelColumn.of(rows, spec.label)
     ids: dict[str | None, int] = {name: index for index, name in enumerate(spec.labels)}
     if isinstance(feature, ClassLabel):  # -1: hidden
         names = [feature.names[value] if value is not None and value >= 0 else None for value in found.distinct]
         found = replace(found, distinct=names)
-    listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
-    _check_all_there(where, found, f"the labels are {listing}")
-    for place, name in enumerate(names := [*map(_name, found.distinct)]):
+    _check_all_there(where, found, f"the labels are {_listing(spec)}")
+    for place, name in enumerate(names := [*map(class_name, found.distinct)]):
         if name not in ids:
-            expected = f"the labels are {listing}; --labels gives all of them"
+            expected = ONE_LABEL if is_set(found.distinct[place]) else _of_all(spec)
             raise UserError(f"row {found.first(place)} of {where} has label '{name}'", expected)
     return found.replaced([ids[name] for name in names], int)
 
 
-def _check_all_there(where: str, found: _Column, expected: str) -> None:
+def _ids_of_sets(spec: DatasetSpec, where: str, rows: Dataset) -> list[list[int]]:
+    ids = {name: index for index, name in enumerate(spec.labels)}
+    of_class, found = getattr(rows.features[spec.label], "feature", None), LabelColumn.of(rows, spec.label)
+    if isinstance(of_class, ClassLabel):
+        named = [None if each is None else [of_class.names[index] for index in each] for each in found.distinct]
+        found = replace(found, distinct=named)
+    _check_all_there(where, found, f"a row without any of the labels has [], and the labels are {_listing(spec)}")
+    sets = [names_in(value) for value in found.distinct]
+    for place, names in enumerate(sets):
+        if unknown := next((name for name in names if name not in ids), None):
+            raise UserError(f"row {found.first(place)} of {where} has label '{unknown}'", _of_all(spec))
+    of_set = [sorted(ids[name] for name in names) for names in sets]
+    return [of_set[place] for place in found.places]
+
+
+def _listing(spec: DatasetSpec) -> str:
+    return ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
+
+
+def _of_all(spec: DatasetSpec) -> str:
+    return f"the labels are {_listing(spec)}; --labels gives all of them"
+
+
+def _check_all_there(where: str, found: LabelColumn, expected: str) -> None:
     if (missing := found.missing).any():
         what = f"{where} has {missing.sum()} rows without a label, row {np.argmax(missing)} first"
         raise UserError(what, f"give them one, or --drop-incomplete, which leaves them out; {expected}")
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a label is not there."""
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _name(value: Any) -> str:
-    """Returns the name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

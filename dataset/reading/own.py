@@ -18,7 +18,7 @@ from dataset import registry
 from dataset.choices import GAP, Choices
 from dataset.reading.roles import Roles, check_columns, given_roles, joined_names, label_names, roles_of
 from dataset.reading.splits import SUFFIXES, files_by_split
-from dataset.spec import CHOICE_METRICS, DatasetSpec, Row
+from dataset.spec import CHOICE_METRICS, SET_METRICS, DatasetSpec, Row
 from heterolora.elements.task import TASKS, Task
 from options.data import OwnDataOptions
 
@@ -67,9 +67,9 @@ def describe(
         classes: those of a trained head. Labels that are found among them keep its order.
     """
     roles, labels = given_roles(own, task), label_names(own)
-    needs_labels = not labels and not own.regression
+    needs_labels, multi_label = not labels and not own.regression, bool(own.multi_label)
     if roles is not None and not (roles.classifies and needs_labels):
-        return _described(dataset, own, roles, labels)
+        return _described(dataset, own, roles, labels, multi_label)
     from dataset.reading.labels import found_labels
     from dataset.reading.stored import stored_splits
 
@@ -81,15 +81,16 @@ def describe(
     check_columns(roles, columns, name)
     if roles.label is not None and roles.classifies and needs_labels:
         rows = train.read(spec_of(dataset, roles, ()).wanted, cache)
-        labels = found_labels(f"data set '{name}'", rows, roles.label, own.regression is None)
+        where = f"data set '{name}'"
+        labels, multi_label = found_labels(where, rows, roles.label, own.regression is None, own.multi_label)
         if labels and {*labels} <= {*classes}:
             labels = classes
-    spec, filled = _described(dataset, own, roles, labels)
+    spec, filled = _described(dataset, own, roles, labels, multi_label)
     return replace(spec, opened=opened), filled
 
 
 def _described(
-    dataset: str, own: OwnDataOptions, roles: Roles, labels: tuple[str, ...]
+    dataset: str, own: OwnDataOptions, roles: Roles, labels: tuple[str, ...], multi_label: bool
 ) -> tuple[DatasetSpec, OwnDataOptions]:
     filled = replace(
         own,
@@ -97,21 +98,23 @@ def _described(
         label_column=roles.label,
         labels=own.labels or joined_names(labels) or None,
         regression=not labels if roles.classifies else None,
+        multi_label=multi_label if roles.classifies else None,
         prompt_column=own.prompt_column or joined_names(roles.prompt) or None,
         response_column=roles.response,
         messages_column=roles.messages,
         choices_column=roles.choices,
     )
-    return replace(spec_of(dataset, roles, labels), drop_incomplete=own.drop_incomplete), filled
+    return replace(spec_of(dataset, roles, labels, multi_label), drop_incomplete=own.drop_incomplete), filled
 
 
-def spec_of(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
+def spec_of(dataset: str, roles: Roles, labels: tuple[str, ...], multi_label: bool = False) -> DatasetSpec:
     where = location(dataset)
     metrics = TASKS[roles.task].metrics
     if roles.choices is not None:
         metrics = CHOICE_METRICS
     elif roles.classifies:
         of_classes = ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
+        of_classes = SET_METRICS if multi_label else of_classes
         metrics = of_classes if labels else ("pearson", "spearman", "rmse", "mae")
     answers = roles.response is not None
     return DatasetSpec(
@@ -121,6 +124,7 @@ def spec_of(dataset: str, roles: Roles, labels: tuple[str, ...]) -> DatasetSpec:
         metrics=metrics,
         label=roles.label or "label",
         labels=labels,
+        multi_label=multi_label,
         validation=(),
         prompt=partial(paragraphs, roles.prompt) if roles.prompt else None,
         cue=CUE if answers else GAP if roles.choices is not None else "",

@@ -21,7 +21,7 @@ TEXT, LABEL, MESSAGES = "text", ("label", "labels"), ("messages", "conversations
 PROMPT, INSTRUCTION, INPUTS = "prompt", "instruction", ("input", "context")  # an instruction may have an input
 RESPONSES = ("response", "completion", "output")
 _GROUPS: Mapping[str, tuple[str, ...]] = {  # a kind of data -> the options that describe it
-    "texts": ("text_columns", "label_column", "labels", "regression"),
+    "texts": ("text_columns", "label_column", "labels", "regression", "multi_label"),
     "prompts with responses": ("prompt_column", "response_column"),
     "conversations": ("messages_column",),
     "questions with choices": ("choices_column",),
@@ -94,6 +94,8 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
         raise UserError(
             f"--labels {own.labels} does not name classes", "give at least two different labels, without --regression"
         )
+    if own.multi_label and own.regression:
+        raise UserError("--multi-label and --regression are both given", "several labels a row are no numbers")
     if not all(prompt := split_names(own.prompt_column)):
         raise UserError(f"--prompt-column {own.prompt_column} names an empty column", "separate names by one comma")
     if own.messages_column is not None:
@@ -104,7 +106,7 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
         return _fits(_answers(prompt, own.response_column, task), task)
     if texts and own.label_column is not None:
         return _fits(Roles("classification", texts, own.label_column), task)
-    if texts and task == "causal_language_modeling" and own.labels is None and own.regression is None:
+    if texts and task == "causal_language_modeling" and not _labelled(own):
         return _fits(Roles("causal_language_modeling", texts), task)
     return None
 
@@ -141,9 +143,8 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
     texts = split_names(own.text_columns) or _texts(columns, label)
     if label is not None and texts:
         return _fits(Roles("classification", texts, label), task)
-    labelled = own.labels is not None or own.regression is not None
     alone = len(columns) == 1 or own.text_columns is None or task == "causal_language_modeling"
-    if len(texts) == 1 and alone and not labelled and task in (None, "causal_language_modeling"):
+    if len(texts) == 1 and alone and not _labelled(own) and task in (None, "causal_language_modeling"):
         return Roles("causal_language_modeling", texts)
     if texts:
         what = "no column is named 'label'"
@@ -152,6 +153,11 @@ def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task 
     else:
         what = "several columns may hold the text" if "text" in columns.values() else "no column holds text"
     raise UserError(f"the columns of data set '{name}' have no obvious meaning: {what}", _candidates(every))
+
+
+def _labelled(own: OwnDataOptions) -> bool:
+    """Whether an option says what the labels are."""
+    return any(value is not None for value in (own.labels, own.regression, own.multi_label))
 
 
 def _top_level(columns: Mapping[str, ColumnKind]) -> dict[str, ColumnKind]:

@@ -31,7 +31,7 @@ class TaskSpec:
 
 TASKS: Mapping[Task, TaskSpec] = {
     "classification": TaskSpec(
-        metrics=("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "rmse", "mae"),
+        metrics=("accuracy", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "rmse", "mae"),
         network="AutoModelForSequenceClassification",
         peft_type="SEQ_CLS",
         pipeline="text-classification",

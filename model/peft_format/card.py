@@ -135,4 +135,5 @@ def _arguments(result: Described, base: str) -> str:
     spec = result.spec
     dtype = str(base_dtype(str(result.record.options.get("precision", "32")))).removeprefix("torch.")
     labels = f"id2label={dict(enumerate(spec.labels))!r}" if spec.labels else f"num_labels={spec.num_labels}"
+    labels += ", problem_type='multi_label_classification'" if spec.multi_label else ""
     return ", ".join([repr(base), f"dtype={dtype!r}", *([labels] if spec.classifies else [])])

@@ -1,4 +1,4 @@
-"""Classification of one or two texts, and regression where a data set has no label names."""
+"""Classification of one or two texts, also with several labels a row, and regression without label names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dataset.spec import DatasetSpec
 from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
 from model.task.answers import Answer, answers_of
@@ -16,7 +17,10 @@ from model.task.rows import Answers
 
 
 class Classification(FineTuning):
-    """Cross-entropy over label ids (squared error for regression), weighted by rows."""
+    """Cross-entropy over label ids, weighted by rows.
+
+    It is the squared error for regression, and the mean binary cross-entropy of the labels if a row may have several.
+    """
 
     def logits(self, batch: Batch) -> Tensor:
         return self.network(**network_inputs(batch)).logits.float()  # (rows, labels)
@@ -31,6 +35,8 @@ class Classification(FineTuning):
         logits = self.logits(batch)
         if self.spec.regression:
             each = F.mse_loss(logits.squeeze(-1), batch["labels"].float(), reduction="none")
+        elif self.spec.multi_label:
+            each = F.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none").mean(-1)
         else:
             weights = logits.new_tensor(class_weights) if class_weights else None
             each = F.cross_entropy(logits, batch["labels"], weight=weights, reduction="none")
@@ -40,6 +46,8 @@ class Classification(FineTuning):
         logits = present(loss.logits)
         if self.spec.regression:
             answers = Answers(batch["labels"], logits.squeeze(-1))
+        elif self.spec.multi_label:
+            answers = Answers(batch["labels"], (logits > 0).float())
         else:
             answers = Answers(batch["labels"], logits.argmax(-1), logits)
         return torch.ones_like(batch["weight"]), answers
@@ -50,12 +58,17 @@ class Classification(FineTuning):
 
     def answers(self, batch: Batch) -> list[Answer]:
         logits = self.logits(batch)
-        scores = logits if self.spec.regression else logits.softmax(-1)
+        scores = logits if self.spec.regression else probabilities(logits, self.spec)
         return answers_of(batch, scores=[*map(tuple, scores.tolist())])
 
     def official_pairs(self, first: Tensor, second: Tensor) -> tuple[Sequence[float], Sequence[float]]:
         predicted = first.squeeze(-1) if self.spec.regression else first.argmax(-1)
         return predicted.tolist(), second.tolist()
+
+
+def probabilities(logits: Tensor, spec: DatasetSpec) -> Tensor:
+    """(…, classes): they add up to 1, unless a row may have several labels."""
+    return logits.sigmoid() if spec.multi_label else logits.softmax(-1)
 
 
 TASK = Classification

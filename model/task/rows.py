@@ -18,10 +18,10 @@ ROWS = "rows.csv"
 
 @dataclass(frozen=True)
 class Answers:
-    """Labels and predictions (rows,): classes, or real values in a regression.
+    """Labels and predictions (rows,): classes, or real values in a regression. (rows, classes) if multi-label: 1 or 0.
 
     Attributes:
-        scores: (rows, classes) log-probabilities up to a constant of each row. None in a regression.
+        scores: (rows, classes) log-probabilities up to a constant of each row. None without one class a row.
     """
 
     labels: Tensor
@@ -32,6 +32,9 @@ class Answers:
         """Correctness, labels, predictions and their probabilities of the rows that `kept` (rows,) marks."""
         labels, predicted = self.labels[kept], self.predicted[kept]
         none = [None] * len(labels)
+        if labels.ndim > 1:
+            hits = (labels == predicted).all(-1).int().tolist()
+            return [hits, *([str(row.nonzero().flatten().tolist()) for row in of] for of in (labels, predicted)), none]
         hits = none if self.scores is None else (labels == predicted).int().tolist()
         chances = none if self.scores is None else self.scores[kept].softmax(-1).amax(-1).tolist()
         return [hits, labels.tolist(), predicted.tolist(), chances]
@@ -42,7 +45,8 @@ class RowResult:
     """The result of a row. `index` is its place in the split.
 
     `correct` is 1 or 0 and None without classes; `label` and `predicted` are classes or, in a regression, real values,
-    and None in a task without labels. `probability` is that of the predicted class, or of the choice among the others.
+    and None in a task without labels. Multi-label, they are lists of classes such as `[0, 2]`. `probability` is that of
+    the predicted class, or of the choice among the others.
     """
 
     split: str
@@ -50,8 +54,8 @@ class RowResult:
     loss: float  # the sum over `count`
     count: int
     correct: int | None = None
-    label: float | None = None
-    predicted: float | None = None
+    label: float | str | None = None
+    predicted: float | str | None = None
     probability: float | None = None
 
     @classmethod

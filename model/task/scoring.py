@@ -38,7 +38,7 @@ def scoring_problem(
             return task.loss(batch)
 
     name = task.spec.metrics[0] if task.spec.classifies else "loss"
-    metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance)
+    metric = metrics.scoring_metric(name, task.spec.num_labels, tolerance, task.spec.multi_label)
     real = batches[:-1] if batches and not bool(batches[-1]["weight"].any()) else batches
     fillers = batches[len(real) :] if is_sharded(task.network) else ()
     return Problem(task.network, task.space, evaluate, real, metric, track, movement or Movement(), fillers)

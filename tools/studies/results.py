@@ -123,7 +123,8 @@ def _rows(path: Path, measure: Measure, order: tuple[str, ...]) -> dict[str, dic
 
 
 def _row(row: Mapping[str, str], measure: Measure) -> Row:
-    label, predicted = (float(text) if (text := row.get(name)) else None for name in ("label", "predicted"))
+    texts = (row.get(name) or "[]" for name in ("label", "predicted"))
+    label, predicted = (None if text.startswith("[") else float(text) for text in texts)  # a list if multi-label
     total, count = (row["correct"], 1) if measure == "accuracy" else (row["loss"], row["count"])
     if not 0 < float(count) < math.inf:
         raise ValueError(f"a count is {count}")
