@@ -52,11 +52,11 @@ class Architecture:
     packs: bool = True
     classifies: bool = True
 
-    def network(self, seed: int = 0, task: str | None = None) -> PreTrainedModel:
-        """A network in evaluation mode, as `unusual_network` makes it."""
+    def network(self, seed: int = 0, task: str | None = None, **more: Any) -> PreTrainedModel:
+        """A network in evaluation mode, as `unusual_network` makes it. `more` are keys of its configuration."""
         task = task or self.task
         labels = {"num_labels": 2} if task == CLASSIFICATION else {}
-        keys = {key: value for key, value in {**_COMMON, **labels, **self.keys}.items() if value is not None}
+        keys = {key: value for key, value in {**_COMMON, **labels, **self.keys, **more}.items() if value is not None}
         config = AutoConfig.for_model(self.model_type, **keys)
         return unusual_network(config, task, seed)
 
@@ -132,9 +132,18 @@ ARCHITECTURES = {
         Architecture("deberta", "o_proj w1 w2 in_proj", CLASSIFICATION, {**_ENCODER, "relative_attention": True}),
         Architecture(
             "deberta-v2",
-            f"{_BERT} pos_key_proj pos_query_proj",
+            _BERT,
             CLASSIFICATION,
-            {**_ENCODER, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False},
+            {
+                **_ENCODER,
+                "relative_attention": True,
+                "pos_att_type": "p2c|c2p",
+                "position_biased_input": False,
+                "share_att_key": True,
+                "position_buckets": 16,
+                "norm_rel_ebd": "layer_norm",
+                "type_vocab_size": 0,
+            },
         ),
         Architecture("modernbert", "o_proj w2 Wqkv Wi", CLASSIFICATION, {"cls_token_id": 4, "sep_token_id": 5}),
     )

@@ -13,6 +13,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 import heterolora as hl
 import model.family as families
 from heterolora.elements.adapt import adapt, heads, placement_of
+from heterolora.elements.blocks import blocks_of, has_place
 from heterolora.elements.found import family_of
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS
@@ -110,9 +111,12 @@ def test_heads_for_tasks(architecture: Architecture):
 
 def test_tables_name_what_is_found():
     for name in families.names():
-        found = family_of(ARCHITECTURES[name].network(), name)
         table = families.get(name)
-        assert (table.blocks, list(table.linears.items())) == (found.blocks, list(found.linears.items()))
+        network = ARCHITECTURES[table.model_types[0]].network()
+        found, first = family_of(network, table.model_types[0]), blocks_of(network, table)[0]
+        assert table.blocks == found.blocks
+        assert found.linears == {each: path for each, path in table.linears.items() if has_place(first, table, each)}
+        assert list(found.linears) == [each for each in table.linears if each in found.linears], "in the same order"
 
 
 class Commands:
@@ -193,6 +197,23 @@ def test_lora_is_the_table_that_fits(tmp_path: Path):
     assert run("train", *commands.data, "--load", commands.base, "--model", "lora_ags", "--max-steps", 1) == 0
 
 
+def test_shortcuts_without_a_table(tmp_path: Path):
+    """The form of the blocks is found again by each command."""
+    commands = Commands(ARCHITECTURES["starcoder2"], tmp_path)
+    base = ("--load", commands.base, "--model", "lora_ags")
+    trained = commands.run("train", "trained", *base, "--max-steps", 4)
+    last, best = (trained / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    assert sum(".shortcuts." in name and name.endswith(".B") for name in weights(last)) == 7
+    assert all(value.any() for name, value in weights(last).items() if name.endswith(".B")), "all were trained"
+    cut = commands.run("train", "cut", *base, "--max-steps", 2) / "checkpoints" / "last.ckpt"
+    assert run("train", "--resume-training", "--load", cut, "--max-steps", 4) == 0
+    assert same_weights(last, cut)
+    again = metrics_of(commands.run("test", "test", "--load", best))["test"]["loss"]
+    assert again == pytest.approx(metrics_of(trained)["test"]["loss"], abs=1e-5)
+    scored = commands.run("imp-test", "scores", *base, "--imp-limit-test-batches", 1)
+    assert (scored / "scores.toml").read_text().count("score = ") == 2 * 6 + 7
+
+
 def test_names_of_places(tmp_path: Path):
     """A place may be given by its name, by the last part of its path, or by its path in the block."""
     commands = Commands(ARCHITECTURES["gpt2"], tmp_path)
@@ -236,18 +257,18 @@ def places_of(folder: Path, blocks: str = ".h.") -> set[str]:
 
 
 def test_mistakes(tmp_path: Path, capfd):
-    commands = Commands(ARCHITECTURES["olmo2"], tmp_path)
+    commands = Commands(ARCHITECTURES["falcon"], tmp_path)
     on_data = [*commands.data, "--load", commands.base]
 
     def refused(action: str, *more: object) -> str:
         return complaint(capfd, *command(action, *on_data, *more))
 
     said = refused("train", "--model", "qwen2_lorra")
-    assert f"'{commands.base}' is a model of type 'olmo2'" in said
+    assert f"'{commands.base}' is a model of type 'falcon'" in said
     assert "give --model lora, which adapts every architecture; docs/own-model.md" in said
     said = refused("train", "--model", "lora_ags")
-    assert "a model of type 'olmo2', which has no table" in said
-    assert "docs/own-model.md" in said
+    assert "a model of type 'falcon' has no table" in said
+    assert "both halves of a block have the same input; give --model lora, or see docs/own-model.md" in said
     assert "synflow needs a table" in refused("imp-test", "--importance-test-name", "synflow")
     assert "--cache-frozen-prefix needs a table" in refused("train", "--cache-frozen-prefix")
     said = refused("train", "--target", "q_proj,c_attn")
