@@ -8,18 +8,8 @@ import model.family as families
 from heterolora.elements.family import Family
 from heterolora.elements.found import family_of
 from model.block_form import with_norms
-from tests.architectures import ARCHITECTURES
+from tests.architectures import ARCHITECTURES, WITHOUT_FORM
 from tests.mistakes import refusal
-
-WITHOUT_FORM = {
-    "albert": "a block runs several times, or gets its input by name",
-    "cohere": "both halves of a block have the same input",
-    "deberta": "the layers that get the inputs of its halves are not v_proj and w1",
-    "falcon": "both halves of a block have the same input",
-    "gpt_neox": "both halves of a block have the same input",
-    "gptj": "both halves of a block have the same input",
-    "phi": "both halves of a block have the same input",
-}
 
 
 def found_in(model_type: str, **more: object) -> Family:
@@ -56,9 +46,3 @@ def test_other_forms_are_refused_with_the_reason(name: str):
     said = refusal(found_in, name)
     assert f"a model of type '{name}' has no table" in said
     assert f"no form that shortcuts know: {WITHOUT_FORM[name]}; give --model lora, or see docs/own-model.md" in said
-
-
-def test_a_sum_with_a_factor_is_no_known_form():
-    """A delta at the end of a half would get the factor too."""
-    said = refusal(found_in, "granite", residual_multiplier=0.5)
-    assert "the output of a block is not the sum of its input and of the outputs of its halves" in said
