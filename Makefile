@@ -11,6 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(RUN) -m pytest --timeout 600
 WORKERS ?= 2
 SAMPLE ?= 25  # mutants of each file
+MODEL_TESTS := $(addprefix tests/test_,any_model.py block_form.py tables.py family.py packing.py models.py)
 
 .PHONY: help
 help:  ## list these targets
@@ -31,6 +32,10 @@ test: $(VENV)/.installed-tests  ## run the tests (all but the slow ones)
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-tests  ## run the slow tests
 	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist loadfile -m "slow and not slurm and not gpu"
+
+.PHONY: test-models
+test-models: $(VENV)/.installed-tests  ## run every action on every architecture of the tests; about an hour
+	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist load $(MODEL_TESTS)
 
 .PHONY: test-slurm
 test-slurm: $(VENV)/.installed-tests  ## run the tests with a SLURM of this machine (Debian: slurm-wlm, munge)

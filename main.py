@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actions import runs
 from actions.command.command import Command
 from actions.command.parse import parse_command
 from actions.result.metrics_file import read_metrics
@@ -19,7 +18,7 @@ from actions.run.console import hide_warnings, print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
 from actions.run.run_folder import ADAPTER
 from heterolora.common.errors import UserError, nearest
-from options.actions import ANSWERING, RUNS, TRAIN, TRAINING
+from options.actions import ANSWERING, LISTS, TRAIN, TRAINING
 from options.declare import flag_of
 
 if TYPE_CHECKING:
@@ -84,8 +83,8 @@ def _run(arguments: Sequence[str]) -> None:
     debugging = "debug" in arguments
     end_with_parent()
     print_any_text()
-    if arguments and arguments[0] == RUNS:
-        runs.main(arguments[1:])
+    if arguments and arguments[0] in LISTS:
+        importlib.import_module(f"actions.{arguments[0]}").main(arguments[1:])
         return
     try:
         command = parse_command(arguments)

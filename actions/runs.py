@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actions.command.parse import Parser
 from actions.result.listing import ListedRun, is_run, readable, run_folders
-from actions.run.console import note, say
+from actions.run.console import note, say, table_of
 from heterolora.common.errors import UserError
 from options.actions import RUNS, as_started
 from options.every import defaults
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps([{**asdict(run), "to_continue": _started(run)} for run in runs], indent=2))
         return
     if runs:
-        say(_table(runs))
+        say(table_of([_COLUMNS, *map(_row, runs)]))
         for run in runs:
             if run.to_continue is not None:
                 say(f"to continue {run.name}: {run.to_continue}")
@@ -44,14 +44,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def _started(run: ListedRun) -> str | None:
     return None if run.to_continue is None else as_started(run.to_continue)
-
-
-def _table(runs: Sequence[ListedRun]) -> str:
-    """Lines with columns below each other. Nothing is cut on a narrow terminal, where long lines wrap."""
-    rows = [_COLUMNS, *map(_row, runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _row(run: ListedRun) -> tuple[str, ...]:

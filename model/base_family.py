@@ -16,6 +16,7 @@ from heterolora.elements.blocks import blocks_of
 from heterolora.elements.family import Family
 from heterolora.elements.task import CLASSIFYING, TASKS, Task
 from model.base_config import read_config
+from model.block_form import with_norms
 from model.skeleton import skeleton
 
 
@@ -31,17 +32,12 @@ def family_of_base(source: str, task: Task, shortcuts: bool) -> BaseFamily:
     """The family of the base model `source`, a hub name or folder.
 
     Raises UserError if models of this type cannot do the task, have no blocks that are found, or have no table and
-    the model has shortcuts.
+    blocks of another form than shortcuts need.
     """
     config = read_config(source)
     table = families.for_model_type(config.model_type)
     if table is not None:
         return BaseFamily(table)
-    if shortcuts:
-        raise UserError(
-            f"'{source}' is a model of type '{config.model_type}', which has no table: shortcuts need the norms",
-            f"give --model lora, or add a table, see {families.PAGE}",
-        )
     check_task(config, task)
     network = skeleton(config, task)
     if config.is_encoder_decoder:
@@ -50,6 +46,7 @@ def family_of_base(source: str, task: Task, shortcuts: bool) -> BaseFamily:
             f"give a decoder or an encoder, or --model {source} to fine-tune all parameters",
         )
     family = found.family_of(network, config.model_type, tasks_of(config))
+    family = with_norms(family, config, task) if shortcuts else family
     return BaseFamily(family, tuple(_notes(network, family)))
 
 

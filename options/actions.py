@@ -20,7 +20,8 @@ ACTIONS: dict[str, str] = {
     CHAT: "talk to a language model in the terminal",
 }
 
-RUNS = "runs"  # the command that lists runs
+RUNS, MODELS = "runs", "models"
+LISTS: dict[str, str] = {RUNS: "list the runs of a folder", MODELS: "list the families of models that have a table"}
 
 TRAINING = (TRAIN, DYREALLOC)
 MEASURING = (*TRAINING, TEST)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import model.family as families
+from heterolora.elements.found import stacked_weights
 from tests.tiny import PAD, VOCABULARY, unusual_network
 
 #: One of each form, on which every action runs in the fast tests: capped logits, transposed weights, fused projections,
@@ -52,11 +54,11 @@ class Architecture:
     packs: bool = True
     classifies: bool = True
 
-    def network(self, seed: int = 0, task: str | None = None) -> PreTrainedModel:
-        """A network in evaluation mode, as `unusual_network` makes it."""
+    def network(self, seed: int = 0, task: str | None = None, **more: Any) -> PreTrainedModel:
+        """A network in evaluation mode, as `unusual_network` makes it. `more` are keys of its configuration."""
         task = task or self.task
         labels = {"num_labels": 2} if task == CLASSIFICATION else {}
-        keys = {key: value for key, value in {**_COMMON, **labels, **self.keys}.items() if value is not None}
+        keys = {key: value for key, value in {**_COMMON, **labels, **self.keys, **more}.items() if value is not None}
         config = AutoConfig.for_model(self.model_type, **keys)
         return unusual_network(config, task, seed)
 
@@ -93,7 +95,7 @@ ARCHITECTURES = {
         Architecture("olmo2", _LLAMA, keys=_GROUPED),
         Architecture("smollm3", _LLAMA, keys=_GROUPED),
         Architecture("stablelm", _LLAMA, keys=_GROUPED),
-        Architecture("granite", _LLAMA, keys=_GROUPED, classifies=False),
+        Architecture("granite", _LLAMA, keys={**_GROUPED, "residual_multiplier": 0.22}, classifies=False),
         Architecture("cohere", _LLAMA, keys=_GROUPED, classifies=False),
         Architecture("starcoder2", _BERT, keys=_GROUPED),
         Architecture("opt", _BERT, keys={"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),
@@ -132,26 +134,76 @@ ARCHITECTURES = {
         Architecture("deberta", "o_proj w1 w2 in_proj", CLASSIFICATION, {**_ENCODER, "relative_attention": True}),
         Architecture(
             "deberta-v2",
-            f"{_BERT} pos_key_proj pos_query_proj",
+            _BERT,
             CLASSIFICATION,
-            {**_ENCODER, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False},
+            {
+                **_ENCODER,
+                "relative_attention": True,
+                "pos_att_type": "p2c|c2p",
+                "position_biased_input": False,
+                "share_att_key": True,
+                "position_buckets": 16,
+                "norm_rel_ebd": "layer_norm",
+                "type_vocab_size": 0,
+            },
         ),
         Architecture("modernbert", "o_proj w2 Wqkv Wi", CLASSIFICATION, {"cls_token_id": 4, "sep_token_id": 5}),
     )
 }
 
 
+#: Architectures whose blocks have no form that shortcuts know, and the reason that the program gives.
+WITHOUT_FORM = {
+    "albert": "a block runs several times, or gets its input by name",
+    "cohere": "both halves of a block have the same input",
+    "deberta": "the layers that get the inputs of its halves are not v_proj and w1",
+    "falcon": "both halves of a block have the same input",
+    "gpt_neox": "both halves of a block have the same input",
+    "gptj": "both halves of a block have the same input",
+    "granite": "the output of a block is not the sum of its input and of the outputs of its halves",
+    "phi": "both halves of a block have the same input",
+}
+
+#: Classes on which vLLM serves LoRA: the column LoRA of docs/models/supported_models.md in its repository, at
+#: commit 0046f770d322e202c2000e325a0c8cc1fcb2fc76.
+_IN_VLLM = {
+    f"{name}ForCausalLM"
+    for name in (
+        *("Cohere", "Gemma", "Gemma2", "Gemma3", "Granite", "Llama", "Mistral", "Mixtral", "OPT", "Olmo", "Olmo2"),
+        *("Phi", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "SmolLM3", "Starcoder2"),
+    )
+}
+
+
 def table() -> str:
     """The table of the page on models. A test compares it with the page; `python -m tests.test_docs` writes it."""
-    rows = [
-        "| `model_type` | places for LoRA | shortcuts | tasks | `--packing` | actions |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, each in sorted(ARCHITECTURES.items()):
-        places = " ".join(f"`{place}`" for place in each.places.split())
-        shortcuts = "yes" if families.for_model_type(name) is not None else "no"
-        tasks = "classification" if each.task == CLASSIFICATION else "all" if each.classifies else "language models"
-        packing = "–" if each.task == CLASSIFICATION else "yes" if each.packs else "no"
-        checked = "each change" if name in REPRESENTATIVES else "slow tests"
-        rows.append(f"| `{name}` | {places} | {shortcuts} | {tasks} | {packing} | {checked} |")
-    return "\n".join(rows) + "\n"
+    columns = (
+        "`model_type`",
+        "places for LoRA",
+        "shortcuts",
+        "tasks",
+        "`--packing`",
+        "`fsdp`",
+        "4 bits",
+        "vLLM",
+        "tests",
+    )
+    rows = [columns, ("---",) * len(columns)]
+    rows += [_row(each) for _, each in sorted(ARCHITECTURES.items())]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _row(each: Architecture) -> tuple[str, ...]:
+    name, classifies = each.model_type, each.task == CLASSIFICATION
+    tabled = families.for_model_type(name) is not None
+    return (
+        f"`{name}`",
+        " ".join(f"`{place}`" for place in each.places.split()),
+        "no" if name in WITHOUT_FORM else "table" if tabled else "found",
+        "classification" if classifies else "all" if each.classifies else "language models",
+        "–" if classifies else "yes" if each.packs else "no",
+        "yes",
+        "but for the experts" if stacked_weights(each.network()) else "yes",
+        "–" if classifies else "yes" if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] in _IN_VLLM else "merged",
+        "each change" if name in REPRESENTATIVES else "slow",
+    )

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from torch import distributed
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 import heterolora as hl
 import model.family as families
-from heterolora.elements.adapt import adapt, heads, placement_of
+from heterolora import saliency
+from heterolora.elements.adapt import adapt, heads, in_head, placement_of
+from heterolora.elements.blocks import blocks_of, has_place
 from heterolora.elements.found import family_of
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS
+from heterolora.saliency.score import score
 from model.base_family import tasks_of
 from model.checkpoint import BaseSource, ModelRecord
 from model.merge import fold, unwrap
 from model.packing import packing_fails
 from model.peft_format.writing import write_adapter
-from tests.adapted import lora_config
+from model.quantize import loading_arguments, put_nf4_layers, quantize
+from model.sharding import Sharding, shard
+from tests.adapted import Adapted, lora_config, put_into, shortcut_config
 from tests.architectures import ARCHITECTURES, CLASSIFICATION, LM, REPRESENTATIVES, Architecture
-from tests.mistakes import complaint
+from tests.mistakes import complaint, refusal
+from tests.scoring import problem
 from tests.tiny import tiny_batch, word_tokenizer
+from tests.together import assert_same, both, run_commands, together
 from tests.world import (
     command,
     metrics_of,
@@ -39,6 +48,14 @@ from tests.world import (
 from tools import export, realloc_lora_rank
 
 every = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+#: Every architecture; all but the representatives in the slow tests.
+matrix = pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(each, id=name, marks=() if name in REPRESENTATIVES else pytest.mark.slow)
+        for name, each in sorted(ARCHITECTURES.items())
+    ],
+)
 
 
 def adapted(architecture: Architecture) -> tuple[PreTrainedModel, SearchSpace]:
@@ -49,6 +66,10 @@ def adapted(architecture: Architecture) -> tuple[PreTrainedModel, SearchSpace]:
 
 def batch_for(architecture: Architecture) -> dict[str, torch.Tensor]:
     return tiny_batch(padding="right" if architecture.task == CLASSIFICATION else None)
+
+
+def labels_for(architecture: Architecture, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.zeros(3, dtype=torch.int64) if architecture.task == CLASSIFICATION else batch["input_ids"]
 
 
 @torch.no_grad()
@@ -66,8 +87,8 @@ def test_places_start_step_adapter_and_merge(architecture: Architecture, tmp_pat
     assert torch.equal(logits(network, batch), logits(base, batch)), "it starts as the base"
 
     # A step reaches every element.
-    labels = torch.zeros(3, dtype=torch.int64) if architecture.task == CLASSIFICATION else batch["input_ids"]
-    network.train()(**batch, labels=labels).loss.backward()
+    network.train()(**batch, labels=labels_for(architecture, batch)).loss.backward()
+    assert all(p.requires_grad == (".low_rank." in name or in_head(name)) for name, p in network.named_parameters())
     assert all(low_rank.B.grad.any() for low_rank in space)
     assert {name for name, p in network.named_parameters() if p.grad is not None} == {
         name for name, p in network.named_parameters() if p.requires_grad
@@ -110,9 +131,12 @@ def test_heads_for_tasks(architecture: Architecture):
 
 def test_tables_name_what_is_found():
     for name in families.names():
-        found = family_of(ARCHITECTURES[name].network(), name)
         table = families.get(name)
-        assert (table.blocks, list(table.linears.items())) == (found.blocks, list(found.linears.items()))
+        network = ARCHITECTURES[table.model_types[0]].network()
+        found, first = family_of(network, table.model_types[0]), blocks_of(network, table)[0]
+        assert table.blocks == found.blocks
+        assert found.linears == {each: path for each, path in table.linears.items() if has_place(first, table, each)}
+        assert list(found.linears) == [each for each in table.linears if each in found.linears], "in the same order"
 
 
 class Commands:
@@ -150,8 +174,10 @@ class Commands:
         measured = metrics_of(trained)
         merged = tmp_path / "merged"
         export.main([str(trained), "--format", "merged", "--output", str(merged)])
-        for kind, load in (("checkpoint", best), ("adapter", trained / "adapter")):
-            again = metrics_of(self.run("test", f"test-{kind}", "--load", load))
+        results = {"checkpoint": ("--load", best), "adapter": ("--load", trained / "adapter")}
+        for kind, result in {**results, "merged": ("--model", merged)}.items():
+            again = metrics_of(self.run("test", f"test-{kind}", *result))
+            assert again.keys() & measured.keys()
             for split in measured.keys() & again.keys():
                 assert again[split]["loss"] == pytest.approx(measured[split]["loss"], abs=1e-5), kind
 
@@ -169,15 +195,85 @@ class Commands:
         return 1 if self.architecture.model_type == "albert" else 2
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_every_action(name: str, tmp_path: Path):
-    Commands(ARCHITECTURES[name], tmp_path).check_all(tmp_path)
+@matrix
+def test_every_action(architecture: Architecture, tmp_path: Path):
+    Commands(architecture, tmp_path).check_all(tmp_path)
+
+
+@matrix
+def test_every_heuristic(architecture: Architecture):
+    network, space = adapted(architecture)
+    made = Adapted(network, space, {}).train_b()
+    batches = [batch_for(architecture) for _ in range(2)]
+    for batch in batches if architecture.task == CLASSIFICATION else ():
+        batch["labels"] = torch.tensor([0, 1, 1])
+    of_network = problem(made, batches)
+    for name in saliency.names():
+        if saliency.get(name).needs_table:
+            assert "synflow needs a family table" in refusal(score, name, of_network)
+            continue
+        found = score(name, of_network)
+        assert found.keys() == {element.key for element in space.elements}, name
+        assert all(map(math.isfinite, found.values())), name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(REPRESENTATIVES)))
-def test_every_action_on_the_others(name: str, tmp_path: Path):
-    Commands(ARCHITECTURES[name], tmp_path).check_all(tmp_path)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_training_with_a_sharded_base(name: str, tmp_path: Path):
+    """It gives the bits of a replicated one."""
+    commands = Commands(ARCHITECTURES[name], tmp_path)
+    shared = ("train", *commands.data, "--load", commands.base, "--max-steps", 2, "--project-dir", tmp_path)
+    together(2, run_commands, both(*shared))
+    assert_same(tmp_path)
+
+
+def step_of(architecture: Architecture, sharded: bool) -> list[torch.Tensor]:
+    """Logits, and the gradients of all elements: LoRA, and shortcuts where a table tells the form of the blocks."""
+    network, name = architecture.network(), architecture.model_type
+    family = families.for_model_type(name) or family_of(network, name)
+    shortcut = shortcut_config() if family.has_norms and not family.parallel(network.config) else None
+    space = put_into(network, family, lora_config(), shortcut)
+    Adapted(network, space, {}).train_b()
+    if sharded:
+        shard(network, space, Sharding(2, torch.float32), torch.device("cpu"))
+    batch = batch_for(architecture)
+    output = network.train()(**batch, labels=labels_for(architecture, batch))
+    output.loss.backward()
+    return [output.logits.detach(), *(parameter.grad for parameter in space.parameters)]
+
+
+def steps_of_all() -> dict[str, bool]:
+    """`model_type` -> whether a sharded base gives the bits of a replicated one."""
+    distributed.init_process_group("gloo")
+    return {
+        name: all(map(torch.equal, step_of(architecture, sharded=False), step_of(architecture, sharded=True)))
+        for name, architecture in ARCHITECTURES.items()
+    }
+
+
+def test_a_sharded_base_computes_the_same():
+    """On two processes."""
+    for found in together(2, steps_of_all):
+        assert found == dict.fromkeys(ARCHITECTURES, True)
+
+
+@matrix
+def test_a_base_in_4_bits(architecture: Architecture, tmp_path: Path):
+    """All linear layers are packed, as bitsandbytes packs them when it loads a base. Experts stay as they are."""
+    bits = pytest.importorskip("bitsandbytes")
+    network, batch = architecture.network(), batch_for(architecture)
+    network.save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path, dtype=torch.float32, **loading_arguments("nf4", "32"))
+    put_nf4_layers(network, "32")
+    for module in network.modules():
+        quantize(module, torch.device("cpu"))
+    assert torch.equal(logits(network, batch), logits(loaded, batch)), "packed here, and by transformers"
+    space = adapt(loaded, placement_of(loaded, family_of(loaded, architecture.model_type), lora_config()))
+    assert all(isinstance(loaded.get_submodule(each.module).base, bits.nn.Linear4bit) for each in space.elements)
+    assert [element.key for element in space.elements] == [element.key for element in adapted(architecture)[1].elements]
+    assert torch.equal(logits(loaded, batch), logits(network, batch)), "it starts as the base"
+    loaded.train()(**batch, labels=labels_for(architecture, batch)).loss.backward()
+    assert all(low_rank.B.grad.any() for low_rank in space)
 
 
 def test_lora_is_the_table_that_fits(tmp_path: Path):
@@ -191,6 +287,23 @@ def test_lora_is_the_table_that_fits(tmp_path: Path):
     assert all(same_weights(first, other) for other in others)
     assert all(metrics_of(folder) == metrics_of(runs[0]) for folder in runs)
     assert run("train", *commands.data, "--load", commands.base, "--model", "lora_ags", "--max-steps", 1) == 0
+
+
+def test_shortcuts_without_a_table(tmp_path: Path):
+    """The form of the blocks is found again by each command."""
+    commands = Commands(ARCHITECTURES["starcoder2"], tmp_path)
+    base = ("--load", commands.base, "--model", "lora_ags")
+    trained = commands.run("train", "trained", *base, "--max-steps", 4)
+    last, best = (trained / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    assert sum(".shortcuts." in name and name.endswith(".B") for name in weights(last)) == 7
+    assert all(value.any() for name, value in weights(last).items() if name.endswith(".B")), "all were trained"
+    cut = commands.run("train", "cut", *base, "--max-steps", 2) / "checkpoints" / "last.ckpt"
+    assert run("train", "--resume-training", "--load", cut, "--max-steps", 4) == 0
+    assert same_weights(last, cut)
+    again = metrics_of(commands.run("test", "test", "--load", best))["test"]["loss"]
+    assert again == pytest.approx(metrics_of(trained)["test"]["loss"], abs=1e-5)
+    scored = commands.run("imp-test", "scores", *base, "--imp-limit-test-batches", 1)
+    assert (scored / "scores.toml").read_text().count("score = ") == 2 * 6 + 7
 
 
 def test_names_of_places(tmp_path: Path):
@@ -236,20 +349,22 @@ def places_of(folder: Path, blocks: str = ".h.") -> set[str]:
 
 
 def test_mistakes(tmp_path: Path, capfd):
-    commands = Commands(ARCHITECTURES["olmo2"], tmp_path)
+    commands = Commands(ARCHITECTURES["falcon"], tmp_path)
     on_data = [*commands.data, "--load", commands.base]
 
     def refused(action: str, *more: object) -> str:
         return complaint(capfd, *command(action, *on_data, *more))
 
     said = refused("train", "--model", "qwen2_lorra")
-    assert f"'{commands.base}' is a model of type 'olmo2'" in said
+    assert f"'{commands.base}' is a model of type 'falcon'" in said
     assert "give --model lora, which adapts every architecture; docs/own-model.md" in said
     said = refused("train", "--model", "lora_ags")
-    assert "a model of type 'olmo2', which has no table" in said
-    assert "docs/own-model.md" in said
+    assert "a model of type 'falcon' has no table" in said
+    assert "both halves of a block have the same input; give --model lora, or see docs/own-model.md" in said
     assert "synflow needs a table" in refused("imp-test", "--importance-test-name", "synflow")
     assert "--cache-frozen-prefix needs a table" in refused("train", "--cache-frozen-prefix")
+    said = refused("train", "--target", "o_proj,lm_head")
+    assert "lm_head is outside of the blocks, and stays frozen; name layers of the blocks: o_proj, w1" in said
     said = refused("train", "--target", "q_proj,c_attn")
     assert "'c_attn' is not known" in said
     (tmp_path / "lora.toml").write_text(

@@ -53,6 +53,8 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained --mod
         ("train --target q_proj v_proj", "two values follow --target", "--target q_proj,v_proj"),
         ("train --dataset x.csv --text-columns a b", "'a' and 'b'", "--text-columns a,b"),
         ("train --model optt_lora", "'optt_lora' is not known", "did you mean 'opt_lora'"),
+        ("train --model gemma9_lora --load a/b", "'gemma9_lora' is not known", "give --model lora, which adapts every"),
+        ("train --model qwen4_lora_ags", "'qwen4_lora_ags' is not known", "give --model lora_ags, which adapts every"),
         ("train --model phi_lora --load a/b", "'phi_lora' is not known", "give --model lora, which adapts every"),
         ("train --model phi_lora_ags", "'phi_lora_ags' is not known", "give --model lora_ags, which adapts every"),
         ("train --lr-scheduler cosin", "cosin", "did you mean 'cosine_annealing'"),

@@ -22,7 +22,7 @@ from transformers import AutoModel
 import heterolora
 from dataset import registry
 from dataset.spec import DatasetSpec
-from options.actions import ACTIONS, RUNS
+from options.actions import ACTIONS, LISTS
 from options.declare import flag_of
 from options.every import declared, defaults
 from tests import architectures
@@ -259,7 +259,7 @@ def test_every_option_of_every_command_is_known() -> None:
     for line in commands():
         words = shlex.split(line.removeprefix("srun "))
         words = ["sst2" if word == "reviews" else word for word in words]  # an entry that the reader adds
-        if words[:3] == ["python", "-m", "main"] and not {"--help", RUNS} & {*words}:
+        if words[:3] == ["python", "-m", "main"] and not {"--help", *LISTS} & {*words}:
             assert parse_command(words[3:]).action in ACTIONS
 
 
@@ -309,17 +309,17 @@ class TestExamples:
         assert "accuracy" in stage.run(f"{line} --load facebook/opt-350m --pretrained")
 
     def test_a_model_family(self, stage: Stage, written) -> None:
-        written("model/family/smollm3.py")
-        from transformers import SmolLM3Config, SmolLM3ForCausalLM
+        written("model/family/helium.py")
+        from transformers import HeliumConfig, HeliumForCausalLM
 
         tokenizer = word_tokenizer([row["sentence"] for row in sentences(200, seed=0)], style="decoder")
-        config = SmolLM3Config(
+        config = HeliumConfig(
             vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, pad_token_id=tokenizer.pad_token_id,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        SmolLM3ForCausalLM(config).save_pretrained(stage.folder / "smollm3")
-        tokenizer.save_pretrained(stage.folder / "smollm3")
-        out = stage.run("python -m main train --model smollm3_lora_ags --load smollm3 --pretrained --dataset rte")
+        HeliumForCausalLM(config).save_pretrained(stage.folder / "helium")
+        tokenizer.save_pretrained(stage.folder / "helium")
+        out = stage.run("python -m main train --model helium_lora_ags --load helium --pretrained --dataset rte")
         assert "shortcut2" in out
 
     def test_a_heuristic(self, stage: Stage, written) -> None:

@@ -44,9 +44,8 @@ def lora(*arguments: object) -> ElementConfig:
 def test_targets_of_every_family(family: str, given: tuple[str, ...], expected: set[str]) -> None:
     target = ("--target", *given) if given else ()
     found = request("train", f"{family}_lora", "toy_nli", "--load", "some/base", "--pretrained", *target)
-    planned = placement_of(
-        ARCHITECTURES[family].network(task="classification"), families.get(family), found.configs["lora"]
-    )
+    network = ARCHITECTURES[families.get(family).model_types[0]].network()
+    planned = placement_of(network, families.get(family), found.configs["lora"])
     assert {element.name for element in planned.elements} == expected & set(families.get(family).linears)
     assert {element.layer for element in planned.elements} == {0, 1}
     assert {element.settings for element in planned.elements} == {Settings(8, 16.0)}

@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
+from heterolora.common.checks import present
 from heterolora.elements import config as configurations
+from heterolora.elements.family import Family
+from heterolora.elements.task import CLASSIFYING
 from heterolora.saliency.problem import Loss
 from model import family
 from model.load import enable_gradient_checkpointing
@@ -115,6 +118,8 @@ def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
         assert peak == pytest.approx(peak_of(name, lora, checkpointing), rel=0.05), (name, checkpointing)
 
 
+_FOLDER = Path(__file__).parent / "fixtures" / "plan"
+
 # As their makers published them: with dropout, and in the dtype of the file. Weights without the head.
 _PUBLISHED = {
     "opt-350m": 331_196_416,
@@ -132,25 +137,31 @@ _PUBLISHED = {
     "electra-base": 108_891_648,
     "distilbert-base-uncased": 66_362_880,
     "modernbert-base": 149_014_272,
+    "deberta-v3-base": 183_831_552,
+    "pythia-160m": 162_322_944,
+    "olmo-2-1b": 1_484_916_736,
+    "smollm3-3b": 3_075_098_624,
+    "llama-4-scout": 107_769_861_120,  # without the part for images
 }
 
 
 @pytest.mark.parametrize(("name", "weights"), _PUBLISHED.items())
 def test_published_models_of_every_family(capsys, name: str, weights: int) -> None:
-    folder = Path(__file__).parent / "fixtures" / "plan" / name
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    about = ("--model", f"{model_type}_lora", "--load", folder, "--pretrained", "--max-token-len", 128)
-    found = planned(
-        capsys, *about, "--dataset", "sst2" if "bert" in model_type or model_type == "electra" else "wikitext2"
-    )
+    table = table_of(name)
+    about = ("--model", f"{table.name}_lora", "--load", _FOLDER / name, "--pretrained", "--max-token-len", 128)
+    found = planned(capsys, *about, "--dataset", "sst2" if table.tasks == CLASSIFYING else "wikitext2")
     assert found["base"]["whole"] == pytest.approx(4 * weights, rel=0.001)
     assert found["checkpointing"]["activations"] < found["plain"]["activations"] / 2
     assert found["checkpointing"]["flops"] > found["plain"]["flops"]
 
 
 def test_every_family_has_a_published_model() -> None:
-    folders = [Path(__file__).parent / "fixtures" / "plan" / name / "config.json" for name in _PUBLISHED]
-    assert {json.loads(path.read_text(encoding="utf-8"))["model_type"] for path in folders} == {*family.names()}
+    assert {table_of(name).name for name in _PUBLISHED} == {*family.names()}
+
+
+def table_of(name: str) -> Family:
+    found = json.loads((_FOLDER / name / "config.json").read_text(encoding="utf-8"))["model_type"]
+    return present(family.for_model_type(found))
 
 
 # ---- arithmetic

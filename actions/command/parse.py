@@ -15,7 +15,7 @@ from actions.command.command import Command
 from actions.command.options_file import overridden, read_options
 from actions.command.other_names import flag_meant_by
 from heterolora.common.errors import UserError, nearest
-from options.actions import ACTIONS, RUNS, TOOLS, as_started
+from options.actions import ACTIONS, LISTS, TOOLS, as_started
 from options.declare import OptionInfo, flag_of
 from options.every import declared
 
@@ -27,7 +27,7 @@ _EXAMPLES = {
     "python -m main train --config runs/NAME/config.toml": "repeat a run",
     "python -m main train --resume-training --load runs/NAME": "continue an interrupted run",
 }
-_OTHERS = {f"python -m main {RUNS}": "list the runs of a folder"}
+_OTHERS = {f"python -m main {name}": summary for name, summary in LISTS.items()}
 _OTHERS |= {f"python tools/{tool.file}.py": tool.summary for tool in TOOLS.values()}
 _ALL = "--help-all"
 
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 def parse_command(arguments: Sequence[str]) -> Command:
     """Parse the arguments of `python -m main`. Raises UserError for a mistake, and SystemExit for `--help`."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in ACTIONS:
-        raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], (*ACTIONS, RUNS)))
+        raise UserError(f"action '{arguments[0]}' is not known", nearest(arguments[0], (*ACTIONS, *LISTS)))
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         action = next((argument for argument in arguments if argument in ACTIONS), "ACTION")
         raise UserError(f"'{arguments[0]}' is given before the action", f"give the action first: {_first(action)}")
@@ -131,7 +131,7 @@ def _build(everything: bool) -> Parser:
         sub.add_argument("-h", "--help", _ALL, action="help", help=argparse.SUPPRESS)
         _add_options(sub, action, everything)
     if completion.is_asked():
-        for name in (RUNS, *TOOLS):
+        for name in (*LISTS, *TOOLS):
             actions.add_parser(name)
     return parser
 

@@ -80,13 +80,14 @@ def _table(request: Request) -> None:
     if request.adapted is None or request.adapted.family.has_paths:
         return
     options, test = request.options, request.options.scoring.importance_test_name
-    name, has_norms = request.adapted.family.name, request.adapted.family.has_norms
-    found = f"needs a table of the architecture, and '{name}' has none"
+    family = request.adapted.family
+    found = f"needs a table of the architecture, and '{family.name}' has none"
+    why = found if family.found else f"needs a linear layer for each projection, which {family.name} has not"
     if _is_used("importance_test_name", request) and saliency.get(present(test)).needs_table:
         advice = f"use another --importance-test-name, such as grad_norm, or see {PAGE}"
-        raise UserError(f"{test} {f'needs projections apart, and {name} joins some' if has_norms else found}", advice)
+        raise UserError(f"{test} {why}", advice)
     advice = f"see {PAGE} for how to add one"
-    if not has_norms and options.cache_frozen_prefix and _is_used("cache_frozen_prefix", request):
+    if family.found and options.cache_frozen_prefix and _is_used("cache_frozen_prefix", request):
         raise UserError(f"--cache-frozen-prefix {found}", f"leave it out, or {advice}")
 
 

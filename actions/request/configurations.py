@@ -77,11 +77,18 @@ def _projections(target: str, family: Family) -> list[str]:
     names |= {given: [name] for given, name in family.accepted.items()}
     chosen: list[str] = []
     for part in (part.strip() for part in target.split(",")):
+        if part in _OUTSIDE:
+            found = f"--target {target}: {part} is outside of the blocks, and stays frozen"
+            raise UserError(found, f"name layers of the blocks: {', '.join(family.linears)}")
         if part not in names:
             found = f"{family.name} has no {part}" if part in _all_names() else f"'{part}' is not known"
             raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.linears)))
         chosen += names[part]
     return [name for name in family.linears if name in chosen]
+
+
+#: Usual names of embeddings and output layers.
+_OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "classifier", "score")
 
 
 def _all_names() -> set[str]:

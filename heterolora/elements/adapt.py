@@ -96,8 +96,23 @@ def placement_of(
         family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes))
     )
     if planned.shortcuts:
-        check_blocks(network.config, "shortcuts do", "layerdrop", "chunk_size_feed_forward")
+        _check_shortcuts(planned, network.config)
     return planned
+
+
+def _check_shortcuts(planned: Placement, hf_config: Any) -> None:
+    family = planned.family
+    check_blocks(hf_config, "shortcuts do", "layerdrop", "chunk_size_feed_forward")
+    if family.parallel(hf_config):
+        raise UserError(
+            f"both halves of a block of this {family.name} model have the same input, so shortcuts are not defined",
+            "give --model lora",
+        )
+    if planned.renormalize and not family.norm1:
+        raise UserError(
+            f"shortcut configuration: renormalize is true, but {family.name} has no norm of its sums",
+            "expected renormalize = false",
+        )
 
 
 def _notes(config: ElementConfig, family: Family, layers: int, names: Sequence[str]) -> Iterator[str]:

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from heterolora.elements.family import Family
 
 
+def base_of(network: nn.Module) -> nn.Module:
+    """A Transformers model without its head. `base_model` of Llama 4 is the whole network."""
+    base = cast(nn.Module, network.base_model)
+    if base is not network or cast(Any, network).get_output_embeddings() is None:
+        return base
+    return next((child for child in network.children() if hasattr(child, "config")), base)
+
+
 def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
     """The blocks of a Transformers model, in order."""
-    base = cast(nn.Module, network.base_model)
-    return cast(nn.ModuleList, base.get_submodule(family.blocks))
+    return cast(nn.ModuleList, base_of(network).get_submodule(family.blocks))
 
 
 def has_place(block: nn.Module, family: Family, name: str) -> bool:
@@ -27,12 +34,12 @@ def has_place(block: nn.Module, family: Family, name: str) -> bool:
 
 
 @contextmanager
-def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None) -> Iterator[None]:
+def replaced(blocks: nn.ModuleList, layers: range, family: Family, output: Tensor | None = None) -> Iterator[None]:
     """Replace blocks in the network's list: each of `layers` returns `output`, or its input if that is None."""
     kept = [blocks[layer] for layer in layers]
     try:
         for layer, block in zip(layers, kept, strict=True):
-            blocks[layer] = _StandIn(output, block)
+            blocks[layer] = _StandIn(output, block, family.returns_tuple)
         yield
     finally:
         for layer, block in zip(layers, kept, strict=True):
@@ -42,14 +49,16 @@ def replaced(blocks: nn.ModuleList, layers: range, output: Tensor | None = None)
 class _StandIn(nn.Module):
     """Takes the place of a block, whatever its other arguments are. Its other attributes are those of the block."""
 
-    def __init__(self, output: Tensor | None, block: nn.Module) -> None:
+    def __init__(self, output: Tensor | None, block: nn.Module, as_tuple: bool) -> None:
         super().__init__()
-        self.output, self._of = output, (block,)  # a tuple refers to a module without registering it
+        self.output, self.as_tuple = output, as_tuple
+        self._of = (block,)  # a tuple refers to a module without registering it
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__.get("_of", ())
         return getattr(own[0], name) if own else super().__getattr__(name)
 
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor, None]:
         """x (rows, tokens, width) -> the output of the block, of the same shape."""
-        return x if self.output is None else self.output
+        y = x if self.output is None else self.output
+        return (y, None) if self.as_tuple else y

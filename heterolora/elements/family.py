@@ -36,9 +36,13 @@ class Family:
         linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
             attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
         norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm. Both are
-            empty if the places were found in a network (`heterolora.elements.found`), which does not tell the norms.
+            empty if the only norms are those of the halves' outputs, or if they are not known.
         end_norm1, end_norm2: paths of norms of the halves' outputs, before the residual sums. Empty if there are none.
-        pre_norm: Hugging Face configuration -> whether the norms come before the halves.
+        attention, feed_forward: paths of the halves, if `o_proj` and `w2` are not the last layer of it in each block.
+        pre_norm: Hugging Face configuration -> whether no norm comes after the residual sums.
+        parallel: Hugging Face configuration -> whether both halves have the same input.
+        returns_tuple: whether a block returns a tuple, whose first value is its output.
+        found: whether it was found in a network (`heterolora.elements.found`), which tells about the blocks only.
         before_blocks: paths inside the base model of the linear layers and norms between the input embeddings and the
             first block, in order; paths that a model does not have are skipped.
         after_blocks: the same between the last block and the last hidden state.
@@ -60,6 +64,11 @@ class Family:
     after_blocks: tuple[str, ...] = ()
     end_norm1: str = ""
     end_norm2: str = ""
+    attention: str = ""
+    feed_forward: str = ""
+    parallel: Callable[[Any], bool] = never
+    returns_tuple: bool = False
+    found: bool = False
     norm_offset: float = 0.0
     positions_after_padding: bool = False
     tasks: tuple[Task, ...] = tuple(TASKS)
@@ -68,12 +77,22 @@ class Family:
     @property
     def has_norms(self) -> bool:
         """Whether it says where the norms are, which shortcuts need."""
-        return bool(self.norm1)
+        return bool(self.norm1 or self.end_norm1)
 
     @property
     def has_paths(self) -> bool:
-        """Whether `synflow` finds its paths: norms, and a layer of its own for each projection."""
-        return self.has_norms and {"v_proj", "o_proj", "w1", "w2"} <= self.linears.keys()
+        """Whether `synflow` finds its paths: a table, and a layer of its own for each projection."""
+        return not (self.found or self.feed_forward) and {"v_proj", "o_proj", "w1", "w2"} <= self.linears.keys()
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Paths of the last layers of the halves, whose outputs the block adds to its sums."""
+        first, second = (self.end_norm1 or self.attention, self.end_norm2 or self.feed_forward)
+        return first or self.linears["o_proj"], second or self.linears["w2"]
+
+    def starts(self, pre_norm: bool) -> tuple[str, str]:
+        """Paths of layers whose inputs are x and h. `q_proj` is none in DeBERTa, which projects positions with it."""
+        return (self.norm1, self.norm2) if pre_norm and self.norm1 else (self.linears["v_proj"], self.linears["w1"])
 
     @property
     def accepted(self) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import cast
 
 from torch import nn
 
 from heterolora.common.errors import UserError
+from heterolora.elements.blocks import base_of
 from heterolora.elements.element import PROJECTIONS
 from heterolora.elements.family import Family, always
 from heterolora.elements.linear import is_linear, widths_of
@@ -36,7 +36,7 @@ def family_of(network: nn.Module, model_type: str, tasks: tuple[Task, ...] = tup
     The places are the linear layers of the blocks that are wider than 1. A layer that only some blocks have is a place
     in these. Raises UserError if the network has no such list.
     """
-    base = cast(nn.Module, network.base_model)
+    base = base_of(network)
     lists = {path: module for path, module in _text_part(base) if isinstance(module, nn.ModuleList)}
     layers = {path: _linears(module) for path, module in lists.items()}
     candidates = [path for path in lists if layers[path] and not any(path.startswith(f"{other}.") for other in lists)]
@@ -54,6 +54,7 @@ def family_of(network: nn.Module, model_type: str, tasks: tuple[Task, ...] = tup
         norm1="",
         norm2="",
         pre_norm=always,
+        found=True,
         positions_after_padding=positions_after_padding(network),
         tasks=tasks,
     )

@@ -12,8 +12,9 @@ and with `renormalize` (the second d_sc2 and LN1 in every block but the first)::
     post-norm:  h = LN1(LN1(x + d_res1(x) + a) + d_sc2(h'))  y = LN2(LN2(h + d_res2(h) + f) + d_sc1(x))
 
 No block is copied. A delta reaches a sum through the last layer of its half: the output of `o_proj` is added to h, the
-output of `w2` to y. If a block normalises the output of a half before the sum (Gemma 2), this norm is the last layer. x
-and h are captured at the input of a layer: the half's norm in a pre-norm block, `q_proj` and `w1` in a post-norm block.
+output of `w2` to y. If a block normalises the output of a half before the sum (Gemma 2), this norm is the last layer.
+With experts, the delta is added to the output of the half. x and h are captured at the input of a layer: the half's
+norm in a pre-norm block, `v_proj` and `w1` in a block without such norms.
 If a family applies dropout to a half's output before the sum (OPT, RoBERTa, BERT), the delta is added before that
 dropout.
 
@@ -122,23 +123,25 @@ class Shortcuts(nn.Module):
     def attach(self, block: nn.Module, family: Family, pre_norm: bool) -> None:
         """Add this module and its hooks to `block`. LoRA must have wrapped the linear layers already."""
         at = block.get_submodule
-        norm1, norm2 = at(family.norm1), at(family.norm2)
-        self.norms = (norm1, norm2)  # a tuple refers to modules without registering them
+        if self.renormalize:
+            self._renormalize(block, at(family.norm1), at(family.norm2), pre_norm)
         self.cross_after_norm = self.renormalize and not pre_norm
         block.add_module("shortcuts", self)
-        if self.renormalize and pre_norm:
+        for path, see in zip(family.starts(pre_norm), (self.see_x, self.see_h), strict=True):
+            at(path).register_forward_pre_hook(see)
+        for path, add in zip(family.ends, (self.add_to_h, self.add_to_y), strict=True):
+            at(path).register_forward_hook(add)
+
+    def _renormalize(self, block: nn.Module, norm1: nn.Module, norm2: nn.Module, pre_norm: bool) -> None:
+        self.norms = (norm1, norm2)  # a tuple refers to modules without registering them
+        if pre_norm:
             if self.layer > 0:
                 norm2.register_forward_pre_hook(self.normalise_h)  # before `see_h`
             block.register_forward_hook(self.normalise_y)
-        elif self.renormalize:
-            if self.layer > 0:
-                norm1.register_forward_hook(self.cross_and_normalise_h)
-            norm2.register_forward_hook(self.cross_and_normalise_y)
-        see_x, see_h = (norm1, norm2) if pre_norm else (at(family.linears["q_proj"]), at(family.linears["w1"]))
-        see_x.register_forward_pre_hook(self.see_x)
-        see_h.register_forward_pre_hook(self.see_h)
-        at(family.end_norm1 or family.linears["o_proj"]).register_forward_hook(self.add_to_h)
-        at(family.end_norm2 or family.linears["w2"]).register_forward_hook(self.add_to_y)
+            return
+        if self.layer > 0:
+            norm1.register_forward_hook(self.cross_and_normalise_h)
+        norm2.register_forward_hook(self.cross_and_normalise_y)
 
     def see_x(self, _module: nn.Module, args: Inputs) -> None:
         if _present(self.residual1) or _present(self.shortcut1):
@@ -158,7 +161,9 @@ class Shortcuts(nn.Module):
                 held.x = None
         return output if self.cross_after_norm else self._add_shortcut2(output)
 
-    def add_to_y(self, _module: nn.Module, _args: Inputs, output: torch.Tensor) -> torch.Tensor:
+    def add_to_y(self, _module: nn.Module, _args: Inputs, output: Any) -> Any:
+        if isinstance(output, tuple):  # of experts, whose second value is the choice of the router
+            return (self.add_to_y(_module, _args, output[0]), *output[1:])
         if _present(self.residual2):
             output = self.residual2(self.carry.held.h, onto=output)
             self.carry.held.h = None

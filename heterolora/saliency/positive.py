@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from heterolora.common.distributed import gathered
 from heterolora.common.errors import UserError
+from heterolora.elements.blocks import base_of
 from heterolora.elements.linear import is_linear, widths_of
 from heterolora.elements.low_rank import LoraLinear
 from heterolora.elements.search_space import SearchSpace
@@ -64,7 +65,7 @@ class PositiveNetwork:
         self.family, self.space = space.family, space
         self.width = cast(nn.Embedding, network.get_input_embeddings()).embedding_dim
         self.heads = network.config.num_attention_heads
-        self.modules = dict(network.base_model.named_modules())
+        self.modules = dict(base_of(network).named_modules())
         self.device = torch.device("cpu") if space.device.type == "mps" else space.device  # MPS has no float64
         self.factors: dict[tuple[int, str], Factors] = {}  # by (block, name), in the order of the search space
         for low_rank in space.on():
@@ -100,24 +101,23 @@ class PositiveNetwork:
         def linear(name: str, source: Tensor) -> Tensor:
             return self._linear(block.get_submodule(self.family.linears[name]), source)
 
-        norm1 = partial(self._norm, block.get_submodule(self.family.norm1))
-        norm2 = partial(self._norm, block.get_submodule(self.family.norm2))
+        def norm(path: str, values: Tensor) -> Tensor:
+            """The values after a norm, if the block has it."""
+            return self._norm(block.get_submodule(path), values) if path else values
 
-        def ended(path: str, output: Tensor) -> Tensor:
-            """The output of a half, after its own norm if the block has one."""
-            return self._norm(block.get_submodule(path), output) if path else output
+        norm1, norm2 = partial(norm, self.family.norm1), partial(norm, self.family.norm2)
 
         def attention(source: Tensor) -> Tensor:
             values = linear("v_proj", source)
             wanted = widths_of(_base(block.get_submodule(self.family.linears["o_proj"])))[0]
             of_head = values.view(-1, wanted // self.heads)  # (key-value heads, width of a head)
             spread = of_head.repeat_interleave(wanted // values.numel(), dim=0).flatten()
-            return ended(self.family.end_norm1, linear("o_proj", spread))
+            return norm(self.family.end_norm1, linear("o_proj", spread))
 
         def feed_forward(source: Tensor) -> Tensor:
             inner = linear("w1", source)
             inner = inner + linear("gate", source) if "gate" in self.family.linears else inner
-            return ended(self.family.end_norm2, linear("w2", inner))
+            return norm(self.family.end_norm2, linear("w2", inner))
 
         crossing = 0.0 if before is None else delta("shortcut2", before)
         if self.space.pre_norm:

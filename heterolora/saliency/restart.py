@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from heterolora.common.checks import present
 from heterolora.elements.blocks import blocks_of, replaced
 from heterolora.saliency.problem import Loss, Problem
 
@@ -17,7 +18,7 @@ class State:
     """The state from which a forward pass continues: with block `layer`, or with the embeddings if x is None."""
 
     layer: int = 0
-    x: Tensor | None = None  # input of the block (rows, tokens, width)
+    x: Tensor | None = None  # output of the block before (rows, tokens, width)
     before: tuple[int, Tensor] | None = None  # (previous block, its h), if the block has a shortcut that needs it
 
 
@@ -31,8 +32,9 @@ class Restarts:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, family = problem, problem.space.family
-        self.blocks = None if family is None or not family.has_norms else blocks_of(problem.network, family)
+        self.problem, self.family = problem, problem.space.family
+        known = self.family is not None and not self.family.found
+        self.blocks = blocks_of(problem.network, present(self.family)) if known else None
         self.batches = (*problem.batches, *problem.fillers)
         self.states = [State() for _ in self.batches]
 
@@ -48,13 +50,16 @@ class Restarts:
         state = self.states[batch]
         if layer < state.layer:
             raise ValueError(f"batch {batch} can't go back from block {state.layer} to block {layer}")
-        hook = self.blocks[layer].register_forward_pre_hook(partial(self._keep, batch, layer))
+        keep = partial(self._keep, batch, layer)
+        hooks = [self.blocks[layer - 1].register_forward_hook(keep)] if layer > state.layer else []
         try:
-            with replaced(self.blocks, range(state.layer), state.x):
+            with replaced(self.blocks, range(state.layer), present(self.family), state.x):
                 self.problem.space.carry.held.before = state.before
                 return self.problem.evaluate(self.batches[batch])
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
-    def _keep(self, batch: int, layer: int, _block: nn.Module, args: tuple[Any, ...]) -> None:
-        self.states[batch] = State(layer, args[0], self.problem.space.carry.held.before)
+    def _keep(self, batch: int, layer: int, _block: nn.Module, _args: Any, output: Any) -> None:
+        y = output[0] if isinstance(output, tuple) else output
+        self.states[batch] = State(layer, y, self.problem.space.carry.held.before)

@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from heterolora.elements.family import Family, always
 OF_BASE = Family("lora", model_types=(), blocks="", linears={}, norm1="", norm2="", pre_norm=always)
 _OF_BASE_NAMES = ("lora", "auto_lora")
 PAGE = "docs/own-model.md"
+_NUMBER = re.compile(r"[\d.]+")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def check_name(name: str, load: str | None = None) -> None:
         return
     found, generic = f"--model '{name}' is not known", "lora_ags" if name.endswith("_ags") else "lora"
     own, meant = _model_type(load), parse_model_name(close[0]) if close else None
-    is_typo = not _is_architecture(name.removesuffix("_ags").removesuffix("_lora"))
+    is_typo = not _is_architecture(stem := name.removesuffix("_ags").removesuffix("_lora"))
+    if meant is not None and meant.family.name != stem and _NUMBER.sub("", meant.family.name) == _NUMBER.sub("", stem):
+        is_typo = False  # another version, such as gemma9
     if meant is not None and is_typo and (own is None or meant.family is OF_BASE or own in meant.family.model_types):
         raise UserError(found, nearest(name, model_names()))
     if own is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from heterolora.common.checks import present
-from heterolora.elements.blocks import replaced
+from heterolora.elements.blocks import base_of, replaced
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
 from model.task.row_cache import RowCache
@@ -50,8 +50,9 @@ class FrozenPrefix:
     def __init__(
         self, network: PreTrainedModel, space: SearchSpace, cache: RowCache, note: Callable[[str], None]
     ) -> None:
-        self.space, self.cache, self.note, self.base = space, cache, note, network.base_model
-        path = present(space.family).blocks
+        self.space, self.cache, self.note, self.base = space, cache, note, base_of(network)
+        self.family = present(space.family)
+        path = self.family.blocks
         self.blocks = cast(nn.ModuleList, self.base.get_submodule(path))
         self._embeddings = [  # and the norms after the blocks, which have no dropout
             module
@@ -76,7 +77,7 @@ class FrozenPrefix:
         if depth == 0:
             yield
             return
-        with replaced(self.blocks, range(depth), self._output(batch, inputs, depth)):
+        with replaced(self.blocks, range(depth), self.family, self._output(batch, inputs, depth)):
             yield
 
     def _turn_dropout_off(self, frozen: int) -> None:
@@ -139,7 +140,7 @@ class FrozenPrefix:
 
         hook = self.blocks[depth - 1].register_forward_hook(keep)
         try:
-            with replaced(self.blocks, range(depth, len(self.blocks))):
+            with replaced(self.blocks, range(depth, len(self.blocks)), self.family):
                 self.base(**inputs)
         finally:
             hook.remove()

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from heterolora.elements.blocks import base_of
 from heterolora.elements.search_space import SearchSpace
 from model.load import enable_gradient_checkpointing
 from model.task.token_losses import summed_cross_entropy
@@ -135,7 +136,7 @@ def _loss(network: PreTrainedModel, ids: Tensor, labels: int | None, live: Live)
         if labels == 1:
             return F.mse_loss(logits.squeeze(-1), torch.zeros(len(ids)), reduction="sum"), start
         return F.cross_entropy(logits, torch.zeros(len(ids), dtype=torch.int64), reduction="sum"), start
-    hidden = network.base_model(input_ids=ids).last_hidden_state  # (rows, tokens, width)
+    hidden = base_of(network)(input_ids=ids).last_hidden_state  # (rows, tokens, width)
     start = live.moment()
     rows, places = torch.ones_like(ids[:, 1:]).nonzero_static(size=ids[:, 1:].numel()).unbind(1)
     targets = ids[rows, places]
