@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from heterolora.common.errors import UserError
     from heterolora.elements.element import Element
     from heterolora.elements.family import Family
-    from heterolora.elements.peft_layers import compact
+    from heterolora.elements.peft_compact import compact
     from heterolora.library import lora_config, score
     from heterolora.saliency import names as heuristics
     from heterolora.saliency import register
@@ -26,7 +26,7 @@ _HOMES = {
     "Family": ("heterolora.elements.family", "Family"),
     "Scores": ("heterolora.choosing.scores", "Scores"),
     "UserError": ("heterolora.common.errors", "UserError"),
-    "compact": ("heterolora.elements.peft_layers", "compact"),
+    "compact": ("heterolora.elements.peft_compact", "compact"),
     "heuristics": ("heterolora.saliency", "names"),
     "lora_config": ("heterolora.library", "lora_config"),
     "register": ("heterolora.saliency", "register"),

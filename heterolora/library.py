@@ -25,7 +25,7 @@ from heterolora.elements.element import Element, Settings, at_ranks, check_ranks
 from heterolora.elements.family import Family
 from heterolora.elements.found import stacked_weights
 from heterolora.elements.peft_config import peft_config
-from heterolora.elements.peft_layers import has_peft_layers, peft_space
+from heterolora.elements.peft_space import has_peft_layers, peft_space
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.targets import ALL_LINEAR, lora_elements
 from heterolora.saliency.no_trace import random_state

@@ -13,7 +13,9 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from heterolora.common.errors import UserError
-from heterolora.elements.peft_layers import compact, peft_space
+from heterolora.elements.peft_compact import compact
+from heterolora.elements.peft_space import peft_units
+from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import LossFunction, problem_of
 from heterolora.pictures.of_run import draw_history
 from heterolora.saliency.problem import Movement
@@ -27,7 +29,7 @@ class Reallocate(pl.Callback):
     A layer that is off computes what the base computes. Its weights and its optimizer state do not change.
 
     Args:
-        parameters, share, schedule, heuristic, start, end, every, smoothing, adapter, compact, seed: as for
+        parameters, share, schedule, heuristic, start, end, every, smoothing, units, adapter, compact, seed: as for
             `heterolora.transformers.Reallocate`; the seed is 0 by default.
         batches: for `fixed`: the scoring batches of this process, or the number of batches of the training data.
         loss: for `fixed`: (module, batch) -> scalar loss; by default `module(**batch).loss`.
@@ -52,11 +54,12 @@ class Reallocate(pl.Callback):
         smoothing: float = 0.85,
         batches: int | Iterable[Any] = 8,
         loss: LossFunction | None = None,
+        units: Units = "element",
         adapter: str | None = None,
         compact: bool = True,
         seed: int = 0,
     ) -> None:
-        self.budgeted = Budgeted(parameters, share, schedule, heuristic, start, end, every, smoothing, seed)
+        self.budgeted = Budgeted(parameters, share, schedule, heuristic, start, end, every, smoothing, seed, units)
         self.batches, self.loss, self.adapter, self.compact = batches, loss, adapter, compact
         self.search: Search | None = None
         self._resumed: Mapping[str, Any] | None = None
@@ -77,7 +80,8 @@ class Reallocate(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process asks
-        space, steps = peft_space(pl_module, self.adapter), int(trainer.estimated_stepping_batches)
+        steps = int(trainer.estimated_stepping_batches)
+        space = peft_units(pl_module, self.adapter, self.budgeted.units)
         plan = self.budgeted.plan(space, steps)
         self.search, self._last = Search(space, plan, steps), trainer.global_step
         if self._resumed is not None:
@@ -128,6 +132,8 @@ class Reallocate(pl.Callback):
     def _decide(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         search = self._running()
         search.decide(trainer.global_step, lambda: self._scores(search, trainer, module))
+        if search.plan.units == "rank":
+            forget_off(search.space, trainer.optimizers)
         if trainer.is_global_zero:
             search.history.write(self._folder)
 

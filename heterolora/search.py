@@ -21,6 +21,7 @@ from heterolora.common.checks import check_known, number, whole_number
 from heterolora.common.distributed import check_agreement
 from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
 from heterolora.elements.element import KINDS, Element
+from heterolora.elements.rank_units import UNITS, Units
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.gradients import GradientHeuristic
 
@@ -48,6 +49,7 @@ class Plan:
         smoothing: (shrink) the weight of the earlier scores in their exponential mean.
         seed: of the draws between equal scores.
         mode: which kinds of elements are chosen among, see `heterolora.choosing.ranks.assign`.
+        units: (shrink) what is turned off at a time. With `rank`, the search space is that of `rank_units`.
         tolerance: (shrink) the rise of the validation loss that stops it, see `Tolerance`. None: nothing stops it.
     """
 
@@ -60,6 +62,7 @@ class Plan:
     smoothing: float = 0.85
     seed: int = 0
     mode: Mode = "off"
+    units: Units = "element"
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +72,11 @@ class Plan:
         whole_number(1).check("Reallocate", "every", self.every)
         whole_number(0).check("Reallocate", "seed", self.seed)
         check_known("schedule", self.schedule, SCHEDULES)
+        check_known("units", self.units, UNITS)
+        if self.units == "rank" and not self.shrinks:
+            raise UserError(
+                "units is 'rank' and schedule is 'fixed'", "give schedule='shrink': a rank cannot come back"
+            )
         saliency.get(self.heuristic)
         for name in ("start", "end", "smoothing"):
             _SHARE.check("Reallocate", name, getattr(self, name))
@@ -124,6 +132,7 @@ class Budgeted:
     every: int | None = None
     smoothing: float = 0.85
     seed: int = 0
+    units: Units = "element"
 
     def __post_init__(self) -> None:
         if (self.parameters is None) == (self.share is None):
@@ -143,7 +152,8 @@ class Budgeted:
         heuristic = self.heuristic or ("snip" if shrinks else "gain")
         every = self.every if self.every is not None else 1 if shrinks else max(1, steps // 20)
         budget = Budget("parameters", parameters)
-        return Plan(budget, self.schedule, heuristic, self.start, self.end, every, self.smoothing, self.seed)
+        values = (self.start, self.end, every, self.smoothing, self.seed)
+        return Plan(budget, self.schedule, heuristic, *values, units=self.units)
 
 
 class Search:
@@ -263,15 +273,19 @@ class Search:
         }
 
     def at_the_start(self) -> str:
-        plan = self.plan
+        plan, size = self.plan, f"{len(self.space)} {self._things} with {self.whole:,} parameters"
         return (
-            f"heterolora: {len(self.space)} places with {self.whole:,} parameters, schedule {plan.schedule} with a "
-            f"budget of {plan.budget.amount:,} parameters, by {plan.heuristic}"
+            f"heterolora: {size}, schedule {plan.schedule} with a budget of {plan.budget.amount:,} parameters, "
+            f"by {plan.heuristic}"
         )
 
     def at_the_end(self) -> str:
         on = len(self.space.on())
-        return f"heterolora: {on} of {len(self.space)} places are on, with {self.parameters_on:,} parameters"
+        return f"heterolora: {on} of {len(self.space)} {self._things} are on, with {self.parameters_on:,} parameters"
+
+    @property
+    def _things(self) -> str:
+        return "ranks" if self.plan.units == "rank" else "places"
 
     # ---- state
 

@@ -21,7 +21,9 @@ from transformers.utils import logging
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.common.outside import read_json
-from heterolora.elements.peft_layers import compact, peft_space
+from heterolora.elements.peft_compact import compact
+from heterolora.elements.peft_space import peft_units
+from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import problem_of
 from heterolora.pictures.of_run import draw_history
 from heterolora.saliency.problem import Movement
@@ -50,9 +52,11 @@ class Reallocate(TrainerCallback):
         every: optimizer steps between two decisions; by default 1 for `shrink`, and a twentieth of the run for `fixed`.
         smoothing: for `shrink`: the weight of earlier steps in the exponential mean of the scores.
         batches: for `fixed`: the scoring batches of this process, or the number of batches of the training data.
+        units: for `shrink`: what is turned off at a time. `element`: the LoRA of a layer. `rank`: a single rank of one,
+            so that layers end with different ranks.
         adapter: the name of the adapter; by default the only one.
-        compact: whether to remove the layers that are off when training ends, so that the saved adapter holds what is
-            on only. Without it, PEFT would load the layers that were off as layers that are on.
+        compact: whether to remove the layers and the ranks that are off when training ends, so that the saved adapter
+            holds what is on only. Without it, PEFT would load the layers that were off as layers that are on.
         seed: of the draws between equal scores; by default the seed of the training arguments.
 
     The history of the decisions is written to `reallocation_history.toml` in `args.output_dir`, with pictures if
@@ -75,11 +79,12 @@ class Reallocate(TrainerCallback):
         every: int | None = None,
         smoothing: float = 0.85,
         batches: int | Iterable[Mapping[str, Any]] = 8,
+        units: Units = "element",
         adapter: str | None = None,
         compact: bool = True,
         seed: int | None = None,
     ) -> None:
-        self.budgeted = Budgeted(parameters, share, schedule, heuristic, start, end, every, smoothing, seed or 0)
+        self.budgeted = Budgeted(parameters, share, schedule, heuristic, start, end, every, smoothing, seed or 0, units)
         self.seed, self.batches, self.adapter, self.compact = seed, batches, adapter, compact
         self.search: Search | None = None
         self._scoring: list[Mapping[str, Any]] = []
@@ -90,12 +95,12 @@ class Reallocate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         _check(args)
-        space = peft_space(others["model"], self.adapter)
+        space = peft_units(others["model"], self.adapter, self.budgeted.units)
         seed = args.seed if self.seed is None else self.seed
         plan = replace(self.budgeted, seed=seed).plan(space, state.max_steps)
         self.search = Search(space, plan, state.max_steps)
         if state.global_step > 0:
-            self._restore(args, _folder(args) / f"checkpoint-{state.global_step}")
+            self._restore(args, _folder(args) / f"checkpoint-{state.global_step}")  # its weights are loaded already
         if plan.schedule == "fixed":
             self._scoring = self._scoring_batches(args, others["train_dataloader"])
         if state.is_world_process_zero:
@@ -138,6 +143,7 @@ class Reallocate(TrainerCallback):
     ) -> None:
         search = self._running()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # its weights are loaded already
+            search.space = peft_units(others["model"], self.adapter, search.plan.units)
             self._restore(args, Path(state.best_model_checkpoint))
         if state.is_world_process_zero:
             search.history.write(_folder(args))
@@ -157,12 +163,13 @@ class Reallocate(TrainerCallback):
         search = self._running()
         before = len(search.history.decisions)
         search.decide(state.global_step, lambda: self._scores(search, others))
+        if search.plan.units == "rank":
+            forget_off(search.space, [_inner(others["optimizer"])])
         if state.is_world_process_zero and len(search.history.decisions) > before:
             search.history.write(_folder(args))
 
     def _scores(self, search: Search, others: Mapping[str, Any]) -> Mapping[str, float]:
-        optimizer = others["optimizer"]
-        inner = getattr(optimizer, "optimizer", optimizer)
+        inner = _inner(others["optimizer"])
         length = search.plan.every * float(inner.param_groups[0]["lr"])
         movement = Movement(length, adaptive=not isinstance(inner, torch.optim.SGD))
         problem = replace(problem_of(others["model"], search.space, self._scoring), movement=movement)
@@ -185,6 +192,12 @@ class Reallocate(TrainerCallback):
             )
         state = read_json(path, "the state of the search", "expected the file that the callback wrote")
         self._running().load_state_dict(state)
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer in the wrapper of Accelerate."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 def _folder(args: TrainingArguments) -> Path:

@@ -20,7 +20,7 @@ import heterolora as hl
 from heterolora.choosing import history
 from heterolora.choosing.ranks import Budget
 from heterolora.common.errors import DivergenceError, UserError
-from heterolora.elements.peft_layers import peft_space
+from heterolora.elements.peft_space import peft_space
 from heterolora.search import Plan, Search
 from heterolora.transformers import STATE, Reallocate
 from tests.tiny import VOCABULARY, tiny_network

@@ -13,7 +13,7 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, Trainer
 
 from heterolora.choosing import history
-from heterolora.elements.peft_layers import peft_space
+from heterolora.elements.peft_space import peft_space
 from heterolora.transformers import Reallocate
 from model.task.fine_tuning import FineTuning
 from tests.test_in_trainer import arguments

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toml
@@ -16,6 +17,7 @@ from heterolora.choosing import history
 from main import main
 from tests.mistakes import complaint
 from tests.test_dyrealloc import assert_resumes_as, every_save_kept, on_by_kind, searching  # noqa: F401
+from tests.together import run_commands, together
 from tests.world import World, command, metrics_of, run, run_apart, same_weights, weights, write_lora
 
 SHRINK = ("--budget-schedule", "shrink")
@@ -192,6 +194,11 @@ class TestRanks:
             assert (killed / name).read_text() == (whole / name).read_text()
 
 
+def tolerance_of(checkpoint: Path) -> dict[str, Any]:
+    callbacks = torch.load(checkpoint, weights_only=True)["callbacks"]
+    return next(state["tolerance"] for state in callbacks.values() if "tolerance" in state)
+
+
 class TestTolerance:
     """Validations after steps 4, 6, 8, …; elements are turned off after steps 3 to 12."""
 
@@ -257,14 +264,16 @@ class TestTolerance:
 
     def test_two_processes_judge_all_rows(self, world: World, tmp_path: Path) -> None:
         lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
-        _, _, *rest = world.training("--lora-config", lora, "--project-dir", tmp_path, "--max-epochs", 2)
-        shared = ("train-dyrealloc", "opt_lora", *rest, *SHRINK, "--val-check-interval", 0.25)
-        shared = (*shared, "--shrink-tolerance", 0.0, "--learning-rate", 0.1)
+        _, _, *rest = world.training("--lora-config", lora, "--project-dir", tmp_path, "--max-steps", 14)
+        shared = ("train-dyrealloc", "opt_lora", *rest, *SHRINK, "--val-check-interval", 0.25, "--shrink-end", 0.9)
+        shared = (*shared, "--shrink-tolerance", 0.0, "--learning-rate", 0.1, "--max-epochs", 2)
         assert run(*shared, "--project", "one") == 0
-        finished = run_apart(*shared, "--batch-size", 2, "--num-devices", 2, "--project", "two")
-        assert finished.returncode == 0, finished.stderr
-        assert states(tmp_path / "one") == states(tmp_path / "two")
-        assert "elements, validation loss against the lowest before" in finished.stdout
+        together(2, run_commands, [(*shared, "--batch-size", 2, "--num-devices", 2, "--project", "two")])
+        one, two = (tolerance_of(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+        assert one["stopped"]
+        assert (one["held"], one["stopped"]) == (two["held"], two["stopped"])
+        assert one["last"] == pytest.approx(two["last"], abs=1e-4)
+        assert torch.allclose(one["lowest"], two["lowest"], atol=1e-4)
 
     def test_few_validations_are_said(self, shrinking, tmp_path, capsys) -> None:
         assert run(*shrinking("--shrink-tolerance", 0.1, "--project-dir", tmp_path, shortcut=False)) == 0

@@ -22,7 +22,6 @@ from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
 from heterolora.elements.element import check_ranks
-from heterolora.elements.rank_units import single_ranks
 from heterolora.elements.search_space import SearchSpace
 from heterolora.search import Plan, check_budget
 from model.checkpoint import Checkpoint, ModelRecord
@@ -246,9 +245,8 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Placement | Non
         options = request.options.reallocation
         mode = options.dyrealloc_ags_mode or default_mode(request.adapted.shortcuts)
         if request.action == DYREALLOC and options.shrinks:
-            parts = single_ranks if options.by_rank else lambda element: [element]
-            units = [unit for element in planned.elements for unit in parts(element)]
-            check_budget(search_plan(request.options, mode), units)
+            ranks = [each.single(index) for each in planned.elements for index in range(each.rank)]
+            check_budget(search_plan(request.options, mode), ranks if options.by_rank else planned.elements)
         elif options.budget.unit == "time":  # which is measured on the loaded model
             check_time(mode)
         else:

@@ -111,6 +111,11 @@ class Element(Place):
         """Number of trainable parameters, r · (in + out)."""
         return self.rank * (self.in_features + self.out_features)
 
+    def single(self, index: int) -> Element:
+        """One of its ranks, as an element of rank 1 with its scaling."""
+        settings = replace(self.settings, rank=1, alpha=self.settings.scaling, use_rslora=False)
+        return replace(self, name=f"{self.name}.{index}", settings=settings)
+
 
 def check_ranks(elements: Iterable[Element]) -> None:
     """Raise UserError if the rank of an element is above its widths."""

@@ -48,13 +48,13 @@ def peft_config(
         "task_type": task_type,
         "base_model_name_or_path": base,
         "r": r,
-        "lora_alpha": _shortest(alpha),
+        "lora_alpha": shortest(alpha),
         "lora_dropout": max((each.dropout for each in settings.values()), default=0.0),
         "use_rslora": stabilised,
         "bias": "none",
         "target_modules": "|".join(map(re.escape, settings)) if in_another else list(settings),
         "rank_pattern": {start + re.escape(module): rank for module, rank in ranks.items() if rank != r},
-        "alpha_pattern": {start + re.escape(module): _shortest(a) for module, a in alphas.items() if a != alpha},
+        "alpha_pattern": {start + re.escape(module): shortest(a) for module, a in alphas.items() if a != alpha},
         "modules_to_save": list(heads) or None,
     }
 
@@ -78,6 +78,6 @@ def _ends(module: str) -> Iterator[str]:
         yield module
 
 
-def _shortest(value: float) -> float | int:
+def shortest(value: float) -> float | int:
     """16 instead of 16.0: PEFT declares the field as a whole number."""
     return int(value) if float(value).is_integer() else value

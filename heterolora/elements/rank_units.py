@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from heterolora.elements.element import Element
+from heterolora.common.errors import UserError
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
 
+#: What is turned on and off: a whole element, or a single rank of one.
+Units = Literal["element", "rank"]
+UNITS: tuple[Units, ...] = ("element", "rank")
+
 
 class RankUnit:
-    """One rank of an element: a row of A and a column of B. It has the attributes of `LowRank` that a search uses.
+    """One rank of an element, with the attributes of `LowRank` that a search uses: a row of A and a column of B.
 
     A rank that is off has a row and a column of zeros. Then their gradients are zero too, so that an optimizer which
     has no state for them leaves them as they are; see `forget`. An element whose ranks are all off is off.
@@ -24,18 +28,22 @@ class RankUnit:
 
     def __init__(self, whole: LowRank, index: int) -> None:
         self.whole, self.index = whole, index
-        self.element = single_ranks(whole.element)[index]
-        self.enabled = whole.enabled and bool(whole.A[index].detach().any())
+        # The maps of several experts share a tensor: A has their ranks one after the other, and B in turn.
+        rank, experts = whole.element.rank, len(whole.A) // whole.element.rank
+        self._rows = (slice(index, None, rank), slice(None))
+        self._columns = (slice(None), slice(index * experts, (index + 1) * experts))
+        self.element = whole.element.single(index)
+        self.enabled = whole.enabled and bool(whole.A.detach()[self._rows].any())
 
     @property
     def A(self) -> Tensor:
         """(1, in), with its gradient"""
-        return _part(self.whole.A, (slice(self.index, self.index + 1), slice(None)))
+        return _part(self.whole.A, self._rows)
 
     @property
     def B(self) -> Tensor:
         """(out, 1), with its gradient"""
-        return _part(self.whole.B, (slice(None), slice(self.index, self.index + 1)))
+        return _part(self.whole.B, self._columns)
 
     @torch.no_grad()
     def switch(self, on: bool) -> None:
@@ -52,17 +60,15 @@ class RankUnit:
 
     def forget(self, optimizer: torch.optim.Optimizer) -> None:
         """Remove the state that the optimizer has for this rank, such as its momentum."""
-        rows, columns = (self.index,), (slice(None), self.index)
-        for weight, part in ((self.whole.A, rows), (self.whole.B, columns)):
+        for weight, part in ((self.whole.A, self._rows), (self.whole.B, self._columns)):
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
+                    if not value.is_floating_point():  # a code, in which 0 is not the value 0
+                        found = (
+                            f"the state of {type(optimizer).__name__} is quantised, and ranks are turned off one by one"
+                        )
+                        raise UserError(found, "use an optimizer whose state is not, or units='element'")
                     value[part] = 0
-
-
-def single_ranks(element: Element) -> list[Element]:
-    """The ranks of an element, as elements of rank 1 with its scaling."""
-    settings = replace(element.settings, rank=1, alpha=element.settings.scaling, use_rslora=False)
-    return [replace(element, name=f"{element.name}.{index}", settings=settings) for index in range(element.rank)]
 
 
 def rank_units(space: SearchSpace) -> SearchSpace:
