@@ -158,11 +158,12 @@ def _ids_of_names(spec: DatasetSpec, where: str, rows: Dataset) -> np.ndarray:
         found = replace(found, distinct=names)
     listing = ", ".join(spec.labels[:_MOST_LISTED]) + (", …" if len(spec.labels) > _MOST_LISTED else "")
     _check_all_there(where, found, f"the labels are {listing}")
-    for place, name in enumerate(names := [*map(_name, found.distinct)]):
+    names_found = [*map(_name, found.distinct)]
+    for place, name in enumerate(names_found):
         if name not in ids:
             expected = f"the labels are {listing}; --labels gives all of them"
             raise UserError(f"row {found.first(place)} of {where} has label '{name}'", expected)
-    return found.replaced([ids[name] for name in names], int)
+    return found.replaced([ids[name] for name in names_found], int)
 
 
 def _check_all_there(where: str, found: _Column, expected: str) -> None:
