@@ -40,6 +40,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(rounds=1)
     megabytes = whole_number(at_least(1))
     parser.add_argument("--size", type=megabytes, default=240, metavar="MB", help="of a file (default: %(default)s)")
+    parser.add_argument(
+        "--reading-only",
+        action="store_true",
+        help="read, check and divide the rows, but do not encode them",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             path = Path(folder) / f"rows.{kind}"
             write_rows(path, args.size * MEGA)
             for _ in range(args.rounds):
-                found = _measured(path, Path(folder))
+                found = _measured(path, Path(folder), args.reading_only)
                 speed = found["tokens"] / found["seconds"]
                 figures = (path.stat().st_size / MEGA, found["peak"] / MEGA, found["anonymous"] / MEGA)
                 cells = (*(f"{figure:,.0f}" for figure in figures), f"{found['tokens']:,}", f"{found['seconds']:.1f}")
@@ -75,10 +80,10 @@ def write_rows(path: Path, size: float) -> None:
             file.writelines(f"{line}\n" for line in lines)
 
 
-def _measured(path: Path, folder: Path) -> dict[str, Any]:
+def _measured(path: Path, folder: Path, reading_only: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         own = {"HF_DATASETS_CACHE": cache, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-m", "benchmarks.own_data", str(path)]
+        command = [sys.executable, "-m", "benchmarks.own_data", str(path), *(["reading"] if reading_only else [])]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own)
     if done.returncode:
         raise UserError(f"reading {path.name} failed: {done.stderr.strip()[-500:]}", "give a smaller --size")
@@ -108,7 +113,7 @@ def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def read(path: str) -> dict[str, Any]:
+def read(path: str, reading_only: bool) -> dict[str, Any]:
     """Reads and encodes a file in this process."""
     from transformers import AutoTokenizer
 
@@ -123,12 +128,12 @@ def read(path: str) -> dict[str, Any]:
     spec, _ = describe(path, OwnDataOptions(), None, cache=True)
     data = TextDataModule(spec, DataOptions())
     data.attach(tokenizer)
-    data.setup()
+    encoded = [] if reading_only else [*map(data.encoded, data.splits.each)]
     seconds = time.process_time() - start
-    tokens = sum(int(rows.with_format("numpy")["length"][:].sum()) for rows in map(data.encoded, data.splits.each))
+    tokens = sum(int(rows.with_format("numpy")["length"][:].sum()) for rows in encoded)
     own = anonymous.peak - anonymous.start_bytes
     return {"peak": _peak() - before, "anonymous": own, "seconds": seconds, "tokens": tokens}
 
 
 if __name__ == "__main__":
-    print(f"\n{json.dumps(read(sys.argv[1]))}")
+    print(f"\n{json.dumps(read(sys.argv[1], sys.argv[2:] == ['reading']))}")

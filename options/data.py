@@ -46,6 +46,10 @@ def _nothing_to_pack(run: Mapping[str, Any]) -> str | None:
     return f"with --dataset {run['dataset']}, whose text is in full blocks already" if is_packed else None
 
 
+def _not_streaming(run: Mapping[str, Any]) -> str | None:
+    return None if run["streaming"] else "without --streaming"
+
+
 @dataclass(frozen=True)
 class OwnDataOptions:
     """What the columns of own data hold. `None`: not given, and derived from the data where there is one choice."""
@@ -99,6 +103,11 @@ class DataOptions:
         "do not see each other: no padding", actions=TRAINING, resume="free", idle=_nothing_to_pack)
     num_workers: int = option(0, "processes that encode and load data", at_least(0), aliases=("--cpu",),
         actions=MEASURING, resume="free")
+    streaming: bool = option(False, "read the training rows while the run trains on them, from the parquet or jsonl "
+        "files of a folder or from the hub: for data larger than the disk; needs --max-steps", from_checkpoint=True,
+        actions=WITH_RUN)
+    shuffle_buffer: int = option(10_000, "rows that --streaming reads at once, and shuffles among each other",
+        at_least(1), from_checkpoint=True, actions=WITH_RUN, idle=_not_streaming)
     dataset_saved_path: Path | None = option(None,
         "read the data set from a save_to_disk folder or a folder of jsonl, csv or parquet files", from_checkpoint=True,
         actions=WITH_RUN, resume="free", idle=_own_place)
@@ -109,3 +118,9 @@ class DataOptions:
         seed_range, from_checkpoint=True, actions=WITH_RUN, idle=_described_by_entry)
     disable_dataset_cache: bool = option(False, "tokenise again instead of reading the cache", actions=WITH_RUN,
         resume="free")
+    # fmt: on
+
+    @property
+    def buffer(self) -> int | None:
+        """The rows of a training split that are read at once. None: all of them."""
+        return self.shuffle_buffer if self.streaming else None

@@ -56,7 +56,7 @@ CHANGED = {  # option -> another value, for the command line
     "imp_halves": "false", "imp_step_time": "true", "text_columns": "a", "label_column": "b", "labels": "x,y",
     "regression": "true", "multi_label": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "choices_column": "a", "few_shot": "1",
-    "validation_share": "0.5", "validation_seed": "5",
+    "validation_share": "0.5", "validation_seed": "5", "streaming": "true", "shuffle_buffer": "5",
     "budget_schedule": "shrink", "shrink_units": "rank", "shrink_start": "0.2",
     "shrink_end": "0.6", "shrink_tolerance": "0.1",
     "drop_incomplete": "true", "class_weights": "balanced", "project_suffix": "true",

@@ -200,6 +200,22 @@ def _quantize(request: Request) -> None:
         raise UserError(found, "use another --importance-test-name, such as grad_norm")
 
 
+def _streaming(request: Request) -> None:
+    """Training on a stream, of which the number of rows is not known."""
+    options = request.options
+    if not options.data.streaming or request.action not in TRAINING:
+        return
+    if options.optimization.max_steps == -1:
+        raise UserError("--streaming needs --max-steps: the number of rows is not known", "give --max-steps")
+    others = {
+        "--max-epochs": options.loop.max_epochs not in (None, -1),
+        "--limit-train-batches": str(options.loop.limit_train_batches) != "1.0",  # 1 is one batch
+        "--cache-frozen-prefix": options.cache_frozen_prefix,
+    }
+    for other in (name for name, is_given in others.items() if is_given):
+        raise UserError(f"--streaming cannot be used with {other}", "leave one of them out: --max-steps ends the run")
+
+
 # ---- several devices
 
 
@@ -229,5 +245,6 @@ def _divided(request: Request) -> None:
 
 
 _RULES: tuple[Rule, ...] = (
-    _table, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided, check_predicting,
+    _table, _streaming, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided,
+    check_predicting,
 )  # fmt: skip

@@ -51,7 +51,8 @@ def _own_data(values: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[Data
     set_log_level(values["log_level"])  # `datasets` reads the data now
     given = OwnDataOptions(**{found.name: values[found.name] for found in fields(OwnDataOptions)})
     cache = not values["disable_dataset_cache"]
-    spec, described = describe(values["dataset"], given, values["task"], cache, classes)
+    buffer = values["shuffle_buffer"] if values["streaming"] else None
+    spec, described = describe(values["dataset"], given, values["task"], cache, classes, buffer)
     seed = values["seed"] if values["validation_seed"] is None else values["validation_seed"]
     place = from_anywhere(values["dataset"])
     return spec, {"task": spec.task, "dataset": place, "validation_seed": seed, **flat(described)}

@@ -80,7 +80,8 @@ def build(request: Request) -> Experiment:
     if (sharding := sharding_of(request)) is not None:  # all processes must gather the same blocks
         check_blocks(config, f"--strategy {options.devices.strategy} does", "layerdrop")
     notes = [*request.notes, *(planned.notes if planned else ())]
-    data = TextDataModule(spec, options.data, options.seed)
+    streamed = options.optimization.max_steps * options.loop.accumulate_grad_batches
+    data = TextDataModule(spec, options.data, options.seed, streamed)
     tokenizer = load_tokenizer(base_source.name, config)
     positions = length_limit(config, tokenizer)
     data.attach(tokenizer, positions)

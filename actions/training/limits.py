@@ -89,6 +89,8 @@ def with_epochs(action: str, options: Options, data: TextDataModule) -> tuple[Op
     loop = options.loop
     if loop.max_epochs is not None or action not in TRAINING:
         return options, ()
+    if options.data.streaming:  # a run is one epoch, and a longer one goes on
+        return changed(options, {"max_epochs": -1}), ()
     world = options.devices.world
     batches = data.batches(data.splits.train, world) or data.train_batches_per_epoch(world)
     steps = max(1, math.ceil(batches_within(batches, loop.limit_train_batches) / loop.accumulate_grad_batches))

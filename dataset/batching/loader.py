@@ -34,7 +34,7 @@ class Rows(TorchDataset):
 _GRACE = 60  # seconds that a worker outlives SIGTERM, in which the main process ends its step and saves
 
 
-def _outlive_sigterm(_worker: int) -> None:
+def outlive_sigterm(_worker: int) -> None:
     """Keeps a worker alive: a signal may reach all processes of a run, and a dead one would end the main process."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
@@ -63,7 +63,7 @@ class ResumableLoader(DataLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_sigterm,
             # A loader draws a seed when it starts. Its own generator keeps the global random state unchanged.
             generator=torch.Generator().manual_seed(sampler.seed),
         )

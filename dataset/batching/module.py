@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from dataset.batching.collate import Collator
 from dataset.batching.loader import ResumableLoader, Rows
 from dataset.batching.sampler import GlobalBatchSampler, epoch_order
-from dataset.encoding.encode import DEFAULT_LENGTH, FEW_SHOT_LENGTH, Lengths, cache_key, encode, lengths, truncated
+from dataset.batching.stream import Streamed, StreamingLoader
+from dataset.encoding.encode import (
+    DEFAULT_LENGTH,
+    FEW_SHOT_LENGTH,
+    Lengths,
+    cache_key,
+    encode,
+    encode_some,
+    lengths,
+    truncated,
+)
 from dataset.encoding.few_shot import with_examples
 from dataset.encoding.identity import rows_digest, tokenizer_digest
+from dataset.reading.checked import checked
 from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
 from heterolora.saliency.problem import Batch
@@ -35,9 +48,10 @@ class TextDataModule(pl.LightningDataModule):
     tokenizer: PreTrainedTokenizerBase  # set by `attach`, as `limits` is
     limits: Lengths
 
-    def __init__(self, spec: DatasetSpec, options: DataOptions, seed: int = 0) -> None:
+    def __init__(self, spec: DatasetSpec, options: DataOptions, seed: int = 0, streamed: int = 0) -> None:
         super().__init__()
         self.spec, self.options, self.seed = spec, options, seed
+        self._streamed = streamed  # batches of a whole run with `--streaming`, of each process
         self._cache = not options.disable_dataset_cache
         self.splits = read_splits(
             spec,
@@ -46,6 +60,7 @@ class TextDataModule(pl.LightningDataModule):
             options.validation_share,
             options.validation_seed if spec.own else None,
             examples=self.few_shot > 0,
+            buffer=options.buffer,
         )
         if self.few_shot:
             self.splits = with_examples(self.splits, spec, self.few_shot)
@@ -133,12 +148,14 @@ class TextDataModule(pl.LightningDataModule):
         """Returns how many rows of one of `splits` have fewer than `few_shot` examples."""
         return sum(shots < self.few_shot for shots in self.encoded(rows)["shots"])
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> ResumableLoader | StreamingLoader:
+        if self.splits.stream is not None:
+            return self._streaming_loader(self.splits.stream)
         encoded = self.encoded(self.splits.train)
         groups = self.options.group_by_length and not self.spec.packed
         return self._loader(
             encoded,
-            Collator(self.tokenizer, pack_to=self.limits.max_token_len if self.packs else None),
+            self._training_collator,
             self.identity,
             seed=self.seed,
             shuffle=True,
@@ -155,18 +172,22 @@ class TextDataModule(pl.LightningDataModule):
         return self._evaluation_loaders(self.splits.test, "limit_test_batches")
 
     def train_batches_per_epoch(self, world: int) -> int:
-        """Returns the number of batches of an epoch on each of `world` processes."""
+        """Returns the number of batches of an epoch on each of `world` processes. A streamed run is one epoch."""
+        if self.splits.stream is not None:
+            return self._streamed
         return -(-len(self.encoded(self.splits.train)) // (self.options.batch_size * world))
 
     def batches(self, rows: Dataset, world: int) -> int | None:
         """Returns the number of batches of one of `splits` on each process. None if it is packed, and not encoded."""
+        if rows is self.splits.train and self.splits.stream is not None:
+            return self._streamed
         known = self._encoded.get(id(rows), None if self.spec.packed else rows)
         return None if known is None else -(-len(known) // (self.options.batch_size * world))
 
     @property
     def scoring_batch_count(self) -> int:
-        """Scoring batches in the whole training set; the last one may be short."""
-        return self.train_batches_per_epoch(world=1)
+        """Scoring batches in the whole training set, or in its first rows if it is streamed. The last may be short."""
+        return -(-len(self.encoded(self.splits.train)) // self.options.batch_size)
 
     def scoring_batches(
         self, count: int, rank: int = 0, world: int = 1, filled: bool = False, by_length: bool = False
@@ -200,15 +221,47 @@ class TextDataModule(pl.LightningDataModule):
         encoded = map(self.encoded, splits.values())
         return [self._loader(rows, collate, lengths=_lengths(rows) if all_rows else None) for rows in encoded]
 
+    def _streaming_loader(self, stream: IterableDataset) -> StreamingLoader:
+        options, (rank, world), on_gpu = self.options, *self._process
+        streamed = Streamed(
+            name=self.spec.name,
+            rows=stream,
+            encode=partial(_encoded, replace(self.spec, opened=None), self.tokenizer, self.limits),
+            collate=self._training_collator,
+            batch_size=options.batch_size,
+            buffer=options.shuffle_buffer,
+            seed=self.seed,
+            grouped=options.group_by_length and not self.spec.packed,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
+            parts=world * max(1, options.num_workers),
+        )
+        return StreamingLoader(streamed, self._streamed, rank, options.num_workers, on_gpu, self.identity)
+
+    @property
+    def _training_collator(self) -> Collator:
+        return Collator(self.tokenizer, pack_to=self.limits.max_token_len if self.packs else None)
+
+    @property
+    def _process(self) -> tuple[tuple[int, int], bool]:
+        """The number of this process and of all, and whether it has a GPU."""
+        if (trainer := self.trainer) is None:
+            return (0, 1), False
+        return (trainer.global_rank, trainer.world_size), trainer.strategy.root_device.type == "cuda"
+
     def _loader(
         self, encoded: Dataset, collate: Collator, identity: Mapping[str, str] | None = None, **sampling: Any
     ) -> ResumableLoader:
         """Returns the loader of this process. `sampling` are arguments of `GlobalBatchSampler`."""
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        (rank, world), on_gpu = self._process
         sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, rank=rank, world=world, **sampling)
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)
+
+
+def _encoded(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, rows: Dataset) -> Dataset:
+    """Checks and encodes some rows of a stream."""
+    return encode_some(
+        checked(spec, f"a block of data set '{spec.name}'", rows, [], some=True), spec, tokenizer, limits
+    )
 
 
 def _lengths(encoded: Dataset) -> np.ndarray:

@@ -16,7 +16,7 @@ The labels of causal models are the ids after the first `context` tokens, or ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from dataset.encoding.blocks import BLOCKS, blocks, stored
 from dataset.encoding.chat import check_template, encode_chats
 from dataset.encoding.questions import encode_questions
 from dataset.encoding.render import render
@@ -39,7 +40,6 @@ from options.data import DataOptions
 DEFAULT_LENGTH = 512  # upper limit of the default of `--max-token-len`
 FEW_SHOT_LENGTH = 2048  # the same with `--few-shot`: the longest prompt of MMLU's authors
 _TOKENS = Features({"input_ids": List(Value("int32"))})  # cannot be inferred if the first thousand rows are empty
-_PACKED = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "length": pa.int32()})
 _VERSION = 4  # raise it when the same rows and settings are encoded as other ids or columns
 _NO_LIMIT = 10**9  # tokens
 _ROWS_OF_PROCESS = 10_000  # fewer are encoded sooner than a process starts
@@ -117,6 +117,15 @@ def encode(
     return (make(None) if key is None else cached(key, make)).with_format(None)
 
 
+def encode_some(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> Dataset:
+    """Encodes some rows of a split, in memory and without a progress bar. Packed text may be too short for a block."""
+    table = rows.with_format("arrow")[:]
+    if not spec.packed:
+        return Dataset.from_dict(_encoder(spec, tokenizer, limits)(table))
+    ids = pa.chunked_array([_document(spec, tokenizer, table)["input_ids"]], BLOCKS.field("input_ids").type)
+    return stored(_blocks_of(spec, tokenizer, limits, ids), BLOCKS)
+
+
 def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits: Lengths) -> str:
     """Returns a digest of everything that the encoded rows depend on."""
     kind = [spec.task, spec.prompt is not None, spec.cue, spec.running_text, *(["chat"] if spec.chat else [])]
@@ -145,14 +154,12 @@ def _encoded(
         return _map(rows, _encoder(spec, tokenizer, limits), path, processes)
     scratch = path and path.with_suffix(".tokens")
     tokens = _map(rows, partial(_document, spec, tokenizer), scratch, processes, features=_TOKENS)
-    end = end_of(tokenizer) if spec.running_text else []
-    tables = _blocks(start_of(tokenizer), end, limits.max_token_len, tokens.data.column("input_ids"))
-    blocks = _stored(tables, _PACKED, path)
+    made = stored(_blocks_of(spec, tokenizer, limits, tokens.data.column("input_ids")), BLOCKS, path)
     if scratch:
         scratch.unlink()
-    if len(blocks) == 0:
+    if len(made) == 0:
         raise UserError(f"a split of data set '{spec.name}' holds no text", "give it at least two tokens")
-    return blocks
+    return made
 
 
 def _encoder(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> Callable[[pa.Table], Columns]:
@@ -164,16 +171,6 @@ def _encoder(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Leng
     if spec.prompt is not None:
         return partial(_prompt_response, spec, tokenizer, limits)
     return partial(_chats, spec, tokenizer, limits.max_token_len)
-
-
-def _stored(tables: Iterable[pa.Table], schema: pa.Schema, path: Path | None) -> Dataset:
-    """Returns the rows of all tables, from a file at `path` if it is given. The file is written table by table."""
-    if path is None:
-        return Dataset(pa.concat_tables([schema.empty_table(), *tables]))
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-        for table in tables:
-            stream.write_table(table)
-    return Dataset.from_file(str(path))
 
 
 def _map(
@@ -198,7 +195,7 @@ def _map(
     parts, schema = [Path(part["filename"]) for part in mapped.cache_files], mapped.data.schema
     tables = (pa.Table.from_batches([batch]) for batch in mapped.data.table.to_batches())
     try:
-        return _stored(tables, schema, path)
+        return stored(tables, schema, path)
     finally:
         for part in parts:
             part.unlink()
@@ -250,33 +247,15 @@ def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, ro
     return {"input_ids": ids, "spans": spans, "length": [*map(len, ids)]}
 
 
+def _blocks_of(
+    spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, documents: pa.ChunkedArray
+) -> Iterator[pa.Table]:
+    """Yields the tokens of all documents in blocks."""
+    end = end_of(tokenizer) if spec.running_text else []
+    return blocks(start_of(tokenizer), end, limits.max_token_len, documents)
+
+
 def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, rows: pa.Table) -> Columns:
     """Encodes each row, with an end-of-sequence token after each document."""
     end = [] if spec.running_text else end_of(tokenizer)
     return {"input_ids": [ids + end for ids in ids_of(tokenizer, render(spec, rows)["text"].to_pylist())]}
-
-
-def _blocks(start: list[int], end: list[int], size: int, documents: pa.ChunkedArray) -> Iterator[pa.Table]:
-    """Concatenates the tokens of a split and cuts them into blocks of `size` tokens. Yields the blocks of each chunk.
-
-    Each block begins with `start`, and `end` follows the last token of the split. A short last block is kept if it has
-    at least two tokens, so that there is one to predict.
-    """
-    room, rest = size - len(start), np.zeros(0, np.int32)
-    for tokens in (*(chunk.flatten().to_numpy() for chunk in documents.chunks), np.asarray(end, np.int32)):
-        tokens = np.concatenate([rest, tokens])
-        full = len(tokens) // room * room
-        if full:
-            yield _packed(start, tokens[:full].reshape(-1, room))
-        rest = tokens[full:]
-    if len(rest) and len(start) + len(rest) >= 2:
-        yield _packed(start, rest[None])
-
-
-def _packed(start: list[int], blocks: np.ndarray) -> pa.Table:
-    """blocks (rows, tokens), each of which follows the tokens `start`."""
-    ids = np.hstack([np.broadcast_to(np.asarray(start, np.int32), (len(blocks), len(start))), blocks])
-    rows, length = ids.shape
-    column = pa.ListArray.from_arrays(np.arange(0, ids.size + 1, length, dtype=np.int32), ids.ravel())
-    numbers = [np.full(rows, number, np.int32) for number in (0, length)]
-    return pa.table([column, *numbers], schema=_PACKED)

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from dataset.reading.source import checked_texts
+from dataset.reading.checked import checked_texts
 from dataset.reading.stored import Stored, StoredSplits, stored_splits
 from dataset.spec import DatasetSpec, Wanted
 from heterolora.common.errors import UserError

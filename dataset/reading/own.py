@@ -56,7 +56,12 @@ def from_anywhere(dataset: str) -> str:
 
 
 def describe(
-    dataset: str, own: OwnDataOptions, task: Task | None, cache: bool, classes: tuple[str, ...] = ()
+    dataset: str,
+    own: OwnDataOptions,
+    task: Task | None,
+    cache: bool,
+    classes: tuple[str, ...] = (),
+    buffer: int | None = None,
 ) -> tuple[DatasetSpec, OwnDataOptions]:
     """Returns the entry of own data, and the options with the values that were found.
 
@@ -65,16 +70,17 @@ def describe(
 
     Args:
         classes: those of a trained head. Labels that are found among them keep its order.
+        buffer: read so many training rows at once, with `--streaming`. None: read all.
     """
     roles, labels = given_roles(own, task), label_names(own)
     needs_labels, multi_label = not labels and not own.regression, bool(own.multi_label)
     if roles is not None and not (roles.classifies and needs_labels):
         return _described(dataset, own, roles, labels, multi_label)
     from dataset.reading.labels import found_labels
-    from dataset.reading.stored import stored_splits
+    from dataset.reading.streamed import opened_splits
 
     name, of_any_roles = name_of(dataset), roles or Roles("causal_language_modeling", ("text",))
-    opened = stored_splits(spec_of(dataset, of_any_roles, ()))
+    opened = opened_splits(spec_of(dataset, of_any_roles, ()), buffer=buffer)
     train = opened["train"] if "train" in opened else next(iter(opened.values()))
     columns = train.columns()
     roles = roles or roles_of(columns, own, task, name)

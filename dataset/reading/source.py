@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, Value
+from datasets import Dataset, IterableDataset
 
-from dataset.reading.conversations import conversations
-from dataset.reading.incomplete import without_incomplete
-from dataset.reading.labels import are_hidden, label_ids
-from dataset.reading.row_file import BATCH, empty
+from dataset.reading.checked import checked
+from dataset.reading.labels import are_hidden
 from dataset.reading.splits import VALIDATION
-from dataset.reading.stored import DATA_SEED, UNNAMED, StoredSplits, stored_splits
-from dataset.spec import DatasetSpec, Wanted
+from dataset.reading.stored import DATA_SEED, UNNAMED, StoredSplits
+from dataset.reading.streamed import opened_splits
+from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, nearest
 from options.data import HELD_OUT
 
@@ -40,6 +35,7 @@ class Splits:
     notes: tuple[str, ...]  # decisions that the user should know, one sentence each
     validated: bool = True  # False if no rows were held out, and `validation` is what `test` measures
     held_out: bool = False  # whether `validation` are rows of the training split that were held out
+    stream: IterableDataset | None = None  # the training rows, if they are read during training; `train`: the first
 
     def replaced(self, make: Callable[[Dataset], Dataset]) -> Splits:
         """Returns the splits with what `make` returns for each of them."""
@@ -60,6 +56,7 @@ def read_splits(
     share: float = HELD_OUT,
     seed: int | None = None,
     examples: bool = False,
+    buffer: int | None = None,
 ) -> Splits:
     """Reads and checks the splits of `spec`, from `saved_path` if given, else from its place, generator or the hub.
 
@@ -74,9 +71,10 @@ def read_splits(
             test split, or all rows if there is one split only, is the only measured one.
         seed: of the rows to hold out. None: the same rows in every run.
         examples: whether to read the split that the examples of `--few-shot` come from, if it is another one.
+        buffer: read so many training rows, and the others during training. None: read all.
     """
     notes: list[str] = []
-    stored = stored_splits(spec, saved_path)
+    stored = opened_splits(spec, saved_path, buffer)
     if is_only := _is_only(spec, stored):
         (name,) = stored
         if share > 0 and name in (*VALIDATION, _TEST):  # `test` gives 0, and measures all rows
@@ -89,6 +87,8 @@ def read_splits(
     if unread:
         notes.append(f"not read: {', '.join(sorted(unread))}; splits are train, {', '.join(VALIDATION)} and test")
 
+    if buffer is not None:
+        notes.append(f"--streaming: what needs all training rows is bounded to {buffer:,} of them (--shuffle-buffer)")
     read = partial(_read, spec, stored, saved_path, cache, notes)
     answers = spec.own and (spec.chat or spec.response is not None)
     columns = stored[spec.train].columns() if answers and spec.train in stored else ()
@@ -100,7 +100,11 @@ def read_splits(
     if not validation and share == 0:
         tested = tested or {"test": train}
         return Splits(train, tested, tested, source or train, tuple(notes), validated=False)
+    stream = stored[spec.train].stream
     if from_train := not validation:
+        if stream is not None:
+            found = f"--streaming needs a validation split, and data set '{spec.name}' has none to hold rows out of"
+            raise UserError(found, "write some rows into a file of their own, such as validation.jsonl in the folder")
         train, held_out = _hold_out(train, share, seed, spec.running_text)
         validation = {"validation": held_out}
         how = "the same for every seed" if seed is None else f"drawn by seed {seed}"
@@ -114,7 +118,9 @@ def read_splits(
             left = ", and the folder's test split is not read" if saved_path is not None and _TEST in stored else ""
             reason = f"the test labels of {spec.name} are hidden{left}"
         notes.append(f"{reason}: test uses {' and '.join(validation)}")
-    return Splits(train, validation, tested or validation, source or train, tuple(notes), held_out=from_train)
+    return Splits(
+        train, validation, tested or validation, source or train, tuple(notes), held_out=from_train, stream=stream
+    )
 
 
 def _read(
@@ -124,7 +130,7 @@ def _read(
     if split not in stored:
         raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, stored))
     where = f"split '{split}' of data set '{spec.name}'" + (f" in '{saved_path}'" if saved_path else "")
-    return _checked(spec, where, stored[split].read(spec.wanted, cache), notes)
+    return checked(spec, where, stored[split].read(spec.wanted, cache), notes)
 
 
 def _is_only(spec: DatasetSpec, stored: StoredSplits) -> bool:
@@ -190,61 +196,3 @@ def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool)
     else:
         order = draw.permutation(len(rows))
     return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
-
-
-def _checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> Dataset:
-    """Returns the entry's columns of a split, with label ids and without missing texts. Appends to `notes`."""
-    rows = checked_texts(spec, spec.wanted, where, rows, notes)
-    if not spec.classifies:
-        return rows
-    return _with_column(rows, spec.label, label_ids(spec, where, rows))
-
-
-def checked_texts(
-    spec: DatasetSpec, wanted: Wanted, where: str, rows: Dataset, notes: list[str], answered: bool = True
-) -> Dataset:
-    """Returns the wanted columns of a split, without missing texts. Appends to `notes`.
-
-    `answered`: whether the rows are examples, which have labels and a turn of the assistant.
-    """
-    if len(rows) == 0:
-        raise empty(where)
-    for column in wanted.columns:
-        if column not in rows.column_names:
-            raise UserError(f"{where} has no column '{column}'", nearest(column, rows.column_names))
-    rows = rows.with_format(None).select_columns(wanted.columns)
-    if spec.chat:
-        return Dataset.from_dict({spec.columns[0]: conversations(where, rows[spec.columns[0]][:], answered)})
-    if spec.own and answered:
-        rows = without_incomplete(spec, where, rows, notes)
-        if len(rows) == 0:
-            raise empty(where)
-    for column in wanted.nested:  # text is JSON already
-        texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in rows[column][:]]
-        rows = _with_column(rows, column, texts)
-    for column in wanted.texts:
-        feature = rows.features[column]
-        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
-        if kind not in ("string", "large_string"):
-            raise UserError(f"column '{column}' of {where} holds {kind}", "it must hold text")
-        texts = rows.select_columns(column).with_format("arrow")
-        if missing := sum(part[column].null_count for part in texts.iter(BATCH)):
-            notes.append(f"{missing} rows of {where} have no text in column '{column}': an empty text is used")
-            rows = _with_column(rows, column, texts[:][column].fill_null(""))
-    columns = [column for column in spec.columns if column in wanted.texts]
-    if columns and spec.choices is None and not any(_has_text(rows, column) for column in columns):
-        names = " and ".join(f"'{column}'" for column in columns)
-        raise UserError(f"all texts of {where} are empty, in column {names}", "give the column of the texts")
-    return rows
-
-
-def _has_text(rows: Dataset, column: str) -> bool:
-    parts = rows.select_columns(column).with_format("arrow").iter(BATCH)
-    return any(pc.any(pc.not_equal(pc.utf8_trim_whitespace(part[column]), "")).as_py() for part in parts)
-
-
-def _with_column(rows: Dataset, column: str, values: Any) -> Dataset:
-    """Returns the rows with other values in a column."""
-    if rows.column_names == [column]:  # without it, `datasets` would forget how many rows there are
-        return Dataset(pa.table({column: values}))
-    return rows.remove_columns(column).add_column(column, values).select_columns(rows.column_names)

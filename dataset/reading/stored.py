@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from dataset.reading.cache import cached, digest, file_digest
 from dataset.reading.columns import ColumnKind, kinds_of
@@ -39,17 +39,21 @@ class Stored:
         read: returns at least the wanted columns. If its second argument is true, rows from files are kept on disk.
         columns: returns what each column holds.
         rows: returns all columns of all rows, with the values as they are stored.
+        stream: the rows, if they are read while a run trains on them. Then `read` returns the first ones.
     """
 
     read: Callable[[Wanted, bool], Dataset]
     columns: Callable[[], Mapping[str, ColumnKind]]
     rows: Callable[[], list[dict[str, Any]]]
+    stream: IterableDataset | None = None
 
     @classmethod
-    def made_by(cls, make: Callable[[], Dataset]) -> Stored:
+    def made_by(cls, make: Callable[[], Dataset], stream: IterableDataset | None = None) -> Stored:
         """Returns the split that `make` returns, with all its columns."""
         made = cache(make)
-        return cls(lambda wanted, on_disk: made(), lambda: kinds_of(made().data.schema), lambda: made().to_list())
+        return cls(
+            lambda wanted, on_disk: made(), lambda: kinds_of(made().data.schema), lambda: made().to_list(), stream
+        )
 
     @classmethod
     def in_files(cls, paths: Sequence[Path]) -> Stored:
@@ -84,8 +88,15 @@ def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> St
         return {split: Stored.made_by(partial(_generated, spec.generate, split)) for split in splits}
     if spec.path is None:
         raise UserError(f"data set '{spec.name}' has no hub repository", "give --dataset-saved-path")
+    on_hub = of_hub(spec)
+    about = "the copy in the cache of data set", spec.name, "delete it from the cache of `datasets`"
+    return {split: Stored.made_by(partial(_intact, about, partial(on_hub.get, split))) for split in on_hub}
+
+
+def of_hub(spec: DatasetSpec, **options: Any) -> Any:
+    """Returns the data set of the hub. `options` are those of `load_dataset`. Raises UserError if it cannot be read."""
     try:
-        on_hub = datasets.load_dataset(spec.path, spec.config)
+        return datasets.load_dataset(spec.path, spec.config, **options)
     except Exception as error:  # the HTTP library of the hub's client raises its own errors
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         expected = "give --dataset a file, a folder, or a hub name such as owner/name or owner/name:configuration"
@@ -96,8 +107,6 @@ def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> St
             )
         name = spec.path if spec.own else spec.name
         raise UserError(f"data set '{name}' could not be fetched from the hub ({reason})", expected) from error
-    about = "the copy in the cache of data set", spec.name, "delete it from the cache of `datasets`"
-    return {split: Stored.made_by(partial(_intact, about, partial(on_hub.get, split))) for split in on_hub}
 
 
 def _generated(generate: Callable[[str, int], list[dict[str, object]]], split: str) -> Dataset:
