@@ -250,6 +250,45 @@ def test_blocks_that_are_alike_run_for_all(tmp_path: Path) -> None:
         assert like.flops == pytest.approx(other.flops, rel=0.01)
 
 
+def shown(capsys: pytest.CaptureFixture[str], base: Path, *more: object) -> list[str]:
+    """The lines of a plan in a pipe."""
+    given = ("--plan", "--dataset", "wikitext2", "--load", base, "--batch-size", 1, *more)
+    inspect_model.main([*map(str, given)])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_first_line_is_the_answer_and_no_table_is_cut(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    base = Path(__file__).parent / "fixtures" / "plan" / "llama-2-7b"
+    lines = shown(capsys, base, "--precision", "bf16-true", "--max-token-len", 2048, "--card", "rtx-4090")
+    assert lines[0] == "fits on 1 × 24 GB with --gradient-checkpointing"
+    (head,) = (line for line in lines if line.lstrip().startswith("GPUs "))
+    assert head.split() == ["GPUs", "base", "share", "gathered", "peak", "seconds", "peak*", "seconds*", "sent"]
+    assert "…" not in "".join(lines)
+
+
+def test_without_a_card_there_are_no_times(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # which is too narrow for the table
+    config_of("opt").save_pretrained(tmp_path)
+    lines = shown(capsys, tmp_path, "--gpu-memory", "2GB")
+    assert lines[0] == "fits on 1 × 2 GB"
+    assert not {"seconds", "rtx", "…"} & {*"\n".join(lines).split()}
+    assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (3000, Setting(1, False, False)),
+        (1500, Setting(1, False, True)),
+        (1350, Setting(4, True, True)),
+        (1, None),
+    ],
+)
+def test_the_smallest_setting(memory: int, expected: Setting | None) -> None:
+    assert replace(_PLAN, memory=memory + RESERVED).smallest() == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -156,6 +159,11 @@ def curves_of(*folders: Path) -> dict[str, list[list[tuple[float, float]]]]:
     return {chart.picture.title: [list(line.points) for line in chart.picture.lines] for chart in charts}
 
 
+def as_counted(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Points of a logger with the steps of the terminal, of which the first is 1."""
+    return [(step + 1, value) for step, value in points]
+
+
 def rows_of(table: Node) -> dict[str, list[Node]]:
     """First cell's text → the other cells of each row."""
     found = {}
@@ -202,10 +210,10 @@ class TestOneRun:
         page = report(tmp_path, folder := trained_run(tmp_path / "first", logger="csv"))
         names = [figure.all("figcaption")[0].text for figure in page.all("figure")]
         assert names == ["train/loss", "validation/loss", "validation/accuracy", "learning_rate/matrices"]
-        assert curves_of(folder) == {name: [points] for name, points in curves(160, 0.9, 0).items()}
+        assert curves_of(folder) == {name: [as_counted(points)] for name, points in curves(160, 0.9, 0).items()}
         for figure in page.all("figure"):
             assert "optimizer step" in [node.text for node in figure.all("text")]
-        points = curves(160, 0.9, 0)["validation/accuracy"]
+        points = as_counted(curves(160, 0.9, 0)["validation/accuracy"])
         step, best = max(points, key=lambda point: point[1])
         said = page.all("figure")[2].all("p", class_="legend")[0].text
         assert said == f"●last {points[-1][1]:.4g}, best {best:.4g} at step {step}"
@@ -354,8 +362,44 @@ class TestSideBySide:
         runs = read_runs(
             [trained_run(tmp_path / "a", logger="none"), trained_run(tmp_path / "b", logger="none", max_steps=9)]
         )
-        assert [row.label for row in facts(runs)] == ["action", "model", "base", "data set", "task", "--max-steps"]
+        labels = ["action", "date", "model", "base", "data set", "task", "--max-steps"]
+        assert [row.label for row in facts(runs)] == labels
         assert [cell.text for cell in facts(runs)[-1].cells] == ["-1", "9"]
+
+    def test_date_rows_and_versions_of_each_run(self, tmp_path: Path) -> None:
+        folders = [trained_run(tmp_path / name, logger="none") for name in "ab"]
+        os.utime(folders[0] / "config.toml", (1_700_000_000, 1_700_000_000))
+        for folder, torch in zip(folders, ("2.12", "2.13"), strict=True):
+            rows = {"training": 1200, "validation": 60} if torch == "2.13" else {}
+            versions = {"torch": torch, "datasets": "4"}
+            write_json(folder / METRICS, {"metrics": {}, "rows": rows, "versions": versions})
+        found = {row.label: [cell.text for cell in row.cells] for row in facts(read_runs(folders))}
+        assert found["date"][0] == f"{datetime.fromtimestamp(1_700_000_000):%Y-%m-%d %H:%M}"
+        assert found["rows"] == ["–", "1,200 training, 60 validation"]
+        assert found["torch"] == ["2.12", "2.13"]
+        assert "datasets" not in found
+
+    def test_losses_of_different_kinds_are_apart(self, tmp_path: Path) -> None:
+        """In charts and in rows: a smaller squared error is no better than a cross-entropy."""
+        kinds = {
+            "squared error": {"dataset": "stsb"},
+            "binary cross-entropy": {"dataset": "own.csv", "multi_label": True, "labels": "a,b"},
+            "cross-entropy of classes": {"dataset": "sst2"},
+            "cross-entropy of tokens": {"dataset": "wikitext2", "task": "causal_language_modeling"},
+        }
+        folders = [trained_run(tmp_path / kind, logger="csv", **options) for kind, options in kinds.items()]
+        charts = curves_of(*folders)
+        for name in ("train/loss", "validation/loss"):
+            assert [title for title in charts if title.startswith(name)] == [
+                f"{name} ({kind})" for kind in sorted(kinds)
+            ]
+            assert all(len(charts[f"{name} ({kind})"]) == 1 for kind in kinds)
+        assert len(charts["validation/accuracy"]) == 4
+        rows = {row.label: [cell.text for cell in row.cells] for row in comparison(read_runs(folders))["validation"]}
+        for place, kind in enumerate(kinds):
+            assert [text == "–" for text in rows[f"loss ({kind})"]] == [other != place for other in range(4)]
+        assert "loss" not in rows
+        assert {"train/loss", "validation/loss"} <= {*curves_of(folders[2])}, "one kind needs no name"
 
     def test_one_chart_has_a_line_for_each_run(self, tmp_path: Path) -> None:
         page = report(tmp_path, *(trained_run(tmp_path / f"run{i}", seed=i, logger="csv") for i in range(3)))
@@ -436,7 +480,7 @@ class TestSideBySide:
         write_csv(folder, {"train/loss": [(step, 1.0) for step in range(3)]})
         write_tensorboard(folder, {"train/loss": [(step, 2.0) for step in range(3, 5)]})
         found = read_curves(folder / "logs", "tensorboard").series["train/loss"]
-        assert found == tuple((step, 1.0 if step < 3 else 2.0) for step in range(5))
+        assert found == tuple((step + 1, 1.0 if step < 3 else 2.0) for step in range(5))
 
     def test_configurations_that_differ_at_one_seed_are_compared(self, tmp_path: Path) -> None:
         """Different places for different seeds may follow from scores. Different places at one seed are two methods."""
@@ -606,12 +650,12 @@ class TestCurves:
             found = read_curves(tmp_path / logger / "logs", logger).series
             assert found.keys() == series.keys()
             for name, points in series.items():
-                assert [step for step, _ in found[name]] == [step for step, _ in points]
+                assert [step for step, _ in found[name]] == [step for step, _ in as_counted(points)]
                 assert [v for _, v in found[name]] == pytest.approx([v for _, v in points], rel=1e-6)
 
     def test_the_last_value_of_a_step_counts_and_no_nan(self, tmp_path: Path) -> None:
         write_csv(tmp_path, {"train/loss": [(3, 1.0), (1, 2.0), (3, 0.5), (4, float("nan"))], "epoch": [(1, 0)]})
-        assert read_curves(tmp_path / "logs", "csv").series == {"train/loss": ((1, 2.0), (3, 0.5))}
+        assert read_curves(tmp_path / "logs", "csv").series == {"train/loss": ((2, 2.0), (4, 0.5))}
 
     @pytest.mark.parametrize(
         ("logger", "said"),

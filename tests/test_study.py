@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from actions.run.in_use import in_use
 from heterolora.choosing import history, scores
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
+from tests import chromium
 from tests.mistakes import refusal
 from tests.scoring import scored
 from tests.studies import MINIMAL, InThisProcess, measured, rows, study, write
@@ -35,7 +37,7 @@ from tools.studies import adalora, execution, peft_run, running
 from tools.studies.data import check_data
 from tools.studies.figures import pareto
 from tools.studies.jobs import Case, Commands, Job, assignment, from_here
-from tools.studies.page import markdown
+from tools.studies.page import markdown, render
 from tools.studies.results import Measured, Row, beyond, measuring_rows
 from tools.studies.running import JobRecord, check_unfinished, record_of, run_here, run_job
 from tools.studies.sentence import answer
@@ -252,6 +254,41 @@ def test_runs_that_predict_one_class_are_named_first() -> None:
     sentence = said(runs)
     assert sentence.startswith("Runs that predict one class for all rows: one with seed 1, 3.")
     assert "base with seed" not in sentence
+
+
+def test_the_page_marks_them_and_begins_with_the_answer(tmp_path: Path) -> None:
+    """The title says what was compared. The column that answers the question is the first one beside the arms."""
+    right = [int(index % 3 == 2) for index in range(60)]
+    runs = {
+        "base": [classified("base", seed, right) for seed in range(2)],
+        "one": [classified("one", seed, [0] * 60 if seed == 1 else right) for seed in range(2)],
+    }
+    tasks = {"task": {"load": "owner/some-model", "dataset": "sst2"}}
+    planned = compared(seeds=(0, 1), tasks=tasks)
+    page = render(planned, [compare(planned, "task", 1, runs, {})], execution.Execution(planned, tmp_path))
+    assert "some-model · sst2 · 45 measured rows · 1 LoRA parameters</p>" in page
+    heads = re.findall(r"<th>(.*?)</th>", page)
+    assert heads[:4] == ["arm", "better than base (95%)", "p (Holm)", "accuracy (95%)"]
+    marks = re.findall(r'<th scope="row">.*?</span>(\w+)(<br><small>.*?</small>)?</th>', page)
+    assert marks == [("base", ""), ("one", "<br><small>predicts one class: seed 1</small>")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
+def test_a_published_study_in_a_browser(tmp_path: Path) -> None:
+    """At both widths, in light and dark, the answer is in sight and nothing is wider than the page."""
+    with tarfile.open(ROOT / "docs" / "measured" / "minilm_lead.tar.xz") as archive:
+        archive.extractall(tmp_path / "lead", filter="data")
+    study(tmp_path / "lead" / "study.toml", tmp_path / "lead", "--report-only", "--overwrite")
+    answer = "document.querySelectorAll('table.compare thead th')[1].getBoundingClientRect().right"
+    with chromium.Page() as page:
+        for width, dark in ((400, False), (400, True), (1280, False), (1280, True)):
+            page.open(tmp_path / "lead" / "report.html", width, dark)
+            assert page.errors == []
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            assert page.evaluate(answer) < width
+            assert "better than drawn" in page.evaluate("document.body.innerText")
+            assert page.evaluate("getComputedStyle(document.querySelector('tbody th')).position") == "sticky"
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "loss"])

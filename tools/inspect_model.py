@@ -6,9 +6,10 @@ a checkpoint or a PEFT adapter it shows which elements are on.
 Multiply-adds (one product and one sum) are per token. For the base they are counted in linear layers only. An element
 that is off has none.
 
-With --plan it takes the options of `python -m main train`, and prints the memory and an estimate of the time of a
-training step on 1, 2, 4, 8 … GPUs, with a replicated and with a sharded base (--strategy fsdp), with and without
---gradient-checkpointing. A training step runs on tensors without data to find it.
+With --plan it takes the options of `python -m main train`, and prints on how many GPUs a training step fits, and its
+memory and an estimate of its time on 1, 2, 4, 8 … GPUs, with a replicated and with a sharded base (--strategy fsdp),
+with and without --gradient-checkpointing. With --gpu-memory alone there are no times. A training step runs on tensors
+without data to find it.
 
 examples:
   python tools/inspect_model.py --model lora_ags --load facebook/opt-350m
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--plan", action="store_true", help="print the memory and the time of a training step")
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="memory of a GPU, such as 24GB; by default that of --card")
-    parser.add_argument("--card", metavar="NAME", help=f"GPU, for times: {', '.join(GPUS)} ({BY_DEFAULT})")
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="memory of a GPU, such as 24GB; without --card, no times")
+    parser.add_argument("--card", metavar="NAME", help=f"GPU, for memory and times: {', '.join(GPUS)} ({BY_DEFAULT})")
     args, others = parser.parse_known_args(arguments)
     gpu, memory = _gpu(args)
     request = resolve(parse_command(["train" if args.plan else "test", *others]))
@@ -64,17 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(shown)
 
 
-def _gpu(args: argparse.Namespace) -> tuple[Gpu, int]:
-    """The GPU, and its memory in bytes."""
+def _gpu(args: argparse.Namespace) -> tuple[Gpu | None, int]:
+    """The GPU, and its memory in bytes. None if only the memory is given."""
     for flag, value in (("--card", args.card), ("--gpu-memory", args.gpu_memory)):
         if value is not None and not args.plan:
             raise UserError(f"{flag} has no effect without --plan", "add --plan, or leave it out")
-    gpu = gpu_named(args.card or BY_DEFAULT)
     if args.gpu_memory is None:
+        gpu = gpu_named(args.card or BY_DEFAULT)
         return gpu, gpu.memory
     if not byte_size.valid(args.gpu_memory):
         raise UserError(f"--gpu-memory '{args.gpu_memory}' is no size", f"give {byte_size.expected}")
-    return gpu, bytes_of(args.gpu_memory)
+    return None if args.card is None else gpu_named(args.card), bytes_of(args.gpu_memory)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from actions.run.run_folder import METRICS
 from dataset import registry
-from heterolora.common.checks import TEXT, Condition, number
+from heterolora.common.checks import TEXT, Condition, number, whole_number
 from heterolora.common.outside import read_json
 
 
@@ -22,6 +22,7 @@ _METRICS = Condition(
     _table_of(_table_of(lambda value: value is None or _FINITE.valid(value))), "for each split a number for each metric"
 )
 _RESOURCES = Condition(_table_of(lambda value: value is None or _FINITE.valid(value)), "a number for each resource")
+_ROWS = Condition(_table_of(whole_number(0).valid), "a number of rows for each split")
 _WRITTEN = "expected the file that the run wrote"
 _VERSIONS = Condition(_table_of(TEXT.valid), "a version for each package")
 
@@ -37,6 +38,13 @@ def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict
     values = read_json(path, "the metrics file", _WRITTEN)
     metrics = _METRICS.check(str(path), "metrics", values.get("metrics", {}))
     return metrics, _VERSIONS.check(str(path), "versions", values.get("versions", {}))
+
+
+def read_rows(folder: Path) -> dict[str, int]:
+    """Split → rows, as `metrics.json` has them. Empty if they are not known."""
+    path = folder / METRICS
+    values = read_json(path, "the metrics file", _WRITTEN).get("rows", {}) if path.is_file() else {}
+    return dict(_ROWS.check(str(path), "rows", values))
 
 
 def headline(

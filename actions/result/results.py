@@ -18,6 +18,7 @@ from actions.training.checkpoints import Validated, by_split
 from actions.training.experiment import Experiment
 from actions.training.limits import measures_validation
 from actions.training.resources import Resources
+from heterolora import __version__
 from heterolora.common.distributed import gather_lists
 from heterolora.pictures.drawing import save
 from heterolora.pictures.of_run import CONFUSION_PICTURE, of_classes
@@ -93,14 +94,22 @@ def measure(
             "metrics": finite,
             **_classes(task),
             "resources": _resources(trainer),
+            "rows": _rows(experiment),
             "options": as_plain(experiment.options),
-            "versions": {package: version(package) for package in _PACKAGES},
+            "versions": {"heterolora": __version__, **{package: version(package) for package in _PACKAGES}},
         }
         write_json(folder / METRICS, values)
         if task.confusion:
             save(folder / CONFUSION_PICTURE, *of_classes(task.spec.labels, task.confusion))
     say(f"results: {folder}")
     return metrics
+
+
+def _rows(experiment: Experiment) -> dict[str, int]:
+    """The rows of each split."""
+    splits = experiment.data.splits
+    training = {"training": len(splits.train)} if measures_validation(experiment.data) else {}
+    return training | {name: len(rows) for name, rows in {**splits.validation, **splits.test}.items()}
 
 
 def _classes(task: FineTuning) -> dict[str, Any]:

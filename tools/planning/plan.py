@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tools.planning.base import Base
@@ -15,6 +16,7 @@ REACHED = 0.4
 RESERVED = GIGA
 # Blocks that FSDP2 holds at once: the running one, the next, and the one whose memory is being freed.
 BLOCKS_AT_ONCE = 3
+ONE_MACHINE = 8  # GPUs; the card's link joins those of one machine
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ class GpuPlan:
 
     Attributes:
         steps: without and with gradient checkpointing.
+        gpu: None: only the memory is planned.
         half: whether matrix products are in 16 bits.
     """
 
     base: Base
     trained: Trained
     steps: tuple[StepCost, StepCost]
-    gpu: Gpu
+    gpu: Gpu | None
     memory: int  # bytes of a GPU
     half: bool
 
@@ -105,16 +108,33 @@ class GpuPlan:
 
     # ---- seconds
 
-    def seconds(self, setting: Setting) -> float:
-        """Computing and gathering overlap; the all-reduce comes after them."""
+    def seconds(self, setting: Setting) -> float | None:
+        """Computing and gathering overlap; the all-reduce comes after them. None without a GPU's rates."""
+        if self.gpu is None or setting.gpus > ONE_MACHINE:
+            return None
         gathers = self._gathers(setting)
-        return max(self._computing(setting), gathers / self.gpu.link) + (self.sent(setting) - gathers) / self.gpu.link
+        computing = self._computing(setting, self.gpu)
+        return max(computing, gathers / self.gpu.link) + (self.sent(setting) - gathers) / self.gpu.link
 
-    def _computing(self, setting: Setting) -> float:
+    def _computing(self, setting: Setting, gpu: Gpu) -> float:
         """Bounded by arithmetic or by reading the weights in every pass (roofline, Williams et al. 2009)."""
-        rate = self.gpu.flops16 if self.half else self.gpu.flops32
+        rate = gpu.flops16 if self.half else gpu.flops32
         passes = 3 if setting.checkpointing else 2
-        return max(self.step(setting).flops / (REACHED * rate), passes * self.base.whole / self.gpu.bandwidth)
+        return max(self.step(setting).flops / (REACHED * rate), passes * self.base.whole / gpu.bandwidth)
+
+    # ---- the smallest setting
+
+    def smallest(self) -> Setting | None:
+        """The first setting that fits: few GPUs before many, a whole base before a sharded one, no checkpointing before
+        it, which takes time.
+        """
+        return next((setting for setting in settings(self) if self.fits(setting)), None)
+
+
+def settings(plan: GpuPlan) -> Iterator[Setting]:
+    for gpus in counts(plan):
+        for sharded in (False, True) if gpus > 1 else (False,):
+            yield from (Setting(gpus, sharded, checkpointing) for checkpointing in (False, True))
 
 
 def counts(plan: GpuPlan) -> list[int]:

@@ -18,11 +18,11 @@ from heterolora.common.errors import UserError
 from model.load import base_dtype
 from tools.planning.base import base_of, packed_layers
 from tools.planning.gpus import GIGA, Gpu
-from tools.planning.plan import BLOCKS_AT_ONCE, RESERVED, GpuPlan, Setting, Trained, counts
+from tools.planning.plan import BLOCKS_AT_ONCE, RESERVED, GpuPlan, Setting, Trained, settings
 from tools.planning.step import BatchShape, steps
 
-_ONE_MACHINE = 8  # GPUs; the card's link joins those of one machine
 _BOTH = (False, True)  # without and with gradient checkpointing
+CHECKPOINTING = "--gradient-checkpointing"
 _STATES = {"adam": 2, "adamw": 2, "sgd": 0}
 
 
@@ -38,7 +38,7 @@ class PlanReport:
     def as_values(self) -> dict[str, Any]:
         plan = self.plan
         return {
-            "card": asdict(plan.gpu),
+            "card": None if plan.gpu is None else asdict(plan.gpu),
             "memory": plan.memory,
             "batch": asdict(self.batch),
             "elements": plan.trained.elements,
@@ -46,17 +46,19 @@ class PlanReport:
             "base": asdict(plan.base),
             "plain": asdict(plan.steps[0]),
             "checkpointing": asdict(plan.steps[1]),
-            "rows": [_values(plan, Setting(*row, checkpointing)) for row in _rows(plan) for checkpointing in _BOTH],
+            "fits": None if (smallest := plan.smallest()) is None else asdict(smallest),
+            "rows": [_values(plan, setting) for setting in settings(plan)],
         }
 
     def shown(self) -> Iterator[Table | str]:
+        yield verdict(self.plan)
         yield self.title
         for part in (step_table(self.plan), gpu_table(self.plan), explanation(self.plan)):
             yield ""
             yield part
 
 
-def plan_report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
+def plan_report(request: Request, gpu: Gpu | None, memory: int) -> PlanReport:
     """Traces a training step of the request. Raises UserError if an option has no plan."""
     options = request.options
     precision, quantize = options.devices.precision, options.quantize
@@ -81,7 +83,7 @@ def plan_report(request: Request, gpu: Gpu, memory: int) -> PlanReport:
     how = f"--precision {precision}" + (f" --quantize {quantize}" if quantize else "")
     title = (
         f"{request.base.name}: {weights:,} weights, {how}; a batch of {batch.rows:,} × {batch.tokens:,} tokens on each "
-        f"GPU ({gpu.name}, {memory / GIGA:.1f} GB)"
+        f"GPU ({'' if gpu is None else f'{gpu.name}, '}{memory / GIGA:.1f} GB)"
     )
     return PlanReport(plan, batch, title, restored.notes)
 
@@ -103,10 +105,23 @@ def _length(request: Request, config: Any) -> int:
 # ---- tables
 
 
+def verdict(plan: GpuPlan) -> str:
+    """The answer in one line."""
+    unit, each = _unit(plan), f"{plan.memory / GIGA:.3g} GB"
+    found = plan.smallest()
+    if found is None:
+        least = min(settings(plan), key=plan.peak)
+        needs = f"{unit.shown(plan.peak(least) + RESERVED)} {unit.name}"
+        return f"does not fit: {least.gpus} GPUs of {each} are too small, each needs {needs}"
+    given = {"--strategy fsdp": found.sharded, CHECKPOINTING: found.checkpointing}
+    how = " and ".join(flag for flag, is_given in given.items() if is_given)
+    return f"fits on {found.gpus} × {each}" + (f" with {how}" if how else "")
+
+
 def step_table(plan: GpuPlan) -> Table:
     """What does not depend on the number of GPUs."""
     unit = _unit(plan)
-    table = _table(f"{unit.name} of a GPU, besides the base", "plain", "--gradient-checkpointing")
+    table = _table(f"{unit.name} of a GPU, besides the base", "plain", CHECKPOINTING)
     plain, checkpointed = plan.steps
     trained = plan.trained
     for name, one, other in (
@@ -125,17 +140,17 @@ def step_table(plan: GpuPlan) -> Table:
 def gpu_table(plan: GpuPlan) -> Table:
     """A row for each number of GPUs, with a replicated and with a sharded base."""
     unit = _unit(plan)
-    columns = ("peak", "fits", "seconds")
+    columns = ("peak",) if plan.gpu is None else ("peak", "seconds")
     table = _table("GPUs", "base", "share", "gathered", *columns, *(f"{name}*" for name in columns), "sent")
     for gpus, sharded in _rows(plan):
-        settings = [Setting(gpus, sharded, checkpointing) for checkpointing in _BOTH]
-        first = settings[0]
+        both = [Setting(gpus, sharded, checkpointing) for checkpointing in _BOTH]
+        first = both[0]
         cells = [unit.shown(plan.share(first)), unit.shown(plan.gathered(first)) if sharded else ""]
-        for setting in settings:
-            fits = plan.fits(setting)
-            timed = fits and gpus <= _ONE_MACHINE
-            cells += [unit.shown(plan.peak(setting)), "yes" if fits else "no"]
-            cells.append(f"{plan.seconds(setting):.2g}" if timed else "")
+        for setting in both:
+            fits, seconds = plan.fits(setting), plan.seconds(setting)
+            cells.append(unit.shown(plan.peak(setting)) + ("" if fits else " (no)"))
+            if plan.gpu is not None:
+                cells.append("" if seconds is None or not fits else f"{seconds:.2g}")
         sent = unit.shown(plan.sent(first)) if gpus > 1 else ""
         table.add_row(str(gpus), "sharded" if sharded else "whole", *cells, sent)
     return table
@@ -143,12 +158,12 @@ def gpu_table(plan: GpuPlan) -> Table:
 
 def explanation(plan: GpuPlan) -> str:
     unit = _unit(plan).name
+    seconds = f"seconds: an estimate of a step on {plan.gpu.name} GPUs in one machine. " if plan.gpu is not None else ""
     return (
         f"{unit} of each GPU. share: what it holds of the base. gathered: {BLOCKS_AT_ONCE} whole blocks, and what is "
         "outside the blocks. peak: share, gathered, elements, optimizer, and the larger of activations and kept + "
-        f"logits. fits: in {plan.memory / GIGA:.1f} GB, less {RESERVED / GIGA:.0f} GB for CUDA itself. seconds: an "
-        f"estimate of a step on {plan.gpu.name} GPUs in one machine. *: with --gradient-checkpointing. sent: bytes "
-        "that it sends in a step."
+        f"logits. (no): more than {plan.memory / GIGA:.3g} GB, less {RESERVED / GIGA:.0f} GB for CUDA itself. {seconds}"
+        f"*: with {CHECKPOINTING}. sent: bytes that it sends in a step."
     )
 
 
@@ -161,21 +176,18 @@ def _values(plan: GpuPlan, setting: Setting) -> dict[str, Any]:
         "peak": plan.peak(setting),
         "fits": plan.fits(setting),
         "sent": plan.sent(setting),
-        "seconds": plan.seconds(setting) if setting.gpus <= _ONE_MACHINE else None,
+        "seconds": plan.seconds(setting),
     }
 
 
 def _rows(plan: GpuPlan) -> Iterator[tuple[int, bool]]:
-    for gpus in counts(plan):
-        yield gpus, False
-        if gpus > 1:
-            yield gpus, True
+    yield from dict.fromkeys((setting.gpus, setting.sharded) for setting in settings(plan))
 
 
 def _table(*names: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(names):
-        table.add_column(name, no_wrap=True, justify="left" if place == 0 or name == "base" else "right")
+        table.add_column(name, overflow="fold", justify="left" if place == 0 or name == "base" else "right")
     return table
 
 

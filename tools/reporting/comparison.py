@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -59,15 +59,25 @@ class Row:
 
 
 def facts(runs: Sequence[Run]) -> list[Row]:
-    """The action, model and data of each run, and the options by which the runs differ."""
+    """The action, date, model and data of each run, and the options and package versions by which the runs differ."""
     named = {"model": "model", "load": "base", "dataset": "data set", "task": "task"}
-    rows = [Row.of("action", *(run.action for run in runs))]
+    rows = [Row.of("action", *(run.action for run in runs)), Row.of("date", *(run.started for run in runs))]
     rows += [Row.of(label, *(run.shown(name) for run in runs)) for name, label in named.items()]
     for name, flag in compared_options().items():
         values = [run.shown(name) if run.uses(name) else "" for run in runs]
         if name not in named and len({value for value in values if value}) > 1:
             rows.append(Row.of(flag, *values))
-    return rows
+    return [*rows, *_rows_and_versions(runs)]
+
+
+def _rows_and_versions(runs: Sequence[Run]) -> Iterator[Row]:
+    rows = [", ".join(f"{count:,} {split}" for split, count in run.rows.items()) for run in runs]
+    if any(rows):
+        yield Row.of("rows", *(text or "–" for text in rows))
+    for package in dict.fromkeys(name for run in runs for name in run.versions):
+        versions = [run.versions.get(package, "–") for run in runs]
+        if len({*versions} - {"–"}) > 1:
+            yield Row.of(package, *versions)
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, list[Row]]:
@@ -123,15 +133,28 @@ def metrics(columns: Sequence[Sequence[Run]]) -> dict[str, list[Row]]:
             splits.setdefault(split, {}).update(dict.fromkeys(figures))
     rows: dict[str, list[Row]] = {}
     for split, names in splits.items():
-        for metric in names:
-            found = [[run.figures.get(split, {}).get(metric) for run in runs] for runs in columns]
+        for label, metric, kind in _by_kind(names, columns):
+            found = [
+                [run.figures.get(split, {}).get(metric) if kind in (None, run.loss) else None for run in runs]
+                for runs in columns
+            ]
             complete = [None if None in values else [v for v in values if v is not None] for values in found]
             means = [None if values is None else fmean(values) for values in complete]
             if any(mean is not None for mean in means):
                 texts = ["–" if values is None else _mean_and_spread(values) for values in complete]
                 subjects = [runs[0].subject for runs in columns]
-                rows.setdefault(split, []).append(Row.compared(metric, means, texts, better(metric), subjects))
+                rows.setdefault(split, []).append(Row.compared(label, means, texts, better(metric), subjects))
     return rows
+
+
+def _by_kind(names: Iterable[str], columns: Sequence[Sequence[Run]]) -> Iterator[tuple[str, str, str | None]]:
+    """Label, metric and kind of loss of each row. Losses of different kinds have rows of their own."""
+    kinds = dict.fromkeys(run.loss for runs in columns for run in runs)
+    for name in names:
+        if name == "loss" and len(kinds) > 1:
+            yield from ((f"{name} ({kind})", name, kind) for kind in kinds)
+        else:
+            yield name, name, None
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -19,7 +19,10 @@ _NO_CURVES = ("epoch", "final/")  # logged with the curves: a count, and the met
 
 @dataclass(frozen=True)
 class Curves:
-    """The logged series: name → (optimizer step, value) in the order of steps. `missing` says why there are none."""
+    """The logged series: name → (optimizer step, value) in the order of steps. `missing` says why there are none.
+
+    The first step is 1, as in the terminal. Loggers call it 0.
+    """
 
     series: Mapping[str, tuple[Point, ...]]
     missing: str = ""
@@ -71,4 +74,4 @@ def _step(text: str) -> int:
 
 def _by_step(points: Iterable[Point]) -> tuple[Point, ...]:
     """The last finite value of each step, in the order of steps."""
-    return tuple(sorted({step: value for step, value in points if math.isfinite(value)}.items()))
+    return tuple(sorted({step + 1: value for step, value in points if math.isfinite(value)}.items()))

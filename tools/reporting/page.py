@@ -81,18 +81,24 @@ def page_of(template: str, **content: object) -> str:
 
 
 def curve_charts(views: Sequence[View]) -> list[Chart]:
-    """A chart for each metric: training losses first, then other losses, other metrics, and learning rates."""
+    """A chart for each metric: training losses first, then other losses, other metrics, and learning rates.
 
-    def order(name: str) -> tuple[bool, bool, bool, str]:
-        return (name.startswith("learning_rate"), not name.startswith("train/"), not name.endswith("/loss"), name)
+    Losses of different kinds have charts of their own.
+    """
 
-    lines: dict[str, list[Line]] = {}
+    def order(key: tuple[str, str]) -> tuple[bool, bool, bool, str, str]:
+        name, kind = key
+        return (name.startswith("learning_rate"), not name.startswith("train/"), not name.endswith("/loss"), name, kind)
+
+    several = len({view.run.loss for view in views}) > 1
+    lines: dict[tuple[str, str], list[Line]] = {}
     for view in views:
         for name, points in view.run.curves.series.items():
-            lines.setdefault(name, []).append(Line(view.run.name, view.style, points))
+            kind = f" ({view.run.loss})" if several and name.endswith("/loss") else ""
+            lines.setdefault((name, kind), []).append(Line(view.run.name, view.style, points))
     return [
-        Chart(LineChart(name, lines[name], "optimizer step"), tuple(_key(name, line) for line in lines[name]))
-        for name in sorted(lines, key=order)
+        Chart(LineChart("".join(key), lines[key], "optimizer step"), tuple(_key(key[0], line) for line in lines[key]))
+        for key in sorted(lines, key=order)
     ]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from tools.cli import check_different
 
 from actions.command.configurations import KEYS, in_options
 from actions.result.classes import Confusion, read_classes
-from actions.result.metrics_file import headline, read_metrics, read_resources
+from actions.result.metrics_file import headline, read_metrics, read_resources, read_rows
 from actions.run.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset import registry
 from heterolora.choosing import history as history_file
@@ -27,6 +28,7 @@ from heterolora.common.errors import UserError
 from heterolora.common.outside import read_json, read_toml
 from heterolora.elements.config import ElementConfig, load, parse_config
 from heterolora.elements.element import Kind, Place
+from heterolora.elements.task import TASKS
 from model.family import parse_model_name
 from options.actions import ACTIONS, DYREALLOC, IMP_TEST, TEST, TRAIN
 from options.declare import flag_of
@@ -71,6 +73,8 @@ class Run:
     classes: tuple[str, ...]  # of a classification
     confusion: Mapping[str, Confusion]  # split → confusion matrix of a classification
     resources: Mapping[str, float]  # what training took: seconds and bytes
+    rows: Mapping[str, int]  # split → its rows
+    started: str  # date and time
 
     def option(self, name: str) -> Any:
         return self.options.get(name, defaults()[name])
@@ -100,6 +104,17 @@ class Run:
     def subject(self) -> tuple[str, str]:
         """Data set and task: only figures of equal subjects can be compared."""
         return self.shown("dataset"), self.shown("task")
+
+    @property
+    def loss(self) -> str:
+        """What the loss is. Losses of different kinds are not compared."""
+        entry, task = registry.find(self.option("dataset")), TASKS.get(self.option("task"))
+        if task is None or not task.classifies:
+            return "cross-entropy of tokens"
+        if entry.regression if entry else self.option("regression"):
+            return "squared error"
+        several = entry.multi_label if entry else self.option("multi_label")
+        return "binary cross-entropy" if several else "cross-entropy of classes"
 
     @property
     def headline(self) -> tuple[str, str] | None:
@@ -184,6 +199,8 @@ def _read(folder: Path, name: str) -> Run:
         classes=classes,
         confusion=confusion,
         resources=read_resources(folder),
+        rows=read_rows(folder),
+        started=f"{datetime.fromtimestamp((folder / CONFIG).stat().st_mtime):%Y-%m-%d %H:%M}",
     )
 
 

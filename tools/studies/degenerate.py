@@ -32,12 +32,13 @@ def _without_result(comparison: Comparison) -> str:
     return f"Without a result, because a run diverged or failed: {names}." if names else ""
 
 
+def one_class_seeds(study: Study, arm: ArmResult) -> str:
+    """The seeds of the runs that predict one class, while the labels have others; empty if there are none."""
+    return ", ".join(str(run.case.seed) for run in arm.runs if _predicts_one_class(measuring_rows(study, run)))
+
+
 def _one_class(study: Study, comparison: Comparison) -> str:
-    """A run predicts one class, and the labels have others."""
-    seeds = {
-        arm.name: ", ".join(str(run.case.seed) for run in arm.runs if _predicts_one_class(measuring_rows(study, run)))
-        for arm in comparison.arms
-    }
+    seeds = {arm.name: one_class_seeds(study, arm) for arm in comparison.arms}
     names = "; ".join(f"{arm} with seed {some}" for arm, some in seeds.items() if some)
     return f"Runs that predict one class for all rows: {names}." if names else ""
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 
+from actions.run.run_folder import METRICS
 from heterolora.choosing.mean_squares import Interval
 from heterolora.pictures.drawing import Style, style
+from options.every import defaults
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures
-from tools.studies.degenerate import constant_prediction
+from tools.studies.degenerate import constant_prediction, one_class_seeds
 from tools.studies.execution import Execution
 from tools.studies.results import Rung
 from tools.studies.sentence import FEW, answer
@@ -39,7 +43,7 @@ class View:
 
     heading: str
     sentence: str
-    rows: tuple[tuple[Style, tuple[str, ...]], ...]
+    rows: tuple[tuple[Style, tuple[str, ...], str], ...]  # the style, the cells, and the seeds that predict one class
     constant: tuple[str, ...]  # cells of the best constant prediction; empty without labels
     missing: dict[str, str]
     tuning: tuple[tuple[str, ...], ...]  # rows of cells; empty without halving
@@ -97,6 +101,30 @@ def _of_the_budget(study: Study, comparison: Comparison, arm: ArmResult) -> str:
         return f"{comparison.budget - arm.parameters:,.0f}"
     largest = next((other for other in comparison.arms if other.name == study.baseline), None)
     return "–" if largest is None else f"{arm.parameters / largest.parameters:.1%}"
+
+
+def answer_first(row: tuple[str, ...]) -> tuple[str, ...]:
+    """The cells as the page shows them: what answers the question is beside the arm, so that it is always seen."""
+    name, rate, measure, better, p, *others = row or ("",) * 5
+    return (name, better, p, measure, rate, *others) if row else ()
+
+
+def about(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> str:
+    """Model, data, rows, budgets and date of the study, for its title."""
+    given = [{**defaults(), **options} for options in study.tasks.values()]
+    models = dict.fromkeys(Path(str(each["load"] or each["model"])).name for each in given)
+    data = dict.fromkeys(Path(str(each["dataset"])).name for each in given)
+    runs = [run for comparison in comparisons for arm in comparison.arms for run in arm.runs]
+    rows = sorted({len(run.on(study, tuning=False)) for run in runs})
+    budgets = [f"{each.budget:,}" for each in comparisons if each.budget is not None]
+    sizes = [f"{arm.parameters:,.0f}" for comparison in comparisons for arm in comparison.arms]
+    times = [path.stat().st_mtime for run in runs if (path := run.folder / METRICS).is_file()]
+    parts = [", ".join(models), ", ".join(data)]
+    parts += [f"{' and '.join(f'{count:,}' for count in rows)} measured rows"] if rows else []
+    parts += [f"{', '.join(dict.fromkeys(budgets or sizes))} LoRA parameters"] if budgets or sizes else []
+    if times and max(times) > 0:  # a published archive has no times
+        parts.append(f"{datetime.fromtimestamp(max(times)):%Y-%m-%d}")
+    return " · ".join(parts)
 
 
 def constant_cells(study: Study, comparison: Comparison) -> tuple[str, ...]:
@@ -158,8 +186,11 @@ def views(study: Study, comparisons: Sequence[Comparison], execution: Execution)
             View(
                 comparison.heading,
                 answer(study, comparison),
-                tuple((styles[arm.name], cells(study, comparison, arm)) for arm in comparison.arms),
-                constant_cells(study, comparison),
+                tuple(
+                    (styles[arm.name], answer_first(cells(study, comparison, arm)), one_class_seeds(study, arm))
+                    for arm in comparison.arms
+                ),
+                answer_first(constant_cells(study, comparison)),
                 without_result(comparison),
                 tuning_rows(study, comparison, execution),
                 tuple(chart for chart in charts if chart is not None),
@@ -180,7 +211,8 @@ def render(study: Study, comparisons: Sequence[Comparison], execution: Execution
         "study.html.j2",
         title=execution.folder.name,
         several=True,
-        head=head(study),
+        about=about(study, comparisons, execution),
+        head=answer_first(head(study)),
         tuning_head=TUNING_HEAD,
         views=views(study, comparisons, execution),
         budgets=figures.budgets(study, comparisons),
