@@ -50,12 +50,14 @@ def _found(family: Family, config: PretrainedConfig, task: Task) -> Family | str
     """The family with the form of its blocks, or the reason why there is none."""
     for narrow in (True, False):
         network = tiny_copy(config, task, narrow)
-        runs = None if network is None else _runs(network, family)
-        if network is None or runs is None:
+        every = None if network is None else _runs(network, family)
+        if network is None or every is None:
             continue
-        if not all(runs):
+        runs = [run for run in every if run is not None]
+        if len(runs) < len(every):
             return "a block runs several times, or gets its input by name"
-        return next((form for form in _forms(runs, family) if _computes(network, form)), _why_not(runs, family))
+        found = next((form for form in _forms(runs, family) if _computes(network, form)), None)
+        return _why_not(runs, family) if found is None else found
     return "a small copy of it could not be tried"
 
 
@@ -81,6 +83,9 @@ class _Run:
 
     def at(self, path: str) -> _Call:
         return next(call for call in self.calls if call.path == path)
+
+    def has(self, *paths: str) -> bool:
+        return {*paths} <= {call.path for call in self.calls}
 
 
 class _Recorder:
@@ -235,10 +240,11 @@ def _computes(network: PreTrainedModel, family: Family) -> bool:
     before = None
     for layer, recorder in enumerate(recorders):
         run = recorder.run()
-        if run is None:
+        first, second = family.starts(space.pre_norm)
+        if run is None or not run.has(first, second, *family.ends):
             return False
         h, y = _equations(run, space, layer, before)
-        if not (_same(run.at(family.starts(space.pre_norm)[1]).given, h) and _same(run.y, y)):
+        if not (_same(run.at(first).given, run.x) and _same(run.at(second).given, h) and _same(run.y, y)):
             return False
         before = h
     return True
