@@ -16,26 +16,30 @@ from heterolora.elements.search_space import SearchSpace
 
 
 class RankUnit:
-    """One rank of an element: a row of A and a column of B. It has the attributes of `LowRank` that a search uses.
+    """One rank of an element: a row of A and a column of B, of each expert. It has the attributes of `LowRank` that a
+    search uses.
 
-    A rank that is off has a row and a column of zeros. Then their gradients are zero too, so that an optimizer which
+    A rank that is off has rows and columns of zeros. Then their gradients are zero too, so that an optimizer which
     has no state for them leaves them as they are; see `forget`. An element whose ranks are all off is off.
     """
 
     def __init__(self, whole: LowRank, index: int) -> None:
-        self.whole, self.index = whole, index
+        self.whole = whole
         self.element = single_ranks(whole.element)[index]
-        self.enabled = whole.enabled and bool(whole.A[index].detach().any())
+        experts, rank = whole.element.experts, whole.element.rank  # see `LowRank.by_expert` for the order
+        self.rows = (slice(index, None, rank), slice(None))
+        self.columns = (slice(None), slice(index * experts, (index + 1) * experts))
+        self.enabled = whole.enabled and bool(whole.A[self.rows].detach().any())
 
     @property
     def A(self) -> Tensor:
-        """(1, in), with its gradient"""
-        return _part(self.whole.A, (slice(self.index, self.index + 1), slice(None)))
+        """(experts, in), with its gradient"""
+        return _part(self.whole.A, self.rows)
 
     @property
     def B(self) -> Tensor:
-        """(out, 1), with its gradient"""
-        return _part(self.whole.B, (slice(None), slice(self.index, self.index + 1)))
+        """(out, experts), with its gradient"""
+        return _part(self.whole.B, self.columns)
 
     @torch.no_grad()
     def switch(self, on: bool) -> None:
@@ -52,8 +56,7 @@ class RankUnit:
 
     def forget(self, optimizer: torch.optim.Optimizer) -> None:
         """Remove the state that the optimizer has for this rank, such as its momentum."""
-        rows, columns = (self.index,), (slice(None), self.index)
-        for weight, part in ((self.whole.A, rows), (self.whole.B, columns)):
+        for weight, part in ((self.whole.A, self.rows), (self.whole.B, self.columns)):
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     value[part] = 0
@@ -82,14 +85,15 @@ def forget_off(space: SearchSpace, optimizers: Iterable[torch.optim.Optimizer]) 
 def compact_ranks(space: SearchSpace) -> None:
     """Remove the ranks that are off from the elements that are on. What they compute does not change."""
     for low_rank in space.on():
-        kept = low_rank.A.any(1)
-        rank, element = int(kept.sum()), low_rank.element
+        (A, B), element = low_rank.by_expert, low_rank.element
+        kept = A.any(-1).any(0)  # (r,)
+        rank = int(kept.sum())
         if rank == element.rank:
             continue
         alpha = low_rank.scaling * (math.sqrt(rank) if element.settings.use_rslora else rank)
         low_rank.element = replace(element, settings=replace(element.settings, rank=rank, alpha=alpha))
-        low_rank.A = nn.Parameter(low_rank.A[kept].clone())
-        low_rank.B = nn.Parameter(low_rank.B[:, kept].clone())
+        low_rank.A = nn.Parameter(A[:, kept].flatten(0, 1))
+        low_rank.B = nn.Parameter(B[:, :, kept].permute(1, 2, 0).flatten(1))
 
 
 def _part(weight: nn.Parameter, part: tuple[slice, slice]) -> Tensor:
