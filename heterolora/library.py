@@ -90,7 +90,7 @@ def score(
             loss, a number is out of its range, or a score is not finite.
     """
     _check_types(model, batches, heuristic, loss, target_modules, family, track)
-    _LIST_OF_NAMES.check("score", "target_parameters", target_parameters)
+    _LIST.check("score", "target_parameters", target_parameters)
     chosen = saliency.get(heuristic)
     whole_number(1).check("score", "rank", rank)
     whole_number(0).check("score", "seed", seed)
@@ -129,18 +129,13 @@ def score(
     return Scores(scored, heuristic, batches=len(kept), seed=seed)
 
 
-_LIST_OF_NAMES = Condition(
-    lambda value: (
-        not isinstance(value, str)
-        and isinstance(value, Sequence | Set)
-        and all(isinstance(name, str) for name in value)
-    ),
-    "a list of texts",
-)
 _NAMES = Condition(
-    lambda value: isinstance(value, str) or _LIST_OF_NAMES.valid(value),
+    lambda value: (
+        isinstance(value, str) or (isinstance(value, Sequence | Set) and all(isinstance(name, str) for name in value))
+    ),
     "a text, or a list of texts",
 )
+_LIST = Condition(lambda value: not isinstance(value, str) and _NAMES.valid(value), "a list of texts")
 
 
 def _check_types(
