@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 _MORE_PARAMETERS = ("use_dora", "lora_bias")
-_FROM_SCORES = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
+_FROM_SCORES = ("r", "lora_alpha", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
 
 
 @torch.inference_mode(False)  # elements and batches that are made in inference mode would have no gradients
@@ -50,6 +50,7 @@ def score(
     *,
     loss: LossFunction | None = None,
     target_modules: str | Sequence[str] = ALL_LINEAR,
+    target_parameters: Sequence[str] = (),
     rank: int = 8,
     alpha: float = 16.0,
     max_batches: int | None = None,
@@ -69,6 +70,8 @@ def score(
         heuristic: one of `heterolora.heuristics()`.
         loss: (network, batch) -> scalar loss; by default `network(**batch).loss`.
         target_modules: the layers to score, as in PEFT: `all-linear`, a list of names, or a regular expression.
+        target_parameters: names, or ends of names, of parameters with the weights of experts to score in addition, as
+            in PEFT, such as `experts.down_proj`. With `target_modules=[]`, only they are scored.
         rank: the rank at which the elements are scored; lower for a layer of less width.
         alpha: the scaling of the elements is alpha / rank.
         max_batches: the number of batches to use; by default all.
@@ -80,13 +83,14 @@ def score(
         track: (items, description) -> the same items, to show progress.
 
     Returns:
-        the score of every element. A warning names weights of experts, which are no linear layers and are not scored.
+        the score of every element. A warning names weights of experts that `target_parameters` leaves out.
 
     Raises:
         UserError: no layer matches, the model has no weights, a batch is on another device, there is no
             loss, a number is out of its range, or a score is not finite.
     """
     _check_types(model, batches, heuristic, loss, target_modules, family, track)
+    _LIST.check("score", "target_parameters", target_parameters)
     chosen = saliency.get(heuristic)
     whole_number(1).check("score", "rank", rank)
     whole_number(0).check("score", "seed", seed)
@@ -96,15 +100,19 @@ def score(
         whole_number(0).check("score", name, 0 if number is None else number)
     names = {} if family is None else {path: name for name, path in family.linears.items()}
     of_peft = has_peft_layers(model)
-    if of_peft and target_modules != ALL_LINEAR:
-        raise UserError("the model has PEFT layers already, and target_modules is given", "leave target_modules out")
+    if of_peft and (target_modules != ALL_LINEAR or target_parameters):
+        given = "target_parameters" if target_parameters else "target_modules"
+        raise UserError(f"the model has PEFT layers already, and {given} is given", f"leave {given} out")
     elements: list[Element] = []
     if not of_peft:
-        found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names)
+        found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names, target_parameters)
         elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
-        if target_modules == ALL_LINEAR and (stacked := stacked_weights(model)):
-            listed = f"{', '.join(stacked[:4])}{' …' if len(stacked) > 4 else ''}"
-            warnings.warn(f"{len(stacked)} weights of experts are not scored: {listed}", stacklevel=2)
+        chosen_too = {element.module for element in elements}
+        left = [name for name in stacked_weights(model) if name not in chosen_too]
+        if target_modules == ALL_LINEAR and left:
+            listed = f"{', '.join(left[:4])}{' …' if len(left) > 4 else ''}"
+            how = f"name them in target_parameters, such as {left[0].rpartition('.')[2]!r}"
+            warnings.warn(f"{len(left)} weights of experts are not scored: {listed}; {how}", stacklevel=2)
     with random_state(model):  # a DataLoader draws random numbers
         kept = list(itertools.islice(batches, max_batches))
     if 0 in gather_lists([len(kept)]) and not chosen.is_baseline:
@@ -127,6 +135,7 @@ _NAMES = Condition(
     ),
     "a text, or a list of texts",
 )
+_LIST = Condition(lambda value: not isinstance(value, str) and _NAMES.valid(value), "a list of texts")
 
 
 def _check_types(
@@ -205,8 +214,8 @@ def lora_config(
 
     Args:
         scores: the result of `score`, or of `heterolora.choosing.scores.read`.
-        parameters: the budget in trainable parameters of the elements, r · (in + out). DoRA, which trains more, takes
-            another budget.
+        parameters: the budget in trainable parameters of the elements, r · (in + out), with experts so much for each.
+            DoRA, which trains more, takes another budget.
         total_rank: the budget as the sum of all ranks.
         share: the budget as a share in (0, 1] of the whole search space.
         policy: `proportional` (ranks in proportion to the scores), `topk` (the best elements, all at one rank) or
@@ -215,11 +224,11 @@ def lora_config(
         max_rank: for `proportional` only: the highest rank; by default the highest rank in the scores.
         task_type: PEFT's name of the task, e.g. `CAUSAL_LM`.
         more: further arguments of `peft.LoraConfig`, except those that follow from the scores: `r`, `lora_alpha`,
-            `target_modules` and the patterns. `use_rslora=True` keeps alpha at every rank.
+            targets and patterns. `use_rslora=True` keeps alpha at every rank.
 
     Returns:
-        `peft.LoraConfig` with `target_modules`, `rank_pattern` and `alpha_pattern`. The scaling of each layer is that
-        with which it was scored, or alpha / sqrt(rank) for elements with rsLoRA.
+        `peft.LoraConfig` with `target_modules`, `target_parameters`, `rank_pattern` and `alpha_pattern`. The scaling of
+        each layer is that with which it was scored, or alpha / sqrt(rank) for elements with rsLoRA.
 
     Raises:
         UserError: not exactly one budget, a budget below the cheapest element or above the whole space, a wrong rank.
@@ -284,7 +293,7 @@ def _policy(name: str, rank: int | None, max_rank: int | None, lora: Sequence[Sc
 @contextmanager
 def _wrapped(model: nn.Module, elements: Sequence[Element], family: Family | None) -> Iterator[SearchSpace]:
     """Elements on the linear layers of `model` inside the block; afterwards the layers are as before."""
-    layers = {element.module: model.get_submodule(element.module) for element in elements}
+    layers = {element.host: model.get_submodule(element.host) for element in elements}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # `nn.TransformerEncoder`'s fast path does not call its layers

@@ -70,8 +70,9 @@ def check_task(config: PretrainedConfig, task: Task) -> None:
 
 def _notes(network: nn.Module, family: Family) -> Iterator[str]:
     blocks = blocks_of(network, family)
-    if experts := sorted({name.partition(".")[2] for name in found.stacked_weights(blocks)}):
-        yield f"the experts get no LoRA: {', '.join(experts)} hold the weights of all experts in one parameter"
+    if family.experts:
+        named = ", ".join(family.experts)
+        yield f"the experts ({named}) get LoRA only where --target or the LoRA configuration names them"
     layers = getattr(network.config, "num_hidden_layers", len(blocks))
     if layers != len(blocks) and len(blocks) == 1:
         yield f"the {layers} layers of this model share one block, and so do their elements"

@@ -186,8 +186,8 @@ def _pre_norm(run: _Run) -> Iterator[_Form]:
     """h = x + a and y = h + f, where h is the input of a later module."""
     for index, a in enumerate(run.calls):
         h, later = _sum(run.x, a.made), run.calls[index + 1 :]
-        takers = [call for call in later if h is not None and _same(call.given, h)]
-        if not takers:
+        takers = [] if h is None else [call for call in later if _same(call.given, h)]
+        if h is None or not takers:
             continue
         norms1, norms2 = (
             [call.path for call in calls if call.is_norm and _same(call.given, source)]

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from heterolora.elements import experts
 from heterolora.elements.adapt import heads
 from heterolora.elements.linear import is_transposed
 from heterolora.elements.search_space import SearchSpace
@@ -30,16 +31,20 @@ def unwrap(network: PreTrainedModel, space: SearchSpace) -> frozenset[str]:
 
     Shortcuts are lost. Without training they add 0. Returns the places whose weight is (in, out).
     """
-    for low_rank in space.of_kind("lora"):
-        wrapped: Any = network.get_submodule(low_rank.element.module)
-        network.set_submodule(low_rank.element.module, wrapped.base)
+    for host in dict.fromkeys(low_rank.element.host for low_rank in space.of_kind("lora")):
+        wrapped: Any = network.get_submodule(host)
+        network.set_submodule(host, wrapped.base)
     for block in space.blocks:
         if hasattr(block, "shortcuts"):
             del block.shortcuts
     for head in heads(network):
         head.to(network.dtype)
-    places = (low_rank.element.module for low_rank in space.of_kind("lora"))
-    return frozenset(place for place in places if is_transposed(network.get_submodule(place)))
+    elements = (low_rank.element for low_rank in space.of_kind("lora"))
+    return frozenset(each.module for each in elements if _is_transposed(network.get_submodule(each.host)))
+
+
+def _is_transposed(host: nn.Module) -> bool:
+    return is_transposed(host) or experts.is_transposed(host)
 
 
 @torch.no_grad()
@@ -51,17 +56,15 @@ def fold(space: SearchSpace, weight_of: Callable[[str], Tensor], transposed: Col
 
     Args:
         space: the elements.
-        weight_of: name of a parameter, such as `model.layers.0.self_attn.q_proj.weight` -> its tensor (out, in). It may
-            be mapped from a file, which then gets the sum.
-        transposed: the places whose weight is (in, out).
+        weight_of: name of a parameter, such as `model.layers.0.self_attn.q_proj.weight` -> its tensor (out, in) or
+            (experts, out, in). It may be mapped from a file, which then gets the sum.
+        transposed: the places whose weight is (in, out) or (experts, in, out).
     """
     for low_rank in space.on("lora"):
-        weight = weight_of(f"{low_rank.element.module}.weight")
+        weight = weight_of(low_rank.element.weight)
         if low_rank.element.module in transposed:
-            weight = weight.t()  # a view
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        delta = low_rank.B.to(exact) @ low_rank.A.to(exact)  # (out, in)
-        weight.copy_(delta.mul_(low_rank.scaling).add_(weight))
+            weight = weight.mT  # a view
+        weight.copy_(low_rank.matrix(torch.promote_types(weight.dtype, torch.float32)).add_(weight))
 
 
 def probe(network: PreTrainedModel) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class Architecture:
         task: the task of the tests: classification for encoders.
         keys: of its configuration, besides the common ones; None leaves a common one out.
         places: the names of the places for LoRA in a block.
+        experts: those of the weights of experts.
         packs: whether `--packing` is accepted.
         classifies: whether it has a head for classification.
     """
@@ -53,6 +54,7 @@ class Architecture:
     keys: dict[str, Any] = field(default_factory=dict)
     packs: bool = True
     classifies: bool = True
+    experts: str = ""
 
     def network(self, seed: int = 0, task: str | None = None, **more: Any) -> PreTrainedModel:
         """A network in evaluation mode, as `unusual_network` makes it. `more` are keys of its configuration."""
@@ -64,6 +66,7 @@ class Architecture:
 
 
 _LLAMA = "q_proj k_proj v_proj o_proj w1 w2 gate"
+_EXPERT_PLACES = "experts.gate_up_proj experts.down_proj"
 _BERT = "q_proj k_proj v_proj o_proj w1 w2"
 ARCHITECTURES = {
     each.model_type: each
@@ -79,6 +82,7 @@ ARCHITECTURES = {
             _LLAMA,
             keys={**_GROUPED, "head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 2},
             classifies=False,
+            experts=_EXPERT_PLACES,
         ),
         Architecture("mistral", _LLAMA, keys={**_GROUPED, "sliding_window": None}),
         Architecture("phi", _BERT, keys={"resid_pdrop": 0.0, "embd_pdrop": 0.0}),
@@ -99,14 +103,40 @@ ARCHITECTURES = {
         Architecture("cohere", _LLAMA, keys=_GROUPED, classifies=False),
         Architecture("starcoder2", _BERT, keys=_GROUPED),
         Architecture("opt", _BERT, keys={"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),
-        Architecture("mixtral", "q_proj k_proj v_proj o_proj", keys={**_GROUPED, "num_local_experts": 4}),
-        Architecture("qwen2_moe", _LLAMA, keys={**_EXPERTS, "shared_expert_intermediate_size": 32}),
-        Architecture("qwen3_moe", "q_proj k_proj v_proj o_proj", keys={**_EXPERTS, "head_dim": 8}),
+        Architecture(
+            "mixtral",
+            "q_proj k_proj v_proj o_proj",
+            keys={**_GROUPED, "num_local_experts": 4},
+            experts=_EXPERT_PLACES,
+        ),
+        Architecture(
+            "qwen2_moe",
+            _LLAMA,
+            keys={**_EXPERTS, "shared_expert_intermediate_size": 32},
+            experts=_EXPERT_PLACES,
+        ),
+        Architecture(
+            "qwen3_moe", "q_proj k_proj v_proj o_proj", keys={**_EXPERTS, "head_dim": 8}, experts=_EXPERT_PLACES
+        ),
+        Architecture(
+            "gpt_oss",
+            "q_proj k_proj v_proj o_proj",
+            keys={
+                **_GROUPED,
+                "head_dim": 8,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+            packs=False,
+            experts=_EXPERT_PLACES,
+        ),
         Architecture(
             "olmoe",
             "q_proj k_proj v_proj o_proj",
             keys={**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
             classifies=False,
+            experts=_EXPERT_PLACES,
         ),
         Architecture(
             "distilbert",
@@ -198,7 +228,7 @@ def _row(each: Architecture) -> tuple[str, ...]:
     tabled = families.for_model_type(name) is not None
     return (
         f"`{name}`",
-        " ".join(f"`{place}`" for place in each.places.split()),
+        " ".join(f"`{place}`" for place in (*each.places.split(), *each.experts.split())),
         "no" if name in WITHOUT_FORM else "table" if tabled else "found",
         "classification" if classifies else "all" if each.classifies else "language models",
         "–" if classifies else "yes" if each.packs else "no",

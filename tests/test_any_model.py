@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -61,7 +62,9 @@ matrix = pytest.mark.parametrize(
 def adapted(architecture: Architecture) -> tuple[PreTrainedModel, SearchSpace]:
     network = architecture.network()
     family = family_of(network, architecture.model_type)
-    return network, adapt(network, placement_of(network, family, lora_config()))
+    config = lora_config()
+    config = replace(config, sites=dict.fromkeys(architecture.experts.split(), config.default))
+    return network, adapt(network, placement_of(network, family, config))
 
 
 def batch_for(architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -82,7 +85,7 @@ def test_places_start_step_adapter_and_merge(architecture: Architecture, tmp_pat
     base, batch = architecture.network(), batch_for(architecture)
     network, space = adapted(architecture)
     names = list(dict.fromkeys(element.name for element in space.elements))
-    assert names == architecture.places.split()
+    assert names == [*architecture.places.split(), *architecture.experts.split()]
     assert len(space) == len(names) * len(space.blocks)
     assert torch.equal(logits(network, batch), logits(base, batch)), "it starts as the base"
 
@@ -189,7 +192,7 @@ class Commands:
         assert all(f'name = "{name}"' in history for name in self.names())
 
     def names(self) -> list[str]:
-        return self.architecture.places.split()
+        return [*self.architecture.places.split(), *self.architecture.experts.split()]
 
     def blocks(self) -> int:
         return 1 if self.architecture.model_type == "albert" else 2
@@ -393,7 +396,8 @@ def test_the_head_outside_of_the_base_is_trained(tmp_path: Path):
 def test_experts_are_named(tmp_path: Path, capfd):
     commands = Commands(ARCHITECTURES["qwen3_moe"], tmp_path)
     commands.run("train", "run", "--load", commands.base, "--max-steps", 1)
-    assert "the experts get no LoRA: mlp.experts.down_proj, mlp.experts.gate_up_proj" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "the experts (experts.gate_up_proj, experts.down_proj) get LoRA only where --target or the LoRA" in said
 
 
 def test_the_library_names_the_experts_that_it_does_not_score():

@@ -84,7 +84,7 @@ def write_lora(path: Path, *names: str, **default: object) -> Path:
     lines += [f"{key} = {value}" for key, value in {"r": 4, "lora_alpha": 8, **default}.items()]
     lines += ["disable_adapter = true"]
     for name in names or ("q_proj", "v_proj"):
-        lines += [f"[all_layers.{name}]", "disable_adapter = false"]
+        lines += [f'[all_layers."{name}"]', "disable_adapter = false"]
     path.write_text("\n".join(lines) + "\n")
     return path
 

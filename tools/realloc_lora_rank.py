@@ -51,7 +51,7 @@ from heterolora.choosing.words import degenerate, with_cost
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.elements.config import ElementConfig
-from heterolora.elements.element import Element, Kind, at_ranks, check_ranks
+from heterolora.elements.element import Element, Kind, at_ranks, check_no_experts, check_ranks
 from heterolora.elements.peft_config import peft_config, peft_notes
 from heterolora.elements.task import TASKS
 from options.declare import flag_of
@@ -212,6 +212,8 @@ def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
                 "no LoRA element is on, and PEFT takes no empty configuration",
                 "expected a choice with LoRA, such as one of a larger budget",
             )
+        if args.format != "peft":
+            check_no_experts(lora, f"--format {args.format} cannot name", "use --format peft")
         modules = [element.module for element in choice.elements if element.kind == "lora"]
         if args.format == "peft":
             notes = peft_notes(lora)
@@ -241,14 +243,20 @@ def _is_ours(text: str, path: Path) -> bool:
 
 def check_model(scores: Scores, source: str) -> None:
     """Raises UserError unless the model `source` has every scored module with its widths. Reads no weights."""
+    from heterolora.elements.experts import shape_of
+    from heterolora.elements.found import stacked_weights
+    from heterolora.elements.linear import is_linear, widths_of
     from model.base_config import read_config
     from model.skeleton import skeleton
 
-    modules = dict(skeleton(read_config(source), scores.task).named_modules())
+    network = skeleton(read_config(source), scores.task)
+    modules = dict(network.named_modules())
+    widths = {path: (1, *widths_of(module)) for path, module in modules.items() if is_linear(module)}
+    widths |= {name: shape_of(network, name) for name in stacked_weights(network)}
     for element in (item.element for item in scores.scored):
-        module = modules.get(element.module)
-        found = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-        if module is None or (element.kind == "lora" and found != (element.in_features, element.out_features)):
+        own = (element.experts, element.in_features, element.out_features)
+        fits = element.module in modules if element.kind == "shortcut" else widths.get(element.module) == own
+        if not fits:
             raise UserError(
                 f"'{source}' has no {element.module} that is {element.in_features} to {element.out_features} wide",
                 f"expected the model that was scored, {scores.load or scores.model}",

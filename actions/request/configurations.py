@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from model.family import AdaptedName
 
 _RANK = 8
-_GROUPS = (ALL, "attention", "mlp")
+_GROUPS = (ALL, "attention", "mlp", "experts")
 _SHORTCUTS = Path(__file__).resolve().parents[2] / "configs" / "shortcut" / "ags_networkwise.toml"
 
 
@@ -73,18 +73,18 @@ def _projections(target: str, family: Family) -> list[str]:
     """The names of the places of `--target`. Raises UserError for a name that the family does not have."""
     attention = [name for name, path in family.linears.items() if "att" in path.lower()]
     rest = [name for name in family.linears if name not in attention]
-    names = dict(zip(_GROUPS, ([*family.linears], attention, rest), strict=True))
+    names = dict(zip(_GROUPS, ([*family.linears], attention, rest, [*family.experts]), strict=True))
     names |= {given: [name] for given, name in family.accepted.items()}
     chosen: list[str] = []
     for part in (part.strip() for part in target.split(",")):
         if part in _OUTSIDE:
             found = f"--target {target}: {part} is outside of the blocks, and stays frozen"
             raise UserError(found, f"name layers of the blocks: {', '.join(family.linears)}")
-        if part not in names:
+        if not names.get(part):
             found = f"{family.name} has no {part}" if part in _all_names() else f"'{part}' is not known"
-            raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.linears)))
+            raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.places)))
         chosen += names[part]
-    return [name for name in family.linears if name in chosen]
+    return [name for name in family.places if name in chosen]
 
 
 #: Usual names of embeddings and output layers.
@@ -92,4 +92,4 @@ _OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe", "w
 
 
 def _all_names() -> set[str]:
-    return {given for name, others in PROJECTIONS.items() for given in (name, *others)}
+    return {given for name, others in PROJECTIONS.items() for given in (name, *others)} | set(_GROUPS)

@@ -122,12 +122,13 @@ def with_configs(origin: Origin, adapted: AdaptedName | None) -> Origin:
     adapter = origin.adapter
     if adapter is None or adapted is None:
         return origin
-    from model.peft_format.fit import config_of_adapter
+    from model.peft_format.fit import config_of_adapter, named
 
+    adapter = named(adapter, adapted.family)
     configs: Configs = {"lora": config_of_adapter(adapter, adapted.family)}
     if adapter.shortcut is not None:
         configs["shortcut"] = adapter.shortcut
-    return replace(origin, configs=configs)
+    return replace(origin, configs=configs, adapter=adapter)
 
 
 def adapted_of(model: str, base: str, task: Task) -> tuple[AdaptedName | None, tuple[str, ...]]:

@@ -16,12 +16,13 @@ from actions.run.console import is_first_process, note, say
 from actions.training.limits import check_batches, check_generation, check_packing, measures_validation, with_epochs
 from dataset.batching.module import TextDataModule
 from dataset.batching.preview import preview
+from heterolora import saliency
 from heterolora.choosing.allocation import Mode, Scored, default_mode, tie_generator
 from heterolora.choosing.ranks import check_time, choose
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
-from heterolora.elements.element import check_ranks
+from heterolora.elements.element import check_no_experts, check_ranks
 from heterolora.elements.search_space import SearchSpace
 from heterolora.search import Plan, check_budget
 from model.checkpoint import Checkpoint, ModelRecord
@@ -242,7 +243,12 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Placement | Non
     head_alone = request.spec.classifies and request.action in (TRAIN, TEST)
     if not planned.elements and (not head_alone or any(one.sites for one in configs.values())):
         raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
+    if request.options.lora_init == "activation":
+        found = "--lora-init activation cannot start LoRA on"
+        check_no_experts(planned.elements, found, "give --lora-init gradient, or another one")
     if request.action in (IMP_TEST, DYREALLOC):
+        if (test := request.options.scoring.importance_test_name) is not None:
+            saliency.get(test).check(planned.elements)
         options = request.options.reallocation
         mode = options.dyrealloc_ags_mode or default_mode(request.adapted.shortcuts)
         if request.action == DYREALLOC and options.shrinks:

@@ -8,6 +8,7 @@ from typing import Any
 
 from heterolora.choosing.allocation import Scored
 from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
 from heterolora.pictures.drawing import PIXELS
 from heterolora.pictures.heat_map import HeatMap
 
@@ -60,12 +61,18 @@ def _rows(scored: Sequence[Scored], most: int | None) -> list[tuple[str, ...]]:
         (
             item.element.key,
             item.element.module,
-            f"{item.element.out_features} × {item.element.in_features}",
+            shape_of(item.element),
             f"{item.score:.4g}",
             f"{item.score / total:.1%}" if total else "–",
         )
         for item in ordered
     ]
+
+
+def shape_of(element: Element) -> str:
+    """`out × in` of the weight, or `experts × out × in`."""
+    of_one = f"{element.out_features} × {element.in_features}"
+    return of_one if element.experts == 1 else f"{element.experts} × {of_one}"
 
 
 def _rest(scored: Sequence[Scored], most: int | None) -> list[str]:

@@ -62,7 +62,7 @@ _COSTS: Mapping[str, Cost] = {
     "elements": lambda item, rank: int(rank > 0),
     "rank": lambda item, rank: rank,
     "total rank": lambda item, rank: rank,
-    "parameters": lambda item, rank: rank * (item.element.in_features + item.element.out_features),
+    "parameters": lambda item, rank: rank * item.element.width,
 }
 
 

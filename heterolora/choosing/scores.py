@@ -22,7 +22,8 @@
     dropout = 0.0
 
 The table `[step_time]` has the constants of `heterolora.choosing.step_time.StepTime`; older files have none.
-`use_rslora` of an element and `renormalize` at the top are written only if they are true. An element has `by_rank`, the
+`use_rslora` of an element and `renormalize` at the top are written only if they are true. An element has `experts` if
+its module is a parameter with the weights of so many experts. It has `by_rank`, the
 list of the scores of its ranks, if the heuristic gives them. `halves` of an element is the list of its scores from each
 half of the batches, and `stability` at the top is their rank correlation.
 """
@@ -140,10 +141,11 @@ _ELEMENT: Mapping[str, Condition] = {
     "alpha": ABOVE_0,
     "dropout": PROBABILITY,
     "use_rslora": TRUTH,
+    "experts": whole_number(2),
     "by_rank": _BY_RANK,
     "halves": _HALVES,
 }
-_OPTIONAL = ("renormalize", "stability", "use_rslora", "by_rank", "halves")
+_OPTIONAL = ("renormalize", "stability", "use_rslora", "experts", "by_rank", "halves")
 _TABLES = "a table [layer_<i>.<name>]"
 _EXPECTED = "expected a scores file, as imp-test writes it"
 
@@ -179,6 +181,7 @@ def write(path: str | Path, scores: Scores) -> None:
         values |= {"in": element.in_features, "out": element.out_features}
         values |= {"r": settings.rank, "alpha": settings.alpha, "dropout": settings.dropout}
         values |= {"use_rslora": True} if settings.use_rslora else {}
+        values |= {"experts": element.experts} if element.experts > 1 else {}
         values |= {key: list(found) for key in ("by_rank", "halves") if (found := getattr(item, key))}
         document.setdefault(f"layer_{element.layer}", {})[element.name] = values
     write_text(path, to_toml(document))
@@ -205,7 +208,8 @@ def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Score
     if name == "shortcut2" and layer == 0:
         raise UserError(f"{where} has no previous block", "shortcut2 starts in the previous block; block 0 has none")
     settings = Settings(found["r"], float(found["alpha"]), float(found["dropout"]), found.get("use_rslora", False))
-    element = Element(layer, name, kind, found["module"], found["in"], found["out"], settings)
+    widths = found["in"], found["out"]
+    element = Element(layer, name, kind, found["module"], *widths, settings, found.get("experts", 1))
     lists = (tuple(map(float, found.get(key, ()))) for key in ("by_rank", "halves"))
     return Scored(element, float(found["score"]), *lists)
 

@@ -4,6 +4,8 @@ The forward pass runs the whole network. The backward pass ends at the lowest bl
 
     time = forward + (blocks - lowest) · block + width · Σ (in + out) over the elements that are on
 
+With experts, in + out counts once for each.
+
 The time of an element grows with its widths; its rank, which is small, hardly matters.
 """
 
@@ -102,7 +104,7 @@ def best_within(order: Sequence[Scored], always: Sequence[Element], time: StepTi
 
 
 def _width(element: Element) -> int:
-    return element.in_features + element.out_features
+    return element.width
 
 
 def _unit(widths: Sequence[int]) -> int:

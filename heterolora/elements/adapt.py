@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import nn
 from heterolora.common.errors import UserError
 from heterolora.elements.blocks import blocks_of, has_place
 from heterolora.elements.config import ElementConfig
-from heterolora.elements.element import SHORTCUTS, Element
+from heterolora.elements.element import SHORTCUTS, Element, Settings
+from heterolora.elements.experts import LoraExperts, shape_of
 from heterolora.elements.family import Family
 from heterolora.elements.linear import widths_of
 from heterolora.elements.low_rank import LoraLinear, LowRank
@@ -29,6 +30,7 @@ _HEADS = ("score", "classifier")
 #: Names of its parts beside the base model, in some architectures.
 _PARTS = ("pre_classifier", "pooler", "head", "dense", "classification_head", "sequence_summary", "logits_proj")
 HEADS = (*_HEADS, *_PARTS)
+NO_DROPOUT = "the dropout of LoRA has no effect on experts: a low-rank map is added to their weights, not their outputs"
 
 
 @dataclass(frozen=True)
@@ -75,23 +77,27 @@ def placement_of(
     """
     family.check(network.config)
     blocks = blocks_of(network, family)
-    paths = {module: path for path, module in network.named_modules()}
-    names = {"lora": tuple(family.linears), "shortcut": SHORTCUTS}
+    path_of = {module: path for path, module in network.named_modules()}
+    names = {"lora": tuple(family.places), "shortcut": SHORTCUTS}
     configs = [config for config in (lora, shortcut) if config is not None]
     notes = [note for config in configs for note in _notes(config, family, len(blocks), names[config.kind])]
     places = [(config, name) for config in configs for name in names[config.kind]]
     elements: list[Element] = []
     for layer, block in enumerate(blocks):
         for config, name in places:
-            settings = config.lookup(layer, name)
+            settings = config.lookup(layer, name, by_default=name not in family.experts)
             if settings is None or not has_place(block, family, name):
                 continue
-            if config.kind == "lora":
-                module = block.get_submodule(family.linears[name])
-                widths = widths_of(module)
+            path = path_of[block]
+            if config.kind == "shortcut":
+                widths = (network.config.hidden_size,) * 2
+                elements.append(Element(layer, name, "shortcut", path, *widths, settings))
+            elif name in family.experts:
+                elements.append(on_experts(network, (layer, name), f"{path}.{family.experts[name]}", settings))
+                notes += [NO_DROPOUT] if settings.dropout else []
             else:
-                module, widths = block, (network.config.hidden_size,) * 2
-            elements.append(Element(layer, name, config.kind, paths[module], *widths, settings))
+                module = block.get_submodule(family.linears[name])
+                elements.append(Element(layer, name, "lora", path_of[module], *widths_of(module), settings))
     planned = Placement(
         family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes))
     )
@@ -113,6 +119,12 @@ def _check_shortcuts(planned: Placement, hf_config: Any) -> None:
             f"shortcut configuration: renormalize is true, but {family.name} has no norm of its sums",
             "expected renormalize = false",
         )
+
+
+def on_experts(network: nn.Module, place: tuple[int, str], parameter: str, settings: Settings) -> Element:
+    """The element on a parameter with the weights of all experts. It has no dropout: its input is not known."""
+    experts, wide, out = shape_of(network, parameter)
+    return Element(*place, "lora", parameter, wide, out, replace(settings, dropout=0.0), experts)
 
 
 def _notes(config: ElementConfig, family: Family, layers: int, names: Sequence[str]) -> Iterator[str]:
@@ -163,12 +175,16 @@ def adapt(network: PreTrainedModel, planned: Placement) -> SearchSpace:
 
 
 def wrap(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]:
-    """Make a low-rank map for each element, and wrap the linear layers of those that are LoRA."""
+    """Make a low-rank map for each element, and wrap the linear layers and experts of those that are LoRA."""
     low_ranks = []
     for element in elements:
-        module = network.get_submodule(element.module)
+        module = network.get_submodule(element.host)
         low_ranks.append(LowRank(element).to(_device(module, network)))
-        if element.kind == "lora":
+        if element.experts > 1:
+            experts = module if isinstance(module, LoraExperts) else LoraExperts(module)
+            experts.add(element.module.rpartition(".")[2], low_ranks[-1])
+            network.set_submodule(element.host, experts)
+        elif element.kind == "lora":
             network.set_submodule(element.module, LoraLinear(module, low_ranks[-1]))
     return tuple(low_ranks)
 

@@ -26,9 +26,12 @@ def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
 
 def has_place(block: nn.Module, family: Family, name: str) -> bool:
     """Whether a block has the place `name`. Only some blocks have the layers of experts, for example."""
-    path = family.linears.get(name)
+    path = family.places.get(name)
+    if path is None:
+        return True
+    owner, _, last = path.rpartition(".")
     try:
-        return path is None or block.get_submodule(path) is not None
+        return hasattr(block.get_submodule(owner), last)
     except AttributeError:
         return False
 

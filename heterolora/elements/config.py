@@ -131,15 +131,17 @@ class ElementConfig:
             sites[own] = settings
         return replace(self, sites=sites)
 
-    def lookup(self, layer: int, name: str) -> Settings | None:
+    def lookup(self, layer: int, name: str, by_default: bool = True) -> Settings | None:
         """The settings of the element `name` (canonical) of block `layer`, or None if there is no element.
 
-        `shortcut2` of a network-wise configuration does not exist in block 0, which has no previous block.
+        Without `by_default`, there is one only if the place has a table of its own. `shortcut2` of a network-wise
+        configuration does not exist in block 0, which has no previous block.
         """
         if name == "shortcut2" and layer == 0:
             return None
-        settings = self.sites.get(name if self.granularity == "network" else (layer, name), self.default)
-        return settings if settings.candidate else None
+        site = name if self.granularity == "network" else (layer, name)
+        settings = self.sites.get(site, self.default if by_default else None)
+        return settings if settings is not None and settings.candidate else None
 
     def to_document(self) -> dict[str, Any]:
         """The plain values of the file: `parse_config(document, kind)` returns an equal configuration."""

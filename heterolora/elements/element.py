@@ -87,8 +87,10 @@ class Element(Place):
     """One candidate of the search space.
 
     Attributes:
-        module: path in the network of the linear layer (LoRA, e.g. `model.decoder.layers.0.self_attn.q_proj`) or of
-            the block (shortcut, e.g. `model.decoder.layers.0`).
+        module: path in the network of the linear layer (LoRA, e.g. `model.decoder.layers.0.self_attn.q_proj`), of the
+            parameter with the weights of all experts (LoRA, e.g. `model.layers.0.mlp.experts.down_proj`), or of the
+            block (shortcut, e.g. `model.decoder.layers.0`).
+        experts: the number of experts in that parameter. Each has a map of the element's rank. 1 for a linear layer.
     """
 
     kind: Kind
@@ -96,6 +98,7 @@ class Element(Place):
     in_features: int
     out_features: int
     settings: Settings
+    experts: int = 1
 
     @property
     def rank(self) -> int:
@@ -107,9 +110,24 @@ class Element(Place):
         return min(self.in_features, self.out_features)
 
     @property
+    def width(self) -> int:
+        """Number of trainable parameters of one rank, experts · (in + out)."""
+        return self.experts * (self.in_features + self.out_features)
+
+    @property
     def parameters(self) -> int:
-        """Number of trainable parameters, r · (in + out)."""
-        return self.rank * (self.in_features + self.out_features)
+        """Number of trainable parameters, r · experts · (in + out)."""
+        return self.rank * self.width
+
+    @property
+    def host(self) -> str:
+        """Path of the module that gets the element: the linear layer, the experts of a layer, or the block."""
+        return self.module if self.experts == 1 else self.module.rpartition(".")[0]
+
+    @property
+    def weight(self) -> str:
+        """Name of the parameter that a LoRA element changes."""
+        return f"{self.module}.weight" if self.experts == 1 else self.module
 
     def single(self, index: int) -> Element:
         """One of its ranks, as an element of rank 1 with its scaling."""
@@ -126,6 +144,12 @@ def check_ranks(elements: Iterable[Element]) -> None:
                 f"{element.out_features}",
                 f"expected at most {element.highest_rank}",
             )
+
+
+def check_no_experts(elements: Iterable[Element], what: str, advice: str) -> None:
+    """Raise UserError if an element is on the weights of experts, with which `what` cannot be done."""
+    if (found := next((element for element in elements if element.experts > 1), None)) is not None:
+        raise UserError(f"{what} the weights of experts, such as {found.key}", advice)
 
 
 def at_ranks(elements: Iterable[Element], ranks: Mapping[str, int]) -> list[Element]:

@@ -35,6 +35,8 @@ class Family:
         blocks: path of the list of blocks inside the base model (the network without its head).
         linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
             attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
+        experts: name -> path inside a block of a parameter with the weights of all experts. They get LoRA only where
+            they are named, because it costs as much as on so many layers.
         norm1: path of the attention half's norm inside a block; `norm2`: of the feed-forward half's norm. Both are
             empty if the only norms are those of the halves' outputs, or if they are not known.
         end_norm1, end_norm2: paths of norms of the halves' outputs, before the residual sums. Empty if there are none.
@@ -72,6 +74,7 @@ class Family:
     norm_offset: float = 0.0
     positions_after_padding: bool = False
     tasks: tuple[Task, ...] = tuple(TASKS)
+    experts: Mapping[str, str] = field(default_factory=dict)
     misfits: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -95,6 +98,11 @@ class Family:
         return (self.norm1, self.norm2) if pre_norm and self.norm1 else (self.linears["v_proj"], self.linears["w1"])
 
     @property
+    def places(self) -> dict[str, str]:
+        """Name -> path inside a block, of every place for LoRA."""
+        return {**self.linears, **self.experts}
+
+    @property
     def accepted(self) -> dict[str, str]:
         """Name that a user may give -> name of a place: its own, its other names, and its path inside a block or the
         last part of that, if no other place has it.
@@ -102,6 +110,7 @@ class Family:
         ends = Counter(path.rpartition(".")[2] for path in self.linears.values())
         names = {path: name for name, path in self.linears.items()}
         names |= {end: name for path, name in names.items() if ends[end := path.rpartition(".")[2]] == 1}
+        names |= {given: name for name, path in self.experts.items() for given in (name, path)}
         return names | {given: name for name in self.linears for given in (name, *PROJECTIONS.get(name, ()))}
 
     def check(self, config: Any) -> None:

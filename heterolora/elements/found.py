@@ -33,8 +33,8 @@ def family_of(network: nn.Module, model_type: str, tasks: tuple[Task, ...] = tup
     """The places for LoRA in a Transformers model, which may be on the meta device. Where its norms are is not known.
 
     The blocks are the longest list of modules with linear layers, in the text part of a model that also has others.
-    The places are the linear layers of the blocks that are wider than 1. A layer that only some blocks have is a place
-    in these. Raises UserError if the network has no such list.
+    The places are the linear layers of the blocks that are wider than 1, and the weights of experts. A layer that only
+    some blocks have is a place in these. Raises UserError if the network has no such list.
     """
     base = base_of(network)
     lists = {path: module for path, module in _text_part(base) if isinstance(module, nn.ModuleList)}
@@ -57,6 +57,7 @@ def family_of(network: nn.Module, model_type: str, tasks: tuple[Task, ...] = tup
         found=True,
         positions_after_padding=positions_after_padding(network),
         tasks=tasks,
+        experts=_experts(lists[blocks]),
     )
 
 
@@ -93,6 +94,14 @@ def stacked_weights(network: nn.Module) -> tuple[str, ...]:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3 and parameter.shape[0] > 1
     )
+
+
+def _experts(blocks: nn.ModuleList) -> dict[str, str]:
+    """Name -> path inside a block: the last two parts of the path, or the path if another one ends so."""
+    paths = tuple(dict.fromkeys(name.partition(".")[2] for name in stacked_weights(blocks)))
+    ends = {path: ".".join(path.split(".")[-2:]) for path in paths}
+    uses = Counter(ends.values())
+    return {end if uses[end] == 1 else path: path for path, end in ends.items()}
 
 
 def _given() -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -17,15 +17,28 @@ from torch.nn import functional as F
 from heterolora.elements.element import Element
 
 
+class Observer(Protocol):
+    """Observes a place during a forward pass. It returns what it is given."""
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, /) -> torch.Tensor:
+        """The input x and the output y -> y."""
+
+    def of_weight(self, weight: torch.Tensor, /) -> torch.Tensor:
+        """The weights (experts, out, in) of the experts of a layer -> the same."""
+
+
 class LowRank(nn.Module):
     """`delta(x) = importance · scaling · B(A(dropout(x)))`, which is zero at the start because B = 0.
 
     A has shape (r, in) and starts Kaiming-uniform. B has shape (out, r) and starts at zero. Both are float32, whatever
     the dtype of the base. `importance` is 1, except while `alpha_test` measures the network without the element.
 
+    An element with experts has a map for each: A has shape (experts · r, in), and B (out, r · experts), as in PEFT; see
+    `by_expert`. `LoraExperts` computes with them.
+
     An element that is off must not be called: its owner returns exactly what it returns without the element. A and B
-    then require no gradient, so that no optimizer changes them. A `probe(x, y)` observes an element, on or off, and
-    returns y, the output, unchanged. While it observes an element that is off, the owner does call the element.
+    then require no gradient, so that no optimizer changes them. A `probe` observes an element, on or off. While it
+    observes an element that is off, the owner does call the element.
     """
 
     def __init__(self, element: Element) -> None:
@@ -33,11 +46,12 @@ class LowRank(nn.Module):
         self.element = element
         self.scaling = element.settings.scaling
         self.importance = 1.0
-        self.A = nn.Parameter(torch.empty(element.rank, element.in_features, dtype=torch.float32))
-        self.B = nn.Parameter(torch.zeros(element.out_features, element.rank, dtype=torch.float32))
+        rows = element.rank * element.experts
+        self.A = nn.Parameter(torch.empty(rows, element.in_features, dtype=torch.float32))
+        self.B = nn.Parameter(torch.zeros(element.out_features, rows, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.enabled = True
-        self.probe: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+        self.probe: Observer | None = None
 
     @property
     def present(self) -> bool:
@@ -51,6 +65,17 @@ class LowRank(nn.Module):
             parameter.requires_grad_(on)
             if not on:
                 parameter.grad = None
+
+    @property
+    def by_expert(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of A and B: A (experts, r, in) and B (experts, out, r)."""
+        experts = self.element.experts
+        return self.A.view(experts, -1, self.A.shape[1]), self.B.view(len(self.B), -1, experts).permute(2, 0, 1)
+
+    def matrix(self, dtype: torch.dtype) -> torch.Tensor:
+        """scaling · B A in a dtype: (out, in), or (experts, out, in)."""
+        A, B = (self.A, self.B) if self.element.experts == 1 else self.by_expert
+        return (B.to(dtype) @ A.to(dtype)).mul_(self.scaling)
 
     def forward(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., in), of any floating dtype -> delta(x) (..., out) in float32, or in autocast's dtype if it is active.

@@ -24,11 +24,13 @@ def peft_config(
     known), the modules are named by a regular expression for whole paths instead.
 
     PEFT has one dropout and one kind of scaling for all modules: the largest dropout is written, and if only some
-    elements use rsLoRA, their alpha is written so that the scaling stays the same. `base` is the hub name or folder of
-    the base, and `heads` are the names of modules that are trained completely. Raises UserError if two elements are on
-    one module.
+    elements use rsLoRA, their alpha is written so that the scaling stays the same. With LoRA on weights of experts,
+    which are its `target_parameters`, it has no dropout at all. `base` is the hub name or folder of the base, and
+    `heads` are the names of modules that are trained completely. Raises UserError if two elements are on one module.
     """
     settings = {element.module: element.settings for element in elements}
+    linears = [element.module for element in elements if element.experts == 1]
+    experts = [element.module for element in elements if element.experts > 1]
     if len(settings) < len(elements):
         raise UserError("two elements are on one module", "expected scores or a configuration with each module once")
     stabilised = bool(settings) and all(each.use_rslora for each in settings.values())
@@ -39,7 +41,7 @@ def peft_config(
     ranks = {module: each.rank for module, each in settings.items()}
     # Tools without patterns read only these two values. A uniform adapter needs no pattern, and no rank is above `r`.
     others = [module for module in modules or () if module not in settings]
-    in_another = modules is None or any(end in settings for module in others for end in _ends(module))
+    in_another = modules is None or any(end in linears for module in others for end in _ends(module))
     in_each_other = any(end in settings for module in settings for end in _ends(module))
     start = "^" if modules is None or in_each_other else ""
     r, alpha = max(ranks.values(), default=1), max(alphas.values(), default=1)
@@ -49,10 +51,11 @@ def peft_config(
         "base_model_name_or_path": base,
         "r": r,
         "lora_alpha": shortest(alpha),
-        "lora_dropout": max((each.dropout for each in settings.values()), default=0.0),
+        "lora_dropout": 0.0 if experts else max((each.dropout for each in settings.values()), default=0.0),
         "use_rslora": stabilised,
         "bias": "none",
-        "target_modules": "|".join(map(re.escape, settings)) if in_another else list(settings),
+        "target_modules": "|".join(map(re.escape, linears)) if in_another and linears else linears,
+        **({"target_parameters": experts} if experts else {}),
         "rank_pattern": {start + re.escape(module): rank for module, rank in ranks.items() if rank != r},
         "alpha_pattern": {start + re.escape(module): shortest(a) for module, a in alphas.items() if a != alpha},
         "modules_to_save": list(heads) or None,
@@ -63,7 +66,9 @@ def peft_notes(elements: Sequence[Element]) -> tuple[str, ...]:
     """The properties of these elements that PEFT's configuration cannot express, one line each."""
     notes = []
     dropouts = sorted({element.settings.dropout for element in elements})
-    if len(dropouts) > 1:
+    if len(dropouts) > 1 and any(element.experts > 1 for element in elements):
+        notes.append(f"PEFT takes no dropout beside experts: 0 is written instead of {dropouts[-1]:g}")
+    elif len(dropouts) > 1:
         listed = ", ".join(f"{dropout:g}" for dropout in dropouts)
         notes.append(f"PEFT has one dropout for all elements, these have {listed}: the largest is written")
     if len({element.settings.use_rslora for element in elements}) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class PeftElement(Element):
         return self.entries
 
     def single(self, index: int) -> Element:
-        return replace(super().single(index), entries=self.entries // self.rank)
+        return replace(cast(PeftElement, super().single(index)), entries=self.entries // self.rank)
 
 
 class PeftLora:

@@ -94,7 +94,7 @@ def _element(path: str, layer: Any, adapter: str, shared: Counter[tuple[int, str
     )
     entries = sum(parameter.numel() for parameter in tensors_of(layer, adapter))
     name = name if shared[block, name] == 1 else path
-    return PeftElement(block, name, "lora", path, A.shape[1], B.shape[0], settings, entries)
+    return PeftElement(block, name, "lora", path, A.shape[1], B.shape[0], settings, entries=entries)
 
 
 def tuner_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -20,9 +20,10 @@ UNITS: tuple[Units, ...] = ("element", "rank")
 
 
 class RankUnit:
-    """One rank of an element, with the attributes of `LowRank` that a search uses: a row of A and a column of B.
+    """One rank of an element: a row of A and a column of B, of each expert. It has the attributes of `LowRank` that a
+    search uses.
 
-    A rank that is off has a row and a column of zeros. Then their gradients are zero too, so that an optimizer which
+    A rank that is off has rows and columns of zeros. Then their gradients are zero too, so that an optimizer which
     has no state for them leaves them as they are; see `forget`. An element whose ranks are all off is off.
     """
 
@@ -37,12 +38,12 @@ class RankUnit:
 
     @property
     def A(self) -> Tensor:
-        """(1, in), with its gradient"""
+        """(experts, in), with its gradient"""
         return _part(self.whole.A, self._rows)
 
     @property
     def B(self) -> Tensor:
-        """(out, 1), with its gradient"""
+        """(out, experts), with its gradient"""
         return _part(self.whole.B, self._columns)
 
     @torch.no_grad()
@@ -88,14 +89,15 @@ def forget_off(space: SearchSpace, optimizers: Iterable[torch.optim.Optimizer]) 
 def compact_ranks(space: SearchSpace) -> None:
     """Remove the ranks that are off from the elements that are on. What they compute does not change."""
     for low_rank in space.on():
-        kept = low_rank.A.any(1)
-        rank, element = int(kept.sum()), low_rank.element
+        (A, B), element = low_rank.by_expert, low_rank.element
+        kept = A.any(-1).any(0)  # (r,)
+        rank = int(kept.sum())
         if rank == element.rank:
             continue
         alpha = low_rank.scaling * (math.sqrt(rank) if element.settings.use_rslora else rank)
         low_rank.element = replace(element, settings=replace(element.settings, rank=rank, alpha=alpha))
-        low_rank.A = nn.Parameter(low_rank.A[kept].clone())
-        low_rank.B = nn.Parameter(low_rank.B[:, kept].clone())
+        low_rank.A = nn.Parameter(A[:, kept].flatten(0, 1))
+        low_rank.B = nn.Parameter(B[:, :, kept].permute(1, 2, 0).flatten(1))
 
 
 def _part(weight: nn.Parameter, part: tuple[slice, slice]) -> Tensor:

@@ -58,7 +58,7 @@ class SearchSpace:
             return tuple(place for each in KINDS if self.of_kind(each) for place in self.places(each))
         if self.family is None:
             return tuple(low_rank.element for low_rank in self.of_kind(kind))
-        family, names = self.family, tuple(self.family.linears) if kind == "lora" else SHORTCUTS
+        family, names = self.family, tuple(self.family.places) if kind == "lora" else SHORTCUTS
         return tuple(
             Place(layer, name)
             for layer, block in enumerate(self.blocks)

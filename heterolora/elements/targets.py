@@ -10,17 +10,22 @@ from torch import nn
 
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.patterns import names_module
-from heterolora.elements.adapt import heads
+from heterolora.elements.adapt import heads, on_experts
 from heterolora.elements.element import Element, Settings, order_of
+from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, widths_of
 
 ALL_LINEAR = "all-linear"
 
 
 def lora_elements(
-    network: nn.Module, target_modules: str | Sequence[str], settings: Settings, names: Mapping[str, str] | None = None
+    network: nn.Module,
+    target_modules: str | Sequence[str],
+    settings: Settings,
+    names: Mapping[str, str] | None = None,
+    target_parameters: Sequence[str] = (),
 ) -> tuple[Element, ...]:
-    """One LoRA element for each chosen linear layer.
+    """One LoRA element for each chosen linear layer, and for each chosen parameter with the weights of experts.
 
     The place of an element comes from the layer's path: the block is its first number, and the name is the part after
     that number (before it, if nothing follows; the number, if it is the whole path). If two layers would get the same
@@ -31,10 +36,12 @@ def lora_elements(
         target_modules: `all-linear` (every linear layer except the output layer), a list of paths or ends of paths, or
             a regular expression for whole paths.
         settings: the settings of every element.
+        target_parameters: names of parameters with the weights of experts, or ends of names.
         names: part of a path after the block number -> name of the place; other parts are their own names.
 
     Raises:
-        UserError: no linear layer is chosen, or the regular expression is invalid or takes too long.
+        UserError: no linear layer is chosen, a name of `target_parameters` fits no experts, or the regular expression
+            is invalid or takes too long.
     """
     linears = {path: module for path, module in network.named_modules() if path and is_linear(module)}
     outputs = _output_layers(network)
@@ -42,20 +49,33 @@ def lora_elements(
         chosen = [path for path in linears if linears[path] not in outputs]
     else:
         chosen = [path for path in linears if names_module(target_modules, path)]
-    if not chosen:
+    experts = _chosen_experts(network, target_parameters)
+    if not chosen and not (experts and not target_modules):
         ends = sorted({path.rsplit(".", 1)[-1] for path in linears})
         found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
         first = target_modules if isinstance(target_modules, str) else next(iter(target_modules), "")
         raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends)}")
-    places = {path: place_of(path) for path in chosen}
+    places = {path: place_of(path) for path in (*chosen, *experts)}
     shared = Counter(places.values())
     elements = []
-    for path in chosen:
-        layer, name = places[path]
+    for path, (layer, name) in places.items():
         name = (names or {}).get(name, name) if shared[layer, name] == 1 else path
-        elements.append(Element(layer, name, "lora", path, *widths_of(linears[path]), settings))
+        if path in linears:
+            elements.append(Element(layer, name, "lora", path, *widths_of(linears[path]), settings))
+        else:
+            elements.append(on_experts(network, (layer, name), path, settings))
     # Stable: within a block, canonical names in the order of every table, then the network's order.
     return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
+
+
+def _chosen_experts(network: nn.Module, target_parameters: Sequence[str]) -> list[str]:
+    found = stacked_weights(network) if target_parameters else ()
+    for wanted in target_parameters:
+        if not any(names_module([wanted], path) for path in found):
+            ends = sorted({path.rpartition(".")[2] for path in found})
+            expected = f"expected ends of names of parameters: {nearest(wanted, ends)}" if ends else "leave it out"
+            raise UserError(f"target_parameters: '{wanted}' is the name of no weight of experts", expected)
+    return [path for path in found if names_module(target_parameters, path)]
 
 
 def _output_layers(network: nn.Module) -> list[nn.Module | None]:

@@ -124,8 +124,8 @@ class TrainingGradients:
         """Each element with its parts of `flat`: A (r, in) and Bᵀ (r, out)."""
         parts = iter(torch.split(flat, [parameter.numel() for parameter in self.space.parameters]))
         for low_rank in self.space:
-            rank = low_rank.element.rank
-            yield low_rank, next(parts).view(rank, -1), next(parts).view(rank, -1)
+            rows = len(low_rank.A)
+            yield low_rank, next(parts).view(rows, -1), next(parts).view(rows, -1)
 
 
 def recorded(batch: int, until_due: int, limit: int, window: int = 1) -> bool:

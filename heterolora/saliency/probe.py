@@ -26,9 +26,17 @@ class Watch(ABC):
         """x (..., in), y (..., out) with as many rows -> y."""
         return _watched(y, x.detach(), self.anchor, self) if torch.is_grad_enabled() else y
 
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """The weights (experts, out, in) of the experts of a layer -> the same."""
+        return _watched_weight(weight, self.anchor, self) if torch.is_grad_enabled() else weight
+
     @abstractmethod
     def add(self, x: Tensor, G: Tensor) -> None:
         """One backward pass: x (tokens, in), the gradient G (tokens, out), of any floating dtype."""
+
+    @abstractmethod
+    def add_weight(self, G: Tensor) -> None:
+        """One backward pass: the gradient G (experts, out, in) of weights, of any floating dtype."""
 
 
 class Probe(Watch):
@@ -39,7 +47,7 @@ class Probe(Watch):
         ∂ℓ/∂A = s · Bᵀ Gᵀ x        (∂ℓ/∂B)ᵀ = s · A xᵀ G
 
     y and, in the backward pass, G are passed on unchanged, so training is not affected. x is taken before dropout. The
-    weights of the element must not change while it is probed.
+    weights of the element must not change while it is probed. Of experts, Gᵀ x is the gradient of the weight of each.
 
     Args:
         low_rank: the element.
@@ -54,12 +62,22 @@ class Probe(Watch):
         self.A = low_rank.A.detach()  # (r, in)
         # All tensors are r × wide. Products in the other layout take three times as long.
         self.Bt = low_rank.B.detach().t().contiguous() if trained else None  # (r, out)
+        self.experts = low_rank.element.experts
 
     def add(self, x: Tensor, G: Tensor) -> None:
         x, G = x.to(self.A.dtype), G.to(self.A.dtype)
         self.of_Bt.add_(self.A @ x.t() @ G, alpha=self.scaling)
         if self.Bt is not None:
             self.of_A.add_(self.Bt @ G.t() @ x, alpha=self.scaling)
+
+    def add_weight(self, G: Tensor) -> None:
+        G, experts = G.to(self.A.dtype), self.experts
+        A = self.A.view(experts, -1, self.A.shape[1])  # (experts, r, in)
+        of_Bt = self.of_Bt.view(-1, experts, self.of_Bt.shape[1]).transpose(0, 1)  # (experts, r, out)
+        of_Bt.add_(A @ G.mT, alpha=self.scaling)
+        if self.Bt is not None:
+            Bt = self.Bt.view(-1, experts, self.Bt.shape[1]).transpose(0, 1)  # (experts, r, out)
+            self.of_A.view_as(A).add_(Bt @ G, alpha=self.scaling)
 
 
 class _Watched(torch.autograd.Function):
@@ -84,3 +102,21 @@ class _Watched(torch.autograd.Function):
 
 
 _watched: Callable[..., Tensor] = _Watched.apply
+
+
+class _WatchedWeight(torch.autograd.Function):
+    """The identity on the weights of experts; its backward pass gives their gradient to a watch."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, anchor: Tensor, watch: Watch) -> Tensor:
+        ctx.watch = watch
+        return weight.view_as(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
+        ctx.watch.add_weight(G)
+        return G, None, None
+
+
+_watched_weight: Callable[..., Tensor] = _WatchedWeight.apply

@@ -33,8 +33,9 @@ def scored(name: str, problem: Problem, warm_up: WarmUp | None = None, halves: b
         the elements with their scores, in the order of the search space.
 
     Raises:
-        UserError: the name is not known, or a score is NaN or infinite.
+        UserError: the name is not known, the heuristic cannot score experts, or a score is NaN or infinite.
     """
+    get(name).check(problem.space.elements)
     with no_trace(problem.network, problem.space), warmed_up(problem, warm_up or WarmUp()):
         items = _items(name, problem, halves)
         if not all(math.isfinite(score) for item in items for score in (item.score, *item.halves)):

@@ -2,7 +2,8 @@
 
 With x (tokens, in) the input of a place and δ (tokens, out) the gradient of its output, G = ∂L/∂W = Σ δᵀ x, of shape
 (out, in). Only x and δ are needed and not W, so the base may be quantised. G does not depend on how A was drawn. A
-shortcut has a G too: that of a matrix from its source to its target.
+shortcut has a G too: that of a matrix from its source to its target. The G of the experts of a layer are those of the
+parameter with their weights, one below the other: (experts · out, in).
 """
 
 from __future__ import annotations
@@ -46,6 +47,16 @@ class ProductSum:
             else:
                 self.sums[0].addmm_(left.t(), right @ self.omega)
                 self.sums[1].addmm_((left @ self.psi).t(), right)
+
+    def add_matrix(self, M: Tensor) -> None:
+        """M (rows, columns), of any floating dtype."""
+        M = M.float()
+        with torch.autocast(M.device.type, enabled=False):
+            if self.complete:
+                self.sums[0].add_(M)
+            else:
+                self.sums[0].addmm_(M, self.omega)
+                self.sums[1].addmm_(self.psi.t(), M)
 
     def reduce(self) -> None:
         """Sum over all processes, in place."""
@@ -112,6 +123,8 @@ class _Unobserved(PlaceWatch):
 
     def add(self, x: Tensor, G: Tensor) -> None: ...
 
+    def add_weight(self, G: Tensor) -> None: ...
+
 
 class _Gradient(PlaceWatch):
     def __init__(self, sums: Sequence[ProductSum]) -> None:
@@ -120,13 +133,16 @@ class _Gradient(PlaceWatch):
     def add(self, x: Tensor, G: Tensor) -> None:
         self.sums[self.number % len(self.sums)].add(G, x)
 
+    def add_weight(self, G: Tensor) -> None:
+        self.sums[self.number % len(self.sums)].add_matrix(G.flatten(0, 1))
+
 
 def weight_gradients(problem: Problem, parts: int = 1) -> list[tuple[ProductSum, ...]]:
     """G of each element's place, in `parts` sums; batch i of all processes belongs to the sum i mod `parts`.
 
     All processes get the same sums. `no_trace` must be active.
     """
-    sizes = [(element.out_features, element.in_features) for element in problem.space.elements]
+    sizes = [(element.experts * element.out_features, element.in_features) for element in problem.space.elements]
     sums = product_sums(problem, sizes, parts)
     observe(problem, [_Gradient(of_place) for of_place in sums])
     for of_place in sums:

@@ -26,12 +26,15 @@ from model.peft_format.settings import PeftSettings, read_settings
 from model.tensor_file import check_finite
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
+_WRAPPED = re.compile(r"(\.base_layer)+$")
 _UNSUPPORTED = {"lora_magnitude_vector": "DoRA", "lora_embedding_": "LoRA on an embedding", ".bias": "trained biases"}
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """The LoRA of one linear layer: its settings, A (r, in) and B (out, r)."""
+    """The LoRA of one linear layer: its settings, A (r, in) and B (out, r). That of a parameter with the weights of
+    experts has A (experts · r, in) and B (out, r · experts).
+    """
 
     settings: Settings
     A: Tensor
@@ -44,7 +47,9 @@ class Adapter:
 
     Attributes:
         settings: the configuration of PEFT.
-        lora: LoRA by path of the linear layer in the base.
+        lora: LoRA by path of the linear layer in the base, or by name of a parameter of experts.
+        of_experts: path of a module -> A and B of its parameters, in their order in the module. PEFT's files do not
+            name the parameters; `fit.named` does.
         head: values of the classification head by parameter name. Empty if there is none.
         record: the record that this program wrote into the folder. None for an adapter of another program.
         shortcut: configuration of the shortcuts. None if there are none.
@@ -55,6 +60,7 @@ class Adapter:
     settings: PeftSettings
     lora: Mapping[str, LoraWeights]
     head: Mapping[str, Tensor]
+    of_experts: Mapping[str, tuple[tuple[Tensor, Tensor], ...]] = field(default_factory=dict)
     record: ModelRecord | None = None
     shortcut: ElementConfig | None = None
     shortcut_weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -103,16 +109,17 @@ def read_adapter(folder: Path) -> Adapter:
     if not path.is_file() and (folder / OLD_WEIGHTS).is_file():
         path = folder / OLD_WEIGHTS
     matrices, head = _sort(path, _read(path))
+    of_experts = _take_experts(path, settings, matrices)
     lora = {module: _pair(path, module, settings, pair) for module, pair in sorted(matrices.items())}
     record = _read_record(path)
-    if not lora and record is None:
+    if not (lora or of_experts) and record is None:
         raise UserError(f"{path} holds no LoRA", "give the folder of a PEFT LoRA adapter")
     if not (folder / SHORTCUTS).is_file():
         if record is not None and str(record.options.get("model")).endswith("_ags"):
             raise UserError(f"'{folder}' has no {SHORTCUTS}, and its model has shortcuts", "give the complete folder")
-        return Adapter(folder, settings, lora, head, record)
+        return Adapter(folder, settings, lora, head, of_experts, record)
     shortcut = load(folder / SHORTCUT_CONFIG, "shortcut")
-    return Adapter(folder, settings, lora, head, record, shortcut, _read(folder / SHORTCUTS))
+    return Adapter(folder, settings, lora, head, of_experts, record, shortcut, _read(folder / SHORTCUTS))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -141,9 +148,33 @@ def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
     return matrices, head
 
 
+def _take_experts(
+    path: Path, settings: PeftSettings, matrices: dict[str, dict[str, Tensor]]
+) -> dict[str, tuple[tuple[Tensor, Tensor], ...]]:
+    """Takes the LoRA of parameters out of `matrices`: path of a module -> A and B of its parameters, in order.
+
+    PEFT wraps a module once for each of its parameters. The first parameter is in the innermost wrapper, whose path has
+    the most parts `base_layer`.
+    """
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for module in sorted(matrices, key=len, reverse=True):
+        host = _WRAPPED.sub("", module)
+        if settings.targets_parameter_of(host):
+            found.setdefault(host, []).append(_matrices(path, module, matrices.pop(module)))
+    return {host: tuple(found[host]) for host in sorted(found)}
+
+
 def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Tensor]) -> LoraWeights:
-    """Returns the LoRA of one module, after a check of its shapes against the configuration."""
-    element = settings.element(module)
+    """Returns the LoRA of one linear layer, after a check of its shapes against the configuration."""
+    element, (a, b) = settings.element(module), _matrices(path, module, pair)
+    check_rank(path, module, element, a)
+    if settings.targets(module) is False:
+        raise UserError(f"{path} has LoRA on {module}, which {CONFIG} does not name", "expected files of one adapter")
+    return LoraWeights(element, a, b)
+
+
+def _matrices(path: Path, module: str, pair: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns A and B, whose shapes fit together."""
     if pair.keys() != {"A", "B"}:
         raise UserError(f"{path} has only lora_{next(iter(pair))} of {module}", "expected lora_A and lora_B")
     a, b = pair["A"], pair["B"]
@@ -152,13 +183,14 @@ def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Te
             f"{path}: lora_A and lora_B of {module} have shapes {tuple(a.shape)} and {tuple(b.shape)}",
             "expected (r, in) and (out, r)",
         )
-    if a.shape[0] != element.rank:
-        raise UserError(
-            f"{path}: {module} has rank {a.shape[0]}, but {CONFIG} says {element.rank}", "expected files of one adapter"
-        )
-    if settings.targets(module) is False:
-        raise UserError(f"{path} has LoRA on {module}, which {CONFIG} does not name", "expected files of one adapter")
-    return LoraWeights(element, a, b)
+    return a, b
+
+
+def check_rank(path: Path, module: str, settings: Settings, a: Tensor, experts: int = 1) -> None:
+    """Raises UserError unless A has as many rows as the rank of each expert needs."""
+    if len(a) != settings.rank * experts:
+        found = f"{path}: {module} has rank {len(a) / experts:g}, but {CONFIG} says {settings.rank}"
+        raise UserError(found, "expected files of one adapter")
 
 
 def _read_record(path: Path) -> ModelRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,12 +12,35 @@ from heterolora.common.errors import UserError
 from heterolora.elements.adapt import in_head
 from heterolora.elements.config import ElementConfig, Site
 from heterolora.elements.element import Settings
+from heterolora.elements.experts import shape_of
 from heterolora.elements.family import Family
+from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, is_transposed, widths_of
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
 from model.peft_format import CONFIG, WEIGHTS
-from model.peft_format.adapter import Adapter
+from model.peft_format.adapter import Adapter, LoraWeights, check_rank
+
+
+def named(adapter: Adapter, family: Family) -> Adapter:
+    """Returns the adapter with the LoRA of experts in `lora`, by the names of parameters.
+
+    Raises UserError if a module of experts has not as many parameters with LoRA as the adapter.
+    """
+    lora = dict(adapter.lora)
+    for host, pairs in adapter.of_experts.items():
+        split = [path.rpartition(".") for path in family.experts.values()]
+        names = [f"{host}.{end}" for inside, _, end in split if f".{host}".endswith(f".{inside}")]
+        parameters = [name for name in names if adapter.settings.targets_parameter(name)]
+        if len(parameters) != len(pairs):
+            raise UserError(
+                f"{adapter.folder / WEIGHTS} has LoRA on {len(pairs)} parameters of {host}, and {CONFIG} names "
+                f"{len(parameters)} that {family.name} models have",
+                f"expected it on {', '.join(family.experts) or 'linear layers alone'}",
+            )
+        for parameter, (A, B) in zip(parameters, pairs, strict=True):
+            lora[parameter] = LoraWeights(adapter.settings.element(parameter), A, B)
+    return replace(adapter, lora=lora, of_experts={})
 
 
 def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
@@ -24,7 +48,7 @@ def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
 
     Raises UserError if a layer is not in the family's table.
     """
-    names = {path: name for name, path in family.linears.items()}
+    names = {path: name for name, path in family.places.items()}
     pattern = re.compile(rf"(?:[^.]+\.)?{re.escape(family.blocks)}\.(\d+)\.({'|'.join(map(re.escape, names))})")
     sites: dict[Site, Settings] = {}
     for module, weights in adapter.lora.items():
@@ -46,6 +70,7 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
     other = f"{adapter.folder} is an adapter for another base"
     expected = f"give its own (it names {adapter.settings.base or 'none'}) as --backbone-model"
     linears = {path: module for path, module in network.named_modules() if is_linear(module)}
+    experts = {name: shape_of(network, name) for name in stacked_weights(network)}
     if adapter.settings.transposed and not any(
         is_transposed(linears[each]) for each in adapter.lora if each in linears
     ):
@@ -53,16 +78,17 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
         raise UserError(misfit, "give the base of the adapter, or set fan_in_fan_out to false")
     for module, weights in adapter.lora.items():
         wanted = (weights.A.shape[1], weights.B.shape[0])
-        if module not in linears:
+        if module not in linears and module not in experts:
             raise UserError(f"{other}: '{name}' has no linear layer {module}", expected)
-        found = widths_of(linears[module])
-        if found != wanted:
+        number, *found = experts[module] if module in experts else (1, *widths_of(linears[module]))
+        check_rank(adapter.folder / WEIGHTS, module, weights.settings, weights.A, number)
+        if tuple(found) != wanted:
             raise UserError(
                 f"{other}: its {module} is {wanted[0]} to {wanted[1]} wide, that of '{name}' {found[0]} to {found[1]}",
                 expected,
             )
-    for module in linears.keys() - adapter.lora.keys():
-        if adapter.settings.targets(module):
+    for module in (linears.keys() | experts.keys()) - adapter.lora.keys():
+        if adapter.settings.targets_parameter(module) if module in experts else adapter.settings.targets(module):
             raise UserError(
                 f"{adapter.folder / WEIGHTS} lacks {module}, which {CONFIG} names",
                 "give the whole adapter, as save_pretrained wrote it",

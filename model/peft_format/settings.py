@@ -25,7 +25,6 @@ _VARIANTS: Mapping[str, str] = {
     "alora_invocation_tokens": "aLoRA",
     "arrow_config": "Arrow routing",
     "layer_replication": "replicated layers",
-    "target_parameters": "LoRA on bare parameters",
     "trainable_token_indices": "trained token embeddings",
     "lora_bias": "a bias in B",
     "megatron_config": "Megatron layers",
@@ -66,6 +65,7 @@ _FIELDS: Mapping[str, Condition] = {
     "rank_pattern": _by_pattern(_RANK),
     "alpha_pattern": _by_pattern(ABOVE_0),
     "target_modules": _MODULES,
+    "target_parameters": Condition(_is_names, "a list of names"),
     "exclude_modules": _MODULES,
     "layers_pattern": _PATTERNS,
     "modules_to_save": Condition(lambda value: _is_names(value) and all(map(valid, value)), "a list of names"),
@@ -128,6 +128,15 @@ class PeftSettings:
             dropout=float(self.values.get("lora_dropout") or 0.0),
             use_rslora=bool(self.values.get("use_rslora")),
         )
+
+    def targets_parameter(self, name: str) -> bool:
+        """Returns whether LoRA is on a parameter, such as one with the weights of experts, by PEFT's rules."""
+        return names_module(self.values.get("target_parameters") or (), name)
+
+    def targets_parameter_of(self, module: str) -> bool:
+        """Returns whether LoRA is on a parameter of the module itself."""
+        ends = (name.rpartition(".")[2] for name in self.values.get("target_parameters") or ())
+        return any(self.targets_parameter(f"{module}.{end}") for end in ends)
 
     def targets(self, module: str) -> bool | None:
         """Returns whether LoRA is on `module` by PEFT's rules. None: the file leaves it to the defaults of PEFT."""

@@ -12,7 +12,8 @@ from torch import nn
 from heterolora.common.files import write_text
 from heterolora.elements.adapt import HEADS, in_head
 from heterolora.elements.config import ElementConfig, Site
-from heterolora.elements.element import Kind, Settings
+from heterolora.elements.element import Element, Kind, Settings
+from heterolora.elements.experts import LoraExperts
 from heterolora.elements.linear import is_transposed
 from heterolora.elements.low_rank import LoraLinear, LowRank
 from heterolora.elements.peft_config import peft_config
@@ -34,9 +35,23 @@ def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> 
 
 
 def _layer(network: nn.Module, path: str) -> nn.Module:
-    """The library's own linear layer."""
+    """The library's own module."""
     layer = network.get_submodule(path)
-    return layer.base if isinstance(layer, LoraLinear) else layer
+    return layer.base if isinstance(layer, LoraLinear | LoraExperts) else layer
+
+
+def _paths(elements: Sequence[Element], network: nn.Module) -> dict[str, str]:
+    """Returns key of an element -> path of PEFT's layer.
+
+    PEFT wraps a module once for each of its parameters, the first of them innermost; see `adapter._take_experts`.
+    """
+    paths = {each.key: each.module for each in elements if each.experts == 1}
+    of_experts = {each.module: each for each in elements if each.experts > 1}
+    for host in dict.fromkeys(each.host for each in of_experts.values()):
+        names = [f"{host}.{name}" for name, _ in _layer(network, host).named_parameters(recurse=False)]
+        keys = [of_experts[name].key for name in reversed(names) if name in of_experts]
+        paths |= {key: host + ".base_layer" * depth for depth, key in enumerate(keys)}
+    return paths
 
 
 def write_adapter(
@@ -59,12 +74,13 @@ def write_adapter(
     elements = [low_rank.element for low_rank in lora]
     modules = [path for path, _ in network.named_modules()]
     config = peft_config(elements, TASKS[task].peft_type, base_location(record.base.name), trained_whole, modules)
-    if any(is_transposed(_layer(network, element.module)) for element in elements):
+    if any(is_transposed(_layer(network, element.host)) for element in elements):
         config["fan_in_fan_out"] = True
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
+    paths = _paths(elements, network)
     tensors = {
-        **{f"{PREFIX}{each.element.module}.lora_A.weight": each.A for each in lora},
-        **{f"{PREFIX}{each.element.module}.lora_B.weight": each.B for each in lora},
+        **{f"{PREFIX}{paths[each.element.key]}.lora_A.weight": each.A for each in lora},
+        **{f"{PREFIX}{paths[each.element.key]}.lora_B.weight": each.B for each in lora},
         **{f"{PREFIX}{name}": parameter for name, parameter in network.named_parameters() if in_head(name)},
     }
     write_safetensors(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})

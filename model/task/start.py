@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 
 from heterolora.common.distributed import world_size
 from heterolora.common.errors import UserError
+from heterolora.elements.element import Element
 from heterolora.saliency.heuristics.activation import inputs
 from heterolora.saliency.no_trace import no_trace
 from heterolora.saliency.problem import Batch, Problem
@@ -64,7 +65,8 @@ def start(problem: Problem, kind: Start, seed: int = 0) -> None:
     """Sets A of every element, the same on every process.
 
     The rows are orthogonal, of length 1 / √3, as Kaiming's are on average. Rows beyond the width of the place keep
-    their values. `orthogonal` needs no batches. Raises UserError if a direction is not finite.
+    their values. Each expert has its own directions. `orthogonal` needs no batches. Raises UserError if a direction is
+    not finite.
     """
     with no_trace(problem.network, problem.space):
         found = _directions(problem, kind, seed)
@@ -75,21 +77,28 @@ def start(problem: Problem, kind: Start, seed: int = 0) -> None:
             at = f"--lora-init {kind}: the {kind} at {low_rank.element.key} is not finite"
             raise UserError(at, "expected a finite loss; check the model and --precision")
         with torch.no_grad():
-            low_rank.A[: directions.shape[1]] = directions.t() / math.sqrt(3)
+            low_rank.by_expert[0][:, : directions.shape[2]] = directions.mT / math.sqrt(3)
             if world_size() > 1:  # machines of different kinds may round differently
                 distributed.broadcast(low_rank.A, src=0)
 
 
 def _directions(problem: Problem, kind: Start, seed: int) -> list[Tensor]:
-    """Returns orthonormal columns (in, k) for each element."""
+    """Returns orthonormal columns (experts, in, k) for each element."""
     if kind == "activation":
-        return [place.directions()[0] for place in inputs(problem)]
+        return [place.directions()[0].unsqueeze(0) for place in inputs(problem)]
     elements = problem.space.elements
     if kind == "gradient":
         gradients = zip(elements, weight_gradients(problem), strict=True)
-        return [leading_directions(G.matrix(), element.rank)[2] for element, (G,) in gradients]
+        of_experts = [(element.rank, _by_expert(G.matrix(), element)) for element, (G,) in gradients]
+        return [torch.stack([leading_directions(M, rank)[2] for M in each]) for rank, each in of_experts]
+    device, first = problem.space.device, seed * len(elements)
     draws = [
-        gaussian(element.in_features, element.rank, seed * len(elements) + index, problem.space.device)
+        gaussian(element.experts * element.in_features, element.rank, first + index, device)
         for index, element in enumerate(elements)
     ]
-    return [torch.linalg.qr(draw).Q for draw in draws]
+    return [torch.linalg.qr(_by_expert(draw, element)).Q for element, draw in zip(elements, draws, strict=True)]
+
+
+def _by_expert(stacked: Tensor, element: Element) -> Tensor:
+    """(experts · rows, columns) -> (experts, rows, columns)."""
+    return stacked.view(element.experts, -1, stacked.shape[1])

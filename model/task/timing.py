@@ -20,14 +20,14 @@ def measured(problem: Problem, batch: Batch) -> StepTime:
     counts, because other programs only make a step slower.
     """
     space = problem.space
-    lowest = min(space.elements, key=lambda element: (element.layer, element.in_features + element.out_features))
+    lowest = min(space.elements, key=lambda element: (element.layer, element.width))
     every = frozenset(element.key for element in space.elements)
     choices: tuple[frozenset[str], ...] = (frozenset(), frozenset({lowest.key}), every)
     with no_trace(problem.network, space):
         rounds = [[_seconds(problem, batch, on) for on in choices] for _ in range(_ROUNDS + 1)][1:]
     without, with_lowest, with_all = (min(column) for column in zip(*rounds, strict=True))
-    own = lowest.in_features + lowest.out_features
-    others = sum(element.in_features + element.out_features for element in space.elements) - own
+    own = lowest.width
+    others = sum(element.width for element in space.elements) - own
     width = max(0.0, with_all - with_lowest) / others if others else 0.0
     block = max(0.0, with_lowest - without - width * own) / (len(space.blocks) - lowest.layer)
     return StepTime(len(space.blocks), without, block, width)

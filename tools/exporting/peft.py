@@ -10,6 +10,7 @@ from actions.result.restore import has_shortcuts, restore_trained
 from actions.run.console import note, say
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError
+from heterolora.elements.element import check_no_experts
 from heterolora.elements.peft_config import peft_notes
 from model.load import load_tokenizer
 from model.peft_format.vllm import max_lora_rank
@@ -50,6 +51,8 @@ def write_adapter(export: Export, run_folder: Path | None, for_vllm: bool) -> No
     if not on:
         raise UserError(f"{export.args.result} has no LoRA element that is on", "PEFT and vLLM take no empty adapter")
     if for_vllm:
+        found = "--format vllm cannot hold LoRA on"  # vLLM has no common format for it
+        check_no_experts([low_rank.element for low_rank in on], found, "use --format merged")
         say(f"start vLLM with --enable-lora --max-lora-rank {max_lora_rank(on)}")
     for text in () if for_vllm else peft_notes([low_rank.element for low_rank in on]):
         note(text)

@@ -111,7 +111,7 @@ def _of_one_rank(lora: Sequence[Element], who: str) -> tuple[list[Element], tupl
     ranks = {element.rank for element in lora}
     values = {element.key: round(getattr(element.settings, fixed), 9) for element in lora}
     spent = sum(element.parameters for element in lora)
-    rank = spent // sum(element.in_features + element.out_features for element in lora)
+    rank = spent // sum(element.width for element in lora)
     rank = max(1, min(rank, *(element.highest_rank for element in lora)))
     shared = max(lora, key=lambda element: values[element.key]).settings.at(rank)
     even = [replace(element, settings=replace(shared, dropout=element.settings.dropout)) for element in lora]

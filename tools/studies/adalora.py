@@ -37,7 +37,7 @@ def adalora_config(places: Sequence[Element], budget: int, steps: int, **shared:
     """
     if steps < _FEWEST_STEPS:
         raise UserError(f"peft:adalora has {steps} optimizer steps", f"it needs at least {_FEWEST_STEPS}")
-    ranks = int(budget / fmean(element.in_features + element.out_features for element in places))
+    ranks = int(budget / fmean(element.width for element in places))
     if ranks < 1:
         raise UserError(f"a budget of {budget} is below one rank", "give a higher one")
     narrowest = min(element.highest_rank for element in places)

@@ -11,7 +11,7 @@ from heterolora.choosing.mean_squares import Interval, interval
 from tools.studies.results import Row, end_of, measuring_rows, rows_of
 from tools.studies.spec import Study
 from tools.studies.statistics import Rows
-from tools.studies.summary import Comparison
+from tools.studies.summary import ArmResult, Comparison
 
 
 def warnings(study: Study, comparison: Comparison) -> list[str]:

@@ -162,7 +162,7 @@ def affordable(
     """What EVA makes of a uniform adapter, within the budget. Its ranks cost more where it prefers wide places. Then it
     starts again from a lower rank, or from fewer places of rank 1. Raises UserError if no place is left.
     """
-    spend, cheapest = budget, min(element.in_features + element.out_features for element in places)
+    spend, cheapest = budget, min(element.width for element in places)
     while spend >= cheapest:
         uniform = uniform_ranks(places, spend, seed)
         rank = min(element.rank for element in uniform)

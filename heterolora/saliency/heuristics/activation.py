@@ -48,6 +48,9 @@ class Inputs(PlaceWatch):
         self.products.add(x, x)
         self.sums += torch.cat([x.sum(0), x.square().sum().view(1), number])
 
+    def add_weight(self, G: Tensor) -> None:
+        raise NotImplementedError("the inputs of experts are not observed")  # so `Heuristic.check` refuses them
+
     def reduce(self) -> None:
         self.products.reduce()
         self.sums = sum_over_ranks(self.sums)
@@ -82,6 +85,6 @@ def _masked(network: nn.Module, element: Element) -> bool:
     return not (two_parts and "decoder" in element.module.split("."))
 
 
-@register("activation", ignores=("metric", "cut"))
+@register("activation", scores_experts=False, ignores=("metric", "cut"))
 def activation(problem: Problem) -> list[list[float]]:
     return [place.directions()[1].clamp(min=0).tolist() for place in inputs(problem)]

@@ -3,10 +3,14 @@
 G₁ and G₂ (out, in) are the gradients of the weight at its place over the even and the odd batches. σ_k, u_k (out,) and
 v_k (in,) are the leading singular triplets of G₁. Rank k can move the weight along u_k v_kᵀ. σ_k is the slope of the
 loss in this direction on the batches that it was chosen by, where noise also has a slope. u_kᵀ G₂ v_k is the slope on
-the other batches, where the slope of noise is 0 on average. The term of rank k is the score of that rank.
+the other batches, where the slope of noise is 0 on average. The term of rank k is the score of that rank. Experts each
+have their own triplets, and the terms of all experts are added.
 """
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from heterolora.common.distributed import sum_numbers_over_ranks
 from heterolora.common.errors import UserError
@@ -26,6 +30,14 @@ def spectral(problem: Problem) -> list[list[float]]:
 
 
 def _by_rank(element: Element, first: ProductSum, second: ProductSum) -> list[float]:
-    U, S, V = leading_directions(first.matrix(), element.rank)
-    along = ((U.t() @ second.matrix()) * V.t()).sum(1)  # u_kᵀ G₂ v_k
-    return (S * along.clamp(min=0) / (element.in_features + element.out_features)).tolist()
+    of_expert = (element.experts, element.out_features, element.in_features)
+    halves = zip(first.matrix().view(of_expert), second.matrix().view(of_expert), strict=True)
+    terms = [_slopes(element.rank, *each) for each in halves]
+    return (torch.stack(terms).sum(0) / element.width).tolist()
+
+
+def _slopes(rank: int, first: Tensor, second: Tensor) -> Tensor:
+    """σ_k max(u_kᵀ G₂ v_k, 0) of each rank k, from G₁ and G₂ (out, in)."""
+    U, S, V = leading_directions(first, rank)
+    along = ((U.t() @ second) * V.t()).sum(1)  # u_kᵀ G₂ v_k
+    return S * along.clamp(min=0)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "synflow",
     warmup_batches=32,
     needs_base_weights=True,
+    scores_experts=False,
     needs_table=True,
     ignores=("batches", "metric"),
     remark="synflow scores q_proj and k_proj 0, because no path of its linear network leads through them",

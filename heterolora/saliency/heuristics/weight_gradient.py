@@ -10,6 +10,7 @@ from typing import cast
 from torch import nn
 
 from heterolora.elements.element import Element
+from heterolora.elements.experts import LoraExperts
 from heterolora.elements.low_rank import LoraLinear
 from heterolora.saliency import register
 from heterolora.saliency.base_weight import base_weight
@@ -32,6 +33,9 @@ def weight_gradient(problem: Problem) -> list[float]:
 def _score(network: nn.Module, element: Element, G: ProductSum) -> float:
     if element.kind == "shortcut":
         return 0.0
-    layer = cast(LoraLinear, network.get_submodule(element.module))
-    W = base_weight(layer.base, "weight_gradient")
+    host = cast("LoraLinear | LoraExperts", network.get_submodule(element.host))
+    if isinstance(host, LoraExperts):
+        W = host.weight_of(element.weight.rpartition(".")[2]).flatten(0, 1)
+    else:
+        W = base_weight(host.base, "weight_gradient")
     return float((W.float() * G.matrix()).abs().mean())
