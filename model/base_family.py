@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 import model.family as families
 from heterolora.common.errors import UserError
 from heterolora.elements import found
+from heterolora.elements import task as task_names
 from heterolora.elements.blocks import blocks_of
 from heterolora.elements.family import Family
 from heterolora.elements.task import CLASSIFYING, TASKS, Task
@@ -63,9 +64,7 @@ def tasks_of(config: PretrainedConfig) -> tuple[Task, ...]:
 def check_task(config: PretrainedConfig, task: Task) -> None:
     """Raises UserError if models of this type cannot do the task."""
     family = families.for_model_type(config.model_type)
-    name = config.model_type if family is None else family.name
-    if task not in (tasks := tasks_of(config)):
-        raise UserError(f"task '{task}' is not something {name} models do", f"valid: {', '.join(tasks)}")
+    task_names.check_task(task, config.model_type if family is None else family.name, tasks_of(config))
 
 
 def _notes(network: nn.Module, family: Family) -> Iterator[str]:

@@ -382,7 +382,7 @@ def test_encoders_predict_no_tokens(tmp_path: Path, capfd):
     commands = Commands(ARCHITECTURES["electra"], tmp_path)
     words = ("--dataset", "wikitext2", "--dataset-saved-path", text_folder(tmp_path / "text"), "--load", commands.base)
     said = complaint(capfd, *command("train", *words))
-    assert "task 'causal_language_modeling' is not something electra models do" in said
+    assert "electra models cannot write text, they classify texts; give data with labels" in said
 
 
 def test_the_head_outside_of_the_base_is_trained(tmp_path: Path):

@@ -99,6 +99,28 @@ def test_one_rank_for_all(tmp_path: Path, form: str, capsys: pytest.CaptureFixtu
     assert in_peft(READERS[form](block)) == expected
 
 
+@pytest.mark.parametrize("share", ["0.25", "1.0"])
+@pytest.mark.parametrize("form", [*READERS, "peft"])
+def test_short_names_mean_the_same_modules(tmp_path: Path, form: str, share: str) -> None:
+    """`q_proj` stands for its paths if all modules of the network that are called so are chosen."""
+    content = language_model_scores(tmp_path / "scores.toml")
+    network = tiny_network("gemma", "causal_language_modeling")
+    network.config.save_pretrained(tmp_path / "base")
+    found = []
+    for load in ("some/gemma", str(tmp_path / "base")):  # the configuration of the first is not there
+        scores.write(tmp_path / "scores.toml", dataclasses.replace(content, load=load))
+        output = tmp_path / f"{len(found)}.yaml"
+        tool.main([str(tmp_path), "--turn-on-percentile", share, "--format", form, "--output", str(output)])
+        block = yaml.safe_load(output.read_text())  # also JSON
+        found.append(peft.LoraConfig(**block) if form == "peft" else READERS[form](block))
+    whole, short = found
+    assert in_peft(whole) == in_peft(short)
+    names = short.target_modules.split(",") if isinstance(short.target_modules, str) else short.target_modules
+    if share == "1.0":
+        assert {*names} == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert len(names) <= len(in_peft(whole))
+
+
 @pytest.mark.parametrize("form", READERS)
 def test_no_dropout_is_written(tmp_path: Path, form: str) -> None:
     """The default of TRL is 0.05."""
@@ -197,11 +219,10 @@ def test_a_run_as_a_block(world: World, tmp_path: Path, capsys: pytest.CaptureFi
     block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
     adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (block["model_name_or_path"], block["lora_r"], block["lora_task_type"]) == (str(world.opt), 3, "SEQ_CLS")
-    assert set(block["lora_target_modules"]) == set(adapter["target_modules"])
+    names = {path.rpartition(".")[2] for path in adapter["target_modules"]}
     written = json.loads((tmp_path / "lora.json").read_text())
-    assert {key: written[key] for key in ("r", "lora_alpha", "target_modules")} == {
-        key: adapter[key] for key in ("r", "lora_alpha", "target_modules")
-    }
+    assert {*block["lora_target_modules"]} == {*written["target_modules"]} == names == {"q_proj", "fc1"}
+    assert [written[key] for key in ("r", "lora_alpha")] == [adapter[key] for key in ("r", "lora_alpha")]
 
     def refused(*arguments: str) -> str:
         line = refusal(tool.main, [*arguments, "--output", str(tmp_path / "other")])

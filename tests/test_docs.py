@@ -328,6 +328,14 @@ class TestExamples:
         out = stage.run(f"python -m main imp-test {base} --importance-test-name grad_sum")
         assert "scores.toml" in out
 
+    def test_a_heuristic_that_is_a_function(self, stage: Stage, written) -> None:
+        written("heterolora/saliency/heuristics/mean_gradient.py")
+        base = "--model opt_lora --load facebook/opt-350m --pretrained --dataset rte"
+        out = stage.run(f"python -m main imp-test {base} --importance-test-name mean_gradient --project function")
+        assert "scores.toml" in out
+        scores = (stage.folder / "runs" / "function" / "scores.toml").read_text()
+        assert len(set(re.findall(r"^score = (.*)$", scores, re.MULTILINE))) > 2
+
 
 def test_the_data_set_example_says_what_it_seems_to() -> None:
     scope: dict[str, object] = {}

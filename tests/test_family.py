@@ -115,7 +115,7 @@ def test_gemma_means_the_first_gemma(model_type):
 @pytest.mark.parametrize("name", ["roberta", "bert"])
 def test_encoders_classify(name):
     family.get(name).check_task("classification")
-    with pytest.raises(UserError, match=f"'summarization' is not something {name} models do; valid: classification"):
+    with pytest.raises(UserError, match=f"{name} models cannot summarise texts, they classify texts; give"):
         family.get(name).check_task("summarization")
 
 

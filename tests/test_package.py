@@ -45,14 +45,20 @@ def quiet(*command: object, **options: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the repository that holds no earlier builds."""
-    copy, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository that holds no earlier builds."""
+    copy = tmp_path_factory.mktemp("source")
     for name in ("heterolora", *FOLDERS, "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "main.py"):
         shutil.copyfile(ROOT / name, copy / name)
-    build = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("wheel")
+    build = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", source)
     quiet(*build, "--no-deps", "--no-build-isolation", "--no-index", "-w", output)
     (built,) = output.iterdir()
     return built
@@ -102,6 +108,21 @@ class TestWheel:
         assert metadata["Requires-Python"] == ">=3.11"
         assert metadata.get_all("Provides-Extra") == ["peft", "plot", "program"]
         assert metadata.get_payload().startswith("# HeteroLoRA")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_it_installs_from_a_git_address(source: Path, tmp_path: Path) -> None:
+    repository, python = tmp_path / "repository", tmp_path / "env" / "bin" / "python"
+    shutil.copytree(source, repository, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    git = ("git", "-C", repository, "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "all")):
+        quiet(*git, *words)
+    venv.create(tmp_path / "env", symlinks=True, with_pip=False)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+    path = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}  # of setuptools, which builds it
+    given = ("--no-deps", "--no-build-isolation", "--no-index", f"heterolora[program] @ git+file://{repository}")
+    quiet(*pip, "install", *given, env=path)
+    assert quiet(python.with_name("heterolora"), "--version", cwd=tmp_path) == f"heterolora {heterolora.__version__}"
 
 
 class TestInstalled:

@@ -370,3 +370,11 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     for of_two, of_one in zip(first, _of_process(0, world=1), strict=True):
         assert of_two == pytest.approx(of_one, rel=1e-5, abs=1e-12)
         assert len(set(of_one.values())) > 1
+
+
+def test_an_attribute_that_a_problem_lacks_is_named() -> None:
+    """A heuristic is a user's own code."""
+    empty = Problem(torch.nn.Linear(1, 1), None, None, ())
+    with pytest.raises(UserError, match="a Problem has no attribute 'batch'; did you mean 'batches'"):
+        empty.batch  # noqa: B018
+    assert not hasattr(empty, "elements")

@@ -363,6 +363,19 @@ def test_the_progress_bar_shows_the_loss_without_logging_it(world: World, capsys
     assert shown["train/loss"] == float(experiment.task.global_loss) > 0
 
 
+def test_the_progress_is_one_line_of_80_columns(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning breaks the figures of a validation into lines of their own."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(*world.training("--max-steps", 12, "--max-epochs", 1, "--project", "one-line")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("Epoch "))
+    assert "train/loss" in lines[place]
+    assert "validation" not in lines[place]
+    assert not lines[place + 1].startswith("        ") or "Metrics" in lines[place + 1]
+
+
 def test_a_batch_has_the_random_numbers_of_its_seed() -> None:
     trainer = SimpleNamespace(global_rank=0, current_epoch=1, strategy=SimpleNamespace(root_device=torch.device("cpu")))
     with torch.random.fork_rng():

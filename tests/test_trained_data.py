@@ -81,7 +81,7 @@ def test_an_encoder_is_no_language_model(world: World, tmp_path: Path, capfd) ->
     folder = model_folder(tmp_path / "encoder", "roberta", "classification")
     data = ("--dataset", "wikitext2", "--dataset-saved-path", tmp_path, "--project-dir", tmp_path)
     assert run("test", "--model", folder, *data) == 2
-    assert "task 'causal_language_modeling' is not something roberta models do" in capfd.readouterr().err
+    assert "roberta models cannot write text, they classify texts; give data with labels" in capfd.readouterr().err
 
 
 def test_other_labels_than_those_of_the_head_are_noted(questions: Path) -> None:

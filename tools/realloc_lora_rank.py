@@ -56,7 +56,7 @@ from heterolora.elements.peft_config import peft_config, peft_notes
 from heterolora.elements.task import TASKS
 from options.declare import flag_of
 from options.ranges import at_least, seed_range, share
-from tools.reallocation.blocks import BLOCKS
+from tools.reallocation.blocks import BLOCKS, targets
 from tools.reallocation.choice import Choice, choice_of_run
 
 _MARK = "(tools/realloc_lora_rank.py from "  # in the first line of its TOML files
@@ -215,12 +215,14 @@ def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
         if args.format != "peft":
             check_no_experts(lora, f"--format {args.format} cannot name", "use --format peft")
         modules = [element.module for element in choice.elements if element.kind == "lora"]
+        network = _modules_of(choice)
         if args.format == "peft":
             notes = peft_notes(lora)
             values = peft_config(lora, TASKS[choice.task].peft_type, choice.base, modules=modules)
+            values["target_modules"] = targets(values, network)
             outputs[args.output] = json.dumps(values, indent=2) + "\n"
         else:
-            block = BLOCKS[args.format](lora, TASKS[choice.task].peft_type, choice.base, modules)
+            block = BLOCKS[args.format](lora, TASKS[choice.task].peft_type, choice.base, modules, network)
             notes = block.notes
             outputs[args.output] = comment + block.to_yaml()
         for text in notes:
@@ -228,6 +230,19 @@ def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
     if args.shortcut_output:
         outputs[args.shortcut_output] = comment + ElementConfig.of(choice.on, "shortcut", choice.renormalize).to_toml()
     return outputs
+
+
+def _modules_of(choice: Choice) -> list[str]:
+    """The paths of all modules of the base; empty if its configuration is not there."""
+    from model.base_config import read_config
+    from model.skeleton import skeleton
+
+    if choice.base is None:
+        return []
+    try:
+        return [path for path, _ in skeleton(read_config(choice.base), choice.task).named_modules()]
+    except UserError:
+        return []
 
 
 def _is_ours(text: str, path: Path) -> bool:

@@ -169,6 +169,9 @@ class StopAfter(pl.Callback):
             trainer.should_stop = True
 
 
+_WIDE = 110  # columns of a terminal in which the bar and several figures are on one line
+
+
 class EndTogether(pl.Callback):
     """When a process ends early, so do the processes that it started. A full disk is a UserError."""
 
@@ -217,7 +220,8 @@ class Progress(RichProgressBar):
         if trainer.state.fn == "fit" and trainer.global_step > 0:
             if self._loss[0] != trainer.global_step:
                 self._loss = (trainer.global_step, float(task_of(pl_module).global_loss))
-            figures = {"train/loss": self._loss[1], **figures}
+            others = figures if self.progress is not None and self.progress.console.width >= _WIDE else {}
+            figures = {"train/loss": self._loss[1], **others}
         return figures
 
     def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:

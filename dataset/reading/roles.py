@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dataset.registry import COLUMN_FLAGS
 from heterolora.common.errors import UserError, nearest
-from heterolora.elements.task import Task
+from heterolora.elements.task import TASKS, Task
 from options.data import OwnDataOptions
 from options.declare import flag_of
 
@@ -216,7 +216,8 @@ def _fits(roles: Roles, task: Task | None) -> Roles:
         raise UserError(f"the column '{twice}' is given twice", f"give each of {flags} another")
     if task not in (None, roles.task):
         raise UserError(
-            f"--task {task} does not fit the columns {', '.join(roles.columns)}", f"they are for {roles.task}"
+            f"--task {task} does not fit the columns {', '.join(roles.columns)}",
+            f"with them a model learns to {TASKS[roles.task].words}: name others, or leave --task out",
         )
     return roles
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from heterolora.common.errors import UserError, nearest
+from heterolora.common.errors import UserError
 from heterolora.elements.element import PROJECTIONS
-from heterolora.elements.task import TASKS, Task
+from heterolora.elements.task import TASKS, Task, check_task
 
 
 def always(config: Any) -> bool:
@@ -125,5 +125,4 @@ class Family:
 
     def check_task(self, task: Task) -> None:
         """Raise `UserError` unless models of this family can do `task`."""
-        if task not in self.tasks:
-            raise UserError(f"task '{task}' is not something {self.name} models do", nearest(task, self.tasks))
+        check_task(task, self.name, self.tasks)

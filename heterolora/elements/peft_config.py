@@ -62,6 +62,17 @@ def peft_config(
     }
 
 
+def short_names(chosen: Sequence[str], network: Iterable[str]) -> list[str]:
+    """The paths of modules as PEFT's `target_modules`: `q_proj` instead of its paths if all modules of that name are
+    chosen. `network`: the paths of all its modules, or nothing if they are not known.
+    """
+    meant: dict[str, set[str]] = {}
+    for path in network:
+        meant.setdefault(path.rpartition(".")[2], set()).add(path)
+    names = ((path, path.rpartition(".")[2]) for path in chosen)
+    return list(dict.fromkeys(name if meant.get(name, {""}) <= {*chosen} else path for path, name in names))
+
+
 def peft_notes(elements: Sequence[Element]) -> tuple[str, ...]:
     """The properties of these elements that PEFT's configuration cannot express, one line each."""
     notes = []

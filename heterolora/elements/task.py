@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from heterolora.common.errors import UserError
 
 Task = str  # a key of TASKS, such as `classification`
 
@@ -13,6 +15,7 @@ class TaskSpec:
     """What the program must know about a task.
 
     Attributes:
+        words: what a model of the task can do. Messages say it so: nobody may have asked for the task by its name.
         metrics: the metrics that a data set of the task may name.
         network: the class of transformers that builds its networks.
         peft_type: PEFT's name of the task.
@@ -21,6 +24,7 @@ class TaskSpec:
         generates: whether its metrics compare generated text.
     """
 
+    words: str
     metrics: tuple[str, ...]
     network: str
     peft_type: str
@@ -31,6 +35,7 @@ class TaskSpec:
 
 TASKS: Mapping[Task, TaskSpec] = {
     "classification": TaskSpec(
+        words="classify texts",
         metrics=("accuracy", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "rmse", "mae"),
         network="AutoModelForSequenceClassification",
         peft_type="SEQ_CLS",
@@ -38,9 +43,14 @@ TASKS: Mapping[Task, TaskSpec] = {
         classifies=True,
     ),
     "causal_language_modeling": TaskSpec(
-        metrics=("perplexity",), network="AutoModelForCausalLM", peft_type="CAUSAL_LM", pipeline="text-generation"
+        words="write text",
+        metrics=("perplexity",),
+        network="AutoModelForCausalLM",
+        peft_type="CAUSAL_LM",
+        pipeline="text-generation",
     ),
     "summarization": TaskSpec(
+        words="summarise texts",
         metrics=("rouge1", "rouge2", "rougeL"),
         network="AutoModelForCausalLM",
         peft_type="CAUSAL_LM",
@@ -51,3 +61,12 @@ TASKS: Mapping[Task, TaskSpec] = {
 
 CLASSIFYING = tuple(name for name, task in TASKS.items() if task.classifies)
 GENERATING = tuple(name for name, task in TASKS.items() if task.generates)
+
+
+def check_task(task: Task, model: str, possible: Collection[Task]) -> None:
+    """Raises UserError unless models of the type `model` can do a task. `possible`: those that they can do."""
+    if task in possible:
+        return
+    can = " and ".join(TASKS[name].words for name in possible)
+    advice = "give data with labels (--text-columns, --label-column), or --load a decoder"
+    raise UserError(f"{model} models cannot {TASKS[task].words}, they {can}", advice)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heterolora.common.errors import UserError, nearest
 from heterolora.elements.search_space import SearchSpace
 
 Batch = Mapping[str, Any]
@@ -82,6 +83,10 @@ def unfollowed(batch: int, sums: Sequence[Tensor]) -> AbstractContextManager[Non
     return nullcontext()
 
 
+class NoAttributeError(UserError, AttributeError):
+    """A heuristic reads an attribute that a `Problem` does not have."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A network, its search space and scoring batches. L is the sum of the batches' losses.
@@ -107,6 +112,13 @@ class Problem:
     fillers: Sequence[Batch] = ()
     loss_scale: float = _LOSS_SCALE
     around: Around = unfollowed
+
+    def __getattr__(self, name: str) -> Any:
+        """Of an attribute that is not there: raises an error that names the nearest one."""
+        if name.startswith("__"):  # Python looks for its own
+            raise AttributeError(name)
+        valid = [found for found in (*self.__dataclass_fields__, *vars(Problem)) if not found.startswith("_")]
+        raise NoAttributeError(f"a Problem has no attribute '{name}'", nearest(name, valid))
 
     def passes(self, what: str, sums: Sequence[Tensor] = ()) -> Iterator[tuple[Batch, bool]]:
         """The batches and the fillers, each with whether it counts; `what` describes the progress.

@@ -15,7 +15,7 @@ import yaml
 
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
-from heterolora.elements.peft_config import peft_config, peft_notes
+from heterolora.elements.peft_config import peft_config, peft_notes, short_names
 
 _OF_REWARD_MODELS = "the choice is for a classifier, and {who} trains classifiers as reward models only ({how})"
 
@@ -31,7 +31,9 @@ class Block:
         return yaml.safe_dump(dict(self.values), sort_keys=False, default_flow_style=False, width=1000)
 
 
-def axolotl(lora: Sequence[Element], task_type: str, base: str | None, modules: Sequence[str]) -> Block:
+def axolotl(
+    lora: Sequence[Element], task_type: str, base: str | None, modules: Sequence[str], network: Sequence[str]
+) -> Block:
     peft = peft_config(lora, task_type, base, modules=modules)
     alpha, notes = _whole("lora_alpha", peft["lora_alpha"])
     alphas = {}
@@ -46,7 +48,7 @@ def axolotl(lora: Sequence[Element], task_type: str, base: str | None, modules: 
         "lora_r": peft["r"],
         "lora_alpha": alpha,
         "lora_dropout": peft["lora_dropout"],
-        "lora_target_modules": peft["target_modules"],
+        "lora_target_modules": targets(peft, network),
         "lora_rank_pattern": peft["rank_pattern"],
         "lora_alpha_pattern": alphas,
         "peft_use_rslora": peft["use_rslora"],
@@ -56,7 +58,9 @@ def axolotl(lora: Sequence[Element], task_type: str, base: str | None, modules: 
     return Block(_filled(values), (*peft_notes(lora), *notes))
 
 
-def llamafactory(lora: Sequence[Element], task_type: str, base: str | None, modules: Sequence[str]) -> Block:
+def llamafactory(
+    lora: Sequence[Element], task_type: str, base: str | None, modules: Sequence[str], network: Sequence[str]
+) -> Block:
     if task_type != "CAUSAL_LM":
         found = f"LLaMA-Factory trains language models only, and this choice is for {task_type}"
         raise UserError(found, "use --format peft")
@@ -69,13 +73,15 @@ def llamafactory(lora: Sequence[Element], task_type: str, base: str | None, modu
         "lora_rank": peft["r"],
         "lora_alpha": alpha,
         "lora_dropout": peft["lora_dropout"],
-        "lora_target": ",".join(element.module for element in even),
+        "lora_target": ",".join(short_names([element.module for element in even], network)),
         "use_rslora": peft["use_rslora"],
     }
     return Block(_filled(values), (*peft_notes(lora), *notes, *more))
 
 
-def trl(lora: Sequence[Element], task_type: str, base: str | None, modules: Sequence[str]) -> Block:
+def trl(
+    lora: Sequence[Element], task_type: str, base: str | None, modules: Sequence[str], network: Sequence[str]
+) -> Block:
     even, notes = _of_one_rank(lora, "the configuration file of TRL has")
     if notes:
         notes += ("TRL's trainers take each rank as peft_config=LoraConfig(…), see --format peft",)
@@ -90,17 +96,24 @@ def trl(lora: Sequence[Element], task_type: str, base: str | None, modules: Sequ
         "lora_r": peft["r"],
         "lora_alpha": alpha,
         "lora_dropout": peft["lora_dropout"],
-        "lora_target_modules": [element.module for element in even],
+        "lora_target_modules": short_names([element.module for element in even], network),
         "use_rslora": peft["use_rslora"],
     }
     return Block(_filled(values), (*peft_notes(lora), *notes, *more))
 
 
-BLOCKS: Mapping[str, Callable[[Sequence[Element], str, str | None, Sequence[str]], Block]] = {
+# Of elements, PEFT's name of the task, the base, the modules that can have LoRA, and all modules of the network.
+BLOCKS: Mapping[str, Callable[[Sequence[Element], str, str | None, Sequence[str], Sequence[str]], Block]] = {
     "axolotl": axolotl,
     "llamafactory": llamafactory,
     "trl": trl,
 }
+
+
+def targets(peft: Mapping[str, Any], network: Sequence[str]) -> Any:
+    """The `target_modules` of PEFT's configuration with short names. A regular expression stays as it is."""
+    named = peft["target_modules"]
+    return named if isinstance(named, str) else short_names(named, network)
 
 
 def _of_one_rank(lora: Sequence[Element], who: str) -> tuple[list[Element], tuple[str, ...]]:
