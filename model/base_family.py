@@ -47,7 +47,7 @@ def family_of_base(source: str, task: Task, shortcuts: bool) -> BaseFamily:
             f"give a decoder or an encoder, or --model {source} to fine-tune all parameters",
         )
     family = found.family_of(network, config.model_type, tasks_of(config))
-    family = with_norms(family, config, task) if shortcuts else family
+    family = with_norms(network, family, task) if shortcuts else family
     return BaseFamily(family, tuple(_notes(network, family)))
 
 

@@ -8,7 +8,7 @@ their equations.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -35,24 +35,37 @@ _TOLERANCE = 1e-4  # of the largest number
 _SHORTCUTS = ElementConfig("shortcut", "network", Settings(rank=2, alpha=4.0), {})
 
 
-def with_norms(family: Family, config: PretrainedConfig, task: Task) -> Family:
-    """The family with the form of its blocks. Raises UserError with the reason if they have none of the known forms."""
-    found = _found(family, config, task)
+def with_norms(network: PreTrainedModel, family: Family, task: Task) -> Family:
+    """The family with the form of the blocks of a network, whose tensors may be on the meta device.
+
+    Raises UserError with the reason if they have none of the known forms.
+    """
+    kinds = [_kind(block) for block in blocks_of(network, family)]
+    found = _found(family, network.config, task, kinds)
     if isinstance(found, Family):
         return found
+    name = network.config.model_type
     raise UserError(
-        f"a model of type '{config.model_type}' has no table, and its blocks have no form that shortcuts know: {found}",
+        f"a model of type '{name}' has no table, and its blocks have no form that shortcuts know: {found}",
         f"give --model lora, or see {PAGE}",
     )
 
 
-def _found(family: Family, config: PretrainedConfig, task: Task) -> Family | str:
-    """The family with the form of its blocks, or the reason why there is none."""
+def _kind(block: nn.Module) -> tuple[tuple[str, type[nn.Module]], ...]:
+    """Path and class of each module: blocks of one kind have the same."""
+    return tuple((path, type(module)) for path, module in block.named_modules())
+
+
+def _found(family: Family, config: PretrainedConfig, task: Task, kinds: Sequence[object]) -> Family | str:
+    """The family with the form of its blocks, which have these kinds, or the reason why there is none."""
+    layers = max(2, 1 + max(kinds.index(kind) for kind in kinds))  # the first ones, of all kinds
     for narrow in (True, False):
-        network = tiny_copy(config, task, narrow)
+        network = tiny_copy(config, task, narrow, layers)
         every = None if network is None else _runs(network, family)
         if network is None or every is None:
             continue
+        if not {*kinds} <= {_kind(block) for block in blocks_of(network, family)}:
+            return "a small copy of it has other blocks"
         runs = [run for run in every if run is not None]
         if len(runs) < len(every):
             return "a block runs several times, or gets its input by name"
@@ -216,6 +229,8 @@ def _post_norm(run: _Run) -> Iterator[_Form]:
 def _why_not(runs: list[_Run], family: Family) -> str:
     if next(_forms(runs, family), None) is not None:
         return "the layers that get the inputs of its halves are not v_proj and w1"
+    if all(any(_forms([run], family)) for run in runs):
+        return "its blocks differ in their forms"
     for run in runs:
         halves = (_sum(a.made, f.made) for a, f in product(run.calls, run.calls) if a is not f)
         if not any(half is not None and _same(_sum(run.x, half), run.y) for half in halves):

@@ -16,15 +16,15 @@ _WIDTH = 64
 _MOST = 100_000_000  # weights
 
 
-def tiny_copy(config: PretrainedConfig, task: Task, narrow: bool = True) -> PreTrainedModel | None:
+def tiny_copy(config: PretrainedConfig, task: Task, narrow: bool = True, layers: int = 2) -> PreTrainedModel | None:
     """Builds a network with few layers and tokens in evaluation mode, from `config`, which does not change.
 
-    It has layers of every type, heads of the same width, and as many query heads to a key head. No weight is at its
-    usual start, so that all parts count. With `narrow` it is also narrower. Returns None if transformers cannot build
-    it, or if it is large.
+    It has at least `layers` layers, some of every type, heads of the same width, and as many query heads to a key head.
+    No weight is at its usual start, so that all parts count. With `narrow` it is also narrower. Returns None if
+    transformers cannot build it, or if it is large.
     """
     try:
-        small = _shrunken(config, narrow)
+        small = _shrunken(config, narrow, layers)
         if sum(p.numel() for p in skeleton(small, task).parameters()) > _MOST:
             return None
         with torch.random.fork_rng(devices=[]):
@@ -38,11 +38,11 @@ def tiny_copy(config: PretrainedConfig, task: Task, narrow: bool = True) -> PreT
     return network.float().eval()
 
 
-def _shrunken(config: PretrainedConfig, narrow: bool) -> PretrainedConfig:
+def _shrunken(config: PretrainedConfig, narrow: bool, least: int) -> PretrainedConfig:
     small = copy.deepcopy(config)
     text = small.get_text_config()
     layers = text.num_hidden_layers
-    few = _few_layers(getattr(text, "layer_types", None), layers)
+    few = min(layers, max(least, _few_layers(getattr(text, "layer_types", None), layers)))
     lists = {key: value for key, value in vars(text).items() if isinstance(value, list) and len(value) == layers}
     values: dict[str, Any] = {"num_hidden_layers": few, **{key: value[:few] for key, value in lists.items()}}
     values |= {"vocab_size": VOCABULARY, "use_cache": False}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoConfig
 
 import model.family as families
 from heterolora.elements.family import Family
 from heterolora.elements.found import family_of
 from model.block_form import with_norms
+from model.skeleton import skeleton
 from tests.architectures import ARCHITECTURES, WITHOUT_FORM
 from tests.mistakes import refusal
 
@@ -15,7 +17,7 @@ from tests.mistakes import refusal
 def found_in(model_type: str, **more: object) -> Family:
     architecture = ARCHITECTURES[model_type]
     network = architecture.network(**more)
-    return with_norms(family_of(network, model_type), network.config, architecture.task)
+    return with_norms(network, family_of(network, model_type), architecture.task)
 
 
 def form_of(family: Family) -> tuple[object, ...]:
@@ -46,3 +48,12 @@ def test_other_forms_are_refused_with_the_reason(name: str):
     said = refusal(found_in, name)
     assert f"a model of type '{name}' has no table" in said
     assert f"no form that shortcuts know: {WITHOUT_FORM[name]}; give --model lora, or see docs/own-model.md" in said
+
+
+def test_the_copy_has_blocks_of_every_kind():
+    """The first three blocks of DeepSeek-V3 have no experts, so two blocks would not tell about the others."""
+    config = AutoConfig.for_model("deepseek_v3", num_hidden_layers=6, hidden_size=64, n_routed_experts=4, n_group=1,
+                                  topk_group=1, num_experts_per_tok=2)  # fmt: skip
+    network = skeleton(config, "causal_language_modeling")
+    found = with_norms(network, family_of(network, "deepseek_v3"), "causal_language_modeling")
+    assert found.ends == ("self_attn.o_proj", "mlp")

@@ -60,7 +60,7 @@ def table_of(name: str) -> Family:
     if name not in FOUND:
         return families.get(name)
     network = network_of(name)
-    return with_norms(family_of(network, name), network.config, LM)
+    return with_norms(network, family_of(network, name), LM)
 
 
 def test_every_table_is_tested():
