@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
+from dataset.better import mode
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, nearest
 from heterolora.saliency.problem import Loss
@@ -234,7 +235,6 @@ _OF_SETS: dict[str, Callable[[int], Metric]] = {  # multi-label
     "micro_f1": partial(LabelsF1, micro=True),
     "macro_f1": partial(LabelsF1, micro=False),
 }
-_LOWER_IS_BETTER = ("perplexity", "rmse", "mae")
 _OF_CHOICES = {"accuracy": 0, "accuracy_norm": 1}  # metrics of multiple choice -> column of the picks
 
 
@@ -298,14 +298,6 @@ class Figures(nn.Module):
             if each is not None:
                 each.reset()
         return values, only_class, confusion
-
-
-def mode(name: str) -> Literal["max", "min"]:
-    """Returns whether higher or lower values of a metric, or of the loss, are better.
-
-    Raises UserError if the name is not known.
-    """
-    return "min" if name == "loss" or _known(name, (*_BUILD, *_OF_CHOICES, *_OF_SETS)) in _LOWER_IS_BETTER else "max"
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01, multi_label: bool = False) -> ScoringMetric:

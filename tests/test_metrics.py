@@ -13,6 +13,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import distributed
 
 from dataset import registry
+from dataset.better import mode
 from dataset.official import official_metric
 from heterolora.common.errors import UserError
 from model import metrics
@@ -152,12 +153,12 @@ def test_very_many_classes_have_no_matrix_of_pairs() -> None:
 
 
 def test_direction() -> None:
-    assert {metrics.mode(name) for name in ("perplexity", "rmse", "mae")} == {"min"}
+    assert {mode(name) for name in ("perplexity", "rmse", "mae")} == {"min"}
     names = (*CLASSES, "pearson", "spearman", "rouge1", "rouge2", "rougeL")
-    assert {metrics.mode(name) for name in names} == {"max"}
+    assert {mode(name) for name in names} == {"max"}
 
 
-@pytest.mark.parametrize("use", [metrics.mode, lambda name: metrics.build(("accuracy", name), 2)])
+@pytest.mark.parametrize("use", [mode, lambda name: metrics.build(("accuracy", name), 2)])
 def test_unknown_name(use) -> None:
     with pytest.raises(UserError, match="metric 'acuracy' is not known; did you mean 'accuracy'"):
         use("acuracy")

@@ -61,7 +61,7 @@ class RowFile:
     def _counted(self, pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Yields the pieces, and shows on a terminal how much of the file is read, and the time that is left."""
         size = self.path.stat().st_size
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {self.path.name}") as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {self.path.name}", delay=1) as bar:
             for piece in pieces:
                 bar.update(min(self._read, size) - bar.n)
                 yield piece

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from heterolora.common.checks import TEXT, TRUTH, Condition, check_keys, number, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.files import to_toml, whole, write_text
@@ -67,6 +65,8 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """The history in a checkpoint: plain values and tensors."""
+        import torch  # which readers of a history do not need
+
         shape = (len(self.decisions), len(self.places))
         return {
             "places": [place.key for place in self.places],

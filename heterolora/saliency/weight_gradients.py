@@ -19,7 +19,7 @@ from heterolora.saliency.problem import Batch, Problem
 
 COMPLETE = 2**27  # the matrices of all places are kept completely up to this number of entries (0.5 GB)
 WIDTH = 64  # k, the number of random directions onto which larger ones are projected
-EXACT = 256  # a matrix with a side of at most this length is decomposed exactly
+EXACT = 128  # a matrix with a side of at most this length is decomposed exactly
 
 
 class ProductSum:
@@ -165,12 +165,10 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
     if min(matrix.shape) <= EXACT:
         U, S, Vt = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        Q = matrix @ gaussian(matrix.shape[1], rank + 16, 0, matrix.device)
-        for _ in range(4):
-            Q = matrix @ (matrix.t() @ torch.linalg.qr(Q).Q)
-        Q = torch.linalg.qr(Q).Q
-        U, S, Vt = torch.linalg.svd(Q.t() @ matrix, full_matrices=False)
-        U = Q @ U
+        with torch.random.fork_rng([] if matrix.device.type == "cpu" else [matrix.device]):
+            torch.manual_seed(0)  # of the random directions, which are the same on every process
+            U, S, V = torch.svd_lowrank(matrix, min(rank + 16, *matrix.shape), niter=4)
+        Vt = V.t()
     return U[:, :rank], S[:rank], Vt[:rank].t()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from dataset.better import mode
 from dataset.official import official_metric
 from dataset.spec import DatasetSpec
 from heterolora.common.checks import present
@@ -107,7 +108,7 @@ class FineTuning(pl.LightningModule, ABC):
 
     @property
     def monitor_mode(self) -> Literal["max", "min"]:
-        return metrics.mode(self.metric)
+        return mode(self.metric)
 
     # ---- what a task defines
 

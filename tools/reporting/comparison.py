@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from dataset.better import mode
 from heterolora.common.errors import UserError
-from model.metrics import mode
 from tools.reporting.run import Run, compared_options
 
 ARROWS = {"min": "↓", "max": "↑", None: ""}
