@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 from heterolora.common.errors import UserError
 
@@ -111,7 +111,7 @@ class Element(Place):
         """Number of trainable parameters, r · (in + out)."""
         return self.rank * (self.in_features + self.out_features)
 
-    def single(self, index: int) -> Element:
+    def single(self, index: int) -> Self:
         """One of its ranks, as an element of rank 1 with its scaling."""
         settings = replace(self.settings, rank=1, alpha=self.settings.scaling, use_rslora=False)
         return replace(self, name=f"{self.name}.{index}", settings=settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class PeftElement(Element):
     def parameters(self) -> int:
         return self.entries
 
-    def single(self, index: int) -> Element:
+    def single(self, index: int) -> Self:
         return replace(super().single(index), entries=self.entries // self.rank)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heterolora.choosing.mean_squares import Interval
 from heterolora.pictures.drawing import Style, style
+from model.mean_squares import Interval
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
 from tools.studies import figures
