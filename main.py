@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from actions.run.console import hide_warnings, print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
 from actions.run.run_folder import ADAPTER
 from heterolora.common.errors import UserError, nearest
-from options.actions import ANSWERING, LISTS, TRAIN, TRAINING
+from options.actions import ANSWERING, LISTS, PREDICT, TRAIN, TRAINING
 from options.declare import flag_of
+from options.predicting import STDOUT
 
 if TYPE_CHECKING:
     from actions.command.request import Request
@@ -38,6 +39,30 @@ class Fitted:
     folder: Path
     metrics: Mapping[str, Mapping[str, float | None]]
     adapter: Path | None
+
+    def predict(self, texts: str | Sequence[str] | None = None, **options: Any) -> list[Mapping[str, Any]]:
+        """What the measured weights say about new rows: each row with the columns that `python -m main predict` adds.
+
+        Example::
+
+            run.predict(["a film that I will see again"])[0]["label"]
+            run.predict(dataset="reviews.csv", probabilities=True)
+
+        Args:
+            texts: one text for each row. None: the rows are those of the option `dataset`.
+            options: of `predict`, by their names.
+
+        Raises:
+            UserError: a mistake, as the command line would print it.
+        """
+        if (texts is None) == (options.get("dataset") is None):
+            raise UserError("predict needs texts, or the option dataset", "give one of them")
+        if options.get("output") is not None:
+            raise UserError("predict returns the rows, and output is given", "leave it out")
+        rows = [f"--text={text}" for text in ([texts] if isinstance(texts, str) else texts or ())]
+        request = _request_of(PREDICT, {"load": self.folder, **options}, rows or [f"--output={STDOUT}"])
+        rows_of: Callable[[Request], list[Mapping[str, Any]]] = importlib.import_module("actions.predict").predictions
+        return rows_of(request)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,13 +88,18 @@ def fit(action: str = TRAIN, **options: Any) -> Fitted:
     """
     if action not in TRAINING:
         raise UserError(f"fit cannot run '{action}'", nearest(action, TRAINING))
-    given = [f"{flag_of(name)}={_text(value)}" for name, value in options.items() if value is not None]
-    request = _request(parse_command([action, *given]))
-    if request.options.devices.world > 1:
-        raise UserError("fit trains in one process", "use python -m main for several devices")
-    folder: Path = _act(request)
+    folder: Path = _act(_request_of(action, options))
     metrics, _ = read_metrics(folder)
     return Fitted(folder, metrics, folder / ADAPTER if (folder / ADAPTER).is_dir() else None)
+
+
+def _request_of(action: str, options: Mapping[str, Any], more: Sequence[str] = ()) -> Request:
+    """The request of a command with these options, for this process alone."""
+    given = [f"{flag_of(name)}={_text(value)}" for name, value in options.items() if value is not None]
+    request = _request(parse_command([action, *given, *more]))
+    if request.options.devices.world > 1:
+        raise UserError(f"{action} runs in one process here", "use python -m main for several devices")
+    return request
 
 
 def _text(value: Any) -> str:

@@ -41,6 +41,13 @@ def run(request: Request) -> None:
             say(f"predicted {len(made):,} rows: {output}")
 
 
+def predictions(request: Request) -> list[Row]:
+    """The rows of the input with their predictions."""
+    check_devices(request.options)
+    rows = read_rows(request)
+    return with_answers(request, rows, predict(request, rows, None))
+
+
 def predict(request: Request, rows: NewRows, output: Path | None) -> list[Answer]:
     """The answers to all rows, in the first process. They are kept beside the output while they are computed."""
     base, options, spec = Base.of(request), request.options, request.spec

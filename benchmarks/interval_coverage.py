@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heterolora.choosing.mean_squares import Figures, MeanSquares
+from model.mean_squares import Figures, MeanSquares
 
 ARMS, SEEDS, ALPHA = 8, (3, 5, 8), 0.05
 _AT_A_TIME = 50  # studies, which bounds memory

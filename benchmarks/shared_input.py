@@ -66,7 +66,7 @@ def _check_same(x: Tensor, layers: Sequence[LoraLinear], ways: Mapping[str, Call
     for name in (APART, SHARED, ONE):
         x.grad = None
         outputs = ways[name]()
-        sum((y * y).sum() for y in outputs).backward()
+        torch.stack([(y * y).sum() for y in outputs]).sum().backward()
         factors = [factor.grad for layer in layers for factor in (layer.low_rank.A, layer.low_rank.B)]
         found.append([*(y.detach() for y in outputs), x.grad, *factors])
         for layer in layers:

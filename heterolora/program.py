@@ -1,4 +1,4 @@
-"""The command `heterolora`: the program around this library, from any folder.
+"""The program around this library, from any folder: the command `heterolora`, and `fit` for Python and notebooks.
 
 A wheel carries the program's folders inside this package, in `_program`, so that site-packages has no packages with
 names such as `model` or `tools`. In a clone they lie beside this package. Either way they are on the path of this
@@ -13,8 +13,10 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from heterolora import __version__
+from heterolora.common.errors import UserError
 
 #: An environment variable of the command `heterolora` and of the processes that it starts: the word after the command.
 STARTED = "HETEROLORA_STARTED_AS_COMMAND"
@@ -31,9 +33,10 @@ def main() -> int:
     if sys.argv[1:] in (["--version"], ["version"]):
         print(f"heterolora {__version__}")
         return 0
-    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
-        found = f"the packages of the program are not installed, such as {missing[0]}"
-        print(f"error: {found}; pip install 'heterolora[program]'", file=sys.stderr)
+    try:
+        _check_packages()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return _USER_ERROR
     _make_importable(FOLDER)
     os.environ[STARTED] = name = _first_word()
@@ -41,6 +44,32 @@ def main() -> int:
         tool = importlib.import_module(f"tools.{tools[name].file}")
         importlib.import_module("tools.cli").run(functools.partial(tool.main, sys.argv[2:]))
     return int(importlib.import_module("main").main())
+
+
+def fit(action: str = "train", **options: Any) -> Any:
+    """Train as the command does, from Python: `fit` of the program's `main.py`, which see.
+
+    Example::
+
+        run = fit(model="roberta_lora", load="FacebookAI/roberta-base", dataset="sst2", max_epochs=1)
+        run.folder, run.metrics["validation"]["accuracy"], run.adapter
+        run.predict(["a film that I will see again"])
+
+    Raises:
+        UserError: a mistake, as the command line would print it, or the packages of the program are not installed.
+    """
+    _check_packages()
+    _make_importable(FOLDER)
+    program = importlib.import_module("main")
+    if Path(program.__file__ or "").parent != FOLDER:
+        raise UserError(f"another module is called main: {program.__file__}", "import it after the call of fit")
+    return program.fit(action, **options)
+
+
+def _check_packages() -> None:
+    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
+        found = f"the packages of the program are not installed, such as {missing[0]}"
+        raise UserError(found, "pip install 'heterolora[program]'")
 
 
 def _first_word() -> str:

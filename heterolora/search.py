@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -16,7 +16,6 @@ from heterolora import saliency
 from heterolora.choosing.allocation import Mode, Scored, tie_generator
 from heterolora.choosing.history import Decision, History
 from heterolora.choosing.ranks import Budget, choose
-from heterolora.choosing.tolerance import RowLosses, Tolerance, Verdict
 from heterolora.common.checks import check_known, number, whole_number
 from heterolora.common.distributed import check_agreement
 from heterolora.common.errors import DivergenceError, NotFiniteError, UserError
@@ -50,7 +49,6 @@ class Plan:
         seed: of the draws between equal scores.
         mode: which kinds of elements are chosen among, see `heterolora.choosing.ranks.assign`.
         units: (shrink) what is turned off at a time. With `rank`, the search space is that of `rank_units`.
-        tolerance: (shrink) the rise of the validation loss that stops it, see `Tolerance`. None: nothing stops it.
     """
 
     budget: Budget
@@ -63,7 +61,6 @@ class Plan:
     seed: int = 0
     mode: Mode = "off"
     units: Units = "element"
-    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot be used."""
@@ -156,6 +153,17 @@ class Budgeted:
         return Plan(budget, self.schedule, heuristic, *values, units=self.units)
 
 
+class Stop(Protocol):
+    """What may end a search that shrinks before its curve does. From then on, its choice is `held`.
+
+    Attributes:
+        held: the keys of the elements that the search goes back to.
+    """
+
+    held: tuple[str, ...]
+    stopped: bool
+
+
 class Search:
     """Which elements of `space` are on in a run of `steps` optimizer steps.
 
@@ -165,12 +173,11 @@ class Search:
         UserError: the budget does not fit the elements, or `shrink` is given a heuristic that needs batches of its own.
     """
 
-    def __init__(self, space: SearchSpace, plan: Plan, steps: int) -> None:
-        self.space, self.plan, self.steps = space, plan, steps
+    def __init__(self, space: SearchSpace, plan: Plan, steps: int, stop: Stop | None = None) -> None:
+        self.space, self.plan, self.steps, self.stop = space, plan, steps, stop
         self.whole = sum(element.parameters for element in _pool(plan, space.elements))
         self.history = History(space.elements)
         self.scores: dict[str, float] = {}  # (shrink) the smoothed scores of the elements
-        self.tolerance = None if plan.tolerance is None else Tolerance(plan.tolerance)
         self._measure = gradient_heuristic(plan.heuristic) if plan.shrinks else None
         check_budget(plan, space.elements)
 
@@ -198,12 +205,6 @@ class Search:
             key, kept = each.element.key, self.plan.smoothing
             self.scores[key] = kept * self.scores[key] + (1 - kept) * value if key in self.scores else value
 
-    def validated(self, rows: RowLosses, step: int) -> Verdict | None:
-        """Take a validation after `step` optimizer steps into account, see `Tolerance`."""
-        if self.tolerance is None:
-            return None
-        return self.tolerance.judge(rows, self.on, ends=step > self.plan.span(self.steps)[1])
-
     # ---- what it decides
 
     def due(self, step: int) -> bool:
@@ -219,7 +220,7 @@ class Search:
         """Whether what is on after `step` optimizer steps is within the budget of the end."""
         if self._held is not None:
             return self.on == self._held
-        return not self.plan.shrinks or step > self.plan.span(self.steps)[1]
+        return not self.plan.shrinks or self.ends(step)
 
     def decide(self, step: int, score_all: ScoreAll | None = None, when: tuple[int, int] | None = None) -> None:
         """Turn elements on and off after `step` optimizer steps. `shrink` turns elements off only.
@@ -296,10 +297,12 @@ class Search:
 
     @property
     def _held(self) -> frozenset[str] | None:
-        """What a search with a tolerance goes back to. None until it is stopped."""
-        if self.tolerance is None or not self.tolerance.stopped:
-            return None
-        return frozenset(self.tolerance.held)
+        """What the search goes back to. None until it is stopped."""
+        return frozenset(self.stop.held) if self.stop is not None and self.stop.stopped else None
+
+    def ends(self, step: int) -> bool:
+        """Whether `shrink` has turned off all that it will after `step` optimizer steps."""
+        return step > self.plan.span(self.steps)[1]
 
     @property
     def parameters_on(self) -> int:

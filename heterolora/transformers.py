@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from heterolora.common.errors import UserError
@@ -94,7 +94,7 @@ class Reallocate(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        _check(args)
+        _check(args, others["model"])
         space = peft_units(others["model"], self.adapter, self.budgeted.units)
         seed = args.seed if self.seed is None else self.seed
         plan = replace(self.budgeted, seed=seed).plan(space, state.max_steps)
@@ -187,9 +187,9 @@ class Reallocate(TrainerCallback):
         given = Path(resumed) if isinstance(resumed, str) else checkpoint
         path = next((folder / STATE for folder in (checkpoint, given) if (folder / STATE).is_file()), None)
         if path is None:
-            raise UserError(
-                f"{checkpoint} has no {STATE}", "resume from a checkpoint that was saved with this callback"
-            )
+            expected = "resume from a checkpoint that was saved with this callback; if it is in another output_dir, "
+            expected += "also give TrainingArguments(resume_from_checkpoint=…)"
+            raise UserError(f"{checkpoint} has no {STATE}", expected)
         state = read_json(path, "the state of the search", "expected the file that the callback wrote")
         self._running().load_state_dict(state)
 
@@ -209,7 +209,7 @@ def _launched_with(backend: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{backend}", "false").lower() in ("true", "1")
 
 
-def _check(args: TrainingArguments) -> None:
+def _check(args: TrainingArguments, model: Any) -> None:
     """Raise UserError for ways of training in which switched layers would not be right."""
     if args.deepspeed is not None or _launched_with("DEEPSPEED"):
         found = "Reallocate does not work with DeepSpeed, which reduces and keeps gradients in a way of its own"
@@ -218,6 +218,13 @@ def _check(args: TrainingArguments) -> None:
         raise UserError("Reallocate was not tested with FSDP", "use DDP (torchrun) or one device")
     if args.world_size > 1 and args.ddp_find_unused_parameters is False:
         found = "ddp_find_unused_parameters is False, and layers that are off have no gradients"
+        raise UserError(found, "set ddp_find_unused_parameters=True")
+    # Trainer's own choice for a model of Transformers that recomputes activations; a PeftModel is none.
+    recomputes = isinstance(model, PreTrainedModel) and args.gradient_checkpointing
+    if args.world_size > 1 and args.ddp_find_unused_parameters is None and recomputes:
+        found = (
+            "Trainer does not look for unused parameters with gradient_checkpointing, and layers that are off have none"
+        )
         raise UserError(found, "set ddp_find_unused_parameters=True")
     if args.fp16 and args.max_grad_norm <= 0:
         found = "fp16 with max_grad_norm=0 leaves the gradients scaled, by a factor that changes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from heterolora.common.errors import UserError
-from main import fit
-from tests.world import World, metrics_of, run, same_weights
+from heterolora.program import fit as fit_of_the_package
+from main import Fitted, fit, main
+from tests.world import World, command, metrics_of, run, same_weights
 
 
 @pytest.fixture
@@ -40,13 +42,46 @@ def test_it_searches(options: dict[str, Any]) -> None:
     assert (found.folder / "reallocation_timeline.png").is_file()
 
 
+def test_it_predicts_as_the_command(options: dict[str, Any], tmp_path: Path) -> None:
+    """Also through the package, which a notebook imports from any folder."""
+    found = fit_of_the_package(**options)
+    texts = ["bright, and well meant", "dull"]
+    rows = found.predict(texts, probabilities=True, accelerator="cpu")
+    file, output = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"sentence": text}) + "\n" for text in texts))
+    given = ("--load", found.folder, "--dataset", file, "--probabilities", "--output", output)
+    assert main(command("predict", *given)) == 0
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["label"] for row in rows] == [row["label"] for row in written]
+    for row, other in zip(rows, written, strict=True):
+        for name in ("probability", "probability_positive", "probability_negative"):
+            assert row[name] == pytest.approx(other[name], abs=1e-6)
+    again = found.predict(dataset=file, accelerator="cpu")
+    assert [(row["sentence"], row["label"]) for row in again] == [(row["sentence"], row["label"]) for row in written]
+    assert found.predict("dull", accelerator="cpu")[0]["label"] == rows[1]["label"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "needs texts, or the option dataset; give one of them"),
+        ({"texts": "a", "dataset": "b.csv"}, "give one of them"),
+        ({"texts": "a", "output": "c.csv"}, "returns the rows, and output is given"),
+        ({"texts": "a", "probabilites": True}, "--probabilites"),
+    ],
+)
+def test_a_mistake_in_a_prediction_is_raised(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Fitted(tmp_path, {}, None).predict(**given)
+
+
 @pytest.mark.parametrize(
     ("action", "given", "message"),
     [
         ("test", {}, "fit cannot run 'test'"),
         ("train", {"bach_size": 4}, "--bach-size"),
         ("train", {"batch_size": "many"}, "--batch-size 'many' can't be read; give a whole number"),
-        ("train", {"num_devices": 2}, "fit trains in one process; use python -m main for several devices"),
+        ("train", {"num_devices": 2}, "train runs in one process here; use python -m main for several devices"),
         ("train", {"dataset": "sst3"}, "sst3"),
     ],
 )

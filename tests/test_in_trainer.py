@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import heterolora as hl
+import heterolora.transformers
 from heterolora.choosing import history
 from heterolora.choosing.ranks import Budget
 from heterolora.common.errors import DivergenceError, UserError
@@ -272,6 +275,111 @@ class TestFixed:
             assert all(torch.equal(before[name], after[name]) for name in kept)
 
 
+class TestRanks:
+    """7 layers in 2 blocks, rank 4: 56 ranks."""
+
+    def test_layers_end_with_different_ranks(self, tmp_path: Path) -> None:
+        """Also where training was interrupted: bit for bit."""
+        saving = {"save_strategy": "steps", "save_steps": 5}
+        straight, again = (Reallocate(share=0.3, units="rank", compact=False) for _ in range(2))
+        one = trained(tmp_path / "a", straight, peft_model(4), **saving)
+        given = {"resume_from_checkpoint": str(tmp_path / "a" / "checkpoint-5"), **saving}
+        two = trained(tmp_path / "b", again, peft_model(4), resume=given["resume_from_checkpoint"], **given)
+        assert [d.on for d in again.search.history.decisions] == [d.on for d in straight.search.history.decisions]
+        for (name, expected), (_, found) in zip(
+            one.model.state_dict().items(), two.model.state_dict().items(), strict=True
+        ):
+            assert torch.equal(expected, found), name
+        search = straight.search
+        assert len(search.space) == 56
+        assert 0 < search.parameters_on <= 0.3 * search.whole
+        states = [{i for i, on in enumerate(d.on) if on} for d in search.history.decisions]
+        assert all(later < before for before, later in itertools.pairwise(states))
+        batch = rows(1)[0]["input_ids"][None]
+        with torch.no_grad():
+            expected = one.model.eval()(batch).logits
+        hl.compact(one.model).save_pretrained(tmp_path / "adapter")
+        loaded = peft.PeftModel.from_pretrained(tiny_network("llama", "causal"), tmp_path / "adapter").eval()
+        assert sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n) == search.parameters_on
+        assert len({element.rank for element in peft_space(loaded).elements}) > 1
+        with torch.no_grad():
+            assert torch.allclose(loaded(batch).logits, expected, atol=1e-6)
+
+    def test_the_best_weights_come_with_their_ranks(self, tmp_path: Path) -> None:
+        callback = Reallocate(share=0.3, units="rank", compact=False)
+        given = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3, "max_steps": 9,
+                 "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}  # fmt: skip
+        made = Trainer(
+            peft_model(4), arguments(tmp_path, learning_rate=3.0, **given), train_dataset=rows(), eval_dataset=rows(4),
+            callbacks=[callback],
+        )  # fmt: skip
+        made.train()
+        best = Path(made.state.best_model_checkpoint)
+        assert best.name == "checkpoint-3"  # before the last ranks were turned off: they come back
+        assert (
+            sorted(each.element.key for each in callback.search.space.on())
+            == json.loads((best / STATE).read_text())["on"]
+        )
+        saved = load_file(best / "adapter_model.safetensors")
+        for name, value in made.model.state_dict().items():
+            if "lora_" in name:
+                assert torch.equal(saved[name.replace(".default", "")], value), name
+
+
+#: Ways of training in which what is off must not move.
+WAYS: dict[str, dict[str, Any]] = {
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "clipping": {"max_grad_norm": 0.01},
+    "mixed precision": {"bf16": True},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
+    "adafactor": {"optim": "adafactor"},
+}
+
+
+@pytest.mark.parametrize("units", ["element", "rank"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_off_does_not_move_in_any_way_of_training(tmp_path: Path, way: str, units: Any) -> None:
+    callback = Reallocate(share=0.3, units=units, compact=False)
+    trainer = trained(tmp_path, callback, max_steps=6, **WAYS[way])
+    decision, after = callback.search.history.decisions[-1], trainer.watch.after
+    assert decision.step == 3
+    off = [unit.element.key for unit, on in zip(callback.search.space, decision.on, strict=True) if not on]
+    assert off
+    if units == "rank":
+        for unit in callback.search.space:
+            assert bool(unit.A.any()) == bool(unit.B.any()) == (unit.element.key not in off)
+        return
+    modules = [place.module for place in callback.search.space.elements if place.key in off]
+    names = [name for name in after[3] if any(f".{module}." in name for module in modules)]
+    assert all(torch.equal(after[3][name], after[5][name]) for name in names)
+    assert any(not torch.equal(after[3][name], after[5][name]) for name in after[3])
+
+
+def test_evaluation_in_between_changes_nothing(tmp_path: Path) -> None:
+    plain, evaluated = (Reallocate(share=0.3, compact=False) for _ in range(2))
+    one = trained(tmp_path / "a", plain, max_steps=6)
+    made = Trainer(
+        peft_model(), arguments(tmp_path / "b", eval_strategy="steps", eval_steps=1, max_steps=6),
+        train_dataset=rows(), eval_dataset=rows(4), callbacks=[evaluated],
+    )  # fmt: skip
+    made.train()
+    assert [d.on for d in plain.search.history.decisions] == [d.on for d in evaluated.search.history.decisions]
+    assert all(torch.equal(value, made.model.state_dict()[name]) for name, value in one.model.state_dict().items())
+
+
+def test_a_line_at_the_start_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(heterolora.transformers.logger, "warning", lines.append)
+    trained(tmp_path, Reallocate(parameters=700, units="rank", heuristic="fisher"), max_steps=6)
+    start, end = lines
+    assert start == (
+        "heterolora: 28 ranks with 2,048 parameters, schedule shrink with a budget of 700 parameters, by fisher"
+    )
+    assert re.fullmatch(r"heterolora: \d+ of 28 ranks are on, with [4-7]\d\d parameters", end)
+
+
 class TestResume:
     @pytest.mark.parametrize("given", [{"share": 0.3}, {"share": 0.3, "schedule": "fixed", "every": 3, "batches": 2}])
     def test_it_continues_bit_for_bit(self, tmp_path: Path, given: dict[str, Any]) -> None:
@@ -318,6 +426,8 @@ class TestMistakes:
             ({"share": 0.5, "start": 0.6}, "give an end after the start"),
             ({"share": 0.5, "smoothing": 1.0}, "keeps the first scores"),
             ({"share": 0.5, "every": -2}, "every is -2"),
+            ({"share": 0.5, "units": "ranks"}, "'ranks' is not known"),
+            ({"share": 0.5, "units": "rank", "schedule": "fixed"}, "a rank that is off cannot come back"),
         ],
     )
     def test_of_the_callback(self, given: dict[str, Any], message: str) -> None:
@@ -345,6 +455,8 @@ class TestMistakes:
             ({}, "ACCELERATE_USE_FSDP", "not tested with FSDP; use DDP"),
             ({}, "ACCELERATE_USE_DEEPSPEED", "does not work with DeepSpeed"),
             ({"fp16": True, "max_grad_norm": 0.0}, "", "set max_grad_norm above 0"),
+            ({"ddp_find_unused_parameters": False}, "two", "set ddp_find_unused_parameters=True"),
+            ({"gradient_checkpointing": True}, "two", "does not look for unused parameters"),
         ],
     )
     def test_of_the_arguments(
@@ -354,10 +466,14 @@ class TestMistakes:
         callback, args = Reallocate(share=0.3), arguments(tmp_path)
         for name, value in given.items():
             setattr(args, name, value)
-        if launched:
+        model = peft_model()
+        if launched == "two":
+            monkeypatch.setattr(TrainingArguments, "world_size", 2)
+            model = model.base_model.model  # as `add_adapter` of Transformers leaves it
+        elif launched:
             monkeypatch.setenv(launched, "true")
         with pytest.raises(UserError, match=message):
-            callback.on_train_begin(args, None, None, model=peft_model())
+            callback.on_train_begin(args, None, None, model=model)
 
 
 TWO = """

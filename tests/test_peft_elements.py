@@ -207,6 +207,13 @@ def test_ranks_of_dora_are_refused() -> None:
         peft_units(model, None, "rank")
 
 
+def test_a_start_that_changes_the_base_is_refused() -> None:
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
+    model = peft.get_peft_model(tiny_network("llama", "causal"), config)
+    with pytest.raises(UserError, match="init_lora_weights is 'pissa', which changes the base"):
+        peft_space(model)
+
+
 def test_the_inputs_of_experts_cannot_be_seen(base: Any) -> None:
     model = adapted(base("experts"), "experts")
     before = snapshot(model)

@@ -10,7 +10,7 @@ from scipy.stats import chi2, ttest_1samp
 from scipy.stats import t as student
 
 from benchmarks.interval_coverage import CASES, SEEDS, Shares, simulate
-from heterolora.choosing.mean_squares import MeanSquares, interval
+from model.mean_squares import MeanSquares, interval
 from tests.world import ROOT
 from tools.studies.statistics import MOST_SEEDS, Rows, differences, holm, seeds_needed, step_down
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import ttest_rel
 
-from heterolora.choosing.tolerance import RowLosses, Tolerance
+from model.reallocation.tolerance import RowLosses, Tolerance
 
 DRAW = np.random.default_rng(0)
 FIRST = DRAW.gamma(2.0, size=40)

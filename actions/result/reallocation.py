@@ -11,12 +11,12 @@ from heterolora.choosing import allocation
 from heterolora.choosing.allocation import Scored
 from heterolora.choosing.history import FREQUENCY, HISTORY
 from heterolora.choosing.ranks import TopK, assign
-from heterolora.choosing.tolerance import CONFIDENCE, Tolerance, in_words
 from heterolora.choosing.words import degenerate, never_changed, with_cost
 from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
 from heterolora.pictures.of_run import CURVE_PICTURE, FREQUENCY_PICTURE, TIMELINE_PICTURE
 from model.reallocation.callback import Reallocate
+from model.reallocation.tolerance import CONFIDENCE, Tolerance, in_words
 from options.scoring import ReallocationOptions
 
 
@@ -32,7 +32,7 @@ def report_search(request: Request, space: SearchSpace, reallocate: Reallocate, 
     on = [low_rank.element for low_rank in space.on()]
     keys, elements, places = {element.key for element in on}, reallocate.elements, space.places()
     say(f"the result: {with_cost(elements, on, reallocate.budget.step_time, places)}")
-    if (held := present(reallocate.search).tolerance) is not None:
+    if (held := reallocate.tolerance) is not None:
         say(_smallest(held, space, settled=reallocate.settled()))
     for warning in (degenerate(elements, keys), never_changed(reallocate.history)):
         if warning is not None:

@@ -131,8 +131,7 @@ def search_plan(options: Options, mode: Mode) -> Plan:
     """What the search of `train-dyrealloc` does. Only a budget that shrinks has steps between its decisions."""
     given, heuristic = options.reallocation, present(options.scoring.importance_test_name)
     ends = (given.shrink_start, given.shrink_end)
-    rise = given.shrink_tolerance
-    return Plan(given.budget, given.budget_schedule, heuristic, *ends, seed=options.seed, mode=mode, tolerance=rise)
+    return Plan(given.budget, given.budget_schedule, heuristic, *ends, seed=options.seed, mode=mode)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from heterolora.saliency.from_training import TrainingGradients
 from heterolora.saliency.gradients import GradientHeuristic
 from model.reallocation.callback import Reallocate, ScoreSource
 from model.reallocation.sources import DedicatedScores, TrainingScores
+from model.reallocation.tolerance import Tolerance
 from model.task.fine_tuning import FineTuning
 from model.task.scoring import scoring_problem
 from model.task.timing import measured
@@ -45,7 +46,8 @@ def reallocation(experiment: Experiment, options: ReallocationOptions, folder: P
     plan = search_plan(experiment.options, present(options.dyrealloc_ags_mode))
     source = ScoreSource() if plan.shrinks else _source(experiment)
     warmup_epochs = present(options.realloc_warmup_epochs)
-    how = (note, _step_time(experiment), options.by_rank)
+    tolerance = None if options.shrink_tolerance is None else Tolerance(options.shrink_tolerance)
+    how = (note, _step_time(experiment), options.by_rank, tolerance)
     return Reallocate(plan, options.realloc_N, warmup_epochs, source, folder, *how)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 from heterolora.common.errors import UserError
 
@@ -129,7 +129,7 @@ class Element(Place):
         """Name of the parameter that a LoRA element changes."""
         return f"{self.module}.weight" if self.experts == 1 else self.module
 
-    def single(self, index: int) -> Element:
+    def single(self, index: int) -> Self:
         """One of its ranks, as an element of rank 1 with its scaling."""
         settings = replace(self.settings, rank=1, alpha=self.settings.scaling, use_rslora=False)
         return replace(self, name=f"{self.name}.{index}", settings=settings)

@@ -60,8 +60,7 @@ def _cut(lora: PeftLora) -> bool:
     """Remove the ranks of a layer with zeros in A and B. Returns whether there are any."""
     layer, name, rank = lora.layer, lora.adapter, lora.element.rank
     # (experts, r, …) and (out, r, experts, …); a linear layer counts as one expert
-    A = lora.A.reshape(-1, rank, *lora.A.shape[1:])
-    B = lora.B.reshape(len(lora.B), rank, -1, *lora.B.shape[2:])
+    A, B = lora.A.reshape(-1, rank, *lora.A.shape[1:]), lora.B.reshape(len(lora.B), rank, -1, *lora.B.shape[2:])
     kept = A.transpose(0, 1).flatten(1).any(1) | B.transpose(0, 1).flatten(1).any(1)
     left = int(kept.sum())
     if left in (0, rank):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class PeftElement(Element):
     def parameters(self) -> int:
         return self.entries
 
-    def single(self, index: int) -> Element:
-        return replace(cast(PeftElement, super().single(index)), entries=self.entries // self.rank)
+    def single(self, index: int) -> Self:
+        return replace(super().single(index), entries=self.entries // self.rank)
 
 
 class PeftLora:

@@ -20,6 +20,8 @@ from heterolora.elements.targets import place_of
 if TYPE_CHECKING:
     from heterolora.elements.low_rank import LowRank
 
+_CHANGES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 PREFIX = "base_model.model."  # of a module's path in a PEFT model, which may be a part of another module
 
 
@@ -68,6 +70,11 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
     if chosen not in names:
         raise UserError(f"the model has no adapter '{chosen}'", nearest(chosen, names))
     of_adapter = [(path_of(path, layer), layer) for path, layer in layers if chosen in layer.lora_A]
+    if (start := _changes_the_base(network, chosen)) is not None:
+        what = (
+            f"init_lora_weights is '{start}', which changes the base: a layer that is off would not be the model's own"
+        )
+        raise UserError(what, "give init_lora_weights=True")
     if any(chosen in layer.merged_adapters for _, layer in of_adapter):
         raise UserError(f"the adapter '{chosen}' is merged into the base", "call model.unmerge_adapter() before")
     shared = Counter(place_of(path) for path, _ in of_adapter)
@@ -76,6 +83,13 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
         for path, layer in of_adapter
     ]
     return sorted(found, key=lambda each: (each.element.layer, order_of(each.element.name)[0]))
+
+
+def _changes_the_base(network: nn.Module, adapter: str) -> str | None:
+    """The start of the adapter, if it subtracts the adapter from the weights of the base."""
+    configs: list[Any] = [getattr(module, "peft_config", {}) for module in network.modules()]
+    starts = (getattr(config[adapter], "init_lora_weights", None) for config in configs if adapter in config)
+    return next((start for start in starts if isinstance(start, str) and start.startswith(_CHANGES)), None)
 
 
 def path_of(path: str, layer: Any) -> str:

@@ -17,13 +17,13 @@ from heterolora.choosing import allocation
 from heterolora.choosing.history import History
 from heterolora.choosing.ranks import Budget
 from heterolora.choosing.step_time import StepTime
-from heterolora.choosing.tolerance import RowLosses, in_words
 from heterolora.common.checks import present
 from heterolora.common.distributed import gather_lists
 from heterolora.elements.element import Element
 from heterolora.elements.rank_units import forget_off, rank_units
 from heterolora.search import Plan, Search
 from model.reallocation.schedule import Schedule, realloc_interval
+from model.reallocation.tolerance import RowLosses, Tolerance, in_words
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import steps_of_run
 
@@ -69,6 +69,7 @@ class Reallocate(pl.Callback):
         warmup_epochs: of a fixed budget, see `Schedule`.
         source: computes the scores of a fixed budget.
         by_rank: whether a budget that shrinks turns off single ranks of the elements.
+        tolerance: judges the validations, and stops a budget that shrinks.
         folder: the run folder, for the history files.
         note: prints a line for the user.
         step_time: measures a training step, for a budget of time. It is called once in a run.
@@ -84,10 +85,11 @@ class Reallocate(pl.Callback):
         note: Callable[[str], None],
         step_time: Callable[[pl.Trainer, FineTuning], StepTime] | None = None,
         by_rank: bool = False,
+        tolerance: Tolerance | None = None,
     ) -> None:
         self.plan, self.every, self.warmup_epochs = plan, every, warmup_epochs
         self.source, self.folder, self.note, self.step_time = source, folder, note, step_time
-        self.by_rank = by_rank
+        self.by_rank, self.tolerance = by_rank, tolerance
         self.schedule = Schedule(1)  # of the run, once it has started
         self.search: Search | None = None
         self.elements: tuple[Element, ...] = ()  # of the run, with all their ranks
@@ -121,8 +123,8 @@ class Reallocate(pl.Callback):
         search = present(self.search)
         if search.plan.shrinks:
             state["smoothed"] = dict(search.scores)
-        if search.tolerance is not None:
-            state["tolerance"] = search.tolerance.state_dict()
+        if self.tolerance is not None:
+            state["tolerance"] = self.tolerance.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -130,8 +132,8 @@ class Reallocate(pl.Callback):
         self.source.load_state_dict(state["source"])
         search = present(self.search)
         search.scores = dict(state.get("smoothed", {}))
-        if search.tolerance is not None:
-            search.tolerance.load_state_dict(state["tolerance"])
+        if self.tolerance is not None:
+            self.tolerance.load_state_dict(state["tolerance"])
         if (step_time := state.get("step_time")) is not None:
             self._measured(StepTime(**step_time))
 
@@ -142,13 +144,13 @@ class Reallocate(pl.Callback):
             space = present(pl_module.space)
             self.elements = space.elements
             units = rank_units(space) if self.by_rank else space
-            self.search = Search(units, self.plan, int(pl_module.total_steps()))
+            self.search = Search(units, self.plan, int(pl_module.total_steps()), self.tolerance)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._started = time.perf_counter()
         if not self.plan.shrinks:
             self._start_schedule(trainer, pl_module)
-        elif self.plan.tolerance is not None:
+        elif self.tolerance is not None:
             self._check_validations(trainer)
         if trainer.is_global_zero:
             self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
@@ -206,22 +208,22 @@ class Reallocate(pl.Callback):
         search, split = present(self.search), pl_module.validation_names[0]
         rows = sorted((row.index, row.loss, row.count) for row in gather_lists(pl_module.rows) if row.split == split)
         on = len(search.space.on())
-        verdict = search.validated(RowLosses.of([row[1:] for row in rows]), trainer.global_step)
+        losses, tolerance = RowLosses.of([row[1:] for row in rows]), present(self.tolerance)
+        verdict = tolerance.judge(losses, search.on, search.ends(trainer.global_step))
         if verdict is not None:
             found = (
                 f"step {trainer.global_step}: {on} of {len(search.space)} elements, validation loss against the lowest"
             )
-            self.note(f"{found} before {in_words(present(present(search.tolerance).last))}: {verdict}")
+            self.note(f"{found} before {in_words(present(tolerance.last))}: {verdict}")
 
     def _judges(self, trainer: pl.Trainer) -> bool:
         """Whether the validation may stop the search."""
-        tolerance = present(self.search).tolerance if trainer.state.fn == "fit" else None
-        return tolerance is not None and not tolerance.stopped
+        return trainer.state.fn == "fit" and self.tolerance is not None and not self.tolerance.stopped
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()
         search = present(self.search)
-        if search.tolerance is not None and not search.settled(trainer.global_step):
+        if self.tolerance is not None and not search.settled(trainer.global_step):
             return  # the report says it
         if not search.settled(trainer.global_step):
             found = f"training ended after step {trainer.global_step}, before the budget was reached"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from heterolora.choosing.mean_squares import Interval, interval
+from model.mean_squares import Interval, interval
 from tools.studies.results import Row, end_of, measuring_rows, rows_of
 from tools.studies.spec import Study
 from tools.studies.statistics import Rows

@@ -7,11 +7,11 @@ from dataclasses import replace
 from statistics import fmean
 
 from actions.run.run_folder import LOGS
-from heterolora.choosing.mean_squares import Interval
 from heterolora.pictures.drawing import style
 from heterolora.pictures.heat_map import HeatMap
 from heterolora.pictures.intervals import Intervals, Row
 from heterolora.pictures.line_chart import Line, LineChart
+from model.mean_squares import Interval
 from tools.reporting.curves import read_curves
 from tools.reporting.figures import Chart, Key
 from tools.studies.results import Rung

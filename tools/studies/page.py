@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from actions.run.run_folder import METRICS
-from heterolora.choosing.mean_squares import Interval
 from heterolora.pictures.drawing import Style, style
+from model.mean_squares import Interval
 from options.every import defaults
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of

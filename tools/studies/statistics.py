@@ -1,7 +1,7 @@
 """Differences between arms of a study, with intervals over seeds and rows, and what more seeds would show.
 
 Pure functions of NumPy arrays. All arms of a seed see the same data order, and all are measured on the same rows, so
-their differences are paired. `heterolora.choosing.mean_squares` has the intervals.
+their differences are paired. `model.mean_squares` has the intervals.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student
 
-from heterolora.choosing.mean_squares import Figures, Interval, MeanSquares, squared_quantile
+from model.mean_squares import Figures, Interval, MeanSquares, squared_quantile
 
 MOST_SEEDS = 1000  # of an estimate of the seeds needed
 

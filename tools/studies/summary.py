@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from heterolora.choosing.mean_squares import Interval, interval
+from model.mean_squares import Interval, interval
 from tools.studies.results import Measured, rows_of
 from tools.studies.spec import Study
 from tools.studies.statistics import Difference, differences, step_down

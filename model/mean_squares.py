@@ -1,4 +1,4 @@
-"""The interval of a mean over crossed seeds and rows. Pure functions of NumPy arrays; SciPy is imported when used.
+"""The interval of a mean over crossed seeds and rows. Pure functions of NumPy arrays.
 
 Seeds and rows are crossed random factors, with one value of each seed on each row:
 
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import t as student
 
 _SMALLEST_P = 1e-12
 
@@ -93,8 +95,6 @@ class MeanSquares:
         """The smallest `alpha` whose interval of one mean ends before a value in this distance from the estimate: the
         test that fits the intervals.
         """
-        from scipy.optimize import brentq
-
         if distance == 0 or self.seeds == self.rows == 1:
             return 1.0
 
@@ -106,8 +106,6 @@ class MeanSquares:
 
 
 def squared_quantile(alpha: float | Figures, size: int) -> Figures:
-    from scipy.stats import t as student
-
     value: Figures = student.isf(np.asarray(alpha) / 2, max(1, size - 1)) ** 2
     return value
 

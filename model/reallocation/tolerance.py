@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from heterolora.choosing.mean_squares import Figures, Interval, interval
+from model.mean_squares import Figures, Interval, interval
 
 CONFIDENCE = 0.95
 
