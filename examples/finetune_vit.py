@@ -41,9 +41,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     if args.model is None:
-        model = AutoModelForImageClassification.from_config(
-            ViTConfig(**TINY, image_size=32, patch_size=8, num_labels=2)
-        )
+        tiny = ViTConfig(**TINY, image_size=32, patch_size=8, num_labels=2)
+        model = AutoModelForImageClassification.from_config(tiny)
     else:
         model = AutoModelForImageClassification.from_pretrained(args.model, num_labels=2)
     data = images(model.config.image_size)
