@@ -14,7 +14,8 @@ from heterolora.elements.family import Family
 def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
     """The blocks of a Transformers model, in order."""
     base = cast(nn.Module, network.base_model)
-    return cast(nn.ModuleList, base.get_submodule(family.blocks))
+    lists = [cast(nn.ModuleList, base.get_submodule(path)) for path in (family.blocks, *family.more_blocks)]
+    return lists[0] if len(lists) == 1 else nn.ModuleList(block for each in lists for block in each)
 
 
 def has_place(block: nn.Module, family: Family, name: str) -> bool:
