@@ -10,12 +10,11 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 import model.family as families
-from heterolora.common.errors import UserError
 from heterolora.elements import found
 from heterolora.elements import task as task_names
 from heterolora.elements.blocks import blocks_of
 from heterolora.elements.family import Family
-from heterolora.elements.task import CLASSIFYING, TASKS, Task
+from heterolora.elements.task import CLASSIFYING, GENERATING, TASKS, Task
 from model.base_config import read_config
 from model.block_form import with_norms
 from model.skeleton import skeleton
@@ -41,18 +40,17 @@ def family_of_base(source: str, task: Task, shortcuts: bool) -> BaseFamily:
         return BaseFamily(table)
     check_task(config, task)
     network = skeleton(config, task)
-    if config.is_encoder_decoder:
-        raise UserError(
-            f"'{source}' is an encoder-decoder of type '{config.model_type}', which LoRA does not support here",
-            f"give a decoder or an encoder, or --model {source} to fine-tune all parameters",
-        )
     family = found.family_of(network, config.model_type, tasks_of(config))
     family = with_norms(network, family, task) if shortcuts else family
     return BaseFamily(family, tuple(_notes(network, family)))
 
 
 def tasks_of(config: PretrainedConfig) -> tuple[Task, ...]:
-    """The tasks of models of this type. An encoder cannot predict tokens: it would see them."""
+    """The tasks of models of this type. An encoder cannot predict tokens: it would see them. An encoder-decoder writes
+    a response to a prompt.
+    """
+    if config.is_encoder_decoder:
+        return (*CLASSIFYING, *GENERATING)
     family, decodes = families.for_model_type(config.model_type), getattr(config, "is_decoder", False)
     if decodes:
         return tuple(TASKS)

@@ -147,7 +147,7 @@ def load_base(
     Raises UserError if the files cannot be read, or lack weights of the architecture other than the head. The head of a
     model without a table of its family is all that is outside of the encoder.
     """
-    auto = auto_class(task)
+    auto = auto_class(task, config)
     config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row with it
     if hasattr(config, "use_cache"):
         config.use_cache = False  # training and scoring do not reuse keys and values

@@ -71,7 +71,13 @@ def probe(network: PreTrainedModel) -> dict[str, Tensor]:
     """Returns a batch of random tokens for comparing two forms of a network."""
     vocabulary = network.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if not network.config.is_encoder_decoder:
+        return batch
+    end = network.config.eos_token_id  # a classifier reads the last one of each row, and wants as many in every row
+    ids[ids == end] = network.config.pad_token_id
+    ids[:, -1] = end
+    return {**batch, "decoder_input_ids": ids}
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ _TOLERANCE = 1e-4  # of the largest logit
 
 def packing_fails(config: PretrainedConfig, task: Task) -> str | None:
     """Why packed rows would not get what they get alone, tried on a tiny copy of the model. None if they would."""
+    if config.is_encoder_decoder:
+        return "it has an encoder, whose rows it does not join"
     for narrow in (True, False):
         network = tiny_copy(config, task, narrow)
         alone = None if network is None else _alone(network)

@@ -12,8 +12,10 @@ from heterolora.common.outside import reading
 from heterolora.elements.task import TASKS, Task
 
 
-def auto_class(task: Task) -> Any:
-    """Returns the class of transformers that builds a network with the head of `task`."""
+def auto_class(task: Task, config: PretrainedConfig) -> Any:
+    """Returns the class of transformers that builds a network of `config` with the head of `task`."""
+    if config.is_encoder_decoder and not TASKS[task].classifies:
+        return transformers.AutoModelForSeq2SeqLM
     return getattr(transformers, TASKS[task].network)
 
 
@@ -31,4 +33,4 @@ def skeleton(config: PretrainedConfig, task: Task) -> PreTrainedModel:
     """
     expected = f"give a configuration that transformers can build for {task}"
     with reading("the configuration of the model", str(config.name_or_path), expected), torch.device("meta"):
-        return auto_class(task).from_config(config, trust_remote_code=False)
+        return auto_class(task, config).from_config(config, trust_remote_code=False)

@@ -29,7 +29,7 @@ def tiny_copy(config: PretrainedConfig, task: Task, narrow: bool = True, layers:
             return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network: PreTrainedModel = auto_class(task).from_config(small, trust_remote_code=False)
+            network: PreTrainedModel = auto_class(task, small).from_config(small, trust_remote_code=False)
             with torch.no_grad():
                 for parameter in network.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))

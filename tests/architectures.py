@@ -16,7 +16,7 @@ from tests.tiny import PAD, VOCABULARY, unusual_network
 #: an encoder, experts.
 REPRESENTATIVES = ("gemma2", "gpt2", "gpt_neox", "deberta-v2", "qwen3_moe")
 
-LM, CLASSIFICATION = "causal_language_modeling", "classification"
+LM, CLASSIFICATION, SUMMARIZATION = "causal_language_modeling", "classification", "summarization"
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -201,6 +201,45 @@ _IN_VLLM = {
     for name in (
         *("Cohere", "Gemma", "Gemma2", "Gemma3", "Granite", "Llama", "Mistral", "Mixtral", "OPT", "Olmo", "Olmo2"),
         *("Phi", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "SmolLM3", "Starcoder2"),
+    )
+}
+
+
+_TWO_PARTS = dict.fromkeys(
+    ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "bos_token_id")
+)
+_T5_PLACES = "q_proj k_proj v_proj o_proj layer.1.DenseReluDense.wi layer.1.DenseReluDense.wo"
+_T5_DECODER = (
+    "layer.1.EncDecAttention.q layer.1.EncDecAttention.k layer.1.EncDecAttention.v layer.1.EncDecAttention.o "
+    "layer.2.DenseReluDense.wi layer.2.DenseReluDense.wo"
+)
+_BART_PLACES = "w1 w2 self_attn.k_proj self_attn.v_proj self_attn.q_proj self_attn.out_proj"
+_BART_DECODER = "encoder_attn.k_proj encoder_attn.v_proj encoder_attn.q_proj encoder_attn.out_proj"
+#: With an encoder and a decoder, of two blocks each, and 32 places: 6 in a block of the encoder, 10 of the decoder.
+ENCODER_DECODERS = {
+    each.model_type: each
+    for each in (
+        Architecture(
+            "t5",
+            f"{_T5_PLACES} {_T5_DECODER}",
+            SUMMARIZATION,
+            {
+                **_TWO_PARTS,
+                **{"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0},
+                **{"decoder_start_token_id": PAD, "max_position_embeddings": None},
+            },
+        ),
+        Architecture(
+            "bart",
+            f"{_BART_PLACES} {_BART_DECODER}",
+            SUMMARIZATION,
+            {
+                **_TWO_PARTS,
+                **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0, "forced_eos_token_id": 2},
+                **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+                **{"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "decoder_start_token_id": 2},
+            },
+        ),
     )
 }
 

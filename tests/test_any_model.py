@@ -30,7 +30,15 @@ from model.peft_format.writing import write_adapter
 from model.quantize import loading_arguments, put_nf4_layers, quantize
 from model.sharding import Sharding, shard
 from tests.adapted import Adapted, lora_config, put_into, shortcut_config
-from tests.architectures import ARCHITECTURES, CLASSIFICATION, LM, REPRESENTATIVES, Architecture
+from tests.architectures import (
+    ARCHITECTURES,
+    CLASSIFICATION,
+    ENCODER_DECODERS,
+    LM,
+    REPRESENTATIVES,
+    SUMMARIZATION,
+    Architecture,
+)
 from tests.mistakes import complaint, refusal
 from tests.scoring import problem
 from tests.tiny import tiny_batch, word_tokenizer
@@ -42,6 +50,7 @@ from tests.world import (
     same_weights,
     sentences,
     sst2_folder,
+    summary_folder,
     text_folder,
     weights,
     write_lora,
@@ -147,13 +156,16 @@ class Commands:
 
     def __init__(self, architecture: Architecture, folder: Path) -> None:
         self.architecture, self.runs, self.base = architecture, folder / "runs", folder / "base"
-        classifies = architecture.task == CLASSIFICATION
+        classifies, summarises = (architecture.task == task for task in (CLASSIFICATION, SUMMARIZATION))
         texts = [*(row["sentence"] for row in sentences(200, seed=0)), "Summarize : Summary Document Article"]
         architecture.network().save_pretrained(self.base)
-        word_tokenizer(texts, style="encoder" if classifies else "decoder").save_pretrained(self.base)
-        rows = sst2_folder(folder / "sst2") if classifies else text_folder(folder / "text")
-        name = "sst2" if classifies else "wikitext2"
-        length = () if classifies else ("--max-token-len", 16)
+        two_parts = architecture.model_type in ENCODER_DECODERS
+        style = "encoder" if classifies or two_parts else "decoder"
+        word_tokenizer(texts, style=style).save_pretrained(self.base)
+        make = sst2_folder if classifies else summary_folder if summarises else text_folder
+        name = "sst2" if classifies else "xsum" if summarises else "wikitext2"
+        rows, length = make(folder / name), () if classifies else ("--max-token-len", 16)
+        length = (*length, "--max-target-len", 4) if summarises else length
         self.data = ("--dataset", name, "--dataset-saved-path", rows, "--batch-size", 4, *length)
 
     def run(self, action: str, project: str, *more: object) -> Path:
@@ -166,7 +178,7 @@ class Commands:
         base = ("--load", self.base, "--lora-config", lora)
         trained = self.run("train", "train", *base, "--max-steps", 4)
         last, best = (trained / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
-        places = len(self.names()) * self.blocks()
+        places = self.places()
         assert sum(name.endswith(".A") for name in weights(last)) == places
 
         cut = self.run("train", "cut", *base, "--max-steps", 2) / "checkpoints" / "last.ckpt"
@@ -194,8 +206,10 @@ class Commands:
     def names(self) -> list[str]:
         return [*self.architecture.places.split(), *self.architecture.experts.split()]
 
-    def blocks(self) -> int:
-        return 1 if self.architecture.model_type == "albert" else 2
+    def places(self) -> int:
+        if self.architecture.model_type in ENCODER_DECODERS:
+            return 32
+        return len(self.names()) * (1 if self.architecture.model_type == "albert" else 2)
 
 
 @matrix

@@ -533,6 +533,13 @@ def test_the_example_with_trainer() -> None:
     assert "train_runtime" in out
 
 
+def test_the_example_with_images() -> None:
+    out = run_example("finetune_vit.py", "--steps", "20")
+    assert "vit.layers.0" in out
+    assert "trainable params" in out
+    assert float(out.rsplit("loss after training: ", 1)[1]) < 0.3  # 0.69 is chance
+
+
 def test_the_example_with_a_network_of_ones_own() -> None:
     assert run_example("score_your_own_network.py").count("best layer: blocks.") == 3
 

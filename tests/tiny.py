@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from model.skeleton import auto_class
 
 VOCABULARY = 64
 PAD = 1
@@ -64,7 +64,7 @@ def tiny_network(family: str, task: str = "classification", seed: int = 0, **ove
 
 def unusual_network(config: PreTrainedConfig, task: str, seed: int) -> PreTrainedModel:
     """In evaluation mode. No weight is at its usual start, so that a forgotten bias shows."""
-    auto = AutoModelForSequenceClassification if task == "classification" else AutoModelForCausalLM
+    auto = auto_class(task, config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = auto.from_config(config)

@@ -120,7 +120,7 @@ def _task_of(origin: Origin, config: PretrainedConfig) -> Task:
     heads = tuple(config.architectures or ())
     for name, task in TASKS.items():
         head = task.network.removeprefix("AutoModel")  # such as ForCausalLM
-        of_adapter = origin.adapter is not None and origin.adapter.settings.task_type == task.peft_type
+        of_adapter = origin.adapter is not None and origin.adapter.settings.task_type in task.peft_types
         if of_adapter or (origin.adapter is None and any(each.endswith(head) for each in heads)):
             return name
     family = families.for_model_type(config.model_type)

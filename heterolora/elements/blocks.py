@@ -21,7 +21,9 @@ def base_of(network: nn.Module) -> nn.Module:
 
 def blocks_of(network: nn.Module, family: Family) -> nn.ModuleList:
     """The blocks of a Transformers model, in order."""
-    return cast(nn.ModuleList, base_of(network).get_submodule(family.blocks))
+    base = base_of(network)
+    lists = [cast(nn.ModuleList, base.get_submodule(path)) for path in (family.blocks, *family.more_blocks)]
+    return lists[0] if len(lists) == 1 else nn.ModuleList(block for each in lists for block in each)
 
 
 def has_place(block: nn.Module, family: Family, name: str) -> bool:

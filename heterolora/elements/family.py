@@ -33,6 +33,7 @@ class Family:
         name: the `<name>` of `--model <name>_lora` and `<name>_lora_ags`.
         model_types: the `model_type`s of Hugging Face configurations that the table fits.
         blocks: path of the list of blocks inside the base model (the network without its head).
+        more_blocks: path of a further list, such as that of a decoder after an encoder -> number of its first block.
         linears: canonical projection name -> path of the linear layer inside a block. `o_proj` is the last layer of the
             attention half and `w2` of the feed-forward half; `q_proj` and `w1` are among the first layers of each.
         experts: name -> path inside a block of a parameter with the weights of all experts. They get LoRA only where
@@ -75,6 +76,7 @@ class Family:
     positions_after_padding: bool = False
     tasks: tuple[Task, ...] = tuple(TASKS)
     experts: Mapping[str, str] = field(default_factory=dict)
+    more_blocks: Mapping[str, int] = field(default_factory=dict)
     misfits: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -32,7 +32,8 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
 def family_of(network: nn.Module, model_type: str, tasks: tuple[Task, ...] = tuple(TASKS)) -> Family:
     """The places for LoRA in a Transformers model, which may be on the meta device. Where its norms are is not known.
 
-    The blocks are the longest list of modules with linear layers, in the text part of a model that also has others.
+    The blocks are the longest list of modules with linear layers, in the text part of a model that also has others. An
+    encoder-decoder has two lists; the blocks of the decoder follow those of the encoder.
     The places are the linear layers of the blocks that are wider than 1, and the weights of experts. A layer that only
     some blocks have is a place in these. Raises UserError if the network has no such list.
     """
@@ -46,18 +47,21 @@ def family_of(network: nn.Module, model_type: str, tasks: tuple[Task, ...] = tup
             "give --model with a hub name or folder, to fine-tune all parameters",
         )
     blocks = max(candidates, key=lambda path: (len(lists[path]), sum(p.numel() for p in lists[path].parameters())))
+    chosen = candidates if base.config.is_encoder_decoder else [blocks]  # type: ignore[union-attr]
+    counts = [len(lists[path]) for path in chosen]
     return Family(
         name=model_type,
         model_types=(model_type,),
-        blocks=blocks,
-        linears=names_of(layers[blocks]),
+        blocks=chosen[0],
+        linears=names_of(tuple(dict.fromkeys(layer for path in chosen for layer in layers[path]))),
         norm1="",
         norm2="",
         pre_norm=always,
         found=True,
         positions_after_padding=positions_after_padding(network),
         tasks=tasks,
-        experts=_experts(lists[blocks]),
+        experts=_experts(nn.ModuleList(block for path in chosen for block in lists[path])),
+        more_blocks={path: sum(counts[:number]) for number, path in enumerate(chosen) if number},
     )
 
 

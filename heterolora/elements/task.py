@@ -18,7 +18,7 @@ class TaskSpec:
         words: what a model of the task can do. Messages say it so: nobody may have asked for the task by its name.
         metrics: the metrics that a data set of the task may name.
         network: the class of transformers that builds its networks.
-        peft_type: PEFT's name of the task.
+        peft_type: PEFT's name of the task; `peft_type_of_two`: of an encoder-decoder, if it is another one.
         pipeline: the hub's name of the task.
         classifies: whether its networks have a head for the data set's labels, which is trained. Others predict tokens.
         generates: whether its metrics compare generated text.
@@ -31,6 +31,11 @@ class TaskSpec:
     pipeline: str
     classifies: bool = False
     generates: bool = False
+    peft_type_of_two: str = ""
+
+    @property
+    def peft_types(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.peft_type, self.peft_type_of_two)))
 
 
 TASKS: Mapping[Task, TaskSpec] = {
@@ -56,6 +61,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         peft_type="CAUSAL_LM",
         pipeline="summarization",
         generates=True,
+        peft_type_of_two="SEQ_2_SEQ_LM",
     ),
 }
 

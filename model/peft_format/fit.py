@@ -49,16 +49,18 @@ def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
     Raises UserError if a layer is not in the family's table.
     """
     names = {path: name for name, path in family.places.items()}
-    pattern = re.compile(rf"(?:[^.]+\.)?{re.escape(family.blocks)}\.(\d+)\.({'|'.join(map(re.escape, names))})")
+    lists = {family.blocks: 0, **family.more_blocks}
+    either = [f"(?:{'|'.join(map(re.escape, each))})" for each in (lists, names)]
+    pattern = re.compile(rf"(?:[^.]+\.)?({either[0]})\.(\d+)\.({either[1]})")
     sites: dict[Site, Settings] = {}
     for module, weights in adapter.lora.items():
         place = pattern.fullmatch(module)
         if place is None:
             raise UserError(
                 f"{adapter.folder} has LoRA on {module}, which {family.name} models do not support here",
-                f"expected it on {family.blocks}.<i>.{{{', '.join(names)}}}",
+                f"expected it on {' or '.join(lists)}.<i>.{{{', '.join(names)}}}",
             )
-        sites[int(place[1]), names[place[2]]] = weights.settings
+        sites[lists[place[1]] + int(place[2]), names[place[3]]] = weights.settings
     return ElementConfig("lora", "layer", Settings(), sites)
 
 
@@ -107,7 +109,7 @@ def check_adapter_weights(adapter: Adapter, base_sha256: str, task: Task) -> Non
     """Raises UserError if the adapter's record names other weights. A different head changes the fingerprint of the
     same base, so then there is no check."""
     record = adapter.record
-    if record is None or adapter.settings.task_type != TASKS[task].peft_type:
+    if record is None or adapter.settings.task_type not in TASKS[task].peft_types:
         return
     if record.base_sha256 != base_sha256:
         raise UserError(

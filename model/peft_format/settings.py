@@ -50,7 +50,7 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-_TASK_TYPES = tuple(dict.fromkeys(task.peft_type for task in TASKS.values()))
+_TASK_TYPES = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.peft_types))
 _RANK = whole_number(1)
 _MODULES = Condition(lambda value: _is_names(value) or valid(value), "a regular expression or a list of names")
 _PATTERNS = Condition(lambda value: all(map(valid, _listed(value))), "a regular expression or a list of them")

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.streamers import BaseStreamer
 
 from model.sharding import is_sharded
+from model.task.encoder_decoder import encoder_inputs
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,19 @@ class Writer:
         self.network: Any = network
         self.tokenizer, self.config = generation.tokenizer, generation.config()
         self._strips = generation.strips
+        if network.config.is_encoder_decoder:
+            self.config.decoder_start_token_id = network.config.decoder_start_token_id
         # `generate` takes every value that its argument leaves open from here: penalties, forced tokens and others.
         network.generation_config = self.config
 
     @torch.no_grad()
     def write(self, prompts: Tensor, mask: Tensor, streamer: BaseStreamer | None = None) -> list[str]:
-        """Returns continuations of the left-padded prompts. `streamer` gets the tokens of a single one as they come."""
+        """Returns continuations of the left-padded prompts, or what the decoder writes about them. `streamer` gets the
+        tokens of a single one as they come.
+        """
+        two_parts = self.network.config.is_encoder_decoder
+        if two_parts:
+            prompts, mask = encoder_inputs(prompts, mask, self.network.config)
         generated = self.network.generate(
             input_ids=prompts,
             attention_mask=mask,
@@ -70,5 +78,6 @@ class Writer:
             streamer=streamer,
             synced_gpus=is_sharded(self.network),  # every token needs a pass of every process
         )
-        texts = self.tokenizer.batch_decode(generated[:, prompts.shape[1] :], skip_special_tokens=True)
+        written = generated if two_parts else generated[:, prompts.shape[1] :]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts] if self._strips else texts

@@ -9,6 +9,7 @@ from dataset.batching.targets import IGNORE
 from heterolora.common.checks import present
 from heterolora.saliency.problem import Batch, Loss
 from model.task.answers import Answer, answers_of
+from model.task.encoder_decoder import two_parts
 from model.task.fine_tuning import FineTuning, TaskParts, network_inputs
 from model.task.generation import Writer
 from model.task.rows import Answers
@@ -31,16 +32,22 @@ class LanguageModel(FineTuning):
         return self._writer
 
     def loss(self, batch: Batch) -> Loss:
-        targets, kept = next_tokens(batch)
-        total, each = self.head.losses(network_inputs(batch), targets, kept, batch["targets"])
+        inputs, targets, kept = self._example(batch)
+        total, each = self.head.losses(inputs, targets, kept, batch["targets"])
         if each is None:
             return Loss(total, kept.sum())
         by_position = each.new_zeros(kept.shape).masked_scatter(kept, each)  # (rows, tokens)
         return Loss(total, kept.sum(), each=by_position.sum(-1))
 
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers | None]:
-        _, kept = next_tokens(batch)
+        _, _, kept = self._example(batch)
         return kept.sum(-1), None
+
+    def _example(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The inputs of the network, the token to predict at each position, and whether it is a target."""
+        if self.network.config.is_encoder_decoder:
+            return two_parts(batch, self.network.config)
+        return network_inputs(batch), *next_tokens(batch)
 
     def answers(self, batch: Batch) -> list[Answer]:
         return answers_of(batch, text=self.writer.write(batch["prompt_ids"], batch["prompt_mask"]))

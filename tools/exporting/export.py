@@ -79,7 +79,7 @@ def _check(given: Export, kind: Format) -> None:
     if adapter is not None and adapter.record is None and not given.dataset_given:
         # The data set gives the head and the names of the labels.
         raise UserError(f"{adapter.folder} does not say what it was trained on", "give --dataset")
-    if adapter is not None and adapter.settings.task_type not in (None, TASKS[spec.task].peft_type):
+    if adapter is not None and adapter.settings.task_type not in (None, *TASKS[spec.task].peft_types):
         raise UserError(
             f"{adapter.folder} is for {adapter.settings.task_type}, and {spec.name} for {spec.task}",
             "give a --dataset of the adapter's task",
