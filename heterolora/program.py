@@ -7,7 +7,6 @@ process and of those that it starts, and of no other.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -24,6 +23,8 @@ STARTED = "HETEROLORA_STARTED_AS_COMMAND"
 _CARRIED = Path(__file__).with_name("_program")
 FOLDER = _CARRIED if _CARRIED.is_dir() else Path(__file__).parents[1]
 
+# Modules of the program. It uses this package, and not the other way: they are started by name, as by `python -m`.
+_MAIN, _STARTER = "main", "tools.cli"
 _USER_ERROR = 2
 _NEEDS = ("rich", "safetensors", "datasets", "transformers", "pytorch_lightning", "torchmetrics")
 
@@ -40,10 +41,7 @@ def main() -> int:
         return _USER_ERROR
     _make_importable(FOLDER)
     os.environ[STARTED] = name = _first_word()
-    if name in (tools := importlib.import_module("options.actions").TOOLS):
-        tool = importlib.import_module(f"tools.{tools[name].file}")
-        importlib.import_module("tools.cli").run(functools.partial(tool.main, sys.argv[2:]))
-    return int(importlib.import_module("main").main())
+    return int(importlib.import_module(_STARTER).start(name, sys.argv[1:]))
 
 
 def fit(action: str = "train", **options: Any) -> Any:
@@ -60,7 +58,7 @@ def fit(action: str = "train", **options: Any) -> Any:
     """
     _check_packages()
     _make_importable(FOLDER)
-    program = importlib.import_module("main")
+    program = importlib.import_module(_MAIN)
     if Path(program.__file__ or "").parent != FOLDER:
         raise UserError(f"another module is called main: {program.__file__}", "import it after the call of fit")
     return program.fit(action, **options)

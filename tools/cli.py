@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +18,7 @@ from actions.run.endings import end_with_parent, ended
 from heterolora.common.checks import Condition
 from heterolora.common.errors import UserError
 from heterolora.program import STARTED
-from options.actions import as_started
+from options.actions import TOOLS, as_started
 from options.declare import OptionInfo
 
 
@@ -113,6 +115,16 @@ def check_different(inputs: Sequence[Path]) -> None:
     for given, path in zip(inputs, resolved, strict=True):
         if resolved.count(path) > 1:
             raise UserError(f"{given} is given twice", "give each of them once")
+
+
+def start(name: str, arguments: Sequence[str]) -> int:
+    """Run the tool of this name with the arguments after it, or `python -m main`, for the command `heterolora`."""
+    if name in TOOLS:
+        tool = importlib.import_module(f"tools.{TOOLS[name].file}")
+        run(partial(tool.main, arguments[1:]))
+    from main import main
+
+    return main(arguments)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
