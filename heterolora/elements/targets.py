@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.common.patterns import names_module
 from heterolora.elements.adapt import heads
 from heterolora.elements.element import Element, Settings, order_of
+from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, widths_of
 
 ALL_LINEAR = "all-linear"
@@ -68,3 +69,15 @@ def place_of(path: str) -> tuple[int, str]:
     """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
     found = re.fullmatch(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?", path)
     return (int(found[2]), found[3] or found[1] or path) if found else (0, path)
+
+
+def not_scored(model: nn.Module) -> Iterator[str]:
+    """Sentences about layers that a user may expect among the scored ones."""
+    if stacked := stacked_weights(model):
+        listed = f"{', '.join(stacked[:4])}{' …' if len(stacked) > 4 else ''}"
+        yield f"{len(stacked)} weights of experts are not scored: {listed}"
+    named = {module: name for name, module in model.named_children()}
+    trains = {named[head]: [parameter.requires_grad for parameter in head.parameters()] for head in heads(model)}
+    if frozen := [name for name, found in trains.items() if found and not any(found)]:
+        listed = ", ".join(frozen)
+        yield f"the head ({listed}) is frozen and not scored: if it is new, train it, for example as modules_to_save"
