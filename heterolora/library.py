@@ -23,13 +23,12 @@ from heterolora.elements.adapt import wrap
 from heterolora.elements.blocks import blocks_of
 from heterolora.elements.element import Element, Settings, at_ranks, check_ranks
 from heterolora.elements.family import Family
-from heterolora.elements.found import stacked_weights
 from heterolora.elements.peft_config import peft_config
 from heterolora.elements.peft_space import has_peft_layers, peft_space
 from heterolora.elements.search_space import SearchSpace
-from heterolora.elements.targets import ALL_LINEAR, lora_elements
+from heterolora.elements.targets import ALL_LINEAR, lora_elements, not_scored
 from heterolora.saliency.no_trace import random_state
-from heterolora.saliency.problem import Loss, Metric, Problem, Track, untracked
+from heterolora.saliency.problem import Loss, Metric, Problem, Track, rows_in, untracked
 from heterolora.saliency.score import scored as score_problem
 from heterolora.saliency.warm_up import WarmUp
 
@@ -107,12 +106,8 @@ def score(
     if not of_peft:
         found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names, target_parameters)
         elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
-        chosen_too = {element.module for element in elements}
-        left = [name for name in stacked_weights(model) if name not in chosen_too]
-        if target_modules == ALL_LINEAR and left:
-            listed = f"{', '.join(left[:4])}{' …' if len(left) > 4 else ''}"
-            how = f"name them in target_parameters, such as {left[0].rpartition('.')[2]!r}"
-            warnings.warn(f"{len(left)} weights of experts are not scored: {listed}; {how}", stacklevel=2)
+        for text in not_scored(model, elements) if target_modules == ALL_LINEAR else ():
+            warnings.warn(text, stacklevel=2)
     with random_state(model):  # a DataLoader draws random numbers
         kept = list(itertools.islice(batches, max_batches))
     if 0 in gather_lists([len(kept)]) and not chosen.is_baseline:
@@ -126,7 +121,7 @@ def score(
     with outside, random_state(model, seed), wrapped as space:
         problem = problem_of(model, space, kept, loss, track, as_called)
         scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
-    return Scores(scored, heuristic, batches=len(kept), seed=seed)
+    return Scores(scored, heuristic, batches=len(kept), batch_size=rows_in(kept[:1]) or 1, seed=seed)
 
 
 _NAMES = Condition(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import matplotlib
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 import heterolora as hl
 from heterolora.common.errors import nearest
+from tests.tiny import tiny_network
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,29 @@ def test_long_lists_of_names_are_shortened() -> None:
     assert said.endswith(" and 20 others)")
     assert said.count("name") == 11
     assert "others" not in nearest("name07x", names[:10])
+
+
+@pytest.mark.parametrize("form", ["mapping", "pair"])
+def test_the_batch_size_is_that_of_the_batches(form: str) -> None:
+    pairs = [(torch.randn(3, 4), torch.tensor([0, 1, 1]))] * 2
+    batches = pairs if form == "pair" else [{"step": 1, "x": x, "y": y} for x, y in pairs]
+
+    def loss(network, batch):
+        x, y = batch if form == "pair" else (batch["x"], batch["y"])
+        return torch.nn.functional.cross_entropy(network(x), y)
+
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    found = hl.score(network, batches, loss=loss, target_modules=["0"])
+    assert (found.batches, found.batch_size) == (2, 3)
+
+
+def test_a_frozen_head_is_not_forgotten() -> None:
+    ids = torch.randint(5, 20, (2, 6))
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1])}]
+    network = tiny_network("opt", "classification")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hl.score(network, batches)
+    network.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"the head \(score\) is frozen and not scored"):
+        hl.score(network, batches)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,37 @@ def test_a_shell_completes(line: str, words: list[str], tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert answer.read_text().splitlines() == words
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_a_live_bash_completes(tmp_path: Path) -> None:
+    """With the line of docs/options.md for `.bashrc`, on a terminal of its own."""
+    (register,) = re.findall(r"`(eval .*?)`", (ROOT / "docs" / "options.md").read_text())
+    command = tmp_path / "heterolora"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m heterolora.program "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    terminal, inside = pty.openpty()
+    bash = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"], stdin=inside, stdout=inside, stderr=inside, cwd=ROOT,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "dumb"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        os.write(terminal, f"{register}\n".encode() + b"heterolora expo\t")
+        until(terminal, "heterolora export ")
+        os.write(terminal, b"\x15heterolora train --optimizer ad\t\t")
+        until(terminal, "adamw")
+    finally:
+        bash.kill()
+        bash.wait()
+        os.close(terminal)
+        os.close(inside)
+
+
+def until(terminal: int, text: str) -> None:
+    """Reads what a terminal shows until the text is there."""
+    shown, end = "", time.monotonic() + 120
+    while text not in shown:
+        ready, _, _ = select.select([terminal], [], [], end - time.monotonic())
+        assert ready, f"{text!r} is not in {shown!r}"
+        shown += os.read(terminal, 4096).decode(errors="replace")

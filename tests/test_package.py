@@ -120,7 +120,12 @@ def test_it_installs_from_a_git_address(source: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "env", symlinks=True, with_pip=False)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     path = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}  # of setuptools, which builds it
-    given = ("--no-deps", "--no-build-isolation", "--no-index", f"heterolora[program] @ git+file://{repository}")
+    given = (
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        f"heterolora[program] @ git+file://localhost{repository}",
+    )
     quiet(*pip, "install", *given, env=path)
     assert quiet(python.with_name("heterolora"), "--version", cwd=tmp_path) == f"heterolora {heterolora.__version__}"
 

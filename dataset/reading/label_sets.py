@@ -27,9 +27,12 @@ def in_one_text(names: Sequence[str]) -> str:
 
 def are_sets(values: Sequence[Any]) -> bool:
     """Whether the labels of a column are sets: lists, or texts with marks that have a name in common."""
-    different = {value for value in values if isinstance(value, str)}
-    if any(isinstance(value, list) for value in values) or any(_as_list(text) is not None for text in different):
-        return True
+    different: set[str] = set()
+    for value in values:
+        if is_set(value):
+            return True
+        if isinstance(value, str):
+            different.add(value)
     if not any(MARK in text for text in different):
         return False
     return max(Counter(name for text in different for name in names_in(text)).values(), default=0) > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -88,3 +88,17 @@ def place_of(path: str) -> tuple[int, str]:
     """(block, name): `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`)."""
     found = re.fullmatch(r"(?:(.*?)\.)??(\d+)(?:\.(.*))?", path)
     return (int(found[2]), found[3] or found[1] or path) if found else (0, path)
+
+
+def not_scored(model: nn.Module, scored: Sequence[Element]) -> Iterator[str]:
+    """Sentences about layers that a user may expect among the scored ones."""
+    modules = {element.module for element in scored}
+    if left := [name for name in stacked_weights(model) if name not in modules]:
+        listed = f"{', '.join(left[:4])}{' …' if len(left) > 4 else ''}"
+        how = f"name them in target_parameters, such as {left[0].rpartition('.')[2]!r}"
+        yield f"{len(left)} weights of experts are not scored: {listed}; {how}"
+    named = {module: name for name, module in model.named_children()}
+    trains = {named[head]: [parameter.requires_grad for parameter in head.parameters()] for head in heads(model)}
+    if frozen := [name for name, found in trains.items() if found and not any(found)]:
+        listed = ", ".join(frozen)
+        yield f"the head ({listed}) is frozen and not scored: if it is new, train it, for example as modules_to_save"

@@ -40,6 +40,14 @@ class Loss:
         return self.total / self.count.clamp(min=1)
 
 
+def rows_in(batch: Any) -> int | None:
+    """The rows of a batch: the length of its first tensor that has any. None if there is none."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) or None if batch.ndim else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((rows for part in parts if (rows := rows_in(part)) is not None), None)
+
+
 @dataclass(frozen=True)
 class Metric:
     """The metric of the task.
