@@ -18,8 +18,10 @@ from transformers import BitsAndBytesConfig
 
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import HEADS
+from heterolora.elements.linear import is_transposed
 
-_NOT_QUANTIZED = [*HEADS, "lm_head"]
+_OUTSIDE = (*HEADS, "lm_head", "embed_out")  # names of parts of the network that are not quantised
+_NOT_QUANTIZED = [f"^{name}" for name in _OUTSIDE]  # ^: transformers would take a plain name for the end of a path too
 _COMPUTE_DTYPES = {"16": torch.float16, "bf16": torch.bfloat16}  # by the first part of `--precision`
 
 
@@ -34,6 +36,11 @@ def check_quantize(quantize: str, precision: str, on_gpu: bool) -> None:
         raise UserError(f"--quantize {quantize} needs {' and '.join(missing)}", f"pip install {' '.join(missing)}")
     if precision == "64":
         raise UserError(f"--quantize {quantize} does not go with --precision 64", "use 32 or a 16-bit kind")
+
+
+def is_quantized(path: str) -> bool:
+    """Whether a linear layer at this path in the network is quantised."""
+    return path.split(".", 1)[0] not in _OUTSIDE
 
 
 def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
@@ -75,7 +82,8 @@ def _device() -> int | str:
 def put_nf4_layers(network: nn.Module, precision: str) -> None:
     """Replaces the linear layers of the base, in place, by 4-bit layers that are not quantised yet.
 
-    They share the weights of the layers that they replace, which may be mapped from files, until `quantize`.
+    They share the weights of the layers that they replace, which may be mapped from files, until `quantize`. A
+    transposed weight (`Conv1D`) is turned.
     """
     from transformers.integrations import replace_with_bnb_linear  # imports bitsandbytes
 
@@ -84,7 +92,9 @@ def put_nf4_layers(network: nn.Module, precision: str) -> None:
     for path, layer in network.named_modules():
         if layer is not plain[path]:
             layer.quant_storage = layer.weight.quant_storage = _storage(layer)
-            layer.weight = type(layer.weight)(plain[path].weight.data, **vars(layer.weight))
+            weight = plain[path].weight.data
+            rows = weight.T.contiguous() if is_transposed(plain[path]) else weight
+            layer.weight = type(layer.weight)(rows, **vars(layer.weight))
             layer.bias = plain[path].bias
 
 

@@ -249,6 +249,7 @@ def step_of(architecture: Architecture, sharded: bool) -> list[torch.Tensor]:
     network, name = architecture.network(), architecture.model_type
     family = families.for_model_type(name) or family_of(network, name)
     shortcut = shortcut_config() if family.has_norms and not family.parallel(network.config) else None
+    torch.manual_seed(0)
     space = put_into(network, family, lora_config(), shortcut)
     Adapted(network, space, {}).train_b()
     if sharded:
@@ -284,12 +285,15 @@ def test_a_base_in_4_bits(architecture: Architecture, tmp_path: Path):
     put_nf4_layers(network, "32")
     for module in network.modules():
         quantize(module, torch.device("cpu"))
-    assert torch.equal(logits(network, batch), logits(loaded, batch)), "packed here, and by transformers"
+    # In evaluation mode, bitsandbytes needs wider layers on a CPU. There is no dropout.
+    expected = network.train()(**batch).logits
+    assert torch.equal(loaded.train()(**batch).logits, expected), "packed here, and by transformers"
     space = adapt(loaded, placement_of(loaded, family_of(loaded, architecture.model_type), lora_config()))
     assert all(isinstance(loaded.get_submodule(each.module).base, bits.nn.Linear4bit) for each in space.elements)
     assert [element.key for element in space.elements] == [element.key for element in adapted(architecture)[1].elements]
-    assert torch.equal(logits(loaded, batch), logits(network, batch)), "it starts as the base"
-    loaded.train()(**batch, labels=labels_for(architecture, batch)).loss.backward()
+    output = loaded(**batch, labels=labels_for(architecture, batch))
+    assert torch.equal(output.logits, expected), "it starts as the base"
+    output.loss.backward()
     assert all(low_rank.B.grad.any() for low_rank in space)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from heterolora.elements.search_space import SearchSpace
-from model.quantize import nf4
+from model.quantize import is_quantized, nf4
 
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that share one, in bitsandbytes
 _CODE, _NESTED_CODE, _OFFSET = 16, 256, 1  # float32 values of each quantised layer
@@ -40,12 +40,9 @@ def packed_layers(network: nn.Module, quantize: str | None, precision: str) -> d
     """The layers that `--quantize nf4` loads in 4 bits -> the dtype in which they compute."""
     if quantize is None:
         return {}
-    config = nf4(precision)
-    return {
-        name: config.bnb_4bit_compute_dtype
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and not any(part in config.llm_int8_skip_modules for part in name.split("."))
-    }
+    dtype = nf4(precision).bnb_4bit_compute_dtype
+    linears = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
+    return {name: dtype for name in linears if is_quantized(name)}
 
 
 def base_of(network: nn.Module, space: SearchSpace, packed: Iterable[str], precision: str) -> Base:
