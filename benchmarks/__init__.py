@@ -11,6 +11,6 @@ is a torch device and `args.command` the whole command. `measure.py` times varia
 
 NAMES = (
     "alpha-test", "around-steps", "base-digest", "budget-time", "compile", "decompositions", "dyrealloc",
-    "frozen-prefix", "learning-rate", "lora-vs-peft", "own-data", "padding", "scoring", "sharding", "shared-input",
-    "shortcuts", "trainer",
+    "frozen-prefix", "labels", "learning-rate", "lora-vs-peft", "own-data", "padding", "scoring", "sharding",
+    "shared-input", "shortcuts", "trainer",
 )  # fmt: skip

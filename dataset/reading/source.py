@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from dataset.reading.checked import checked
 from dataset.reading.labels import are_hidden
@@ -192,7 +192,10 @@ def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool)
     draw = np.random.default_rng(DATA_SEED if seed is None else seed)
     count = min(max(1, round(share * len(rows))), len(rows) - 1)
     if running_text:
-        order = np.roll(np.arange(len(rows)), -int(draw.integers(len(rows) - count + 1)))
-    else:
-        order = draw.permutation(len(rows))
+        start = int(draw.integers(len(rows) - count + 1))
+        end, length = start + count, len(rows)
+        # Slices, because rows that are taken one by one are read slowly.
+        rest = concatenate_datasets([rows.select(range(start)), rows.select(range(end, length))])
+        return rest, rows.select(range(start, end))
+    order = draw.permutation(len(rows))
     return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
