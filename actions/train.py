@@ -27,7 +27,9 @@ from actions.training.trackers import check_login
 from actions.training.trainer import build_trainer, check_devices, training_callbacks
 from actions.training.training_state import loading_from
 from model.checkpoint import read_checkpoint
+from model.load import load_config
 from model.parameters import count
+from model.skeleton import skeleton
 from model.task.frozen_prefix import FrozenPrefix
 from model.task.optimization import recipe
 from model.task.row_cache import RowCache
@@ -50,9 +52,9 @@ def run(request: Request) -> Path:
 
 def start(request: Request, folder: Path) -> Experiment:
     """Build the experiment, and write the options and the parameter table into the run folder."""
-    experiment = build(request)
     if request.adapted is None and request.action != TEST:
-        say(_trained_completely(experiment.task.network))
+        say(_trained_completely(skeleton(load_config(request.base.name, request.spec), request.spec.task)))
+    experiment = build(request)
     say(f"run folder: {folder}")
     show_parameters(experiment, folder)
     if request.action != TEST:

@@ -94,8 +94,8 @@ def test_a_run_says_that_it_trains_all_weights(capsys, world: World, tmp_path: P
     name = ("--model", world.opt) if model == "plain" else ("--model", model, "--load", world.opt)
     data = ("--dataset", "sst2", "--dataset-saved-path", world.sst2, "--max-steps", 1, "--project-dir", tmp_path)
     assert run("train", *name, *data) == 0
-    line = "weights (for LoRA: --model lora)"
-    assert (line in capsys.readouterr().out) == said
+    first = capsys.readouterr().out.splitlines()[0]
+    assert (first.startswith("full fine-tuning of ") and first.endswith(" weights (for LoRA: --model lora)")) == said
 
 
 def test_the_search_of_a_rate_leaves_the_experiment_as_it_is(request_of_auto: Request) -> None:
