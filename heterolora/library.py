@@ -121,7 +121,9 @@ def score(
     with outside, random_state(model, seed), wrapped as space:
         problem = problem_of(model, space, kept, loss, track, as_called)
         scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
-    return Scores(scored, heuristic, batches=len(kept), batch_size=rows_in(kept[:1]) or 1, seed=seed)
+    modules = None if of_peft else tuple(path for path, _ in model.named_modules())
+    rows = rows_in(kept[:1]) or 1
+    return Scores(scored, heuristic, batches=len(kept), batch_size=rows, seed=seed, modules=modules)
 
 
 _NAMES = Condition(
@@ -257,7 +259,7 @@ def lora_config(
         elements = _with_rslora(elements)
     on = at_ranks(elements, assigned.ranks)
     check_ranks(on)
-    values = peft_config(on, task_type, modules=None)
+    values = peft_config(on, task_type, modules=scores.modules)
     del values["peft_type"]
     return LoraConfig(**{**values, **more})
 

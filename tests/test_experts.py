@@ -229,6 +229,18 @@ def test_the_library_scores_experts_and_peft_adapts_them(name: str) -> None:
     assert budget - min(item.element.width for item in scores.scored) < trained <= budget
 
 
+def test_peft_adapts_the_chosen_blocks_of_a_mixture_only() -> None:
+    """PEFT takes a regular expression for the ends of what it matches, in every block of a mixture."""
+    network = ARCHITECTURES["qwen3_moe"].network()
+    batches = [{**batch, "labels": batch["input_ids"]} for batch in BATCHES]
+    scores = hl.score(network, batches, target_modules=["q_proj", "v_proj"])
+    (best,) = list(scores.by_module())[:1]
+    config = hl.lora_config(scores, total_rank=8, policy="topk", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(network, config)
+    adapted = [path for path, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    assert adapted == [f"base_model.model.{best}"]
+
+
 @pytest.mark.parametrize("heuristic", ["synflow", "activation"])
 def test_what_cannot_score_experts_says_so(heuristic: str) -> None:
     batches = [{**batch, "labels": batch["input_ids"]} for batch in BATCHES]

@@ -69,6 +69,7 @@ class Scores:
         batch_size: rows of a scoring batch.
         renormalize: whether the blocks normalise once more after the cross-layer shortcuts.
         step_time: what a training step takes, as it was measured. Scores that differ only in it are equal.
+        modules: the paths of all modules of the network, which files do not hold; None: not known.
         stability: Spearman's rank correlation of the scores from two halves of the batches, if it is known.
     """
 
@@ -84,6 +85,7 @@ class Scores:
     renormalize: bool = False
     step_time: StepTime | None = field(default=None, compare=False)
     stability: float | None = None
+    modules: tuple[str, ...] | None = field(default=None, compare=False)
 
     @property
     def has_shortcuts(self) -> bool:

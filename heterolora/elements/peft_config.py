@@ -21,7 +21,8 @@ def peft_config(
 
     PEFT matches the end of a module's path and reads patterns as regular expressions, so modules are named by their
     full path, which is escaped in patterns. If a path is the end of another path of the network (`modules`; None: not
-    known), the modules are named by a regular expression for whole paths instead.
+    known), the modules are named by a regular expression for whole paths instead. On mixtures of experts, PEFT takes
+    only the ends of the paths that it matches, and so also the same layer of other blocks.
 
     PEFT has one dropout and one kind of scaling for all modules: the largest dropout is written, and if only some
     elements use rsLoRA, their alpha is written so that the scaling stays the same. With LoRA on weights of experts,
