@@ -373,7 +373,7 @@ def test_mistakes(tmp_path: Path, capfd):
     assert "--cache-frozen-prefix needs a table" in refused("train", "--cache-frozen-prefix")
     said = refused("train", "--target", "o_proj,lm_head")
     assert "lm_head is outside of the blocks, and stays frozen; name layers of the blocks: o_proj, w1" in said
-    said = refused("train", "--target", "q_proj,c_attn")
+    said = refused("train", "--target", "o_proj,c_attn")
     assert "'c_attn' is not known" in said
     (tmp_path / "lora.toml").write_text(
         'granularity = "network"\n[default]\nr = 2\nlora_alpha = 4\n[all_layers.q_prj]\n'
