@@ -29,7 +29,7 @@ from model.base_config import check_files, check_size, read_config, where_from
 from model.base_digest import KeptDigest
 from model.base_family import check_task
 from model.checkpoint import BaseSource, check_fit, read_state_dict
-from model.quantize import loading_arguments, put_nf4_layers
+from model.quantize import check_layers, loading_arguments, put_nf4_layers
 from model.skeleton import auto_class, skeleton, skeleton_of_base
 from model.tensor_file import check_finite, digest_of
 
@@ -152,7 +152,9 @@ def load_base(
     if hasattr(config, "use_cache"):
         config.use_cache = False  # training and scoring do not reuse keys and values
     if source.pretrained and source.state_file is None:
-        check_size(skeleton(config, task), source.name, from_files=True)
+        check_size(empty := skeleton(config, task), source.name, from_files=True)
+        if quantize is not None:
+            check_layers(empty, quantize, source.name)
     if quantize is not None and not sharded:
         return _load_quantized(auto, source, config, present(precision), quantize)
     torch.manual_seed(source.seed)

@@ -43,6 +43,15 @@ def is_quantized(path: str) -> bool:
     return path.split(".", 1)[0] not in _OUTSIDE
 
 
+def check_layers(network: nn.Module, quantize: str, source: str) -> None:
+    """Raises UserError if bitsandbytes quantises no layer of a network, because they have a class of their own."""
+    layers = (module for path, module in network.named_modules() if is_quantized(path))
+    if not any(type(module) is nn.Linear or is_transposed(module) for module in layers):
+        raise UserError(
+            f"--quantize {quantize} has no effect: bitsandbytes packs no layer of '{source}'", "leave it out"
+        )
+
+
 def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
     """Returns the arguments of `from_pretrained` that quantise the base and place it on this process's device."""
     if quantize == "nf4":

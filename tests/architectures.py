@@ -159,7 +159,9 @@ ARCHITECTURES = {
         Architecture("roberta", _BERT, CLASSIFICATION, _ENCODER),
         Architecture("xlm-roberta", _BERT, CLASSIFICATION, _ENCODER),
         Architecture("electra", _BERT, CLASSIFICATION, {**_ENCODER, "embedding_size": 16}),
-        Architecture("albert", _BERT, CLASSIFICATION, {**_ENCODER, "embedding_size": 16}),
+        Architecture(
+            "albert", _BERT, CLASSIFICATION, {**_ENCODER, "embedding_size": 16, "classifier_dropout_prob": 0.0}
+        ),
         Architecture("mpnet", _BERT, CLASSIFICATION, _ENCODER),
         Architecture("deberta", "o_proj w1 w2 in_proj", CLASSIFICATION, {**_ENCODER, "relative_attention": True}),
         Architecture(
@@ -272,7 +274,7 @@ def _row(each: Architecture) -> tuple[str, ...]:
         "classification" if classifies else "all" if each.classifies else "language models",
         "–" if classifies else "yes" if each.packs else "no",
         "yes",
-        "but for the experts" if stacked_weights(each.network()) else "yes",
+        "no" if name == "falcon" else "but for the experts" if stacked_weights(each.network()) else "yes",
         "–" if classifies else "yes" if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] in _IN_VLLM else "merged",
         "each change" if name in REPRESENTATIVES else "slow",
     )
