@@ -190,6 +190,16 @@ def test_plain_text_is_packed(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [("imp-test",), ("train-dyrealloc", "--imp-limit-test-batches", 2), ("train", "--learning-rate", "auto")],
+    ids=lambda command: command[0],
+)
+def test_what_reads_rows_besides_training(world: World, tmp_path: Path, command: tuple[object, ...]) -> None:
+    _, *options = training(world, folder_of_files(tmp_path / "data"), tmp_path / "runs")
+    assert run(command[0], *options, *command[1:]) == 0
+
+
+@pytest.mark.parametrize(
     ("data", "more", "found"),
     [
         ("data", ("--max-steps", -1), "--streaming needs --max-steps"),
