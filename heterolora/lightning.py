@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from heterolora.budgeted import Budgeted
 from heterolora.common.errors import UserError
 from heterolora.elements.peft_compact import compact
 from heterolora.elements.peft_space import peft_units
@@ -20,7 +21,7 @@ from heterolora.library import LossFunction, problem_of
 from heterolora.pictures.of_run import draw_history
 from heterolora.saliency.problem import Movement
 from heterolora.saliency.score import score
-from heterolora.search import Budgeted, Schedule, Search
+from heterolora.search import Schedule, Search
 
 
 class Reallocate(pl.Callback):

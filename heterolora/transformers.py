@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from heterolora.budgeted import Budgeted
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.common.outside import read_json
@@ -28,7 +29,7 @@ from heterolora.library import problem_of
 from heterolora.pictures.of_run import draw_history
 from heterolora.saliency.problem import Movement
 from heterolora.saliency.score import score
-from heterolora.search import Budgeted, Schedule, Search
+from heterolora.search import Schedule, Search
 
 STATE = "heterolora_search.json"  # in each checkpoint folder
 

@@ -427,7 +427,7 @@ class TestMistakes:
             ({"share": 0.5, "smoothing": 1.0}, "keeps the first scores"),
             ({"share": 0.5, "every": -2}, "every is -2"),
             ({"share": 0.5, "units": "ranks"}, "'ranks' is not known"),
-            ({"share": 0.5, "units": "rank", "schedule": "fixed"}, "a rank that is off cannot come back"),
+            ({"share": 0.5, "units": "rank", "schedule": "fixed"}, "a rank cannot come back"),
         ],
     )
     def test_of_the_callback(self, given: dict[str, Any], message: str) -> None:
