@@ -104,7 +104,7 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained --mod
         ("train opt_lora rtee", "rtee", "did you mean 'rte'"),
         ("train opt_lora rte --task summarization", "summarization", "classification"),
         ("train opt_lora rte --task translation", "translation", "classification"),
-        ("train roberta_lora wikitext2 --load x", "causal_language_modeling", "classification"),
+        ("train roberta_lora wikitext2 --load x", "roberta models cannot write text", "--load a decoder"),
         ("train roberta_lora rte", "--load is missing", "roberta"),
         ("train opt_lora rte --max-epochs -1", "--max-epochs", "give one"),
         ("train opt_lora rte --load nowhere/at-all --pretrained", "nowhere/at-all", "hub name or a folder"),
