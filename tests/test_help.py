@@ -106,8 +106,8 @@ def test_a_live_bash_completes(tmp_path: Path) -> None:
     try:
         os.write(terminal, f"{register}\n".encode() + b"heterolora expo\t")
         until(terminal, "heterolora export ")
-        os.write(terminal, b"\x15heterolora train --optimizer ad\t\t")
-        until(terminal, "adamw")
+        os.write(terminal, b"\x15heterolora train --max-ste\t")
+        until(terminal, "--max-steps ")
     finally:
         bash.kill()
         bash.wait()
