@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -87,7 +87,7 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
 
 def _changes_the_base(network: nn.Module, adapter: str) -> str | None:
     """The start of the adapter, if it subtracts the adapter from the weights of the base."""
-    configs: list[Any] = [getattr(module, "peft_config", {}) for module in network.modules()]
+    configs = [cast("Mapping[str, Any]", getattr(module, "peft_config", {})) for module in network.modules()]
     starts = (getattr(config[adapter], "init_lora_weights", None) for config in configs if adapter in config)
     return next((start for start in starts if isinstance(start, str) and start.startswith(_CHANGES)), None)
 
