@@ -74,11 +74,11 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
         found = (
             f"init_lora_weights is '{start}', which changes the base: a layer that is off would not be the model's own"
         )
-        raise UserError(found, "give init_lora_weights=True")
+        raise UserError(changed, "give init_lora_weights=True")
     if any(chosen in layer.merged_adapters for _, layer in of_adapter):
         raise UserError(f"the adapter '{chosen}' is merged into the base", "call model.unmerge_adapter() before")
     shared = Counter(place_of(path) for path, _ in of_adapter)
-    found = [
+    found: list[PeftLora] = [
         (PeftExperts if is_of_parameter(layer) else PeftLora)(_element(path, layer, chosen, shared), layer, chosen)
         for path, layer in of_adapter
     ]
