@@ -71,7 +71,7 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
         raise UserError(f"the model has no adapter '{chosen}'", nearest(chosen, names))
     of_adapter = [(path_of(path, layer), layer) for path, layer in layers if chosen in layer.lora_A]
     if (start := _changes_the_base(network, chosen)) is not None:
-        found = (
+        changed = (
             f"init_lora_weights is '{start}', which changes the base: a layer that is off would not be the model's own"
         )
         raise UserError(changed, "give init_lora_weights=True")
