@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -71,14 +71,14 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
         raise UserError(f"the model has no adapter '{chosen}'", nearest(chosen, names))
     of_adapter = [(path_of(path, layer), layer) for path, layer in layers if chosen in layer.lora_A]
     if (start := _changes_the_base(network, chosen)) is not None:
-        what = (
+        changed = (
             f"init_lora_weights is '{start}', which changes the base: a layer that is off would not be the model's own"
         )
-        raise UserError(what, "give init_lora_weights=True")
+        raise UserError(changed, "give init_lora_weights=True")
     if any(chosen in layer.merged_adapters for _, layer in of_adapter):
         raise UserError(f"the adapter '{chosen}' is merged into the base", "call model.unmerge_adapter() before")
     shared = Counter(place_of(path) for path, _ in of_adapter)
-    found = [
+    found: list[PeftLora] = [
         (PeftExperts if is_of_parameter(layer) else PeftLora)(_element(path, layer, chosen, shared), layer, chosen)
         for path, layer in of_adapter
     ]
@@ -87,7 +87,7 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
 
 def _changes_the_base(network: nn.Module, adapter: str) -> str | None:
     """The start of the adapter, if it subtracts the adapter from the weights of the base."""
-    configs: list[Any] = [getattr(module, "peft_config", {}) for module in network.modules()]
+    configs = [cast("Mapping[str, Any]", getattr(module, "peft_config", {})) for module in network.modules()]
     starts = (getattr(config[adapter], "init_lora_weights", None) for config in configs if adapter in config)
     return next((start for start in starts if isinstance(start, str) and start.startswith(_CHANGES)), None)
 
