@@ -81,7 +81,7 @@ def by_turns(
     warm_up: int = 2,
     seconds_of: Callable[[Step], float] | None = None,
 ) -> Seconds:
-    """Times every variant in each round, beginning with another variant each time.
+    """Time every variant in each round, beginning with another variant each time.
 
     The `warm_up` rounds at the start are not counted. `seconds_of` runs a variant and returns its seconds; by default
     it measures the whole call.

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write_rows(path: Path, size: float) -> None:
-    """Writes rows of random words, until they are `size` bytes, as one text column in the format of the suffix."""
+    """Write rows of random words, until they are `size` bytes, as one text column in the format of the suffix."""
     draw, texts = random.Random(0), []
     while size > 0:
         texts.append(" ".join(draw.choices(_WORDS, k=draw.randint(5, 60))))
@@ -114,7 +114,7 @@ def _peak() -> int:
 
 
 def read(path: str, reading_only: bool) -> dict[str, Any]:
-    """Reads and encodes a file in this process."""
+    """Read and encode a file in this process."""
     from transformers import AutoTokenizer
 
     from dataset.batching.module import TextDataModule

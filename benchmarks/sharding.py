@@ -238,7 +238,7 @@ def _adapt(network: PreTrainedModel) -> SearchSpace:
 def _step(
     network: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace, device: torch.device
 ) -> float:
-    """Trains on a batch, and returns the seconds of the step: on a CPU, the CPU time of the process."""
+    """Train on a batch, and return the seconds of the step: on a CPU, the CPU time of the process."""
     batch = subjects.batch(argparse.Namespace(**{**vars(args), "device": device}))
     distributed.barrier()
     now, window = measure.clock(device), Window()

@@ -12,7 +12,7 @@ _LOWER_IS_BETTER = ("perplexity", "rmse", "mae")
 
 
 def mode(name: str) -> Literal["max", "min"]:
-    """Returns whether higher or lower values of a metric, or of the loss, are better.
+    """Return whether higher or lower values of a metric, or of the loss, are better.
 
     Raises UserError if the name is not known.
     """

@@ -33,7 +33,7 @@ class Choices:
 
 
 def place_of(label: object, texts: Sequence[str], keys: Sequence[str] | None) -> int | None:
-    """Returns the place of the right choice in `texts`, from 0. `None` if the label is none of the choices."""
+    """Return the place of the right choice in `texts`, from 0. `None` if the label is none of the choices."""
     name = label.strip() if isinstance(label, str) else label
     if keys is not None:
         names = [*map(str, keys)]
@@ -59,7 +59,7 @@ def is_ambiguous(label: object, texts: Sequence[str]) -> bool:
 
 
 def expected_label(texts: Sequence[str], keys: Sequence[str] | None) -> str:
-    """Returns what `place_of` takes, in words."""
+    """Return what `place_of` takes, in words."""
     if keys is not None:
         return f"one of {', '.join(map(str, keys))}"
     letter = LETTERS[: len(texts)][-1]

@@ -21,7 +21,7 @@ def _accuracy(predictions: list[int], references: list[int]) -> dict[str, float]
 
 
 def _accuracy_and_f1(predictions: list[int], references: list[int], average: str = "binary") -> dict[str, float]:
-    """Returns the accuracy and the F1 of class 1, or the mean F1 of all classes. An undefined F1 counts as 0."""
+    """Return the accuracy and the F1 of class 1, or the mean F1 of all classes. An undefined F1 counts as 0."""
     from sklearn.metrics import f1_score
 
     f1 = f1_score(references, predictions, average=average, zero_division=0)
@@ -35,7 +35,7 @@ def _matthews(predictions: list[int], references: list[int]) -> dict[str, float]
 
 
 def _correlations(predictions: list[float], references: list[float]) -> dict[str, float]:
-    """Returns NaN for a correlation that is not defined: of one row, or of constant values."""
+    """Return NaN for a correlation that is not defined: of one row, or of constant values."""
     from scipy import stats
 
     if min(len(set(predictions)), len(set(references))) < 2:
@@ -47,7 +47,7 @@ def _correlations(predictions: list[float], references: list[float]) -> dict[str
 
 
 def _rouge(predictions: list[str], references: list[str]) -> dict[str, float]:
-    """Returns the mean F-measures, with Porter stemming. ROUGE-Lsum is left out: it needs a sentence splitter."""
+    """Return the mean F-measures, with Porter stemming. ROUGE-Lsum is left out: it needs a sentence splitter."""
     from rouge_score.rouge_scorer import RougeScorer
 
     keys = ["rouge1", "rouge2", "rougeL"]
@@ -69,7 +69,7 @@ OFFICIAL_METRICS: Mapping[str, Callable[[list, list], dict[str, float]]] = {
 
 
 def official_metric(name: str) -> evaluate.Metric:
-    """Returns the official metric of a task, e.g. `glue/rte`, `super_glue/cb` or `rouge`.
+    """Return the official metric of a task, e.g. `glue/rte`, `super_glue/cb` or `rouge`.
 
     Its `compute(predictions=…, references=…)` takes class ids (real numbers for `glue/stsb`, texts for `rouge`) and
     returns the scores by name. It does not communicate: gather the rows of all processes first.

@@ -24,7 +24,7 @@ OWN_DATA = (
 
 @cache
 def specs() -> dict[str, DatasetSpec]:
-    """Returns all entries by name, in alphabetical order.
+    """Return all entries by name, in alphabetical order.
 
     Raises UserError if a module has no `DATASETS`, or if two entries use the same name or alias.
     """
@@ -47,12 +47,12 @@ def specs() -> dict[str, DatasetSpec]:
 
 
 def names() -> tuple[str, ...]:
-    """Returns the values of `--dataset`, without aliases."""
+    """Return the values of `--dataset`, without aliases."""
     return tuple(specs())
 
 
 def find(name: str) -> DatasetSpec | None:
-    """Returns the entry with that name or alias. None if there is none: any other `--dataset` is own data."""
+    """Return the entry with that name or alias. None if there is none: any other `--dataset` is own data."""
     return next((spec for spec in specs().values() if name in (spec.name, *spec.aliases)), None)
 
 
@@ -61,7 +61,7 @@ def is_known(name: str) -> bool:
 
 
 def get(name: str) -> DatasetSpec:
-    """Returns the entry with that name or alias. Raises UserError if there is none."""
+    """Return the entry with that name or alias. Raises UserError if there is none."""
     if (spec := find(name)) is not None:
         return spec
     raise UserError(f"--dataset '{name}' is not known", f"{nearest(name, names())}, see docs/data-sets.md; {OWN_DATA}")

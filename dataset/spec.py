@@ -109,7 +109,7 @@ class DatasetSpec:
     summary: str = ""
 
     def __post_init__(self) -> None:
-        """Raises UserError if the entry contradicts itself."""
+        """Raise UserError if the entry contradicts itself."""
 
         def require(right: bool, found: str, expected: str) -> None:
             if not right:

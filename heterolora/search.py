@@ -63,7 +63,7 @@ class Plan:
     units: Units = "element"
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value that cannot be used."""
+        """Raise UserError for a value that cannot be used."""
         if self.budget.unit == "parameters":
             whole_number(1).check("Reallocate", "parameters", self.budget.amount)
         whole_number(1).check("Reallocate", "every", self.every)

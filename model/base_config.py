@@ -35,7 +35,7 @@ def where_from(source: str) -> str:
 
 
 def read_config(source: str, **more: Any) -> PretrainedConfig:
-    """Returns the configuration of a hub name or a folder, with the values of `more`.
+    """Return the configuration of a hub name or a folder, with the values of `more`.
 
     Raises UserError if it cannot be read, a value has the wrong type, or a count is out of proportion.
     """
@@ -78,7 +78,7 @@ def _field_of(key: str, value: int | float | str) -> Condition | None:
 
 
 def check_files(folder: Path) -> None:
-    """Raises UserError if a list of weight files leaves the folder, a weight is no real number, or a folder has the
+    """Raise UserError if a list of weight files leaves the folder, a weight is no real number, or a folder has the
     name of a file, which transformers would pass over.
     """
     expected = "give a folder that save_pretrained wrote"
@@ -106,7 +106,7 @@ def _check_index(path: Path, expected: str) -> None:
 
 
 def check_size(network: PreTrainedModel, source: str, from_files: bool) -> None:
-    """Raises UserError if a network has more weights than its files can hold, or than fit into memory.
+    """Raise UserError if a network has more weights than its files can hold, or than fit into memory.
 
     Args:
         network: its tensors may be on the meta device.

@@ -36,7 +36,7 @@ class KeptDigest:
         self._files = _state_of(self._folder)
 
     def of(self, about: Any, compute: Callable[[], str]) -> str:
-        """Returns the kept digest, or computes and keeps it. `about` is what it depends on besides the files."""
+        """Return the kept digest, or compute and keep it. `about` is what it depends on besides the files."""
         if self._folder is None or not self._files:
             return compute()
         key = digest([self._files, about, torch.__version__, transformers.__version__])

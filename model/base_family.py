@@ -60,7 +60,7 @@ def tasks_of(config: PretrainedConfig) -> tuple[Task, ...]:
 
 
 def check_task(config: PretrainedConfig, task: Task) -> None:
-    """Raises UserError if models of this type cannot do the task."""
+    """Raise UserError if models of this type cannot do the task."""
     family = families.for_model_type(config.model_type)
     task_names.check_task(task, config.model_type if family is None else family.name, tasks_of(config))
 

@@ -81,7 +81,7 @@ class BaseSource:
     seed: int = 0
 
     def moved_to(self, location: str | None) -> BaseSource:
-        """Returns the same base at another location, whose own weights replace a state dict. None or its own location
+        """Return the same base at another location, whose own weights replace a state dict. None or its own location
         means that it has not moved.
         """
         if location is None or base_location(location) == self.name:
@@ -90,12 +90,12 @@ class BaseSource:
 
 
 def base_location(name: str) -> str:
-    """Returns a name of the base that holds in every folder: the absolute path of a folder or file, or the hub name."""
+    """Return a name of the base that holds in every folder: the absolute path of a folder or file, or the hub name."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def step_of(path: Path) -> int | None:
-    """Returns the optimizer step of a checkpoint without reading its tensors; None if the file is damaged."""
+    """Return the optimizer step of a checkpoint without reading its tensors; None if the file is damaged."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("global_step")
     except Exception:  # of torch, about a file that is cut or no checkpoint
@@ -127,7 +127,7 @@ class ModelRecord:
 
     @classmethod
     def from_dict(cls, values: Any, source: str | Path) -> ModelRecord:
-        """Returns the record with the plain values of `as_dict`; `source` is the name of its file in messages.
+        """Return the record with the plain values of `as_dict`; `source` is the name of its file in messages.
 
         Raises UserError if another version wrote values that this one does not know, or a value has the wrong type.
         """
@@ -217,25 +217,25 @@ class Checkpoint:
         return only if isinstance(only, Mapping) else {}
 
     def _of_loop(self, *keys: str) -> Any:
-        """Returns what Lightning saved of its loop under these keys, one inside the other. None if it is not there."""
+        """Return what Lightning saved of its loop under these keys, one inside the other. None if it is not there."""
         try:
             return functools.reduce(operator.getitem, keys, self.contents["loops"]["fit_loop"])
         except (LookupError, TypeError):
             return None
 
     def without_shortcuts(self) -> Checkpoint:
-        """Returns the model without its shortcuts, as LoRA alone."""
+        """Return the model without its shortcuts, as LoRA alone."""
         weights = {name: tensor for name, tensor in self.weights.items() if ".shortcuts." not in name}
         return replace(self, record=self.record.without_shortcuts(), weights=weights)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint onto the CPU. Raises UserError if the file is not a checkpoint of this program."""
+    """Read a checkpoint onto the CPU. Raises UserError if the file is not a checkpoint of this program."""
     return checkpoint_of(path, read_tensors(path))
 
 
 def checkpoint_of(path: Path, contents: Any) -> Checkpoint:
-    """Returns the checkpoint with these contents. Raises UserError if this program did not make them."""
+    """Return the checkpoint with these contents. Raises UserError if this program did not make them."""
     if not isinstance(contents, Mapping) or KEY not in contents or "state_dict" not in contents:
         raise UserError(f"{path} is not a checkpoint of this program", "give a .ckpt file that `train` wrote")
     record = ModelRecord.from_dict(contents[KEY], path)
@@ -255,7 +255,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def keep_trained(contents: dict[str, Any], trained: Iterable[str], record: ModelRecord) -> None:
-    """Reduces the contents of a checkpoint that Lightning is about to save to the trained weights, and adds the record.
+    """Reduce the contents of a checkpoint that Lightning is about to save to the trained weights, and add the record.
 
     `trained` are the names of the trained parameters of the network. Of a plain model that is sharded, only the first
     process has them, and saves them.
@@ -270,7 +270,7 @@ def _is_shortcut(key: str) -> bool:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict from a safetensors or torch file. Raises UserError if the file is not one."""
+    """Read a state dict from a safetensors or torch file. Raises UserError if the file is not one."""
     state = read_tensors(path)
     if isinstance(state, Mapping) and "state_dict" in state:
         state = state["state_dict"]
@@ -285,7 +285,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def check_fit(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], misfit: str, advice: str, optional: Collection[str] = ()
 ) -> None:
-    """Raises UserError unless the given tensors have the names and shapes of a network's own tensors.
+    """Raise UserError unless the given tensors have the names and shapes of a network's own tensors.
 
     The names in `optional` may be missing. `misfit` and `advice` are the start and the end of the message.
     """

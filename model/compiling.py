@@ -22,7 +22,7 @@ BACKEND: dict[str, Any] = {"backend": "inductor", "options": {"fallback_random":
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compiles each block when it runs for the first time."""
+    """Compile each block when it runs for the first time."""
     # The h of the block before, which a shortcut takes from `Carry`, has as many rows as the batch has tokens.
     torch._dynamo.config.force_nn_module_property_static_shapes = False
     for block in blocks:

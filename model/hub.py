@@ -14,7 +14,7 @@ _LATER = "try again later with: hf upload"
 
 
 def check_publishing(name: str) -> None:
-    """Raises UserError if `name` is no name of a model, or no access token is set. Does not use the network."""
+    """Raise UserError if `name` is no name of a model, or no access token is set. Does not use the network."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -26,7 +26,7 @@ def check_publishing(name: str) -> None:
 
 
 def publish(folder: Path, name: str) -> str:
-    """Uploads all files of a folder as one commit, and returns the address of the model.
+    """Upload all files of a folder as one commit, and return the address of the model.
 
     The model is created if the hub does not have it. Raises UserError if the hub refuses or cannot be reached.
     """

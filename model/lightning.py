@@ -39,33 +39,33 @@ def connected(trainer: pl.Trainer) -> Connected:
 
 
 def window_ends(trainer: pl.Trainer) -> bool:
-    """Returns whether the batch that is trained completes its accumulation window, so that the optimizer steps."""
+    """Return whether the batch that is trained completes its accumulation window, so that the optimizer steps."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def epoch_ends(trainer: pl.Trainer) -> bool:
-    """Returns whether the batch that is trained is the last one of its epoch."""
+    """Return whether the batch that is trained is the last one of its epoch."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:
-    """Returns whether Lightning validates after the batch that is trained."""
+    """Return whether Lightning validates after the batch that is trained."""
     loop = trainer.fit_loop
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def log_optimizer_steps(trainer: pl.Trainer) -> None:
-    """Makes loggers count optimizer steps. Lightning's own count is one too low after some resumes."""
+    """Make loggers count optimizer steps. Lightning's own count is one too low after some resumes."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 def leave_out_of_broadcasts(module: Any, names: Sequence[str]) -> None:
-    """Keeps DDP from broadcasting the parameters of a LightningModule with these names when it starts."""
+    """Keep DDP from broadcasting the parameters of a LightningModule with these names when it starts."""
     module._ddp_params_and_buffers_to_ignore = names
 
 
 def make_equal(module: nn.Module) -> None:
-    """Gives all processes the weights of the first one, as DDP does when it starts."""
+    """Give all processes the weights of the first one, as DDP does when it starts."""
     _sync_module_states(module)
 
 
@@ -88,11 +88,11 @@ class ScriptLauncher(_SubprocessScriptLauncher):
     """Lightning's launcher, which starts the program again for each other process of a node."""
 
     def start(self) -> None:
-        """Starts the processes, which are then in `procs`."""
+        """Start the processes, which are then in `procs`."""
         self._call_children_scripts()
 
     def limit_threads(self) -> None:
-        """Shares the CPU's cores among the processes of a node."""
+        """Share the CPU's cores among the processes of a node."""
         _set_num_threads_if_needed(num_processes=self.num_processes)
 
 

@@ -52,7 +52,7 @@ class Base:
 
 
 def load_config(source: str, spec: DatasetSpec, attention: str | None = None) -> PretrainedConfig:
-    """Returns the configuration of `source`, with the data set's labels for classification.
+    """Return the configuration of `source`, with the data set's labels for classification.
 
     `attention` is `--attention`; by default transformers chooses. Raises UserError if it cannot be read, or if models
     of its family cannot do the task.
@@ -73,7 +73,7 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
 
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of `source`, with a pad token and the inputs that the model takes."""
+    """Return the tokenizer of `source`, with a pad token and the inputs that the model takes."""
     if os.path.isdir(source):
         check_files(Path(source))
     with reading("the tokenizer of", source, where_from(source)):
@@ -103,7 +103,7 @@ def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizer
 
 
 def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Returns the longest input, in tokens, that the positions of the model allow. None if there is no limit."""
+    """Return the longest input, in tokens, that the positions of the model allow. None if there is no limit."""
     limits = [tokenizer.model_max_length]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None:
@@ -114,12 +114,12 @@ def length_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -
 
 
 def base_dtype(precision: str) -> torch.dtype:
-    """Returns the dtype of a base: float32, whatever its files have, unless the precision is a `-true` kind."""
+    """Return the dtype of a base: float32, whatever its files have, unless the precision is a `-true` kind."""
     return _DTYPES.get(precision, torch.float32)
 
 
 def cast(parameters: Iterable[Tensor], dtype: torch.dtype) -> None:
-    """Casts parameters in place, as `from_pretrained` does. Buffers stay: rotary frequencies need float32."""
+    """Cast parameters in place, as `from_pretrained` does. Buffers stay: rotary frequencies need float32."""
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)
 
@@ -133,7 +133,7 @@ def load_base(
     quantize: str | None = None,
     sharded: bool = False,
 ) -> Base:
-    """Loads a base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
+    """Load a base model in the dtype of `precision`, or quantised on the GPU of this process. Nothing is frozen yet.
 
     If it will be sharded, its tensors stay mapped from the files, in their dtype, except the head. Then its layers are
     quantised when it is sharded.
@@ -178,7 +178,7 @@ def load_base(
 
 
 def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, precision: str, quantize: str) -> Base:
-    """Reads the files twice. The first time they are not quantised, for the fingerprint and the head of any run.
+    """Read the files twice. The first time they are not quantised, for the fingerprint and the head of any run.
 
     This takes time but little memory, because transformers maps safetensors files into memory.
     """
@@ -193,7 +193,7 @@ def _load_quantized(auto: Any, source: BaseSource, config: PretrainedConfig, pre
 
 
 def _fingerprint(network: PreTrainedModel, kept: KeptDigest | None, where: str) -> str:
-    """Returns the digest of all tensors except the head. Raises UserError if a weight, also of the head, is not finite.
+    """Return the digest of all tensors except the head. Raises UserError if a weight, also of the head, is not finite.
 
     `kept` is that of the files that were read. A digest is kept of finite weights only, so that files that are the same
     are not read again, neither for the digest nor for this check.
@@ -213,7 +213,7 @@ def _fingerprint(network: PreTrainedModel, kept: KeptDigest | None, where: str) 
 
 
 def _load_state(network: PreTrainedModel, path: Path) -> bool:
-    """Loads a state dict, in which the head and tied weights may be missing. Returns whether the head is missing."""
+    """Load a state dict, in which the head and tied weights may be missing. Returns whether the head is missing."""
     state, own = read_state_dict(path), network.state_dict()
     of_head = {name for name in own if _in_new_head(network, name)}
     optional = set(getattr(network, "all_tied_weights_keys", None) or ()) | of_head
@@ -234,7 +234,7 @@ def _in_new_head(network: PreTrainedModel, name: str) -> bool:
 
 
 def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, bool]:
-    """Returns the network and whether its head is newly initialised. `how` is passed to `from_pretrained`."""
+    """Return the network and whether its head is newly initialised. `how` is passed to `from_pretrained`."""
     options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True, **how}
     with reading("the model", source, where_from(source)):
         network, info = auto.from_pretrained(source, trust_remote_code=False, **options)
@@ -260,7 +260,7 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
 
 
 def _check_blocks(network: PreTrainedModel, source: str, unexpected: Iterable[str]) -> None:
-    """Raises UserError if the files have blocks that the configuration leaves out."""
+    """Raise UserError if the files have blocks that the configuration leaves out."""
     prefix = f"{network.base_model_prefix}."
     own = {_NUMBER.sub(".*", name.removeprefix(prefix)) for name in network.state_dict()}
     more = sorted(
@@ -274,7 +274,7 @@ def _check_blocks(network: PreTrainedModel, source: str, unexpected: Iterable[st
 
 
 def _follow_labels(network: PreTrainedModel, stored: Mapping[Any, str]) -> None:
-    """Reorders the outputs of a pretrained head: the same labels may have another order in the data set."""
+    """Reorder the outputs of a pretrained head: the same labels may have another order in the data set."""
     named = {name.casefold(): index for index, name in stored.items()}
     names = [name.casefold() for _, name in sorted((network.config.id2label or {}).items())]
     if not set(names) <= named.keys() or len(named) != len(names):
@@ -293,7 +293,7 @@ def enable_gradient_checkpointing(
     space: SearchSpace | None = None,
     recomputed_in: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Recomputes the activations of the blocks in the backward pass instead of keeping them (Chen et al. 2016).
+    """Recompute the activations of the blocks in the backward pass instead of keeping them (Chen et al. 2016).
 
     An adapted network needs its search space. Each block is recomputed inside a `recomputed_in()`: torch runs the
     backward pass without the modes of the caller.

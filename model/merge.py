@@ -16,7 +16,7 @@ from heterolora.elements.search_space import SearchSpace
 
 
 def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Dequantises a network to `dtype`. Other networks are returned unchanged.
+    """Dequantise a network to `dtype`. Other networks are returned unchanged.
 
     The rounding of the quantisation is not undone.
     """
@@ -27,7 +27,7 @@ def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTraine
 
 
 def unwrap(network: PreTrainedModel, space: SearchSpace) -> frozenset[str]:
-    """Takes all elements out of an adapted network, in place. A classification head gets the dtype of the base.
+    """Take all elements out of an adapted network, in place. A classification head gets the dtype of the base.
 
     Shortcuts are lost. Without training they add 0. Returns the places whose weight is (in, out).
     """
@@ -49,7 +49,7 @@ def _is_transposed(host: nn.Module) -> bool:
 
 @torch.no_grad()
 def fold(space: SearchSpace, weight_of: Callable[[str], Tensor], transposed: Collection[str] = ()) -> None:
-    """Adds every LoRA element that is on to the weight of its place, in place.
+    """Add every LoRA element that is on to the weight of its place, in place.
 
     The sum is computed in float32 (float64 for a float64 base) and rounded once to the dtype of the base. At most one
     matrix is copied at a time. The weights must not be quantised.
@@ -68,7 +68,7 @@ def fold(space: SearchSpace, weight_of: Callable[[str], Tensor], transposed: Col
 
 
 def probe(network: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns a batch of random tokens for comparing two forms of a network."""
+    """Return a batch of random tokens for comparing two forms of a network."""
     vocabulary = network.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -82,6 +82,6 @@ def probe(network: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logits(network: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Returns the logits of a batch in evaluation mode, as float32 on the CPU."""
+    """Return the logits of a batch in evaluation mode, as float32 on the CPU."""
     on_device = {name: values.to(network.device) for name, values in batch.items()}
     return network.eval()(**on_device).logits.float().cpu()

@@ -62,7 +62,7 @@ class LabelsF1(F1):
         self.micro = micro
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Takes two tensors (rows, classes). A label is predicted if its probability is above 0.5."""
+        """Take two tensors (rows, classes). A label is predicted if its probability is above 0.5."""
         predicted, true = logits > 0, labels > 0
         for state, found in (("hits", predicted & true), ("predicted", predicted), ("true", true)):
             setattr(self, state, getattr(self, state) + found.sum(0))
@@ -171,7 +171,7 @@ class WeightedMean(Metric):
         self.add_state("counts", default=[], dist_reduce_fx="cat")
 
     def update(self, sum_: Tensor | float, count: Tensor | int) -> None:
-        """Takes the sum over a batch, and the number of its summands (rows or tokens)."""
+        """Take the sum over a batch, and the number of its summands (rows or tokens)."""
         for batches, value in ((self.sums, sum_), (self.counts, count)):
             batches.append(torch.as_tensor(value, dtype=torch.float32, device=self.device).detach().reshape(1))
 
@@ -201,7 +201,7 @@ class Rouge(WeightedMean):
         self.scorer = RougeScorer([key], use_stemmer=True)
 
     def update(self, generated: Sequence[str], references: Sequence[str]) -> None:  # type: ignore[override]
-        """Takes the generated texts and one reference for each."""
+        """Take the generated texts and one reference for each."""
         pairs = zip(references, generated, strict=True)
         super().update(sum(self.scorer.score(*pair)[self.key].fmeasure for pair in pairs), len(references))
 
@@ -239,7 +239,7 @@ _OF_CHOICES = {"accuracy": 0, "accuracy_norm": 1}  # metrics of multiple choice 
 
 
 def build(names: Sequence[str], num_labels: int, choices: bool = False, multi_label: bool = False) -> MetricCollection:
-    """Returns one collection of the metrics `names`, which must take the same arguments in `update`.
+    """Return one collection of the metrics `names`, which must take the same arguments in `update`.
 
     `choices` says that the data are multiple choice, and `multi_label` that a row has any number of labels.
 
@@ -288,7 +288,7 @@ class Figures(nn.Module):
                 of_classes.update(predicted, true)
 
     def taken(self) -> tuple[dict[str, Tensor], int, Tensor | None]:
-        """Returns the values by name, the class of all predictions or -1 (see `OnlyClass`), and how often each class
+        """Return the values by name, the class of all predictions or -1 (see `OnlyClass`), and how often each class
         was predicted for each. Starts again.
         """
         values = {"loss": self.loss.compute(), **self.metrics.compute()}
@@ -301,7 +301,7 @@ class Figures(nn.Module):
 
 
 def scoring_metric(name: str, num_labels: int, tolerance: float = 0.01, multi_label: bool = False) -> ScoringMetric:
-    """Returns `loss` or a classification metric in the form that `alpha_test` needs.
+    """Return `loss` or a classification metric in the form that `alpha_test` needs.
 
     `tolerance` is that of the returned metric. Raises UserError if the name is not known.
     """

@@ -53,12 +53,12 @@ class ParameterTable:
         return sum(row.total for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {"trainable": self.trainable, "total": self.total, "rows": [asdict(row) for row in self.rows]}
 
 
 def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTable:
-    """Counts the parameters of a plain network, or of an adapted one with its search space."""
+    """Count the parameters of a plain network, or of an adapted one with its search space."""
     sizes = partial(_sizes, _packed_weights(network))
     groups: dict[tuple[str, str], list[LowRank]] = {}
     for low_rank in space or ():
@@ -78,13 +78,13 @@ def count(network: nn.Module, space: SearchSpace | None = None) -> ParameterTabl
 
 
 def _packed_weights(network: nn.Module) -> dict[nn.Parameter, int]:
-    """Returns the number of weights of each parameter of a 4-bit layer, which packs two weights into a byte."""
+    """Return the number of weights of each parameter of a 4-bit layer, which packs two weights into a byte."""
     layers: list[Any] = [module for module in network.modules() if getattr(module, "quant_state", None) is not None]
     return {layer.weight: layer.quant_state.shape.numel() for layer in layers}
 
 
 def _sizes(packed: Mapping[nn.Parameter, int], parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """Returns (trainable, total)."""
+    """Return (trainable, total)."""
     trainable = total = 0
     for parameter in parameters:
         size = packed.get(parameter, parameter.numel())
@@ -94,7 +94,7 @@ def _sizes(packed: Mapping[nn.Parameter, int], parameters: Iterable[nn.Parameter
 
 
 def render(table: ParameterTable) -> Table:
-    """Returns the table for the terminal."""
+    """Return the table for the terminal."""
     shown = Table(title="Parameters")
     for column in ("kind", "name", "elements on", "rank", "trainable", "total"):
         shown.add_column(column, justify="left" if column in ("kind", "name") else "right")

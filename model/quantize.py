@@ -26,7 +26,7 @@ _COMPUTE_DTYPES = {"16": torch.float16, "bf16": torch.bfloat16}  # by the first 
 
 
 def check_quantize(quantize: str, precision: str, on_gpu: bool) -> None:
-    """Raises UserError if there is no GPU, if a package is missing, or if the precision does not fit."""
+    """Raise UserError if there is no GPU, if a package is missing, or if the precision does not fit."""
     if not on_gpu:
         raise UserError(
             f"--quantize {quantize} needs a GPU", "leave it out here; for a quantised checkpoint give --quantize none"
@@ -44,7 +44,7 @@ def is_quantized(path: str) -> bool:
 
 
 def check_layers(network: nn.Module, quantize: str, source: str) -> None:
-    """Raises UserError if bitsandbytes quantises no layer of a network, because they have a class of their own."""
+    """Raise UserError if bitsandbytes quantises no layer of a network, because they have a class of their own."""
     layers = (module for path, module in network.named_modules() if is_quantized(path))
     if not any(type(module) is nn.Linear or is_transposed(module) for module in layers):
         raise UserError(
@@ -53,7 +53,7 @@ def check_layers(network: nn.Module, quantize: str, source: str) -> None:
 
 
 def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
-    """Returns the arguments of `from_pretrained` that quantise the base and place it on this process's device."""
+    """Return the arguments of `from_pretrained` that quantise the base and place it on this process's device."""
     if quantize == "nf4":
         config = nf4(precision)
     else:
@@ -64,7 +64,7 @@ def loading_arguments(quantize: str, precision: str) -> dict[str, Any]:
 
 
 def nf4(precision: str) -> BitsAndBytesConfig:
-    """Returns how the layers of a 4-bit base are quantised, and the dtype in which they compute."""
+    """Return how the layers of a 4-bit base are quantised, and the dtype in which they compute."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -75,7 +75,7 @@ def nf4(precision: str) -> BitsAndBytesConfig:
 
 
 def _device() -> int | str:
-    """Returns the GPU that Lightning assigns to this process. Layers are quantised on the device that they stay on.
+    """Return the GPU that Lightning assigns to this process. Layers are quantised on the device that they stay on.
 
     Launchers set it in an environment variable, before there is a process group. bitsandbytes also runs on a CPU, but
     slowly, so the code can be tested without a GPU.
@@ -89,7 +89,7 @@ def _device() -> int | str:
 
 
 def put_nf4_layers(network: nn.Module, precision: str) -> None:
-    """Replaces the linear layers of the base, in place, by 4-bit layers that are not quantised yet.
+    """Replace the linear layers of the base, in place, by 4-bit layers that are not quantised yet.
 
     They share the weights of the layers that they replace, which may be mapped from files, until `quantize`. A
     transposed weight (`Conv1D`) is turned.
@@ -108,7 +108,7 @@ def put_nf4_layers(network: nn.Module, precision: str) -> None:
 
 
 def quantize(layer: Any, device: torch.device) -> None:
-    """Quantises a layer of `put_nf4_layers`, on the device. Has no effect on other modules, and the second time."""
+    """Quantise a layer of `put_nf4_layers`, on the device. Has no effect on other modules, and the second time."""
     if getattr(layer, "quant_storage", None) is not None and layer.quant_state is None:
         layer.to(device)  # bitsandbytes quantises here
         if layer.bias is not None:  # it would be cast in the first pass, where FSDP2 does not expect it
@@ -116,7 +116,7 @@ def quantize(layer: Any, device: torch.device) -> None:
 
 
 def _storage(layer: Any) -> torch.dtype:
-    """Returns the dtype of a tensor of packed weights: the dtype in which the layer computes, as FSDP-QLoRA has it.
+    """Return the dtype of a tensor of packed weights: the dtype in which the layer computes, as FSDP-QLoRA has it.
 
     Two weights are a byte. Bytes if their number is not a multiple of the size of that dtype.
     """

@@ -39,7 +39,7 @@ class Sharding:
 
 
 def shard(network: nn.Module, space: SearchSpace | None, sharding: Sharding, device: torch.device) -> None:
-    """Shards all parameters but those that are trained, in place. Of a sharded network, frees what is gathered.
+    """Shard all parameters but those that are trained, in place. Of a sharded network, frees what is gathered.
 
     The network may be mapped from its files: then a process copies only its own rows, one block at a time. A block is
     cast, quantised, and moved to the device, just before it is sharded. So no process ever holds the whole base.
@@ -88,7 +88,7 @@ def sharded_names(module: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def put(parameter: Tensor, value: Tensor) -> None:
-    """Copies a whole tensor into a parameter, which may be sharded; then each process copies its rows."""
+    """Copy a whole tensor into a parameter, which may be sharded; then each process copies its rows."""
     if isinstance(parameter, DTensor):
         value = distribute_tensor(
             value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None

@@ -31,7 +31,7 @@ _EXPECTED = "give a complete file; a file that would run code is never loaded"
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> Any:
-    """Returns a SHA-256 of names, shapes, dtypes and bytes of the tensors, sorted by name. It can be updated."""
+    """Return a SHA-256 of names, shapes, dtypes and bytes of the tensors, sorted by name. It can be updated."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
@@ -40,7 +40,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> Any:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors with `metadata` and a digest of both."""
+    """Write tensors with `metadata` and a digest of both."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", **metadata}
     with whole(path) as unfinished:
@@ -54,7 +54,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns tensors and metadata. Raises UserError if the file is not complete, or differs from its digest."""
+    """Return tensors and metadata. Raises UserError if the file is not complete, or differs from its digest."""
     with reading("the file of tensors", path, _EXPECTED):
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
@@ -66,7 +66,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raises UserError if a weight is NaN or infinite: every number that is computed with it would be, too."""
+    """Raise UserError if a weight is NaN or infinite: every number that is computed with it would be, too."""
     for name, tensor in tensors.items():
         if tensor.dtype in _DTYPES.values() and tensor.numel() and not tensor.is_meta:
             lowest, highest = tensor.detach().aminmax()  # NaN if there is one
@@ -99,7 +99,7 @@ class MappedTensors:
 
 
 def read_tensors(path: Path) -> Any:
-    """Returns the contents of a file onto the CPU: tensors and plain values.
+    """Return the contents of a file onto the CPU: tensors and plain values.
 
     Raises UserError if the file is missing, damaged or of another kind, or would run code.
     """
@@ -117,7 +117,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """Raises ValueError if a member of a zip archive is compressed, as none of torch is, or differs from its CRC."""
+    """Raise ValueError if a member of a zip archive is compressed, as none of torch is, or differs from its CRC."""
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed")

@@ -17,7 +17,7 @@ _MOST = 100_000_000  # weights
 
 
 def tiny_copy(config: PretrainedConfig, task: Task, narrow: bool = True, layers: int = 2) -> PreTrainedModel | None:
-    """Builds a network with few layers and tokens in evaluation mode, from `config`, which does not change.
+    """Build a network with few layers and tokens in evaluation mode, from `config`, which does not change.
 
     It has at least `layers` layers, some of every type, heads of the same width, and as many query heads to a key head.
     No weight is at its usual start, so that all parts count. With `narrow` it is also narrower. Returns None if

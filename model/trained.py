@@ -11,7 +11,7 @@ from model.sharding import put
 
 
 def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, ...]:
-    """Returns the names of the parameters that require a gradient, and of those of every element, on or off."""
+    """Return the names of the parameters that require a gradient, and of those of every element, on or off."""
     of_elements = {id(p) for low_rank in space or () for p in low_rank.parameters()}
     return tuple(
         name
@@ -21,7 +21,7 @@ def trained_names(network: nn.Module, space: SearchSpace | None) -> tuple[str, .
 
 
 def take(network: nn.Module, space: SearchSpace | None, own: ModelRecord, checkpoint: Checkpoint) -> None:
-    """Copies trained weights and on/off state into a network, whose own identity is `own`.
+    """Copy trained weights and on/off state into a network, whose own identity is `own`.
 
     Raises UserError if the base is another one, or if weights are missing, unknown or of another shape.
     """

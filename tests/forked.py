@@ -91,7 +91,7 @@ def _is_ours(file: str) -> bool:
 
 
 def import_everything() -> None:
-    """Imports what any command may need, so that a child need not. No thread may run when a child is forked."""
+    """Import what any command may need, so that a child need not. No thread may run when a child is forked."""
     import torch
     from tqdm import tqdm
 
@@ -104,7 +104,7 @@ def import_everything() -> None:
 
 
 def run_program(entry: str, arguments: Sequence[str]) -> object:
-    """Runs `main` or the tool of this name, as from the command line."""
+    """Run `main` or the tool of this name, as from the command line."""
     sys.argv = [entry, *arguments]
     if entry == "main":
         return importlib.import_module("main").main(arguments)
@@ -130,7 +130,7 @@ class Forked:
         self._watched = os.pidfd_open(self._child)
 
     def wait(self, seconds: float = SECONDS) -> Outcome:
-        """Waits until the child ends. Kills it if it hangs.
+        """Wait until the child ends. Kills it if it hangs.
 
         It hangs if it has computed for this time, or not at all for this time. So a machine that is busy with other
         things makes no difference.

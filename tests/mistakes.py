@@ -12,7 +12,7 @@ from main import main
 
 
 def complaint(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Runs a command that must fail as a user's mistake does; returns its line."""
+    """Run a command that must fail as a user's mistake does; returns its line."""
     capfd.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     lines = capfd.readouterr().err.strip().splitlines()

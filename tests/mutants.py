@@ -162,7 +162,7 @@ class Tests:
         return int(code)
 
     def warm_up(self) -> float:
-        """Runs the tests without a change, imports what they imported, and returns the seconds that they take then."""
+        """Run the tests without a change, import what they imported, and return the seconds that they take then."""
         if not self.pass_within(600):
             raise SystemExit(f"error: {' '.join(self.selected)} fail without a change; expected them to pass")
         for name in json.loads((self.tree / "imported.json").read_text()):

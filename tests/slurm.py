@@ -92,7 +92,7 @@ class Cluster:
         return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=seconds)
 
     def submit(self, script: Path, *options: object, cwd: Path, **environment: str) -> str:
-        """Submits a job, and returns its id."""
+        """Submit a job, and return its id."""
         done = self.run("sbatch", "--parsable", *options, script, cwd=cwd, **environment)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

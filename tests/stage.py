@@ -46,7 +46,7 @@ class Stage:
         shutil.copytree(folder / "facebook" / "opt-350m", folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct")
 
     def run(self, line: str, typed: str = "") -> str:
-        """Runs a command on small data, with the text that is typed into it. Returns its output."""
+        """Run a command on small data, with the text that is typed into it. Returns its output."""
         words = shlex.split(line)
         if words[0] == "heterolora":
             start = ("-m", "main") if words[1] in ACTIONS else (f"tools/{TOOLS[words[1]].file}.py",)
@@ -59,7 +59,7 @@ class Stage:
         return self._start(line, *words[1:], typed=typed)
 
     def python(self, code: str) -> str:
-        """Runs a block of Python. Returns its output."""
+        """Run a block of Python. Returns its output."""
         return self._start(code, "-c", code)
 
     def _start(self, what: str, *words: str, typed: str = "") -> str:

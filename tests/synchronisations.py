@@ -54,7 +54,7 @@ class _Methods(TorchFunctionMode):
 
 
 def _note(found: Counter[str]) -> None:
-    """Counts the place in the program, or in a library if the program is not on the stack."""
+    """Count the place in the program, or in a library if the program is not on the stack."""
     frame, files = sys._getframe(2), []
     while frame is not None:
         files.append((frame.f_code.co_filename, frame.f_code.co_name))

@@ -254,3 +254,19 @@ def only_forwards(source: str) -> bool:
         or (isinstance(part, ast.Assign) and isinstance(part.value, ast.Name | ast.Attribute | ast.List | ast.Tuple))
         for part in ast.parse(source).body
     )
+
+
+#: How a docstring of a function would begin that describes the function instead of naming what it does.
+_DESCRIBES = re.compile(
+    "(Returns|Raises|Yields|Runs|Reads|Writes|Makes|Sets|Takes|Adds|Checks|Loads|Keeps|Draws|Encodes|Copies|Trains) "
+)
+
+
+def test_docstrings_of_functions_have_one_style() -> None:
+    """`Return …`, as in PEP 257, or what the value is: `The …`."""
+    described = []
+    for path in (*product_files(), *sorted((ROOT / "tests").rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+                described += [f"{path.relative_to(ROOT)}:{node.lineno} {text}"] if _DESCRIBES.match(text) else []
+    assert not described

@@ -73,7 +73,7 @@ def files(cache: Path) -> dict[Path, int]:
 
 
 def imported(monkeypatch: pytest.MonkeyPatch, folder: Path, **programs: str) -> ModuleType:
-    """Writes the modules and imports the last one anew."""
+    """Write the modules and imports the last one anew."""
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for name, program in programs.items():
@@ -226,7 +226,7 @@ def test_the_key_is_the_same_in_another_process() -> None:
 
 
 def flip(path: Path) -> None:
-    """Changes one bit in the middle of the data of an Arrow file."""
+    """Change one bit in the middle of the data of an Arrow file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -289,7 +289,7 @@ def saved(folder: Path) -> Path:
 
 
 def change(name: str, edit: Callable[[dict], object]) -> Callable[[Path], None]:
-    """Edits one of the JSON files."""
+    """Edit one of the JSON files."""
 
     def damage(folder: Path) -> None:
         document = json.loads((folder / name).read_text())

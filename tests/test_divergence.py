@@ -40,7 +40,7 @@ def poison_validation_loss(task: FineTuning) -> None:
 
 
 def install(patch: pytest.MonkeyPatch, callback: pl.Callback, first: bool = True) -> None:
-    """Adds a callback to the run: before all others, or only before the one that saves."""
+    """Add a callback to the run: before all others, or only before the one that saves."""
     build = train.training_callbacks
 
     def with_callback(*arguments):

@@ -289,7 +289,7 @@ def test_the_roberta_of_the_studies_computes_what_the_bert_does(tmp_path: Path, 
 class TestExamples:
     @pytest.fixture
     def written(self, stage: Stage):
-        """Writes an example to the file that its page names, and removes it afterwards."""
+        """Write an example to the file that its page names, and remove it afterwards."""
         files: list[Path] = []
 
         def write(path: str) -> None:

@@ -23,7 +23,7 @@ BARE = {  # the whole environment; Python neither changes the locale nor assumes
 
 
 def bare(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program without stdin."""
+    """Run a Python program without stdin."""
     return subprocess.run(
         ["/bin/sh", "-c", 'exec "$@" <&-', "sh", sys.executable, *arguments],
         cwd=ROOT,

@@ -64,7 +64,7 @@ def step(model: Adapted, prefix: FrozenPrefix | None, rows: list[int], length: i
 
 
 def counted(model: Adapted) -> list[int]:
-    """Grows by the number of a block whenever the block runs."""
+    """Grow by the number of a block whenever the block runs."""
     ran: list[int] = []
     for layer, block in enumerate(model.space.blocks):
         block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))

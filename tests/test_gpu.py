@@ -43,7 +43,7 @@ needs_two = pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
 
 
 def trained(world: World, folder: Path, accelerator: str, name: str, *more: object) -> dict[str, float]:
-    """Trains a classifier, and returns its metrics. Later options override earlier ones."""
+    """Train a classifier, and return its metrics. Later options override earlier ones."""
     options = ("--accelerator", accelerator, "--logger", "none", "--project-dir", folder, "--project", name)
     words = world.training("--max-steps", STEPS, "--limit-val-batches", 3, *options, *more)
     assert main([str(word) for word in words]) == 0

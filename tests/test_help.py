@@ -116,7 +116,7 @@ def test_a_live_bash_completes(tmp_path: Path) -> None:
 
 
 def until(terminal: int, text: str) -> None:
-    """Reads what a terminal shows until the text is there."""
+    """Read what a terminal shows until the text is there."""
     shown, end = "", time.monotonic() + 120
     while text not in shown:
         ready, _, _ = select.select([terminal], [], [], end - time.monotonic())

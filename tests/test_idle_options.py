@@ -97,7 +97,7 @@ def reads(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 @contextlib.contextmanager
 def recording() -> Iterator[set[str]]:
-    """Collects the names of the options that are read inside the block."""
+    """Collect the names of the options that are read inside the block."""
     read: set[str] = set()
 
     def getattribute(options: object, name: str) -> object:

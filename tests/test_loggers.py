@@ -76,7 +76,7 @@ def leveldb_records(content: bytes, block: int = 32768, head: int = 7) -> Iterat
 
 
 def read_wandb(run_folder: Path) -> Series:
-    """Ends the run that is open."""
+    """End the run that is open."""
     import wandb
 
     wandb.finish()
@@ -152,7 +152,7 @@ def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def train(world: World, tmp_path: Path) -> Callable[..., Path]:
-    """Trains with a logger that notes every step; returns the run's folder."""
+    """Train with a logger that notes every step; returns the run's folder."""
 
     def start(logger: str, project: str, *more: object) -> Path:
         arguments = (*more, "--project-dir", tmp_path, "--project", project, "--log-every-n-steps", 1)

@@ -34,7 +34,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path):
-    """Returns a copy of a run folder, so that no test writes into a fixture."""
+    """Return a copy of a run folder, so that no test writes into a fixture."""
     return lambda action: Path(shutil.copytree(RUNS / action, tmp_path / "old" / action))
 
 

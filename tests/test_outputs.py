@@ -23,7 +23,7 @@ Written = Callable[[Path], None]
 
 @pytest.fixture(params=["report", "realloc_lora_rank", "plot_realloc"])
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Written, str]:
-    """Writes a folder's output of a tool, and the name of its file."""
+    """Write a folder's output of a tool, and the name of its file."""
     inputs = tmp_path / "inputs"
     if request.param == "report":
         folder = trained_run(inputs / "run", logger="none")

@@ -405,7 +405,7 @@ def test_which_folders_hold_one_text(tmp_path: Path) -> None:
 
 
 def test_values_that_json_has_not(tmp_path: Path) -> None:
-    """Turns of a conversation with a time, as in WildChat, and choices that are dates."""
+    """Turn of a conversation with a time, as in WildChat, and choices that are dates."""
     turns = [{**turn, "timestamp": datetime(2024, 1, 2)} for turn in TALK]
     path = write(tmp_path, "talks.parquet", [{"messages": turns}] * 2)
     (talk, _) = read_splits(described(path)[0], cache=False, share=0.0).test["test"]["messages"][:]

@@ -38,7 +38,7 @@ def sources() -> set[str]:
 
 
 def quiet(*command: object, **options: object) -> str:
-    """Runs a command that must succeed. Returns its output."""
+    """Run a command that must succeed. Returns its output."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout.strip()

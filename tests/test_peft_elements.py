@@ -41,7 +41,7 @@ BY_RANK = ("plain", "rslora", "conv1d", "embedding", "modules_to_save", "several
 
 @pytest.fixture
 def base(tmp_path: Path) -> Callable[[str], PreTrainedModel]:
-    """Makes the base of a variant, each time the same."""
+    """Make the base of a variant, each time the same."""
 
     def made(variant: str) -> PreTrainedModel:
         if variant in ("conv1d", "bias"):

@@ -521,7 +521,7 @@ class TestSideBySide:
 
 class TestAgreement:
     def test_of_scores(self, tmp_path: Path) -> None:
-        """Runs that scored the same elements are compared, and others are not."""
+        """Run that scored the same elements are compared, and others are not."""
         folders = [scored_run(tmp_path / name, layers=3, seed=seed) for seed, name in enumerate("ab")]
         folders.append(scored_run(tmp_path / "other", layers=2))
         page = report(tmp_path, *folders)

@@ -41,7 +41,7 @@ UNEVEN = {"hidden_size": 36, "intermediate_size": 9, "num_attention_heads": 2}  
 
 @pytest.fixture(autouse=True, scope="module")
 def on_cpu() -> Iterator[None]:
-    """Quantises on the CPU, which the program refuses.
+    """Quantise on the CPU, which the program refuses.
 
     On processors with AVX512-BF16, bitsandbytes repacks the weights in evaluation, and cannot train with them then.
     """

@@ -28,7 +28,7 @@ LANGUAGE_MODELS = [variant for variant, task in CASES if task == "causal_languag
 
 @torch.no_grad()
 def as_vllm_reads(network: PreTrainedModel, folder: Path, max_rank: int) -> PreTrainedModel:
-    """Adds an adapter to a network as vLLM does (`PEFTHelper` and `LoRAModel.from_lora_tensors`)."""
+    """Add an adapter to a network as vLLM does (`PEFTHelper` and `LoRAModel.from_lora_tensors`)."""
     said = json.loads((folder / "adapter_config.json").read_text())
     assert isinstance(said["lora_alpha"], int)
     assert said["r"] <= max_rank

@@ -41,7 +41,7 @@ def steps(walk: str) -> list[str]:
 
 
 def walk(stage: Stage, name: str, typed: str = "") -> dict[str, str]:
-    """Takes all steps of a walk. Returns each with its output."""
+    """Take all steps of a walk. Returns each with its output."""
     outputs = {}
     for step in steps(name):
         small = step

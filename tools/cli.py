@@ -76,12 +76,12 @@ def _reader(kind: type, check: Condition) -> Callable[[str], Any]:
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag whose value `check_output` takes."""
+    """Add the flag whose value `check_output` takes."""
     parser.add_argument("--overwrite", action="store_true", help="replace files that this tool did not write, too")
 
 
 def check_output(output: Path, inputs: Iterable[Path], is_ours: Callable[[Path], bool], overwrite: bool) -> None:
-    """Raises UserError if the output is one of the inputs, also by another name, or a file that the tool did not write.
+    """Raise UserError if the output is one of the inputs, also by another name, or a file that the tool did not write.
 
     Devices and pipes are written into, and an empty file has nothing to lose.
 
@@ -110,7 +110,7 @@ def begins_with(mark: str) -> Callable[[Path], bool]:
 
 
 def check_different(inputs: Sequence[Path]) -> None:
-    """Raises UserError if an input is given twice, also by another name."""
+    """Raise UserError if an input is given twice, also by another name."""
     resolved = [os.path.realpath(path) for path in inputs]  # `Path.resolve` fails for a link to itself
     for given, path in zip(inputs, resolved, strict=True):
         if resolved.count(path) > 1:
@@ -128,7 +128,7 @@ def start(name: str, arguments: Sequence[str]) -> int:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a tool's `main` and exits with its code."""
+    """Run a tool's `main` and exits with its code."""
     end_with_parent()
     print_any_text()
     hide_warnings()

@@ -74,7 +74,7 @@ def _parser() -> Parser:
 
 
 def _check_result(result: Path) -> None:
-    """Raises UserError unless there is a file, an adapter or a run with checkpoints."""
+    """Raise UserError unless there is a file, an adapter or a run with checkpoints."""
     if not result.exists():
         raise UserError(f"{result} is not there", "give the folder of a run or an adapter, or a checkpoint")
     if not (result.is_file() or is_adapter(result) or (result / CHECKPOINTS).is_dir()):

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_folder(folder: Path, own: Sequence[Path], pictures: Iterable[str], overwrite: bool) -> None:
-    """Raises UserError if files of the folder would be replaced that are of another run, or not of this tool."""
+    """Raise UserError if files of the folder would be replaced that are of another run, or not of this tool."""
     from heterolora.choosing.history import HISTORY
     from heterolora.pictures.drawing import MADE_BY
 

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _of_scores(args: argparse.Namespace) -> tuple[Choice, tuple[Table, ...]]:
-    """Spends the budget on the scores."""
+    """Spend the budget on the scores."""
     path = args.source / SCORES if args.source.is_dir() else args.source
     scores = scores_file.read(path)
     elements = [item.element for item in scores.scored]
@@ -257,7 +257,7 @@ def _is_ours(text: str, path: Path) -> bool:
 
 
 def check_model(scores: Scores, source: str) -> None:
-    """Raises UserError unless the model `source` has every scored module with its widths. Reads no weights."""
+    """Raise UserError unless the model `source` has every scored module with its widths. Reads no weights."""
     from heterolora.elements.experts import shape_of
     from heterolora.elements.found import stacked_weights
     from heterolora.elements.linear import is_linear, widths_of

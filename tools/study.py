@@ -168,7 +168,7 @@ def _value(text: str) -> int | float | str:
 
 
 def _progress(items: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-    """Yields the items while a bar shows how many are done, and the time left."""
+    """Yield the items while a bar shows how many are done, and the time left."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip

@@ -91,7 +91,7 @@ def _with_dashes(argument: str) -> str:
 
 
 def _check_lists(arguments: Sequence[str], positional: Sequence[str]) -> None:
-    """Raises UserError for `--target q_proj v_proj`: argparse would take the second name for the model."""
+    """Raise UserError for `--target q_proj v_proj`: argparse would take the second name for the model."""
     words = [word for each in arguments for word in (each.split("=", 1) if each.startswith("--") else [each])]
     for flag, first, second in zip(words, words[1:], words[2:], strict=False):
         if flag in map(flag_of, _LISTS) and second in positional and not _may_be_model(second):

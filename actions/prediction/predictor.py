@@ -41,7 +41,7 @@ class Base:
 
     @classmethod
     def of(cls, request: Request) -> Base:
-        """Reads configuration and tokenizer. Raises UserError if they do not fit the request."""
+        """Read configuration and tokenizer. Raises UserError if they do not fit the request."""
         config = load_config(request.base.name, request.spec, request.options.attention)
         planned = plan_elements(request, config)
         tokenizer = load_tokenizer(request.base.name, config)

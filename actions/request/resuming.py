@@ -72,7 +72,7 @@ def _recorded(record: ModelRecord) -> dict[str, Any]:
 def _check_resumable(
     action: str, given: Mapping[str, Any], own: Mapping[str, Any], checkpoint: Checkpoint
 ) -> tuple[str, ...]:
-    """Returns notes about the options that change. Raises UserError unless the run can be continued exactly with them.
+    """Return notes about the options that change. Raises UserError unless the run can be continued exactly with them.
 
     `OptionInfo.resume` declares which options may change. Options that are not given have the run's own values.
     """

@@ -53,7 +53,7 @@ def read_tasks(names: str) -> Harness:
 
 
 def evaluate(harness: Harness, experiment: Experiment, device: torch.device) -> dict[str, dict[str, float]]:
-    """Measures the model as it is in memory, with its shortcuts. Returns `lm_eval/<task>` → name → value.
+    """Measure the model as it is in memory, with its shortcuts. Returns `lm_eval/<task>` → name → value.
 
     Raises UserError if the data of a task cannot be read.
     """

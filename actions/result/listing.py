@@ -57,7 +57,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def listed(folder: Path) -> ListedRun:
-    """Reads one run. Raises UserError if one of its files is damaged."""
+    """Read one run. Raises UserError if one of its files is damaged."""
     options = read_toml(folder / CONFIG, "the options of the run", _WRITTEN)
     action = str(options.get("action") or _action(folder))
     state, step = _state(folder, action, options)

@@ -21,7 +21,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system w
 
 @contextmanager
 def in_use(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Locks the folder until the block ends. The operating system releases the lock of a process that is killed.
+    """Lock the folder until the block ends. The operating system releases the lock of a process that is killed.
 
     Waits up to `patience` seconds for another process that holds the lock.
 

@@ -77,7 +77,7 @@ class _Identity:
 
 @contextmanager
 def open_run(request: Request) -> Iterator[Run]:
-    """Yields the run, in a folder that no other process uses until the block ends.
+    """Yield the run, in a folder that no other process uses until the block ends.
 
     A resumed run continues in its own folder. Any other run gets a new folder. A number is appended to the name if that
     folder exists, unless the command line names the run: see `_make_free`. A new folder is deleted again if the block
@@ -184,7 +184,7 @@ def _new_folder(options: Options) -> Path:
 
 
 def new_folder(folder: Path) -> Path:
-    """Makes a folder with this name, or with a number after it if there is one already."""
+    """Make a folder with this name, or with a number after it if there is one already."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     numbers = itertools.count(2)
     made = folder

@@ -14,7 +14,7 @@ from options.every import declared, flat
 
 
 def check_agreement(experiment: Experiment) -> None:
-    """Raises UserError on every process unless all of them have the same options, data, base and elements.
+    """Raise UserError on every process unless all of them have the same options, data, base and elements.
 
     Options that name places, such as a folder, may differ.
     """

@@ -225,7 +225,7 @@ class Progress(RichProgressBar):
         return figures
 
     def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:
-        """Yields the items, and counts them on a separate line below the training progress."""
+        """Yield the items, and count them on a separate line below the training progress."""
         if self.progress is None:  # no terminal
             yield from items
             return

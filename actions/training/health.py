@@ -42,7 +42,7 @@ class StopOnNaN(pl.Callback):
 
 
 def check_finite_weights(trainer: pl.Trainer) -> None:
-    """Raises DivergenceError on every process if a trained weight of any process is NaN or infinite."""
+    """Raise DivergenceError on every process if a trained weight of any process is NaN or infinite."""
     if not trainer.strategy.reduce_boolean_decision(bool(_finite_weights(trainer)), all=True):
         raise _diverged(trainer, BAD_WEIGHTS)
 

@@ -35,7 +35,7 @@ _Row = tuple[int, float, float, int, int]
 
 
 def with_best_rate(experiment: Experiment, folder: Path, start: tuple[pl.Callback, ...] = ()) -> Experiment:
-    """Returns the experiment with the best learning rate, as if its number had been given.
+    """Return the experiment with the best learning rate, as if its number had been given.
 
     Each trial is a complete short run, with its own schedule. Then all weights are as before. The trials and the
     result are printed, and recorded in `run.json`. `start` are callbacks that set the weights at the start of a run.

@@ -68,7 +68,7 @@ def _check_source(scoring: ScoringOptions, options: ReallocationOptions) -> None
 
 
 def _step_time(experiment: Experiment) -> Callable[[pl.Trainer, FineTuning], StepTime]:
-    """Measures a step on the first scoring batch."""
+    """Measure a step on the first scoring batch."""
 
     def step_time(trainer: pl.Trainer, task: FineTuning) -> StepTime:
         (first,) = experiment.data.scoring_batches(1)

@@ -51,7 +51,7 @@ class Resources(Timer):
         self._tokens = int(sum_over_ranks(torch.tensor(self._tokens, device=self._device)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises TypeError or ValueError if the seconds in the state are not a number."""
+        """Raise TypeError or ValueError if the seconds in the state are not a number."""
         super().load_state_dict(state_dict)
         float(self.time_elapsed("train"))
 

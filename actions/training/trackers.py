@@ -33,7 +33,7 @@ _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 def check_login(logger: str) -> None:
-    """Raises UserError if `--logger` is a tracker that refuses this user or does not answer."""
+    """Raise UserError if `--logger` is a tracker that refuses this user or does not answer."""
     if is_first_process() and (check := _LOGINS.get(logger)) is not None:
         check()
 
@@ -87,7 +87,7 @@ def _check_trackio() -> None:
 
 @contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
-    """Sets a variable of the environment for a while."""
+    """Set a variable of the environment for a while."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -137,7 +137,7 @@ class _ContinuedMLFlowLogger(MLFlowLogger):
 
 
 def _mlflow(folder: Path, resumed: bool) -> MLFlowLogger:
-    """Logs to MLFLOW_TRACKING_URI, by default to a database that all runs of the project folder share.
+    """Log to MLFLOW_TRACKING_URI, by default to a database that all runs of the project folder share.
 
     The id is kept in the run folder, so that a resumed run continues the same MLflow run.
     """

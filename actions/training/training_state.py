@@ -20,7 +20,7 @@ _OF_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, Misconfigurati
 
 @contextmanager
 def loading_from(path: Path | None) -> Iterator[None]:
-    """Raises UserError for an exception of the block that comes from the loading of the state in `path`."""
+    """Raise UserError for an exception of the block that comes from the loading of the state in `path`."""
     try:
         yield
     except _OF_DAMAGE as error:
@@ -56,7 +56,7 @@ class CheckForm(pl.Callback):
 
 
 def _check_steps(own: torch.optim.Optimizer, checkpoint: Mapping[str, Any]) -> None:
-    """Raises ValueError if the optimizer or the schedule has lost what it knew of the steps before."""
+    """Raise ValueError if the optimizer or the schedule has lost what it knew of the steps before."""
     for name in ("optimizer_states", "lr_schedulers"):
         if len(checkpoint[name]) != 1:
             raise ValueError(f"{name} has {len(checkpoint[name])} entries")
@@ -70,7 +70,7 @@ def _check_steps(own: torch.optim.Optimizer, checkpoint: Mapping[str, Any]) -> N
 
 
 def check_form(own: Any, given: Any, where: str = "state") -> None:
-    """Raises TypeError where a value in `given` has another type than at the same place in `own`, which may be None."""
+    """Raise TypeError where a value in `given` has another type than at the same place in `own`, which may be None."""
     if isinstance(own, Mapping) and isinstance(given, Mapping):
         for key in own.keys() & given.keys():
             check_form(own[key], given[key], f"{where}.{key}")

@@ -84,7 +84,7 @@ class Collator:
 
 
 def _numbers(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Returns the numbers of tokens and, for a causal model, of targets. The first token of a row is no target."""
+    """Return the numbers of tokens and, for a causal model, of targets. The first token of a row is no target."""
     numbers = {"tokens": sum(len(row["input_ids"]) for row in rows)}
     if not has_targets(rows[0]):
         return numbers
@@ -93,7 +93,7 @@ def _numbers(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _causal_labels(batch: Batch, spans: list[list[tuple[int, int]]]) -> Tensor:
-    """Returns the ids (R, T), with -100 outside the spans of each row."""
+    """Return the ids (R, T), with -100 outside the spans of each row."""
     labels = torch.full_like(batch["input_ids"], IGNORE)
     for row, of_row in enumerate(spans):
         for start, end in of_row:

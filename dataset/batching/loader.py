@@ -35,7 +35,7 @@ _GRACE = 60  # seconds that a worker outlives SIGTERM, in which the main process
 
 
 def outlive_sigterm(_worker: int) -> None:
-    """Keeps a worker alive: a signal may reach all processes of a run, and a dead one would end the main process."""
+    """Keep a worker alive: a signal may reach all processes of a run, and a dead one would end the main process."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
@@ -83,7 +83,7 @@ class ResumableLoader(DataLoader):
         return {"epoch": epoch, "position": position, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues after the last consumed batch, or with the next epoch if it was the last batch of its epoch.
+        """Continue after the last consumed batch, or with the next epoch if it was the last batch of its epoch.
 
         Raises UserError if the position was saved for other batches.
         """

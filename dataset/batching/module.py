@@ -70,7 +70,7 @@ class TextDataModule(pl.LightningDataModule):
         self._encoded: dict[int, Dataset] = {}  # by id of the raw split
 
     def attach(self, tokenizer: PreTrainedTokenizerBase, model_limit: int | None = None) -> None:
-        """Sets the tokenizer, which has a pad token, and the number of positions of the model.
+        """Set the tokenizer, which has a pad token, and the number of positions of the model.
 
         Raises UserError if the lengths exceed the model's limit, or leave no room for text.
         """
@@ -103,12 +103,12 @@ class TextDataModule(pl.LightningDataModule):
         return self.options.packing and not self.spec.classifies and not self.spec.packed
 
     def prepare_data(self) -> None:
-        """Fills the cache, on one process of each machine. Without a cache every process encodes for itself."""
+        """Fill the cache, on one process of each machine. Without a cache every process encodes for itself."""
         if self._cache:
             self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Encodes the splits of a stage (`fit`, `validate`, `test`; `None`: all)."""
+        """Encode the splits of a stage (`fit`, `validate`, `test`; `None`: all)."""
         splits = self.splits
         validation, test = splits.validation.values(), splits.test.values()
         needed = {None: splits.each, "fit": [splits.train, *validation], "validate": validation, "test": test}
@@ -116,7 +116,7 @@ class TextDataModule(pl.LightningDataModule):
             self.encoded(rows)
 
     def encoded(self, rows: Dataset) -> Dataset:
-        """Returns one of `splits` as token ids. It is encoded once."""
+        """Return one of `splits` as token ids. It is encoded once."""
         if id(rows) not in self._encoded:
             key = cache_key(self._digests[id(rows)], self.spec, self._tokenizer_digest, self.limits)
             cached = key if self._cache else None
@@ -130,7 +130,7 @@ class TextDataModule(pl.LightningDataModule):
         return id(rows) in self._encoded
 
     def truncated(self, rows: Dataset) -> int:
-        """Returns how many rows of one of `splits` were too long: 0 for packed text, of which nothing is lost.
+        """Return how many rows of one of `splits` were too long: 0 for packed text, of which nothing is lost.
 
         A question that lost examples only is not counted.
         """
@@ -145,7 +145,7 @@ class TextDataModule(pl.LightningDataModule):
         return truncated(rows.select(longest), found[longest], self.spec, self.tokenizer) if len(longest) else 0
 
     def lost_examples(self, rows: Dataset) -> int:
-        """Returns how many rows of one of `splits` have fewer than `few_shot` examples."""
+        """Return how many rows of one of `splits` have fewer than `few_shot` examples."""
         return sum(shots < self.few_shot for shots in self.encoded(rows)["shots"])
 
     def train_dataloader(self) -> ResumableLoader | StreamingLoader:
@@ -164,21 +164,21 @@ class TextDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[ResumableLoader]:
-        """Returns one for each of `validation_names`."""
+        """Return one for each of `validation_names`."""
         return self._evaluation_loaders(self.splits.validation, "limit_val_batches")
 
     def test_dataloader(self) -> list[ResumableLoader]:
-        """Returns one for each of `test_names`."""
+        """Return one for each of `test_names`."""
         return self._evaluation_loaders(self.splits.test, "limit_test_batches")
 
     def train_batches_per_epoch(self, world: int) -> int:
-        """Returns the number of batches of an epoch on each of `world` processes. A streamed run is one epoch."""
+        """Return the number of batches of an epoch on each of `world` processes. A streamed run is one epoch."""
         if self.splits.stream is not None:
             return self._streamed
         return -(-len(self.encoded(self.splits.train)) // (self.options.batch_size * world))
 
     def batches(self, rows: Dataset, world: int) -> int | None:
-        """Returns the number of batches of one of `splits` on each process. None if it is packed, and not encoded."""
+        """Return the number of batches of one of `splits` on each process. None if it is packed, and not encoded."""
         if rows is self.splits.train and self.splits.stream is not None:
             return self._streamed
         known = self._encoded.get(id(rows), None if self.spec.packed else rows)
@@ -192,7 +192,7 @@ class TextDataModule(pl.LightningDataModule):
     def scoring_batches(
         self, count: int, rank: int = 0, world: int = 1, filled: bool = False, by_length: bool = False
     ) -> Iterator[Batch]:
-        """Yields those of the first `count` scoring batches that are this process's: batch i is for rank i mod `world`.
+        """Yield those of the first `count` scoring batches that are this process's: batch i is for rank i mod `world`.
 
         A scoring batch has `batch_size` rows of the training set in file order, for any number of processes. No random
         numbers are drawn.
@@ -215,7 +215,7 @@ class TextDataModule(pl.LightningDataModule):
             yield collate(rows.__getitems__([~0]))
 
     def _evaluation_loaders(self, splits: Mapping[str, Dataset], limit: str) -> list[ResumableLoader]:
-        """Returns a loader for each split. If all rows are evaluated, those of similar length share a batch."""
+        """Return a loader for each split. If all rows are evaluated, those of similar length share a batch."""
         all_rows = self.trainer is None or str(getattr(self.trainer, limit)) == "1.0"
         collate = Collator(self.tokenizer, self.spec.generates, self.spec.choices is not None)
         encoded = map(self.encoded, splits.values())
@@ -251,19 +251,19 @@ class TextDataModule(pl.LightningDataModule):
     def _loader(
         self, encoded: Dataset, collate: Collator, identity: Mapping[str, str] | None = None, **sampling: Any
     ) -> ResumableLoader:
-        """Returns the loader of this process. `sampling` are arguments of `GlobalBatchSampler`."""
+        """Return the loader of this process. `sampling` are arguments of `GlobalBatchSampler`."""
         (rank, world), on_gpu = self._process
         sampler = GlobalBatchSampler(len(encoded), self.options.batch_size, rank=rank, world=world, **sampling)
         return ResumableLoader(encoded, sampler, collate, self.options.num_workers, on_gpu, identity)
 
 
 def _encoded(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, rows: Dataset) -> Dataset:
-    """Checks and encodes some rows of a stream."""
+    """Check and encode some rows of a stream."""
     return encode_some(
         checked(spec, f"a block of data set '{spec.name}'", rows, [], some=True), spec, tokenizer, limits
     )
 
 
 def _lengths(encoded: Dataset) -> np.ndarray:
-    """Returns the number of tokens of each row."""
+    """Return the number of tokens of each row."""
     return encoded.with_format("numpy")["length"][:]

@@ -45,6 +45,6 @@ class NewBatches:
         return len(self._mine)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches, each with its `number`."""
+        """Yield the batches, each with its `number`."""
         for number, rows in self._mine:
             yield {**self._collate(self._rows.__getitems__(rows)), "number": number}

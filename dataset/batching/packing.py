@@ -12,7 +12,7 @@ from heterolora.saliency.problem import Batch
 
 
 def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Returns packs of rows of at most `size` tokens, the longest rows first (Johnson et al. 1974).
+    """Return packs of rows of at most `size` tokens, the longest rows first (Johnson et al. 1974).
 
     A pack is a list of row numbers. A row that is longer than `size` gets a pack of its own.
     """
@@ -30,7 +30,7 @@ def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def pack(rows: Sequence[Mapping[str, Any]], size: int, pad: int) -> Batch:
-    """Makes a batch of P packs of T ≤ `size` tokens from rows for a causal model.
+    """Make a batch of P packs of T ≤ `size` tokens from rows for a causal model.
 
     Returns `input_ids`, `position_ids`, which restart in every row, and `labels` (P, T), `attention_mask` (P, 1, T, T),
     which is true where a token sees another one of its own row, `weight` (P,), which is 1, and `pieces`: the pack, the

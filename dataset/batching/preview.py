@@ -17,7 +17,7 @@ _MOST_LABELS = 12
 
 
 def preview(data: TextDataModule, rows: Dataset, what: str) -> str:
-    """Returns some lines about the data set, and about its split `rows`, which is called `what`."""
+    """Return some lines about the data set, and about its split `rows`, which is called `what`."""
     spec, splits = data.spec, data.splits
     more = "" if splits.stream is None else " at first, and the others as they are read"
     counts = {"training": splits.train, **splits.validation, **splits.test}
@@ -63,7 +63,7 @@ def _lengths(data: TextDataModule, rows: Dataset, what: str) -> str:
 
 
 def _examples(data: TextDataModule) -> list[str]:
-    """Returns a line about the examples of the rows that are measured and encoded."""
+    """Return a line about the examples of the rows that are measured and encoded."""
     if not data.few_shot:
         return []
     short = {

@@ -17,7 +17,7 @@ _WINDOW = 256
 def epoch_order(
     n: int, seed: int, epoch: int, shuffle: bool = True, global_batch: int = 1, lengths: ArrayLike | None = None
 ) -> np.ndarray:
-    """Returns the order of the rows in an epoch, (n,) int64. Global batch j is its j-th slice of `global_batch` rows.
+    """Return the order of the rows in an epoch, (n,) int64. Global batch j is its j-th slice of `global_batch` rows.
 
     Args:
         n: number of rows.
@@ -80,16 +80,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return {"rows": self.n, "seed": self.seed, "global batch size": self.batch_size * self.world}
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch. A different epoch starts with its first batch."""
+        """Set the epoch. A different epoch starts with its first batch."""
         if epoch != self.epoch:
             self.resume(epoch, 0)
 
     def resume(self, epoch: int, start: int) -> None:
-        """Starts the next iteration with batch `start` of `epoch`. Later iterations start with the first batch."""
+        """Start the next iteration with batch `start` of `epoch`. Later iterations start with the first batch."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        """Returns the number of batches of a whole epoch, which is the same on every rank."""
+        """Return the number of batches of a whole epoch, which is the same on every rank."""
         return -(-self.n // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -43,7 +43,7 @@ class Position:
     source: dict[str, Any] | None = None
 
     def random(self, *more: int) -> int:
-        """Returns a number of 32 bits that depends on part, round and `more`."""
+        """Return a number of 32 bits that depends on part, round and `more`."""
         return int(np.random.SeedSequence([self.part, self.round, *more]).generate_state(1)[0])
 
 
@@ -76,7 +76,7 @@ class Streamed:
     parts: int
 
     def batches(self, at: Position) -> Iterator[tuple[Batch, Position]]:
-        """Yields batches without end, and the position after each. Raises UserError if the part has no row."""
+        """Yield batches without end, and the position after each. Raises UserError if the part has no row."""
         while True:
             found = False
             for start, encoded in self._blocks(at):
@@ -91,7 +91,7 @@ class Streamed:
             at = Position(at.part, at.round + 1)
 
     def _blocks(self, at: Position) -> Iterator[tuple[Position, Dataset]]:
-        """Yields the position at the start of each block of a round, or inside of the first one, and its rows."""
+        """Yield the position at the start of each block of a round, or inside of the first one, and its rows."""
         rows = split_dataset_by_node(self.rows, at.part, self.parts).with_format("arrow")
         rows.set_epoch(Position(0, at.round).random(self.seed))  # which draws the order of the files
         if at.source is not None:
@@ -105,7 +105,7 @@ class Streamed:
             yield from rows.iter(self.buffer)
 
     def _order(self, encoded: Dataset, at: Position) -> list[np.ndarray]:
-        """Returns the rows of each batch of a block."""
+        """Return the rows of each batch of a block."""
         size, lengths = self.batch_size, encoded["length"][:] if self.grouped else None
         order = epoch_order(len(encoded), self.seed, at.random(at.block), True, size * self.accumulate, lengths)
         return np.split(order, range(size, len(order), size)) if len(order) else []
@@ -183,12 +183,12 @@ class StreamingLoader(DataLoader):
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the positions of all processes. All of them must call it."""
+        """Return the positions of all processes. All of them must call it."""
         positions = gather_lists([asdict(position) for position in self._positions])
         return {"position": self._position, "length": self._length, "positions": positions, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues after the last batch that was taken. Raises UserError if it was of another stream."""
+        """Continue after the last batch that was taken. Raises UserError if it was of another stream."""
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise UserError(

@@ -14,14 +14,14 @@ def has_targets(row: Mapping[str, Any]) -> bool:
 
 
 def learned_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Returns the (start, end) of the tokens of a causal model's row that the loss is taken on."""
+    """Return the (start, end) of the tokens of a causal model's row that the loss is taken on."""
     if "spans" not in row:
         return [(row["context"], row["length"])]
     return list(zip(row["spans"][::2], row["spans"][1::2], strict=True))
 
 
 def each_choice(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns a row for each choice of an encoded row of multiple choice: the same prompt with that choice."""
+    """Return a row for each choice of an encoded row of multiple choice: the same prompt with that choice."""
     prompt, context = row["input_ids"][: row["context"]], row["context"]
     return [
         {"input_ids": prompt + choice, "context": context, "length": context + len(choice)} for choice in row["choices"]

@@ -13,7 +13,7 @@ BLOCKS = pa.schema({"input_ids": pa.list_(pa.int32()), "context": pa.int32(), "l
 
 
 def stored(tables: Iterable[pa.Table], schema: pa.Schema, path: Path | None = None) -> Dataset:
-    """Returns the rows of all tables, from a file at `path` if it is given. The file is written table by table."""
+    """Return the rows of all tables, from a file at `path` if it is given. The file is written table by table."""
     if path is None:
         return Dataset(pa.concat_tables([schema.empty_table(), *tables]))
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
@@ -23,7 +23,7 @@ def stored(tables: Iterable[pa.Table], schema: pa.Schema, path: Path | None = No
 
 
 def blocks(start: list[int], end: list[int], size: int, documents: pa.ChunkedArray) -> Iterator[pa.Table]:
-    """Concatenates the tokens of a split and cuts them into blocks of `size` tokens. Yields the blocks of each chunk.
+    """Concatenate the tokens of a split and cuts them into blocks of `size` tokens. Yields the blocks of each chunk.
 
     Each block begins with `start`, and `end` follows the last token of the split. A short last block is kept if it has
     at least two tokens, so that there is one to predict.

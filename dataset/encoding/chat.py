@@ -24,7 +24,7 @@ Span = tuple[int, int]  # start, end
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError if the tokenizer cannot encode conversations."""
+    """Raise UserError if the tokenizer cannot encode conversations."""
     if tokenizer.chat_template is None:
         raise UserError(
             "the tokenizer of the model has no chat template for a column of messages",
@@ -40,13 +40,13 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
 def encode_chats(
     tokenizer: PreTrainedTokenizerBase, limit: int, conversations: Sequence[str]
 ) -> list[tuple[list[int], list[int]]]:
-    """Returns `encode_chat` of each conversation. Raises UserError if one takes too much time or memory."""
+    """Return `encode_chat` of each conversation. Raises UserError if one takes too much time or memory."""
     encoded = confined("the chat template", partial(encode_chat, tokenizer, limit), conversations)
     return [(ids, spans) for ids, spans in encoded]
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, limit: int, conversation: str) -> tuple[list[int], list[int]]:
-    """Returns the token ids of a conversation, at most `limit`, and the spans of tokens that the loss is taken on.
+    """Return the token ids of a conversation, at most `limit`, and the spans of tokens that the loss is taken on.
 
     The spans are one list: start, end, start, end, and so on. A conversation that is too long loses its end. If its
     first answer begins so late that nothing of it would remain, it also loses its beginning.
@@ -119,7 +119,7 @@ def _tokens_in(places: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[str, Iterator[Span]]:
-    """Returns the text, and the spans of characters that are learned, in order.
+    """Return the text, and the spans of characters that are learned, in order.
 
     They are inside the template's own marks `{% generation %}`, if it has some, and inside a turn that is learned.
     """
@@ -146,7 +146,7 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt
 
 
 def _turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: str) -> Iterator[Span]:
-    """Yields what the template adds to the text after the prompt of each assistant's turn that is learned."""
+    """Yield what the template adds to the text after the prompt of each assistant's turn that is learned."""
     for index, message in enumerate(messages):
         if is_learned(message):
             after = _text_of(tokenizer, messages[: index + 1])
@@ -165,7 +165,7 @@ def _turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: s
 
 
 def _runs(marks: Sequence[bool]) -> list[Span]:
-    """Returns the spans of true marks."""
+    """Return the spans of true marks."""
     spans, position = [], 0
     for mark, group in groupby(marks):
         size = len(list(group))

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 def confined(what: str, compute: Callable[[_T], Any], items: Sequence[_T]) -> list[Any]:
-    """Returns `compute(item)` of each item, as JSON holds it. `what` names the program in messages.
+    """Return `compute(item)` of each item, as JSON holds it. `what` names the program in messages.
 
     Raises the UserError that `compute` raises, or one for an item that takes more than the limits. There are no
     limits on other systems than Linux.

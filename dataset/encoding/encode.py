@@ -64,7 +64,7 @@ def lengths(
     model_limit: int | None = None,
     default: int = DEFAULT_LENGTH,
 ) -> Lengths:
-    """Returns the limits to encode with.
+    """Return the limits to encode with.
 
     Args:
         spec: the data set.
@@ -105,7 +105,7 @@ def encode(
     key: str | None = None,
     processes: int = 1,
 ) -> Dataset:
-    """Encodes one split of `dataset.reading.source.Splits`, as the documentation of this module describes.
+    """Encode one split of `dataset.reading.source.Splits`, as the documentation of this module describes.
 
     With `key`, which comes from `cache_key`, the result is read from the cache, or kept there. Without it the result
     stays in memory. Up to `processes` of them encode a long split that is kept; the result does not depend on it.
@@ -118,7 +118,7 @@ def encode(
 
 
 def encode_some(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> Dataset:
-    """Encodes some rows of a split, in memory and without a progress bar. Packed text may be too short for a block."""
+    """Encode some rows of a split, in memory and without a progress bar. Packed text may be too short for a block."""
     table = rows.with_format("arrow")[:]
     if not spec.packed:
         return Dataset.from_dict(_encoder(spec, tokenizer, limits)(table))
@@ -127,14 +127,14 @@ def encode_some(rows: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizer
 
 
 def cache_key(rows_digest: str, spec: DatasetSpec, tokenizer_digest: str, limits: Lengths) -> str:
-    """Returns a digest of everything that the encoded rows depend on."""
+    """Return a digest of everything that the encoded rows depend on."""
     kind = [spec.task, spec.prompt is not None, spec.cue, spec.running_text, *(["chat"] if spec.chat else [])]
     kind += ["choices"] if spec.choices is not None else []
     return digest([_VERSION, rows_digest, tokenizer_digest, *kind, limits.max_token_len, limits.max_target_len])
 
 
 def truncated(rows: Dataset, kept: np.ndarray, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns how many rows lost tokens. `kept` (rows,) are the numbers of tokens that they have."""
+    """Return how many rows lost tokens. `kept` (rows,) are the numbers of tokens that they have."""
     # One token more is enough for a conversation, each of whose turns costs as much as all that are before it.
     total = int(kept.max()) + 1 if spec.chat else 2 * _NO_LIMIT
     uncut = encode(rows, spec, tokenizer, Lengths(total, _NO_LIMIT if spec.generates else 0))
@@ -149,7 +149,7 @@ def _encoded(
     processes: int,
     path: Path | None,
 ) -> Dataset:
-    """Encodes a split, in a file at `path` if it is given."""
+    """Encode a split, in a file at `path` if it is given."""
     if not spec.packed:
         return _map(rows, _encoder(spec, tokenizer, limits), path, processes)
     scratch = path and path.with_suffix(".tokens")
@@ -163,7 +163,7 @@ def _encoded(
 
 
 def _encoder(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> Callable[[pa.Table], Columns]:
-    """Returns what encodes some rows of a data set whose rows stay apart."""
+    """Return what encodes some rows of a data set whose rows stay apart."""
     if spec.classifies:
         return partial(_classification, spec, tokenizer, limits.max_token_len)
     if spec.choices is not None:
@@ -176,7 +176,7 @@ def _encoder(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Leng
 def _map(
     rows: Dataset, function: Callable[[Any], Any], path: Path | None, processes: int = 1, **options: Any
 ) -> Dataset:
-    """Returns `rows.map(function, **options)`, in batches, in a file at `path` if it is given."""
+    """Return `rows.map(function, **options)`, in batches, in a file at `path` if it is given."""
     processes = min(processes, len(rows) // _ROWS_OF_PROCESS) if path else 1
     mapped = rows.map(
         function,
@@ -202,7 +202,7 @@ def _map(
 
 
 def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
-    """Encodes one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first.
+    """Encode one text or a pair as the tokenizer joins them. Truncation cuts the longer text of a pair first.
 
     A row without tokens, which is an empty text, gets one token, because a model cannot read none.
     """
@@ -219,7 +219,7 @@ def _classification(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit
 
 
 def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, rows: pa.Table) -> Columns:
-    """Encodes start + prompt + cue + response + end of sequence.
+    """Encode start + prompt + cue + response + end of sequence.
 
     Too long rows are truncated. A summary is cut to its limit and its prompt to the rest, so training and generation
     see the same prompt. For other responses the prompt is cut first, down to `_PROMPT_SHARE` of the row. A prompt loses
@@ -241,7 +241,7 @@ def _prompt_response(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
 
 
 def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
-    """Encodes conversations; see `dataset.encoding.chat`."""
+    """Encode conversations; see `dataset.encoding.chat`."""
     pairs = encode_chats(tokenizer, limit, render(spec, rows)["text"].to_pylist())
     ids, spans = map(list, zip(*pairs, strict=True))
     return {"input_ids": ids, "spans": spans, "length": [*map(len, ids)]}
@@ -250,12 +250,12 @@ def _chats(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, ro
 def _blocks_of(
     spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths, documents: pa.ChunkedArray
 ) -> Iterator[pa.Table]:
-    """Yields the tokens of all documents in blocks."""
+    """Yield the tokens of all documents in blocks."""
     end = end_of(tokenizer) if spec.running_text else []
     return blocks(start_of(tokenizer), end, limits.max_token_len, documents)
 
 
 def _document(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, rows: pa.Table) -> Columns:
-    """Encodes each row, with an end-of-sequence token after each document."""
+    """Encode each row, with an end-of-sequence token after each document."""
     end = [] if spec.running_text else end_of(tokenizer)
     return {"input_ids": [ids + end for ids in ids_of(tokenizer, render(spec, rows)["text"].to_pylist())]}

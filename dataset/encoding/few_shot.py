@@ -20,7 +20,7 @@ BETWEEN = "\n\n"  # after each example
 
 
 def with_examples(splits: Splits, spec: DatasetSpec, count: int) -> Splits:
-    """Returns the splits with up to `count` examples for each measured row, as the column `EXAMPLES`.
+    """Return the splits with up to `count` examples for each measured row, as the column `EXAMPLES`.
 
     Training rows have no examples. Raises UserError in the same cases as `dataset.encoding.render.render`.
     """
@@ -34,7 +34,7 @@ def with_examples(splits: Splits, spec: DatasetSpec, count: int) -> Splits:
 
 
 def _pool(spec: DatasetSpec, source: Dataset, most: int) -> dict[str | None, list[str]]:
-    """Returns up to `most` different examples for each group: one more than needed, as a row may be one of them."""
+    """Return up to `most` different examples for each group: one more than needed, as a row may be one of them."""
     pool: dict[str | None, list[str]] = {}
     for group, example in _solved(spec, source):
         found = pool.setdefault(group, [])
@@ -46,7 +46,7 @@ def _pool(spec: DatasetSpec, source: Dataset, most: int) -> dict[str | None, lis
 
 
 def _solved(spec: DatasetSpec, rows: Dataset) -> Iterator[tuple[str | None, str]]:
-    """Yields the group of each row, or None, and its prompt with the right choice."""
+    """Yield the group of each row, or None, and its prompt with the right choice."""
     column = spec.choices.group if spec.choices else None
     groups = repeat(None) if column is None else iter(rows[column])
     texts = (row for batch in rendered(rows, spec) for row in batch.to_pylist())

@@ -24,7 +24,7 @@ _PATHS = ("name_or_path", "_file", "_commit_hash", "cache_dir")  # endings of in
 
 
 def rows_digest(rows: Dataset, spec: DatasetSpec) -> str:
-    """Returns a digest of all texts that are encoded, after the entry's functions, and of the labels.
+    """Return a digest of all texts that are encoded, after the entry's functions, and of the labels.
 
     It does not depend on how the rows are divided into Arrow chunks. Raises UserError in the same cases as
     `dataset.encoding.render.render`.
@@ -37,7 +37,7 @@ def rows_digest(rows: Dataset, spec: DatasetSpec) -> str:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> str:
-    """Returns a digest of everything in a tokenizer that changes its token ids, with its template for `chat`."""
+    """Return a digest of everything in a tokenizer that changes its token ids, with its template for `chat`."""
     about = [
         type(tokenizer).__qualname__,
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
@@ -57,7 +57,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> 
 
 
 def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Returns digests of the files in which a slow tokenizer saves its vocabulary, merges or model."""
+    """Return digests of the files in which a slow tokenizer saves its vocabulary, merges or model."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_vocabulary(folder)
         return [blake2b(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())]

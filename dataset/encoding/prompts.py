@@ -31,7 +31,7 @@ class Prompts:
 
 
 def encode_new_rows(texts: Dataset, spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limits: Lengths) -> Prompts:
-    """Encodes the columns `spec.inputs`. A prompt has at most `limits.max_token_len - limits.max_target_len` tokens.
+    """Encode the columns `spec.inputs`. A prompt has at most `limits.max_token_len - limits.max_target_len` tokens.
 
     A longer prompt loses its end, but not the text between prompt and response. A longer conversation, and a longer
     text to continue, lose their beginning.
@@ -49,7 +49,7 @@ Parts = tuple[list[int], list[int], list[int]]  # the start, the text, and what 
 
 
 def cut(start: list[int], text: list[int], cue: list[int], room: int) -> list[int]:
-    """Returns the tokens of a prompt. A text that is too long loses its end if a cue follows, else its beginning."""
+    """Return the tokens of a prompt. A text that is too long loses its end if a cue follows, else its beginning."""
     left = max(1, room - len(start) - len(cue))
     return [*start, *(text[:left] if cue else text[-left:]), *cue]
 
@@ -68,7 +68,7 @@ def _conversations(texts: Dataset, spec: DatasetSpec, tokenizer: PreTrainedToken
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Returns the tokens of a conversation up to where the assistant answers. Its answers at the end are left out.
+    """Return the tokens of a conversation up to where the assistant answers. Its answers at the end are left out.
 
     Raises UserError if nothing is left, or if the chat template fails.
     """
@@ -89,12 +89,12 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
 
 
 def ends_of_answers(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the tokens that end generated text: the end of the sequence, and for conversations that of a turn."""
+    """Return the tokens that end generated text: the end of the sequence, and for conversations that of a turn."""
     return list(dict.fromkeys((*end_of(tokenizer), *(_end_of_turn(tokenizer) if spec.chat else ()))))
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the special token that the chat template writes after an answer. No token if it writes none there."""
+    """Return the special token that the chat template writes after an answer. No token if it writes none there."""
     answer = "answer"
     turns = [{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": answer}]
     after = ids_of(tokenizer, str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2])

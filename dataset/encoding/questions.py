@@ -43,14 +43,14 @@ class _Question:
         return cls(row["header"], examples, row["prompt"], json.loads(row["choices"]), row["label"], len(examples))
 
     def texts(self, cue: str) -> list[str]:
-        """Returns the prompt without spaces at its end, and the prompt with each choice."""
+        """Return the prompt without spaces at its end, and the prompt with each choice."""
         shown = "".join(example + BETWEEN for example in self.examples[: self.shots])
         prompt = self.header + shown + self.prompt
         return [prompt.rstrip(), *(prompt + cue + choice for choice in self.choices)]
 
 
 def encode_questions(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limit: int, rows: pa.Table) -> Columns:
-    """Encodes a batch of rows. `input_ids` are prompt + right choice, of which `context` tokens are the prompt.
+    """Encode a batch of rows. `input_ids` are prompt + right choice, of which `context` tokens are the prompt.
 
     The other columns are `choices`, the tokens of each choice; `answer`, the place of the right one; `characters` of
     each choice; `shots`, the number of examples in the prompt; and `cut`, whether the question lost tokens.
@@ -80,7 +80,7 @@ def encode_questions(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase, limi
 def _row(
     question: _Question, start: list[int], prompt: list[int], choices: list[list[int]], limit: int, prefix: list[int]
 ) -> dict[str, Any]:
-    """Returns the encoded row. `prefix` replaces an empty prompt: the first token of a choice follows a token."""
+    """Return the encoded row. `prefix` replaces an empty prompt: the first token of a choice follows a token."""
     longest = min(max(map(len, choices)), limit - len(start) - 1)
     kept = prompt[max(0, len(prompt) - (limit - len(start) - longest)) :]
     context = start + kept or prefix

@@ -20,7 +20,7 @@ _BATCH = 10_000
 
 
 def render(spec: DatasetSpec, rows: pa.Table, first: int = 0) -> pa.Table:
-    """Returns the texts of some rows of a split, and the column `label` for classification, if they have it.
+    """Return the texts of some rows of a split, and the column `label` for classification, if they have it.
 
     The texts are in the columns `prompt` and `response`, or `text`, or `text` and `pair`. Multiple choice has `header`,
     `examples`, `prompt` and `choices`, and `label` is the place of the right choice, 0 if that is not known. `examples`
@@ -55,7 +55,7 @@ def _is_read(spec: DatasetSpec, name: str, rows: pa.Table) -> bool:
 
 
 def rendered(rows: Dataset, spec: DatasetSpec) -> Iterator[pa.Table]:
-    """Yields the texts of a split in batches."""
+    """Yield the texts of a split in batches."""
     first = 0
     for batch in rows.with_format("arrow").iter(_BATCH):
         yield render(spec, batch, first)
@@ -63,7 +63,7 @@ def rendered(rows: Dataset, spec: DatasetSpec) -> Iterator[pa.Table]:
 
 
 def _questions(spec: DatasetSpec, chosen: Choices, table: pa.Table, first: int) -> pa.Table:
-    """Returns the texts of multiple choice, as `render` describes them."""
+    """Return the texts of multiple choice, as `render` describes them."""
     rows = _decoded(spec, table, first)
     choices = _results(spec, "choices", chosen.texts, rows, first)
     keys = _results(spec, "keys", chosen.keys, rows, first) if chosen.keys else [None] * len(rows)
@@ -87,7 +87,7 @@ def _questions(spec: DatasetSpec, chosen: Choices, table: pa.Table, first: int) 
 
 
 def _right(where: str, column: str, label: object, texts: Sequence[str], keys: Sequence[Any] | None) -> int:
-    """Returns the place of the right choice. Raises UserError if there is none, or if a choice is empty."""
+    """Return the place of the right choice. Raises UserError if there is none, or if a choice is empty."""
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise UserError(f"choice {number} of {where} is empty", "give a text for each choice")
@@ -103,7 +103,7 @@ def _right(where: str, column: str, label: object, texts: Sequence[str], keys: S
 
 
 def _decoded(spec: DatasetSpec, table: pa.Table, first: int) -> list[dict[str, Any]]:
-    """Returns the rows, with the lists and objects of the nested columns."""
+    """Return the rows, with the lists and objects of the nested columns."""
     rows = table.to_pylist()
     for column in spec.nested:
         for index, row in enumerate(rows, first):
@@ -141,7 +141,7 @@ _RETURNS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _results(spec: DatasetSpec, name: str, function: Any, rows: list[dict[str, Any]], first: int) -> list[Any]:
-    """Returns what a function of the entry, which is called `name`, returns for each row."""
+    """Return what a function of the entry, which is called `name`, returns for each row."""
     results: list[Any] = []
     is_right, expected = _RETURNS[name]
     for index, row in enumerate(rows, first):

@@ -11,7 +11,7 @@ from dataset.spec import DatasetSpec
 def benchmark_task(
     path: str, name: str, columns: tuple[str, ...], labels: tuple[str, ...], summary: str, **options: Any
 ) -> DatasetSpec:
-    """Returns the entry of a task of GLUE or SuperGLUE. `options` are further fields of the entry."""
+    """Return the entry of a task of GLUE or SuperGLUE. `options` are further fields of the entry."""
     rest = {
         "metrics": ("accuracy",),
         "test": None,

@@ -12,7 +12,7 @@ _REQUEST = "Write a response that appropriately completes the request.\n\n### In
 
 
 def alpaca_prompt(row: Row) -> str:
-    """Returns the prompt of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca) up to its last heading."""
+    """Return the prompt of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca) up to its last heading."""
     if not row["input"]:
         return f"{_TASK}. {_REQUEST}{row['instruction']}"
     context = ", paired with an input that provides further context. "

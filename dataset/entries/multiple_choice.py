@@ -18,7 +18,7 @@ _question = partial(DatasetSpec, task="causal_language_modeling", cue=GAP, metri
 
 
 def mmlu_header(row: Row) -> str:
-    """Returns the sentence before the examples. The rows of the split `auxiliary_train` have no subject."""
+    """Return the sentence before the examples. The rows of the split `auxiliary_train` have no subject."""
     about = f" about {row['subject'].replace('_', ' ')}" if row["subject"] else ""
     return f"The following are multiple choice questions (with answers){about}.\n\n"
 
@@ -36,7 +36,7 @@ def mmlu_letters(row: Row) -> tuple[str, ...]:
 
 
 def _without_marks(text: str) -> str:
-    """Returns a text without the marks of WikiHow, such as [title] and [step]."""
+    """Return a text without the marks of WikiHow, such as [title] and [step]."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 

@@ -9,7 +9,7 @@ from dataset.spec import DatasetSpec
 
 
 def summaries(name: str, column: str, summary: str, **options: Any) -> DatasetSpec:
-    """Returns the entry of a data set with texts in `column`. `options` are further fields of the entry."""
+    """Return the entry of a data set with texts in `column`. `options` are further fields of the entry."""
     return DatasetSpec(
         name=name,
         task="summarization",

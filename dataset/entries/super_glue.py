@@ -12,7 +12,7 @@ _COPA_QUESTION = {"cause": "What was the cause of this?", "effect": "What happen
 
 
 def copa_texts(row: Row) -> tuple[str, str]:
-    """Returns the premise with its question, and both alternatives in order. The class is the better alternative."""
+    """Return the premise with its question, and both alternatives in order. The class is the better alternative."""
     question = row["question"]
     if question not in _COPA_QUESTION:
         raise UserError(f"copa: question '{question}' is not known", nearest(question, _COPA_QUESTION))
@@ -20,7 +20,7 @@ def copa_texts(row: Row) -> tuple[str, str]:
 
 
 def wic_texts(row: Row) -> tuple[str, str]:
-    """Returns both sentences. The word comes before the first: the same sentences appear with different words."""
+    """Return both sentences. The word comes before the first: the same sentences appear with different words."""
     return f"{row['word']}: {row['sentence1']}", row["sentence2"]
 
 

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def cached(key: str, make: Callable[[Path], object]) -> Dataset:
-    """Returns the table of `key`, memory-mapped. If there is no intact one, `make` writes it to the path it is given.
+    """Return the table of `key`, memory-mapped. If there is no intact one, `make` writes it to the path it is given.
 
     Raises UserError if the cache folder cannot be written.
     """
@@ -57,18 +57,18 @@ def cached(key: str, make: Callable[[Path], object]) -> Dataset:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of what this program keeps from one run to the next."""
+    """Return the folder of what this program keeps from one run to the next."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "heterolora"
 
 
 def file_digest(path: Path) -> str:
-    """Returns the BLAKE2b digest of a file's bytes."""
+    """Return the BLAKE2b digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
 
 
 def _opened(entry: Path) -> Dataset | None:
-    """Returns the table of an entry, or None if it is missing or damaged."""
+    """Return the table of an entry, or None if it is missing or damaged."""
     try:
         rows, digest = entry / ROWS, entry / DIGEST
         if not (rows.is_file() and digest.is_file()):  # a device has no end
@@ -81,7 +81,7 @@ def _opened(entry: Path) -> Dataset | None:
 
 
 def _filled(entry: Path, make: Callable[[Path], object]) -> Dataset:
-    """Makes an entry in a folder of its own, renames the folder, and returns the table."""
+    """Make an entry in a folder of its own, rename the folder, and return the table."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     for left in entry.parent.glob(".*.tmp"):
         with suppress(FileNotFoundError):  # the other process has finished it
@@ -102,7 +102,7 @@ def _filled(entry: Path, make: Callable[[Path], object]) -> Dataset:
 
 
 def _publish(unfinished: Path, entry: Path) -> None:
-    """Renames the folder to `entry`, unless another process has made an intact entry meanwhile."""
+    """Rename the folder to `entry`, unless another process has made an intact entry meanwhile."""
     try:
         os.rename(unfinished, entry)
     except OSError:
@@ -117,10 +117,10 @@ def _publish(unfinished: Path, entry: Path) -> None:
 
 
 def _beside(entry: Path) -> Path:
-    """Returns an unused hidden path. It does not use the process id, which two machines or containers can share."""
+    """Return an unused hidden path. It does not use the process id, which two machines or containers can share."""
     return entry.with_name(f".{entry.name}.{uuid.uuid4().hex}.tmp")
 
 
 def digest(value: Any) -> str:
-    """Returns a digest of a JSON value. The order of the keys of objects does not matter."""
+    """Return a digest of a JSON value. The order of the keys of objects does not matter."""
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()

@@ -18,7 +18,7 @@ from heterolora.common.errors import UserError, nearest
 
 
 def checked(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str], some: bool = False) -> Dataset:
-    """Returns the entry's columns of a split, with label ids and without missing texts. Appends to `notes`.
+    """Return the entry's columns of a split, with label ids and without missing texts. Appends to `notes`.
 
     `some`: the rows are some of the split, of which all may be incomplete.
     """
@@ -37,7 +37,7 @@ def checked_texts(
     answered: bool = True,
     some: bool = False,
 ) -> Dataset:
-    """Returns the wanted columns of a split, without missing texts. Appends to `notes`.
+    """Return the wanted columns of a split, without missing texts. Appends to `notes`.
 
     `answered`: whether the rows are examples, which have labels and a turn of the assistant. `some`: as of `checked`.
     """
@@ -78,7 +78,7 @@ def _has_text(rows: Dataset, column: str) -> bool:
 
 
 def _with_column(rows: Dataset, column: str, values: Any) -> Dataset:
-    """Returns the rows with other values in a column."""
+    """Return the rows with other values in a column."""
     if rows.column_names == [column]:  # without it, `datasets` would forget how many rows there are
         return Dataset(pa.table({column: values}))
     return rows.remove_columns(column).add_column(column, values).select_columns(rows.column_names)

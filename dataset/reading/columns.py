@@ -25,14 +25,14 @@ _KINDS: Sequence[tuple[Callable[[pa.DataType], bool], ColumnKind]] = (
 
 
 def kinds_of(schema: pa.Schema) -> dict[str, ColumnKind]:
-    """Returns what each column holds. A column of categories holds what the categories are."""
+    """Return what each column holds. A column of categories holds what the categories are."""
     types = [type.value_type if pa.types.is_dictionary(type) else type for type in schema.types]
     kinds = (next((kind for fits, kind in _KINDS if fits(type)), "other") for type in types)
     return dict(zip(schema.names, kinds, strict=True))
 
 
 def fields_of(schema: pa.Schema) -> dict[str, ColumnKind]:
-    """Returns what each column holds, and each field of the objects in a column, by its path: `review.text`."""
+    """Return what each column holds, and each field of the objects in a column, by its path: `review.text`."""
     found = kinds_of(schema)
     for column in schema:
         if pa.types.is_struct(column.type):
@@ -42,13 +42,13 @@ def fields_of(schema: pa.Schema) -> dict[str, ColumnKind]:
 
 
 def kind_of_json(value: Any) -> ColumnKind:
-    """Returns what a value of a JSON file is."""
+    """Return what a value of a JSON file is."""
     names: dict[type, ColumnKind] = {str: "text", bool: "truth values", int: "whole numbers", float: "real numbers"}
     return "lists" if isinstance(value, list) else names.get(type(value), "other")
 
 
 def check_present(path: Path, wanted: Wanted, present: Sequence[str]) -> None:
-    """Raises UserError if a wanted column is not in a file, or is there twice."""
+    """Raise UserError if a wanted column is not in a file, or is there twice."""
     counts = Counter(present)
     for column in wanted.columns:
         if column not in counts:

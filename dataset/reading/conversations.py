@@ -17,7 +17,7 @@ Message = dict[str, Any]
 
 
 def conversations(where: str, values: Sequence[Any], answered: bool = True) -> list[str]:
-    """Returns each conversation of a split as JSON text. Raises UserError for the first one of another form, or, if all
+    """Return each conversation of a split as JSON text. Raises UserError for the first one of another form, or, if all
     must be `answered`, without a turn of the assistant.
     """
     return [_as_json(f"row {index} of {where}", value, answered) for index, value in enumerate(values)]
@@ -47,7 +47,7 @@ def _as_json(where: str, value: Any, answered: bool) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Returns a value that Arrow has read, without the keys that it adds to an object because another row has them."""
+    """Return a value that Arrow has read, without the keys that it adds to an object because another row has them."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
@@ -59,7 +59,7 @@ def is_learned(message: Message) -> bool:
 
 
 def _with_role(where: str, message: Any) -> Any:
-    """Returns a turn with the names of ShareGPT with `role` and `content` instead, and any other value as it is."""
+    """Return a turn with the names of ShareGPT with `role` and `content` instead, and any other value as it is."""
     if not isinstance(message, Mapping) or "from" not in message or "value" not in message or "role" in message:
         return message
     author = message["from"]

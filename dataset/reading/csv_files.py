@@ -47,7 +47,7 @@ class Csv(RowFile):
         return kinds_of(schema)
 
     def _pieces(self, wanted: Wanted) -> Iterator[pa.Table]:
-        """Yields the wanted columns. Texts are text whatever they look like, and an empty cell is no null."""
+        """Yield the wanted columns. Texts are text whatever they look like, and an empty cell is no null."""
         batches, self._begun = self._begun or self._batches(), None
         head = [*islice(batches, 2)]  # rows of another width than the header are named before a missing column
         check_present(self.path, wanted, head[0].column_names)
@@ -63,7 +63,7 @@ class Csv(RowFile):
         return [row for batch in self._batches() for row in batch.to_pylist()]
 
     def _batches(self) -> Iterator[pa.Table]:
-        """Yields the rows as text, after a table of the header without rows."""
+        """Yield the rows as text, after a table of the header without rows."""
         rows = self._rows()
         if not (header := _next(rows, 1)):
             raise empty(self.path)
@@ -73,7 +73,7 @@ class Csv(RowFile):
             yield pa.Table.from_arrays([*cells], names=header[0])
 
     def _rows(self) -> Iterator[list[str]]:
-        """Yields the cells of the header and of each row. Blank lines are no rows."""
+        """Yield the cells of the header and of each row. Blank lines are no rows."""
         lines: list[str] = []  # of the row
         rows = csv.reader(self._texts(lines), delimiter=self.mark, strict=True)
         header: list[str] = []
@@ -102,7 +102,7 @@ class Csv(RowFile):
             ) from error
 
     def _texts(self, taken: list[str]) -> Iterator[str]:
-        """Yields the lines, and appends them to `taken`."""
+        """Yield the lines, and append them to `taken`."""
         for number, text in self._lines("put each row on a line of its own"):
             if "\0" in text:
                 raise UserError(f"line {number} of '{self.path}' holds a NUL byte", "give text in UTF-8")
@@ -111,7 +111,7 @@ class Csv(RowFile):
                 yield line
 
     def _check_mark(self, header: list[str]) -> None:
-        """Raises UserError if the only name in the header holds another mark between columns."""
+        """Raise UserError if the only name in the header holds another mark between columns."""
         if len(header) == 1 and (wrong := next((mark for mark in self.other_marks if mark in header[0]), None)):
             raise UserError(
                 f"'{self.path}' has one column, {shown(header[0])[:60]}",
@@ -126,7 +126,7 @@ class Tsv(Csv):
 
 
 def _typed(texts: pa.Table) -> pa.Table:
-    """Returns the columns with the types that Arrow's reader finds in all of their cells. An empty cell has no type."""
+    """Return the columns with the types that Arrow's reader finds in all of their cells. An empty cell has no type."""
     written = pa.BufferOutputStream()
     arrow_csv.write_csv(texts, written)
     content = written.getvalue()
@@ -140,7 +140,7 @@ def _typed(texts: pa.Table) -> pa.Table:
 
 
 def _labels(texts: pa.Table, may_be_text: bool) -> pa.ChunkedArray:
-    """Returns the labels with the type of their cells, or as text if one is a code such as 01.
+    """Return the labels with the type of their cells, or as text if one is a code such as 01.
 
     `may_be_text`: a whole number may be the text of a choice or its place, and only text is checked for that.
     """
@@ -153,7 +153,7 @@ def _labels(texts: pa.Table, may_be_text: bool) -> pa.ChunkedArray:
 
 
 def _next(rows: Iterator[list[str]], count: int) -> list[list[str]]:
-    """Returns the next rows of a csv reader, which takes long cells here only."""
+    """Return the next rows of a csv reader, which takes long cells here only."""
     longest = csv.field_size_limit(_LARGEST_CELL)
     try:
         return list(islice(rows, count))

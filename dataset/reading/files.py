@@ -52,7 +52,7 @@ class Parquet(RowFile):
 
 
 def _with_fields(table: pa.Table, paths: Sequence[str]) -> pa.Table:
-    """Returns the table with a column for each field of an object."""
+    """Return the table with a column for each field of an object."""
     for path in paths:
         first, *rest = path.split(".")
         table = table.append_column(path, compute.struct_field(table[first].combine_chunks(), rest))

@@ -15,7 +15,7 @@ _NO_TEXT = {"", "na", "n/a", "nan", "null"}
 
 
 def without_incomplete(spec: DatasetSpec, where: str, rows: Dataset, notes: list[str]) -> Dataset:
-    """Returns the rows that have all that the model reads, if `spec` leaves out the others. Appends to `notes`.
+    """Return the rows that have all that the model reads, if `spec` leaves out the others. Appends to `notes`.
 
     Without that, a note counts the rows whose text is a word for a missing one.
     """

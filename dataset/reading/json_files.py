@@ -41,7 +41,7 @@ class JsonLines(RowFile):
         return found
 
     def _pieces(self, wanted: Wanted) -> Iterator[pa.Table]:
-        """Yields the wanted columns. A key that a row lacks is null."""
+        """Yield the wanted columns. A key that a row lacks is null."""
         rows, present, found = self._rows(), set[str](), False
         while part := list(islice(rows, BATCH)):
             found = True
@@ -64,7 +64,7 @@ class JsonLines(RowFile):
                 yield f"line {number}", row
 
     def _array(self, name: str, rows: list[tuple[Location, dict[str, Any]]], wanted: Wanted) -> pa.Array:
-        """Returns a column. Raises UserError at the first value of another type."""
+        """Return a column. Raises UserError at the first value of another type."""
         values = [_value(row, name) for _, row in rows]
         as_json = (list, dict) if name in wanted.nested else (list,) if name == wanted.label else ()  # several labels
         values = [json.dumps(value) if isinstance(value, as_json) else value for value in values]
@@ -133,7 +133,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _label_type(values: list[Any]) -> pa.DataType:
-    """Returns the Arrow type for these labels. If their types do not agree, the first one decides."""
+    """Return the Arrow type for these labels. If their types do not agree, the first one decides."""
     types = [*dict.fromkeys(type(value) for value in values if value is not None)]
     if {*types} <= {bool}:
         return pa.bool_() if types else pa.null()
@@ -148,7 +148,7 @@ def _shown(value: Any) -> str:
 
 
 def check_characters(where: str, value: Any) -> None:
-    """Raises UserError if a text in a JSON value holds one half of a surrogate pair without the other.
+    """Raise UserError if a text in a JSON value holds one half of a surrogate pair without the other.
 
     JSON can write half of a character, which no file in UTF-8 and no tokenizer takes.
     """

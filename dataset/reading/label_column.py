@@ -36,11 +36,11 @@ class LabelColumn:
         return self.replaced([*map(is_missing, self.distinct)], bool)
 
     def first(self, place: int) -> int:
-        """Returns the first row with the value at `place`."""
+        """Return the first row with the value at `place`."""
         return int(np.argmax(self.places == place))
 
     def replaced(self, values: Sequence[Any], kind: type) -> np.ndarray:
-        """Returns what the rows have (rows,) if these values replace the distinct ones."""
+        """Return what the rows have (rows,) if these values replace the distinct ones."""
         return np.asarray(values, kind)[self.places] if values else np.zeros(0, kind)
 
 

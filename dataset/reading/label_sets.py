@@ -14,13 +14,13 @@ MARK = ";"
 
 
 def names_in(value: Any) -> tuple[str, ...]:
-    """Returns the names in a label: those of a list, also as text such as `["a", "b"]`, or those between the marks."""
+    """Return the names in a label: those of a list, also as text such as `["a", "b"]`, or those between the marks."""
     items = _items(value)
     return tuple(dict.fromkeys(name for item in items if (name := class_name(item))))
 
 
 def in_one_text(names: Sequence[str]) -> str:
-    """Returns a text of which `names_in` returns the names. It is never empty, as that of a missing label is."""
+    """Return a text of which `names_in` returns the names. It is never empty, as that of a missing label is."""
     is_plain = names and not any(MARK in name or name.startswith("[") for name in names)
     return MARK.join(names) if is_plain else json.dumps([*names], ensure_ascii=False)
 
@@ -44,7 +44,7 @@ def is_set(value: Any) -> bool:
 
 
 def class_name(value: Any) -> str:
-    """Returns the name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`.
+    """Return the name of a class: a number as it is written, also if a file holds 1 as 1.0; `true` and `false`.
 
     Raises UserError if the value has no name.
     """
@@ -63,7 +63,7 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _as_list(text: str) -> list[Any] | None:
-    """Returns the list that a text is in JSON, or as pandas writes it, in Python. None if it is none."""
+    """Return the list that a text is in JSON, or as pandas writes it, in Python. None if it is none."""
     if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
         return None
     for read in (json.loads, ast.literal_eval):

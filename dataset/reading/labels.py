@@ -27,7 +27,7 @@ _FEW = 20  # so many classes are never too many for the number of rows
 
 
 def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> pa.Array:
-    """Returns the ids of the labels of a split, or finite numbers for regression."""
+    """Return the ids of the labels of a split, or finite numbers for regression."""
     if spec.multi_label:
         return pa.array(_ids_of_sets(spec, where, rows), pa.list_(pa.int64()))
     if spec.own and not spec.regression:
@@ -67,7 +67,7 @@ def label_ids(spec: DatasetSpec, where: str, rows: Dataset) -> pa.Array:
 def found_labels(
     where: str, rows: Dataset, column: str, may_be_numbers: bool, multi_label: bool | None
 ) -> tuple[tuple[str, ...], bool]:
-    """Returns the names of the classes in the label column of own data, in order, and whether rows have several.
+    """Return the names of the classes in the label column of own data, in order, and whether rows have several.
 
     If it holds real numbers and `may_be_numbers`, there are none, because the numbers themselves are predicted. Raises
     UserError if the values cannot be classes: fewer than two, or nearly as many as rows.

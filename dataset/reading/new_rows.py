@@ -28,7 +28,7 @@ class NewRows:
 
 
 def read_new_rows(spec: DatasetSpec) -> NewRows:
-    """Reads the rows at the place of `spec`. Labels and responses need not be there.
+    """Read the rows at the place of `spec`. Labels and responses need not be there.
 
     Raises UserError as `dataset.reading.source.read_splits` does.
     """
@@ -43,7 +43,7 @@ def read_new_rows(spec: DatasetSpec) -> NewRows:
 
 
 def rows_of_texts(spec: DatasetSpec, texts: Sequence[str]) -> NewRows:
-    """Returns a row for each text: the text to classify, the prompt, or the turn of the user.
+    """Return a row for each text: the text to classify, the prompt, or the turn of the user.
 
     Raises UserError if the model reads more than one text for a row.
     """
@@ -61,7 +61,7 @@ def rows_of_texts(spec: DatasetSpec, texts: Sequence[str]) -> NewRows:
 
 
 def _only_split(spec: DatasetSpec, stored: StoredSplits) -> tuple[str, Stored]:
-    """Returns the name and the rows of the only split, or of the test split."""
+    """Return the name and the rows of the only split, or of the test split."""
     if len(stored) == 1:
         return next(iter(stored.items()))
     if TEST not in stored:

@@ -27,7 +27,7 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def name_of(dataset: str) -> str:
-    """Returns the name of a data set: of its entry, or of its file, folder or repository."""
+    """Return the name of a data set: of its entry, or of its file, folder or repository."""
     if (entry := registry.find(dataset)) is not None:
         return entry.name
     place = Path(dataset.partition(":")[0] if _on_hub(dataset) else os.path.abspath(dataset))
@@ -45,13 +45,13 @@ def same_data(one: str, other: str) -> bool:
 
 
 def check_name(dataset: str) -> None:
-    """Raises UserError if `--dataset` is neither the name of an entry, nor a path, nor a name as on the hub."""
+    """Raise UserError if `--dataset` is neither the name of an entry, nor a path, nor a name as on the hub."""
     if not (_is_path(dataset) or _on_hub(dataset)):
         registry.get(dataset)
 
 
 def from_anywhere(dataset: str) -> str:
-    """Returns the value of `--dataset` that names the same own data from every folder."""
+    """Return the value of `--dataset` that names the same own data from every folder."""
     return os.path.abspath(os.path.expanduser(dataset)) if _is_path(dataset) else dataset
 
 
@@ -63,7 +63,7 @@ def describe(
     classes: tuple[str, ...] = (),
     buffer: int | None = None,
 ) -> tuple[DatasetSpec, OwnDataOptions]:
-    """Returns the entry of own data, and the options with the values that were found.
+    """Return the entry of own data, and the options with the values that were found.
 
     The data are read only for options that are not given. Raises UserError if they cannot be read, if a column is not
     there, or if there is more than one choice.
@@ -144,13 +144,13 @@ def spec_of(dataset: str, roles: Roles, labels: tuple[str, ...], multi_label: bo
 
 
 def location(dataset: str) -> dict[str, Any]:
-    """Returns the fields of an entry that say where own data are: in a file or folder, or on the hub."""
+    """Return the fields of an entry that say where own data are: in a file or folder, or on the hub."""
     path, _, config = dataset.partition(":") if _on_hub(dataset) else (None, "", None)
     return {"path": path, "config": config or None, "place": None if path else Path(dataset)}
 
 
 def paragraphs(columns: tuple[str, ...], row: Row) -> str:
-    """Returns the texts of the columns on lines of their own, without those that are empty or missing."""
+    """Return the texts of the columns on lines of their own, without those that are empty or missing."""
     return "\n".join(row[column] for column in columns if row[column])
 
 

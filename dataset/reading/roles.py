@@ -55,7 +55,7 @@ class Roles:
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
-    """Returns names that commas separate. A name with a comma is in quotation marks, as in a csv file."""
+    """Return names that commas separate. A name with a comma is in quotation marks, as in a csv file."""
     if text is None:
         return ()
     try:
@@ -65,19 +65,19 @@ def split_names(text: str | None) -> tuple[str, ...]:
 
 
 def joined_names(names: tuple[str, ...]) -> str:
-    """Returns the text that `split_names` reads."""
+    """Return the text that `split_names` reads."""
     return ",".join(
         '"' + name.replace('"', '""') + '"' if name != name.strip() or set(name) & set(',"') else name for name in names
     )
 
 
 def label_names(own: OwnDataOptions) -> tuple[str, ...]:
-    """Returns the names of `--labels`."""
+    """Return the names of `--labels`."""
     return tuple(name.strip() for name in split_names(own.labels))
 
 
 def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
-    """Returns the roles if the options state all of them, without a look at the data. Otherwise None.
+    """Return the roles if the options state all of them, without a look at the data. Otherwise None.
 
     Raises UserError if options contradict each other or the task.
     """
@@ -112,7 +112,7 @@ def given_roles(own: OwnDataOptions, task: Task | None) -> Roles | None:
 
 
 def roles_of(columns: Mapping[str, ColumnKind], own: OwnDataOptions, task: Task | None, name: str) -> Roles:
-    """Returns the roles of the columns of the data set `name`: as given, and as the only choice where they are not.
+    """Return the roles of the columns of the data set `name`: as given, and as the only choice where they are not.
 
     Raises UserError if there are several choices, or none.
     """
@@ -161,19 +161,19 @@ def _labelled(own: OwnDataOptions) -> bool:
 
 
 def _top_level(columns: Mapping[str, ColumnKind]) -> dict[str, ColumnKind]:
-    """Returns the columns without the fields of objects in them, such as `review.text`."""
+    """Return the columns without the fields of objects in them, such as `review.text`."""
     return {name: kind for name, kind in columns.items() if name.rpartition(".")[0] not in columns}
 
 
 def called(columns: Mapping[str, ColumnKind], *names: str) -> str | None:
-    """Returns the column with one of these names, or the only one that differs from them by capitals alone."""
+    """Return the column with one of these names, or the only one that differs from them by capitals alone."""
     exact = [name for name in names if name in columns]
     found = exact or [column for column in columns if column.strip().lower() in names]
     return found[0] if exact or len(found) == 1 else None
 
 
 def _prompt(columns: Mapping[str, ColumnKind]) -> tuple[str, ...]:
-    """Returns the column of prompts, or an instruction and its input as in Alpaca and Dolly, or nothing."""
+    """Return the column of prompts, or an instruction and its input as in Alpaca and Dolly, or nothing."""
     if (prompt := called(columns, PROMPT)) is not None:
         return (prompt,)
     found = (called(columns, INSTRUCTION), called(columns, *INPUTS))
@@ -181,7 +181,7 @@ def _prompt(columns: Mapping[str, ColumnKind]) -> tuple[str, ...]:
 
 
 def _texts(columns: Mapping[str, ColumnKind], label: str | None) -> tuple[str, ...]:
-    """Returns the text columns if there is one choice: `text`, or all columns of text if they are one or two.
+    """Return the text columns if there is one choice: `text`, or all columns of text if they are one or two.
 
     Without labels, texts are modelled, and only `text` or a single column is an obvious choice.
     """
@@ -200,7 +200,7 @@ def _answers(prompt: tuple[str, ...], response: str, task: Task | None) -> Roles
 
 
 def _questions(choices: str, prompt: tuple[str, ...], label: str | None, task: Task | None) -> Roles | None:
-    """Returns the roles of multiple choice. `None` if a column is not known."""
+    """Return the roles of multiple choice. `None` if a column is not known."""
     if not prompt or label is None:
         return None
     if choices == label or {choices, label} & {*prompt}:
@@ -228,7 +228,7 @@ def _candidates(columns: Mapping[str, ColumnKind]) -> str:
 
 
 def check_columns(roles: Roles, columns: Mapping[str, ColumnKind], name: str) -> None:
-    """Raises UserError if a column is not there, or if config.toml cannot hold its name."""
+    """Raise UserError if a column is not there, or if config.toml cannot hold its name."""
     for column in (*roles.columns, *((roles.label,) if roles.label else ())):
         if not column.isprintable():
             raise UserError(f"data set '{name}' has the column {column!r}", "give it a name without control characters")

@@ -34,14 +34,14 @@ class RowFile:
         self._read = 0  # bytes
 
     def columns(self) -> dict[str, ColumnKind]:
-        """Returns what each column holds, from the first rows if the file is long."""
+        """Return what each column holds, from the first rows if the file is long."""
         with self.opened():
             if self.path.stat().st_size == 0:
                 raise empty(self.path)
             return self._columns()
 
     def table(self, wanted: Wanted, gather: Gather | None = None) -> pa.Table:
-        """Returns the wanted columns. A text or label is null where a row has none.
+        """Return the wanted columns. A text or label is null where a row has none.
 
         `gather` joins the tables that the file is read in, by default in memory.
         """
@@ -54,12 +54,12 @@ class RowFile:
             return table
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns all columns, with the values as the file has them."""
+        """Return all columns, with the values as the file has them."""
         with self.opened():
             return self._all_rows() if self.path.stat().st_size else []
 
     def _counted(self, pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yields the pieces, and shows on a terminal how much of the file is read, and the time that is left."""
+        """Yield the pieces, and show on a terminal how much of the file is read, and the time that is left."""
         size = self.path.stat().st_size
         with tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {self.path.name}", delay=1) as bar:
             for piece in pieces:
@@ -68,7 +68,7 @@ class RowFile:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Converts any exception of the block to a UserError about this file."""
+        """Convert any exception of the block to a UserError about this file."""
         suffix = self.path.suffix
         expected = "write it again" if suffix == ".parquet" else f"give a {suffix[1:]} file in UTF-8"
         with reading("the file", self.path, expected):
@@ -80,18 +80,18 @@ class RowFile:
         raise NotImplementedError
 
     def _pieces(self, wanted: Wanted) -> Iterator[pa.Table]:
-        """Yields tables of the wanted columns."""
+        """Yield tables of the wanted columns."""
         raise NotImplementedError
 
     def _all_rows(self) -> list[dict[str, Any]]:
         raise NotImplementedError
 
     def _finished(self, table: pa.Table, wanted: Wanted) -> pa.Table:
-        """Returns the rows of all pieces with the final type of the label."""
+        """Return the rows of all pieces with the final type of the label."""
         return table
 
     def _text(self) -> str:
-        """Returns the text of the file, without a byte order mark."""
+        """Return the text of the file, without a byte order mark."""
         size = self.path.stat().st_size
         if size > _LARGEST_FILE:
             raise UserError(f"'{self.path}' has {size:,} bytes, more than the {_LARGEST_FILE:,} allowed", _SMALLER)
@@ -102,7 +102,7 @@ class RowFile:
             raise self._not_utf8(content.count(b"\n", 0, error.start) + 1) from error
 
     def _lines(self, each: str) -> Iterator[tuple[int, str]]:
-        """Yields the number of each line from 1, and its text. `each` says what a line is."""
+        """Yield the number of each line from 1, and its text. `each` says what a line is."""
         number = 0
         with self.path.open("rb") as file:
             while line := file.readline(_LARGEST_LINE + 1):
@@ -128,12 +128,12 @@ def no_rows(names: Sequence[str]) -> pa.Table:
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
-    """Returns the rows of all tables. A column of whole numbers and one of real numbers make one of real numbers."""
+    """Return the rows of all tables. A column of whole numbers and one of real numbers make one of real numbers."""
     return pa.concat_tables([*tables], promote_options="permissive")
 
 
 def spooled(place: Path, tables: Iterable[pa.Table]) -> pa.Table:
-    """Returns what `joined` returns, memory-mapped from files, whose names begin with that of `place`.
+    """Return what `joined` returns, memory-mapped from files, whose names begin with that of `place`.
 
     The tables of one file have the same columns, so that one is needed where a type changes.
     """
@@ -147,7 +147,7 @@ def spooled(place: Path, tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def _write_alike(path: Path, first: pa.Table, rest: Iterator[pa.Table]) -> pa.Table | None:
-    """Writes the first table and those after it with the same columns. Returns the next one, or None."""
+    """Write the first table and those after it with the same columns. Returns the next one, or None."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
         stream.write_table(first)
         for table in rest:

@@ -38,7 +38,7 @@ class Splits:
     stream: IterableDataset | None = None  # the training rows, if they are read during training; `train`: the first
 
     def replaced(self, make: Callable[[Dataset], Dataset]) -> Splits:
-        """Returns the splits with what `make` returns for each of them."""
+        """Return the splits with what `make` returns for each of them."""
         validation, test = ({name: make(rows) for name, rows in of.items()} for of in (self.validation, self.test))
         return replace(self, train=make(self.train), validation=validation, test=test)
 
@@ -58,7 +58,7 @@ def read_splits(
     examples: bool = False,
     buffer: int | None = None,
 ) -> Splits:
-    """Reads and checks the splits of `spec`, from `saved_path` if given, else from its place, generator or the hub.
+    """Read and check the splits of `spec`, from `saved_path` if given, else from its place, generator or the hub.
 
     Raises UserError if a folder, split or column is missing, if a split is empty, if labels do not match the entry, or
     if the hub cannot be reached.
@@ -126,7 +126,7 @@ def read_splits(
 def _read(
     spec: DatasetSpec, stored: StoredSplits, saved_path: str | Path | None, cache: bool, notes: list[str], split: str
 ) -> Dataset:
-    """Reads and checks one of the stored splits. Appends to `notes`."""
+    """Read and check one of the stored splits. Appends to `notes`."""
     if split not in stored:
         raise UserError(f"data set '{spec.name}' has no split '{split}'", nearest(split, stored))
     where = f"split '{split}' of data set '{spec.name}'" + (f" in '{saved_path}'" if saved_path else "")
@@ -145,7 +145,7 @@ def _is_only(spec: DatasetSpec, stored: StoredSplits) -> bool:
 
 
 def _unused(spec: DatasetSpec, columns: Iterable[str]) -> list[str]:
-    """Returns a note for each column beside prompts or conversations that other programs would put before them."""
+    """Return a note for each column beside prompts or conversations that other programs would put before them."""
     return [
         f"column '{name}' of {spec.name} is not read: it is no part of what the model sees"
         for name in columns
@@ -154,7 +154,7 @@ def _unused(spec: DatasetSpec, columns: Iterable[str]) -> list[str]:
 
 
 def _labelled(spec: DatasetSpec, stored: StoredSplits, cache: bool, notes: list[str]) -> StoredSplits:
-    """Returns the splits of own data, without the test split if it has no labels. Appends to `notes`."""
+    """Return the splits of own data, without the test split if it has no labels. Appends to `notes`."""
     column, lack = spec.label_column, "no column"
     if column in stored[_TEST].columns():
         if not are_hidden(spec, stored[_TEST].read(spec.wanted, cache)):
@@ -167,7 +167,7 @@ def _labelled(spec: DatasetSpec, stored: StoredSplits, cache: bool, notes: list[
 def _evaluated(
     spec: DatasetSpec, stored: StoredSplits, is_only: bool, from_folder: bool
 ) -> tuple[tuple[str, ...], str | None]:
-    """Returns the names of the validation splits, and that of the test split or None.
+    """Return the names of the validation splits, and that of the test split or None.
 
     `is_only` says that there is one split, and `from_folder` that the splits are in the folder `--dataset-saved-path`.
     """
@@ -181,7 +181,7 @@ def _evaluated(
 
 
 def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool) -> tuple[Dataset, Dataset]:
-    """Returns the remaining rows, and the share that `seed` draws. Both are in file order.
+    """Return the remaining rows, and the share that `seed` draws. Both are in file order.
 
     The lines of one text are held out in one piece, so that both parts remain texts.
     """

@@ -14,7 +14,7 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def split_of(path: Path) -> str:
-    """Returns the name of the split that a file of a folder belongs to."""
+    """Return the name of the split that a file of a folder belongs to."""
     name = _SHARD.sub("", path.stem)
     return name.lower() if name.lower() in _SPLITS else name
 
@@ -26,7 +26,7 @@ def are_shards(paths: Sequence[Path]) -> bool:
 
 
 def missing_shards(paths: Iterable[Path]) -> list[str]:
-    """Returns what the names of the missing files of a split contain, such as `-00001-of-00003`."""
+    """Return what the names of the missing files of a split contain, such as `-00001-of-00003`."""
     found = [match for path in paths if (match := _SHARD.search(path.stem))]
     every = {f"-{index:05}-of-{total}" for total in {match[2] for match in found} for index in range(int(total))}
     return sorted(every - {f"-{match[1]}-of-{match[2]}" for match in found})
@@ -39,7 +39,7 @@ def is_packed(path: Path) -> bool:
 
 
 def files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """Returns the files of a folder that hold rows. Other text files, such as a readme, do not."""
+    """Return the files of a folder that hold rows. Other text files, such as a readme, do not."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         is_data = path.suffix in SUFFIXES and (path.suffix != ".txt" or split_of(path) in _SPLITS)

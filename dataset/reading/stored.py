@@ -49,7 +49,7 @@ class Stored:
 
     @classmethod
     def made_by(cls, make: Callable[[], Dataset], stream: IterableDataset | None = None) -> Stored:
-        """Returns the split that `make` returns, with all its columns."""
+        """Return the split that `make` returns, with all its columns."""
         made = cache(make)
         return cls(
             lambda wanted, on_disk: made(), lambda: kinds_of(made().data.schema), lambda: made().to_list(), stream
@@ -57,7 +57,7 @@ class Stored:
 
     @classmethod
     def in_files(cls, paths: Sequence[Path]) -> Stored:
-        """Returns the split whose rows are those of all files."""
+        """Return the split whose rows are those of all files."""
         files = [FORMATS[path.suffix](path) for path in paths]
         return cls(
             cache(partial(_rows_of, files)),
@@ -76,7 +76,7 @@ _WRITTEN_ROWS = 1000  # rows of a batch in a cache file, as `datasets` writes th
 
 
 def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> StoredSplits:
-    """Returns the splits of `spec` by name, before they are read. Raises UserError if there are none."""
+    """Return the splits of `spec` by name, before they are read. Raises UserError if there are none."""
     if saved_path is not None:
         return saved_splits(saved_path, inside=spec.config or "data")
     if spec.opened is not None:
@@ -94,7 +94,7 @@ def stored_splits(spec: DatasetSpec, saved_path: str | Path | None = None) -> St
 
 
 def of_hub(spec: DatasetSpec, **options: Any) -> Any:
-    """Returns the data set of the hub. `options` are those of `load_dataset`. Raises UserError if it cannot be read."""
+    """Return the data set of the hub. `options` are those of `load_dataset`. Raises UserError if it cannot be read."""
     try:
         return datasets.load_dataset(spec.path, spec.config, **options)
     except Exception as error:  # the HTTP library of the hub's client raises its own errors
@@ -114,7 +114,7 @@ def _generated(generate: Callable[[str, int], list[dict[str, object]]], split: s
 
 
 def _intact(about: tuple[str, str | Path, str], load: Callable[[], Dataset]) -> Dataset:
-    """Returns the rows that `load` returns. `about` are the arguments of `reading`."""
+    """Return the rows that `load` returns. `about` are the arguments of `reading`."""
     with reading(*about):
         rows = load()
         rows.data.validate(full=True)  # damaged offsets would end the whole process when a text is read
@@ -122,7 +122,7 @@ def _intact(about: tuple[str, str | Path, str], load: Callable[[], Dataset]) -> 
 
 
 def file_or_folder(place: Path) -> StoredSplits:
-    """Returns the splits of own data. A file is one split without a name. Raises UserError as `saved_splits` does."""
+    """Return the splits of own data. A file is one split without a name. Raises UserError as `saved_splits` does."""
     with reading("--dataset", place, _FILE):
         path = place.expanduser()
         if os.path.isdir(path):
@@ -137,7 +137,7 @@ def file_or_folder(place: Path) -> StoredSplits:
 
 
 def saved_splits(place: str | Path, flag: str = "--dataset-saved-path", inside: str | None = None) -> StoredSplits:
-    """Returns the splits of a folder, which the option `flag` names.
+    """Return the splits of a folder, which the option `flag` names.
 
     In a copy of a repository of the hub, the data files are in the folder `inside`, which has the name of a
     configuration, or is called `data`.
@@ -193,12 +193,12 @@ def _from_disk(folder: Path) -> Dataset:
 
 
 def _columns_of(files: list[RowFile]) -> Mapping[str, ColumnKind]:
-    """Returns the columns of the first file that is not empty."""
+    """Return the columns of the first file that is not empty."""
     return next((file for file in files if file.path.is_file() and file.path.stat().st_size), files[0]).columns()
 
 
 def _rows_of(files: list[RowFile], wanted: Wanted, on_disk: bool) -> Dataset:
-    """Returns the rows of all files. `on_disk`: they are kept there, under a digest of the files' bytes."""
+    """Return the rows of all files. `on_disk`: they are kept there, under a digest of the files' bytes."""
     if not on_disk:
         return Dataset(_read(files, wanted))
     contents = []
@@ -210,7 +210,7 @@ def _rows_of(files: list[RowFile], wanted: Wanted, on_disk: bool) -> Dataset:
 
 
 def _convert(files: list[RowFile], wanted: Wanted, place: Path) -> None:
-    """Writes the rows of all files to `place`, without ever holding all of them in memory."""
+    """Write the rows of all files to `place`, without ever holding all of them in memory."""
     pieces = [place.with_name(f"{number}.pieces") for number, _ in enumerate(files)]
     _write(_read(files, wanted, [partial(spooled, piece) for piece in pieces]), place)
     for piece in place.parent.glob("*.pieces.*"):
@@ -218,7 +218,7 @@ def _convert(files: list[RowFile], wanted: Wanted, place: Path) -> None:
 
 
 def _read(files: list[RowFile], wanted: Wanted, gathers: Sequence[Gather | None] | None = None) -> pa.Table:
-    """Returns the rows of all files. `gathers` has the `gather` of `RowFile.table` for each file."""
+    """Return the rows of all files. `gathers` has the `gather` of `RowFile.table` for each file."""
     pairs = zip(files, gathers or [None] * len(files), strict=True)
     filled = [table for file, gather in pairs if (table := file.table(wanted, gather)).num_rows]
     first = files[0].path

@@ -25,7 +25,7 @@ _FILES = "give a folder of parquet or jsonl files, with a file or a folder named
 
 
 def opened_splits(spec: DatasetSpec, saved_path: str | Path | None = None, buffer: int | None = None) -> StoredSplits:
-    """Returns `stored_splits`. With `buffer`, so many rows of the training split are read, and the others are streamed.
+    """Return `stored_splits`. With `buffer`, so many rows of the training split are read, and the others are streamed.
 
     Measured splits are read completely.
     """
@@ -52,7 +52,7 @@ def _of_files(place: Path) -> Mapping[str, IterableDataset]:
 
 
 def _by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Returns the files of each split. Those that are not named after one, nor are in its folder, are for training."""
+    """Return the files of each split. Those that are not named after one, nor are in its folder, are for training."""
     found: dict[str, list[Path]] = {}
     for path in files:
         names = (split_of(path), path.parent.name.lower())
@@ -66,7 +66,7 @@ def _stored(spec: DatasetSpec, rows: IterableDataset, most: int | None) -> Store
 
 
 def _first(spec: DatasetSpec, rows: IterableDataset, most: int | None) -> Dataset:
-    """Returns the first `most` rows. None: all."""
+    """Return the first `most` rows. None: all."""
     with reading("the data set", spec.name, "write its files again"):
         parts = rows.with_format("arrow").iter(most or BATCH)
         if not (tables := [*islice(parts, None if most is None else 1)]):

@@ -14,20 +14,20 @@ REVIEWS = 0.15  # share of documents
 
 
 def remark(scene: Scene, rng: random.Random, negated: float = NEGATED) -> str:
-    """Draws a sentence that restates one fact."""
+    """Draw a sentence that restates one fact."""
     who = rng.choice((scene.pronoun, f"so {scene.pronoun}", scene.noun))
     return sentence(f"{who} was {say(rng.choice(scene.facts), rng, negated)}")
 
 
 def question(scene: Scene, rng: random.Random, negated: float = NEGATED) -> str:
-    """Draws a yes-or-no question with its answer."""
+    """Draw a yes-or-no question with its answer."""
     fact, answer = rng.choice(scene.facts), rng.random() < 0.5
     asked = say(fact if answer else fact.opposite, rng, negated)
     return f"{sentence(f'was {scene.pronoun} {asked}', '?')} {'Yes' if answer else 'No'}."
 
 
 def in_short(scene: Scene, rng: random.Random, negated: float = NEGATED) -> str:
-    """Returns the summary of a scene. The random numbers are not used."""
+    """Return the summary of a scene. The random numbers are not used."""
     return f"In short: {summarise(scene)}"
 
 
@@ -36,7 +36,7 @@ SHARES = (3, 5, 1)
 
 
 def document(rng: random.Random, split: str, negated: float = NEGATED) -> str:
-    """Draws one document of `split`: a review, or the description of a scene with four to six follow-ups.
+    """Draw one document of `split`: a review, or the description of a scene with four to six follow-ups.
 
     `negated` is the share of facts stated by a negation.
     """

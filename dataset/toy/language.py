@@ -21,14 +21,14 @@ QUALITY = traits(
 
 
 def say(fact: Fact, rng: random.Random, negated: float = NEGATED) -> str:
-    """Draws words for a fact, such as "hot" or "warm", or "not cold" or "not cool" with probability `negated`."""
+    """Draw words for a fact, such as "hot" or "warm", or "not cold" or "not cool" with probability `negated`."""
     negate = rng.random() < negated
     word = rng.choice(fact.trait.yes if fact.holds != negate else fact.trait.no)
     return f"not {word}" if negate else word
 
 
 def listed(parts: list[str]) -> str:
-    """Returns `a`, `a and b`, or `a, b and c`."""
+    """Return `a`, `a and b`, or `a, b and c`."""
     return " and ".join((", ".join(parts[:-1]), parts[-1])) if len(parts) > 1 else parts[0]
 
 
@@ -37,18 +37,18 @@ def sentence(text: str, end: str = ".") -> str:
 
 
 def describe(scene: Scene, rng: random.Random, negated: float = NEGATED) -> str:
-    """Draws one sentence with all facts of a scene."""
+    """Draw one sentence with all facts of a scene."""
     return sentence(f"{scene.noun} was {listed([say(fact, rng, negated) for fact in scene.facts])}")
 
 
 def summarise(scene: Scene) -> str:
-    """Returns all facts of a scene in one sentence, with the first word for each fact and no negation."""
+    """Return all facts of a scene in one sentence, with the first word for each fact and no negation."""
     words = [(fact.trait.yes if fact.holds else fact.trait.no)[0] for fact in scene.facts]
     return sentence(f"{scene.noun} was {listed(words)}")
 
 
 def review(rng: random.Random, split: str, liked: bool, negated: float = NEGATED) -> str:
-    """Draws one sentence on three aspects of a work. Two or three of them are good, or bad if not `liked`."""
+    """Draw one sentence on three aspects of a work. Two or three of them are good, or bad if not `liked`."""
     while True:
         work, aspects = rng.choice(WORKS), rng.sample(ASPECTS, 3)
         if split_of(work, *aspects) == split:
@@ -60,5 +60,5 @@ def review(rng: random.Random, split: str, liked: bool, negated: float = NEGATED
 
 
 def verdict(liked: bool, rng: random.Random) -> str:
-    """Draws a sentence that states the verdict of a review."""
+    """Draw a sentence that states the verdict of a review."""
     return rng.choice(("I liked it.", "I loved it.") if liked else ("I did not like it.", "I hated it."))

@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def generate_nli(split: str, seed: int) -> Rows:
-    """Returns rows with `sentence1`, `sentence2` and `label`, as RTE. Label 0: the answer to the question is yes.
+    """Return rows with `sentence1`, `sentence2` and `label`, as RTE. Label 0: the answer to the question is yes.
 
     Both sentences may use negation, so neither of them alone and no bag of words determines the label. The question has
     a form that the pretraining text does not use.
@@ -34,7 +34,7 @@ def generate_nli(split: str, seed: int) -> Rows:
 
 
 def generate_sentiment(split: str, seed: int) -> Rows:
-    """Returns rows with `sentence` and `label`, as SST-2: is a review positive?"""
+    """Return rows with `sentence` and `label`, as SST-2: is a review positive?"""
     rng = stream("sentiment", split, seed)
     rows = [{"sentence": review(rng, split, index % 2 == 1), "label": index % 2} for index in range(ROWS[split])]
     rng.shuffle(rows)
@@ -42,13 +42,13 @@ def generate_sentiment(split: str, seed: int) -> Rows:
 
 
 def generate_lm(split: str, seed: int) -> Rows:
-    """Returns rows with `text`, as WikiText: documents to model."""
+    """Return rows with `text`, as WikiText: documents to model."""
     rng = stream("lm", split, seed)
     return [{"text": document(rng, split)} for _ in range(ROWS[split])]
 
 
 def generate_summary(split: str, seed: int) -> Rows:
-    """Returns rows with `document` and `summary`: two scenes with remarks, and both scenes summarised."""
+    """Return rows with `document` and `summary`: two scenes with remarks, and both scenes summarised."""
     rng = stream("summary", split, seed)
     rows = []
     for _ in range(ROWS[split]):

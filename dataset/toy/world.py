@@ -26,7 +26,7 @@ class Trait:
 
 
 def traits(*rows: tuple[str, str, str]) -> tuple[Trait, ...]:
-    """Returns traits from rows of a name, the words for yes, and the words for no."""
+    """Return traits from rows of a name, the words for yes, and the words for no."""
     return tuple(Trait(name, tuple(yes.split()), tuple(no.split())) for name, yes, no in rows)
 
 
@@ -87,13 +87,13 @@ class Scene:
 
 
 def split_of(subject: str, *names: str) -> str:
-    """Returns the split that may describe these traits of `subject`: 80% train, 10% validation, 10% test."""
+    """Return the split that may describe these traits of `subject`: 80% train, 10% validation, 10% test."""
     bucket = zlib.crc32(" ".join((subject, *sorted(names))).encode()) % 10
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
 def draw_scene(rng: random.Random, split: str) -> Scene:
-    """Draws a scene that belongs to `split`."""
+    """Draw a scene that belongs to `split`."""
     while True:
         kind = rng.choice(tuple(SUBJECTS))
         subject = rng.choice(SUBJECTS[kind])
@@ -103,7 +103,7 @@ def draw_scene(rng: random.Random, split: str) -> Scene:
 
 
 def stream(task: str, split: str, seed: int) -> random.Random:
-    """Returns the random numbers of a task and split. They depend on the seed and not on the machine."""
+    """Return the random numbers of a task and split. They depend on the seed and not on the machine."""
     if split not in SPLITS:
         raise UserError(f"the toy world has no split {split!r}", f"valid: {', '.join(SPLITS)}")
     return random.Random(f"{task}/{split}/{seed}")

@@ -97,11 +97,11 @@ class Scores:
         return {item.element.module: item.score for item in lora}
 
     def table(self, most: int | None = None) -> str:
-        """Returns a table of all elements, or of the `most` with the highest scores, to print."""
+        """Return a table of all elements, or of the `most` with the highest scores, to print."""
         return display.as_table(self.scored, most)
 
     def plot(self, axes: Any | None = None) -> Any:
-        """Draws the scores as blocks × names with matplotlib, on `axes` if given, and returns the axes."""
+        """Draw the scores as blocks × names with matplotlib, on `axes` if given, and return the axes."""
         return display.draw(self.scored, self.importance_test_name, axes)
 
     def __repr__(self) -> str:

@@ -79,6 +79,6 @@ def check_keys(
 
 
 def present(value: _T | None) -> _T:
-    """Returns a value that is not None, where a type allows it to be."""
+    """Return a value that is not None, where a type allows it to be."""
     assert value is not None
     return value

@@ -67,7 +67,7 @@ ONE_KIND = "run all of them on machines of one kind, with the same versions"
 
 
 def check_agreement(values: Mapping[str, Any], when: str = "", expected: str = ONE_KIND) -> None:
-    """Raises UserError on every process unless all of them have the same value of each name.
+    """Raise UserError on every process unless all of them have the same value of each name.
 
     Args:
         values: name -> value of this process. Names and values are pickled.

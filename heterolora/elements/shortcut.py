@@ -60,7 +60,7 @@ class Carry:
     held: Held = field(default_factory=Held)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies start empty, because an interrupted forward pass may have left tensors."""
+        """Copy start empty, because an interrupted forward pass may have left tensors."""
         return {"readers": self.readers, "held": Held()}
 
     def wanted(self, layer: int) -> bool:

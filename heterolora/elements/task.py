@@ -70,7 +70,7 @@ GENERATING = tuple(name for name, task in TASKS.items() if task.generates)
 
 
 def check_task(task: Task, model: str, possible: Collection[Task]) -> None:
-    """Raises UserError unless models of the type `model` can do a task. `possible`: those that they can do."""
+    """Raise UserError unless models of the type `model` can do a task. `possible`: those that they can do."""
     if task in possible:
         return
     can = " and ".join(TASKS[name].words for name in possible)

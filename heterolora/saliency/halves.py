@@ -53,7 +53,7 @@ class _FirstHalf:
 
     @contextmanager
     def follow(self, batch: int, sums: Sequence[Tensor]) -> Iterator[None]:
-        """Wraps the pass of batch `batch`."""
+        """Wrap the pass of batch `batch`."""
         if batch % 2 == 0:
             self._add(sums, -1)
         yield

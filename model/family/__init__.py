@@ -40,19 +40,19 @@ class AdaptedName:
 
 @functools.cache
 def families() -> Mapping[str, Family]:
-    """Returns the tables by family name, sorted."""
+    """Return the tables by family name, sorted."""
     modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
     tables = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
     return {table.name: table for table in sorted(tables, key=lambda table: table.name)}
 
 
 def names() -> tuple[str, ...]:
-    """Returns the family names."""
+    """Return the family names."""
     return tuple(families())
 
 
 def model_names() -> tuple[str, ...]:
-    """Returns all values of `--model` for adapted networks: `lora` and, for each family, `<family>_lora`; each also
+    """Return all values of `--model` for adapted networks: `lora` and, for each family, `<family>_lora`; each also
     with `_ags`.
     """
     stems = (*_OF_BASE_NAMES, *(f"{name}_lora" for name in families()))
@@ -60,19 +60,19 @@ def model_names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Family:
-    """Returns the table of that name. Raises UserError with the nearest name if there is none."""
+    """Return the table of that name. Raises UserError with the nearest name if there is none."""
     if name not in families():
         raise UserError(f"the family '{name}' is not known", nearest(name, names()))
     return families()[name]
 
 
 def for_model_type(model_type: str) -> Family | None:
-    """Returns the table that fits a `model_type` of Hugging Face, if there is one."""
+    """Return the table that fits a `model_type` of Hugging Face, if there is one."""
     return next((table for table in families().values() if model_type in table.model_types), None)
 
 
 def check_name(name: str, load: str | None = None) -> None:
-    """Raises UserError for a `--model` that is similar to an adapted network's. Other names may exist on the hub.
+    """Raise UserError for a `--model` that is similar to an adapted network's. Other names may exist on the hub.
 
     `load` is `--load`: if it is a folder of a base model, the message names its architecture.
     """
@@ -94,7 +94,7 @@ def check_name(name: str, load: str | None = None) -> None:
 
 
 def parse_model_name(name: str) -> AdaptedName | None:
-    """Splits a name such as `lora`, `opt_lora` or `opt_lora_ags`. Returns None for any other name."""
+    """Split a name such as `lora`, `opt_lora` or `opt_lora_ags`. Returns None for any other name."""
     stem, shortcuts = name.removesuffix("_ags"), name.endswith("_ags")
     if stem in _OF_BASE_NAMES:
         return AdaptedName(OF_BASE, shortcuts)

@@ -22,5 +22,5 @@ PREFIX = "base_model.model."  # PEFT adds it to every name of the base
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Returns whether a folder holds an adapter."""
+    """Return whether a folder holds an adapter."""
     return os.path.isfile(Path(folder) / CONFIG)  # False for a name that is too long, too

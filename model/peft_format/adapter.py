@@ -66,7 +66,7 @@ class Adapter:
     shortcut_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def base(self, moved: str | None, seed: int) -> BaseSource:
-        """Returns the base model, at the location `moved` if that is given.
+        """Return the base model, at the location `moved` if that is given.
 
         `seed` is used for weights that the base lacks, if another program made the adapter. Raises UserError if the
         adapter names no base, or a revision of it.
@@ -85,7 +85,7 @@ class Adapter:
 
 
 def find_adapter(name: str) -> Path:
-    """Returns the folder of an adapter. A name `owner/name` that is not a folder is downloaded from the hub."""
+    """Return the folder of an adapter. A name `owner/name` that is not a folder is downloaded from the hub."""
     if os.path.exists(name) or name.count("/") != 1 or name.startswith((".", "/")):
         return Path(name)
     try:
@@ -98,7 +98,7 @@ def find_adapter(name: str) -> Path:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Reads an adapter folder.
+    """Read an adapter folder.
 
     Raises UserError if a file is missing, truncated or of another kind, or if the files do not agree.
     """
@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Returns A and B by module, and the values of the head by parameter name."""
+    """Return A and B by module, and the values of the head by parameter name."""
     matrices: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
     for key, values in state.items():
@@ -151,7 +151,7 @@ def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
 def _take_experts(
     path: Path, settings: PeftSettings, matrices: dict[str, dict[str, Tensor]]
 ) -> dict[str, tuple[tuple[Tensor, Tensor], ...]]:
-    """Takes the LoRA of parameters out of `matrices`: path of a module -> A and B of its parameters, in order.
+    """Take the LoRA of parameters out of `matrices`: path of a module -> A and B of its parameters, in order.
 
     PEFT wraps a module once for each of its parameters. The first parameter is in the innermost wrapper, whose path has
     the most parts `base_layer`.
@@ -165,7 +165,7 @@ def _take_experts(
 
 
 def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Tensor]) -> LoraWeights:
-    """Returns the LoRA of one linear layer, after a check of its shapes against the configuration."""
+    """Return the LoRA of one linear layer, after a check of its shapes against the configuration."""
     element, (a, b) = settings.element(module), _matrices(path, module, pair)
     check_rank(path, module, element, a)
     if settings.targets(module) is False:
@@ -174,7 +174,7 @@ def _pair(path: Path, module: str, settings: PeftSettings, pair: Mapping[str, Te
 
 
 def _matrices(path: Path, module: str, pair: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns A and B, whose shapes fit together."""
+    """Return A and B, whose shapes fit together."""
     if pair.keys() != {"A", "B"}:
         raise UserError(f"{path} has only lora_{next(iter(pair))} of {module}", "expected lora_A and lora_B")
     a, b = pair["A"], pair["B"]
@@ -187,14 +187,14 @@ def _matrices(path: Path, module: str, pair: Mapping[str, Tensor]) -> tuple[Tens
 
 
 def check_rank(path: Path, module: str, settings: Settings, a: Tensor, experts: int = 1) -> None:
-    """Raises UserError unless A has as many rows as the rank of each expert needs."""
+    """Raise UserError unless A has as many rows as the rank of each expert needs."""
     if len(a) != settings.rank * experts:
         found = f"{path}: {module} has rank {len(a) / experts:g}, but {CONFIG} says {settings.rank}"
         raise UserError(found, "expected files of one adapter")
 
 
 def _read_record(path: Path) -> ModelRecord | None:
-    """Returns the record that this program wrote into the header of the file."""
+    """Return the record that this program wrote into the header of the file."""
     if path.suffix != ".safetensors":
         return None
     with reading("the header of", path, "give a complete adapter"), safe_open(path, "pt") as file:

@@ -51,7 +51,7 @@ class Described:
 
 
 def card(result: Described) -> str:
-    """Returns the text of the file."""
+    """Return the text of the file."""
     base, lora = base_location(result.record.base.name), result.space.on("lora")
     places, ranks = _allocation(result.space)
     text = _template().render(
@@ -115,7 +115,7 @@ def _choice(record: ModelRecord) -> Iterator[tuple[str, str]]:
 
 
 def _allocation(space: SearchSpace) -> tuple[list[str], list[list[Any]]]:
-    """Returns the names of the places, and for each block its number and ranks (`·`: off, empty: no such place)."""
+    """Return the names of the places, and for each block its number and ranks (`·`: off, empty: no such place)."""
     ranks: dict[tuple[int, str], Any] = {(place.layer, place.name): "·" for place in space.places()}
     ranks |= {(each.element.layer, each.element.name): each.element.rank for each in space.on()}
     names = sorted({name for _, name in ranks}, key=order_of)

@@ -23,7 +23,7 @@ from model.peft_format.adapter import Adapter, LoraWeights, check_rank
 
 
 def named(adapter: Adapter, family: Family) -> Adapter:
-    """Returns the adapter with the LoRA of experts in `lora`, by the names of parameters.
+    """Return the adapter with the LoRA of experts in `lora`, by the names of parameters.
 
     Raises UserError if a module of experts has not as many parameters with LoRA as the adapter.
     """
@@ -44,7 +44,7 @@ def named(adapter: Adapter, family: Family) -> Adapter:
 
 
 def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
-    """Returns the layer-wise configuration with LoRA on the layers of the adapter.
+    """Return the layer-wise configuration with LoRA on the layers of the adapter.
 
     Raises UserError if a layer is not in the family's table.
     """
@@ -65,7 +65,7 @@ def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
 
 
 def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
-    """Raises UserError if the base lacks a module or shape of the adapter, or the adapter a module that it names.
+    """Raise UserError if the base lacks a module or shape of the adapter, or the adapter a module that it names.
 
     The tensors of the base, `network`, may be on the meta device. `name` is its name in messages.
     """
@@ -106,7 +106,7 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
 
 
 def check_adapter_weights(adapter: Adapter, base_sha256: str, task: Task) -> None:
-    """Raises UserError if the adapter's record names other weights. A different head changes the fingerprint of the
+    """Raise UserError if the adapter's record names other weights. A different head changes the fingerprint of the
     same base, so then there is no check."""
     record = adapter.record
     if record is None or adapter.settings.task_type not in TASKS[task].peft_types:
@@ -120,7 +120,7 @@ def check_adapter_weights(adapter: Adapter, base_sha256: str, task: Task) -> Non
 
 @torch.no_grad()
 def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
-    """Copies an adapter's weights into a network with its elements. Shortcuts without weights keep their initial ones.
+    """Copy an adapter's weights into a network with its elements. Shortcuts without weights keep their initial ones.
 
     Returns whether the network has a classification head that comes entirely from the adapter. Raises UserError if a
     shortcut has another shape.

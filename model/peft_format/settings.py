@@ -115,7 +115,7 @@ class PeftSettings:
         return None if revision in (None, "", "main") else revision
 
     def element(self, module: str) -> Settings:
-        """Returns the settings of LoRA on the linear layer at `module`."""
+        """Return the settings of LoRA on the linear layer at `module`."""
 
         def value(patterns: str, default: str) -> Any:
             """The value of the first pattern that matches the path or its ending."""
@@ -130,16 +130,16 @@ class PeftSettings:
         )
 
     def targets_parameter(self, name: str) -> bool:
-        """Returns whether LoRA is on a parameter, such as one with the weights of experts, by PEFT's rules."""
+        """Return whether LoRA is on a parameter, such as one with the weights of experts, by PEFT's rules."""
         return names_module(self.values.get("target_parameters") or (), name)
 
     def targets_parameter_of(self, module: str) -> bool:
-        """Returns whether LoRA is on a parameter of the module itself."""
+        """Return whether LoRA is on a parameter of the module itself."""
         ends = (name.rpartition(".")[2] for name in self.values.get("target_parameters") or ())
         return any(self.targets_parameter(f"{module}.{end}") for end in ends)
 
     def targets(self, module: str) -> bool | None:
-        """Returns whether LoRA is on `module` by PEFT's rules. None: the file leaves it to the defaults of PEFT."""
+        """Return whether LoRA is on `module` by PEFT's rules. None: the file leaves it to the defaults of PEFT."""
         wanted = self.values.get("target_modules")
         if wanted is None or wanted == "all-linear":
             return None
@@ -164,7 +164,7 @@ class PeftSettings:
 
 
 def read_settings(path: Path) -> PeftSettings:
-    """Reads and checks the file.
+    """Read and check the file.
 
     Raises UserError if it is missing, is not JSON, is not of LoRA or of a variant of it, or has a wrong value.
     """

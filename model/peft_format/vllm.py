@@ -31,7 +31,7 @@ class Pair:
 
 
 def uniform(lora: Sequence[LowRank]) -> list[Pair]:
-    """Returns pairs of one rank and with scaling 1 that compute the same.
+    """Return pairs of one rank and with scaling 1 that compute the same.
 
     The scaling of each element is folded into B. Lower ranks are padded with zeros to the highest one.
     """
@@ -47,7 +47,7 @@ def uniform(lora: Sequence[LowRank]) -> list[Pair]:
 
 
 def how_to_load(lora: Sequence[LowRank], base: str) -> str:
-    """Returns a section of the model card."""
+    """Return a section of the model card."""
     served = f"vllm serve {shlex.quote(base_location(base))} --enable-lora --max-lora-rank {max_lora_rank(lora)}"
     return f"""### In vLLM
 
@@ -59,7 +59,7 @@ The scaling of each element is folded into its B, and lower ranks are padded wit
 
 
 def max_lora_rank(lora: Sequence[LowRank]) -> int:
-    """Returns the least `--max-lora-rank` of vLLM that admits these elements. Raises UserError if none does."""
+    """Return the least `--max-lora-rank` of vLLM that admits these elements. Raises UserError if none does."""
     highest = max((low_rank.element for low_rank in lora), key=lambda element: element.rank)
     for limit in MAX_LORA_RANKS:
         if highest.rank <= limit:

@@ -26,7 +26,7 @@ from model.tensor_file import write_safetensors
 
 
 def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> ElementConfig:
-    """Returns the layer-wise configuration of all places of a kind. Those that are off or empty are disabled."""
+    """Return the layer-wise configuration of all places of a kind. Those that are off or empty are disabled."""
     found: dict[Site, Settings] = {(place.layer, place.name): Settings(disabled=True) for place in space.places(kind)}
     for each in space.of_kind(kind):
         settings = replace(each.element.settings, disabled=not each.enabled, adapter="default")
@@ -41,7 +41,7 @@ def _layer(network: nn.Module, path: str) -> nn.Module:
 
 
 def _paths(elements: Sequence[Element], network: nn.Module) -> dict[str, str]:
-    """Returns key of an element -> path of PEFT's layer.
+    """Return key of an element -> path of PEFT's layer.
 
     PEFT wraps a module once for each of its parameters, the first of them innermost; see `adapter._take_experts`.
     """
@@ -63,7 +63,7 @@ def write_adapter(
     shortcut: ElementConfig | None = None,
     lora: Sequence[LowRank | Pair] | None = None,
 ) -> None:
-    """Writes PEFT's files, and the files of the shortcuts if there are any, into an empty folder.
+    """Write PEFT's files, and the files of the shortcuts if there are any, into an empty folder.
 
     Elements that are off are not written. If no LoRA element is on, the configuration names no module. This program
     can read it, PEFT cannot. `shortcut` is the configuration of the shortcuts, if the result has any or normalises

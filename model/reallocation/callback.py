@@ -34,20 +34,20 @@ class ScoreSource:
     """Computes the scores of a fixed budget. Only `scores` must be overridden."""
 
     def scores(self, trainer: pl.Trainer, task: FineTuning, until_due: int) -> Mapping[str, float]:
-        """Returns key -> score of every element, the same on every process.
+        """Return key -> score of every element, the same on every process.
 
         The elements that are chosen will be trained on `until_due` batches before the next reallocation.
         """
         raise NotImplementedError
 
     def switched(self) -> None:
-        """Runs after elements were switched. Forgets the batches before."""
+        """Run after elements were switched. Forgets the batches before."""
 
     def batch_starts(self, trainer: pl.Trainer, batch: int, until_due: int) -> None:
-        """Runs before batch `batch` of the epoch. The next reallocation is `until_due` batches later."""
+        """Run before batch `batch` of the epoch. The next reallocation is `until_due` batches later."""
 
     def window_ends(self, trainer: pl.Trainer, task: FineTuning) -> None:
-        """Runs when the gradients of an accumulation window are complete: of the global batch, before clipping."""
+        """Run when the gradients of an accumulation window are complete: of the global batch, before clipping."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -20,19 +20,19 @@ class Schedule:
     warmup_epochs: int = 0
 
     def due(self, batch: int) -> bool:
-        """Returns whether there is a reallocation before batch `batch` of an epoch."""
+        """Return whether there is a reallocation before batch `batch` of an epoch."""
         return batch % self.interval == 0
 
     def warming_up(self, epoch: int) -> bool:
         return epoch < self.warmup_epochs
 
     def batches_until_due(self, batch: int, per_epoch: int) -> int:
-        """Returns the number of batches, from this one, that are trained before the next reallocation."""
+        """Return the number of batches, from this one, that are trained before the next reallocation."""
         return min(self.interval - batch % self.interval, per_epoch - batch)
 
 
 def realloc_interval(n: int | float, per_epoch: int, accumulate: int = 1) -> int:
-    """Returns `--realloc-N` as a number of batches, rounded up to a multiple of the accumulation window.
+    """Return `--realloc-N` as a number of batches, rounded up to a multiple of the accumulation window.
 
     An int counts batches. A float in (0, 1] is a share of the epoch, in exact decimals and rounded up.
     """

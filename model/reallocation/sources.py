@@ -84,7 +84,7 @@ class TrainingScores(ScoreSource):
 
 
 def _movement(trainer: pl.Trainer, task: FineTuning, batches: int) -> Movement:
-    """Returns what the optimizer does to every B in the next batches, at the learning rates of the schedule."""
+    """Return what the optimizer does to every B in the next batches, at the learning rates of the schedule."""
     groups = [group["name"] for group in trainer.optimizers[0].param_groups]
     group = groups.index("B" if "B" in groups else "matrices")
     rates = coming_rates(trainer.lr_scheduler_configs[0].scheduler, group)

@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def class_of(spec: DatasetSpec) -> type[FineTuning]:
-    """Returns the class that trains and measures the task of a data set."""
+    """Return the class that trains and measures the task of a data set."""
     file = spec.task if spec.choices is None else "multiple_choice"
     return importlib.import_module(f"{__name__}.{file}").TASK

@@ -16,7 +16,7 @@ from heterolora.saliency.problem import Batch
 
 
 def two_parts(batch: Batch, config: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Returns the inputs of the network, the token that each position of the decoder predicts (rows, response), and
+    """Return the inputs of the network, the token that each position of the decoder predicts (rows, response), and
     whether it counts. Rows of weight 0 have none that counts.
     """
     is_response = batch["labels"] != IGNORE

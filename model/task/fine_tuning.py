@@ -98,7 +98,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.predicted: list[tuple[str, int, Any, Any]] = []
 
     def again(self, **changes: Any) -> Self:
-        """Returns a new task with the parts of this one, except for `changes`, and nothing of its training."""
+        """Return a new task with the parts of this one, except for `changes`, and nothing of its training."""
         return type(self)(replace(self.parts, **changes))
 
     @property
@@ -114,28 +114,28 @@ class FineTuning(pl.LightningModule, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """Returns the loss of a batch, which is measured and scored."""
+        """Return the loss of a batch, which is measured and scored."""
 
     def training_loss(self, batch: Batch) -> Loss:
-        """Returns the loss of a batch that is trained on."""
+        """Return the loss of a batch that is trained on."""
         return self.loss(batch)
 
     @abstractmethod
     def predictions(self, batch: Batch, loss: Loss) -> tuple[Any, Any]:
-        """Returns the two arguments of the running metrics' `update`, without filler rows."""
+        """Return the two arguments of the running metrics' `update`, without filler rows."""
 
     @abstractmethod
     def row_counts(self, batch: Batch, loss: Loss) -> tuple[Tensor, Answers | None]:
-        """Returns what each row (rows,) of an evaluated batch counts, 1 or its target tokens, and its label and
+        """Return what each row (rows,) of an evaluated batch counts, 1 or its target tokens, and its label and
         prediction: None for a task without labels. Filler rows have values too.
         """
 
     @abstractmethod
     def answers(self, batch: Batch) -> list[Answer]:
-        """Returns what the model predicts for the rows of a batch, which need no labels, without filler rows."""
+        """Return what the model predicts for the rows of a batch, which need no labels, without filler rows."""
 
     def official_pairs(self, first: Any, second: Any) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Converts the result of `predictions` to predictions and references for the benchmark's own metric."""
+        """Convert the result of `predictions` to predictions and references for the benchmark's own metric."""
         return first, second
 
     # ---- several processes
@@ -145,7 +145,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.shard(self.trainer.strategy.root_device)
 
     def shard(self, device: torch.device) -> None:
-        """Shards the base, or a plain model, if it is to be sharded. Needs the process group."""
+        """Shard the base, or a plain model, if it is to be sharded. Needs the process group."""
         if self.sharding is not None:
             shard(self.network, self.space, self.sharding, device)
             leave_out_of_broadcasts(self, sharded_names(self))
@@ -153,7 +153,7 @@ class FineTuning(pl.LightningModule, ABC):
     # ---- training
 
     def on_train_start(self) -> None:
-        """Sets the learning rates of the schedule. A checkpoint restores those of a run of another length."""
+        """Set the learning rates of the schedule. A checkpoint restores those of a run of another length."""
         for config in self.trainer.lr_scheduler_configs:
             for number, group in enumerate(config.scheduler.optimizer.param_groups):
                 group["lr"] = next(coming_rates(config.scheduler, number))
@@ -175,7 +175,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.global_loss = self.window.finish(self.trainer.optimizers[0], divided_by, averaged)
 
     def _averages_gradients(self) -> bool:
-        """Returns whether the backward pass averages gradients over processes."""
+        """Return whether the backward pass averages gradients over processes."""
         sharded = self.space is None and is_sharded(self.network)
         return sharded or isinstance(self.trainer.strategy.model, DistributedDataParallel)
 
@@ -198,11 +198,11 @@ class FineTuning(pl.LightningModule, ABC):
             ) from error
 
     def train_batches(self) -> int:
-        """Returns the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
+        """Return the number of training batches of an epoch, of this process, within `--limit-train-batches`."""
         return batches_within(self.batches_per_epoch(self.trainer.world_size), self.trainer.limit_train_batches)
 
     def total_steps(self) -> float:
-        """Returns the number of optimizer steps of the whole run.
+        """Return the number of optimizer steps of the whole run.
 
         Lightning's own estimate creates the training loader before a checkpoint restores its position.
         """
@@ -264,7 +264,7 @@ class FineTuning(pl.LightningModule, ABC):
                 self.one_class[split] = self.spec.labels[only_class] if self.spec.labels else str(only_class)
 
     def official(self) -> dict[str, dict[str, float]]:
-        """Returns the metrics of the benchmark itself for each test split, from `predicted` of all processes."""
+        """Return the metrics of the benchmark itself for each test split, from `predicted` of all processes."""
         if self.spec.official is None:
             return {}
         metric = official_metric(self.spec.official)
@@ -283,7 +283,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.take(checkpoint_of(Path("the checkpoint"), checkpoint))
 
     def take(self, checkpoint: Checkpoint) -> None:
-        """Loads trained weights and on/off state. Raises UserError if they do not fit the network."""
+        """Load trained weights and on/off state. Raises UserError if they do not fit the network."""
         take(self.network, self.space, self.record, checkpoint)
 
     def current_record(self) -> ModelRecord:

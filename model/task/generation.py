@@ -65,7 +65,7 @@ class Writer:
 
     @torch.no_grad()
     def write(self, prompts: Tensor, mask: Tensor, streamer: BaseStreamer | None = None) -> list[str]:
-        """Returns continuations of the left-padded prompts, or what the decoder writes about them. `streamer` gets the
+        """Return continuations of the left-padded prompts, or what the decoder writes about them. `streamer` gets the
         tokens of a single one as they come.
         """
         two_parts = self.network.config.is_encoder_decoder

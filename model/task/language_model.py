@@ -26,7 +26,7 @@ class LanguageModel(FineTuning):
 
     @property
     def writer(self) -> Writer:
-        """Generates text. From its first use on, the network has the settings of the program."""
+        """Generate text. From its first use on, the network has the settings of the program."""
         if self._writer is None:
             self._writer = Writer(self.network, present(self.parts.generation))
         return self._writer

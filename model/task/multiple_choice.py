@@ -27,7 +27,7 @@ class MultipleChoice(LanguageModel):
     """
 
     def loss(self, batch: Batch) -> Loss:
-        """Returns the loss of the right choices. Its `logits` are the scores (rows, choices) of an evaluated batch."""
+        """Return the loss of the right choices. Its `logits` are the scores (rows, choices) of an evaluated batch."""
         if "choices" not in batch:
             return super().loss(batch)
         every = present(super().loss(_sequences(batch)).each)  # (sequences,): the negative scores

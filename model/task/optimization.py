@@ -17,7 +17,7 @@ from options.optimization import Optimization
 def build_optimizer(
     parameters: Iterable[nn.Parameter], settings: Optimization, space: SearchSpace | None = None
 ) -> torch.optim.Optimizer:
-    """Returns an optimizer with separate groups for matrices, for vectors, and with LoRA+ for every B of `space`.
+    """Return an optimizer with separate groups for matrices, for vectors, and with LoRA+ for every B of `space`.
 
     LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains B with `loraplus_ratio` times the learning rate. The schedule
     multiplies all rates by the same factor, so their ratio is constant.
@@ -38,23 +38,23 @@ def build_optimizer(
 
 
 def batches_within(batches: int, limit: int | float) -> int:
-    """Returns the number of training batches of an epoch of `batches`, within `--limit-train-batches`."""
+    """Return the number of training batches of an epoch of `batches`, within `--limit-train-batches`."""
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def steps_of_run(batches: int, accumulate: int, max_epochs: int | None, max_steps: int) -> float:
-    """Returns the optimizer steps of a run with `batches` training batches an epoch on each process. -1: no limit."""
+    """Return the optimizer steps of a run with `batches` training batches an epoch on each process. -1: no limit."""
     by_epochs = math.inf if max_epochs is None or max_epochs == -1 else -(-batches // accumulate) * max_epochs
     return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
 
 
 def warm_up(asked: int | float, total: float) -> int:
-    """Returns the warm-up steps of a run of `total` steps. A share is rounded, and leaves at least one step."""
+    """Return the warm-up steps of a run of `total` steps. A share is rounded, and leaves at least one step."""
     return asked if isinstance(asked, int) else min(round(asked * total), int(total) - 1)
 
 
 def recipe(settings: Optimization, clipping: float) -> str:
-    """Returns a line about the training: optimizer, learning rate, schedule and clipping."""
+    """Return a line about the training: optimizer, learning rate, schedule and clipping."""
     ends = {"none": "constant", "linear": "linear to 0", "cosine_annealing": f"cosine to {settings.eta_min:g}"}
     steps = settings.warmup_steps
     parts = [
@@ -67,7 +67,7 @@ def recipe(settings: Optimization, clipping: float) -> str:
 
 
 def rate_factor(step: int, total: float, settings: Optimization) -> float:
-    """Returns the learning rate at optimizer step `step` (from 0) of `total`, relative to the peak.
+    """Return the learning rate at optimizer step `step` (from 0) of `total`, relative to the peak.
 
     Linear: decreases to 0 at `total`. Cosine (Loshchilov & Hutter 2017, without restarts):
     η_min + (η − η_min) · (1 + cos(π·t)) / 2 where t is the completed share of the steps after warm-up.
@@ -85,7 +85,7 @@ def rate_factor(step: int, total: float, settings: Optimization) -> float:
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, total: float, settings: Optimization) -> dict[str, Any]:
-    """Returns Lightning's description of a scheduler that steps with the optimizer."""
+    """Return Lightning's description of a scheduler that steps with the optimizer."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, settings))
     return {"scheduler": schedule, "interval": "step", "name": "learning_rate"}
 

@@ -55,7 +55,7 @@ class RowCache:
         return self._shelves[depth].rows
 
     def put(self, depth: int, row: int, tensor: Tensor) -> None:
-        """Keeps a copy of the tensor, if there is room."""
+        """Keep a copy of the tensor, if there is room."""
         rows, shelf, size = self.at(depth), self._shelves[depth], tensor.numel() * tensor.element_size()
         place = shelf.place(size)
         if place is None and self._reserve(shelf, size):
@@ -67,7 +67,7 @@ class RowCache:
             self.when_full = None
 
     def _reserve(self, shelf: _Shelf, size: int) -> bool:
-        """Gives the shelf, which is the last one, a chunk of at least `size` bytes. Returns whether there is room."""
+        """Give the shelf, which is the last one, a chunk of at least `size` bytes. Returns whether there is room."""
         while self._left() < size and len(self._shelves) > 1:
             del self._shelves[next(iter(self._shelves))]
         if self._left() < size:

@@ -70,7 +70,7 @@ class RowResult:
 
 
 def write_rows(folder: Path, rows: Iterable[RowResult]) -> None:
-    """Writes `rows.csv`, sorted by split and row."""
+    """Write `rows.csv`, sorted by split and row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in fields(RowResult))

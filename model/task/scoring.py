@@ -22,7 +22,7 @@ def scoring_problem(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     movement: Movement | None = None,
 ) -> Problem:
-    """Returns the problem of scoring the elements of `task`, an adapted network and its loss.
+    """Return the problem of scoring the elements of `task`, an adapted network and its loss.
 
     Args:
         batches: this process's share of the scoring batches, on the device of the task. The last one may be a filler.
@@ -45,7 +45,7 @@ def scoring_problem(
 
 
 def batch_count(limit: int | float, available: int) -> tuple[int, str | None]:
-    """Returns the number of scoring batches, and a line to print if the training set has fewer than `limit`.
+    """Return the number of scoring batches, and a line to print if the training set has fewer than `limit`.
 
     `limit` is `--imp-limit-test-batches`. An int counts batches. A float in (0, 1] is a share, rounded up.
     """

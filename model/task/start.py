@@ -62,7 +62,7 @@ class StartElements(pl.Callback):
 
 
 def start(problem: Problem, kind: Start, seed: int = 0) -> None:
-    """Sets A of every element, the same on every process.
+    """Set A of every element, the same on every process.
 
     The rows are orthogonal, of length 1 / √3, as Kaiming's are on average. Rows beyond the width of the place keep
     their values. Each expert has its own directions. `orthogonal` needs no batches. Raises UserError if a direction is
@@ -83,7 +83,7 @@ def start(problem: Problem, kind: Start, seed: int = 0) -> None:
 
 
 def _directions(problem: Problem, kind: Start, seed: int) -> list[Tensor]:
-    """Returns orthonormal columns (experts, in, k) for each element."""
+    """Return orthonormal columns (experts, in, k) for each element."""
     if kind == "activation":
         return [place.directions()[0].unsqueeze(0) for place in inputs(problem)]
     elements = problem.space.elements

@@ -36,7 +36,7 @@ class Head:
     def losses(
         self, inputs: Mapping[str, Tensor], targets: Tensor, kept: Tensor, number: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the sum of the losses, and the loss of each kept token (N,), which has no gradient.
+        """Return the sum of the losses, and the loss of each kept token (N,), which has no gradient.
 
         The sum alone if `by_liger`.
 
@@ -78,7 +78,7 @@ def _restore(states: list[Tensor]) -> None:
 
 @contextmanager
 def _held(linear: nn.Module) -> Iterator[list[Tensor]]:
-    """Keeps the input of `linear`, which is then applied to the last token only."""
+    """Keep the input of `linear`, which is then applied to the last token only."""
     held: list[Tensor] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
@@ -93,7 +93,7 @@ def _held(linear: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, linear: Any) -> tuple[Tensor, Tensor | None]:
-    """Returns the sum of the losses of `linear(hidden)`, and the loss of each token (N,), which has no gradient.
+    """Return the sum of the losses of `linear(hidden)`, and the loss of each token (N,), which has no gradient.
 
     The sum alone if `by_liger`.
 

@@ -46,7 +46,7 @@ class Window:
         self._unit = self._sums = None
 
     def add(self, loss: Loss, averaged: bool = False) -> Tensor:
-        """Adds a batch, and returns the loss of its backward pass.
+        """Add a batch, and return the loss of its backward pass.
 
         `averaged` says that the backward pass averages gradients over processes, as DistributedDataParallel does. Then
         all processes need the same `unit`.
@@ -60,7 +60,7 @@ class Window:
 
     @torch.no_grad()
     def finish(self, optimizer: torch.optim.Optimizer, divided_by: int = 1, averaged: bool = False) -> Tensor:
-        """Turns the accumulated gradients into the gradient of the step. Returns the mean loss of the window.
+        """Turn the accumulated gradients into the gradient of the step. Returns the mean loss of the window.
 
         Args:
             optimizer: of the trained parameters.
@@ -91,7 +91,7 @@ class Window:
 
 
 def _sum_gradients(parameters: Sequence[nn.Parameter], weight: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Makes every gradient the sum of weight · gradient over processes, divided by the count in `sums`.
+    """Make every gradient the sum of weight · gradient over processes, divided by the count in `sums`.
 
     Returns the loss and the count of all processes. One all-reduce of a flat tensor carries all of it.
     """

@@ -42,7 +42,7 @@ class Fault:
 
 
 def inject(fault: Fault) -> None:
-    """Puts a fault into this process, which is to end soon."""
+    """Put a fault into this process, which is to end soon."""
     if fault.clock or fault.stopped_at:
         _set_clock(fault)
     for name in CALLS if fault.counted else (fault.call,) if fault.at else ():

@@ -37,12 +37,12 @@ class Server:
         )
 
     def run(self, *arguments: object, fault: Fault | None = None) -> Outcome:
-        """Runs `python -m main` with small options, and with a fault."""
+        """Run `python -m main` with small options, and with a fault."""
         (outcome,) = self.run_at_once(arguments, fault=fault)
         return outcome
 
     def run_at_once(self, *commands: Sequence[object], fault: Fault | None = None) -> list[Outcome]:
-        """Runs several of them at the same time, each with the fault."""
+        """Run several of them at the same time, each with the fault."""
         ask = {"commands": [command(*arguments) for arguments in commands], "fault": fault and asdict(fault)}
         self._process.stdin.write(json.dumps(ask) + "\n")
         self._process.stdin.flush()

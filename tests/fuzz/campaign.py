@@ -85,7 +85,7 @@ class Campaign:
         self._folder = folder
 
     def run(self, case: Case) -> Outcome:
-        """Runs a case in a folder of its own, with an empty data cache."""
+        """Run a case in a folder of its own, with an empty data cache."""
         folder = self._folder / f"case-{next(self._numbers)}"
 
         def command() -> object:
@@ -111,7 +111,7 @@ class Campaign:
     def run_kind(
         self, name: str, count: int, start: int, shrink: bool
     ) -> tuple[Tally, dict[str, tuple[Case, Outcome]]]:
-        """Runs `count` cases of a kind. Returns the tally, and a case for each problem: the smallest if asked for."""
+        """Run `count` cases of a kind. Returns the tally, and a case for each problem: the smallest if asked for."""
         tally, known = Tally(), {}
         search = _Search(self.run, cases(name, self._world), shrink)
         for number in itertools.count(start):
@@ -132,7 +132,7 @@ class _Search:
         self._outcomes: dict[str, Outcome] = {}  # by the case as JSON
 
     def turn(self, number: int, tally: Tally, found: dict[str, tuple[Case, Outcome]], count: int) -> None:
-        """Runs a few cases, up to the first new problem, whose case is shrunk."""
+        """Run a few cases, up to the first new problem, whose case is shrunk."""
         known, new = set(found), {}
 
         @seed(number)
@@ -173,7 +173,7 @@ def shares(count: int) -> dict[str, int]:
 
 
 def keep(case: Case, problem: str) -> Path:
-    """Writes a case to the regressions."""
+    """Write a case to the regressions."""
     name = f"{case.kind.replace(' ', '-')}-{hashlib.sha256(problem.encode()).hexdigest()[:8]}.json"
     REGRESSIONS.mkdir(exist_ok=True)
     (REGRESSIONS / name).write_text(case.to_json(), encoding="utf-8")

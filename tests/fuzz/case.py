@@ -52,7 +52,7 @@ class Case:
         return tuple(path for path, is_kept in found if not is_kept(folder / path))
 
     def prepare(self, world: Path, folder: Path) -> None:
-        """Copies the subjects into the folder and changes them."""
+        """Copy the subjects into the folder and changes them."""
         for name in self.subjects:
             source = world / name
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / name)
@@ -131,7 +131,7 @@ PRECIOUS = "a file of the user\n"
 
 
 def _weight(path: Path, at: int, value: str) -> None:
-    """Sets one number of the tensors of a file."""
+    """Set one number of the tensors of a file."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -163,7 +163,7 @@ _KEPT: Mapping[str, Callable[[Path], bool]] = {
 
 
 def _set(path: Path, key: list[Any], value: Any) -> None:
-    """Sets a value inside a torch file. A key of the wrong kind, after an earlier change, does nothing."""
+    """Set a value inside a torch file. A key of the wrong kind, after an earlier change, does nothing."""
     import torch
 
     contents = torch.load(path, weights_only=True)

@@ -202,7 +202,7 @@ def _early() -> st.SearchStrategy[Case]:
 
 
 def _whole() -> st.SearchStrategy[Case]:
-    """Trains one step or measures one batch, if nothing stops it before."""
+    """Train one step or measures one batch, if nothing stops it before."""
     action = st.sampled_from([TEST, ("train", *TEST[1:]), ("train-dyrealloc", *TEST[1:]), ("imp-test", *TEST[1:])])
     return st.builds(
         lambda action, options: _command_line((*action, *options, *_IN_ORDER, *TEST[-4:], "--num-workers", "0")),

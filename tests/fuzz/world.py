@@ -76,7 +76,7 @@ def measuring(*more: str, action: str = "test") -> tuple[str, ...]:
 
 
 def make_sound_world(folder: Path) -> int:
-    """Makes everything; returns an exit code."""
+    """Make everything; returns an exit code."""
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     model_folder(folder / "model")

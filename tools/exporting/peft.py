@@ -30,7 +30,7 @@ def write(export: Export, run_folder: Path | None) -> None:
 
 
 def check_adapter(export: Export) -> None:
-    """Raises UserError if there is no adapter, or nobody else could use it."""
+    """Raise UserError if there is no adapter, or nobody else could use it."""
     args, base = export.args, export.request.base
     if export.request.adapted is None:
         raise UserError(f"{args.result} is a plain model, without LoRA", "use --format merged")
@@ -43,7 +43,7 @@ def check_adapter(export: Export) -> None:
 
 
 def write_adapter(export: Export, run_folder: Path | None, for_vllm: bool) -> None:
-    """Raises UserError if no element is on."""
+    """Raise UserError if no element is on."""
     request = export.request
     restored = restore_trained(request)
     network, space = restored.network, present(restored.space)

@@ -49,7 +49,7 @@ BY_DEFAULT = "rtx-4090"
 
 
 def gpu_named(name: str) -> Gpu:
-    """Raises UserError with the nearest name if there is none."""
+    """Raise UserError with the nearest name if there is none."""
     key = name.lower().replace("_", "-").replace(" ", "-")
     if key not in GPUS:
         raise UserError(f"--card '{name}' is not known", nearest(key, GPUS))

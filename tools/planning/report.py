@@ -59,7 +59,7 @@ class PlanReport:
 
 
 def plan_report(request: Request, gpu: Gpu | None, memory: int) -> PlanReport:
-    """Traces a training step of the request. Raises UserError if an option has no plan."""
+    """Trace a training step of the request. Raises UserError if an option has no plan."""
     options = request.options
     precision, quantize = options.devices.precision, options.quantize
     if quantize == "int8":

@@ -109,7 +109,7 @@ def _signature(block: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def step_cost(network: PreTrainedModel, batch: BatchShape, precision: str) -> StepCost:
-    """Runs a step; the tensors of the network are fake, or real ones on a CPU."""
+    """Run a step; the tensors of the network are fake, or real ones on a CPU."""
     dtype = AUTOCAST.get(precision)
     trained = [p for p in network.parameters() if p.requires_grad]
     live = Live((*network.parameters(), *network.buffers()))

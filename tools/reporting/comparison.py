@@ -163,7 +163,7 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 
 def better(metric: str) -> str | None:
-    """Returns `min` or `max`, or None if it is not a metric. The benchmarks' own metrics have `max`."""
+    """Return `min` or `max`, or None if it is not a metric. The benchmarks' own metrics have `max`."""
     name = metric.rsplit("/", 1)[-1]
     if name == "loss":
         return "min"
@@ -197,7 +197,7 @@ class Group:
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """Groups all runs that have final metrics, in order of their first runs. Empty if no group has two seeds."""
+    """Group all runs that have final metrics, in order of their first runs. Empty if no group has two seeds."""
     options = [name for name in compared_options() if name != "seed"]
     same: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:

@@ -29,7 +29,7 @@ class Curves:
 
 
 def read_curves(logs: Path, logger: str) -> Curves:
-    """Reads the curves in a run's `logs` folder, which may be missing. `logger` is the run's `--logger`.
+    """Read the curves in a run's `logs` folder, which may be missing. `logger` is the run's `--logger`.
 
     Raises UserError if a file cannot be read.
     """

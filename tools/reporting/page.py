@@ -54,7 +54,7 @@ class View:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """Returns the page."""
+    """Return the page."""
     views = [View.of(run, position, runs) for position, run in enumerate(runs)]
     varied = groups(runs)
     return page_of(
@@ -71,7 +71,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def page_of(template: str, **content: object) -> str:
-    """Fills a template of this folder. `content` has a `title`, for `base.html.j2`, and what the template uses."""
+    """Fill a template of this folder. `content` has a `title`, for `base.html.j2`, and what the template uses."""
     here = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

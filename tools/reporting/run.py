@@ -157,7 +157,7 @@ def as_text(value: Any) -> str:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
-    """Reads all runs, in the order given.
+    """Read all runs, in the order given.
 
     Raises UserError if a folder is not a run or is given twice, or if one of its files cannot be read.
     """
@@ -260,7 +260,7 @@ def _parameters(path: Path) -> dict[str, Any]:
 
 
 def _ranks(folder: Path) -> dict[Place, int]:
-    """Reads the result's layer-wise configurations, which have a table for every element, on or off."""
+    """Read the result's layer-wise configurations, which have a table for every element, on or off."""
     files: dict[Kind, str] = {"lora": LORA, "shortcut": SHORTCUT}
     found = [load(folder / file, kind).sites for kind, file in files.items() if (folder / file).is_file()]
     tables = [(site, settings) for sites in found for site, settings in sites.items() if isinstance(site, tuple)]

@@ -206,7 +206,7 @@ def without_result(comparison: Comparison) -> dict[str, str]:
 
 
 def render(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> str:
-    """Returns the HTML page."""
+    """Return the HTML page."""
     return page_of(
         "study.html.j2",
         title=execution.folder.name,
@@ -221,7 +221,7 @@ def render(study: Study, comparisons: Sequence[Comparison], execution: Execution
 
 
 def markdown(study: Study, comparisons: Sequence[Comparison], execution: Execution) -> str:
-    """Returns the tables as Markdown."""
+    """Return the tables as Markdown."""
     lines = [f"# {execution.folder.name}", ""]
     for comparison in comparisons:
         lines += [f"## {comparison.heading}", "", answer(study, comparison), ""]

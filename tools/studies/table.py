@@ -16,7 +16,7 @@ COLUMNS = (
 
 
 def table(runs: Iterable[Measured], study: Study) -> str:
-    """Returns the text of the file. `rows` is `tuning` or `measuring`, and `share` the part of the run."""
+    """Return the text of the file. `rows` is `tuning` or `measuring`, and `share` the part of the run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -72,7 +72,7 @@ class Runs:
         return Result(metrics["test"]["accuracy"], _parameters(self.folder / project))
 
     def _run(self, action: str, *more: object) -> None:
-        """Runs one command of the program. If it fails, this program exits with its code."""
+        """Run one command of the program. If it fails, this program exits with its code."""
         command = [action, *self.shared, *map(str, more)]
         _show("-m main", command)
         if code := program.main(command):

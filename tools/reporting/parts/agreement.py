@@ -40,7 +40,7 @@ def compared(named: Mapping[str, Scores], share: float) -> tuple[Part, Part]:
 
 
 def check_same_elements(files: Mapping[Path, Scores]) -> None:
-    """Raises UserError unless all files score the same elements with the same widths."""
+    """Raise UserError unless all files score the same elements with the same widths."""
     first, *others = files
     expected = widths(files[first])
     for path in others:
