@@ -162,8 +162,11 @@ def changed(options: Any, values: Mapping[str, Any]) -> Any:
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of options as TOML values, without those that are `None`."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    return {name: value for name, value in plain.items() if value is not None and name != "config"}
+    return {name: _as_toml(value) for name, value in values.items() if value is not None and name != "config"}
+
+
+def _as_toml(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else [*value] if isinstance(value, tuple) else value
 
 
 def as_plain(options: Options) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def rows(count: int = ROWS) -> list[dict[str, Tensor]]:
 def peft_model(rank: int = 2, **config: Any) -> peft.PeftModel:
     torch.manual_seed(0)
     given = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config}
-    return peft.get_peft_model(tiny_network("llama", "causal"), peft.LoraConfig(**given))
+    return peft.get_peft_model(tiny_network("llama", "causal_language_modeling"), peft.LoraConfig(**given))
 
 
 def arguments(folder: Path, **given: Any) -> TrainingArguments:
@@ -121,7 +121,7 @@ class TestElements:
         ("none", None, "no LoRA layers"), ("another", "x", "no adapter 'x'"), ("merged", None, "merged into the base"),
     ])  # fmt: skip
     def test_mistakes(self, name: str, adapter: str | None, message: str) -> None:
-        model = tiny_network("llama", "causal") if name == "none" else peft_model()
+        model = tiny_network("llama", "causal_language_modeling") if name == "none" else peft_model()
         if name == "merged":
             model.merge_adapter()
         with pytest.raises(UserError, match=message):
@@ -144,7 +144,7 @@ def _by_hand(model: Any, batches: list[dict[str, Tensor]], heuristic: str) -> di
     from heterolora.library import problem_of
     from heterolora.saliency.score import score
 
-    space, base = peft_space(model), tiny_network("llama", "causal")
+    space, base = peft_space(model), tiny_network("llama", "causal_language_modeling")
     copy = SearchSpace(wrap(base, space.elements))
     with torch.no_grad():
         for ours, theirs in zip(copy, space, strict=True):
@@ -200,7 +200,9 @@ class TestShrinking:
         with torch.no_grad():
             expected = trainer.model.eval()(batch).logits
         trainer.model.save_pretrained(tmp_path / "adapter")
-        loaded = peft.PeftModel.from_pretrained(tiny_network("llama", "causal"), tmp_path / "adapter").eval()
+        loaded = peft.PeftModel.from_pretrained(
+            tiny_network("llama", "causal_language_modeling"), tmp_path / "adapter"
+        ).eval()
         assert sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n) == callback.search.parameters_on
         with torch.no_grad():
             assert torch.allclose(loaded(batch).logits, expected, atol=1e-6)
@@ -299,7 +301,9 @@ class TestRanks:
         with torch.no_grad():
             expected = one.model.eval()(batch).logits
         hl.compact(one.model).save_pretrained(tmp_path / "adapter")
-        loaded = peft.PeftModel.from_pretrained(tiny_network("llama", "causal"), tmp_path / "adapter").eval()
+        loaded = peft.PeftModel.from_pretrained(
+            tiny_network("llama", "causal_language_modeling"), tmp_path / "adapter"
+        ).eval()
         assert sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n) == search.parameters_on
         assert len({element.rank for element in peft_space(loaded).elements}) > 1
         with torch.no_grad():

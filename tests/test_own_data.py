@@ -96,7 +96,7 @@ def test_the_one_obvious_choice_is_taken(columns, given, task, expected) -> None
         ({"text": TEXT}, {"text_columns": "text", "prompt_column": "text"}, None, "both given", "of texts or of"),
         ({"text": TEXT}, {"text_columns": "a,b,c"}, None, "names 3 columns", "two for pairs"),
         ({"text": TEXT, "label": WHOLE}, {"labels": "a"}, None, "--labels a", "at least two"),
-        ({"text": TEXT, "label": WHOLE}, {}, "summarization", "--task summarization", "for classification"),
+        ({"text": TEXT, "label": WHOLE}, {}, "summarization", "--task summarization", "classify texts"),
         ({"text": TEXT}, {"prompt_column": "text", "response_column": "text"}, None, "both text", "two columns"),
         (ALPACA, {"prompt_column": "instruction,output", "response_column": "output"}, None, "are both output", ""),
         (ALPACA, {"prompt_column": "input,input", "response_column": "output"}, None, "'input' is given twice",

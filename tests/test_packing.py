@@ -43,7 +43,7 @@ def test_first_fit() -> None:
 
 @pytest.mark.parametrize("family", ["opt", "gemma", "llama", "qwen2"])
 def test_loss_and_gradients(rows, family: str) -> None:
-    network = tiny_network(family, "causal").requires_grad_(True)
+    network = tiny_network(family, "causal_language_modeling").requires_grad_(True)
     apart = torch.zeros(())
     for row in rows:
         ids = torch.tensor([row["input_ids"]])
@@ -115,7 +115,9 @@ def test_packing_and_reused_blocks(world, instructions, tmp_path) -> None:
 def test_packs_longer_than_the_attention_window(world, instructions, tmp_path, capfd) -> None:
     tokenizer = AutoTokenizer.from_pretrained(world.opt)
     tokenizer.save_pretrained(tmp_path)
-    tiny_network("mistral", "causal", sliding_window=32, vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tiny_network("mistral", "causal_language_modeling", sliding_window=32, vocab_size=len(tokenizer)).save_pretrained(
+        tmp_path
+    )
     arguments = ("mistral_lora", "alpaca", "--dataset-saved-path", instructions, "--load", tmp_path, "--packing")
     assert run("train", *arguments, "--max-token-len", 33, "--project-dir", tmp_path) == 2
     assert "give --max-token-len of at most 32" in capfd.readouterr().err

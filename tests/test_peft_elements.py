@@ -49,11 +49,13 @@ def base(tmp_path: Path) -> Callable[[str], PreTrainedModel]:
         if variant.startswith("experts"):
             return ARCHITECTURES["qwen3_moe"].network()
         if variant not in ("4bit", "8bit"):
-            return tiny_network("llama", "causal")
+            return tiny_network("llama", "causal_language_modeling")
         folder = tmp_path / "base"
         if not folder.is_dir():
             # bitsandbytes quantises 64 inputs at a time
-            tiny_network("llama", "causal", hidden_size=64, intermediate_size=128).save_pretrained(folder)
+            tiny_network("llama", "causal_language_modeling", hidden_size=64, intermediate_size=128).save_pretrained(
+                folder
+            )
         given = BitsAndBytesConfig(**{f"load_in_{variant}": True}, bnb_4bit_quant_type="nf4")
         return AutoModelForCausalLM.from_pretrained(folder, quantization_config=given, device_map="cpu")
 
@@ -202,14 +204,14 @@ class TestRanks:
 
 
 def test_ranks_of_dora_are_refused() -> None:
-    model = adapted(tiny_network("llama", "causal"), "dora")
+    model = adapted(tiny_network("llama", "causal_language_modeling"), "dora")
     with pytest.raises(UserError, match=r"more than A and B, such as the magnitude of DoRA; give units='element'"):
         peft_units(model, None, "rank")
 
 
 def test_a_start_that_changes_the_base_is_refused() -> None:
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
-    model = peft.get_peft_model(tiny_network("llama", "causal"), config)
+    model = peft.get_peft_model(tiny_network("llama", "causal_language_modeling"), config)
     with pytest.raises(UserError, match="init_lora_weights is 'pissa', which changes the base"):
         peft_space(model)
 
@@ -223,7 +225,7 @@ def test_the_inputs_of_experts_cannot_be_seen(base: Any) -> None:
 
 
 def test_a_layer_with_another_adapter_cannot_be_removed() -> None:
-    model = adapted(tiny_network("llama", "causal"), "several")
+    model = adapted(tiny_network("llama", "causal_language_modeling"), "several")
     space = peft_space(model, "default")
     space.switch({element.key for element in space.elements if "q_proj" not in element.name})
     with pytest.raises(UserError, match=r"q_proj has several adapters \(default, other\); delete the others before"):

@@ -173,7 +173,7 @@ def test_sum_over_paths(variant: str, renormalize: bool) -> None:
 
 def test_elements_before_and_after_the_blocks() -> None:
     """The library also scores the projections around OPT-350M's blocks. R - R(without) is the sum of the paths."""
-    network = tiny_network("opt", "causal", do_layer_norm_before=False, word_embed_proj_dim=16)
+    network = tiny_network("opt", "causal_language_modeling", do_layer_norm_before=False, word_embed_proj_dim=16)
     table, outside = family.get("opt"), ["project_in", "project_out"]
     elements = lora_elements(network, [*outside, "v_proj"], Settings(rank=2, alpha=4.0))
     blocks = tuple(network.base_model.get_submodule(table.blocks))

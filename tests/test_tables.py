@@ -153,7 +153,7 @@ def test_halves_with_the_same_input_have_no_shortcuts():
 def test_synflow_of_a_block_with_norms_at_the_ends_of_its_halves():
     """Such a norm multiplies by a weight, as larger weights of the last layer do."""
     keys = {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
-    gemma, gemma2 = tiny_network("gemma", "causal", **keys), ARCHITECTURES["gemma2"].network()
+    gemma, gemma2 = tiny_network("gemma", "causal_language_modeling", **keys), ARCHITECTURES["gemma2"].network()
     names = {"input_layernorm": "input_layernorm", "post_attention_layernorm": "pre_feedforward_layernorm"}
     with torch.no_grad():
         for name, parameter in gemma.named_parameters():

@@ -47,7 +47,10 @@ def gradients(network: PreTrainedModel, total: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("trained", ["all", "all but the head"])
 def test_loss_and_gradients(family: str, trained: str) -> None:
-    network, batch = tiny_network(family, "causal", tie_word_embeddings=trained == "all"), tiny_batch()
+    network, batch = (
+        tiny_network(family, "causal_language_modeling", tie_word_embeddings=trained == "all"),
+        tiny_batch(),
+    )
     network.get_output_embeddings().requires_grad_(trained == "all")
     each = expected(network, batch)
     wanted = gradients(network, each.sum())
@@ -61,7 +64,7 @@ def test_loss_and_gradients(family: str, trained: str) -> None:
 
 
 def test_without_gradients() -> None:
-    network, batch = tiny_network("opt", "causal"), tiny_batch()
+    network, batch = tiny_network("opt", "causal_language_modeling"), tiny_batch()
     with torch.no_grad():
         total, each = Head(network).losses(batch, *targets_of(batch))
         torch.testing.assert_close(each, expected(network, batch))
@@ -69,7 +72,7 @@ def test_without_gradients() -> None:
 
 
 def test_a_network_that_changes_the_logits_after_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, batch = tiny_network("llama", "causal"), tiny_batch()
+    network, batch = tiny_network("llama", "causal_language_modeling"), tiny_batch()
 
     def capped(_module: object, _args: object, output: object) -> object:
         output.logits = 2 * torch.tanh(output.logits / 2)
@@ -86,7 +89,7 @@ def test_a_network_that_changes_the_logits_after_its_head(monkeypatch: pytest.Mo
 
 
 def test_no_target() -> None:
-    network, batch = tiny_network("opt", "causal"), tiny_batch()
+    network, batch = tiny_network("opt", "causal_language_modeling"), tiny_batch()
     targets, kept = targets_of(batch)
     total, each = Head(network).losses(batch, targets, torch.zeros_like(kept))
     assert total == 0
@@ -96,7 +99,7 @@ def test_no_target() -> None:
 
 def test_the_logits_of_one_chunk_at_a_time() -> None:
     """No more logits than those of one chunk and of the last tokens exist at any time."""
-    network, batch = tiny_network("opt", "causal"), tiny_batch(rows=4, length=20, padding=None)
+    network, batch = tiny_network("opt", "causal_language_modeling"), tiny_batch(rows=4, length=20, padding=None)
     alive, largest = weakref.WeakSet(), []
 
     def watch(_module: object, _args: object, output: Tensor) -> None:
@@ -157,7 +160,7 @@ def test_how_liger_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "liger_kernel", package)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
     monkeypatch.setattr(token_losses, "by_liger", lambda *_: True)
-    network, batch = tiny_network("llama", "causal"), tiny_batch()
+    network, batch = tiny_network("llama", "causal_language_modeling"), tiny_batch()
     wanted = expected(network, batch)
     total, each = Head(network).losses(batch, *targets_of(batch))
     assert each is None

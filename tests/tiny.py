@@ -39,7 +39,7 @@ def tiny_network(family: str, task: str = "classification", seed: int = 0, **ove
 
     Args:
         family: a `model_type`.
-        task: `classification` (3 labels) or a causal one.
+        task: `classification` (3 labels) or another one of the program.
         seed: of the weights.
         overrides: keys of the Hugging Face configuration.
     """
