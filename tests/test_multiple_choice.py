@@ -420,7 +420,7 @@ def test_mistakes_in_splits_and_columns(tmp_path: Path) -> None:
         (("--choices-column", "q", "--prompt-column", "q", "--label-column", "right"), "name a column twice", "three"),
         (("--choices-column", "options", "--response-column", "q"), "are both given", "questions with choices"),
         (("--choices-column", "options", "--prompt-column", "q", "--label-column", "right", "--task", "summarization"),
-         "--task summarization does not fit", "causal_language_modeling"),
+         "--task summarization does not fit", "name others, or leave --task out"),
     ],
 )  # fmt: skip
 def test_mistakes_in_options(capfd, model: Path, tmp_path: Path, roles, found: str, expected: str) -> None:

@@ -216,7 +216,7 @@ class TestRefusals:
             ({"init_lora_weights": "lora_ga"}, "LoRA-GA changes the base"),
             ({"init_lora_weights": "mica"}, "'mica' is a variant"),
             ({"use_something_new": {"k": 1}}, "use_something_new"),
-            ({"task_type": "SEQ_2_SEQ_LM"}, "SEQ_2_SEQ_LM"),
+            ({"task_type": "TOKEN_CLS"}, "TOKEN_CLS"),
             ({"r": 0}, "r is 0"),
             ({"r": 5}, "has rank 4, but adapter_config.json says 5"),
             ({"lora_alpha": "8"}, "lora_alpha is '8'"),

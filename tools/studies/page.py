@@ -87,7 +87,7 @@ def cells(study: Study, comparison: Comparison, arm: ArmResult) -> tuple[str, ..
         f"{arm.learning_rate:g}",
         _interval(arm.quality),
         "–" if against is None else _interval(against.interval, signed=True),
-        "–" if against is None else f"{against.corrected:.3f}",
+        "–" if against is None else _p_value(against.corrected),
         f"{arm.parameters:,.0f}",
         _of_the_budget(study, comparison, arm),
         "–" if arm.step_seconds is None else f"{arm.step_seconds * 1000:.1f} ms",
@@ -135,6 +135,10 @@ def constant_cells(study: Study, comparison: Comparison) -> tuple[str, ...]:
     name = "majority class" if study.measure == "accuracy" else "constant prediction"
     row = (name, "–", f"{found.estimate:.4f}")
     return (*row, *("–" for _ in head(study)[len(row) :]))
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _interval(found: Interval, signed: bool = False) -> str:
