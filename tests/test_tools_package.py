@@ -86,7 +86,7 @@ def test_the_package_of_a_file_is_that_of_the_repository(tmp_path: Path) -> None
         "actions/command/completion.py": "complete = None",
         "actions/run/console.py": "hide_warnings = print_any_text = print",
         "actions/run/endings.py": "ended = end_with_parent = 'found'",
-        "options/actions.py": "as_started = None",
+        "options/actions.py": "TOOLS = {}\nas_started = None",
         "options/declare.py": "OptionInfo = None",
         "heterolora/common/checks.py": "Condition = None",
         "heterolora/common/errors.py": "class UserError(Exception): ...",
