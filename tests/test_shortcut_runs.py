@@ -53,7 +53,7 @@ def training(world: World, shortcuts: Path, *more: object) -> list[str]:
 )
 def test_every_family_and_task(world, shortcuts, data, tmp_path, variant, task) -> None:
     family, keys = VARIANTS[variant]
-    base = model_folder(tmp_path / family, family, "classification" if task == "classification" else "lm", **keys)
+    base = model_folder(tmp_path / family, family, task, **keys)
     what = ("--model", f"{family}_lora_ags", "--dataset", DATA[task], "--task", task)
     start = ("--load", base, "--pretrained", "--dataset-saved-path", data[task])
     elements = ("--lora-config", world.lora, "--shortcut-config", shortcuts)
