@@ -385,6 +385,8 @@ class TestMistakes:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")  # where no server is
         monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
         monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
+        if logger == "wandb":
+            importlib.import_module("wandb").teardown()  # it keeps the mode of an earlier run of this process
         runs = tmp_path / "runs"
         given = (action, *world.training("--project-dir", runs)[1:], "--accelerator", "cpu", "--logger", logger)
         complains(capfd, f"--logger {logger}: ", "or use another --logger", *given)
