@@ -12,9 +12,12 @@ from heterolora.elements.family import Family
 
 
 def base_of(network: nn.Module) -> nn.Module:
-    """A Transformers model without its head. `base_model` of Llama 4 is the whole network."""
-    base = cast(nn.Module, network.base_model)
-    if base is not network or cast(Any, network).get_output_embeddings() is None:
+    """A Transformers model without its head. `base_model` of Llama 4 is the whole network.
+
+    That of T5 is the whole network too, which holds both parts: then the base is the network.
+    """
+    base, model = cast(nn.Module, network.base_model), cast(Any, network)
+    if base is not network or model.config.is_encoder_decoder or model.get_output_embeddings() is None:
         return base
     return next((child for child in network.children() if hasattr(child, "config")), base)
 
