@@ -36,7 +36,7 @@ def place_of(label: object, texts: Sequence[str], keys: Sequence[str] | None) ->
     """Return the place of the right choice in `texts`, from 0. `None` if the label is none of the choices."""
     name = label.strip() if isinstance(label, str) else label
     if keys is not None:
-        names = [*map(str, keys)]
+        names = [*map(str, keys)][: len(texts)]  # a key without a text names no choice
         return names.index(str(name)) if str(name) in names else None
     letters = LETTERS[: len(texts)]
     if is_ambiguous(name, texts):

@@ -1,4 +1,4 @@
-"""A hundred and fifty malformed inputs, the same every time, and the inputs that failed once. `make fuzz` runs new ones."""
+"""150 malformed inputs, the same every time, and those that failed once. `make fuzz` runs new ones."""
 
 from __future__ import annotations
 
