@@ -106,7 +106,7 @@ def test_what_they_do(architecture: Architecture) -> None:
 
 
 @both
-@tasks
+@pytest.mark.parametrize("task", [SUMMARIZATION, pytest.param(CLASSIFICATION, marks=pytest.mark.slow)])
 def test_every_action(architecture: Architecture, task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     commands = Commands(replace(architecture, task=task), tmp_path)
     commands.check_all(tmp_path)
