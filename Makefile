@@ -34,7 +34,7 @@ test-slow: $(VENV)/.installed-tests  ## run the slow tests
 	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist loadfile -m "slow and not slurm and not gpu"
 
 .PHONY: test-models
-test-models: $(VENV)/.installed-tests  ## run every action on every architecture of the tests; about an hour
+test-models: $(VENV)/.installed-tests  ## run every action on every architecture of the tests
 	$(PYTEST) --timeout 3600 -n $(WORKERS) --dist load $(MODEL_TESTS)
 
 .PHONY: test-slurm
