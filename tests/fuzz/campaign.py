@@ -31,6 +31,7 @@ from tests.fuzz.others import NAN_WEIGHTS
 from tests.fuzz.world import make_sound_world
 
 _TURN = 3  # cases that hypothesis draws with one seed
+_IDLE = 30  # turns without a new case, after which a kind has no more
 
 REGRESSIONS = Path(__file__).parent / "regressions"
 
@@ -111,12 +112,16 @@ class Campaign:
     def run_kind(
         self, name: str, count: int, start: int, shrink: bool
     ) -> tuple[Tally, dict[str, tuple[Case, Outcome]]]:
-        """Run `count` cases of a kind. Returns the tally, and a case for each problem: the smallest if asked for."""
-        tally, known = Tally(), {}
+        """Run `count` cases of a kind, or all that it has. Returns the tally, and a case for each problem: the smallest
+        if asked for.
+        """
+        tally, known, idle = Tally(), {}, 0
         search = _Search(self.run, cases(name, self._world), shrink)
         for number in itertools.count(start):
+            before = tally.cases
             search.turn(number, tally, known, count)
-            if tally.cases >= count:
+            idle = 0 if tally.cases > before else idle + 1
+            if tally.cases >= count or idle == _IDLE:
                 return tally, known
         raise AssertionError
 
