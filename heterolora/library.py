@@ -142,8 +142,10 @@ def _check_types(
     _instance(Iterable, "batches that can be iterated over, such as a list").check("score", "batches", batches)
     TEXT.check("score", "heuristic", heuristic)
     _NAMES.check("score", "target_modules", target_modules)
-    for name, function in (("loss", loss), ("track", track)):
-        Condition(lambda value: value is None or callable(value), "a function").check("score", name, function)
+    function = Condition(lambda value: callable(value) and not isinstance(value, nn.Module), "a function")
+    for name, given in (("loss", loss), ("track", track)):
+        if name == "track" or given is not None:
+            function.check("score", name, given)
     if family is not None:
         _instance(Family, "a heterolora.Family").check("score", "family", family)
         if not hasattr(model, "config"):

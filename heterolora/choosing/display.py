@@ -17,8 +17,9 @@ _SHOWN_IN_NOTEBOOK = 20
 
 
 def in_one_line(scored: Sequence[Scored], heuristic: str) -> str:
-    """What `repr` shows."""
-    highest = max(scored, key=lambda item: item.score, default=None)
+    """What `repr` shows, also of scores that an error is about because they are no numbers."""
+    numbers = (item for item in scored if isinstance(item.score, int | float))
+    highest = max(numbers, key=lambda item: item.score, default=None)
     best = "" if highest is None else f", highest {_name(highest)} {highest.score:.4g}"
     return f"<Scores of {len(scored)} elements by {heuristic}{best}>"
 

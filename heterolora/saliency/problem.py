@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heterolora.common.errors import UserError, nearest
+from heterolora.common.errors import UserError, nearest, shown
 from heterolora.elements.search_space import SearchSpace
 
 Batch = Mapping[str, Any]
@@ -133,7 +133,10 @@ class Problem:
 
         `sums` are tensors to which the caller adds each batch in place.
         """
-        for number, batch in enumerate(self.track(self.batches, what)):
+        tracked = self.track(self.batches, what)
+        if not isinstance(tracked, Iterable):
+            raise UserError(f"track returned {shown(tracked)}", "return the batches that it gets, one after the other")
+        for number, batch in enumerate(tracked):
             with self.around(number, sums):
                 yield batch, True
         yield from ((batch, False) for batch in self.fillers)
