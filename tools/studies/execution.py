@@ -28,7 +28,6 @@ class Execution:
     Attributes:
         measured: name of a run -> its result, for all finished runs; `parts`: for all finished parts of runs.
         rungs: the comparisons of the learning rates of each arm.
-        tried: the learning rates of each arm that has a best one.
         untuned: the learning rates without a result, and why.
         failures: the jobs that failed in this start of the study.
         reasons: name of a run -> why it has no result.
@@ -49,7 +48,6 @@ class Execution:
         self.measured: dict[str, Measured] = {}
         self.parts: dict[str, Measured] = {}
         self.rungs: dict[Key, list[Rung]] = {}
-        self.tried: dict[Key, set[float]] = {}
         self.untuned: dict[Key, dict[float, str]] = {}
         self.failures: list[JobRecord] = []
         self.reasons: dict[str, str] = {}
@@ -100,15 +98,9 @@ class Execution:
             for key in left:
                 rung = rung_of(self.study, share, [run for run in found.values() if run.case.key == key])
                 self.rungs.setdefault(key, []).append(rung)
-                for case in waiting:
-                    if case.key == key and case.name not in found:
-                        reason = self.reasons.get(case.name, "it is not finished")
-                        self.untuned.setdefault(key, {}).setdefault(case.learning_rate, reason)
-                for rate in (rate for rate, value in rung.values.items() if not math.isfinite(value)):
-                    self.untuned.setdefault(key, {}).setdefault(rate, f"its {self.study.measure} is not finite")
+                self._note_untuned(key, waiting, found, rung)
                 left[key] = rung.best
         best = {key: rates[0] for key, rates in left.items() if rates}
-        self.tried = {key: {*self.study.learning_rates} for key in best}
         for _ in range(self.study.extend_rates):
             self._try_beyond(cases, best, scored, run_jobs, track)
         return best
@@ -122,21 +114,29 @@ class Execution:
         track: Track,
     ) -> None:
         """Try one more rate for every arm whose best one is an end of those that it has tried."""
-        rates = {key: rate for key in best if (rate := beyond(self.tried[key], best[key])) is not None}
+        rates = {key: rate for key in best if (rate := beyond(self._tried(key), best[key])) is not None}
         first = self.study.learning_rates[0]
         own = [case for case in cases if case.learning_rate == first and case.key in rates]
         waiting = [replace(case, learning_rate=rates[case.key]) for case in own]
-        self.measured |= self._train(waiting, scored, run_jobs, track, "tuning beyond the ends")
-        for key, rate in rates.items():
-            self.tried[key].add(rate)
-            runs = [run for run in self.measured.values() if run.case.key == key]
-            rung = rung_of(self.study, 1.0, runs)
+        found = self._train(waiting, scored, run_jobs, track, "tuning beyond the ends")
+        self.measured |= found
+        for key in rates:
+            rung = rung_of(self.study, 1.0, [run for run in self.measured.values() if run.case.key == key])
             self.rungs[key], best[key] = [rung], rung.best[0]
-            if rate not in rung.values:
-                reasons = (self.reasons.get(case.name, "it is not finished") for case in waiting if case.key == key)
-                self.untuned.setdefault(key, {})[rate] = next(reasons)
-            elif not math.isfinite(rung.values[rate]):
-                self.untuned.setdefault(key, {})[rate] = f"its {self.study.measure} is not finite"
+            self._note_untuned(key, waiting, found, rung)
+
+    def _note_untuned(self, key: Key, waiting: Iterable[Case], found: Collection[str], rung: Rung) -> None:
+        """Note why learning rates of an arm have no result. `found`: the names of the runs that have one."""
+        for case in waiting:
+            if case.key == key and case.name not in found:
+                reason = self.reasons.get(case.name, "it is not finished")
+                self.untuned.setdefault(key, {}).setdefault(case.learning_rate, reason)
+        for rate in (rate for rate, value in rung.values.items() if not math.isfinite(value)):
+            self.untuned.setdefault(key, {}).setdefault(rate, f"its {self.study.measure} is not finite")
+
+    def _tried(self, key: Key) -> set[float]:
+        """The learning rates of an arm, with a result or without."""
+        return {rate for rung in self.rungs[key] for rate in rung.values} | self.untuned.get(key, {}).keys()
 
     def _train(
         self, cases: Iterable[Case], scored: Mapping[str, JobRecord], run_jobs: bool, track: Track, what: str
@@ -199,7 +199,7 @@ class Execution:
             else:
                 runs[name] = [self.measured[case.name] for case in own]
         untuned = {arm: lost for (where, size, arm), lost in self.untuned.items() if (where, size) == (task, budget)}
-        tried = {arm: rates for (where, size, arm), rates in self.tried.items() if (where, size) == (task, budget)}
+        tried = {key[2]: self._tried(key) for key in self.rungs if key[:2] == (task, budget)}
         return compare(self.study, task, budget, runs, missing, untuned, tried)
 
     def _why(self, key: Key, lost: list[Case]) -> str:
