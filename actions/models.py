@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from actions.command.parse import Parser
-from actions.run.console import say, table_of
+from actions.run.console import say
+from heterolora.common.columns import in_columns
 from heterolora.elements.element import SHORTCUTS
 from heterolora.elements.family import Family
 from model.family import PAGE, families
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.json:
         print(json.dumps([_values(family) for family in tables], indent=2))
         return
-    say(table_of([_COLUMNS, *map(_row, tables)]))
+    say(in_columns([_COLUMNS, *map(_row, tables)]))
     say(_ABOUT)
 
 

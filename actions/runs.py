@@ -10,7 +10,8 @@ from pathlib import Path
 
 from actions.command.parse import Parser
 from actions.result.listing import ListedRun, is_run, readable, run_folders
-from actions.run.console import note, say, table_of
+from actions.run.console import note, say
+from heterolora.common.columns import in_columns
 from heterolora.common.errors import UserError
 from options.actions import RUNS, as_started
 from options.every import defaults
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps([{**asdict(run), "to_continue": _started(run)} for run in runs], indent=2))
         return
     if runs:
-        say(table_of([_COLUMNS, *map(_row, runs)]))
+        say(in_columns([_COLUMNS, *map(_row, runs)]))
         for run in runs:
             if run.to_continue is not None:
                 say(f"to continue {run.name}: {run.to_continue}")

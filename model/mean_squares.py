@@ -39,6 +39,11 @@ class Interval:
     low: float
     high: float
 
+    def text(self, signed: bool = False) -> str:
+        """Such as `0.4607 (0.4167 to 0.5047)`, or `+0.0120 (+0.0040 to +0.0200)`."""
+        estimate, low, high = (f"{each:{'+' if signed else ''}.4f}" for each in (self.estimate, self.low, self.high))
+        return f"{estimate} ({low} to {high})"
+
 
 @dataclass(frozen=True)
 class MeanSquares:

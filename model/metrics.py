@@ -47,11 +47,15 @@ class F1(Metric):
             setattr(self, state, getattr(self, state) + torch.bincount(found, minlength=self.num_classes))
 
     def compute(self) -> Tensor:
-        either = self.predicted + self.true
-        f1 = 2 * self.hits.float() / either.clamp(min=1).float()
-        if self.num_classes == 2:
-            return f1[1]
-        return f1.sum() / (either > 0).sum().clamp(min=1)
+        return self.of_classes()[1] if self.num_classes == 2 else self.macro()
+
+    def of_classes(self) -> Tensor:
+        """Return the F1 of each class (classes,), 0 for one that does not occur."""
+        return 2 * self.hits.float() / (self.predicted + self.true).clamp(min=1).float()
+
+    def macro(self) -> Tensor:
+        """Return the mean F1 of all classes that occur."""
+        return self.of_classes().sum() / (self.predicted + self.true > 0).sum().clamp(min=1)
 
 
 class LabelsF1(F1):
@@ -68,11 +72,9 @@ class LabelsF1(F1):
             setattr(self, state, getattr(self, state) + found.sum(0))
 
     def compute(self) -> Tensor:
-        either = self.predicted + self.true
         if self.micro:
-            return 2 * self.hits.sum() / either.sum().clamp(min=1)
-        f1 = 2 * self.hits.float() / either.clamp(min=1).float()
-        return f1.sum() / (either > 0).sum().clamp(min=1)
+            return 2 * self.hits.sum() / (self.predicted + self.true).sum().clamp(min=1)
+        return self.macro()
 
 
 class Matthews(MulticlassConfusionMatrix):

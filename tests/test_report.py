@@ -380,7 +380,7 @@ class TestSideBySide:
         assert "datasets" not in found
 
     def test_losses_of_different_kinds_are_apart(self, tmp_path: Path) -> None:
-        """In charts and in rows: a smaller squared error is no better than a cross-entropy."""
+        """They share no chart and no row, because a squared error and a cross-entropy cannot be compared."""
         kinds = {
             "squared error": {"dataset": "stsb"},
             "binary cross-entropy": {"dataset": "own.csv", "multi_label": True, "labels": "a,b"},

@@ -40,7 +40,7 @@ def read_metrics(folder: Path) -> tuple[dict[str, dict[str, float | None]], dict
     return metrics, _VERSIONS.check(str(path), "versions", values.get("versions", {}))
 
 
-def read_rows(folder: Path) -> dict[str, int]:
+def read_row_counts(folder: Path) -> dict[str, int]:
     """Split → rows, as `metrics.json` has them. Empty if they are not known."""
     path = folder / METRICS
     values = read_json(path, "the metrics file", _WRITTEN).get("rows", {}) if path.is_file() else {}

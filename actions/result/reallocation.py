@@ -16,7 +16,7 @@ from heterolora.common.checks import present
 from heterolora.elements.search_space import SearchSpace
 from heterolora.pictures.of_run import CURVE_PICTURE, FREQUENCY_PICTURE, TIMELINE_PICTURE
 from model.reallocation.callback import Reallocate
-from model.reallocation.tolerance import CONFIDENCE, Tolerance, in_words
+from model.reallocation.tolerance import CONFIDENCE, Tolerance
 from options.scoring import ReallocationOptions
 
 
@@ -48,14 +48,14 @@ def _smallest(found: Tolerance, space: SearchSpace, settled: bool) -> str:
     held = [element for element in space.elements if element.key in found.held]
     size = f"{len(held)} of {len(space)} elements, {sum(element.parameters for element in held):,} parameters"
     if found.held_by is not None:
-        size += f", {in_words(found.held_by)} against the lowest loss before"
+        size += f", {found.held_by.text(signed=True)} against the lowest loss before"
     found_size = f"the smallest size with which the validation loss held: {size}"
     if not found.stopped:
         return found_size if settled else f"{found_size}; training ended before the search did"
     last = present(found.last)
     ended = "" if settled else "; training ended before it went back to it"
     if found.verdict(last) == "risen":
-        return f"{found_size}; that of a smaller one was {in_words(last)}{ended}"
+        return f"{found_size}; that of a smaller one was {last.text(signed=True)}{ended}"
     more = "the rows do not show whether smaller ones hold; validate on more, or raise --shrink-tolerance"
     return f"{found_size}; {more}{ended}"
 

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -50,13 +49,6 @@ def say(what: object) -> None:
 
 def note(text: str) -> None:
     say(f"note: {text}")
-
-
-def table_of(rows: Sequence[Sequence[str]]) -> str:
-    """Lines with columns below each other. Nothing is cut on a narrow terminal, where long lines wrap."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def hide_warnings() -> None:

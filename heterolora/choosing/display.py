@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from heterolora.choosing.allocation import Scored
+from heterolora.common.columns import in_columns
 from heterolora.common.errors import UserError
 from heterolora.elements.element import Element
 from heterolora.pictures.drawing import PIXELS
@@ -26,10 +27,7 @@ def in_one_line(scored: Sequence[Scored], heuristic: str) -> str:
 
 def as_table(scored: Sequence[Scored], most: int | None) -> str:
     """Lines with columns below each other, the highest score first."""
-    rows = [_COLUMNS, *_rows(scored, most)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([*lines, *_rest(scored, most)])
+    return "\n".join([in_columns([_COLUMNS, *_rows(scored, most)]), *_rest(scored, most)])
 
 
 def as_html(scored: Sequence[Scored], heuristic: str) -> str:

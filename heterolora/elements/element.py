@@ -60,13 +60,22 @@ class Settings:
     @property
     def scaling(self) -> float:
         """The factor of B(A(x)): alpha / r, or alpha / sqrt(r) with `use_rslora`."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+        return self.alpha / _divisor(self.rank, self.use_rslora)
 
     def at(self, rank: int) -> Settings:
         """The same settings at another rank. alpha changes so that the scaling stays the same. With `use_rslora`, alpha
         stays the same and the scaling becomes alpha / sqrt(rank): that is what lets one learning rate fit all ranks.
         """
         return replace(self, rank=rank, alpha=self.alpha * (1 if self.use_rslora else rank / self.rank))
+
+
+def _divisor(rank: int, use_rslora: bool) -> float:
+    return math.sqrt(rank) if use_rslora else rank
+
+
+def alpha_of(scaling: float, rank: int, use_rslora: bool) -> float:
+    """The alpha with which an element of this rank has this scaling."""
+    return scaling * _divisor(rank, use_rslora)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heterolora.common.errors import UserError
+from heterolora.elements.element import alpha_of
 from heterolora.elements.peft_config import shortest
 from heterolora.elements.peft_experts import is_of_parameter
 from heterolora.elements.peft_layers import PeftLora
@@ -49,7 +49,7 @@ def _configs(network: nn.Module, adapter: str) -> list[tuple[Any, nn.Module]]:
 
 
 def _remove(network: nn.Module, off: Sequence[PeftLora]) -> None:
-    """Put the base in the place of each layer. Wrappers of several weights of one module lie in each other."""
+    """Replace each layer by its base. A module with several adapted weights has one wrapper inside another."""
     paths = {module: path for path, module in network.named_modules()}
     for each in sorted(off, key=lambda each: -len(paths[each.layer])):  # the innermost first
         network.set_submodule(paths[each.layer], each.layer.base_layer)
@@ -68,7 +68,7 @@ def _cut(lora: PeftLora) -> bool:
     _replace(layer.lora_A[name], A[:, kept].flatten(0, 1))
     _replace(layer.lora_B[name], B[:, kept].flatten(1, 2))
     layer.r[name] = left
-    layer.lora_alpha[name] = shortest(lora.scaling * (math.sqrt(left) if lora.element.settings.use_rslora else left))
+    layer.lora_alpha[name] = shortest(alpha_of(lora.scaling, left, lora.element.settings.use_rslora))
     return True
 
 

@@ -70,8 +70,8 @@ def short_names(chosen: Sequence[str], network: Iterable[str]) -> list[str]:
     meant: dict[str, set[str]] = {}
     for path in network:
         meant.setdefault(path.rpartition(".")[2], set()).add(path)
-    names = ((path, path.rpartition(".")[2]) for path in chosen)
-    return list(dict.fromkeys(name if meant.get(name, {""}) <= {*chosen} else path for path, name in names))
+    every, names = {*chosen}, ((path, path.rpartition(".")[2]) for path in chosen)
+    return list(dict.fromkeys(name if meant.get(name, {""}) <= every else path for path, name in names))
 
 
 def peft_notes(elements: Sequence[Element]) -> tuple[str, ...]:

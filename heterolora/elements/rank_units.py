@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heterolora.common.errors import UserError
+from heterolora.elements.element import alpha_of
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
 
@@ -94,7 +95,7 @@ def compact_ranks(space: SearchSpace) -> None:
         rank = int(kept.sum())
         if rank == element.rank:
             continue
-        alpha = low_rank.scaling * (math.sqrt(rank) if element.settings.use_rslora else rank)
+        alpha = alpha_of(low_rank.scaling, rank, element.settings.use_rslora)
         low_rank.element = replace(element, settings=replace(element.settings, rank=rank, alpha=alpha))
         low_rank.A = nn.Parameter(A[:, kept].flatten(0, 1))
         low_rank.B = nn.Parameter(B[:, :, kept].permute(1, 2, 0).flatten(1))

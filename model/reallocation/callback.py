@@ -23,7 +23,7 @@ from heterolora.elements.element import Element
 from heterolora.elements.rank_units import forget_off, rank_units
 from heterolora.search import Plan, Search
 from model.reallocation.schedule import Schedule, realloc_interval
-from model.reallocation.tolerance import RowLosses, Tolerance, in_words
+from model.reallocation.tolerance import RowLosses, Tolerance
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import steps_of_run
 
@@ -214,7 +214,7 @@ class Reallocate(pl.Callback):
             found = (
                 f"step {trainer.global_step}: {on} of {len(search.space)} elements, validation loss against the lowest"
             )
-            self.note(f"{found} before {in_words(present(tolerance.last))}: {verdict}")
+            self.note(f"{found} before {present(tolerance.last).text(signed=True)}: {verdict}")
 
     def _judges(self, trainer: pl.Trainer) -> bool:
         """Whether the validation may stop the search."""

@@ -108,8 +108,3 @@ class Tolerance:
         self.held_by, self.last = (
             None if state[name] is None else Interval(*state[name]) for name in ("held_by", "last")
         )
-
-
-def in_words(difference: Interval) -> str:
-    """Such as `+0.0120 (+0.0040 to +0.0200)`."""
-    return f"{difference.estimate:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"

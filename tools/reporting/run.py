@@ -15,7 +15,7 @@ from tools.cli import check_different
 
 from actions.command.configurations import KEYS, in_options
 from actions.result.classes import Confusion, read_classes
-from actions.result.metrics_file import headline, read_metrics, read_resources, read_rows
+from actions.result.metrics_file import headline, read_metrics, read_resources, read_row_counts
 from actions.run.run_folder import CHECKPOINTS, CONFIG, LOGS, LORA, PARAMETERS, SCORES, SHORTCUT
 from dataset import registry
 from heterolora.choosing import history as history_file
@@ -199,7 +199,7 @@ def _read(folder: Path, name: str) -> Run:
         classes=classes,
         confusion=confusion,
         resources=read_resources(folder),
-        rows=read_rows(folder),
+        rows=read_row_counts(folder),
         started=f"{datetime.fromtimestamp((folder / CONFIG).stat().st_mtime):%Y-%m-%d %H:%M}",
     )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from actions.run.run_folder import METRICS
 from heterolora.pictures.drawing import Style, style
-from model.mean_squares import Interval
 from options.every import defaults
 from tools.reporting.figures import Chart
 from tools.reporting.page import page_of
@@ -85,8 +84,8 @@ def cells(study: Study, comparison: Comparison, arm: ArmResult) -> tuple[str, ..
     return (
         arm.name,
         f"{arm.learning_rate:g}",
-        _interval(arm.quality),
-        "–" if against is None else _interval(against.interval, signed=True),
+        arm.quality.text(),
+        "–" if against is None else against.interval.text(signed=True),
         "–" if against is None else _p_value(against.corrected),
         f"{arm.parameters:,.0f}",
         _of_the_budget(study, comparison, arm),
@@ -139,11 +138,6 @@ def constant_cells(study: Study, comparison: Comparison) -> tuple[str, ...]:
 
 def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _interval(found: Interval, signed: bool = False) -> str:
-    form = "{:+.4f}" if signed else "{:.4f}"
-    return f"{form.format(found.estimate)} ({form.format(found.low)} to {form.format(found.high)})"
 
 
 def method(study: Study, execution: Execution) -> tuple[str, ...]:
