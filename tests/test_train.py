@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,9 @@ import pytest
 import pytorch_lightning as pl
 import toml
 import torch
+from rich.console import Console
+from rich.progress import Progress as RichProgress
+from rich.progress import TextColumn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -374,6 +378,24 @@ def test_the_progress_is_one_line_of_80_columns(
     assert "train/loss" in lines[place]
     assert "validation" not in lines[place]
     assert not lines[place + 1].startswith("        ") or "Metrics" in lines[place + 1]
+
+
+def test_fast_and_long_runs_have_one_line_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of a line grow with the steps, the speed and the epochs; the bar must leave room for them."""
+    console = Console(width=80, file=StringIO())
+    monkeypatch.setattr("actions.training.callbacks.get_console", lambda: console)
+    clock = (tick / 50 for tick in range(100_000))
+    columns = [*Progress().configure_columns(None), TextColumn("train/loss: 10.123")]
+    shown = RichProgress(*columns, console=console, get_time=lambda: next(clock))
+    shown.add_task("Epoch 10/19", total=12_000, completed=3_000)
+    validation = shown.add_task("Validation DataLoader 0", total=12_000)
+    for _ in range(20):
+        shown.advance(validation, 100)
+    console.print(shown.make_tasks_table(shown.tasks))
+    lines = console.file.getvalue().rstrip("\n").splitlines()
+    assert len(lines) == 2, lines
+    assert "train/loss: 10.123" in lines[0]
+    assert "it/s" in lines[1]
 
 
 def test_a_batch_has_the_random_numbers_of_its_seed() -> None:

@@ -15,6 +15,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import RichProgressBar
+from rich import get_console
+from rich.progress import ProgressColumn, TextColumn
+from rich.table import Column
 
 from actions.run.console import note, say
 from actions.run.endings import end_with_this_process, terminate
@@ -198,6 +201,14 @@ class Progress(RichProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._loss = (0, 0.0)  # optimizer steps, and the loss of the last of them
+
+    def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
+        """Lightning's columns. In a narrow terminal the description and the bar are short, or rich breaks the line."""
+        description, bar, *others = super().configure_columns(trainer)
+        if get_console().width < _WIDE:
+            description = TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=12))
+            bar.bar_width = 6
+        return [description, bar, *others]
 
     @property
     def total_train_batches(self) -> int | float:
