@@ -17,7 +17,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from benchmarks import __main__ as benchmark
 from heterolora.choosing import history
@@ -106,7 +106,7 @@ def test_a_window_that_the_scaler_skips(world: World, tmp_path: Path, accelerato
     """It counts neither in the scores from training nor in the history, and the weights stay."""
     words = world.training("--max-epochs", 1, "--accelerator", accelerator, "--precision", "16-mixed")
     lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
-    request = resolve(parse_command(["train-dyrealloc", *words[1:], "--lora-config", str(lora)]))
+    request = request_of(parse_command(["train-dyrealloc", *words[1:], "--lora-config", str(lora)]))
     experiment, device = build(request), "cuda" if accelerator == "gpu" else "cpu"
     scoring = ScoringOptions("grad_norm", imp_limit_test_batches=6, imp_source="training")
     gradients = TrainingGradients(experiment.task.space, get("grad_norm").score)

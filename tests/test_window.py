@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from heterolora.choosing import history
 from heterolora.common.errors import UserError
@@ -88,7 +88,7 @@ def mean_loss(network: torch.nn.Module, batches: list[Mapping[str, Any]]) -> Ten
 
 
 def compared(arguments: tuple[object, ...], **trainer: Any) -> ByHand:
-    request = resolve(parse_command(command(*arguments)))
+    request = request_of(parse_command(command(*arguments)))
     experiment, by_hand = build(request), ByHand()
     pl.Trainer(
         accelerator="cpu",
