@@ -32,6 +32,7 @@ from model.task.fine_tuning import FineTuning
 from options.scoring import ScoringOptions
 from tests import test_plan
 from tests.test_device import on_device, step
+from tests.trainer import quiet_trainer
 from tests.world import World, model_folder, run_apart, text_folder, weights, write_lora
 
 GPUS = torch.cuda.device_count()
@@ -115,20 +116,9 @@ def test_a_window_that_the_scaler_skips(world: World, tmp_path: Path, accelerato
     reallocate = Reallocate(Plan(Budget("share", 0.25), "fixed"), 6, 0, source, tmp_path, print)
     scaler = torch.amp.GradScaler(device, init_scale=1024.0)
     overflow = Overflow(3, source, scaler)
-    pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=1,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        plugins=[MixedPrecision("16-mixed", device, scaler)],
-        callbacks=[overflow, reallocate],
-    ).fit(experiment.task, datamodule=experiment.data)
+    plugins = [MixedPrecision("16-mixed", device, scaler)]
+    trainer = quiet_trainer([overflow, reallocate], accelerator=accelerator, devices=1, max_epochs=1, plugins=plugins)
+    trainer.fit(experiment.task, datamodule=experiment.data)
     windows, scales, heads = zip(*overflow.seen, strict=True)
     assert windows[:6] == (1, 2, 3, 3, 4, 5)  # batch 3 does not count
     assert scales[:4] == (1024, 1024, 1024, 512)

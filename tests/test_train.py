@@ -35,6 +35,7 @@ from model.checkpoint import BaseSource
 from model.load import load_base, load_config, load_tokenizer
 from model.task.fine_tuning import FineTuning
 from tests.tiny import tiny_batch
+from tests.trainer import quiet_trainer
 from tests.world import (
     World,
     command,
@@ -358,10 +359,7 @@ def test_the_progress_bar_shows_the_loss_without_logging_it(world: World, capsys
 
     shown: dict[str, float] = {}
     experiment = build(request_of(parse_command(command(*world.training("--max-steps", 2)))))
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, callbacks=[Progress(), Logged()],
-        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
-    )  # fmt: skip
+    trainer = quiet_trainer([Progress(), Logged()], max_steps=2, enable_progress_bar=True)
     trainer.fit(experiment.task, datamodule=experiment.data)
     assert "train/loss" not in logged
     assert shown["train/loss"] == float(experiment.task.global_loss) > 0
