@@ -24,22 +24,29 @@ from heterolora.saliency.problem import Loss
 from heterolora.saliency.problem import Metric as ScoringMetric
 
 
-class F1(Metric):
-    """F1 of class 1 for two classes, as in GLUE, and the mean F1 of all classes that occur for more, as in SuperGLUE.
-
-    The metric of torchmetrics makes a matrix of all pairs of classes for each batch: 7 GB for 30,000 classes.
-    """
+class _Counts(Metric):
+    """A metric of numbers of rows for each class, (classes,): a state for each of `counted`."""
 
     full_state_update = False
-    hits: Tensor  # (classes,): how often each is predicted rightly
+    counted: tuple[str, ...] = ("predicted", "true")
     predicted: Tensor
     true: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        for state in ("hits", "predicted", "true"):
+        for state in self.counted:
             self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+
+class F1(_Counts):
+    """F1 of class 1 for two classes, as in GLUE, and the mean F1 of all classes that occur for more, as in SuperGLUE.
+
+    The metric of torchmetrics makes a matrix of all pairs of classes for each batch: 7 GB for 30,000 classes.
+    """
+
+    counted = ("hits", "predicted", "true")
+    hits: Tensor  # how often each is predicted rightly
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         classes = predictions.argmax(-1) if predictions.ndim > 1 else predictions
@@ -93,18 +100,8 @@ class Matthews(MulticlassConfusionMatrix):
         return correlation.float().to(self.device)
 
 
-class OnlyClass(Metric):
+class OnlyClass(_Counts):
     """The class of all predictions, if they are equal and the labels are not. Otherwise -1."""
-
-    full_state_update = False
-    predicted: Tensor  # (classes,): how often each is predicted
-    true: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        for state in ("predicted", "true"):
-            self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         self.predicted += torch.bincount(logits.argmax(-1), minlength=self.num_classes)

@@ -22,7 +22,7 @@ import pytest
 
 import heterolora
 from heterolora import saliency
-from tests.studies import ON_TOY_DATA, UNIFORM, study_text
+from tests.studies import DRAWN, ON_TOY_DATA, UNIFORM, study_text
 from tests.test_architecture import imports
 from tests.world import ROOT
 
@@ -176,6 +176,7 @@ SMALL += ("--limit-test-batches", 1)
 STUDY = study_text(
     ON_TOY_DATA,
     UNIFORM,
+    DRAWN,
     options="""accelerator = "cpu"
 logger = "none"
 max_steps = 2
