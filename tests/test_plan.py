@@ -181,7 +181,7 @@ _PLAN = GpuPlan(_BASE, Trained(30, 20, 2), _STEPS, GPUS["h100"], 1500 + RESERVED
     ],
 )
 def test_bytes(setting: Setting, share: int, peak: int, sent: int) -> None:
-    assert (_PLAN.share(setting), _PLAN.peak(setting), _PLAN.sent(setting)) == (share, peak, sent)
+    assert (_PLAN.base_share(setting), _PLAN.peak(setting), _PLAN.sent(setting)) == (share, peak, sent)
     assert _PLAN.fits(setting) == (peak <= 1500)
 
 
