@@ -14,6 +14,7 @@ from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from options.data import DataOptions
 from tests.tiny import word_tokenizer
+from tests.trainer import quiet_trainer
 
 N = {"train": 13, "validation": 5, "test": 3}
 
@@ -182,17 +183,7 @@ class SaveAndStop(pl.Callback):
 
 
 def trainer(callbacks=(), **options):
-    options = {"accelerator": "cpu", "max_epochs": 3, "limit_val_batches": 0, **options}
-    return pl.Trainer(
-        **options,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    return quiet_trainer(callbacks, **{"max_epochs": 3, **options})
 
 
 ENDS = {"limit_train_batches": 3}

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from heterolora.saliency.no_trace import no_trace
 from model.task.fine_tuning import FineTuning
@@ -107,7 +107,7 @@ def test_waits_of_a_step(cases, case: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def on_device(case: tuple[object, ...], device: torch.device) -> tuple[FineTuning, list[dict[str, object]]]:
     """The task of a command, and two training batches."""
-    experiment = build(resolve(parse_command(command(*case))))
+    experiment = build(request_of(parse_command(command(*case))))
     batches = [batch for batch, _ in zip(experiment.data.train_dataloader(), range(2), strict=False)]
     experiment.task.loss(batches[0])  # the first pass of a language model compares its logits with those of its head
     experiment.task.to(device)

@@ -178,12 +178,12 @@ def test_predictions_are_those_of_the_pipeline_of_the_merged_model(trained: Simp
 def test_a_measured_loss_is_that_of_transformers(trained: SimpleNamespace) -> None:
     """Which takes the loss of `problem_type`."""
     from actions.command.parse import parse_command
-    from actions.request.resolve import resolve
+    from actions.request.elements import request_of
     from actions.training.experiment import build
     from tests.world import command
 
     data = write_tags(trained.folder / "measured.csv", tagged(6, seed=8))
-    experiment = build(resolve(parse_command(command("test", "--load", trained.run, "--dataset", data))))
+    experiment = build(request_of(parse_command(command("test", "--load", trained.run, "--dataset", data))))
     experiment.data.setup("test")
     batch = next(iter(experiment.data.test_dataloader()[0]))
     task = experiment.task.eval()

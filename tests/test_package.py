@@ -22,6 +22,7 @@ import pytest
 
 import heterolora
 from heterolora import saliency
+from tests.studies import ON_TOY_DATA, UNIFORM, study_text
 from tests.test_architecture import imports
 from tests.world import ROOT
 
@@ -173,22 +174,17 @@ print(heterolora.__file__, len(modules), *unwanted)
 
 SMALL = ("--accelerator", "cpu", "--batch-size", 4, "--max-steps", 2, "--limit-val-batches", 1)
 SMALL += ("--limit-test-batches", 1)
-STUDY = """
-parameters = [1152]
-seeds = [0]
-learning_rates = [4e-3]
-measure = "accuracy"
-[options]
-accelerator = "cpu"
+STUDY = study_text(
+    ON_TOY_DATA,
+    UNIFORM,
+    options="""accelerator = "cpu"
 logger = "none"
 max_steps = 2
 limit_val_batches = 2
-limit_test_batches = 1
-[tasks.toy]
-dataset = "toy_nli"
-[arms.uniform]
-method = "uniform"
-"""
+limit_test_batches = 1""",
+    parameters=1152,
+    rates="4e-3",
+)
 
 
 class TestCommand:

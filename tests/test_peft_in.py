@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import Experiment, build
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_batch
@@ -42,7 +42,7 @@ def trained_by_peft(base: Path, folder: Path, task: str = "SEQ_CLS", **settings:
 
 
 def loaded(*arguments: object) -> Experiment:
-    return build(resolve(parse_command(command("test", *arguments))))
+    return build(request_of(parse_command(command("test", *arguments))))
 
 
 def on_sst2(world: World) -> tuple[object, ...]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.outside import read_json
+from heterolora.elements.element import Kind
 from heterolora.elements.family import Family, always
 
 #: Stands for the family of the base model, of which `--model lora` says nothing.
@@ -36,6 +37,11 @@ class AdaptedName:
 
     family: Family
     shortcuts: bool
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of its elements."""
+        return ("lora", "shortcut") if self.shortcuts else ("lora",)
 
 
 @functools.cache
