@@ -13,6 +13,7 @@ from actions.request.origin import Origin
 from heterolora.common.errors import UserError, nearest
 from heterolora.elements.config import ElementConfig, load
 from heterolora.elements.element import PROJECTIONS, Kind, Settings
+from options.actions import ALL_PLACES
 from options.every import Options
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _projections(target: str, family: Family) -> list[str]:
             raise UserError(found, f"name layers of the blocks: {', '.join(family.linears)}")
         if not names.get(part):
             found = f"{family.name} has no {part}" if part in _all_names() else f"'{part}' is not known"
-            raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.places)))
+            raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.places), ALL_PLACES))
         chosen += names[part]
     return [name for name in family.places if name in chosen]
 

@@ -52,13 +52,14 @@ RATE = number(lambda value: 0 < value <= 1e6, "a number above 0, at most 1e6")  
 PROBABILITY = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
-def check_known(where: str, name: str, valid: Iterable[str], also: str = "") -> None:
-    """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`.
+def check_known(where: str, name: str, valid: Iterable[str], also: str = "", listed_by: str = "") -> None:
+    """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`. If the names are
+    many, it names the command that lists all, `listed_by`.
 
     A damaged checkpoint may hold a name that is no text.
     """
     if name not in (names := tuple(valid)):
-        raise UserError(f"{where}: '{name}' is not known", nearest(str(name), names) + also)
+        raise UserError(f"{where}: '{name}' is not known", nearest(str(name), names, listed_by) + also)
 
 
 def check_keys(

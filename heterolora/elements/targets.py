@@ -16,6 +16,7 @@ from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, widths_of
 
 ALL_LINEAR = "all-linear"
+_ALL_LAYERS = "model.named_modules()"
 
 
 def lora_elements(
@@ -54,7 +55,7 @@ def lora_elements(
         ends = sorted({path.rsplit(".", 1)[-1] for path in linears})
         found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
         first = target_modules if isinstance(target_modules, str) else next(iter(target_modules), "")
-        raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends)}")
+        raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends, _ALL_LAYERS)}")
     places = {path: place_of(path) for path in (*chosen, *experts)}
     shared = Counter(places.values())
     elements = []
