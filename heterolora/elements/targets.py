@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -67,6 +68,11 @@ def lora_elements(
             elements.append(on_experts(network, (layer, name), path, settings))
     # Stable: within a block, canonical names in the order of every table, then the network's order.
     return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
+
+
+def capped(elements: Sequence[Element]) -> list[Element]:
+    """The elements, each at the rank of a full matrix at most, with its scaling."""
+    return [replace(each, settings=each.settings.at(min(each.rank, each.highest_rank))) for each in elements]
 
 
 def _chosen_experts(network: nn.Module, target_parameters: Sequence[str]) -> list[str]:
