@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from actions.command.command import Command
 from actions.command.configurations import ALL, KEYS, UNIFORM, Configs, kinds_of
 from actions.request.origin import Origin
 from heterolora.common.errors import UserError, nearest
-from heterolora.elements.config import ElementConfig, load
-from heterolora.elements.element import PROJECTIONS, Settings
+from heterolora.elements.config import ElementConfig, Site, load
+from heterolora.elements.element import OUTSIDE, PROJECTIONS, Settings
 
 if TYPE_CHECKING:
     from heterolora.elements.family import Family
@@ -32,7 +32,12 @@ class Configured:
     values: Mapping[str, Any]  # options that state a configuration which is not given as one
 
 
-def configured(command: Command, values: Mapping[str, Any], adapted: AdaptedName | None, origin: Origin) -> Configured:
+Outside = Callable[[], Mapping[str, str]]  # name that a user may give -> name of a place outside of the blocks
+
+
+def configured(
+    command: Command, values: Mapping[str, Any], adapted: AdaptedName | None, origin: Origin, outside: Outside
+) -> Configured:
     """The configurations that are recorded, those that the command gives, and defaults for those that are missing."""
     recorded = origin.configs
     paths = {kind: command.values[name] for name, kind in KEYS.items()}
@@ -43,7 +48,7 @@ def configured(command: Command, values: Mapping[str, Any], adapted: AdaptedName
     if adapted is None:
         return Configured(recorded, given, {})
     uniform = _uniform_values(values)
-    default: Configs = {"lora": _uniform(uniform, adapted.family), "shortcut": load(_SHORTCUTS, "shortcut")}
+    default: Configs = {"lora": _uniform(uniform, adapted.family, outside), "shortcut": load(_SHORTCUTS, "shortcut")}
     if any(command.given.get(name) is not None for name in UNIFORM):
         given["lora"] = default["lora"]
     if origin.checkpoint is not None:
@@ -61,35 +66,34 @@ def _uniform_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"rank": rank, "alpha": alpha, "target": values["target"] or ALL}
 
 
-def _uniform(values: Mapping[str, Any], family: Family) -> ElementConfig:
+def _uniform(values: Mapping[str, Any], family: Family, outside: Outside) -> ElementConfig:
     on = Settings(values["rank"], values["alpha"])
-    chosen = _projections(values["target"], family)
-    if set(chosen) == set(family.linears):
-        return ElementConfig("lora", "network", on, {})
-    return ElementConfig("lora", "network", replace(on, disabled=True), dict.fromkeys(chosen, on))
+    chosen = _chosen(values["target"], family, outside)
+    sites: dict[Site, Settings] = {(OUTSIDE[name], name) if name in OUTSIDE else name: on for name in chosen}
+    inside = {name for name in chosen if name not in OUTSIDE}
+    if inside == set(family.linears):
+        return ElementConfig("lora", "network", on, {site: on for site in sites if not isinstance(site, str)})
+    return ElementConfig("lora", "network", replace(on, disabled=True), sites)
 
 
-def _projections(target: str, family: Family) -> list[str]:
-    """The names of the places of `--target`. Raises UserError for a name that the family does not have."""
+def _chosen(target: str, family: Family, outside: Outside) -> list[str]:
+    """The names of the places of `--target`. Raises UserError for a name that the model does not have."""
     attention = [name for name, path in family.linears.items() if "att" in path.lower()]
     rest = [name for name in family.linears if name not in attention]
     names = dict(zip(_GROUPS, ([*family.linears], attention, rest, [*family.experts]), strict=True))
     names |= {given: [name] for given, name in family.accepted.items()}
     chosen: list[str] = []
     for part in (part.strip() for part in target.split(",")):
-        if part in _OUTSIDE:
-            found = f"--target {target}: {part} is outside of the blocks, and stays frozen"
-            raise UserError(found, f"name layers of the blocks: {', '.join(family.linears)}")
+        if not names.get(part):
+            names |= {given: [name] for given, name in outside().items()}  # which builds the network
         if not names.get(part):
             found = f"{family.name} has no {part}" if part in _all_names() else f"'{part}' is not known"
-            raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.places)))
+            known = (*_GROUPS, *family.places, *dict.fromkeys(outside().values()))
+            raise UserError(f"--target {target}: {found}", nearest(part, known))
         chosen += names[part]
-    return [name for name in family.places if name in chosen]
-
-
-#: Usual names of embeddings and output layers.
-_OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "classifier", "score")
+    return [name for name in (*family.places, *OUTSIDE) if name in chosen]
 
 
 def _all_names() -> set[str]:
-    return {given for name, others in PROJECTIONS.items() for given in (name, *others)} | set(_GROUPS)
+    projections = {given for name, others in PROJECTIONS.items() for given in (name, *others)}
+    return {*projections, *_GROUPS, *OUTSIDE}

@@ -117,15 +117,15 @@ def _adapter(command: Command) -> Origin:
     return Origin(base, recorded | {"pretrained": base.pretrained}, adapter=adapter)
 
 
-def with_configs(origin: Origin, adapted: AdaptedName | None) -> Origin:
-    """The origin with the configurations of its adapter, whose places the family names."""
+def with_configs(origin: Origin, adapted: AdaptedName | None, outside: Callable[[], Mapping[str, str]]) -> Origin:
+    """The origin with the configurations of its adapter, whose places the family and `outside` name."""
     adapter = origin.adapter
     if adapter is None or adapted is None:
         return origin
     from model.peft_format.fit import config_of_adapter, named
 
     adapter = named(adapter, adapted.family)
-    configs: Configs = {"lora": config_of_adapter(adapter, adapted.family)}
+    configs: Configs = {"lora": config_of_adapter(adapter, adapted.family, outside)}
     if adapter.shortcut is not None:
         configs["shortcut"] = adapter.shortcut
     return replace(origin, configs=configs, adapter=adapter)

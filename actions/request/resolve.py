@@ -6,8 +6,9 @@ found in the data, by default.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import model.family as families
 from actions.command.command import Command
@@ -21,6 +22,9 @@ from actions.request.resuming import is_requeued
 from actions.request.values import merged
 from dataset.reading.own import check_name
 from options.every import Options, changed
+
+if TYPE_CHECKING:
+    from heterolora.elements.task import Task
 
 DataOf = Callable[[Mapping[str, Any], Origin], Data]
 
@@ -40,8 +44,9 @@ def resolve(command: Command, data_of: DataOf = data_of) -> Request:
     data = data_of(values, origin)
     values |= data.values
     adapted, of_base = adapted_of(values["model"], origin.base.name, data.spec.task)
-    origin = with_configs(origin, adapted)
-    chosen = configured(command, values, adapted, origin)
+    outside = functools.cache(functools.partial(_outside, origin.base.name, data.spec.task))
+    origin = with_configs(origin, adapted, outside)
+    chosen = configured(command, values, adapted, origin, outside)
     idle = idle_notes(command, values, data.spec, adapted, origin.recorded)
     request = Request(
         action=command.action,
@@ -60,3 +65,9 @@ def resolve(command: Command, data_of: DataOf = data_of) -> Request:
     )
     check(request, chosen.given)
     return request
+
+
+def _outside(base: str, task: Task) -> Mapping[str, str]:
+    from model.base_family import outside_names
+
+    return outside_names(base, task)
