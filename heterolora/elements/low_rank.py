@@ -49,7 +49,10 @@ class LowRank(nn.Module):
         rows = element.rank * element.experts
         self.A = nn.Parameter(torch.empty(rows, element.in_features, dtype=torch.float32))
         self.B = nn.Parameter(torch.zeros(element.out_features, rows, dtype=torch.float32))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        if element.is_embedding:
+            nn.init.uniform_(self.A, -1, 1)  # as for one input, because no sum over the tokens is computed
+        else:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.enabled = True
         self.probe: Observer | None = None
 

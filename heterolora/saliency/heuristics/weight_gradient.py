@@ -19,6 +19,7 @@ from heterolora.saliency.weight_gradients import ProductSum, weight_gradients
 @register(
     "weight_gradient",
     needs_base_weights=True,
+    scores_outside=("lm_head",),
     ignores=("metric", "cut"),
     remark="weight_gradient scores shortcuts 0, because they have no pretrained weight",
 )
