@@ -1,4 +1,6 @@
-"""The search during training as a Lightning callback, for any LightningModule that holds LoRA layers of PEFT."""
+"""The search during training as a Lightning callback, for any LightningModule that holds LoRA layers: those of PEFT, or
+of `heterolora.adapt`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 
 from heterolora.budgeted import Budgeted
 from heterolora.common.errors import UserError
-from heterolora.elements.peft_compact import compact
-from heterolora.elements.peft_space import peft_units
+from heterolora.elements.inside import compact, units_of
 from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import LossFunction, problem_of
 from heterolora.pictures.of_run import draw_history
@@ -25,7 +26,7 @@ from heterolora.search import Schedule, Search
 
 
 class Reallocate(pl.Callback):
-    """Turns LoRA layers of PEFT inside a LightningModule on and off while a `Trainer` trains it.
+    """Turns LoRA layers inside a LightningModule, of PEFT or of `heterolora.adapt`, on and off while it is trained.
 
     A layer that is off computes what the base computes. Its weights and its optimizer state do not change.
 
@@ -82,7 +83,7 @@ class Reallocate(pl.Callback):
         _check(trainer)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process asks
         steps = int(trainer.estimated_stepping_batches)
-        space = peft_units(pl_module, self.adapter, self.budgeted.units)
+        space = units_of(pl_module, self.adapter, self.budgeted.units)
         plan = self.budgeted.plan(space, steps)
         self.search, self._last = Search(space, plan, steps), trainer.global_step
         if self._resumed is not None:

@@ -22,8 +22,7 @@ from heterolora.budgeted import Budgeted
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.common.outside import read_json
-from heterolora.elements.peft_compact import compact
-from heterolora.elements.peft_space import peft_units
+from heterolora.elements.inside import compact, units_of
 from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import problem_of
 from heterolora.pictures.of_run import draw_history
@@ -37,7 +36,7 @@ logger = logging.get_logger(__name__)
 
 
 class Reallocate(TrainerCallback):
-    """Turns LoRA layers of a PEFT model on and off while a `Trainer` trains it.
+    """Turns LoRA layers of a PEFT model, or of a model of `heterolora.adapt`, on and off while a `Trainer` trains it.
 
     A layer that is off computes what the base computes. Its weights and its optimizer state do not change.
 
@@ -96,7 +95,7 @@ class Reallocate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         _check(args, others["model"])
-        space = peft_units(others["model"], self.adapter, self.budgeted.units)
+        space = units_of(others["model"], self.adapter, self.budgeted.units)
         seed = args.seed if self.seed is None else self.seed
         plan = replace(self.budgeted, seed=seed).plan(space, state.max_steps)
         self.search = Search(space, plan, state.max_steps)
@@ -144,7 +143,7 @@ class Reallocate(TrainerCallback):
     ) -> None:
         search = self._running()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # its weights are loaded already
-            search.space = peft_units(others["model"], self.adapter, search.plan.units)
+            search.space = units_of(others["model"], self.adapter, search.plan.units)
             self._restore(args, Path(state.best_model_checkpoint))
         if state.is_world_process_zero:
             search.history.write(_folder(args))

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 import model.family as families
 from heterolora.elements import found
 from heterolora.elements import task as task_names
-from heterolora.elements.blocks import blocks_of
+from heterolora.elements.blocks import blocks_of, names_outside
 from heterolora.elements.family import Family
 from heterolora.elements.task import CLASSIFYING, GENERATING, TASKS, Task
 from model.base_config import read_config
@@ -41,6 +41,11 @@ def family_of_base(source: str, task: Task) -> BaseFamily:
     network = skeleton(config, task)
     family = found.family_of(network, config.model_type, tasks)
     return BaseFamily(family, tuple(_notes(network, family)))
+
+
+def outside_names(source: str, task: Task) -> dict[str, str]:
+    """Name that a user may give -> name of a place outside of the blocks of the base model `source`."""
+    return names_outside(skeleton(read_config(source), task))
 
 
 def tasks_of(config: PretrainedConfig) -> tuple[Task, ...]:

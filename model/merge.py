@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from heterolora.common.errors import UserError
 from heterolora.elements import experts
-from heterolora.elements.adapt import heads
+from heterolora.elements.adapt import Placement, heads
 from heterolora.elements.linear import is_transposed
 from heterolora.elements.search_space import SearchSpace
 
@@ -29,7 +30,8 @@ def in_numbers(network: PreTrainedModel, dtype: torch.dtype | None) -> PreTraine
 def unwrap(network: PreTrainedModel, space: SearchSpace) -> frozenset[str]:
     """Take all elements out of an adapted network, in place. A classification head gets the dtype of the base.
 
-    Shortcuts are lost. Without training they add 0. Returns the places whose weight is (in, out).
+    If there is an element outside of the blocks, the output layer gets a weight of its own, which may be that of the
+    embedding before. Shortcuts are lost. Without training they add 0. Returns the places whose weight is (in, out).
     """
     for host in dict.fromkeys(low_rank.element.host for low_rank in space.of_kind("lora")):
         wrapped: Any = network.get_submodule(host)
@@ -39,12 +41,32 @@ def unwrap(network: PreTrainedModel, space: SearchSpace) -> frozenset[str]:
             del block.shortcuts
     for head in heads(network):
         head.to(network.dtype)
-    elements = (low_rank.element for low_rank in space.of_kind("lora"))
+    elements = [low_rank.element for low_rank in space.of_kind("lora")]
+    if any(element.is_outside for element in elements):
+        _untie(network)
     return frozenset(each.module for each in elements if _is_transposed(network.get_submodule(each.host)))
 
 
+def check_untying(config: PretrainedConfig, planned: Placement) -> None:
+    """Raise UserError if LoRA would have to be folded into a weight that is also another part's."""
+    if config.is_encoder_decoder and config.tie_word_embeddings and any(e.is_outside for e in planned.elements):
+        found = "the output layer has LoRA, and shares its weight with the embeddings of encoder and decoder"
+        raise UserError(f"{found}: LoRA can't be folded into it", "use the adapter, which PEFT loads")
+
+
+def _untie(network: PreTrainedModel) -> None:
+    """Give the output layer a weight of its own if it has that of the embedding."""
+    output, embedding = network.get_output_embeddings(), cast(nn.Embedding, network.get_input_embeddings())
+    if output is None or output.weight is not embedding.weight:
+        return
+    output.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    for config in (network.config, network.config.get_text_config()):
+        config.tie_word_embeddings = False
+    network.all_tied_weights_keys = network.get_expanded_tied_weights_keys(all_submodels=True)
+
+
 def _is_transposed(host: nn.Module) -> bool:
-    return is_transposed(host) or experts.is_transposed(host)
+    return isinstance(host, nn.Embedding) or is_transposed(host) or experts.is_transposed(host)
 
 
 @torch.no_grad()

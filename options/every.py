@@ -84,7 +84,8 @@ class Options:
     alpha: float | None = option(None, "alpha of LoRA, whose scaling is alpha / rank; by default twice the rank",
         ABOVE_0)
     target: str | None = option(None, "layers that get LoRA: all, attention, mlp, or names such as q_proj,v_proj; "
-        "by default all linear layers of the blocks; experts are added by name, as in all,experts",
+        "by default all linear layers of the blocks; experts, embed_tokens and lm_head are added by name, as in "
+        "all,lm_head",
         brief="layers with LoRA: all, attention, mlp, experts, or names")
     lora_config: Path | None = option(None, "LoRA configuration (TOML) with settings for each place, instead of "
         "--rank, --alpha and --target; see configs/lora/", resume="free",

@@ -29,9 +29,9 @@ def gradients(model: Adapted, batch: dict[str, torch.Tensor], precision: torch.d
     return [loss.detach(), *torch.autograd.grad(loss, trained, materialize_grads=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variant", "renormalize", "precision"),
-    [("opt-pre", False, None), pytest.param("roberta", True, torch.bfloat16, marks=pytest.mark.slow)],
+    ("variant", "renormalize", "precision"), [("opt-pre", False, None), ("roberta", True, torch.bfloat16)]
 )
 def test_one_version_of_a_block_for_each_pattern(monkeypatch, variant: str, renormalize: bool, precision) -> None:
     torch._dynamo.reset()

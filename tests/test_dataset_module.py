@@ -194,9 +194,11 @@ STEPS = {"max_steps": 17, "max_epochs": -1}
 @pytest.mark.parametrize(
     ("workers", "options", "epoch_end"),
     [
-        *((0, {}, False), (0, {}, True), (2, {}, False), (2, {}, True)),
-        *((0, ENDS, False), (0, ENDS, True), (2, ENDS, False), (2, ENDS, True)),
-        *((0, VALIDATES, False), (0, VALIDATES, True)),
+        *((0, {}, False), (2, {}, True), (0, ENDS, True), (2, ENDS, False), (0, VALIDATES, False)),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((0, {}, True), (2, {}, False), (0, ENDS, False), (2, ENDS, True), (0, VALIDATES, True))
+        ),
         (0, STEPS, False),  # from the end of an epoch Lightning itself resumes wrongly with max_steps
     ],
 )

@@ -86,7 +86,11 @@ WAITS = {"prefix": (4, 4), "packed": (0, 2), "windows": (2, 1)}  # of the prefix
 
 
 @pytest.mark.parametrize(
-    "case", ["classification", "shortcuts", "plain", "text", "packed", "windows", "scores", "prefix"]
+    "case",
+    [
+        *("shortcuts", "packed", "windows", "scores"),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("classification", "plain", "text", "prefix")),
+    ],
 )
 def test_waits_of_a_step(cases, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether numbers are finite, and the loss for the progress bar."""

@@ -111,6 +111,7 @@ class TestWheel:
         assert metadata.get_payload().startswith("# HeteroLoRA")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_it_installs_from_a_git_address(source: Path, tmp_path: Path) -> None:
     repository, python = tmp_path / "repository", tmp_path / "env" / "bin" / "python"
@@ -202,6 +203,7 @@ class TestCommand:
         (found / "packages.pth").write_text(sysconfig.get_path("purelib"))
         return folder / "bin" / "heterolora"
 
+    @pytest.mark.slow
     def test_it_trains_and_reports(self, command: Path, tmp_path: Path) -> None:
         said = quiet(
             command, "imp-test", *SMALL[:4], "--imp-limit-test-batches", 1, "--project", "scored", cwd=tmp_path

@@ -237,7 +237,7 @@ class TestRefusals:
         ("extra", "named"),
         [
             ("model.decoder.embed_tokens.weight", "neither LoRA nor a head"),
-            ("model.decoder.embed_tokens.lora_embedding_A", "LoRA on an embedding"),
+            ("model.decoder.embed_tokens.lora_embedding_A", "only lora_A"),
             ("model.decoder.layers.0.fc1.lora_A.weight", "only lora_A"),
             ("model.decoder.layers.0.self_attn.q_proj.lora_magnitude_vector.weight", "DoRA"),
         ],

@@ -145,7 +145,13 @@ _PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(("name", "weights"), _PUBLISHED.items())
+_QUICK = ("opt-350m", "roberta-base", "llama-4-scout", "gemma-3-1b", "deberta-v3-base", "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [pytest.param(*each, marks=() if each[0] in _QUICK else pytest.mark.slow) for each in _PUBLISHED.items()],
+)
 def test_published_models_of_every_family(capsys, name: str, weights: int) -> None:
     table = table_of(name)
     about = ("--model", f"{table.name}_lora", "--load", _FOLDER / name, "--pretrained", "--max-token-len", 128)

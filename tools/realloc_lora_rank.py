@@ -51,7 +51,7 @@ from heterolora.choosing.words import degenerate, with_cost
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.elements.config import ElementConfig
-from heterolora.elements.element import Element, Kind, at_ranks, check_no_experts, check_ranks
+from heterolora.elements.element import Element, Kind, Place, at_ranks, check_no_experts, check_ranks
 from heterolora.elements.peft_config import peft_config, peft_notes
 from heterolora.elements.task import TASKS
 from options.declare import flag_of
@@ -258,6 +258,7 @@ def _is_ours(text: str, path: Path) -> bool:
 
 def check_model(scores: Scores, source: str) -> None:
     """Raise UserError unless the model `source` has every scored module with its widths. Reads no weights."""
+    from heterolora.elements.blocks import outside_of
     from heterolora.elements.experts import shape_of
     from heterolora.elements.found import stacked_weights
     from heterolora.elements.linear import is_linear, widths_of
@@ -267,6 +268,7 @@ def check_model(scores: Scores, source: str) -> None:
     network = skeleton(read_config(source), scores.task)
     modules = dict(network.named_modules())
     widths = {path: (1, *widths_of(module)) for path, module in modules.items() if is_linear(module)}
+    widths |= {path: (1, *widths_of(modules[path])) for path in outside_of(network).values()}
     widths |= {name: shape_of(network, name) for name in stacked_weights(network)}
     for element in (item.element for item in scores.scored):
         own = (element.experts, element.in_features, element.out_features)
@@ -304,7 +306,7 @@ def rank_table(elements: Sequence[Element], on: Sequence[Element]) -> Table:
     texts |= {(element.layer, element.name): str(element.rank) for element in on}
     table = Table("rank", *names)
     for layer in sorted({element.layer for element in elements}):
-        table.add_row(str(layer), *(texts.get((layer, name), "") for name in names))
+        table.add_row(Place(layer, "").block, *(texts.get((layer, name), "") for name in names))
     return table
 
 

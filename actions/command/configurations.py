@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from heterolora.elements.config import ElementConfig
-from heterolora.elements.element import PROJECTIONS, Kind, Settings
+from heterolora.elements.element import OUTSIDE, PROJECTIONS, Kind, Settings
 from model.family import OF_BASE
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ def in_options(config: ElementConfig, adapted: AdaptedName | None) -> dict[str, 
             return None  # the places that are left depend on the base
         names += [site for site in config.sites if isinstance(site, str) and site not in names]
     on = {name: settings for name in names if (settings := config.lookup(0, name)) is not None}
-    settings = next(iter(on.values()), None)
+    outside = {name: each for name, i in OUTSIDE.items() if (each := config.lookup(i, name)) is not None}
+    settings = next(iter([*on.values(), *outside.values()]), None)
     if settings is None or config.granularity != "network":
         return None
-    if any(each != Settings(settings.rank, settings.alpha) for each in on.values()):
+    if any(each != Settings(settings.rank, settings.alpha) for each in (*on.values(), *outside.values())):
         return None
-    target = ALL if list(on) == names else ",".join(on)
-    return {"rank": settings.rank, "alpha": settings.alpha, "target": target}
+    inside = [ALL] if list(on) == names else [*on]
+    return {"rank": settings.rank, "alpha": settings.alpha, "target": ",".join([*inside, *outside])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ from actions.command.command import Command
 from actions.command.configurations import ALL, KEYS, UNIFORM, Configs
 from actions.request.origin import Origin
 from heterolora.common.errors import UserError, nearest
-from heterolora.elements.config import ElementConfig, load
-from heterolora.elements.element import PROJECTIONS, Kind, Settings
+from heterolora.elements.config import ElementConfig, Site, load
+from heterolora.elements.element import OUTSIDE, PROJECTIONS, Kind, Settings
+from options.actions import ALL_PLACES
 from options.every import Options
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 _RANK = 8
 _GROUPS = (ALL, "attention", "mlp", "experts")
 _SHORTCUTS = Path(__file__).resolve().parents[2] / "configs" / "shortcut" / "ags_networkwise.toml"
+
+
+Outside = Callable[[], Mapping[str, str]]  # name that a user may give -> name of a place outside of the blocks
 
 
 def stated(command: Command, values: Mapping[str, Any], adapted: AdaptedName | None, origin: Origin) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def given_kinds(command: Command) -> set[Kind]:
 
 
 def configured(
-    command: Command, options: Options, adapted: AdaptedName, recorded: Configs, complete: bool
+    command: Command, options: Options, adapted: AdaptedName, recorded: Configs, complete: bool, outside: Outside
 ) -> tuple[Configs, Configs]:
     """The configurations of the elements, and those that the command gives.
 
@@ -52,7 +56,7 @@ def configured(
     if "lora" in given:
         source = paths["lora"] or f"{command.values['config']}: lora_config"
         given["lora"] = given["lora"].named(adapted.family.accepted, str(source))
-    uniform = _uniform(_uniform_values(options.rank, options.alpha, options.target), adapted.family)
+    uniform = _uniform(_uniform_values(options.rank, options.alpha, options.target), adapted.family, outside)
     if _is_uniform(command):
         given["lora"] = uniform
     if complete:
@@ -70,35 +74,34 @@ def _uniform_values(rank: int | None, alpha: float | None, target: str | None) -
     return {"rank": rank, "alpha": 2.0 * rank if alpha is None else alpha, "target": target or ALL}
 
 
-def _uniform(values: Mapping[str, Any], family: Family) -> ElementConfig:
+def _uniform(values: Mapping[str, Any], family: Family, outside: Outside) -> ElementConfig:
     on = Settings(values["rank"], values["alpha"])
-    chosen = _projections(values["target"], family)
-    if set(chosen) == set(family.linears):
-        return ElementConfig("lora", "network", on, {})
-    return ElementConfig("lora", "network", replace(on, disabled=True), dict.fromkeys(chosen, on))
+    chosen = _chosen(values["target"], family, outside)
+    sites: dict[Site, Settings] = {(OUTSIDE[name], name) if name in OUTSIDE else name: on for name in chosen}
+    inside = {name for name in chosen if name not in OUTSIDE}
+    if inside == set(family.linears):
+        return ElementConfig("lora", "network", on, {site: on for site in sites if not isinstance(site, str)})
+    return ElementConfig("lora", "network", replace(on, disabled=True), sites)
 
 
-def _projections(target: str, family: Family) -> list[str]:
-    """The names of the places of `--target`. Raises UserError for a name that the family does not have."""
+def _chosen(target: str, family: Family, outside: Outside) -> list[str]:
+    """The names of the places of `--target`. Raises UserError for a name that the model does not have."""
     attention = [name for name, path in family.linears.items() if "att" in path.lower()]
     rest = [name for name in family.linears if name not in attention]
     names = dict(zip(_GROUPS, ([*family.linears], attention, rest, [*family.experts]), strict=True))
     names |= {given: [name] for given, name in family.accepted.items()}
     chosen: list[str] = []
     for part in (part.strip() for part in target.split(",")):
-        if part in _OUTSIDE:
-            found = f"--target {target}: {part} is outside of the blocks, and stays frozen"
-            raise UserError(found, f"name layers of the blocks: {', '.join(family.linears)}")
+        if not names.get(part):
+            names |= {given: [name] for given, name in outside().items()}  # which builds the network
         if not names.get(part):
             found = f"{family.name} has no {part}" if part in _all_names() else f"'{part}' is not known"
-            raise UserError(f"--target {target}: {found}", nearest(part, (*_GROUPS, *family.places)))
+            known = (*_GROUPS, *family.places, *dict.fromkeys(outside().values()))
+            raise UserError(f"--target {target}: {found}", nearest(part, known, ALL_PLACES))
         chosen += names[part]
-    return [name for name in family.places if name in chosen]
-
-
-#: Usual names of embeddings and output layers.
-_OUTSIDE = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "classifier", "score")
+    return [name for name in (*family.places, *OUTSIDE) if name in chosen]
 
 
 def _all_names() -> set[str]:
-    return {given for name, others in PROJECTIONS.items() for given in (name, *others)} | set(_GROUPS)
+    projections = {given for name, others in PROJECTIONS.items() for given in (name, *others)}
+    return {*projections, *_GROUPS, *OUTSIDE}

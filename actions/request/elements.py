@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from actions.command.command import Command
 from actions.command.configurations import Configs
 from actions.command.request import Request
 from actions.request.compatible import check_family
-from actions.request.configurations import configured
+from actions.request.configurations import Outside, configured
 from actions.request.data import data_of
 from actions.request.resolve import DataOf, resolve
 from dataset.reading.own import check_name
@@ -43,15 +45,17 @@ def with_elements(request: Request, command: Command) -> Request:
         return request
     adapted, notes = _with_family(request.adapted, request.base.name, request.spec.task)
     adapter, recorded = request.adapter, dict(request.checkpoint.record.configs) if request.checkpoint else {}
+    outside = functools.cache(functools.partial(_outside, request.base.name, request.spec.task))
     if adapter is not None:
-        adapter, recorded = _with_places(adapter, adapted)
-    configs, given = configured(command, request.options, adapted, recorded, complete=request.checkpoint is not None)
+        adapter, recorded = _with_places(adapter, adapted, outside)
+    complete = request.checkpoint is not None
+    configs, given = configured(command, request.options, adapted, recorded, complete, outside)
     request = replace(
         request,
         adapted=adapted,
         adapter=adapter,
         configs=configs,
-        must_agree=given if request.checkpoint is not None else recorded,
+        must_agree=given if complete else recorded,
         notes=(*request.notes, *notes),
     )
     check_family(request)
@@ -68,12 +72,19 @@ def _with_family(adapted: AdaptedName, base: str, task: Task) -> tuple[AdaptedNa
     return replace(adapted, family=of_base.family), of_base.notes
 
 
-def _with_places(adapter: Adapter, adapted: AdaptedName) -> tuple[Adapter, Configs]:
-    """An adapter whose places the family names, and its configurations."""
+def _outside(base: str, task: Task) -> Mapping[str, str]:
+    """Name that a user may give → name of a place outside of the blocks. Builds the network of the base."""
+    from model.base_family import outside_names
+
+    return outside_names(base, task)
+
+
+def _with_places(adapter: Adapter, adapted: AdaptedName, outside: Outside) -> tuple[Adapter, Configs]:
+    """An adapter whose places the family and `outside` name, and its configurations."""
     from model.peft_format.fit import config_of_adapter, named
 
     adapter = named(adapter, adapted.family)
-    configs: Configs = {"lora": config_of_adapter(adapter, adapted.family)}
+    configs: Configs = {"lora": config_of_adapter(adapter, adapted.family, outside)}
     return adapter, configs if adapter.shortcut is None else {**configs, "shortcut": adapter.shortcut}
 
 

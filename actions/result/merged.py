@@ -18,7 +18,7 @@ from heterolora.elements.adapt import adapt
 from heterolora.elements.search_space import SearchSpace
 from model.checkpoint import ModelRecord
 from model.load import load_base, load_config, load_tokenizer
-from model.merge import fold, in_numbers, logits, probe, unwrap
+from model.merge import check_untying, fold, in_numbers, logits, probe, unwrap
 from model.task.classification import probabilities
 from model.tensor_file import MappedTensors
 
@@ -89,6 +89,8 @@ def _trained(
     """The model that the request names, and its elements."""
     options = request.options
     planned = plan_elements(request, config)
+    if planned is not None:
+        check_untying(config, planned)
     # A frozen base has the dtype of its files. Quantised or trained weights are as in training.
     frozen = planned is not None and options.quantize is None
     precision = None if frozen else options.devices.precision

@@ -22,7 +22,7 @@ from heterolora.choosing.ranks import check_time, choose
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import Placement, adapt, check_blocks, placement_of
-from heterolora.elements.element import check_no_experts, check_ranks
+from heterolora.elements.element import check_no_experts, check_outside, check_ranks
 from heterolora.elements.search_space import SearchSpace
 from heterolora.search import Plan, check_budget
 from model.checkpoint import Checkpoint, ModelRecord
@@ -242,6 +242,9 @@ def plan_elements(request: Request, config: PretrainedConfig) -> Placement | Non
     head_alone = request.spec.classifies and request.action in (TRAIN, TEST)
     if not planned.elements and (not head_alone or any(one.sites for one in configs.values())):
         raise UserError("the configuration leaves no element in the model", "give at least one place a rank above 0")
+    if request.options.lora_init != "kaiming":
+        found = f"--lora-init {request.options.lora_init} cannot start LoRA on"
+        check_outside(planned.elements, ("lm_head",), found, "leave it out, or give --lora-init kaiming")
     if request.options.lora_init == "activation":
         found = "--lora-init activation cannot start LoRA on"
         check_no_experts(planned.elements, found, "give --lora-init gradient, or another one")

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heterolora.common.checks import TEXT, TRUTH, Condition, check_keys, number, whole_number
+from heterolora.common.checks import TEXT, TRUTH, Condition, check_keys, check_known, number, whole_number
 from heterolora.common.errors import UserError
 from heterolora.common.files import to_toml, whole, write_text
 from heterolora.common.outside import read_toml, reading
-from heterolora.elements.element import Place
+from heterolora.elements.element import OUTSIDE, Place
 
 HISTORY, FREQUENCY = "reallocation_history.toml", "reallocation_frequency.toml"
 
@@ -102,19 +102,31 @@ class History:
         times = self.times_on()
         by_layer: dict[str, dict[str, int]] = {}
         for place in self.places:
-            by_layer.setdefault(f"layer_{place.layer}", {})[place.name] = times[place.key]
+            by_layer.setdefault(place.table, {})[place.name] = times[place.key]
         write_text(folder / FREQUENCY, to_toml({"total_reallocation_number": len(self.decisions), **by_layer}))
 
     def _block(self, index: int) -> str:
         decision = self.decisions[index]
         rows = zip(self.places, decision.scores, decision.on, strict=True)
-        elements = [{"layer": p.layer, "name": p.name, "score": score, "on": on} for p, score, on in rows]
+        elements = [{**_of_place(place), "score": score, "on": on} for place, score, on in rows]
         table = {"epoch": decision.epoch, "step": decision.step, "elements": elements}
         return to_toml({f"dyrealloc_{index}": table}) + "\n"
 
 
 def _when(epoch: Any, step: Any) -> tuple[int, int]:
     return _COUNT.check("a reallocation", "epoch", epoch), _COUNT.check("a reallocation", "step", step)
+
+
+def _of_place(place: Place) -> dict[str, Any]:
+    return {"name": place.name} if place.is_outside else {"layer": place.layer, "name": place.name}
+
+
+def _place(where: str, row: Mapping[str, Any]) -> Place:
+    """The place that a row names. Outside of the blocks it has no number."""
+    if "layer" in row:
+        return Place(row["layer"], row["name"])
+    check_known(f"{where} without layer", row["name"], OUTSIDE)
+    return Place(OUTSIDE[row["name"]], row["name"])
 
 
 def read(folder: Path) -> History:
@@ -129,8 +141,8 @@ def read(folder: Path) -> History:
     for index in range(len(document)):
         table = check_keys(f"{path}: [dyrealloc_{index}]", _DECISION, document[f"dyrealloc_{index}"], expected)
         where = f"{path}: an element of [dyrealloc_{index}]"
-        rows = [check_keys(where, _ELEMENT, row, expected) for row in table["elements"]]
-        places.append(tuple(Place(row["layer"], row["name"]) for row in rows))
+        rows = [check_keys(where, _ELEMENT, row, expected, optional=("layer",)) for row in table["elements"]]
+        places.append(tuple(_place(where, row) for row in rows))
         scores, on = tuple(float(row["score"]) for row in rows), tuple(row["on"] for row in rows)
         decisions.append(Decision(table["epoch"], table["step"], scores, on))
     if any(other != places[0] for other in places):

@@ -21,7 +21,8 @@
     alpha = 16.0
     dropout = 0.0
 
-The table `[step_time]` has the constants of `heterolora.choosing.step_time.StepTime`; older files have none.
+The table `[step_time]` has the constants of `heterolora.choosing.step_time.StepTime`; older files have none. An element
+outside of the blocks has a table such as `[outside.lm_head]`.
 `use_rslora` of an element and `renormalize` at the top are written only if they are true. An element has `experts` if
 its module is a parameter with the weights of so many experts. It has `by_rank`, the
 list of the scores of its ranks, if the heuristic gives them. `halves` of an element is the list of its scores from each
@@ -53,7 +54,7 @@ from heterolora.common.checks import (
 from heterolora.common.errors import UserError, shown
 from heterolora.common.files import to_toml, write_text
 from heterolora.common.outside import read_toml
-from heterolora.elements.element import NAMES, SHORTCUTS, Element, Kind, Settings
+from heterolora.elements.element import NAMES, OUTSIDE, SHORTCUTS, Element, Kind, Settings
 
 
 @dataclass(frozen=True)
@@ -149,16 +150,17 @@ _ELEMENT: Mapping[str, Condition] = {
 }
 _OPTIONAL = ("renormalize", "stability", "use_rslora", "experts", "by_rank", "halves")
 _TABLES = "a table [layer_<i>.<name>]"
+_TABLE = r"layer_(0|[1-9][0-9]{0,8})|outside"
 _EXPECTED = "expected a scores file, as imp-test writes it"
 
 
 def read(path: str | Path) -> Scores:
     """Read a scores file. Raises UserError if it cannot be read, a key is unknown or missing, or a value is wrong."""
     document = read_toml(path, "the scores file", _EXPECTED)
-    tables = {key: value for key, value in document.items() if re.fullmatch(r"layer_(0|[1-9][0-9]{0,8})", key)}
+    tables = {key: value for key, value in document.items() if re.fullmatch(_TABLE, key)}
     top = {key: value for key, value in document.items() if key not in (*tables, "step_time")}
     scored = [
-        _read_element(path, int(table.removeprefix("layer_")), name, values)
+        _read_element(path, table, name, values)
         for table, names in tables.items()
         for name, values in _table(f"{path}: [{table}]", names).items()
     ]
@@ -185,7 +187,7 @@ def write(path: str | Path, scores: Scores) -> None:
         values |= {"use_rslora": True} if settings.use_rslora else {}
         values |= {"experts": element.experts} if element.experts > 1 else {}
         values |= {key: list(found) for key in ("by_rank", "halves") if (found := getattr(item, key))}
-        document.setdefault(f"layer_{element.layer}", {})[element.name] = values
+        document.setdefault(element.table, {})[element.name] = values
     write_text(path, to_toml(document))
 
 
@@ -194,16 +196,20 @@ def _read_step_time(path: str | Path, document: Mapping[str, Any], scored: Seque
         return None
     where = f"{path}: [step_time]"
     found = StepTime(**check_keys(where, _STEP_TIME, document["step_time"], _EXPECTED))
-    if scored[-1].element.layer >= found.blocks:
-        raise UserError(f"{where}: blocks is {found.blocks}", f"expected more than {scored[-1].element.layer}")
+    last = max((item.element.layer for item in scored if not item.element.is_outside), default=-1)
+    if last >= found.blocks:
+        raise UserError(f"{where}: blocks is {found.blocks}", f"expected more than {last}")
     return found
 
 
-def _read_element(path: str | Path, layer: int, name: str, values: Any) -> Scored:
-    where = f"{path}: [layer_{layer}.{name}]"
+def _read_element(path: str | Path, table: str, name: str, values: Any) -> Scored:
+    where = f"{path}: [{table}.{name}]"
     found = check_keys(where, _ELEMENT, _table(where, values), _EXPECTED, optional=_OPTIONAL)
-    if f".{name}." not in f".{found['module']}.":  # without a family table, the name is a part of the path
+    if table == "outside":
+        check_known(where, name, OUTSIDE)
+    elif f".{name}." not in f".{found['module']}.":  # without a family table, the name is a part of the path
         check_known(where, name, NAMES)
+    layer = OUTSIDE[name] if table == "outside" else int(table.removeprefix("layer_"))
     kind: Kind = "shortcut" if name in SHORTCUTS else "lora"
     if found["kind"] != kind:
         raise UserError(f"{where}: kind is '{found['kind']}'", f"expected '{kind}' for {name}")

@@ -41,7 +41,7 @@ class StepTime:
     def of(self, on: Iterable[Element]) -> float:
         """Seconds of a step with the elements `on`."""
         on = list(on)
-        lowest = min((element.layer for element in on), default=self.blocks)
+        lowest = min((element.after(self.blocks) for element in on), default=self.blocks)
         return self.fixed(lowest) + self.width * sum(map(_width, on))
 
     def fixed(self, lowest: int) -> float:
@@ -67,7 +67,7 @@ def best_within(order: Sequence[Scored], always: Sequence[Element], time: StepTi
     worth = worth if any(worth) else [1.0] * len(order)  # all scores are 0: as many elements as possible
     unit = _unit([_width(item.element) for item in order])
     sizes = [-(-_width(item.element) // unit) for item in order]
-    down_to = min((element.layer for element in always), default=time.blocks)
+    down_to = min((element.after(time.blocks) for element in always), default=time.blocks)
     taken = time.width * sum(map(_width, always))
 
     def room(lowest: int) -> int:
@@ -80,8 +80,9 @@ def best_within(order: Sequence[Scored], always: Sequence[Element], time: StepTi
     best = np.zeros(sum(sizes) + 1)  # the largest sum of scores of the candidates so far, by units
     steps = []  # (candidate, by units: whether it is in the best choice)
     top, until, lowest = 0.0, 0, time.blocks
-    for layer in sorted({item.element.layer for item in order}, reverse=True):
-        for index in (index for index, item in enumerate(order) if item.element.layer == layer):
+    starts = [item.element.after(time.blocks) for item in order]
+    for layer in sorted({*starts}, reverse=True):
+        for index in (index for index, start in enumerate(starts) if start == layer):
             size = sizes[index]
             more = best[:-size] + worth[index]
             better = np.concatenate([np.zeros(size, bool), more > best[size:]])
@@ -95,8 +96,8 @@ def best_within(order: Sequence[Scored], always: Sequence[Element], time: StepTi
             chosen.add(index)
             left -= sizes[index]
     used = sum(sizes[index] for index in chosen)
-    for index, item in enumerate(order):
-        down = min(lowest, item.element.layer)
+    for index, start in enumerate(starts):
+        down = min(lowest, start)
         if index not in chosen and used + sizes[index] <= room(down):
             chosen.add(index)
             used, lowest = used + sizes[index], down

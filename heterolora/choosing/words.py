@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 def choice_in_words(places: Sequence[Place], on: Collection[str]) -> str:
     """Such as `6 of 24 places on, all in block 0`. `on` are the keys of the places that are on."""
-    blocks = sorted({place.layer for place in places if place.key in on})
-    every = sorted({place.layer for place in places})
+    blocks = sorted({place.layer for place in places if place.key in on and not place.is_outside})
+    every = sorted({place.layer for place in places if not place.is_outside})
+    outside = [place.name for place in places if place.key in on and place.is_outside]
     if not blocks:
         where = ""
     elif len(blocks) == 1:
@@ -25,6 +26,7 @@ def choice_in_words(places: Sequence[Place], on: Collection[str]) -> str:
         where = ", in every block"
     else:
         where = f", in blocks {_spans(blocks)}"
+    where += f", {'and ' if blocks else ''}{' and '.join(outside)}" if outside else ""
     return f"{len(set(on) & {place.key for place in places})} of {len(places)} places on{where}"
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from heterolora.common.errors import UserError
-from heterolora.elements.blocks import blocks_of, has_place
+from heterolora.elements.blocks import blocks_of, has_place, outside_of
 from heterolora.elements.config import ElementConfig
-from heterolora.elements.element import SHORTCUTS, Element, Settings
+from heterolora.elements.element import OUTSIDE, SHORTCUTS, Element, Place, Settings
+from heterolora.elements.embedding import LoraEmbedding
 from heterolora.elements.experts import LoraExperts, shape_of
 from heterolora.elements.family import Family
 from heterolora.elements.linear import widths_of
@@ -30,6 +31,7 @@ _HEADS = ("score", "classifier")
 #: Names of its parts beside the base model, in some architectures.
 _PARTS = ("pre_classifier", "pooler", "head", "dense", "classification_head", "sequence_summary", "logits_proj")
 HEADS = (*_HEADS, *_PARTS)
+NO_DROPOUT_OF_IDS = "the dropout of LoRA has no effect on the token embedding, whose inputs are no vectors"
 NO_DROPOUT = "the dropout of LoRA has no effect on experts: a low-rank map is added to their weights, not their outputs"
 
 
@@ -76,11 +78,13 @@ def placement_of(
     Raises UserError if the family does not fit the model, or a configuration names a block that it does not have.
     """
     family.check(network.config)
-    blocks = blocks_of(network, family)
+    blocks, outside = blocks_of(network, family), outside_of(network)
     path_of = {module: path for path, module in network.named_modules()}
     names = {"lora": tuple(family.places), "shortcut": SHORTCUTS}
     configs = [config for config in (lora, shortcut) if config is not None]
-    notes = [note for config in configs for note in _notes(config, family, len(blocks), names[config.kind])]
+    notes = [
+        note for config in configs for note in _notes(config, family, len(blocks), (*names[config.kind], *outside))
+    ]
     places = [(config, name) for config in configs for name in names[config.kind]]
     elements: list[Element] = []
     for layer, block in enumerate(blocks):
@@ -98,6 +102,16 @@ def placement_of(
             else:
                 module = block.get_submodule(family.linears[name])
                 elements.append(Element(layer, name, "lora", path_of[module], *widths_of(module), settings))
+    for name, path in outside.items():
+        settings = None if lora is None else lora.lookup(OUTSIDE[name], name)
+        if settings is not None:
+            widths = widths_of(network.get_submodule(path))
+            element = Element(OUTSIDE[name], name, "lora", path, *widths, settings)
+            elements.append(
+                replace(element, settings=replace(settings, dropout=0.0)) if element.is_embedding else element
+            )
+            notes += [NO_DROPOUT_OF_IDS] if element.is_embedding and settings.dropout else []
+    elements.sort(key=lambda element: element.layer)  # stable
     planned = Placement(
         family, tuple(elements), shortcut is not None and shortcut.renormalize, tuple(dict.fromkeys(notes))
     )
@@ -131,7 +145,7 @@ def _notes(config: ElementConfig, family: Family, layers: int, names: Sequence[s
     yield from config.notes
     for site in config.sites:
         layer, name = (None, site) if isinstance(site, str) else site
-        if layer is not None and layer >= layers:
+        if layer is not None and layer >= layers and not Place(layer, name).is_outside:
             raise UserError(
                 f"{config.kind} configuration: [model_layer_{layer}.{name}] is beyond the model",
                 f"it has {layers} blocks, 0 to {layers - 1}",
@@ -162,16 +176,23 @@ def adapt(network: PreTrainedModel, planned: Placement) -> SearchSpace:
     pre_norm = family.pre_norm(network.config)
     blocks = tuple(blocks_of(network, family))
     carry = Carry()
-    network.requires_grad_(False)
-    low_ranks = wrap(network, planned.elements)
+    low_ranks = train_only(network, planned.elements)
     if planned.shortcuts:
         for layer, block in enumerate(blocks):
             inside = {each.element.name: each for each in low_ranks if each.element.layer == layer}
             Shortcuts(layer, inside, carry, planned.renormalize).attach(block, family, pre_norm)
-    for head in heads(network):
-        head.to(torch.float32).requires_grad_(True)
-        head.register_forward_pre_hook(_cast_input)
     return SearchSpace(low_ranks, blocks, family, pre_norm, carry)
+
+
+def train_only(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]:
+    """Freeze a network, add elements to it as `wrap` does, and train these and a classification head, in float32."""
+    network.requires_grad_(False)
+    low_ranks = wrap(network, elements)
+    for head in heads(network):
+        if any(True for _ in head.parameters()):
+            head.to(torch.float32).requires_grad_(True)
+            head.register_forward_pre_hook(_cast_input)
+    return low_ranks
 
 
 def wrap(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]:
@@ -184,6 +205,8 @@ def wrap(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]
             experts = module if isinstance(module, LoraExperts) else LoraExperts(module)
             experts.add(element.module.rpartition(".")[2], low_ranks[-1])
             network.set_submodule(element.host, experts)
+        elif element.is_embedding:
+            network.set_submodule(element.module, LoraEmbedding(module, low_ranks[-1]))
         elif element.kind == "lora":
             network.set_submodule(element.module, LoraLinear(module, low_ranks[-1]))
     return tuple(low_ranks)

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from heterolora.elements.family import Family
+from heterolora.elements.linear import is_linear
 
 
 def base_of(network: nn.Module) -> nn.Module:
@@ -39,6 +40,30 @@ def has_place(block: nn.Module, family: Family, name: str) -> bool:
         return hasattr(block.get_submodule(owner), last)
     except AttributeError:
         return False
+
+
+def outside_of(network: nn.Module) -> dict[str, str]:
+    """Name -> path in a Transformers model, of what can get LoRA outside of the blocks: the token embedding, and the
+    output layer. The embedding of an encoder-decoder is several modules.
+    """
+    model = cast(Any, network)
+    path_of = {module: path for path, module in network.named_modules()}
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    found = {} if model.config.is_encoder_decoder else {"embed_tokens": embedding}
+    found |= {"lm_head": output}
+    fits = {name: module for name, module in found.items() if isinstance(module, nn.Embedding) or _fits(module)}
+    return {name: path_of[module] for name, module in fits.items()}
+
+
+def _fits(module: nn.Module | None) -> bool:
+    return module is not None and is_linear(module)
+
+
+def names_outside(network: nn.Module) -> dict[str, str]:
+    """Name that a user may give -> name of a place outside of the blocks: its path, and the last part of that."""
+    found = outside_of(network)
+    given = {other: name for name, path in found.items() for other in (path, path.rpartition(".")[2])}
+    return given | dict(zip(found, found, strict=True))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Both kinds of file have the same structure; only the names of some keys differ::
     [model_layer_0.q_proj]             # granularity "layer": q_proj in block 0 only
     r = 4
 
+LoRA outside of the blocks has a table of its own in both kinds of granularity, such as `[outside.lm_head]`.
 A table is merged over `[default]` key by key. With `r = 0` or `disable_… = true` there is no element in that place.
 """
 
@@ -26,10 +27,10 @@ from heterolora.common.checks import PROBABILITY, TEXT, TRUTH, Condition, check_
 from heterolora.common.errors import UserError, nearest, shown
 from heterolora.common.files import to_toml
 from heterolora.common.outside import read_toml
-from heterolora.elements.element import PROJECTIONS, SHORTCUTS, Element, Kind, Settings
+from heterolora.elements.element import OUTSIDE, PROJECTIONS, SHORTCUTS, Element, Kind, Place, Settings
 
 Granularity = Literal["network", "layer"]
-Site = str | tuple[int, str]  # a canonical name, in every block or in one
+Site = str | tuple[int, str]  # a canonical name, in every block, in one, or outside with the number in `OUTSIDE`
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class ElementConfig:
         form, sites = _FORMATS[self.kind], {}
         for site, settings in self.sites.items():
             layer, given = (None, site) if isinstance(site, str) else site
+            if layer is not None and Place(layer, given).is_outside:
+                sites[site] = settings
+                continue
             table = f"[{'all_layers' if layer is None else f'model_layer_{layer}'}.{given}]"
             where = f"{source or form.title}: {table}"
             if given not in accepted:
@@ -134,13 +138,14 @@ class ElementConfig:
     def lookup(self, layer: int, name: str, by_default: bool = True) -> Settings | None:
         """The settings of the element `name` (canonical) of block `layer`, or None if there is no element.
 
-        Without `by_default`, there is one only if the place has a table of its own. `shortcut2` of a network-wise
-        configuration does not exist in block 0, which has no previous block.
+        Without `by_default`, and outside of the blocks, there is one only if the place has a table of its own.
+        `shortcut2` of a network-wise configuration does not exist in block 0, which has no previous block.
         """
         if name == "shortcut2" and layer == 0:
             return None
-        site = name if self.granularity == "network" else (layer, name)
-        settings = self.sites.get(site, self.default if by_default else None)
+        outside = Place(layer, name).is_outside
+        site = name if self.granularity == "network" and not outside else (layer, name)
+        settings = self.sites.get(site, self.default if by_default and not outside else None)
         return settings if settings is not None and settings.candidate else None
 
     def to_document(self) -> dict[str, Any]:
@@ -150,7 +155,7 @@ class ElementConfig:
         document.update({key: getattr(self, key) for key in form.top})
         document["default"] = _write(form, self.default)
         for site, settings in self.sites.items():
-            table, name = ("all_layers", site) if isinstance(site, str) else (f"model_layer_{site[0]}", site[1])
+            table, name = ("all_layers", site) if isinstance(site, str) else (_table_of(Place(*site)), site[1])
             document.setdefault(table, {})[name] = _write(form, settings)
         return document
 
@@ -192,23 +197,31 @@ def parse_config(
     for table, entries in document.items():
         if table in ("granularity", "default", *form.top):
             continue
-        layer = _layer_of(str(table), granularity, form, source)
+        outside = table == "outside" and kind == "lora"
+        layer = None if outside else _layer_of(str(table), granularity, form, source)
         if not isinstance(entries, Mapping):
             expected = f"expected tables such as [{table}.{form.example}]"
             raise UserError(f"{source}: {table} is {shown(entries)}", expected)
         for given, values in entries.items():
             where = f"{source}: [{table}.{given}]"
-            if kind == "shortcut" or not any_name:
+            if outside:
+                check_known(where, given, OUTSIDE)
+            elif kind == "shortcut" or not any_name:
                 check_known(where, given, form.names)
             name = form.names.get(given, given)
             if name == "shortcut2" and layer == 0:
                 advice = "shortcut2 starts in the previous block; leave it out of block 0"
                 raise UserError(f"{where} has no previous block", advice)
-            site = name if layer is None else (layer, name)
+            number = OUTSIDE[name] if outside else layer
+            site = name if number is None else (number, name)
             if site in sites:
                 raise UserError(f"{where} names {name} a second time", f"expected one table for {name}")
             sites[site] = _read(form, values, default, where, notes)
     return ElementConfig(kind, granularity, default, sites, renormalize, tuple(dict.fromkeys(notes)))
+
+
+def _table_of(place: Place) -> str:
+    return place.table if place.is_outside else f"model_{place.table}"
 
 
 def _layer_of(table: str, granularity: Granularity, form: _Format, source: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
@@ -24,6 +24,8 @@ PROJECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 #: The shortcuts: residual1 x -> h, residual2 h -> y, shortcut1 x -> y, shortcut2 h of the previous block -> h.
 SHORTCUTS: tuple[str, ...] = ("residual1", "residual2", "shortcut1", "shortcut2")
+#: Places outside of the blocks -> their number in place of a block's, which puts them before or after all blocks.
+OUTSIDE: Mapping[str, int] = {"embed_tokens": -1, "lm_head": 10**9}
 NAMES: tuple[str, ...] = (*PROJECTIONS, *SHORTCUTS)  # all canonical names, in the order of tables and pictures
 
 
@@ -80,15 +82,37 @@ def alpha_of(scaling: float, rank: int, use_rslora: bool) -> float:
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the search space: a block, from 0, and a name in it, e.g. `q_proj` or `shortcut1`."""
+    """A place in the search space: a block, from 0, and a name in it, e.g. `q_proj` or `shortcut1`.
+
+    A place outside of the blocks has a name of `OUTSIDE`, and its number.
+    """
 
     layer: int
     name: str
 
     @property
     def key(self) -> str:
-        """The name in every file: `layer_<i>.<name>`."""
-        return f"layer_{self.layer}.{self.name}"
+        """The name in every file: `layer_<i>.<name>`, or `outside.<name>`."""
+        return f"{self.table}.{self.name}"
+
+    @property
+    def table(self) -> str:
+        """The table of every file that it is in: `layer_<i>` or `outside`."""
+        return "outside" if self.is_outside else f"layer_{self.layer}"
+
+    @property
+    def block(self) -> str:
+        """The number of the block, or `outside`."""
+        return self.table.removeprefix("layer_")
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is outside of the blocks."""
+        return self.layer in OUTSIDE.values()
+
+    def after(self, blocks: int) -> int:
+        """The number of blocks, of so many, that come before it."""
+        return min(max(self.layer, 0), blocks)
 
 
 @dataclass(frozen=True)
@@ -96,9 +120,9 @@ class Element(Place):
     """One candidate of the search space.
 
     Attributes:
-        module: path in the network of the linear layer (LoRA, e.g. `model.decoder.layers.0.self_attn.q_proj`), of the
-            parameter with the weights of all experts (LoRA, e.g. `model.layers.0.mlp.experts.down_proj`), or of the
-            block (shortcut, e.g. `model.decoder.layers.0`).
+        module: path in the network of the linear layer or the token embedding (LoRA, e.g.
+            `model.decoder.layers.0.self_attn.q_proj`), of the parameter with the weights of all experts (LoRA, e.g.
+            `model.layers.0.mlp.experts.down_proj`), or of the block (shortcut, e.g. `model.decoder.layers.0`).
         experts: the number of experts in that parameter. Each has a map of the element's rank. 1 for a linear layer.
     """
 
@@ -129,6 +153,11 @@ class Element(Place):
         return self.rank * self.width
 
     @property
+    def is_embedding(self) -> bool:
+        """Whether it is on the token embedding, whose inputs are ids of tokens."""
+        return self.layer == OUTSIDE["embed_tokens"]
+
+    @property
     def host(self) -> str:
         """Path of the module that gets the element: the linear layer, the experts of a layer, or the block."""
         return self.module if self.experts == 1 else self.module.rpartition(".")[0]
@@ -153,6 +182,12 @@ def check_ranks(elements: Iterable[Element]) -> None:
                 f"{element.out_features}",
                 f"expected at most {element.highest_rank}",
             )
+
+
+def check_outside(elements: Iterable[Element], possible: Collection[str], what: str, advice: str) -> None:
+    """Raise UserError if an element is outside of the blocks, with which `what` can be done only at some places."""
+    if found := next((each.name for each in elements if each.is_outside and each.name not in possible), None):
+        raise UserError(f"{what} {found}, which is outside of the blocks", advice)
 
 
 def check_no_experts(elements: Iterable[Element], what: str, advice: str) -> None:

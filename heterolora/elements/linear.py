@@ -29,7 +29,9 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def widths_of(linear: nn.Module) -> tuple[int, int]:
-    """(in, out). `Conv1D` has no `in_features`."""
+    """(in, out) of a linear layer, or of an embedding. `Conv1D` has no `in_features`."""
+    if isinstance(linear, nn.Embedding):
+        return linear.num_embeddings, linear.embedding_dim
     if is_transposed(linear):
         rows, columns = cast(Tensor, linear.weight).shape
         return rows, columns

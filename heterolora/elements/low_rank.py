@@ -49,9 +49,17 @@ class LowRank(nn.Module):
         rows = element.rank * element.experts
         self.A = nn.Parameter(torch.empty(rows, element.in_features, dtype=torch.float32))
         self.B = nn.Parameter(torch.zeros(element.out_features, rows, dtype=torch.float32))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        if element.is_embedding:
+            nn.init.uniform_(self.A, -1, 1)  # as for one input, because no sum over the tokens is computed
+        else:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.enabled = True
         self.probe: Observer | None = None
+
+    @property
+    def tensors(self) -> tuple[nn.Parameter, ...]:
+        """All that is trained."""
+        return self.A, self.B
 
     @property
     def present(self) -> bool:
@@ -61,7 +69,7 @@ class LowRank(nn.Module):
     def switch(self, on: bool) -> None:
         """Turn the element on or off. Off: A and B keep their values, lose their gradients and require none."""
         self.enabled = on
-        for parameter in (self.A, self.B):
+        for parameter in self.tensors:
             parameter.requires_grad_(on)
             if not on:
                 parameter.grad = None

@@ -17,11 +17,8 @@ from heterolora.elements.peft_layers import PeftLora
 from heterolora.elements.peft_space import lora_layers, path_of, tuner_layers
 
 
-def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
+def compact_peft(network: nn.Module, adapter: str | None = None) -> None:
     """Remove the layers of the adapter that are off, and the ranks with zeros in A and B, in place.
-
-    Then `save_pretrained` writes what is on only. The outputs do not change. PEFT, vLLM and a merge read the smaller
-    adapter as any other.
 
     Raises:
         UserError: as `peft_space`, all layers are off, or a layer that is off has other adapters too.
@@ -39,7 +36,6 @@ def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
     if off or cut:
         for config, owner in _configs(network, found[0].adapter):
             _rewrite(config, owner, found[0].adapter, cut)
-    return network
 
 
 def _configs(network: nn.Module, adapter: str) -> list[tuple[Any, nn.Module]]:

@@ -51,20 +51,23 @@ class SearchSpace:
         return tuple(low_rank for low_rank in self if low_rank.element.kind == kind)
 
     def places(self, kind: Kind | None = None) -> tuple[Place, ...]:
-        """All places of one kind, by block: also those where the configuration has no element. By default those of
-        each kind that has an element.
+        """All places of one kind, by block: also those where the configuration has no element, but outside of the
+        blocks only those with one. By default those of each kind that has an element.
         """
         if kind is None:
             return tuple(place for each in KINDS if self.of_kind(each) for place in self.places(each))
         if self.family is None:
             return tuple(low_rank.element for low_rank in self.of_kind(kind))
         family, names = self.family, tuple(self.family.places) if kind == "lora" else SHORTCUTS
-        return tuple(
+        places = [
             Place(layer, name)
             for layer, block in enumerate(self.blocks)
             for name in names
             if (layer, name) != (0, "shortcut2") and has_place(block, family, name)
-        )
+        ]
+        outside = (each.element for each in self.of_kind(kind) if each.element.is_outside)
+        places += [Place(element.layer, element.name) for element in outside]
+        return tuple(sorted(places, key=lambda place: place.layer))  # stable
 
     @property
     def device(self) -> torch.device:
@@ -80,12 +83,13 @@ class SearchSpace:
 
         `shortcut2` looks into the block before. `probed`: elements that a probe observes count as elements that are on.
         """
+        number = len(self.blocks)
         looks_into = (
-            low_rank.element.layer - (low_rank.element.name == "shortcut2")
+            low_rank.element.after(number) - (low_rank.element.name == "shortcut2")
             for low_rank in self
             if (low_rank.present if probed else low_rank.enabled)
         )
-        return min(looks_into, default=len(self.blocks))
+        return min(looks_into, default=number)
 
     def switch(self, keys: frozenset[str] | set[str]) -> None:
         """Turn on the elements with these keys and turn off all others."""

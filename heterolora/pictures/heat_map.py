@@ -89,7 +89,7 @@ class HeatMap:
         axes.add_collection(PatchCollection(cells, facecolors=colours, edgecolors="none", clip_on=False))
         axes.set(xlim=(-0.5, len(self.columns) - 0.5), ylim=(len(self.rows) - 0.5, -0.5), ylabel="block")
         axes.set_xticks(range(len(self.columns)), self.columns)
-        axes.set_yticks(range(len(self.rows)), [str(row) for row in self.rows])
+        axes.set_yticks(range(len(self.rows)), [Place(row, "").block for row in self.rows])
         axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
         axes.spines[:].set_visible(False)
 

@@ -66,7 +66,7 @@ class Timeline:
         axes.set_xlabel("reallocation, at epoch:batch")
         axes.xaxis.set_label_position("top")
         if self.dense:
-            axes.set_yticks(first_of_block, [f"layer {places[row].layer}" for row in first_of_block], fontsize=9)
+            axes.set_yticks(first_of_block, [places[row].table.replace("_", " ") for row in first_of_block], fontsize=9)
         else:
             times = self.history.times_on()
             labels = [f"{place.key}  {times[place.key]} of {len(decisions)}" for place in places]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heterolora.common.errors import UserError, nearest
-from heterolora.elements.element import Element, check_no_experts
+from heterolora.elements.element import OUTSIDE, Element, check_no_experts, check_outside
 from heterolora.saliency import heuristics
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Heuristic:
         remark: a note for the user about every result.
         needs_base_weights: whether it reads the weights of the base, which a quantised base does not provide.
         scores_experts: whether it can score the weights of experts, whose inputs are not observed.
+        scores_outside: names of the places outside of the blocks that it can score.
         needs_table: whether it reads the table of the architecture (`heterolora.Family`).
         is_baseline: whether equal scores are intended, so that they need no warning.
         hint: an additional cure if all scores are 0.
@@ -49,16 +50,19 @@ class Heuristic:
     remark: str = ""
     needs_base_weights: bool = False
     scores_experts: bool = True
+    scores_outside: tuple[str, ...] = tuple(OUTSIDE)
     needs_table: bool = False
     is_baseline: bool = False
     hint: str = ""
     ignores: tuple[str, ...] = ()
 
-    def check(self, elements: Iterable[Element]) -> None:
+    def check(self, elements: Sequence[Element]) -> None:
         """Raise UserError if it cannot score one of these elements."""
         if not self.scores_experts:
             other = "leave the experts out, or use another heuristic, such as grad_norm"
             check_no_experts(elements, f"{self.name} cannot score", other)
+        other = "leave it out, or use another heuristic, such as grad_norm"
+        check_outside(elements, self.scores_outside, f"{self.name} cannot score", other)
 
 
 _registered: dict[str, Heuristic] = {}

@@ -65,10 +65,18 @@ class Probe(Watch):
         self.experts = low_rank.element.experts
 
     def add(self, x: Tensor, G: Tensor) -> None:
+        if not x.is_floating_point():
+            return self._add_of_ids(x.squeeze(-1), G.to(self.A.dtype))
         x, G = x.to(self.A.dtype), G.to(self.A.dtype)
         self.of_Bt.add_(self.A @ x.t() @ G, alpha=self.scaling)
         if self.Bt is not None:
             self.of_A.add_(self.Bt @ G.t() @ x, alpha=self.scaling)
+
+    def _add_of_ids(self, ids: Tensor, G: Tensor) -> None:
+        """The same with the one-hot rows of the tokens of an embedding."""
+        self.of_Bt.add_(self.A[:, ids] @ G, alpha=self.scaling)
+        if self.Bt is not None:
+            self.of_A.index_add_(1, ids, self.Bt @ G.t(), alpha=self.scaling)
 
     def add_weight(self, G: Tensor) -> None:
         G, experts = G.to(self.A.dtype), self.experts

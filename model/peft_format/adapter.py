@@ -25,9 +25,10 @@ from model.peft_format import CONFIG, FILES, OLD_WEIGHTS, PREFIX, SHORTCUT_CONFI
 from model.peft_format.settings import PeftSettings, read_settings
 from model.tensor_file import check_finite
 
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?:(?P<matrix>[AB])\.weight|embedding_(?P<of_embedding>[AB]))")
+_OF_BASE = re.compile(r"(?P<module>.+)\.base_layer\.weight")
 _WRAPPED = re.compile(r"(\.base_layer)+$")
-_UNSUPPORTED = {"lora_magnitude_vector": "DoRA", "lora_embedding_": "LoRA on an embedding", ".bias": "trained biases"}
+_UNSUPPORTED = {"lora_magnitude_vector": "DoRA", ".bias": "trained biases"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Adapter:
         head: values of the classification head by parameter name. Empty if there is none.
         record: the record that this program wrote into the folder. None for an adapter of another program.
         shortcut: configuration of the shortcuts. None if there are none.
+        of_base: weights of the base by path of their module. PEFT writes those of an embedding that has LoRA.
         shortcut_weights: `layer_<i>.<name>.A` (r, d) and `….B` (d, r) of the shortcuts that are on.
     """
 
@@ -64,6 +66,7 @@ class Adapter:
     record: ModelRecord | None = None
     shortcut: ElementConfig | None = None
     shortcut_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    of_base: Mapping[str, Tensor] = field(default_factory=dict)
 
     def base(self, moved: str | None, seed: int) -> BaseSource:
         """Return the base model, at the location `moved` if that is given.
@@ -108,7 +111,7 @@ def read_adapter(folder: Path) -> Adapter:
     path = folder / WEIGHTS
     if not path.is_file() and (folder / OLD_WEIGHTS).is_file():
         path = folder / OLD_WEIGHTS
-    matrices, head = _sort(path, _read(path))
+    matrices, head, of_base = _sort(path, _read(path))
     of_experts = _take_experts(path, settings, matrices)
     lora = {module: _pair(path, module, settings, pair) for module, pair in sorted(matrices.items())}
     record = _read_record(path)
@@ -117,9 +120,9 @@ def read_adapter(folder: Path) -> Adapter:
     if not (folder / SHORTCUTS).is_file():
         if record is not None and str(record.options.get("model")).endswith("_ags"):
             raise UserError(f"'{folder}' has no {SHORTCUTS}, and its model has shortcuts", "give the complete folder")
-        return Adapter(folder, settings, lora, head, of_experts, record)
+        return Adapter(folder, settings, lora, head, of_experts, record, of_base=of_base)
     shortcut = load(folder / SHORTCUT_CONFIG, "shortcut")
-    return Adapter(folder, settings, lora, head, of_experts, record, shortcut, _read(folder / SHORTCUTS))
+    return Adapter(folder, settings, lora, head, of_experts, record, shortcut, _read(folder / SHORTCUTS), of_base)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -128,24 +131,30 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _sort(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Return A and B by module, and the values of the head by parameter name."""
+def _sort(
+    path: Path, state: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
+    """Return A and B by module, the values of the head by parameter name, and weights of the base by module."""
     matrices: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
+    of_base: dict[str, Tensor] = {}
     for key, values in state.items():
         name = key.removeprefix(PREFIX)
         if key == name:
             raise UserError(f"{path} holds {key}", f"expected a PEFT adapter, whose names begin with {PREFIX}")
         if found := _LORA.fullmatch(name):
-            matrices.setdefault(found["module"], {})[found["matrix"]] = values
+            matrices.setdefault(found["module"], {})[found["matrix"] or found["of_embedding"]] = values
+        elif found := _OF_BASE.fullmatch(name):
+            of_base[found["module"]] = values
         elif in_head(name) and "lora_" not in name:
             head[name] = values
         else:
             what = next((title for mark, title in _UNSUPPORTED.items() if mark in name), "neither LoRA nor a head")
             raise UserError(
-                f"{path} holds {name}: {what}", "only LoRA on linear layers and a classification head can be loaded"
+                f"{path} holds {name}: {what}",
+                "only LoRA on linear layers and the token embedding, and a classification head, can be loaded",
             )
-    return matrices, head
+    return matrices, head, of_base
 
 
 def _take_experts(

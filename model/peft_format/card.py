@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedModel
 
 from dataset.spec import DatasetSpec
-from heterolora.elements.element import KINDS, order_of
+from heterolora.elements.element import KINDS, Place, order_of
 from heterolora.elements.peft_config import peft_notes
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS
@@ -119,7 +119,8 @@ def _allocation(space: SearchSpace) -> tuple[list[str], list[list[Any]]]:
     ranks: dict[tuple[int, str], Any] = {(place.layer, place.name): "·" for place in space.places()}
     ranks |= {(each.element.layer, each.element.name): each.element.rank for each in space.on()}
     names = sorted({name for _, name in ranks}, key=order_of)
-    return names, [[layer, *(ranks.get((layer, name), "") for name in names)] for layer in range(len(space.blocks))]
+    layers = sorted({*range(len(space.blocks)), *(layer for layer, _ in ranks)})
+    return names, [[Place(layer, "").block, *(ranks.get((layer, name), "") for name in names)] for layer in layers]
 
 
 def _metrics(result: Described) -> list[tuple[str, str, str]]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import in_head
+from heterolora.elements.blocks import outside_of
 from heterolora.elements.config import ElementConfig, Site
-from heterolora.elements.element import Settings
+from heterolora.elements.element import OUTSIDE, Settings
+from heterolora.elements.embedding import LoraEmbedding
 from heterolora.elements.experts import shape_of
 from heterolora.elements.family import Family
 from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, is_transposed, widths_of
+from heterolora.elements.low_rank import LoraLinear
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS, Task
 from model.peft_format import CONFIG, WEIGHTS
@@ -43,10 +48,15 @@ def named(adapter: Adapter, family: Family) -> Adapter:
     return replace(adapter, lora=lora, of_experts={})
 
 
-def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
+def config_of_adapter(
+    adapter: Adapter, family: Family, outside: Callable[[], Mapping[str, str]] = dict
+) -> ElementConfig:
     """Return the layer-wise configuration with LoRA on the layers of the adapter.
 
-    Raises UserError if a layer is not in the family's table.
+    Args:
+        outside: returns path -> name of the places outside of the blocks.
+
+    Raises UserError if a layer is not in the family's table, and not outside of the blocks.
     """
     names = {path: name for name, path in family.places.items()}
     lists = {family.blocks: 0, **family.more_blocks}
@@ -55,6 +65,9 @@ def config_of_adapter(adapter: Adapter, family: Family) -> ElementConfig:
     sites: dict[Site, Settings] = {}
     for module, weights in adapter.lora.items():
         place = pattern.fullmatch(module)
+        if place is None and (name := outside().get(module)) is not None:
+            sites[OUTSIDE[name], name] = weights.settings
+            continue
         if place is None:
             raise UserError(
                 f"{adapter.folder} has LoRA on {module}, which {family.name} models do not support here",
@@ -72,6 +85,7 @@ def check_modules(adapter: Adapter, network: nn.Module, name: str) -> None:
     other = f"{adapter.folder} is an adapter for another base"
     expected = f"give its own (it names {adapter.settings.base or 'none'}) as --backbone-model"
     linears = {path: module for path, module in network.named_modules() if is_linear(module)}
+    linears |= {path: network.get_submodule(path) for path in outside_of(network).values()}
     experts = {name: shape_of(network, name) for name in stacked_weights(network)}
     if adapter.settings.transposed and not any(
         is_transposed(linears[each]) for each in adapter.lora if each in linears
@@ -123,8 +137,9 @@ def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
     """Copy an adapter's weights into a network with its elements. Shortcuts without weights keep their initial ones.
 
     Returns whether the network has a classification head that comes entirely from the adapter. Raises UserError if a
-    shortcut has another shape.
+    shortcut has another shape, or the adapter has other weights of the base.
     """
+    _check_base(adapter, network)
     given = {**adapter.shortcut_weights, **adapter.head}
     for element in (low_rank.element for low_rank in space.of_kind("lora")):
         weights = adapter.lora[element.module]
@@ -141,3 +156,15 @@ def put_into(adapter: Adapter, network: nn.Module, space: SearchSpace) -> bool:
             )
         own[name].copy_(values)
     return bool(head) and head.keys() <= adapter.head.keys()
+
+
+def _check_base(adapter: Adapter, network: nn.Module) -> None:
+    """Raise UserError if a weight of the base in the adapter is not that of the network."""
+    for path, weight in adapter.of_base.items():
+        module = network.get_submodule(path)
+        own = cast(Tensor, (module.base if isinstance(module, LoraLinear | LoraEmbedding) else module).weight)
+        if own.shape != weight.shape or not torch.equal(own.to(weight.dtype).cpu(), weight):
+            raise UserError(
+                f"{adapter.folder / WEIGHTS} has other weights of {path} than the base",
+                "give an adapter of a base whose own weights are as they were",
+            )

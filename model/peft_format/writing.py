@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from heterolora.common.files import write_text
 from heterolora.elements.adapt import HEADS, in_head
 from heterolora.elements.config import ElementConfig, Site
 from heterolora.elements.element import Element, Kind, Settings
+from heterolora.elements.embedding import LoraEmbedding
 from heterolora.elements.experts import LoraExperts
 from heterolora.elements.linear import is_transposed
 from heterolora.elements.low_rank import LoraLinear, LowRank
@@ -37,7 +38,7 @@ def result_config(space: SearchSpace, kind: Kind, renormalize: bool = False) -> 
 def _layer(network: nn.Module, path: str) -> nn.Module:
     """The library's own module."""
     layer = network.get_submodule(path)
-    return layer.base if isinstance(layer, LoraLinear | LoraExperts) else layer
+    return layer.base if isinstance(layer, LoraLinear | LoraExperts | LoraEmbedding) else layer
 
 
 def _paths(elements: Sequence[Element], network: nn.Module) -> dict[str, str]:
@@ -52,6 +53,12 @@ def _paths(elements: Sequence[Element], network: nn.Module) -> dict[str, str]:
         keys = [of_experts[name].key for name in reversed(names) if name in of_experts]
         paths |= {key: host + ".base_layer" * depth for depth, key in enumerate(keys)}
     return paths
+
+
+def _name(element: Element, paths: Mapping[str, str], matrix: str) -> str:
+    """PEFT's name of A or B of an element."""
+    end = f"lora_embedding_{matrix}" if element.is_embedding else f"lora_{matrix}.weight"
+    return f"{PREFIX}{paths[element.key]}.{end}"
 
 
 def write_adapter(
@@ -81,8 +88,8 @@ def write_adapter(
     write_text(folder / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2) + "\n")
     paths = _paths(elements, network)
     tensors = {
-        **{f"{PREFIX}{paths[each.element.key]}.lora_A.weight": each.A for each in lora},
-        **{f"{PREFIX}{paths[each.element.key]}.lora_B.weight": each.B for each in lora},
+        **{_name(each.element, paths, "A"): each.A for each in lora},
+        **{_name(each.element, paths, "B"): each.B for each in lora},
         **{f"{PREFIX}{name}": parameter for name, parameter in network.named_parameters() if in_head(name)},
     }
     write_safetensors(folder / WEIGHTS, tensors, {KEY: json.dumps(record.as_dict())})

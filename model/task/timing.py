@@ -29,7 +29,8 @@ def measured(problem: Problem, batch: Batch) -> StepTime:
     own = lowest.width
     others = sum(element.width for element in space.elements) - own
     width = max(0.0, with_all - with_lowest) / others if others else 0.0
-    block = max(0.0, with_lowest - without - width * own) / (len(space.blocks) - lowest.layer)
+    passed = len(space.blocks) - lowest.after(len(space.blocks))
+    block = max(0.0, with_lowest - without - width * own) / passed if passed else 0.0
     return StepTime(len(space.blocks), without, block, width)
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from heterolora.common.checks import present
+from heterolora.elements.low_rank import LoraLinear
 
 CHUNK_ELEMENTS = 1 << 24  # logits of a chunk: 64 MiB in float32
 
@@ -49,20 +50,25 @@ class Head:
         number = int(kept.sum()) if number is None else number
         at = kept.flatten().nonzero_static(size=number).squeeze(1)  # (N,) places in (rows · tokens)
         targets = targets.flatten()[at]
-        if self._is_last is not False:
+        if self._is_last is not False and not self._is_watched():
             before = None if self._is_last else _random_states(targets.device)
             with _held(self.linear) as held:
                 output = self.network(**inputs).logits  # (rows, 1, vocabulary): of the last token only
-            hidden = held.pop()  # (rows, tokens, width)
+            hidden, of_linear = held  # (rows, tokens, width), (rows, 1, vocabulary)
             if self._is_last is None:
-                with torch.no_grad():
-                    self._is_last = torch.equal(self.linear(hidden[:, -1:]), output)
+                self._is_last = torch.equal(of_linear, output)
             if self._is_last:
                 return summed_cross_entropy(hidden.flatten(0, 1).index_select(0, at), targets, self.linear)
             _restore(present(before))  # so that the trial changes nothing, and a resumed run draws the same numbers
         logits = self.network(**inputs).logits.flatten(0, 1).index_select(0, at).float()
         each = F.cross_entropy(logits, targets, reduction="none")
         return each.sum(), each.detach()
+
+    def _is_watched(self) -> bool:
+        """Whether a heuristic observes an element on the output layer: then it must see the layer's whole input once,
+        and the gradient of the mean loss.
+        """
+        return isinstance(self.linear, LoraLinear) and self.linear.low_rank.probe is not None
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
@@ -78,18 +84,22 @@ def _restore(states: list[Tensor]) -> None:
 
 @contextmanager
 def _held(linear: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep the input of `linear`, which is then applied to the last token only."""
+    """Keep the input of `linear`, and its output. It is applied to the last token only."""
     held: list[Tensor] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         held.append(args[0])
         return (args[0][:, -1:],)
 
-    hook = linear.register_forward_pre_hook(keep)
+    def keep_output(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        held.append(output)
+
+    hooks = linear.register_forward_pre_hook(keep), linear.register_forward_hook(keep_output)
     try:
         yield held
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, linear: Any) -> tuple[Tensor, Tensor | None]:

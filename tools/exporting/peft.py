@@ -10,7 +10,7 @@ from actions.result.restore import has_shortcuts, restore_trained
 from actions.run.console import note, say
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError
-from heterolora.elements.element import check_no_experts
+from heterolora.elements.element import check_no_experts, check_outside
 from heterolora.elements.peft_config import peft_notes
 from model.load import load_tokenizer
 from model.peft_format.vllm import max_lora_rank
@@ -53,6 +53,7 @@ def write_adapter(export: Export, run_folder: Path | None, for_vllm: bool) -> No
     if for_vllm:
         found = "--format vllm cannot hold LoRA on"  # vLLM has no common format for it
         check_no_experts([low_rank.element for low_rank in on], found, "use --format merged")
+        check_outside([low_rank.element for low_rank in on], (), found, "use --format merged")
         say(f"start vLLM with --enable-lora --max-lora-rank {max_lora_rank(on)}")
     for text in () if for_vllm else peft_notes([low_rank.element for low_rank in on]):
         note(text)

@@ -117,11 +117,11 @@ def _element_table(network: nn.Module, space: SearchSpace) -> Table:
     layer = None
     for low_rank in space:
         element = low_rank.element
-        path = paths[space.blocks[element.layer]]
+        path = "" if element.is_outside else paths[space.blocks[element.layer]]
         if element.layer != layer:
             layer = element.layer
             table.add_section()
-            table.add_row(f"layer_{layer}", path, style="bold")
+            table.add_row(element.table, path, style="bold")
         table.add_row(
             f" .{element.name}",
             " " + element.module.removeprefix(path),

@@ -85,6 +85,6 @@ def _masked(network: nn.Module, element: Element) -> bool:
     return not (two_parts and "decoder" in element.module.split("."))
 
 
-@register("activation", scores_experts=False, ignores=("metric", "cut"))
+@register("activation", scores_experts=False, scores_outside=("lm_head",), ignores=("metric", "cut"))
 def activation(problem: Problem) -> list[list[float]]:
     return [place.directions()[1].clamp(min=0).tolist() for place in inputs(problem)]

@@ -61,7 +61,7 @@ class Walk:
     def _holds(self, low_rank: LowRank, step: int) -> bool:
         low_rank.importance = step / STEPS
         try:
-            return self.judge.holds(self._rounds(low_rank.element.layer))
+            return self.judge.holds(self._rounds(low_rank.element.after(len(self.problem.space.blocks))))
         finally:
             low_rank.importance = 1.0
 

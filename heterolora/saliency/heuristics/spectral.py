@@ -20,7 +20,7 @@ from heterolora.saliency.problem import Problem
 from heterolora.saliency.weight_gradients import ProductSum, leading_directions, weight_gradients
 
 
-@register("spectral", ignores=("metric",))
+@register("spectral", scores_outside=("lm_head",), ignores=("metric",))
 def spectral(problem: Problem) -> list[list[float]]:
     (batches,) = sum_numbers_over_ranks((len(problem.batches),), problem.space.device)
     if batches < 2:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     warmup_batches=32,
     needs_base_weights=True,
     scores_experts=False,
+    scores_outside=(),
     needs_table=True,
     ignores=("batches", "metric"),
     remark="synflow scores q_proj and k_proj 0, because no path of its linear network leads through them",

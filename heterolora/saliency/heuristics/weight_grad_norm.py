@@ -11,6 +11,6 @@ from heterolora.saliency.problem import Problem
 from heterolora.saliency.weight_gradients import weight_gradients
 
 
-@register("weight_grad_norm", ignores=("metric", "cut"))
+@register("weight_grad_norm", scores_outside=("lm_head",), ignores=("metric", "cut"))
 def weight_grad_norm(problem: Problem) -> list[float]:
     return [G.norm() for (G,) in weight_gradients(problem)]
