@@ -17,7 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from heterolora.budgeted import Budgeted
 from heterolora.choosing.history import History
 from heterolora.common.errors import UserError
-from heterolora.elements.inside import compact, units_of
+from heterolora.elements.inside import check_compact, compact, units_of
 from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import LossFunction, problem_of
 from heterolora.pictures.of_run import draw_history
@@ -154,6 +154,8 @@ class Reallocate(Searching):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process asks
+        if self.compact:
+            check_compact(pl_module, self.adapter)
         steps = int(trainer.estimated_stepping_batches)
         space = units_of(pl_module, self.adapter, self.budgeted.units)
         plan = self.budgeted.plan(space, steps)
