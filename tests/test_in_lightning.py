@@ -4,6 +4,7 @@ choices are those inside Transformers' Trainer.
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import subprocess
@@ -150,6 +151,17 @@ def test_it_ends_within_the_budget(tmp_path: Path, accumulate: int, model: str) 
     assert 0 < search.parameters_on <= 0.3 * search.whole
     assert sum(value.numel() for value in weights(module).values()) == search.parameters_on  # compact
     assert [d.on for d in history.read(tmp_path).decisions] == [d.on for d in search.history.decisions]
+
+
+def test_every_decision_is_in_the_log(tmp_path: Path) -> None:
+    """Also those between the steps that the trainer logs, which are every fiftieth."""
+    callback, logger = Reallocate(share=0.3), pl.loggers.CSVLogger(tmp_path)
+    fit(tmp_path, callback, logger=logger)
+    decisions = callback.search.history.decisions
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        logged = {int(row["step"]): int(float(row["realloc/lora_on"])) for row in csv.DictReader(file)}
+    assert logged == {decision.step: sum(decision.on) for decision in decisions}
+    assert history.read(Path(logger.log_dir)).decisions == decisions
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -498,6 +498,15 @@ class TestMistakes:
         with pytest.raises(UserError, match=message):
             trained(tmp_path, Reallocate(**given))
 
+    def test_what_could_not_be_removed_is_said_before_the_first_step(self, tmp_path: Path) -> None:
+        model = peft_model()
+        model.add_adapter("other", peft.LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        with pytest.raises(UserError, match=r"q_proj has several adapters \(default, other\); delete the others"):
+            trained(tmp_path, Reallocate(share=0.3), model)
+        kept = Reallocate(share=0.3, compact=False)
+        trained(tmp_path, kept, model)
+        assert kept.search.parameters_on <= 0.3 * kept.search.whole
+
     @pytest.mark.parametrize(
         ("given", "launched", "message"),
         [

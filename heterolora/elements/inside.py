@@ -9,9 +9,9 @@ from torch import nn
 from heterolora.common.errors import UserError
 from heterolora.elements.low_rank import LoraLinear
 from heterolora.elements.own_layers import compact_own, own_layers, own_space
-from heterolora.elements.peft_compact import compact_peft
+from heterolora.elements.peft_compact import check_alone, compact_peft
 from heterolora.elements.peft_layers import PeftLora
-from heterolora.elements.peft_space import has_peft_layers, peft_space
+from heterolora.elements.peft_space import has_peft_layers, lora_layers, peft_space
 from heterolora.elements.rank_units import Units, rank_units
 from heterolora.elements.search_space import SearchSpace
 
@@ -58,6 +58,12 @@ def units_of(network: nn.Module, adapter: str | None, units: Units) -> SearchSpa
             raise UserError(found, "give units='element'")
         each.switch(bool(each.A.detach().any()))
     return rank_units(space)
+
+
+def check_compact(network: nn.Module, adapter: str | None) -> None:
+    """Raise UserError if `compact` could not remove every layer."""
+    if has_peft_layers(network):
+        check_alone(lora_layers(network, adapter))
 
 
 def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
