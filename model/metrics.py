@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MultilabelConfusionMatrix,
+)
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
@@ -82,6 +86,14 @@ class LabelsF1(F1):
         if self.micro:
             return 2 * self.hits.sum() / (self.predicted + self.true).sum().clamp(min=1)
         return self.macro()
+
+
+class LabelsConfusion(MultilabelConfusionMatrix):
+    """For each label [[neither, predicted alone], [true alone, both]], as `multilabel_confusion_matrix` of sklearn."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take two tensors as `LabelsF1.update`. Torchmetrics takes logits from 0 to 1 for probabilities."""
+        super().update((logits > 0).long(), labels.long())
 
 
 class Matthews(MulticlassConfusionMatrix):
@@ -273,11 +285,12 @@ class Figures(nn.Module):
     def __init__(self, spec: DatasetSpec) -> None:
         super().__init__()
         self.loss = WeightedMean()
+        self.order = spec.metrics  # the first one selects the best checkpoint; torchmetrics sorts by name
         self.metrics = build(spec.metrics, spec.num_labels, spec.choices is not None, spec.multi_label)
-        classes = spec.num_labels if spec.single_label else 0
-        self.only_class = OnlyClass(classes) if classes else None
-        counted = 0 < classes <= MOST_IN_CONFUSION
-        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False) if counted else None
+        self.only_class = OnlyClass(spec.num_labels) if spec.single_label else None
+        counted = (spec.single_label or spec.multi_label) and spec.num_labels <= MOST_IN_CONFUSION
+        matrix = LabelsConfusion if spec.multi_label else MulticlassConfusionMatrix
+        self.confusion = matrix(spec.num_labels, validate_args=False) if counted else None
 
     def update(self, loss: Loss, predicted: Any, true: Any) -> None:
         self.loss.update(loss.total, loss.count)
@@ -288,9 +301,10 @@ class Figures(nn.Module):
 
     def taken(self) -> tuple[dict[str, Tensor], int, Tensor | None]:
         """Return the values by name, the class of all predictions or -1 (see `OnlyClass`), and how often each class
-        was predicted for each. Starts again.
+        was predicted for each (see also `LabelsConfusion`). Starts again.
         """
-        values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        metrics = self.metrics.compute()
+        values = {"loss": self.loss.compute(), **{name: metrics[name] for name in self.order}}
         only_class = -1 if self.only_class is None else int(self.only_class.compute())
         confusion = None if self.confusion is None else self.confusion.compute().cpu()
         for each in (self.loss, self.metrics, self.only_class, self.confusion):
