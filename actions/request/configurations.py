@@ -44,7 +44,7 @@ def configured(
     given = {**command.tables, **{kind: load(path, kind, True) for kind, path in paths.items() if path is not None}}
     if adapted is not None and "lora" in given:
         source = paths["lora"] or f"{command.values['config']}: lora_config"
-        given["lora"] = given["lora"].named(adapted.family.accepted, str(source))
+        given["lora"] = given["lora"].named(adapted.family.accepted, str(source), outside)
     if adapted is None:
         return Configured(recorded, given, {})
     uniform = _uniform_values(values)
