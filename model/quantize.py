@@ -97,7 +97,8 @@ def put_nf4_layers(network: nn.Module, precision: str) -> None:
     from transformers.integrations import replace_with_bnb_linear  # imports bitsandbytes
 
     plain, config = dict(network.named_modules()), nf4(precision)
-    replace_with_bnb_linear(network, config.llm_int8_skip_modules, config)
+    kept = getattr(network, "_keep_in_fp32_modules", None) or ()  # transformers does not pack them either
+    replace_with_bnb_linear(network, [*config.llm_int8_skip_modules, *kept], config)
     for path, layer in network.named_modules():
         if layer is not plain[path]:
             layer.quant_storage = layer.weight.quant_storage = _storage(layer)

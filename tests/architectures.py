@@ -260,12 +260,14 @@ def table() -> str:
         "tests",
     )
     rows = [columns, ("---",) * len(columns)]
-    rows += [_row(each) for _, each in sorted(ARCHITECTURES.items())]
+    rows += [_row(each) for _, each in sorted({**ARCHITECTURES, **ENCODER_DECODERS}.items())]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _row(each: Architecture) -> tuple[str, ...]:
     name, classifies = each.model_type, each.task == CLASSIFICATION
+    if name in ENCODER_DECODERS:
+        return _row_of_two_parts(each)
     tabled = families.for_model_type(name) is not None
     return (
         f"`{name}`",
@@ -278,3 +280,10 @@ def _row(each: Architecture) -> tuple[str, ...]:
         "–" if classifies else "yes" if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] in _IN_VLLM else "merged",
         "each change" if name in REPRESENTATIVES else "slow",
     )
+
+
+def _row_of_two_parts(each: Architecture) -> tuple[str, ...]:
+    places = " ".join(f"`{place}`" for place in each.places.split())
+    tasks = "classification, summaries"
+    packed = "but for `wo`" if each.model_type == "t5" else "yes"
+    return (f"`{each.model_type}`", places, "no", tasks, "no", "to rounding", packed, "merged", "each change")

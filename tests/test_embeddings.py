@@ -282,6 +282,19 @@ def test_the_blocks_below_the_output_layer_are_frozen(tmp_path: Path) -> None:
     assert same_weights(*(folder / "checkpoints" / "last.ckpt" for folder in (plain, cached)))
 
 
+def test_a_configuration_may_have_the_own_names(tmp_path: Path, capfd) -> None:
+    commands = Commands(ARCHITECTURES["gpt2"], tmp_path)
+    tables = "".join(f"[outside.{name}]\nr = 2\n" for name in ("wte", '"lm_head"'))
+    head = 'granularity = "network"\n[default]\nr = 0\nlora_alpha = 4\n'
+    (tmp_path / "lora.toml").write_text(f"{head}{tables}")
+    words = ("--load", commands.base, "--max-steps", 1, "--lora-config", tmp_path / "lora.toml")
+    trained = commands.run("train", "train", *words)
+    assert places_of(trained, "network.") == {"transformer.wte", "lm_head"}
+    (tmp_path / "lora.toml").write_text(f"{head}{tables}[outside.embed_tokens]\nr = 2\n")
+    said = complaint(capfd, *command("train", *commands.data, *words))
+    assert "[outside.embed_tokens] names embed_tokens a second time" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "gpt_neox"])
 def test_training_with_a_sharded_base(name: str, tmp_path: Path) -> None:

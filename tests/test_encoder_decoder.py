@@ -9,7 +9,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from dataset.batching.targets import IGNORE
 from heterolora.elements.adapt import adapt, placement_of
@@ -19,13 +19,17 @@ from model.checkpoint import BaseSource, ModelRecord
 from model.merge import fold, unwrap
 from model.packing import packing_fails
 from model.peft_format.writing import write_adapter
+from model.quantize import check_layers, loading_arguments, put_nf4_layers, quantize
+from model.sharding import Sharding, shard
 from model.task.encoder_decoder import encoder_inputs, two_parts
-from tests.adapted import lora_config
+from tests.adapted import Adapted, lora_config, put_into
 from tests.architectures import CLASSIFICATION, ENCODER_DECODERS, SUMMARIZATION, Architecture
-from tests.mistakes import complaint
+from tests.mistakes import complaint, refusal
 from tests.test_any_model import Commands
 from tests.tiny import PAD, tiny_batch
+from tests.together import together
 from tests.world import command, run
+from tools import realloc_lora_rank
 
 both = pytest.mark.parametrize("architecture", ENCODER_DECODERS.values(), ids=ENCODER_DECODERS.keys())
 tasks = pytest.mark.parametrize("task", [SUMMARIZATION, CLASSIFICATION])
@@ -131,3 +135,68 @@ def test_they_are_no_causal_models(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "t5 models cannot write text, they classify texts and summarise texts" in complaint(
         capfd, *command("train", *data)
     )
+
+
+@both
+def test_shortcuts_are_refused(architecture: Architecture, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    commands = Commands(architecture, tmp_path)
+    said = complaint(capfd, *command("train", *commands.data, "--load", commands.base, "--model", "lora_ags"))
+    assert f"a model of type '{architecture.model_type}' has no table" in said
+
+
+def step_of(architecture: Architecture, sharded: bool) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the gradients of all elements."""
+    network = architecture.network()
+    torch.manual_seed(0)
+    space = put_into(network, family_of(network, architecture.model_type), lora_config(), None)
+    Adapted(network, space, {}).train_b()
+    if sharded:
+        shard(network, space, Sharding(2, torch.float32), torch.device("cpu"))
+    output = network.train()(**tiny_batch(padding=None), labels=tiny_batch(padding=None)["input_ids"])
+    output.loss.backward()
+    return output.logits.detach(), [parameter.grad for parameter in space.parameters]
+
+
+def compare_sharded() -> None:
+    distributed.init_process_group("gloo")
+    for architecture in ENCODER_DECODERS.values():
+        (logits, gradients), (of_sharded, others) = (step_of(architecture, sharded) for sharded in (False, True))
+        assert torch.equal(logits, of_sharded)
+        for ours, theirs in zip(gradients, others, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sharded_base_computes_the_same() -> None:
+    """On two processes. The blocks of the decoder add to the gradient of the encoder's output in another order."""
+    together(2, compare_sharded)
+
+
+@both
+def test_a_base_in_4_bits(architecture: Architecture, tmp_path: Path) -> None:
+    """Layers are packed as transformers packs them when it loads a base, which leaves `wo` of T5 in float32."""
+    bits = pytest.importorskip("bitsandbytes")
+    network, batch = architecture.network(), batch_for(SUMMARIZATION)
+    check_layers(network, "nf4", architecture.model_type)
+    network.save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path, dtype=torch.float32, **loading_arguments("nf4", "32"))
+    put_nf4_layers(network, "32")
+    for module in network.modules():
+        quantize(module, torch.device("cpu"))
+    assert torch.equal(loaded.train()(**batch).logits, network.train()(**batch).logits), "packed here, and there"
+    space = adapt(loaded, placement_of(loaded, family_of(loaded, architecture.model_type), lora_config()))
+    for element in space.elements:
+        packed = isinstance(loaded.get_submodule(element.module).base, bits.nn.Linear4bit)
+        assert packed == (not element.module.endswith(".wo")), element.module
+    loaded.train()(**batch).logits.square().sum().backward()
+    assert all(low_rank.B.grad.any() for low_rank in space)
+
+
+def test_a_choice_for_peft_is_of_two_parts(tmp_path: Path) -> None:
+    """PEFT's type of the task is that of an adapter of the program. Other trainers train decoders only."""
+    commands = Commands(ENCODER_DECODERS["t5"], tmp_path)
+    few = ("--importance-test-name", "grad_norm", "--imp-limit-test-batches", 1)
+    scored = commands.run("imp-test", "scores", "--load", commands.base, *few)
+    words = [str(scored), "--turn-on-percentile", "0.5", "--output", str(tmp_path / "lora.json"), "--format"]
+    realloc_lora_rank.main([*words, "peft"])
+    assert json.loads((tmp_path / "lora.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    assert "--format axolotl is for decoders" in refusal(realloc_lora_rank.main, [*words, "axolotl"])

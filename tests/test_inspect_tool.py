@@ -14,7 +14,9 @@ import torch
 from heterolora.elements import config
 from model import family
 from tests.adapted import put_into
+from tests.architectures import ARCHITECTURES
 from tests.mistakes import refusal
+from tests.test_any_model import Commands
 from tests.tiny import tiny_network
 from tests.world import ROOT, World, model_folder, run, write_lora, write_shortcuts
 from tools import inspect_model
@@ -142,3 +144,25 @@ def test_as_a_script(world: World, tmp_path: Path) -> None:
     assert len(json.loads(done.stdout)["elements"]) == 12
     wrong = subprocess.run([*script, "--load", "nowhere/at-all"], **how)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+def test_experts_and_an_embedding_compute_less_than_all_their_parameters(tmp_path: Path, capsys) -> None:
+    """Of 4 experts 2 act on a token, and of the embedding's A a column is looked up."""
+    architecture = ARCHITECTURES["mixtral"]
+    commands = Commands(architecture, tmp_path)
+    base = ("--load", commands.base, "--max-steps", 1, "--target", "experts,embed_tokens,lm_head")
+    trained = commands.run("train", "train", *base)
+    capsys.readouterr()
+    found = shown(capsys, "--load", trained)
+    for row in found["elements"]:
+        if "experts" in row["element"]:
+            assert row["multiply_adds"] == row["parameters"] / 2
+    embedding, output = (found["elements"][place] for place in (0, -1))
+    assert embedding["multiply_adds"] == embedding["rank"] * embedding["out_features"] < embedding["parameters"]
+    assert output["multiply_adds"] == output["parameters"]
+    network = architecture.network()
+    stacked = sum(p.numel() for p in network.parameters() if p.ndim == 3)
+    linears = sum(m.weight.numel() for m in network.modules() if isinstance(m, torch.nn.Linear))
+    assert found["totals"]["base"]["multiply_adds"] == linears + stacked / 2
+    inspect_model.main(["--load", str(trained)])
+    assert "multiply-adds count the 2 experts that act on a token" in capsys.readouterr().out

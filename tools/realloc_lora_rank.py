@@ -215,14 +215,18 @@ def _outputs(args: argparse.Namespace, choice: Choice) -> dict[Path, str]:
         if args.format != "peft":
             check_no_experts(lora, f"--format {args.format} cannot name", "use --format peft")
         modules = [element.module for element in choice.elements if element.kind == "lora"]
-        network = _modules_of(choice)
+        network, two_parts = _modules_of(choice), _has_two_parts(choice)
+        peft_type = TASKS[choice.task].peft_type_of(two_parts)
+        if two_parts and args.format != "peft":
+            found = f"--format {args.format} is for decoders, and the choice is for an encoder-decoder"
+            raise UserError(found, "use --format peft")
         if args.format == "peft":
             notes = peft_notes(lora)
-            values = peft_config(lora, TASKS[choice.task].peft_type, choice.base, modules=modules)
+            values = peft_config(lora, peft_type, choice.base, modules=modules)
             values["target_modules"] = targets(values, network)
             outputs[args.output] = json.dumps(values, indent=2) + "\n"
         else:
-            block = BLOCKS[args.format](lora, TASKS[choice.task].peft_type, choice.base, modules, network)
+            block = BLOCKS[args.format](lora, peft_type, choice.base, modules, network)
             notes = block.notes
             outputs[args.output] = comment + block.to_yaml()
         for text in notes:
@@ -243,6 +247,12 @@ def _modules_of(choice: Choice) -> list[str]:
         return [path for path, _ in skeleton(read_config(choice.base), choice.task).named_modules()]
     except UserError:
         return []
+
+
+def _has_two_parts(choice: Choice) -> bool:
+    """Whether the scored elements are in an encoder and in a decoder. The base itself may not be there."""
+    parts = {part for element in choice.elements for part in element.module.split(".")}
+    return {"encoder", "decoder"} <= parts
 
 
 def _is_ours(text: str, path: Path) -> bool:

@@ -55,7 +55,7 @@ def configured(
     given = {**command.tables, **{kind: load(path, kind, True) for kind, path in paths.items() if path is not None}}
     if "lora" in given:
         source = paths["lora"] or f"{command.values['config']}: lora_config"
-        given["lora"] = given["lora"].named(adapted.family.accepted, str(source))
+        given["lora"] = given["lora"].named(adapted.family.accepted, str(source), outside)
     uniform = _uniform(_uniform_values(options.rank, options.alpha, options.target), adapted.family, outside)
     if _is_uniform(command):
         given["lora"] = uniform

@@ -18,7 +18,7 @@ A table is merged over `[default]` key by key. With `r = 0` or `disable_… = tr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -112,24 +112,27 @@ class ElementConfig:
         }
         return cls(kind, "layer", Settings(), sites, renormalize)
 
-    def named(self, accepted: Mapping[str, str], source: str = "") -> ElementConfig:
+    def named(
+        self, accepted: Mapping[str, str], source: str = "", outside: Callable[[], Mapping[str, str]] = dict
+    ) -> ElementConfig:
         """The same configuration with the names of the places of a model, `accepted` of `Family`.
 
-        Canonical names that the model lacks stay; they have no effect. `source` is its name in messages. Raises
-        UserError for any other name, and if two tables are about one place.
+        Canonical names that the model lacks stay; they have no effect. `source` is its name in messages, and `outside`
+        returns such names of places outside of the blocks. Raises UserError for any other name, and if two tables are
+        about one place.
         """
         form, sites = _FORMATS[self.kind], {}
         for site, settings in self.sites.items():
             layer, given = (None, site) if isinstance(site, str) else site
+            table = "all_layers" if layer is None else _table_of(Place(layer, given))
+            where = f"{source or form.title}: [{table}.{given}]"
+            own: Site
             if layer is not None and Place(layer, given).is_outside:
-                sites[site] = settings
-                continue
-            table = f"[{'all_layers' if layer is None else f'model_layer_{layer}'}.{given}]"
-            where = f"{source or form.title}: {table}"
-            if given not in accepted:
-                check_known(where, given, {**dict.fromkeys(accepted.values()), **form.names})
-            name = accepted.get(given, given)
-            own: Site = name if layer is None else (layer, name)
+                name = _place(where, given, {} if given in OUTSIDE else outside(), OUTSIDE)
+                own = (OUTSIDE[name], name)
+            else:
+                name = _place(where, given, accepted, {**dict.fromkeys(accepted.values()), **form.names})
+                own = name if layer is None else (layer, name)
             if own in sites:
                 raise UserError(f"{where} names {name} a second time", f"expected one table for {name}")
             sites[own] = settings
@@ -204,20 +207,25 @@ def parse_config(
             raise UserError(f"{source}: {table} is {shown(entries)}", expected)
         for given, values in entries.items():
             where = f"{source}: [{table}.{given}]"
-            if outside:
-                check_known(where, given, OUTSIDE)
-            elif kind == "shortcut" or not any_name:
-                check_known(where, given, form.names)
+            if kind == "shortcut" or not any_name:
+                check_known(where, given, OUTSIDE if outside else form.names)
             name = form.names.get(given, given)
             if name == "shortcut2" and layer == 0:
                 advice = "shortcut2 starts in the previous block; leave it out of block 0"
                 raise UserError(f"{where} has no previous block", advice)
-            number = OUTSIDE[name] if outside else layer
+            number = OUTSIDE.get(name, max(OUTSIDE.values())) if outside else layer  # `named` knows other names
             site = name if number is None else (number, name)
             if site in sites:
                 raise UserError(f"{where} names {name} a second time", f"expected one table for {name}")
             sites[site] = _read(form, values, default, where, notes)
     return ElementConfig(kind, granularity, default, sites, renormalize, tuple(dict.fromkeys(notes)))
+
+
+def _place(where: str, given: str, names: Mapping[str, str], also: Collection[str]) -> str:
+    """The place that a name stands for. Raises UserError if it is neither in `names` nor in `also`."""
+    if given not in names:
+        check_known(where, given, also)
+    return names.get(given, given)
 
 
 def _table_of(place: Place) -> str:

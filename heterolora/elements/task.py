@@ -37,6 +37,10 @@ class TaskSpec:
     def peft_types(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.peft_type, self.peft_type_of_two)))
 
+    def peft_type_of(self, two_parts: bool) -> str:
+        """PEFT's name of the task of an encoder-decoder (`two_parts`), or of another model."""
+        return self.peft_types[-1] if two_parts else self.peft_type
+
 
 TASKS: Mapping[Task, TaskSpec] = {
     "classification": TaskSpec(

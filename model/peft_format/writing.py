@@ -80,8 +80,8 @@ def write_adapter(
     trained_whole = [name for name, _ in network.named_children() if name in HEADS]
     elements = [low_rank.element for low_rank in lora]
     modules = [path for path, _ in network.named_modules()]
-    two_parts = network.config.is_encoder_decoder  # type: ignore[union-attr]
-    peft_type = TASKS[task].peft_types[-1] if two_parts else TASKS[task].peft_type
+    two_parts = bool(network.config.is_encoder_decoder)  # type: ignore[union-attr]
+    peft_type = TASKS[task].peft_type_of(two_parts)
     config = peft_config(elements, peft_type, base_location(record.base.name), trained_whole, modules)
     if any(is_transposed(_layer(network, element.host)) for element in elements):
         config["fan_in_fan_out"] = True

@@ -16,11 +16,14 @@ from actions.result.restore import restore_trained
 from heterolora.common.checks import present
 from heterolora.elements.adapt import in_head
 from heterolora.elements.element import Kind
+from heterolora.elements.experts import shape_of
+from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, widths_of
 from heterolora.elements.low_rank import LowRank
 from heterolora.elements.search_space import SearchSpace
 from model.parameters import count
 
+_TRAINED = "this program adds the maps of all experts to their weights instead, once in each pass"
 TITLES: Mapping[Kind, str] = {"lora": "LoRA", "shortcut": "shortcuts"}
 
 
@@ -30,7 +33,7 @@ class Total:
 
     Attributes:
         parameters: of all elements; of the whole base.
-        multiply_adds: of the elements that are on.
+        multiply_adds: for a token, of the elements that are on.
     """
 
     elements: int
@@ -54,12 +57,15 @@ class SpaceReport:
     notes: tuple[str, ...]
 
     def totals(self) -> dict[Kind, Total]:
-        return {kind: _total(self.space.of_kind(kind)) for kind in TITLES if self.space.of_kind(kind)}
+        active = active_experts(self.network)
+        return {kind: _total(self.space.of_kind(kind), active) for kind in TITLES if self.space.of_kind(kind)}
 
     def as_values(self) -> dict[str, Any]:
         named: dict[str, Any] = {kind: asdict(total) for kind, total in self.totals().items()}
+        active = active_experts(self.network)
+        elements = [_values(low_rank, active) for low_rank in self.space]
         named["base"] = asdict(_base(self.network, self.space))
-        return {**self.about, "elements": [_values(low_rank) for low_rank in self.space], "totals": named}
+        return {**self.about, "elements": elements, "totals": named}
 
     def shown(self) -> Iterator[Table]:
         yield _element_table(self.network, self.space)
@@ -69,30 +75,52 @@ class SpaceReport:
 def space_report(request: Request) -> SpaceReport:
     restored = restore_trained(request)
     about = {"model": request.options.model, "base": request.base.name, "load": request.options.load}
-    return SpaceReport(restored.network, present(restored.space), about, (*request.notes, *restored.notes))
+    space, active = present(restored.space), active_experts(restored.network)
+    has_experts = active is not None and any(low_rank.element.experts > 1 for low_rank in space)
+    of_experts = [f"multiply-adds count the {active} experts that act on a token; {_TRAINED}"] if has_experts else []
+    notes = (*request.notes, *restored.notes, *of_experts)
+    return SpaceReport(restored.network, space, about, notes)
 
 
-def _total(low_ranks: Sequence[LowRank]) -> Total:
+def active_experts(network: nn.Module) -> int | None:
+    """The number of experts of a layer that act on a token, if the configuration states it by its usual name."""
+    config = network.config.get_text_config()  # type: ignore[union-attr, operator]
+    return getattr(config, "num_experts_per_tok", None)
+
+
+def _total(low_ranks: Sequence[LowRank], active: int | None) -> Total:
     on = [low_rank for low_rank in low_ranks if low_rank.enabled]
-    parameters = sum(low_rank.element.parameters for low_rank in low_ranks)
-    parameters_on = sum(map(_multiply_adds, on))
-    return Total(len(low_ranks), len(on), parameters, parameters_on, parameters_on)
+    parameters, parameters_on = (sum(each.element.parameters for each in some) for some in (low_ranks, on))
+    return Total(len(low_ranks), len(on), parameters, parameters_on, sum(_multiply_adds(each, active) for each in on))
 
 
 def _base(network: nn.Module, space: SearchSpace) -> Total:
     """Everything except elements and the classification head."""
     linears = [m for name, m in network.named_modules() if is_linear(m) and not in_head(name)]
     (parameters,) = (row.total for row in count(network, space).rows if row.kind == "base")
+    shapes = [shape_of(network, name) for name in stacked_weights(network)]
     multiply_adds = sum(math.prod(widths_of(linear)) for linear in linears)
+    multiply_adds += sum(_active(experts, active_experts(network)) * wide * out for experts, wide, out in shapes)
     return Total(len(linears), len(linears), parameters, parameters, multiply_adds)
 
 
-def _multiply_adds(low_rank: LowRank) -> int:
-    """Each parameter of an element that is on takes part in one multiply-add per token."""
-    return low_rank.element.parameters if low_rank.enabled else 0
+def _multiply_adds(low_rank: LowRank, active: int | None) -> int:
+    """Of an element that is on, for a token. Each parameter takes part in one, but of experts only those that act on
+    the token, and of an embedding only B: a column of A is looked up.
+    """
+    element = low_rank.element
+    if not low_rank.enabled:
+        return 0
+    if element.is_embedding:
+        return element.rank * element.out_features
+    return element.parameters // element.experts * _active(element.experts, active)
 
 
-def _values(low_rank: LowRank) -> dict[str, Any]:
+def _active(experts: int, active: int | None) -> int:
+    return experts if active is None else min(experts, active)
+
+
+def _values(low_rank: LowRank, active: int | None) -> dict[str, Any]:
     """The JSON object of an element."""
     element = low_rank.element
     return {
@@ -101,7 +129,7 @@ def _values(low_rank: LowRank) -> dict[str, Any]:
         "alpha": element.settings.alpha,
         "scaling": low_rank.scaling,
         "parameters": element.parameters,
-        "multiply_adds": _multiply_adds(low_rank),
+        "multiply_adds": _multiply_adds(low_rank, active),
         "on": low_rank.enabled,
     }
 
@@ -114,7 +142,7 @@ def _element_table(network: nn.Module, space: SearchSpace) -> Table:
     for name in ("in → out", "rank", "", "param-\neters", "multiply-\nadds"):
         table.add_column(name, no_wrap=True, justify="right")
     paths = {module: path for path, module in network.named_modules()}
-    layer = None
+    layer, active = None, active_experts(network)
     for low_rank in space:
         element = low_rank.element
         path = "" if element.is_outside else paths[space.blocks[element.layer]]
@@ -129,7 +157,7 @@ def _element_table(network: nn.Module, space: SearchSpace) -> Table:
             str(element.rank),
             "on" if low_rank.enabled else "off",
             f"{element.parameters:,}",
-            f"{_multiply_adds(low_rank):,}",
+            f"{_multiply_adds(low_rank, active):,}",
         )
     return table
 

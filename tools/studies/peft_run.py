@@ -100,7 +100,7 @@ def _fixed(experiment: Experiment, uniform: Sequence[Element], method: str) -> A
 def _adalora(experiment: Experiment, places: Sequence[Element], budget: int) -> Adapted:
     if experiment.options.run.patience is not None:
         raise UserError("peft:adalora cannot end early: its ranks follow from the length of the run", "no --patience")
-    values = peft_config(places, TASKS[experiment.task.spec.task].peft_type)
+    values = peft_config(places, _peft_type(experiment))
     shared = {name: values[name] for name in ("task_type", "lora_dropout", "target_modules")}
     config = adalora_config(places, budget, int(experiment.steps), **shared)
     network = get_peft_model(experiment.task.network, config)
@@ -126,7 +126,7 @@ def _settings(element: Element, method: str) -> Any:
 
 
 def _config(experiment: Experiment, on: Sequence[Element], **more: Any) -> LoraConfig:
-    values = peft_config(on, TASKS[experiment.task.spec.task].peft_type)
+    values = peft_config(on, _peft_type(experiment))
     values.pop("peft_type")
     return LoraConfig(**(values | more))
 
@@ -205,3 +205,8 @@ def _redistributed(network: PeftModel, start: Iterable[Element]) -> list[Element
 
 if __name__ == "__main__":
     run(main)
+
+
+def _peft_type(experiment: Experiment) -> str:
+    task = experiment.task
+    return TASKS[task.spec.task].peft_type_of(task.network.config.is_encoder_decoder)
