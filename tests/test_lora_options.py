@@ -68,6 +68,23 @@ def test_the_options_state_all_three() -> None:
     assert found == {"rank": [8, 8, 2], "alpha": [16.0, 16.0, 4.0], "target": ["all", "q_proj", "all"]}
 
 
+def test_the_options_state_the_shortcuts_that_are_not_given(tmp_path: Path) -> None:
+    assert request("train", "opt_lora").options.shortcut_config is None
+    by_default = request("train", "opt_lora_ags")
+    assert by_default.configs["shortcut"] == load(by_default.options.shortcut_config, "shortcut")
+    given = write_shortcuts(tmp_path / "shortcut.toml")
+    assert request("train", "opt_lora_ags", "--shortcut-config", given).options.shortcut_config == given
+
+
+def test_a_configuration_may_use_the_names_of_the_network(tmp_path: Path) -> None:
+    """Paths in the blocks of the base, which other families do not have."""
+    path = tmp_path / "lora.toml"
+    path.write_text(
+        'granularity = "network"\n[default]\nr = 0\n[all_layers."self_attn.q_proj"]\nr = 4\nlora_alpha = 8\n'
+    )
+    assert lora("--lora-config", path).lookup(0, "q_proj") == Settings(4, 8.0)
+
+
 class TestOptionsFile:
     def written(self, folder: Path, *arguments: object) -> Path:
         found = request(*arguments)

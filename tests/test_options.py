@@ -11,6 +11,7 @@ from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR_AL
 
 from actions.command.parse import parse_command
 from actions.request.elements import request_of
+from actions.request.values import merged
 from actions.run.run_folder import CONFIG, write_config
 from heterolora.common.errors import UserError
 from heterolora.elements.config import ElementConfig
@@ -19,6 +20,7 @@ from options.actions import ACTIONS
 from options.declare import group, option, options_of
 from options.every import Options, changed, declared, defaults, flat
 from options.ranges import at_least
+from options.scoring import BUDGETS
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,39 @@ def test_weights_are_read_unless_random_init_is_given(
 def test_the_default_heuristic(action: str, arguments: tuple[str, ...], expected: str) -> None:
     request = request_of(parse_command([action, "opt_lora", "rte", "--load", "some/base", *arguments]))
     assert request.options.scoring.importance_test_name == expected
+
+
+def values_of(*arguments: str, **recorded: object) -> dict[str, object]:
+    """The values of a command on a checkpoint that records these options."""
+    return merged(parse_command(["train-dyrealloc", *arguments]), recorded)
+
+
+@pytest.mark.parametrize(("model", "rate"), [("lora", 2e-4), ("opt_lora_ags", 2e-4), ("some/model", 5e-5)])
+def test_the_default_learning_rate(model: str, rate: float) -> None:
+    assert values_of("--model", model)["learning_rate"] == rate
+    assert values_of("--model", model, "--learning-rate", "0.5")["learning_rate"] == 0.5
+
+
+def test_a_budget_that_is_given_replaces_the_recorded_one() -> None:
+    def budget(*arguments: str, **recorded: object) -> dict[str, object]:
+        values = values_of(*arguments, **recorded)
+        return {name: values[name] for name in BUDGETS if values[name] is not None}
+
+    parameters, resumed = ("--budget-parameters", "600"), ("--resume-training", "--load", "last.ckpt")
+    assert budget() == {"turn_on_percentile": 0.25}
+    assert budget(*parameters) == {"budget_parameters": 600}
+    assert budget(*resumed, turn_on_percentile=0.5) == {"turn_on_percentile": 0.5}
+    assert budget(*resumed, *parameters, turn_on_percentile=0.5) == {"budget_parameters": 600}
+    with pytest.raises(UserError, match="--turn-on-percentile and --budget-parameters are both given"):
+        budget(*parameters, "--turn-on-percentile", "0.5")
+
+
+def test_what_belongs_to_one_data_set_is_not_taken_over_for_another() -> None:
+    recorded = {"model": "opt_lora", "dataset": "rte", "dataset_saved_path": "saved", "validation_seed": 3}
+    for more, place in (((), Path("saved")), (("--dataset", "rte"), Path("saved")), (("--dataset", "sst2"), None)):
+        values = values_of(*more, **recorded)
+        assert (values["model"], values["dataset_saved_path"]) == ("opt_lora", place)
+        assert values["validation_seed"] == (None if place is None else 3)
 
 
 @pytest.mark.parametrize("model", ["opt_lora", "some/model"])
