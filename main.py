@@ -129,12 +129,12 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _request(command: Command) -> Request:
+    from actions.request.elements import request_of
     from actions.request.new_data import new_data_of
-    from actions.request.resolve import resolve
     from actions.request.resuming import continue_if_requeued
 
     command = continue_if_requeued(command)
-    return resolve(command, partial(new_data_of, command)) if command.action in ANSWERING else resolve(command)
+    return request_of(command, partial(new_data_of, command)) if command.action in ANSWERING else request_of(command)
 
 
 def _act(request: Request) -> Any:

@@ -13,8 +13,10 @@ from transformers import AutoModelForSequenceClassification, OPTConfig, PreTrain
 
 from actions.run.console import say
 from benchmarks import measure
+from heterolora.common.errors import UserError
 from heterolora.elements.adapt import adapt, placement_of
 from heterolora.elements.config import ElementConfig, parse_config
+from heterolora.elements.family import Family
 from heterolora.elements.search_space import SearchSpace
 from heterolora.saliency.problem import Batch
 from model import family
@@ -41,10 +43,18 @@ def base(args: argparse.Namespace, vocabulary: int = 1000) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).to(args.device)
 
 
-def batch(args: argparse.Namespace) -> Batch:
+def table(network: PreTrainedModel) -> Family:
+    """Return the family table of a model. Raises UserError if there is none."""
+    found = family.for_model_type(network.config.model_type)
+    if found is None:
+        raise UserError(f"{network.config.model_type} has no family table", f"give a {' or '.join(family.names())}")
+    return found
+
+
+def batch(args: argparse.Namespace, vocabulary: int = 1000) -> Batch:
     """Random tokens without padding, and labels."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 1000, (args.rows, args.tokens), generator=generator)
+    ids = torch.randint(3, vocabulary, (args.rows, args.tokens), generator=generator)
     labels = torch.randint(2, (args.rows,), generator=generator)
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     return {name: tensor.to(args.device) for name, tensor in made.items()}
@@ -65,7 +75,7 @@ def adapted(network: PreTrainedModel, *configs: ElementConfig) -> tuple[PreTrain
     """A copy of `network` with the elements of a LoRA and perhaps a shortcut configuration, all on, B as if trained."""
     network = copy.deepcopy(network)
     torch.manual_seed(1)
-    space = adapt(network, placement_of(network, family.get("opt"), *configs))
+    space = adapt(network, placement_of(network, table(network), *configs))
     with torch.no_grad():
         for low_rank in space:
             low_rank.B.normal_(std=0.01)
@@ -75,7 +85,8 @@ def adapted(network: PreTrainedModel, *configs: ElementConfig) -> tuple[PreTrain
 def training_step(network: nn.Module, *batches: Batch) -> measure.Step:
     """Forward, backward and AdamW on the trainable parameters, for each batch."""
     network.train()
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained or [nn.Parameter(torch.zeros(1))], lr=1e-5)  # it refuses an empty list
 
     def step() -> None:
         for batch in batches:

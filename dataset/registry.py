@@ -9,6 +9,7 @@ from functools import cache
 from dataset import entries
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError, nearest
+from options.actions import ALL_DATASETS
 
 #: The options about the columns of own data, in words.
 COLUMN_FLAGS = (
@@ -64,4 +65,4 @@ def get(name: str) -> DatasetSpec:
     """Return the entry with that name or alias. Raises UserError if there is none."""
     if (spec := find(name)) is not None:
         return spec
-    raise UserError(f"--dataset '{name}' is not known", f"{nearest(name, names())}, see docs/data-sets.md; {OWN_DATA}")
+    raise UserError(f"--dataset '{name}' is not known", f"{nearest(name, names(), ALL_DATASETS)}; {OWN_DATA}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,27 @@ from heterolora import saliency
 from heterolora.choosing.allocation import Scored, of_kind, tie_generator
 from heterolora.choosing.ranks import Budget, Greedy, Policy, Proportional, TopK, Unit, assign
 from heterolora.choosing.scores import Scores
-from heterolora.common.checks import ABOVE_0, RATE, TEXT, Condition, check_known, whole_number
+from heterolora.common.checks import (
+    ABOVE_0,
+    LIST_OF_NAMES,
+    NAMES,
+    RATE,
+    TEXT,
+    Condition,
+    check_known,
+    instance,
+    whole_number,
+)
 from heterolora.common.distributed import gather_lists
 from heterolora.common.errors import UserError
 from heterolora.elements.adapt import wrap
 from heterolora.elements.blocks import blocks_of
 from heterolora.elements.element import Element, Settings, at_ranks, check_ranks
 from heterolora.elements.family import Family
+from heterolora.elements.inside import has_elements, space_of
 from heterolora.elements.peft_config import peft_config
-from heterolora.elements.peft_space import has_peft_layers, peft_space
 from heterolora.elements.search_space import SearchSpace
-from heterolora.elements.targets import ALL_LINEAR, lora_elements, not_scored
+from heterolora.elements.targets import ALL_LINEAR, capped, lora_elements, not_scored
 from heterolora.saliency.no_trace import random_state
 from heterolora.saliency.problem import Loss, Metric, Problem, Track, rows_in, untracked
 from heterolora.saliency.score import scored as score_problem
@@ -89,7 +99,7 @@ def score(
             loss, a number is out of its range, or a score is not finite.
     """
     _check_types(model, batches, heuristic, loss, target_modules, family, track)
-    _LIST.check("score", "target_parameters", target_parameters)
+    LIST_OF_NAMES.check("score", "target_parameters", target_parameters)
     chosen = saliency.get(heuristic)
     whole_number(1).check("score", "rank", rank)
     whole_number(0).check("score", "seed", seed)
@@ -98,14 +108,14 @@ def score(
     for name, number in (("max_batches", max_batches), ("warmup_batches", warmup_batches)):
         whole_number(0).check("score", name, 0 if number is None else number)
     names = {} if family is None else {path: name for name, path in family.linears.items()}
-    of_peft = has_peft_layers(model)
-    if of_peft and (target_modules != ALL_LINEAR or target_parameters):
+    adapted = has_elements(model)
+    if adapted and (target_modules != ALL_LINEAR or target_parameters):
         given = "target_parameters" if target_parameters else "target_modules"
-        raise UserError(f"the model has PEFT layers already, and {given} is given", f"leave {given} out")
+        raise UserError(f"the model has LoRA layers already, and {given} is given", f"leave {given} out")
     elements: list[Element] = []
-    if not of_peft:
-        found = lora_elements(model, target_modules, Settings(int(rank), float(alpha)), names, target_parameters)
-        elements = [replace(each, settings=each.settings.at(min(int(rank), each.highest_rank))) for each in found]
+    if not adapted:
+        settings = Settings(int(rank), float(alpha))
+        elements = capped(lora_elements(model, target_modules, settings, names, target_parameters))
         for text in not_scored(model, elements) if target_modules == ALL_LINEAR else ():
             warnings.warn(text, stacklevel=2)
     with random_state(model):  # a DataLoader draws random numbers
@@ -117,43 +127,30 @@ def score(
     as_called = _autocast(model)
     # The algebra of the scores needs float32, also if the caller is inside autocast.
     outside = torch.autocast(as_called.device, enabled=False)
-    wrapped = nullcontext(peft_space(model)) if of_peft else _wrapped(model, elements, family)
+    wrapped = nullcontext(space_of(model)) if adapted else _wrapped(model, elements, family)
     with outside, random_state(model, seed), wrapped as space:
         problem = problem_of(model, space, kept, loss, track, as_called)
         scored = score_problem(heuristic, problem, WarmUp(kept[:steps], warmup_lr))
-    modules = None if of_peft else tuple(path for path, _ in model.named_modules())
+    modules = None if adapted else tuple(path for path, _ in model.named_modules())
     rows = rows_in(kept[:1]) or 1
     return Scores(scored, heuristic, batches=len(kept), batch_size=rows, seed=seed, modules=modules)
-
-
-_NAMES = Condition(
-    lambda value: (
-        isinstance(value, str) or (isinstance(value, Sequence | Set) and all(isinstance(name, str) for name in value))
-    ),
-    "a text, or a list of texts",
-)
-_LIST = Condition(lambda value: not isinstance(value, str) and _NAMES.valid(value), "a list of texts")
 
 
 def _check_types(
     model: Any, batches: Any, heuristic: Any, loss: Any, target_modules: Any, family: Any, track: Any
 ) -> None:
-    _instance(nn.Module, "a torch.nn.Module").check("score", "model", model)
-    _instance(Iterable, "batches that can be iterated over, such as a list").check("score", "batches", batches)
+    instance(nn.Module, "a torch.nn.Module").check("score", "model", model)
+    instance(Iterable, "batches that can be iterated over, such as a list").check("score", "batches", batches)
     TEXT.check("score", "heuristic", heuristic)
-    _NAMES.check("score", "target_modules", target_modules)
+    NAMES.check("score", "target_modules", target_modules)
     function = Condition(lambda value: callable(value) and not isinstance(value, nn.Module), "a function")
     for name, given in (("loss", loss), ("track", track)):
         if name == "track" or given is not None:
             function.check("score", name, given)
     if family is not None:
-        _instance(Family, "a heterolora.Family").check("score", "family", family)
+        instance(Family, "a heterolora.Family").check("score", "family", family)
         if not hasattr(model, "config"):
             raise UserError("family is given, and the model has no config", "give a model of Transformers")
-
-
-def _instance(kind: type, expected: str) -> Condition:
-    return Condition(lambda value: isinstance(value, kind), expected)
 
 
 @dataclass(frozen=True)
@@ -234,7 +231,7 @@ def lora_config(
     """
     from peft import LoraConfig, TaskType
 
-    _instance(Scores, "the result of heterolora.score").check("lora_config", "scores", scores)
+    instance(Scores, "the result of heterolora.score").check("lora_config", "scores", scores)
     if task_type is not None:
         check_known("lora_config: task_type", task_type, (each.value for each in TaskType))
     if parameters is not None and (also := next((name for name in _MORE_PARAMETERS if more.get(name)), None)):

@@ -1,4 +1,6 @@
-"""The search during training as a Lightning callback, for any LightningModule that holds LoRA layers of PEFT."""
+"""The search during training as a Lightning callback, for any LightningModule that holds LoRA layers: those of PEFT, or
+of `heterolora.adapt`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from heterolora.budgeted import Budgeted
+from heterolora.choosing.history import History
 from heterolora.common.errors import UserError
-from heterolora.elements.peft_compact import compact
-from heterolora.elements.peft_space import peft_units
+from heterolora.elements.inside import check_compact, compact, units_of
 from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import LossFunction, problem_of
 from heterolora.pictures.of_run import draw_history
@@ -24,8 +26,81 @@ from heterolora.saliency.score import score
 from heterolora.search import Schedule, Search
 
 
-class Reallocate(pl.Callback):
-    """Turns LoRA layers of PEFT inside a LightningModule on and off while a `Trainer` trains it.
+class Searching(pl.Callback):
+    """A search inside a Lightning trainer. A subclass makes `search`, and computes the scores of a fixed budget.
+
+    A decision comes before the first batch of an accumulation window, and after the checkpoint of the batch before, so
+    that a resumed run repeats it.
+
+    Attributes:
+        folder: of the history files.
+    """
+
+    def __init__(self) -> None:
+        self.search: Search | None = None
+        self.folder = Path()
+
+    @property
+    def running(self) -> Search:
+        if self.search is None:
+            raise UserError("the search has not started", "pass the callback to the Trainer before training")
+        return self.search
+
+    @property
+    def history(self) -> History:
+        return self.running.history
+
+    def scores(self, trainer: pl.Trainer, module: pl.LightningModule, batch: int) -> Mapping[str, float]:
+        """Return key -> score of every element, for a decision of a fixed budget before batch `batch` of the epoch."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        """Return name -> value for the trainer's loggers."""
+        return self.running.figures()
+
+    def due(self, trainer: pl.Trainer, batch: int) -> bool:
+        """Whether there is a decision before batch `batch` of the epoch."""
+        return batch % trainer.accumulate_grad_batches == 0 and self.running.due(trainer.global_step)
+
+    def when(self, trainer: pl.Trainer, batch: int) -> tuple[int, int]:
+        """(epoch, step) of a decision before batch `batch` of the epoch, for the history: steps of the whole run."""
+        return 0, trainer.global_step
+
+    def decide(self, trainer: pl.Trainer, module: pl.LightningModule, batch: int) -> bool:
+        """Switch elements, and write and log what was decided. Return whether there is a new decision."""
+        search, before = self.running, len(self.history.decisions)
+        search.decide(trainer.global_step, lambda: self.scores(trainer, module, batch), self.when(trainer, batch))
+        if len(self.history.decisions) == before:
+            return False
+        if search.plan.units == "rank":
+            forget_off(search.space, trainer.optimizers)
+        if trainer.is_global_zero:
+            self.history.append(self.folder)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.figures(), step=trainer.global_step)
+        return True
+
+    # ---- the run
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.due(trainer, batch_idx):
+            self.decide(trainer, pl_module, batch_idx)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.running.observe(trainer.global_step, loss_is_scaled=scaler is not None)
+
+
+class Reallocate(Searching):
+    """Turns LoRA layers inside a LightningModule, of PEFT or of `heterolora.adapt`, on and off while it is trained.
 
     A layer that is off computes what the base computes. Its weights and its optimizer state do not change.
 
@@ -60,13 +135,11 @@ class Reallocate(pl.Callback):
         compact: bool = True,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         self.budgeted = Budgeted(parameters, share, schedule, heuristic, start, end, every, smoothing, seed, units)
         self.batches, self.loss, self.adapter, self.compact = batches, loss, adapter, compact
-        self.search: Search | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._scoring: list[Any] = []
-        self._folder = Path()
-        self._last = 0  # optimizer steps at the end of the batch before
 
     # ---- state
 
@@ -80,11 +153,13 @@ class Reallocate(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process asks
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process asks
+        if self.compact:
+            check_compact(pl_module, self.adapter)
         steps = int(trainer.estimated_stepping_batches)
-        space = peft_units(pl_module, self.adapter, self.budgeted.units)
+        space = units_of(pl_module, self.adapter, self.budgeted.units)
         plan = self.budgeted.plan(space, steps)
-        self.search, self._last = Search(space, plan, steps), trainer.global_step
+        self.search = Search(space, plan, steps)
         if self._resumed is not None:
             self.search.load_state_dict(self._resumed)
         if plan.schedule == "fixed":
@@ -92,54 +167,19 @@ class Reallocate(pl.Callback):
             if isinstance(found, int):
                 found = itertools.islice(trainer.train_dataloader or (), found)
             self._scoring = [trainer.strategy.batch_to_device(batch) for batch in found]
+        super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             print(self.search.at_the_start())
-        if trainer.global_step == 0:
-            self._decide(trainer, pl_module)
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._running().observe(trainer.global_step, loss_is_scaled=scaler is not None)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        search = self._running()
-        if trainer.global_step == self._last:  # inside an accumulation window
-            return
-        self._last = trainer.global_step
-        if search.due(trainer.global_step):
-            self._decide(trainer, pl_module)
-            pl_module.log_dict(search.figures())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        search = self._running()
         if trainer.is_global_zero:
-            search.history.write(self._folder)
-            draw_history(search.history, self._folder)
-            print(search.at_the_end())
+            draw_history(self.history, self.folder)
+            print(self.running.at_the_end())
         if self.compact:
             compact(pl_module, self.adapter)
 
-    # ---- parts
-
-    def _running(self) -> Search:
-        if self.search is None:
-            raise UserError("the search has not started", "pass the callback to the Trainer before training")
-        return self.search
-
-    def _decide(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        search = self._running()
-        search.decide(trainer.global_step, lambda: self._scores(search, trainer, module))
-        if search.plan.units == "rank":
-            forget_off(search.space, trainer.optimizers)
-        if trainer.is_global_zero:
-            search.history.write(self._folder)
-
-    def _scores(self, search: Search, trainer: pl.Trainer, module: pl.LightningModule) -> Mapping[str, float]:
-        optimizer = trainer.optimizers[0]
+    def scores(self, trainer: pl.Trainer, module: pl.LightningModule, batch: int) -> Mapping[str, float]:
+        search, optimizer = self.running, trainer.optimizers[0]
         length = search.plan.every * float(optimizer.param_groups[0]["lr"])
         movement = Movement(length, adaptive=not isinstance(optimizer, torch.optim.SGD))
         with trainer.precision_plugin.forward_context():

@@ -22,8 +22,7 @@ from heterolora.budgeted import Budgeted
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.common.outside import read_json
-from heterolora.elements.peft_compact import compact
-from heterolora.elements.peft_space import peft_units
+from heterolora.elements.inside import check_compact, compact, units_of
 from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import problem_of
 from heterolora.pictures.of_run import draw_history
@@ -32,12 +31,13 @@ from heterolora.saliency.score import score
 from heterolora.search import Schedule, Search
 
 STATE = "heterolora_search.json"  # in each checkpoint folder
+_REFERENCE = "ref"  # TRL's name for the copy of an adapter that it trains further, in DPO and other methods
 
 logger = logging.get_logger(__name__)
 
 
 class Reallocate(TrainerCallback):
-    """Turns LoRA layers of a PEFT model on and off while a `Trainer` trains it.
+    """Turns LoRA layers of a PEFT model, or of a model of `heterolora.adapt`, on and off while a `Trainer` trains it.
 
     A layer that is off computes what the base computes. Its weights and its optimizer state do not change.
 
@@ -96,7 +96,9 @@ class Reallocate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         _check(args, others["model"])
-        space = peft_units(others["model"], self.adapter, self.budgeted.units)
+        if self.compact:
+            check_compact(others["model"], self.adapter)
+        space = units_of(others["model"], self.adapter, self.budgeted.units)
         seed = args.seed if self.seed is None else self.seed
         plan = replace(self.budgeted, seed=seed).plan(space, state.max_steps)
         self.search = Search(space, plan, state.max_steps)
@@ -144,7 +146,7 @@ class Reallocate(TrainerCallback):
     ) -> None:
         search = self._running()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # its weights are loaded already
-            search.space = peft_units(others["model"], self.adapter, search.plan.units)
+            search.space = units_of(others["model"], self.adapter, search.plan.units)
             self._restore(args, Path(state.best_model_checkpoint))
         if state.is_world_process_zero:
             search.history.write(_folder(args))
@@ -227,6 +229,9 @@ def _check(args: TrainingArguments, model: Any) -> None:
             "Trainer does not look for unused parameters with gradient_checkpointing, and layers that are off have none"
         )
         raise UserError(found, "set ddp_find_unused_parameters=True")
+    if _REFERENCE in getattr(model, "peft_config", ()):
+        found = f"TRL compares with the adapter '{_REFERENCE}', and turns all layers on with each change of adapter"
+        raise UserError(found, "give the trainer the base and peft_config, so that it compares with the base")
     if args.fp16 and args.max_grad_norm <= 0:
         found = "fp16 with max_grad_norm=0 leaves the gradients scaled, by a factor that changes"
         raise UserError(found, "set max_grad_norm above 0, or use bf16")

@@ -16,7 +16,6 @@ from heterolora.elements.blocks import blocks_of, names_outside
 from heterolora.elements.family import Family
 from heterolora.elements.task import CLASSIFYING, GENERATING, TASKS, Task
 from model.base_config import read_config
-from model.block_form import with_norms
 from model.skeleton import skeleton
 
 
@@ -28,20 +27,19 @@ class BaseFamily:
     notes: tuple[str, ...] = ()
 
 
-def family_of_base(source: str, task: Task, shortcuts: bool) -> BaseFamily:
+def family_of_base(source: str, task: Task) -> BaseFamily:
     """The family of the base model `source`, a hub name or folder.
 
-    Raises UserError if models of this type cannot do the task, have no blocks that are found, or have no table and
-    blocks of another form than shortcuts need.
+    Raises UserError if models of this type cannot do the task, or have no blocks that are found.
     """
     config = read_config(source)
     table = families.for_model_type(config.model_type)
     if table is not None:
         return BaseFamily(table, tuple(_on_experts(table)))
-    check_task(config, task)
+    tasks = tasks_of(config)
+    task_names.check_task(task, config.model_type, tasks)
     network = skeleton(config, task)
-    family = found.family_of(network, config.model_type, tasks_of(config))
-    family = with_norms(network, family, task) if shortcuts else family
+    family = found.family_of(network, config.model_type, tasks)
     return BaseFamily(family, tuple(_notes(network, family)))
 
 

@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MultilabelConfusionMatrix,
+)
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.utilities import dim_zero_cat
 
@@ -24,22 +28,29 @@ from heterolora.saliency.problem import Loss
 from heterolora.saliency.problem import Metric as ScoringMetric
 
 
-class F1(Metric):
-    """F1 of class 1 for two classes, as in GLUE, and the mean F1 of all classes that occur for more, as in SuperGLUE.
-
-    The metric of torchmetrics makes a matrix of all pairs of classes for each batch: 7 GB for 30,000 classes.
-    """
+class _Counts(Metric):
+    """A metric of numbers of rows for each class, (classes,): a state for each of `counted`."""
 
     full_state_update = False
-    hits: Tensor  # (classes,): how often each is predicted rightly
+    counted: tuple[str, ...] = ("predicted", "true")
     predicted: Tensor
     true: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        for state in ("hits", "predicted", "true"):
+        for state in self.counted:
             self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+
+class F1(_Counts):
+    """F1 of class 1 for two classes, as in GLUE, and the mean F1 of all classes that occur for more, as in SuperGLUE.
+
+    The metric of torchmetrics makes a matrix of all pairs of classes for each batch: 7 GB for 30,000 classes.
+    """
+
+    counted = ("hits", "predicted", "true")
+    hits: Tensor  # how often each is predicted rightly
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         classes = predictions.argmax(-1) if predictions.ndim > 1 else predictions
@@ -77,6 +88,14 @@ class LabelsF1(F1):
         return self.macro()
 
 
+class LabelsConfusion(MultilabelConfusionMatrix):
+    """For each label [[neither, predicted alone], [true alone, both]], as `multilabel_confusion_matrix` of sklearn."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take two tensors as `LabelsF1.update`. Torchmetrics takes logits from 0 to 1 for probabilities."""
+        super().update((logits > 0).long(), labels.long())
+
+
 class Matthews(MulticlassConfusionMatrix):
     """Matthews correlation of classes (Gorodkin 2004). It is 0 where it is undefined.
 
@@ -93,18 +112,8 @@ class Matthews(MulticlassConfusionMatrix):
         return correlation.float().to(self.device)
 
 
-class OnlyClass(Metric):
+class OnlyClass(_Counts):
     """The class of all predictions, if they are equal and the labels are not. Otherwise -1."""
-
-    full_state_update = False
-    predicted: Tensor  # (classes,): how often each is predicted
-    true: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        for state in ("predicted", "true"):
-            self.add_state(state, default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         self.predicted += torch.bincount(logits.argmax(-1), minlength=self.num_classes)
@@ -276,11 +285,12 @@ class Figures(nn.Module):
     def __init__(self, spec: DatasetSpec) -> None:
         super().__init__()
         self.loss = WeightedMean()
+        self.order = spec.metrics  # the first one selects the best checkpoint; torchmetrics sorts by name
         self.metrics = build(spec.metrics, spec.num_labels, spec.choices is not None, spec.multi_label)
-        classes = spec.num_labels if spec.single_label else 0
-        self.only_class = OnlyClass(classes) if classes else None
-        counted = 0 < classes <= MOST_IN_CONFUSION
-        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False) if counted else None
+        self.only_class = OnlyClass(spec.num_labels) if spec.single_label else None
+        counted = (spec.single_label or spec.multi_label) and spec.num_labels <= MOST_IN_CONFUSION
+        matrix = LabelsConfusion if spec.multi_label else MulticlassConfusionMatrix
+        self.confusion = matrix(spec.num_labels, validate_args=False) if counted else None
 
     def update(self, loss: Loss, predicted: Any, true: Any) -> None:
         self.loss.update(loss.total, loss.count)
@@ -291,9 +301,10 @@ class Figures(nn.Module):
 
     def taken(self) -> tuple[dict[str, Tensor], int, Tensor | None]:
         """Return the values by name, the class of all predictions or -1 (see `OnlyClass`), and how often each class
-        was predicted for each. Starts again.
+        was predicted for each (see also `LabelsConfusion`). Starts again.
         """
-        values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        metrics = self.metrics.compute()
+        values = {"loss": self.loss.compute(), **{name: metrics[name] for name in self.order}}
         only_class = -1 if self.only_class is None else int(self.only_class.compute())
         confusion = None if self.confusion is None else self.confusion.compute().cpu()
         for each in (self.loss, self.metrics, self.only_class, self.confusion):

@@ -31,6 +31,6 @@ def skeleton(config: PretrainedConfig, task: Task) -> PreTrainedModel:
 
     Raises UserError if the values of the configuration do not fit together.
     """
-    expected = f"give a configuration that transformers can build for {task}"
+    network, expected = auto_class(task, config), f"give a configuration that transformers can build for {task}"
     with reading("the configuration of the model", str(config.name_or_path), expected), torch.device("meta"):
-        return auto_class(task, config).from_config(config, trust_remote_code=False)
+        return network.from_config(config, trust_remote_code=False)

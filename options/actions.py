@@ -20,8 +20,16 @@ ACTIONS: dict[str, str] = {
     CHAT: "talk to a language model in the terminal",
 }
 
-RUNS, MODELS = "runs", "models"
-LISTS: dict[str, str] = {RUNS: "list the runs of a folder", MODELS: "list the families of models that have a table"}
+RUNS, MODELS, DATASETS = "runs", "models", "datasets"
+LISTS: dict[str, str] = {
+    RUNS: "list the runs of a folder",
+    MODELS: "list the families of models that have a table",
+    DATASETS: "list the data sets that have an entry",
+}
+
+#: The commands that list all values of an option.
+ALL_OPTIONS, ALL_MODELS = "python -m main ACTION --help-all", f"python -m main {MODELS}"
+ALL_DATASETS, ALL_PLACES = f"python -m main {DATASETS}", "tools/inspect_model.py"
 
 TRAINING = (TRAIN, DYREALLOC)
 MEASURING = (*TRAINING, TEST)

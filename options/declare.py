@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from heterolora.common.checks import LARGEST, Condition
 from heterolora.common.errors import UserError, nearest
+from options.actions import ALL_OPTIONS
 
 NONE_WORDS = ("NA", "none", "None")  # older configuration files write "NA"
 
@@ -151,9 +152,11 @@ class OptionInfo:
             raise UserError(f"{name} {_shown(value)!r} is out of range", f"give {expected}")
         value = self.spellings.get(value, value) if self.choices else value
         if value in self.refused:
-            raise UserError(f"{name} {value!r} is not supported: {self.refused[value]}", nearest(value, self.choices))
+            raise UserError(
+                f"{name} {value!r} is not supported: {self.refused[value]}", nearest(value, self.choices, ALL_OPTIONS)
+            )
         if self.choices and value not in self.choices:
-            raise UserError(f"{name} {value!r} is not known", nearest(str(value), self.choices))
+            raise UserError(f"{name} {value!r} is not known", nearest(str(value), self.choices, ALL_OPTIONS))
         value = os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
         value = self.type(value) if self.type in (float, Path) else value
         if self.check is not None and not self.check.valid(value):

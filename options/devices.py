@@ -67,8 +67,8 @@ class DeviceOptions:
     strategy: str = option("auto", "how several devices work together; fsdp: each holds a part of the frozen base (of "
         "all weights, for a plain model); the ddp kinds differ only for a plain model", resume="free",
         choices=tuple(STRATEGIES), idle=_one_strategy, refused={"deepspeed": _NO_DEEPSPEED})
-    shard_size: int | None = option(None, "fsdp: devices that hold one copy of the base together; by default those of "
-        "a node", at_least(2), resume="free", idle=_not_sharded)
+    shard_size: int | None = option(None, "devices that hold one copy of the base together with fsdp; by default those "
+        "of a node", at_least(2), resume="free", idle=_not_sharded)
     precision: Literal["64", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"] = option("32",
         "floating-point precision; a -true kind also loads the base in it; 16 and bf16 are the -mixed kinds",
         spellings={"16": "16-mixed", "bf16": "bf16-mixed", "32-true": "32", "64-true": "64"},

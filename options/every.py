@@ -55,8 +55,8 @@ class Options:
     """The resolved options of one run. `None` means: not given, and derived from the others."""
 
     # fmt: off
-    model: str = option("lora", "lora: LoRA on the base --load, of any architecture; lora_ags: LoRA and shortcuts; or "
-        "a plain Hugging Face name or folder, which is trained completely", from_checkpoint=True,
+    model: str = option("lora", "what is trained; lora: LoRA on the base --load, of any architecture; lora_ags: LoRA "
+        "and shortcuts; a plain Hugging Face name or folder: all weights of it", from_checkpoint=True,
         brief="lora: LoRA on any base; another name: all weights of it")
     dataset: str = option("toy_nli", "name of a data set of the documentation, or own data: a file, a folder or a hub "
         "name", from_checkpoint=True, actions=(*WITH_RUN, PREDICT),
@@ -67,9 +67,9 @@ class Options:
         old_keys=("load_name",), resume="start",
         brief="weights to start from: hub name, folder, run, checkpoint")
     load_type: Literal["hf", "pl", "pt", "peft"] | None = option(None,
-        "hf: hub name or save_pretrained folder; pl: a .ckpt file of this program, or the folder of a run; pt: a state "
-        "dict (safetensors or torch); peft: folder or hub name of a PEFT LoRA adapter; by default inferred from the "
-        "name",
+        "what --load is; hf: hub name or save_pretrained folder; pl: a .ckpt file of this program, or the folder of a "
+        "run; pt: a state dict (safetensors or torch); peft: folder or hub name of a PEFT LoRA adapter; by default "
+        "inferred from the name",
         resume="start", idle=lambda run: "without --load" if run["load"] is None else None)
     pretrained: bool = option(True, "use the weights of --load, or of a plain --model; --random-init: only its "
         "configuration, with random weights", opposite="random_init", old_keys=("is_pretrained",),

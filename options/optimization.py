@@ -41,9 +41,9 @@ class Optimization:
     learning_rate: float | Literal["auto"] | None = option(None, "peak learning rate; auto: short trials choose it; by "
         "default 2e-4 for LoRA, and 5e-5 for a plain model", ABOVE_0,
         brief="peak learning rate, or auto (LoRA: 2e-4)")
-    loraplus_ratio: float = option(1.0, "LoRA+: learning rate of B as a multiple of the learning rate of A", ABOVE_0)
-    class_weights: Literal["equal", "balanced"] = option("equal", "balanced: in the training loss, all classes have "
-        "the same weight together; equal: all rows have", idle=_no_classes)
+    loraplus_ratio: float = option(1.0, "learning rate of B as a multiple of that of A (LoRA+)", ABOVE_0)
+    class_weights: Literal["equal", "balanced"] = option("equal", "what has equal weight in the training loss; "
+        "equal: the rows; balanced: the classes, each with all its rows together", idle=_no_classes)
     weight_decay: float = option(0.0, "weight decay of matrices (never of biases and norms)", at_least(0))
     lr_scheduler: Literal["none", "linear", "cosine_annealing"] = option("linear",
         "learning rate after warm-up: constant, linear to 0, or cosine to --eta-min",

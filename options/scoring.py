@@ -117,18 +117,18 @@ class ReallocationOptions:
     budget_time: float | None = option(None, "share of the time of a training step with all elements on, in (0, 1], "
         "instead of a share of the elements: the best elements within it", share)
     dyrealloc_ags_mode: Mode | None = option(None,
-        "off: choose among LoRA elements only, shortcuts stay on; separated: one budget for each kind; "
-        "combined: one budget for all; by default combined with shortcuts, off without")
-    budget_schedule: Literal["fixed", "shrink"] = option("fixed", "fixed: have the budget from the first step, and "
-        "reallocate every --realloc-N; shrink: begin with every element on and turn the weakest off for good, until "
-        "the budget is reached", actions=_DYREALLOC)
+        "whether LoRA and shortcuts share the budget; combined: one budget for all elements; separated: one for each "
+        "kind; off: LoRA elements have it, shortcuts stay on; by default combined with shortcuts, off without")
+    budget_schedule: Literal["fixed", "shrink"] = option("fixed", "when the budget holds; fixed: from the first "
+        "step, with a reallocation every --realloc-N; shrink: begin with every element on and turn the weakest off for "
+        "good, until the budget is reached", actions=_DYREALLOC)
     shrink_start: float = option(0.1, "share of the run after which the first elements are turned off", below_1,
         actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     shrink_end: float = option(0.5, "share of the run after which the budget is reached", share,
         actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
-    shrink_tolerance: float | None = option(None, "with --budget-schedule shrink, instead of a budget: stop when the "
-        "rows show that the validation loss has risen by more than this over the lowest before, and go back to the "
-        "last elements with which it held", at_least(0), actions=_DYREALLOC)
+    shrink_tolerance: float | None = option(None, "rise of the validation loss that ends --budget-schedule "
+        "shrink, instead of a budget: when the rows show that it is above the lowest before by more than this, go back "
+        "to the last elements with which it held", at_least(0), actions=_DYREALLOC)
     shrink_units: Literal["element", "rank"] = option("element", "what is turned off at a time: a whole element, or a "
         "single rank of one", actions=_DYREALLOC, idle=idle_without("budget_schedule", "shrink"))
     realloc_N: int | float = option(0.2,  # noqa: N815 the flag is --realloc-N

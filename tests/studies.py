@@ -15,29 +15,33 @@ from tools.studies.jobs import Case
 from tools.studies.results import Measured, Row
 from tools.studies.spec import Arm
 
-MINIMAL = """
-parameters = [600]
-seeds = [0, 1]
-learning_rates = [1e-3, 1e-2]
-measure = "accuracy"
-[options]
-max_epochs = 1
+ON_TOY_DATA = '[tasks.toy]\ndataset = "toy_nli"'
+ON_SST2 = '[tasks.reviews]\nmodel = "opt_lora"\ndataset = "sst2"\nload = "{load}"\ndataset_saved_path = "{data}"'
+UNIFORM, DRAWN = '[arms.uniform]\nmethod = "uniform"\n', '[arms.drawn]\nmethod = "drawn"\n'
+GRAD_NORM = '[arms.grad_norm]\nmethod = "grad_norm"\nrank = 4\n'
+
+
+def study_text(
+    task: str, *arms: str, options: str = "", parameters: int = 600, seeds: str = "0", rates: str = "1e-3"
+) -> str:
+    """A study file. `options` holds lines, and an arm is a table with its name."""
+    numbers = f"parameters = [{parameters}]\nseeds = [{seeds}]\nlearning_rates = [{rates}]\n"
+    return f'{numbers}measure = "accuracy"\n[options]\n{options}\n{task}\n{"".join(arms)}'
+
+
+MINIMAL = study_text(
+    ON_SST2,
+    UNIFORM,
+    GRAD_NORM,
+    options="""max_epochs = 1
 batch_size = 8
 pretrained = true
 accelerator = "cpu"
 logger = "csv"
-imp_limit_test_batches = 2
-[tasks.reviews]
-model = "opt_lora"
-dataset = "sst2"
-load = "{load}"
-dataset_saved_path = "{data}"
-[arms.uniform]
-method = "uniform"
-[arms.grad_norm]
-method = "grad_norm"
-rank = 4
-"""
+imp_limit_test_batches = 2""",
+    seeds="0, 1",
+    rates="1e-3, 1e-2",
+)
 
 
 def write(folder: Path, world: World, text: str = MINIMAL, **replaced: str) -> Path:

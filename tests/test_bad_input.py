@@ -112,7 +112,7 @@ SEARCH = "train-dyrealloc --dataset rte --load nowhere/at-all --pretrained --mod
         ("train opt_lora rte --rank 4 --lora-config x.toml", "--rank and --lora-config are both given", "one of them"),
         ("train opt_lora rte --target q_proj,v_prj", "'v_prj' is not known", "did you mean 'v_proj'"),
         ("train opt_lora rte --target attn", "'attn' is not known", "attention"),
-        ("train opt_lora rte --target gate_proj", "opt has no gate_proj", "w1"),
+        ("train opt_lora rte --target gate_proj", "opt has no gate_proj", "q_proj"),
         ("train opt_lora rte --target ,", "'' is not known", "all"),
         ("train opt_lora rte --rank 0", "--rank 0", "at least 1"),
         ("train opt_lora rte --alpha 0", "--alpha 0", "above 0"),

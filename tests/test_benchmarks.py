@@ -65,11 +65,17 @@ def test_a_report_says_what_was_measured_and_where(capsys, name, variants):
     assert f"torch {torch.__version__}" in said
     assert "1 thread" in said
     assert "LoRA on q, v" in said
-    assert "LoRA on all six projections" in said
+    assert "LoRA on all" in said
     assert "3 rounds" in said
     assert "peak memory" in said
     for variant in variants:
         assert variant in said
+
+
+def test_a_step_of_a_folder_is_compared(capsys):
+    said = report(capsys, "lora-vs-peft", *TINY, "--rounds", "1", "--base", "model/toy_opt")
+    assert "training step of opt with LoRA, with peft.LoraModel, and frozen" in said
+    assert "│ frozen base" in said
 
 
 def test_a_frozen_prefix_is_compared(capsys):

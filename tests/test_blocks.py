@@ -143,6 +143,31 @@ def test_axolotl_reads_whole_alphas_only(tmp_path: Path, capsys: pytest.CaptureF
     assert "must be a whole number: 1.5 becomes 2" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    "budget",
+    [
+        ("--turn-on-percentile", "1.0", "--rank", "6"),
+        ("--policy", "proportional", "--parameters", "2000", "--max-rank", "8"),
+    ],
+    ids=["one rank", "ranks that differ"],
+)
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_the_schema_of_axolotl_accepts_its_block(tmp_path: Path, budget: tuple[str, ...], use_rslora: bool) -> None:
+    """docs/peft.md says with which version this was checked, and how its files are found without its packages."""
+    why = "the package axolotl is not here: its schema cannot check the file"
+    schema = pytest.importorskip("axolotl.utils.schemas.config", reason=why, exc_type=ImportError).AxolotlInputConfig
+    content = language_model_scores(tmp_path / "scores.toml")
+    scored = (dataclasses.replace(item, element=at(item.element, use_rslora=use_rslora)) for item in content.scored)
+    scores.write(tmp_path / "scores.toml", dataclasses.replace(content, scored=tuple(scored)))
+    tool.main([str(tmp_path), *budget, "--format", "axolotl", "--output", str(tmp_path / "lora.yaml")])
+    block = yaml.safe_load((tmp_path / "lora.yaml").read_text())
+    assert block.get("peft_use_rslora", False) == use_rslora
+    training = {"learning_rate": 1e-4, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 1}
+    data = {"datasets": [{"path": "chat.jsonl", "type": "chat_template"}]}
+    read = schema(**data, **training, **block).model_dump()
+    assert {key: read.get(key) for key in block} == block  # a key that it does not know is left out
+
+
 @pytest.mark.parametrize(("form", "how"), [("axolotl", "reward_model: true"), ("trl", "trl reward")])
 def test_of_a_classifier(tmp_path: Path, form: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     scores.write(tmp_path / "scores.toml", _scores("opt", shortcuts=False))

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from heterolora.common.errors import UserError
 from model import compiling
 from tests.adapted import Adapted, adapted, lora_config, shortcut_config
@@ -29,9 +29,9 @@ def gradients(model: Adapted, batch: dict[str, torch.Tensor], precision: torch.d
     return [loss.detach(), *torch.autograd.grad(loss, trained, materialize_grads=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variant", "renormalize", "precision"),
-    [("opt-pre", False, None), pytest.param("roberta", True, torch.bfloat16, marks=pytest.mark.slow)],
+    ("variant", "renormalize", "precision"), [("opt-pre", False, None), ("roberta", True, torch.bfloat16)]
 )
 def test_one_version_of_a_block_for_each_pattern(monkeypatch, variant: str, renormalize: bool, precision) -> None:
     torch._dynamo.reset()
@@ -103,15 +103,15 @@ def test_a_run_with_the_real_compiler(world: World, tmp_path: Path) -> None:
 )
 def test_what_it_cannot_be_used_with(world: World, more: tuple[object, ...], reason: str) -> None:
     with pytest.raises(UserError, match=f"--compile cannot be used with {reason}"):
-        resolve(parse_command(command(*world.training("--compile", *more))))
+        request_of(parse_command(command(*world.training("--compile", *more))))
 
 
 def test_it_is_refused_for_a_search(world: World) -> None:
     with pytest.raises(UserError, match="each reallocation would compile its blocks again"):
-        resolve(parse_command(command("train-dyrealloc", *world.training("--compile")[1:])))
+        request_of(parse_command(command("train-dyrealloc", *world.training("--compile")[1:])))
 
 
 def test_it_needs_a_compiler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler; install g\+\+"):
-        resolve(parse_command(command(*world.training("--compile"))))
+        request_of(parse_command(command(*world.training("--compile"))))

@@ -14,6 +14,7 @@ from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from options.data import DataOptions
 from tests.tiny import word_tokenizer
+from tests.trainer import quiet_trainer
 
 N = {"train": 13, "validation": 5, "test": 3}
 
@@ -182,17 +183,7 @@ class SaveAndStop(pl.Callback):
 
 
 def trainer(callbacks=(), **options):
-    options = {"accelerator": "cpu", "max_epochs": 3, "limit_val_batches": 0, **options}
-    return pl.Trainer(
-        **options,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    return quiet_trainer(callbacks, **{"max_epochs": 3, **options})
 
 
 ENDS = {"limit_train_batches": 3}
@@ -203,9 +194,11 @@ STEPS = {"max_steps": 17, "max_epochs": -1}
 @pytest.mark.parametrize(
     ("workers", "options", "epoch_end"),
     [
-        *((0, {}, False), (0, {}, True), (2, {}, False), (2, {}, True)),
-        *((0, ENDS, False), (0, ENDS, True), (2, ENDS, False), (2, ENDS, True)),
-        *((0, VALIDATES, False), (0, VALIDATES, True)),
+        *((0, {}, False), (2, {}, True), (0, ENDS, True), (2, ENDS, False), (0, VALIDATES, False)),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((0, {}, True), (2, {}, False), (0, ENDS, False), (2, ENDS, True), (0, VALIDATES, True))
+        ),
         (0, STEPS, False),  # from the end of an epoch Lightning itself resumes wrongly with max_steps
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from heterolora.saliency.no_trace import no_trace
 from model.task.fine_tuning import FineTuning
@@ -86,7 +86,11 @@ WAITS = {"prefix": (4, 4), "packed": (0, 2), "windows": (2, 1)}  # of the prefix
 
 
 @pytest.mark.parametrize(
-    "case", ["classification", "shortcuts", "plain", "text", "packed", "windows", "scores", "prefix"]
+    "case",
+    [
+        *("shortcuts", "packed", "windows", "scores"),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("classification", "plain", "text", "prefix")),
+    ],
 )
 def test_waits_of_a_step(cases, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether numbers are finite, and the loss for the progress bar."""
@@ -103,7 +107,7 @@ def test_waits_of_a_step(cases, case: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def on_device(case: tuple[object, ...], device: torch.device) -> tuple[FineTuning, list[dict[str, object]]]:
     """The task of a command, and two training batches."""
-    experiment = build(resolve(parse_command(command(*case))))
+    experiment = build(request_of(parse_command(command(*case))))
     batches = [batch for batch, _ in zip(experiment.data.train_dataloader(), range(2), strict=False)]
     experiment.task.loss(batches[0])  # the first pass of a language model compares its logits with those of its head
     experiment.task.to(device)

@@ -58,6 +58,9 @@ def test_long_lists_of_names_are_shortened() -> None:
     assert said.endswith(" and 20 others)")
     assert said.count("name") == 11
     assert "others" not in nearest("name07x", names[:10])
+    assert nearest("other", names, "the command").endswith(" and 20 others; the command lists all")
+    assert nearest("other", names[:11], "the command").endswith(" and 1 other; the command lists all")
+    assert "the command" not in nearest("other", names[:10], "the command")
 
 
 @pytest.mark.parametrize("form", ["mapping", "pair"])

@@ -34,6 +34,7 @@ def bare(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_bare_environment(world: World, tmp_path: Path) -> None:
     """ASCII lacks letters of the rows, and the dash that is shown for scores of 0."""
     data = tmp_path / "data"

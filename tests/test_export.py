@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import Experiment, build
 from heterolora.common.errors import UserError
 from heterolora.elements import config
@@ -136,7 +136,7 @@ class TestReadAgain:
 
 
 def loaded(*arguments: object) -> Experiment:
-    return build(resolve(parse_command(command("test", *arguments))))
+    return build(request_of(parse_command(command("test", *arguments))))
 
 
 @pytest.fixture(scope="module")
@@ -227,21 +227,21 @@ class TestRuns:
         assert run("test", "--load", plain, "--project-dir", tmp_path, "--project", "tested", "--batch-size", 4) == 0
         assert metrics_of(tmp_path / "tested") == metrics_of(plain)
         assert "training:" not in capsys.readouterr().out
-        resumed = resolve(parse_command(command("train", "--resume-training", "--load", plain)))
+        resumed = request_of(parse_command(command("train", "--resume-training", "--load", plain)))
         assert resumed.checkpoint.path == plain / "checkpoints" / "last.ckpt"
         unfinished = shutil.copytree(plain, tmp_path / "unfinished")
         (unfinished / "checkpoints" / "best.ckpt").unlink()
-        request = resolve(parse_command(command("test", "--load", unfinished)))
+        request = request_of(parse_command(command("test", "--load", unfinished)))
         assert request.checkpoint.path == unfinished / "checkpoints" / "last.ckpt"
         assert f"{unfinished} has no best.ckpt yet: its last.ckpt is used" in request.notes
         shutil.rmtree(unfinished / "checkpoints")  # as in a run of imp-test
         with pytest.raises(UserError, match=r"has no checkpoints/best.ckpt; give a run of train"):
-            resolve(parse_command(command("test", "--load", unfinished)))
+            request_of(parse_command(command("test", "--load", unfinished)))
 
     def test_the_result_as_configurations(self, world: World, dynamic: Path) -> None:
         arguments = world.training("--model", "opt_lora_ags", "--lora-config", dynamic / "lora.toml")[3:]
         options = ("opt_lora_ags", "sst2", *arguments, "--shortcut-config", dynamic / "shortcut.toml")
-        made = build(resolve(parse_command(command("train", *options))))
+        made = build(request_of(parse_command(command("train", *options))))
         left = loaded("--load", dynamic / "checkpoints" / "best.ckpt")
         on = {e.element.key: (e.element.rank, e.scaling) for e in left.task.space if e.enabled}
         assert {e.element.key: (e.element.rank, e.scaling) for e in made.task.space} == on
@@ -327,7 +327,9 @@ class TestTool:
         export.main([str(tmp_path / "last"), "--format", "peft", "--output", str(tmp_path / "exported")])
         texts = [(tmp_path / name / "README.md").read_text() for name in ("last/adapter", "exported")]
         assert texts[0] == texts[1]
-        assert resolve(parse_command(command("test", "--load", tmp_path / "last"))).checkpoint.path.name == "last.ckpt"
+        assert (
+            request_of(parse_command(command("test", "--load", tmp_path / "last"))).checkpoint.path.name == "last.ckpt"
+        )
 
     def check_in_peft(self, base: Path, adapter: Path) -> None:
         theirs = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from dataset.batching.packing import pack
 from heterolora.common.errors import UserError
@@ -247,7 +247,9 @@ def test_blocks_that_are_left_out_at_random_are_refused(world: World, tmp_path: 
     base = model_folder(tmp_path / "opt", layerdrop=0.1)
     assert run(*world.training(CACHE, "--load", base)) == 2
     assert "error: --cache-frozen-prefix does not work with layerdrop = 0.1" in capfd.readouterr().err
-    request = resolve(parse_command(command(*world.training("--load", base, "--num-devices", 2, "--strategy", "fsdp"))))
+    request = request_of(
+        parse_command(command(*world.training("--load", base, "--num-devices", 2, "--strategy", "fsdp")))
+    )
     with pytest.raises(UserError, match=r"--strategy fsdp does not work with layerdrop = 0\.1"):
         build(request)
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import GenerationConfig
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import Experiment, build
 from dataset.batching.collate import Collator
 from dataset.batching.loader import Rows
@@ -44,7 +44,7 @@ def arguments(world: World, base: Path, summaries: Path) -> tuple[object, ...]:
 
 def experiment_of(*command_line: object) -> tuple[Experiment, Batch]:
     """The experiment, and the prompts of its test split."""
-    experiment = build(resolve(parse_command(command(*command_line))))
+    experiment = build(request_of(parse_command(command(*command_line))))
     data, task = experiment.data, experiment.task.eval()
     rows = Rows(data.encoded(data.splits.test["test"]))
     return experiment, Collator(task.writer.tokenizer, generate=True)(rows.__getitems__(list(range(len(rows)))))

@@ -17,7 +17,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from benchmarks import __main__ as benchmark
 from heterolora.choosing import history
@@ -32,6 +32,7 @@ from model.task.fine_tuning import FineTuning
 from options.scoring import ScoringOptions
 from tests import test_plan
 from tests.test_device import on_device, step
+from tests.trainer import quiet_trainer
 from tests.world import World, model_folder, run_apart, text_folder, weights, write_lora
 
 GPUS = torch.cuda.device_count()
@@ -106,7 +107,7 @@ def test_a_window_that_the_scaler_skips(world: World, tmp_path: Path, accelerato
     """It counts neither in the scores from training nor in the history, and the weights stay."""
     words = world.training("--max-epochs", 1, "--accelerator", accelerator, "--precision", "16-mixed")
     lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
-    request = resolve(parse_command(["train-dyrealloc", *words[1:], "--lora-config", str(lora)]))
+    request = request_of(parse_command(["train-dyrealloc", *words[1:], "--lora-config", str(lora)]))
     experiment, device = build(request), "cuda" if accelerator == "gpu" else "cpu"
     scoring = ScoringOptions("grad_norm", imp_limit_test_batches=6, imp_source="training")
     gradients = TrainingGradients(experiment.task.space, get("grad_norm").score)
@@ -115,20 +116,9 @@ def test_a_window_that_the_scaler_skips(world: World, tmp_path: Path, accelerato
     reallocate = Reallocate(Plan(Budget("share", 0.25), "fixed"), 6, 0, source, tmp_path, print)
     scaler = torch.amp.GradScaler(device, init_scale=1024.0)
     overflow = Overflow(3, source, scaler)
-    pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=1,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        plugins=[MixedPrecision("16-mixed", device, scaler)],
-        callbacks=[overflow, reallocate],
-    ).fit(experiment.task, datamodule=experiment.data)
+    plugins = [MixedPrecision("16-mixed", device, scaler)]
+    trainer = quiet_trainer([overflow, reallocate], accelerator=accelerator, devices=1, max_epochs=1, plugins=plugins)
+    trainer.fit(experiment.task, datamodule=experiment.data)
     windows, scales, heads = zip(*overflow.seen, strict=True)
     assert windows[:6] == (1, 2, 3, 3, 4, 5)  # batch 3 does not count
     assert scales[:4] == (1024, 1024, 1024, 512)

@@ -17,6 +17,7 @@ import pytest
 from actions.command.parse import parse_command
 from heterolora.program import STARTED
 from options.actions import ACTIONS, TOOLS, as_started
+from options.declare import OptionInfo
 from options.every import declared
 from tests.world import ROOT
 
@@ -53,6 +54,13 @@ def test_the_first_help_lists_actions_and_tools(capsys: pytest.CaptureFixture[st
     assert all(each in said for each in (*ACTIONS, *(f"python tools/{tool.file}.py" for tool in TOOLS.values())))
     assert len(said.splitlines()) <= LONGEST
     assert "usage:" not in said
+
+
+@pytest.mark.parametrize("info", declared().values(), ids=lambda info: info.name)
+def test_an_option_says_first_what_it_is(info: OptionInfo) -> None:
+    """A name such as --dyrealloc-ags-mode explains nothing, and what one of its values does is no start."""
+    assert not info.help.startswith(tuple(f"{value}: " for value in (*info.choices, *info.words, "lora", "fsdp")))
+    assert not info.help.startswith(("with ", "if "))
 
 
 def test_every_tool_is_listed() -> None:

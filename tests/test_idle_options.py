@@ -25,7 +25,7 @@ import pytest
 from actions.command.command import Command
 from actions.command.parse import parse_command
 from actions.request import compatible
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from heterolora.common.errors import UserError
 from options import every as module
 from options.actions import ACTIONS, ANSWERING, DYREALLOC, IMP_TEST, PREDICT, TEST, TRAIN
@@ -80,7 +80,7 @@ def base(world: World, action: str, *more: object) -> list[str]:
 
 
 def notes(arguments: list[str]) -> tuple[str, ...]:
-    return resolve(parse_command(arguments)).notes
+    return request_of(parse_command(arguments)).notes
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from actions import train
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.run.run_folder import open_run
 from actions.training import scoring as scoring_of_run
 from heterolora import saliency
@@ -310,7 +310,7 @@ def test_training_is_the_same_with_scoring_in_the_middle(world: World, tmp_path:
     found = {}
     for project in ("without", "with"):
         line = world.training(*arguments, "--project-dir", tmp_path, "--project", project)
-        request = resolve(parse_command(command(*line)))
+        request = request_of(parse_command(command(*line)))
         with open_run(request) as opened:
             experiment, folder = train.start(request, opened.folder), opened.folder
             callback = ScoresInBetween(list(experiment.data.scoring_batches(2)))

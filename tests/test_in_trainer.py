@@ -23,6 +23,7 @@ import heterolora.transformers
 from heterolora.choosing import history
 from heterolora.choosing.ranks import Budget
 from heterolora.common.errors import DivergenceError, UserError
+from heterolora.elements.inside import space_of
 from heterolora.elements.peft_space import peft_space
 from heterolora.search import Plan, Search
 from heterolora.transformers import STATE, Reallocate
@@ -42,6 +43,16 @@ def peft_model(rank: int = 2, **config: Any) -> peft.PeftModel:
     torch.manual_seed(0)
     given = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config}
     return peft.get_peft_model(tiny_network("llama", "causal_language_modeling"), peft.LoraConfig(**given))
+
+
+def adapted_model() -> Any:
+    """The layers of `peft_model` with the same weights, without PEFT."""
+    of_peft, model = peft_model(), tiny_network("llama", "causal_language_modeling")
+    hl.adapt(model, rank=2, alpha=4.0)
+    with torch.no_grad():
+        for ours, theirs in zip(space_of(model), peft_space(of_peft), strict=True):
+            ours.A.copy_(theirs.A)
+    return model
 
 
 def arguments(folder: Path, **given: Any) -> TrainingArguments:
@@ -127,7 +138,9 @@ class TestElements:
         with pytest.raises(UserError, match=message):
             peft_space(model, adapter)
 
-    @pytest.mark.parametrize("heuristic", ["grad_norm", "snip", "fisher", "gain", "weight_grad_norm", "activation"])
+    @pytest.mark.parametrize(
+        "heuristic", ["grad_norm", "snip", "fisher", "gain", "weight_grad_norm", "weight_gradient", "activation"]
+    )
     def test_scores_equal_those_of_the_librarys_own_elements(self, heuristic: str) -> None:
         """The same A and B, in PEFT's layers and in ours."""
         model, batches = peft_model(), [{k: v[None] for k, v in row.items()} for row in rows(3)]
@@ -418,6 +431,40 @@ class TestResume:
         assert sorted(each.element.key for each in callback.search.space.on()) == best
 
 
+class TestOwnLayers:
+    """Layers of `hl.adapt` instead of those of PEFT."""
+
+    @pytest.mark.parametrize("units", ["element", "rank"])
+    def test_the_choices_are_those_on_peft(self, tmp_path: Path, units: Any) -> None:
+        """Also where training was interrupted, bit for bit."""
+        saving = {"save_strategy": "steps", "save_steps": 5}
+        on_peft, ours, again = (Reallocate(share=0.3, units=units, compact=False) for _ in range(3))
+        expected = trained(tmp_path / "peft", on_peft)
+        one = trained(tmp_path / "a", ours, adapted_model(), **saving)
+        given = {"resume_from_checkpoint": str(tmp_path / "a" / "checkpoint-5"), **saving}
+        two = trained(tmp_path / "b", again, adapted_model(), resume=given["resume_from_checkpoint"], **given)
+        decisions = [[d.on for d in each.search.history.decisions] for each in (on_peft, ours, again)]
+        assert decisions[0] == decisions[1] == decisions[2]
+        for mine, theirs in zip(space_of(one.model), peft_space(expected.model), strict=True):
+            assert torch.allclose(mine.A, theirs.A, atol=1e-5)
+            assert torch.allclose(mine.B, theirs.B, atol=1e-5)
+        found = two.model.state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in one.model.state_dict().items())
+
+    def test_the_best_weights_come_with_their_choice(self, tmp_path: Path) -> None:
+        callback = Reallocate(share=0.3)
+        given = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4,
+                 "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}  # fmt: skip
+        made = Trainer(
+            adapted_model(), arguments(tmp_path, learning_rate=3.0, **given), train_dataset=rows(),
+            eval_dataset=rows(4), callbacks=[callback],
+        )  # fmt: skip
+        made.train()
+        best = json.loads((Path(made.state.best_model_checkpoint) / STATE).read_text())["on"]
+        assert sorted(element.key for element in space_of(made.model).elements) == best
+        assert isinstance(hl.to_peft(made.model, "CAUSAL_LM"), peft.PeftModel)
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -450,6 +497,15 @@ class TestMistakes:
     def test_of_the_run(self, tmp_path: Path, given: dict[str, Any], message: str) -> None:
         with pytest.raises(UserError, match=message):
             trained(tmp_path, Reallocate(**given))
+
+    def test_what_could_not_be_removed_is_said_before_the_first_step(self, tmp_path: Path) -> None:
+        model = peft_model()
+        model.add_adapter("other", peft.LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        with pytest.raises(UserError, match=r"q_proj has several adapters \(default, other\); delete the others"):
+            trained(tmp_path, Reallocate(share=0.3), model)
+        kept = Reallocate(share=0.3, compact=False)
+        trained(tmp_path, kept, model)
+        assert kept.search.parameters_on <= 0.3 * kept.search.whole
 
     @pytest.mark.parametrize(
         ("given", "launched", "message"),

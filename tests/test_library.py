@@ -280,7 +280,7 @@ def meta(network: PreTrainedModel) -> list[dict[str, Tensor]]:
         (lambda n: hl.score(n, batches(), family=family.get("opt")), "does not fit a model of type 'gpt_neox'"),
         (
             lambda n: hl.score(peft.get_peft_model(n, peft.LoraConfig()), batches(), target_modules=["q_proj"]),
-            "PEFT layers already, and target_modules",
+            "LoRA layers already, and target_modules",
         ),
         (lambda n: hl.lora_config(hl.score(n, batches())), "0 budgets are given; give one of"),
         (lambda n: hl.lora_config(hl.score(n, batches()), parameters=1), "pays for no element; expected at least"),

@@ -10,7 +10,7 @@ import pytest
 import model.family as families
 from actions.command.parse import parse_command
 from actions.command.request import Request
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.run.run_folder import CONFIG, write_config
 from heterolora.elements.adapt import placement_of
 from heterolora.elements.config import ElementConfig, load
@@ -25,7 +25,7 @@ MLP = {"w1", "w2", "gate"}
 
 
 def request(*arguments: object) -> Request:
-    return resolve(parse_command(command(*arguments)))
+    return request_of(parse_command(command(*arguments)))
 
 
 def lora(*arguments: object) -> ElementConfig:

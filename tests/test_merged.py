@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from benchmarks.sharding import Peak
 from heterolora.common.errors import UserError
@@ -148,7 +148,7 @@ def own_memory_of(function: Callable[..., None], *arguments: Any) -> int:
 
 def trained(result: Path, *more: object) -> PreTrainedModel:
     """The model of a checkpoint, as the program runs it."""
-    return build(resolve(parse_command(command("test", "--load", result, *more)))).task.network
+    return build(request_of(parse_command(command("test", "--load", result, *more)))).task.network
 
 
 class TestTool:
@@ -247,7 +247,9 @@ class TestTool:
         exported(tmp_path / "ags", tmp_path / "merged", "--drop-shortcuts")
         assert "What dropping the shortcuts costs" in capsys.readouterr().out
         network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-        ours = build(resolve(parse_command(command("test", "--load", tmp_path / "ags" / "checkpoints" / "best.ckpt"))))
+        ours = build(
+            request_of(parse_command(command("test", "--load", tmp_path / "ags" / "checkpoints" / "best.ckpt")))
+        )
         for low_rank in ours.task.space.of_kind("shortcut"):
             low_rank.switch(False)
         torch.testing.assert_close(logits(network), logits(ours.task.network), atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""`python -m main models`: the families that have a table."""
+"""`python -m main models` and `datasets`: the families that have a table, and the data sets that have an entry."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 
 import model.family as families
+from dataset import registry
 from main import main
 from tests.mistakes import complaint
 
@@ -28,6 +29,34 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["phi3_lora"]["places"]["qkv_proj"] == "self_attn.qkv_proj"
     assert found["bert_lora"]["tasks"] == ["classification"]
     assert all(families.parse_model_name(name) is not None for name in found)
+
+
+def test_every_data_set_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["datasets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == [*registry.names()]
+    assert main(["datasets", "--json"]) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["rte"] == {
+        "name": "rte",
+        "task": "classification",
+        "metrics": ["accuracy"],
+        "content": "does the first sentence entail the second?",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("train", "--dataset", "rtee"), "python -m main datasets"),
+        (("train", "--model", "optt_lora"), "python -m main models"),
+        (("imp-test", "--importance-test-name", "snap"), "python -m main ACTION --help-all"),
+    ],
+)
+def test_a_mistake_names_the_command_that_lists_all(
+    capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], command: str
+) -> None:
+    assert f"; {command} lists all)" in complaint(capfd, *arguments)
 
 
 def test_a_misspelt_word(capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas
 import pytest
 import torch
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, multilabel_confusion_matrix, precision_recall_fscore_support
 from transformers import AutoConfig, pipeline
 
+from actions.result.classes import by_class, read_classes
+from actions.result.listing import readable
 from dataset.reading.label_sets import in_one_text, names_in
 from dataset.reading.own import describe
 from dataset.reading.source import read_splits
@@ -23,7 +26,7 @@ from model import metrics
 from options.data import OwnDataOptions
 from tests.mistakes import complains, refused
 from tests.world import World, run, write_jsonl
-from tools import export
+from tools import export, report
 
 NAMES = ("film", "play", "song")
 
@@ -146,9 +149,26 @@ def test_training_learns_and_writes_its_rows(trained: SimpleNamespace) -> None:
     figures = json.loads((trained.run / "metrics.json").read_text())
     assert {*figures["metrics"]["validation"]} == {"loss", "micro_f1", "macro_f1"}
     assert figures["metrics"]["validation"]["micro_f1"] > 0.75  # all labels for all rows give 0.67
-    assert "classes" not in figures
+    assert not (trained.run / "confusion.png").exists()
     with (trained.run / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    labels, confusion = read_classes(trained.run)
+    true, predicted = (
+        np.array([[place in json.loads(row[name]) for place in range(3)] for row in rows])
+        for name in ("label", "predicted")
+    )
+    assert labels == NAMES
+    assert confusion == {"validation": multilabel_confusion_matrix(true, predicted).tolist()}
+    expected = precision_recall_fscore_support(true, predicted, zero_division=0)
+    for place, each in enumerate(by_class(confusion["validation"], labels)):
+        found = (each.precision, each.recall, each.f1, each.rows)
+        assert found == pytest.approx([values[place] for values in expected])
+    report.main([str(trained.run), "--output", str(trained.folder / "report.html")])
+    page = (trained.folder / "report.html").read_text()
+    assert f"{by_class(confusion['validation'], labels)[2].precision:.4f}" in page
+    assert "Predictions on validation" not in page
+    (listed,) = readable([trained.run])[0]
+    assert listed.metric == "micro_f1", "which selects the best checkpoint"
     assert {row["correct"] for row in rows} <= {"0", "1"}
     for row in rows:
         assert (json.loads(row["label"]) == json.loads(row["predicted"])) == (row["correct"] == "1")
@@ -178,12 +198,12 @@ def test_predictions_are_those_of_the_pipeline_of_the_merged_model(trained: Simp
 def test_a_measured_loss_is_that_of_transformers(trained: SimpleNamespace) -> None:
     """Which takes the loss of `problem_type`."""
     from actions.command.parse import parse_command
-    from actions.request.resolve import resolve
+    from actions.request.elements import request_of
     from actions.training.experiment import build
     from tests.world import command
 
     data = write_tags(trained.folder / "measured.csv", tagged(6, seed=8))
-    experiment = build(resolve(parse_command(command("test", "--load", trained.run, "--dataset", data))))
+    experiment = build(request_of(parse_command(command("test", "--load", trained.run, "--dataset", data))))
     experiment.data.setup("test")
     batch = next(iter(experiment.data.test_dataloader()[0]))
     task = experiment.task.eval()

@@ -12,6 +12,7 @@ import pytest
 from actions.run.endings import ended
 from heterolora.common.errors import UserError
 from tests.run_folders import dynamic_run, scored_run, trained_run
+from tests.studies import DRAWN, ON_TOY_DATA, UNIFORM, study_text
 from tests.world import World, run
 from tools import compare_scores, export, inspect_model, plot_realloc, realloc_lora_rank, report, study
 
@@ -48,10 +49,7 @@ def _tools(folder: Path, name: str) -> dict[str, Callable[[], None]]:
     trained, scored = trained_run(folder / "run", logger="none"), scored_run(folder / "scored", layers=2)
     dynamic = dynamic_run(folder / "dynamic", layers=2, epochs=(0, 1), logger="none")
     spec = folder / "study.toml"
-    spec.write_text(
-        'parameters = [600]\nseeds = [0]\nlearning_rates = [1e-3]\nmeasure = "loss"\n[tasks.toy]\n'
-        'dataset = "toy_nli"\n[arms.uniform]\nmethod = "uniform"\n[arms.drawn]\nmethod = "drawn"\n'
-    )
+    spec.write_text(study_text(ON_TOY_DATA, UNIFORM, DRAWN))
     budget = ["--turn-on-percentile", "0.5"]
     return {
         "report": partial(report.main, [str(trained), "--output", name]),

@@ -12,7 +12,7 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from main import main
 from model.task.optimization import build_optimizer, build_scheduler, rate_factor, recipe, warm_up
 from options.every import Options
@@ -141,7 +141,7 @@ class TestSchedule:
 
 class TestDefaults:
     def options(self, *arguments: object) -> Options:
-        return resolve(parse_command([*map(str, arguments)])).options
+        return request_of(parse_command([*map(str, arguments)])).options
 
     def test_by_kind_of_model(self) -> None:
         lora, plain = (self.options("train", model) for model in ("opt_lora", "some/model"))

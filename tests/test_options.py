@@ -10,7 +10,7 @@ import pytest
 from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR_ALIAS_CONVERSION
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.run.run_folder import CONFIG, write_config
 from heterolora.common.errors import UserError
 from heterolora.elements.config import ElementConfig
@@ -108,7 +108,7 @@ def test_weights_are_read_unless_random_init_is_given(
     for model in (("--model", "some/model"), ("opt_lora", "--load", "some/base")):
         command = parse_command(["train", *model, "--config", str(tmp_path / "options.toml"), *arguments])
         assert command.values["pretrained"] is expected
-        assert resolve(command).base.pretrained is expected
+        assert request_of(command).base.pretrained is expected
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_weights_are_read_unless_random_init_is_given(
     ],
 )
 def test_the_default_heuristic(action: str, arguments: tuple[str, ...], expected: str) -> None:
-    request = resolve(parse_command([action, "opt_lora", "rte", "--load", "some/base", *arguments]))
+    request = request_of(parse_command([action, "opt_lora", "rte", "--load", "some/base", *arguments]))
     assert request.options.scoring.importance_test_name == expected
 
 

@@ -13,6 +13,7 @@ import pytest
 from heterolora.common.errors import UserError
 from heterolora.common.files import whole_folder, write_text
 from tests.run_folders import dynamic_run, scored_run, trained_run
+from tests.studies import DRAWN, ON_TOY_DATA, UNIFORM, study_text
 from tests.world import World, run
 from tools import plot_realloc, realloc_lora_rank, report, study
 
@@ -113,10 +114,7 @@ def test_overwrite(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_the_user_is_no_study(tmp_path: Path, start: object) -> None:
-    (tmp_path / "study.toml").write_text(
-        'parameters = [600]\nseeds = [0]\nlearning_rates = [1e-3]\nmeasure = "accuracy"\n[tasks.toy]\n'
-        'dataset = "toy_nli"\n[arms.uniform]\nmethod = "uniform"\n[arms.drawn]\nmethod = "drawn"\n'
-    )
+    (tmp_path / "study.toml").write_text(study_text(ON_TOY_DATA, UNIFORM, DRAWN))
     (tmp_path / "report.md").write_text("precious")
     with pytest.raises(UserError, match=r"report\.md exists, and this tool did not write it"):
         study.main([str(tmp_path / "study.toml"), "--output", str(tmp_path)])

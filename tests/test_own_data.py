@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from pyarrow import parquet
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from dataset.batching.collate import Collator
 from dataset.batching.module import TextDataModule
 from dataset.batching.preview import preview
@@ -591,7 +591,7 @@ def test_later_commands_need_no_flags(capfd, trained: Path, reviews: Path, tmp_p
     assert "digest of the rows" in complaint(
         capfd, *map(str, last[:-1]), "4", "--dataset", moved, "--accelerator", "cpu"
     )
-    request = resolve(parse_command(["test", *map(str, checkpoint), "--dataset", "sst2"]))
+    request = request_of(parse_command(["test", *map(str, checkpoint), "--dataset", "sst2"]))
     assert request.options.own == OwnDataOptions(), "the entry describes sst2"
 
 

@@ -22,6 +22,7 @@ import pytest
 
 import heterolora
 from heterolora import saliency
+from tests.studies import DRAWN, ON_TOY_DATA, UNIFORM, study_text
 from tests.test_architecture import imports
 from tests.world import ROOT
 
@@ -110,6 +111,7 @@ class TestWheel:
         assert metadata.get_payload().startswith("# HeteroLoRA")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_it_installs_from_a_git_address(source: Path, tmp_path: Path) -> None:
     repository, python = tmp_path / "repository", tmp_path / "env" / "bin" / "python"
@@ -172,22 +174,18 @@ print(heterolora.__file__, len(modules), *unwanted)
 
 SMALL = ("--accelerator", "cpu", "--batch-size", 4, "--max-steps", 2, "--limit-val-batches", 1)
 SMALL += ("--limit-test-batches", 1)
-STUDY = """
-parameters = [1152]
-seeds = [0]
-learning_rates = [4e-3]
-measure = "accuracy"
-[options]
-accelerator = "cpu"
+STUDY = study_text(
+    ON_TOY_DATA,
+    UNIFORM,
+    DRAWN,
+    options="""accelerator = "cpu"
 logger = "none"
 max_steps = 2
 limit_val_batches = 2
-limit_test_batches = 1
-[tasks.toy]
-dataset = "toy_nli"
-[arms.uniform]
-method = "uniform"
-"""
+limit_test_batches = 1""",
+    parameters=1152,
+    rates="4e-3",
+)
 
 
 class TestCommand:
@@ -205,6 +203,7 @@ class TestCommand:
         (found / "packages.pth").write_text(sysconfig.get_path("purelib"))
         return folder / "bin" / "heterolora"
 
+    @pytest.mark.slow
     def test_it_trains_and_reports(self, command: Path, tmp_path: Path) -> None:
         said = quiet(
             command, "imp-test", *SMALL[:4], "--imp-limit-test-batches", 1, "--project", "scored", cwd=tmp_path

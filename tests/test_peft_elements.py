@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 import heterolora as hl
 from heterolora.common.errors import UserError
-from heterolora.elements.peft_space import peft_space, peft_units
+from heterolora.elements.inside import units_of
+from heterolora.elements.peft_space import peft_space
 from tests.architectures import ARCHITECTURES
 from tests.tiny import VOCABULARY, tiny_network
 
@@ -176,7 +177,7 @@ class TestRanks:
         model = adapted(base(variant), variant)
         if variant == "several":
             model.delete_adapter("other")
-        units = peft_units(model, None, "rank")
+        units = units_of(model, None, "rank")
         elements = peft_space(model).elements
         assert sum(unit.parameters for unit in units.elements) == sum(each.parameters for each in elements)
         names = [unit.key for unit in units.elements]
@@ -192,7 +193,7 @@ class TestRanks:
         for unit in units:
             assert bool(unit.A.any()) == bool(unit.B.any()) == (unit.element.key in on)
         size, expected = sum(unit.parameters for unit in units.elements if unit.key in on), logits(model)
-        assert [unit.enabled for unit in peft_units(model, None, "rank")] == [unit.enabled for unit in units]
+        assert [unit.enabled for unit in units_of(model, None, "rank")] == [unit.enabled for unit in units]
         hl.compact(model)
         torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
         model.save_pretrained(tmp_path / "adapter")
@@ -206,7 +207,7 @@ class TestRanks:
 def test_ranks_of_dora_are_refused() -> None:
     model = adapted(tiny_network("llama", "causal_language_modeling"), "dora")
     with pytest.raises(UserError, match=r"more than A and B, such as the magnitude of DoRA; give units='element'"):
-        peft_units(model, None, "rank")
+        units_of(model, None, "rank")
 
 
 def test_a_start_that_changes_the_base_is_refused() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import Experiment, build
 from tests.test_bad_input import complaint
 from tests.tiny import tiny_batch
@@ -42,7 +42,7 @@ def trained_by_peft(base: Path, folder: Path, task: str = "SEQ_CLS", **settings:
 
 
 def loaded(*arguments: object) -> Experiment:
-    return build(resolve(parse_command(command("test", *arguments))))
+    return build(request_of(parse_command(command("test", *arguments))))
 
 
 def on_sst2(world: World) -> tuple[object, ...]:
@@ -130,13 +130,14 @@ class TestSameFunction:
         assert_same(loaded("--load", tmp_path / "adapter", *moved, *on_sst2(world)), theirs)
 
 
-class TestActions:
-    @pytest.fixture(scope="class")
-    def adapter(self, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("adapter")
-        trained_by_peft(world.opt, folder)
-        return folder
+@pytest.fixture(scope="module")
+def adapter(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    trained_by_peft(world.opt, folder)
+    return folder
 
+
+class TestActions:
     def test_training_starts_from_it(self, world: World, adapter: Path, tmp_path: Path) -> None:
         arguments = ("--load", adapter, "--load-type", "peft", *on_sst2(world), "--project-dir", tmp_path)
         steps = ("--max-steps", 1, "--learning-rate", 1e-9, "--project", "run")
@@ -183,15 +184,9 @@ class TestActions:
 class TestRefusals:
     """In one line, from the command line."""
 
-    @pytest.fixture(scope="class")
-    def good(self, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("good")
-        trained_by_peft(world.opt, folder)
-        return folder
-
     @pytest.fixture
-    def adapter(self, good: Path, tmp_path: Path) -> Path:
-        return shutil.copytree(good, tmp_path / "adapter")
+    def adapter(self, adapter: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(adapter, tmp_path / "adapter")
 
     def refused(self, capfd, world: World, adapter: Path, *more: object) -> str:
         return complaint(capfd, *command("test", "--load", adapter, "--load-type", "peft", *on_sst2(world), *more))

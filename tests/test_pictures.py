@@ -259,7 +259,7 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 class TestColours:
     def test_styles_differ(self) -> None:
-        assert len({style(position) for position in range(32)}) == 32
+        assert len({(each.colour, each.sign) for each in map(style, range(32))}) == 32
 
     @pytest.mark.parametrize("sight", [np.eye(3), DEUTERANOPIA], ids=["normal", "deuteranopia"])
     def test_colours_of_lines_differ(self, sight: np.ndarray) -> None:

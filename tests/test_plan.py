@@ -145,7 +145,13 @@ _PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(("name", "weights"), _PUBLISHED.items())
+_QUICK = ("opt-350m", "roberta-base", "llama-4-scout", "gemma-3-1b", "deberta-v3-base", "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [pytest.param(*each, marks=() if each[0] in _QUICK else pytest.mark.slow) for each in _PUBLISHED.items()],
+)
 def test_published_models_of_every_family(capsys, name: str, weights: int) -> None:
     table = table_of(name)
     about = ("--model", f"{table.name}_lora", "--load", _FOLDER / name, "--pretrained", "--max-token-len", 128)
@@ -181,7 +187,7 @@ _PLAN = GpuPlan(_BASE, Trained(30, 20, 2), _STEPS, GPUS["h100"], 1500 + RESERVED
     ],
 )
 def test_bytes(setting: Setting, share: int, peak: int, sent: int) -> None:
-    assert (_PLAN.share(setting), _PLAN.peak(setting), _PLAN.sent(setting)) == (share, peak, sent)
+    assert (_PLAN.base_share(setting), _PLAN.peak(setting), _PLAN.sent(setting)) == (share, peak, sent)
     assert _PLAN.fits(setting) == (peak <= 1500)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import actions.training.experiment
 import actions.training.trainer
 from actions.command.command import Command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from dataset import registry
 from heterolora.common.errors import UserError
 from heterolora.elements.search_space import SearchSpace
@@ -258,17 +258,17 @@ class TestMistakes:
     def test_weights_that_are_made_anew(self, world: World) -> None:
         typed = {"model": "opt_lora", "dataset": "sst2", "load": str(world.opt), "quantize": "nf4"}
         with pytest.raises(UserError, match="needs pretrained weights"):
-            resolve(Command("train", {**typed, "pretrained": False}))
-        resolve(Command("train", typed))
+            request_of(Command("train", {**typed, "pretrained": False}))
+        request_of(Command("train", typed))
 
     @pytest.mark.parametrize("name", ["synflow", "weight_gradient"])
     def test_a_score_that_reads_the_base(self, world: World, name: str) -> None:
         typed = {"model": "opt_lora", "dataset": "sst2", "load": str(world.opt), "quantize": "int8"}
         by_weights = {**typed, "importance_test_name": name}
         with pytest.raises(UserError, match=f"{name} cannot be used with --quantize"):
-            resolve(Command("imp-test", by_weights))
-        resolve(Command("train", by_weights))  # nothing is scored
-        resolve(Command("imp-test", typed))
+            request_of(Command("imp-test", by_weights))
+        request_of(Command("train", by_weights))  # nothing is scored
+        request_of(Command("imp-test", typed))
 
     def test_a_base_that_is_quantised_already(self, capsys, world: World, tmp_path: Path) -> None:
         folder = model_folder(tmp_path / "quantised")

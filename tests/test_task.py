@@ -10,7 +10,7 @@ import transformers
 
 from actions.command.parse import parse_command
 from actions.command.request import Request
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.run.run_folder import open_run
 from actions.training.experiment import build
 from actions.training.learning_rate import with_best_rate
@@ -29,7 +29,7 @@ ENTRIES = {"classification": "toy_nli", "causal_language_modeling": "wikitext2",
 @pytest.fixture
 def request_of_auto(world: World, tmp_path: Path) -> Request:
     options = ("--project-dir", tmp_path, "--max-epochs", 1, "--learning-rate", AUTO)
-    return resolve(parse_command(command(*world.training(*options))))
+    return request_of(parse_command(command(*world.training(*options))))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -74,7 +74,7 @@ def test_balanced_classes_have_the_same_weight_together(world: World, tmp_path: 
         "--batch-size",
         16,
     ]
-    experiment = build(resolve(parse_command(command(*words))))
+    experiment = build(request_of(parse_command(command(*words))))
     labels = experiment.data.splits.train["label"][:]
     rows = [labels.count(0), labels.count(1)]
     assert min(rows) > 0

@@ -28,6 +28,11 @@ def test_the_interval_is_that_of_the_paired_t_test() -> None:
     assert found.estimate == pytest.approx(second.mean() - FIRST.mean())
 
 
+def test_the_loss_and_the_count_of_each_row() -> None:
+    found = RowLosses.of([(6.0, 3.0), (1.0, 1.0), (2.0, 2.0)])
+    assert (found.losses.tolist(), found.counts.tolist(), found.mean) == ([6, 1, 2], [3, 1, 2], 1.5)
+
+
 def test_a_row_of_many_tokens_counts_more() -> None:
     counts = np.array([1.0, 3.0])
     assert rows(np.array([2.0, 6.0]), counts).rise_over(rows(np.array([1.0, 0.0]), counts)).estimate == 7 / 4

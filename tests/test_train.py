@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.baseline import majority, nothing_learnt
 from actions.training.callbacks import Progress, SeedEachBatch
 from actions.training.experiment import build
@@ -35,6 +35,7 @@ from model.checkpoint import BaseSource
 from model.load import load_base, load_config, load_tokenizer
 from model.task.fine_tuning import FineTuning
 from tests.tiny import tiny_batch
+from tests.trainer import quiet_trainer
 from tests.world import (
     World,
     command,
@@ -115,7 +116,7 @@ class TestMostFrequentClass:
         assert shown.splitlines()[-1].startswith(sentence)
 
     def test_a_result_above_it_gets_no_sentence(self, world: World) -> None:
-        data = build(resolve(parse_command(command(*world.training())))).data
+        data = build(request_of(parse_command(command(*world.training())))).data
         assert majority(data, "validation") == pytest.approx(7 / 13)
         assert nothing_learnt(data, "validation", {"loss": 0.1, "accuracy": 8 / 13}) is None
         assert nothing_learnt(data, "validation", {"loss": 0.1}) is None
@@ -357,11 +358,8 @@ def test_the_progress_bar_shows_the_loss_without_logging_it(world: World, capsys
             shown.update(trainer.progress_bar_callback.get_metrics(trainer, pl_module))
 
     shown: dict[str, float] = {}
-    experiment = build(resolve(parse_command(command(*world.training("--max-steps", 2)))))
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, callbacks=[Progress(), Logged()],
-        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
-    )  # fmt: skip
+    experiment = build(request_of(parse_command(command(*world.training("--max-steps", 2)))))
+    trainer = quiet_trainer([Progress(), Logged()], max_steps=2, enable_progress_bar=True)
     trainer.fit(experiment.task, datamodule=experiment.data)
     assert "train/loss" not in logged
     assert shown["train/loss"] == float(experiment.task.global_loss) > 0

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from actions.command.parse import parse_command
 from actions.command.request import Request
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from dataset import registry
 from tests.world import World, metrics_of, model_folder, run, sentences, write_jsonl
 
@@ -20,7 +20,7 @@ QQP = registry.get("qqp").labels
 
 
 def resolved(*arguments: object) -> Request:
-    return resolve(parse_command([str(argument) for argument in arguments]))
+    return request_of(parse_command([str(argument) for argument in arguments]))
 
 
 def small(world: World, folder: Path, *more: object) -> tuple[object, ...]:

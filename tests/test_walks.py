@@ -20,7 +20,7 @@ from tests.world import ROOT, World, sentences
 PAGE = ROOT / "docs" / "walks.md"
 #: What makes a block of Python small.
 SMALLER = {
-    '"--max_steps", "200"': '"--max_steps", "2", "--use_cpu", "--report_to", "none"',
+    '"--max_steps", "200"': '"--max_steps", "2", "--report_to", "none"',
     "max_steps=200": "max_steps=2, use_cpu=True",
     "parameters=200_000": "parameters=1_000",
 }

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.training.experiment import build
 from heterolora.choosing import history
 from heterolora.common.errors import UserError
@@ -24,6 +24,7 @@ from main import main
 from model.task.fine_tuning import FineTuning
 from model.task.window import Window
 from tests.together import together
+from tests.trainer import quiet_trainer
 from tests.world import World, command, instruction_folder, run, summary_folder, weights, write_lora
 
 ROWS = 22  # of the instructions: windows of 8 rows, and a last one of 6
@@ -87,24 +88,12 @@ def mean_loss(network: torch.nn.Module, batches: list[Mapping[str, Any]]) -> Ten
     return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels), ignore_index=-100)
 
 
-def compared(arguments: tuple[object, ...], **trainer: Any) -> ByHand:
-    request = resolve(parse_command(command(*arguments)))
+def compared(arguments: tuple[object, ...], **more: Any) -> ByHand:
+    request = request_of(parse_command(command(*arguments)))
     experiment, by_hand = build(request), ByHand()
-    pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        accumulate_grad_batches=request.options.loop.accumulate_grad_batches,
-        gradient_clip_val=0.01,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=[by_hand],
-        **trainer,
-    ).fit(experiment.task, datamodule=experiment.data)
+    length = {"max_epochs": 1, "limit_val_batches": 1.0, **more}
+    window = {"accumulate_grad_batches": request.options.loop.accumulate_grad_batches, "gradient_clip_val": 0.01}
+    quiet_trainer([by_hand], devices=1, **window, **length).fit(experiment.task, datamodule=experiment.data)
     return by_hand
 
 

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from tools.cli import Parser, run
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.run.console import note, say, set_log_level
 from heterolora.common.errors import UserError
 from options.ranges import byte_size, bytes_of
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--card", metavar="NAME", help=f"GPU, for memory and times: {', '.join(GPUS)} ({BY_DEFAULT})")
     args, others = parser.parse_known_args(arguments)
     gpu, memory = _gpu(args)
-    request = resolve(parse_command(["train" if args.plan else "test", *others]))
+    request = request_of(parse_command(["train" if args.plan else "test", *others]))
     set_log_level(request.options.run.log_level)
     if request.adapted is None:
         raise UserError(

@@ -22,13 +22,6 @@ ALL = "all"  # of `--target`: all projections of the family
 KEYS: Mapping[str, Kind] = {"lora_config": "lora", "shortcut_config": "shortcut"}  # options whose value is a file
 
 
-def kinds_of(adapted: AdaptedName | None) -> tuple[Kind, ...]:
-    """The kinds of elements of a model."""
-    if adapted is None:
-        return ()
-    return ("lora", "shortcut") if adapted.shortcuts else ("lora",)
-
-
 def in_options(config: ElementConfig, adapted: AdaptedName | None) -> dict[str, Any] | None:
     """`rank`, `alpha` and `target` of a LoRA configuration that these options can express; None for any other.
 

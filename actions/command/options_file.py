@@ -9,7 +9,7 @@ from typing import Any
 
 import model.family as families
 from actions.command.command import inferred_load_type
-from actions.command.configurations import KEYS, UNIFORM, in_options, kinds_of
+from actions.command.configurations import KEYS, UNIFORM, in_options
 from actions.command.other_names import key_meant_by
 from dataset import registry
 from dataset.reading.own import same_data
@@ -77,7 +77,8 @@ def overridden(
     _check_one_lora(typed, {})
     _check_one_lora(in_file, tables)
     model = typed.get("model")
-    kinds = KEYS.values() if model is None else kinds_of(families.parse_model_name(model))
+    adapted = None if model is None else families.parse_model_name(model)
+    kinds = KEYS.values() if model is None else adapted.kinds if adapted is not None else ()
     kept = {
         kind: config
         for kind, config in tables.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from heterolora.common.errors import nearest
+from options.actions import ALL_OPTIONS
 from options.declare import flag_of
 from options.every import declared
 
@@ -69,7 +70,7 @@ def flag_meant_by(argument: str) -> str:
     if name in _KEYS:
         return f"set the key {name} in a file for --lora-config, see configs/lora/"
     option = _MEANT.get(name) or _nearest(name.replace("_", "-"))
-    return f"did you mean '--{option}'?" if option else "see python -m main ACTION --help"
+    return f"did you mean '--{option}'?" if option else f"see {ALL_OPTIONS}"
 
 
 def key_meant_by(name: str) -> str:
@@ -78,7 +79,9 @@ def key_meant_by(name: str) -> str:
     if name in _KEYS:
         return f"set the key {name} in a file for lora_config, see configs/lora/"
     option = _MEANT.get(name) or _nearest(name.replace("_", "-"))
-    return nearest(name, declared()) if option is None else f"did you mean '{option.split()[0].replace('-', '_')}'?"
+    if option is None:
+        return nearest(name, declared(), ALL_OPTIONS)
+    return f"did you mean '{option.split()[0].replace('-', '_')}'?"
 
 
 def _nearest(name: str) -> str | None:

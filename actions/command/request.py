@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from actions.command.configurations import Configs
@@ -23,14 +23,15 @@ class Request:
     options: Options  # values of a checkpoint and defaults that depend on other options are filled in
     spec: DatasetSpec
     adapted: AdaptedName | None  # family and kind of an adapted model, `None` for a plain one
-    configs: Configs  # its LoRA and, for an `_ags` model, shortcut configuration
-    must_agree: Configs  # what `configs` must equal: configurations given beside a checkpoint, or those of an adapter
     base: BaseSource
     checkpoint: Checkpoint | None  # that `--load` names
     adapter: Adapter | None  # that `--load` names
     resumes: bool  # whether the run of the checkpoint is continued
     fingerprint: str  # of the command, see `actions.request.resuming`
     notes: tuple[str, ...]  # lines to print
+    configs: Configs = field(default_factory=dict)  # its LoRA and, for an `_ags` model, shortcut configuration
+    # What `configs` must equal: configurations given beside a checkpoint, or those of an adapter.
+    must_agree: Configs = field(default_factory=dict)
     names_run: bool = False  # whether the command line names the run, which must not be another one's name
 
     @property

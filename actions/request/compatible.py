@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from actions.command.configurations import UNIFORM, Configs
+from actions.command.configurations import UNIFORM
 from actions.command.request import Request
 from actions.request.predicting import check_predicting
 from heterolora import saliency
 from heterolora.common.checks import present
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
+from heterolora.elements.element import Kind
 from model.family import PAGE
 from options.actions import DYREALLOC, TRAINING
 from options.declare import flag_of
@@ -27,14 +28,34 @@ from options.optimization import AUTO, RATES, RATES_OF_PLAIN
 Rule = Callable[[Request], None]
 
 
-def check(request: Request, given: Configs) -> None:
+def check(request: Request, given: Collection[Kind]) -> None:
     """Raise UserError if options exclude each other, or do not fit the data set, the model or its base.
 
-    `given`: the configurations that the command gives.
+    `given`: the kinds of elements of which the command gives a configuration.
     """
     _elements(request, given)
     for rule in _RULES:
         rule(request)
+
+
+def check_family(request: Request) -> None:
+    """Raise UserError if the family does not do the task, or if options need a table of the architecture.
+
+    Places that were found in the network of the base are no such table.
+    """
+    options, family = request.options, present(request.adapted).family
+    family.check_task(request.spec.task)
+    if family.has_paths:
+        return
+    test = options.scoring.importance_test_name
+    found = f"needs a table of the architecture, and '{family.name}' has none"
+    why = found if family.found else f"needs a linear layer for each projection, which {family.name} has not"
+    if _is_used("importance_test_name", request) and saliency.get(present(test)).needs_table:
+        advice = f"use another --importance-test-name, such as grad_norm, or see {PAGE}"
+        raise UserError(f"{test} {why}", advice)
+    advice = f"see {PAGE} for how to add one"
+    if family.found and options.cache_frozen_prefix and _is_used("cache_frozen_prefix", request):
+        raise UserError(f"--cache-frozen-prefix {found}", f"leave it out, or {advice}")
 
 
 def _check_installed(option: str, package: str, otherwise: str) -> None:
@@ -56,11 +77,10 @@ def _check_own_files(option: str, request: Request, why: str = "") -> None:
 # ---- model and data set
 
 
-def _elements(request: Request, given: Configs) -> None:
-    """A task that the family does not do, or settings of elements that the model does not have."""
+def _elements(request: Request, given: Collection[Kind]) -> None:
+    """Settings of elements that the model does not have."""
     options, ratio = request.options, request.options.optimization.loraplus_ratio
     if request.adapted is not None:
-        request.adapted.family.check_task(request.spec.task)
         if "shortcut" in given and not request.adapted.shortcuts:
             found = f"--shortcut-config is given, but '{options.model}' has no shortcuts"
             raise UserError(found, f"leave it out, or use a model such as {options.model}_ags")
@@ -73,22 +93,6 @@ def _elements(request: Request, given: Configs) -> None:
     if unusable:
         found = f"{unusable[0]}, but '{options.model}' is a plain model without LoRA"
         raise UserError(found, "leave it out, or use --model lora")
-
-
-def _table(request: Request) -> None:
-    """What needs a table of the architecture, on a model whose places were found in its network."""
-    if request.adapted is None or request.adapted.family.has_paths:
-        return
-    options, test = request.options, request.options.scoring.importance_test_name
-    family = request.adapted.family
-    found = f"needs a table of the architecture, and '{family.name}' has none"
-    why = found if family.found else f"needs a linear layer for each projection, which {family.name} has not"
-    if _is_used("importance_test_name", request) and saliency.get(present(test)).needs_table:
-        advice = f"use another --importance-test-name, such as grad_norm, or see {PAGE}"
-        raise UserError(f"{test} {why}", advice)
-    advice = f"see {PAGE} for how to add one"
-    if family.found and options.cache_frozen_prefix and _is_used("cache_frozen_prefix", request):
-        raise UserError(f"--cache-frozen-prefix {found}", f"leave it out, or {advice}")
 
 
 def _metrics(request: Request) -> None:
@@ -245,6 +249,6 @@ def _divided(request: Request) -> None:
 
 
 _RULES: tuple[Rule, ...] = (
-    _table, _streaming, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided,
+    _streaming, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided,
     check_predicting,
 )  # fmt: skip

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import model.family as families
 from actions.command.command import Command
-from actions.command.configurations import Configs
 from actions.request.resuming import continued
 from actions.run.run_folder import CHECKPOINTS, RUN, measured_checkpoint
 from heterolora.common.errors import UserError
 
 if TYPE_CHECKING:
-    from heterolora.elements.task import Task
     from model.checkpoint import BaseSource, Checkpoint
-    from model.family import AdaptedName
     from model.peft_format.adapter import Adapter
 
 TOY_BASE = Path(__file__).resolve().parents[2] / "model" / "toy_opt"
@@ -30,7 +27,6 @@ class Origin:
 
     base: BaseSource  # if it moved, at `--backbone-model`
     recorded: Mapping[str, Any] = field(default_factory=dict)  # options that the checkpoint or adapter records
-    configs: Configs = field(default_factory=dict)  # of the elements that the checkpoint or adapter holds
     checkpoint: Checkpoint | None = None
     adapter: Adapter | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)  # options that the run states, whatever is given
@@ -87,7 +83,7 @@ def _checkpoint(command: Command) -> Origin:
         )
     stated, notes = continued(command, checkpoint) if resumes else ({}, ())
     base = record.base.moved_to(command.values["backbone_model"])
-    return Origin(base, record.options, dict(record.configs), checkpoint, stated=stated, notes=notes)
+    return Origin(base, record.options, checkpoint, stated=stated, notes=notes)
 
 
 def _adapter(command: Command) -> Origin:
@@ -115,31 +111,6 @@ def _adapter(command: Command) -> Origin:
             f"{adapter.folder} has shortcuts, and '{model}' has none", f"leave --model out, or give {model}_ags"
         )
     return Origin(base, recorded | {"pretrained": base.pretrained}, adapter=adapter)
-
-
-def with_configs(origin: Origin, adapted: AdaptedName | None, outside: Callable[[], Mapping[str, str]]) -> Origin:
-    """The origin with the configurations of its adapter, whose places the family and `outside` name."""
-    adapter = origin.adapter
-    if adapter is None or adapted is None:
-        return origin
-    from model.peft_format.fit import config_of_adapter, named
-
-    adapter = named(adapter, adapted.family)
-    configs: Configs = {"lora": config_of_adapter(adapter, adapted.family, outside)}
-    if adapter.shortcut is not None:
-        configs["shortcut"] = adapter.shortcut
-    return replace(origin, configs=configs, adapter=adapter)
-
-
-def adapted_of(model: str, base: str, task: Task) -> tuple[AdaptedName | None, tuple[str, ...]]:
-    """`--model` with the family of the base, if it does not name one, and lines to print. None for a plain model."""
-    adapted = families.parse_model_name(model)
-    if adapted is None or adapted.family is not families.OF_BASE:
-        return adapted, ()
-    from model.base_family import family_of_base
-
-    of_base = family_of_base(base, task, adapted.shortcuts)
-    return replace(adapted, family=of_base.family), of_base.notes
 
 
 def _model_name(adapter: Path, base: str) -> str:

@@ -6,68 +6,47 @@ found in the data, by default.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import model.family as families
 from actions.command.command import Command
 from actions.command.request import Request
 from actions.request.compatible import check
-from actions.request.configurations import configured
+from actions.request.configurations import given_kinds, stated
 from actions.request.data import Data, data_of
 from actions.request.idle import idle_notes
-from actions.request.origin import Origin, adapted_of, of_run, origin_of, with_configs
+from actions.request.origin import Origin, of_run, origin_of
 from actions.request.resuming import is_requeued
 from actions.request.values import merged
-from dataset.reading.own import check_name
 from options.every import Options, changed
-
-if TYPE_CHECKING:
-    from heterolora.elements.task import Task
 
 DataOf = Callable[[Mapping[str, Any], Origin], Data]
 
 
 def resolve(command: Command, data_of: DataOf = data_of) -> Request:
-    """Check everything that needs neither model nor data. Raises UserError for a mistake.
+    """Decide all that depends neither on the base nor on the rows, and check it. Raises UserError for a mistake.
 
-    Args:
-        data_of: names the data set. By default the one that the model is trained or measured on.
+    `actions.request.elements` adds the family of the base and the configurations of the elements.
     """
-    families.check_name(command.values["model"], command.values["load"])
-    if "dataset" in command.given:
-        check_name(command.given["dataset"])
     fingerprint, command = command.fingerprint, of_run(command)
     origin = origin_of(command)
     values = merged(command, origin.recorded)
-    data = data_of(values, origin)
+    data, adapted = data_of(values, origin), families.parse_model_name(values["model"])
     values |= data.values
-    adapted, of_base = adapted_of(values["model"], origin.base.name, data.spec.task)
-    outside = functools.cache(functools.partial(_outside, origin.base.name, data.spec.task))
-    origin = with_configs(origin, adapted, outside)
-    chosen = configured(command, values, adapted, origin, outside)
-    idle = idle_notes(command, values, data.spec, adapted, origin.recorded)
+    idle = tuple(idle_notes(command, values, data.spec, adapted, origin.recorded))
     request = Request(
         action=command.action,
-        options=changed(Options(), {**values, **chosen.values, **origin.stated}),
+        options=changed(Options(), {**values, **stated(command, values, adapted, origin), **origin.stated}),
         spec=data.spec,
         adapted=adapted,
-        configs=chosen.configs,
-        must_agree=chosen.given if origin.checkpoint is not None else origin.configs,
         base=origin.base,
         checkpoint=origin.checkpoint,
         adapter=origin.adapter,
         resumes=values["resume_training"],
         fingerprint=fingerprint,
-        notes=(*command.notes, *idle, *origin.notes, *of_base, *data.notes),
+        notes=(*command.notes, *idle, *origin.notes, *data.notes),
         names_run="project" in command.typed and not is_requeued(),
     )
-    check(request, chosen.given)
+    check(request, given_kinds(command))
     return request
-
-
-def _outside(base: str, task: Task) -> Mapping[str, str]:
-    from model.base_family import outside_names
-
-    return outside_names(base, task)

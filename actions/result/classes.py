@@ -1,4 +1,6 @@
-"""The result of a classification by class: precision, recall and F1, from the confusion matrix."""
+"""The result of a classification by class: precision, recall and F1, from the confusion matrix, or from that of each
+label if a row may have several.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from actions.run.run_folder import METRICS
 from heterolora.common.checks import Condition, check_keys
 from heterolora.common.outside import read_json
 
-Confusion = Sequence[Sequence[int]]  # a row for each true class: how often each class was predicted
+#: A row for each true class: how often each class was predicted. Of several labels a row: [[neither, predicted alone],
+#: [true alone, both]] for each label.
+Confusion = Sequence[Sequence[Any]]
 
 _WRITTEN = "expected the file that the run wrote"
 _NAMES = Condition(lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value), "a list")
@@ -31,14 +35,22 @@ class ClassResult:
     f1: float
 
 
+def is_of_labels(confusion: Confusion) -> bool:
+    """Whether a row may have several labels."""
+    return not isinstance(confusion[0][0], int)
+
+
 def by_class(confusion: Confusion, labels: Sequence[str]) -> list[ClassResult]:
     """The result of each class, in the order of their ids."""
     return [_result(confusion, index, name) for index, name in enumerate(labels)]
 
 
 def _result(confusion: Confusion, index: int, name: str) -> ClassResult:
-    right, rows = confusion[index][index], sum(confusion[index])
-    predicted = sum(row[index] for row in confusion)
+    if is_of_labels(confusion):
+        (_, wrong), (missed, right) = confusion[index]
+        rows, predicted = right + missed, right + wrong
+    else:
+        right, rows, predicted = confusion[index][index], sum(confusion[index]), sum(row[index] for row in confusion)
     precision, recall, both = (right / count if count else 0.0 for count in (predicted, rows, (predicted + rows) / 2))
     return ClassResult(name, rows, precision, recall, both)
 
@@ -64,15 +76,20 @@ def read_classes(folder: Path) -> tuple[tuple[str, ...], dict[str, Confusion]]:
         return (), {}
     table = check_keys(f"{path}: classes", {"labels": _NAMES, "confusion": _TABLE}, found, _WRITTEN)
     size = len(table["labels"])
-    square = Condition(lambda value: _is_square(value, size), f"{size} rows of {size} counts")
+    expected = f"{size} rows of {size} counts, or {size} tables of 2 rows of 2 counts"
+    fits = Condition(lambda value: _is_square(value, size) or _is_of_each_label(value, size), expected)
     matrices = {
-        split: square.check(str(path), f"confusion of {split}", each) for split, each in table["confusion"].items()
+        split: fits.check(str(path), f"confusion of {split}", each) for split, each in table["confusion"].items()
     }
     return tuple(table["labels"]), matrices
+
+
+def _is_of_each_label(value: Any, size: int) -> bool:
+    return isinstance(value, list) and len(value) == size and all(_is_square(each, 2) for each in value)
 
 
 def _is_square(value: Any, size: int) -> bool:
     def fits(row: Any) -> bool:
         return isinstance(row, list) and len(row) == size and all(isinstance(each, int) and each >= 0 for each in row)
 
-    return isinstance(value, list) and len(value) == size and all(map(fits, value))
+    return isinstance(value, list) and len(value) == size > 0 and all(map(fits, value))

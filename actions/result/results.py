@@ -99,7 +99,7 @@ def measure(
             "versions": {"heterolora": __version__, **{package: version(package) for package in _PACKAGES}},
         }
         write_json(folder / METRICS, values)
-        if task.confusion:
+        if task.confusion and task.spec.single_label:
             save(folder / CONFUSION_PICTURE, *of_classes(task.spec.labels, task.confusion))
     say(f"results: {folder}")
     return metrics

@@ -59,7 +59,7 @@ class Validated:
     metrics: Mapping[str, Mapping[str, float]]
     predicted: list[Any]
     rows: list[RowResult]
-    confusion: Mapping[str, list[list[int]]]
+    confusion: Mapping[str, list[list[Any]]]
 
     @classmethod
     def of(cls, trainer: pl.Trainer, task: FineTuning) -> Validated:

@@ -131,7 +131,8 @@ def search_plan(options: Options, mode: Mode) -> Plan:
     """What the search of `train-dyrealloc` does. Only a budget that shrinks has steps between its decisions."""
     given, heuristic = options.reallocation, present(options.scoring.importance_test_name)
     ends = (given.shrink_start, given.shrink_end)
-    return Plan(given.budget, given.budget_schedule, heuristic, *ends, seed=options.seed, mode=mode)
+    units = given.shrink_units if given.shrinks else "element"
+    return Plan(given.budget, given.budget_schedule, heuristic, *ends, seed=options.seed, mode=mode, units=units)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def reallocation(experiment: Experiment, options: ReallocationOptions, folder: P
     source = ScoreSource() if plan.shrinks else _source(experiment)
     warmup_epochs = present(options.realloc_warmup_epochs)
     tolerance = None if options.shrink_tolerance is None else Tolerance(options.shrink_tolerance)
-    how = (note, _step_time(experiment), options.by_rank, tolerance)
+    how = (note, _step_time(experiment), tolerance)
     return Reallocate(plan, options.realloc_N, warmup_epochs, source, folder, *how)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -50,15 +50,27 @@ TRUTH = Condition(lambda value: isinstance(value, bool), "true or false")
 ABOVE_0 = number(lambda value: value > 0, "a number above 0")
 RATE = number(lambda value: 0 < value <= 1e6, "a number above 0, at most 1e6")  # float32 ends at 3e38
 PROBABILITY = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
+NAMES = Condition(
+    lambda value: (
+        isinstance(value, str) or (isinstance(value, Sequence | Set) and all(isinstance(name, str) for name in value))
+    ),
+    "a text, or a list of texts",
+)
+LIST_OF_NAMES = Condition(lambda value: not isinstance(value, str) and NAMES.valid(value), "a list of texts")
 
 
-def check_known(where: str, name: str, valid: Iterable[str], also: str = "") -> None:
-    """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`.
+def instance(kind: type, expected: str) -> Condition:
+    return Condition(lambda value: isinstance(value, kind), expected)
+
+
+def check_known(where: str, name: str, valid: Iterable[str], also: str = "", listed_by: str = "") -> None:
+    """Raise UserError if `name` is not one of `valid`; the message gives the nearest name, and `also`. If the names are
+    many, it names the command that lists all, `listed_by`.
 
     A damaged checkpoint may hold a name that is no text.
     """
     if name not in (names := tuple(valid)):
-        raise UserError(f"{where}: '{name}' is not known", nearest(str(name), names) + also)
+        raise UserError(f"{where}: '{name}' is not known", nearest(str(name), names, listed_by) + also)
 
 
 def check_keys(

@@ -52,15 +52,16 @@ class DivergenceError(_ExplainedError):
     """
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: str, valid: Iterable[str], listed_by: str = "") -> str:
     """The advice for an unknown name: the nearest valid name if there is one, and all valid names or, of many, the
-    nearest.
+    nearest, and the command that lists all, `listed_by`.
     """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     close = close or [each for each in names if name and (each.startswith(name) or name.startswith(f"{each}-"))]
     shown = names if len(names) <= _MOST_LISTED else sorted(_closest(name, names))
-    more = f" and {len(names) - len(shown)} others" if len(shown) < len(names) else ""
+    left = len(names) - len(shown)
+    more = f" and {left} other{'s' * (left > 1)}{f'; {listed_by} lists all' * bool(listed_by)}" if left else ""
     listing = ", ".join(shown) + more if names else "none"
     return f"did you mean '{close[0]}'? (valid: {listing})" if close else f"valid: {listing}"
 

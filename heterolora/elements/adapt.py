@@ -176,16 +176,23 @@ def adapt(network: PreTrainedModel, planned: Placement) -> SearchSpace:
     pre_norm = family.pre_norm(network.config)
     blocks = tuple(blocks_of(network, family))
     carry = Carry()
-    network.requires_grad_(False)
-    low_ranks = wrap(network, planned.elements)
+    low_ranks = train_only(network, planned.elements)
     if planned.shortcuts:
         for layer, block in enumerate(blocks):
             inside = {each.element.name: each for each in low_ranks if each.element.layer == layer}
             Shortcuts(layer, inside, carry, planned.renormalize).attach(block, family, pre_norm)
-    for head in heads(network):
-        head.to(torch.float32).requires_grad_(True)
-        head.register_forward_pre_hook(_cast_input)
     return SearchSpace(low_ranks, blocks, family, pre_norm, carry)
+
+
+def train_only(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]:
+    """Freeze a network, add elements to it as `wrap` does, and train these and a classification head, in float32."""
+    network.requires_grad_(False)
+    low_ranks = wrap(network, elements)
+    for head in heads(network):
+        if any(True for _ in head.parameters()):
+            head.to(torch.float32).requires_grad_(True)
+            head.register_forward_pre_hook(_cast_input)
+    return low_ranks
 
 
 def wrap(network: nn.Module, elements: Sequence[Element]) -> tuple[LowRank, ...]:

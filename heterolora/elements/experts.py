@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,9 @@ class LoraExperts(nn.Module):
     def add(self, name: str, low_rank: LowRank) -> None:
         """Add an element to the parameter of that name."""
         self.low_ranks[name] = low_rank
+
+    def low_rank_of(self, name: str) -> LowRank:
+        return cast(LowRank, self.low_ranks[name])
 
     def weight_of(self, name: str) -> Tensor:
         """A parameter of the base as (experts, out, in), without the element. Every process gathers it if sharded."""

@@ -57,6 +57,11 @@ class LowRank(nn.Module):
         self.probe: Observer | None = None
 
     @property
+    def tensors(self) -> tuple[nn.Parameter, ...]:
+        """All that is trained."""
+        return self.A, self.B
+
+    @property
     def present(self) -> bool:
         """Whether the owner must call it: it is on, or a probe observes it."""
         return self.enabled or self.probe is not None
@@ -64,7 +69,7 @@ class LowRank(nn.Module):
     def switch(self, on: bool) -> None:
         """Turn the element on or off. Off: A and B keep their values, lose their gradients and require none."""
         self.enabled = on
-        for parameter in (self.A, self.B):
+        for parameter in self.tensors:
             parameter.requires_grad_(on)
             if not on:
                 parameter.grad = None

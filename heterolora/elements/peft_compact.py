@@ -17,11 +17,8 @@ from heterolora.elements.peft_layers import PeftLora
 from heterolora.elements.peft_space import lora_layers, path_of, tuner_layers
 
 
-def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
+def compact_peft(network: nn.Module, adapter: str | None = None) -> None:
     """Remove the layers of the adapter that are off, and the ranks with zeros in A and B, in place.
-
-    Then `save_pretrained` writes what is on only. The outputs do not change. PEFT, vLLM and a merge read the smaller
-    adapter as any other.
 
     Raises:
         UserError: as `peft_space`, all layers are off, or a layer that is off has other adapters too.
@@ -30,16 +27,20 @@ def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
     off, on = [each for each in found if not each.enabled], [each for each in found if each.enabled]
     if not on:
         raise UserError("all layers of the adapter are off", "keep at least one of them on")
-    for each in off:
-        if len(each.layer.lora_A) > 1:
-            several = f"{each.element.module} has several adapters ({', '.join(sorted(each.layer.lora_A))})"
-            raise UserError(several, "delete the others before, with model.delete_adapter(name)")
+    check_alone(off)
     _remove(network, off)
     cut = {each.element.module: each for each in on if _cut(each)}
     if off or cut:
         for config, owner in _configs(network, found[0].adapter):
             _rewrite(config, owner, found[0].adapter, cut)
-    return network
+
+
+def check_alone(layers: Sequence[PeftLora]) -> None:
+    """Raise UserError if a layer has other adapters, which would go with it."""
+    for each in layers:
+        if len(each.layer.lora_A) > 1:
+            several = f"{each.element.module} has several adapters ({', '.join(sorted(each.layer.lora_A))})"
+            raise UserError(several, "delete the others before, with model.delete_adapter(name)")
 
 
 def _configs(network: nn.Module, adapter: str) -> list[tuple[Any, nn.Module]]:

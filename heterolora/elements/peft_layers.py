@@ -55,6 +55,12 @@ class PeftLora:
         return weight
 
     @property
+    def base(self) -> nn.Module:
+        """The layer that the adapter is added to."""
+        layer: nn.Module = self.layer.get_base_layer()
+        return layer
+
+    @property
     def scaling(self) -> float:
         return self._scaling
 

@@ -13,7 +13,6 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.elements.element import Settings, order_of
 from heterolora.elements.peft_experts import PeftExperts, is_of_parameter, weight_path
 from heterolora.elements.peft_layers import PeftElement, PeftLora, tensors_of
-from heterolora.elements.rank_units import Units, rank_units
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.targets import place_of
 
@@ -42,23 +41,6 @@ def peft_space(network: nn.Module, adapter: str | None = None) -> SearchSpace:
     """
     # They have the attributes of `LowRank` that a search and the heuristics use.
     return SearchSpace(tuple(cast("list[LowRank]", lora_layers(network, adapter))))
-
-
-def peft_units(network: nn.Module, adapter: str | None, units: Units) -> SearchSpace:
-    """`peft_space`, or the single ranks of its elements: those with zeros in A and B are off, see `RankUnit`.
-
-    Raises:
-        UserError: as `peft_space`, or an element has tensors that belong to no single rank.
-    """
-    space = peft_space(network, adapter)
-    if units == "element":
-        return space
-    for each in cast("tuple[PeftLora, ...]", space.low_ranks):
-        if len(each.tensors) != 2:
-            found = f"the LoRA layer {each.element.module} has more than A and B, such as the magnitude of DoRA"
-            raise UserError(found, "give units='element'")
-        each.switch(bool(each.A.detach().any()))
-    return rank_units(space)
 
 
 def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, widths_of
 
 ALL_LINEAR = "all-linear"
+_ALL_LAYERS = "model.named_modules()"
 
 
 def lora_elements(
@@ -54,7 +56,7 @@ def lora_elements(
         ends = sorted({path.rsplit(".", 1)[-1] for path in linears})
         found = "the network has no linear layer" if not linears else f"target_modules={target_modules!r} matches none"
         first = target_modules if isinstance(target_modules, str) else next(iter(target_modules), "")
-        raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends)}")
+        raise UserError(found, f"expected ends of paths of linear layers: {nearest(first, ends, _ALL_LAYERS)}")
     places = {path: place_of(path) for path in (*chosen, *experts)}
     shared = Counter(places.values())
     elements = []
@@ -66,6 +68,11 @@ def lora_elements(
             elements.append(on_experts(network, (layer, name), path, settings))
     # Stable: within a block, canonical names in the order of every table, then the network's order.
     return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
+
+
+def capped(elements: Sequence[Element]) -> list[Element]:
+    """The elements, each at the rank of a full matrix at most, with its scaling."""
+    return [replace(each, settings=each.settings.at(min(each.rank, each.highest_rank))) for each in elements]
 
 
 def _chosen_experts(network: nn.Module, target_parameters: Sequence[str]) -> list[str]:

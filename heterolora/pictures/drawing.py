@@ -42,9 +42,9 @@ _DASHES = ("solid", "dashed", "dashdot", "dotted")
 
 
 def style(position: int) -> Style:
-    """The style of the line at this position, 0, 1, …; no two of the first 32 are equal."""
+    """The style of the line at this position, 0, 1, …; no two of the first 32 have the same colour and marker."""
     turn, place = divmod(position, len(_COLOURS))
-    return Style(_COLOURS[place], *_MARKERS[place], _DASHES[(place + turn) % len(_DASHES)])
+    return Style(_COLOURS[place], *_MARKERS[(place + turn) % len(_MARKERS)], _DASHES[(place + turn) % len(_DASHES)])
 
 
 @dataclass(frozen=True)

@@ -116,12 +116,12 @@ def _shades(values: Collection[float]) -> Callable[[float], float]:
     positive = [value for value in values if value > 0]
     low, high = min(positive, default=1.0), max(positive, default=1.0)
 
-    def share(value: float) -> float:
+    def relative(value: float) -> float:
         if not _wide(values):
             return value / high
         return 0.06 + 0.94 * math.log(value / low) / math.log(high / low) if value > 0 else 0.0
 
-    return lambda value: _PALEST + (1 - _PALEST) * share(value)
+    return lambda value: _PALEST + (1 - _PALEST) * relative(value)
 
 
 def _common_power(values: Collection[float]) -> int:

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.outside import read_json
+from heterolora.elements.element import Kind
 from heterolora.elements.family import Family, always
+from options.actions import ALL_MODELS
 
 #: Stands for the family of the base model, of which `--model lora` says nothing.
 OF_BASE = Family("lora", model_types=(), blocks="", linears={}, norm1="", norm2="", pre_norm=always)
@@ -36,6 +38,11 @@ class AdaptedName:
 
     family: Family
     shortcuts: bool
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of its elements."""
+        return ("lora", "shortcut") if self.shortcuts else ("lora",)
 
 
 @functools.cache
@@ -62,7 +69,7 @@ def model_names() -> tuple[str, ...]:
 def get(name: str) -> Family:
     """Return the table of that name. Raises UserError with the nearest name if there is none."""
     if name not in families():
-        raise UserError(f"the family '{name}' is not known", nearest(name, names()))
+        raise UserError(f"the family '{name}' is not known", nearest(name, names(), ALL_MODELS))
     return families()[name]
 
 
@@ -87,7 +94,7 @@ def check_name(name: str, load: str | None = None) -> None:
     if meant is not None and meant.family.name != stem and _NUMBER.sub("", meant.family.name) == _NUMBER.sub("", stem):
         is_typo = False  # another version, such as gemma9
     if meant is not None and is_typo and (own is None or meant.family is OF_BASE or own in meant.family.model_types):
-        raise UserError(found, nearest(name, model_names()))
+        raise UserError(found, nearest(name, model_names(), ALL_MODELS))
     if own is not None:
         found += f", and '{load}' is a model of type '{own}'"
     raise UserError(found, f"give --model {generic}, which adapts every architecture; {PAGE} says what a table adds")

@@ -14,13 +14,13 @@ from typing import Any
 import pytorch_lightning as pl
 
 from heterolora.choosing import allocation
-from heterolora.choosing.history import History
 from heterolora.choosing.ranks import Budget
 from heterolora.choosing.step_time import StepTime
 from heterolora.common.checks import present
 from heterolora.common.distributed import gather_lists
 from heterolora.elements.element import Element
-from heterolora.elements.rank_units import forget_off, rank_units
+from heterolora.elements.rank_units import rank_units
+from heterolora.lightning import Searching
 from heterolora.search import Plan, Search
 from model.reallocation.schedule import Schedule, realloc_interval
 from model.reallocation.tolerance import RowLosses, Tolerance
@@ -55,20 +55,17 @@ class ScoreSource:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Reallocate(pl.Callback):
+class Reallocate(Searching):
     """Scores the elements and turns the best ones on: the search of `heterolora.search` in the program's own trainer.
 
     With a fixed budget it reallocates at the start of each epoch and in between, and with one that shrinks after
-    optimizer steps. A reallocation happens before the first batch of an accumulation window, and after the checkpoint
-    of the batch before, so that a resumed run repeats it. An element that is off keeps its weights and its optimizer
-    state.
+    optimizer steps. An element that is off keeps its weights and its optimizer state.
 
     Args:
         plan: what the search does.
         every: batches, or share of an epoch, between two reallocations of a fixed budget.
         warmup_epochs: of a fixed budget, see `Schedule`.
         source: computes the scores of a fixed budget.
-        by_rank: whether a budget that shrinks turns off single ranks of the elements.
         tolerance: judges the validations, and stops a budget that shrinks.
         folder: the run folder, for the history files.
         note: prints a line for the user.
@@ -84,27 +81,22 @@ class Reallocate(pl.Callback):
         folder: Path,
         note: Callable[[str], None],
         step_time: Callable[[pl.Trainer, FineTuning], StepTime] | None = None,
-        by_rank: bool = False,
         tolerance: Tolerance | None = None,
     ) -> None:
+        super().__init__()
         self.plan, self.every, self.warmup_epochs = plan, every, warmup_epochs
         self.source, self.folder, self.note, self.step_time = source, folder, note, step_time
-        self.by_rank, self.tolerance = by_rank, tolerance
+        self.tolerance = tolerance
         self.schedule = Schedule(1)  # of the run, once it has started
-        self.search: Search | None = None
         self.elements: tuple[Element, ...] = ()  # of the run, with all their ranks
         self.seconds = 0.0  # spent on scoring since this process started
         self._started = self._ended = 0.0
         self._step = 0  # the number of the optimizer step that is computed, from 1
 
     @property
-    def history(self) -> History:
-        return present(self.search).history
-
-    @property
     def budget(self) -> Budget:
         """With the time of a step, once it is measured."""
-        return present(self.search).plan.budget
+        return self.running.plan.budget
 
     @property
     def share_of_time(self) -> float:
@@ -113,14 +105,14 @@ class Reallocate(pl.Callback):
 
     def settled(self) -> bool:
         """Whether what is on is within the budget, so that the weights may be the best ones of the run."""
-        return present(self.search).settled(self._step)
+        return self.running.settled(self._step)
 
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
         step_time = None if self.budget.step_time is None else asdict(self.budget.step_time)
         state = {"history": self.history.state_dict(), "source": self.source.state_dict(), "step_time": step_time}
-        search = present(self.search)
+        search = self.running
         if search.plan.shrinks:
             state["smoothed"] = dict(search.scores)
         if self.tolerance is not None:
@@ -130,7 +122,7 @@ class Reallocate(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
         self.source.load_state_dict(state["source"])
-        search = present(self.search)
+        search = self.running
         search.scores = dict(state.get("smoothed", {}))
         if self.tolerance is not None:
             self.tolerance.load_state_dict(state["tolerance"])
@@ -143,7 +135,7 @@ class Reallocate(pl.Callback):
         if stage == "fit":  # before a checkpoint's state is loaded into it
             space = present(pl_module.space)
             self.elements = space.elements
-            units = rank_units(space) if self.by_rank else space
+            units = rank_units(space) if self.plan.units == "rank" else space
             self.search = Search(units, self.plan, int(pl_module.total_steps()), self.tolerance)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
@@ -152,8 +144,7 @@ class Reallocate(pl.Callback):
             self._start_schedule(trainer, pl_module)
         elif self.tolerance is not None:
             self._check_validations(trainer)
-        if trainer.is_global_zero:
-            self.history.write(self.folder)  # a resumed run removes the decisions after its checkpoint
+        super().on_train_start(trainer, pl_module)
 
     def _start_schedule(self, trainer: pl.Trainer, task: FineTuning) -> None:
         per_epoch = int(trainer.num_training_batches)
@@ -172,30 +163,25 @@ class Reallocate(pl.Callback):
     def _check_validations(self, trainer: pl.Trainer) -> None:
         per_epoch, interval = int(trainer.num_training_batches), trainer.val_check_interval
         every = (per_epoch if isinstance(interval, float) else interval) / trainer.accumulate_grad_batches
-        first, last = self.plan.span(present(self.search).steps)
+        first, last = self.plan.span(self.running.steps)
         if (count := int(last / every) - int(first / every)) < _FEW_SIZES:
             found = f"{count} validation{'' if count == 1 else 's'} while elements are turned off"
             self.note(f"{found}: lower --val-check-interval, so that there are more sizes to choose from")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FineTuning, batch: Any, batch_idx: int) -> None:
-        if self._due(trainer, batch_idx):
-            self._reallocate(trainer, pl_module, batch_idx)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._step = trainer.global_step + 1
         if not self.plan.shrinks:
             self.source.batch_starts(trainer, batch_idx, self._until_due(trainer, batch_idx))
 
-    def _due(self, trainer: pl.Trainer, batch: int) -> bool:
-        if self.plan.shrinks:
-            starts_window = batch % trainer.accumulate_grad_batches == 0
-            return starts_window and present(self.search).due(trainer.global_step)
-        return self.schedule.due(batch)
+    def due(self, trainer: pl.Trainer, batch: int) -> bool:
+        return super().due(trainer, batch) if self.plan.shrinks else self.schedule.due(batch)
 
     def _until_due(self, trainer: pl.Trainer, batch: int) -> int:
         return self.schedule.batches_until_due(batch, int(trainer.num_training_batches))
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: FineTuning, optimizer: Any) -> None:
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        present(self.search).observe(trainer.global_step, loss_is_scaled=scaled)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self.source.window_ends(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
@@ -205,7 +191,7 @@ class Reallocate(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         if not self._judges(trainer):
             return
-        search, split = present(self.search), pl_module.validation_names[0]
+        search, split = self.running, pl_module.validation_names[0]
         rows = sorted((row.index, row.loss, row.count) for row in gather_lists(pl_module.rows) if row.split == split)
         on = len(search.space.on())
         losses, tolerance = RowLosses.of([row[1:] for row in rows]), present(self.tolerance)
@@ -222,7 +208,7 @@ class Reallocate(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: FineTuning) -> None:
         self._ended = time.perf_counter()
-        search = present(self.search)
+        search = self.running
         if self.tolerance is not None and not search.settled(trainer.global_step):
             return  # the report says it
         if not search.settled(trainer.global_step):
@@ -231,27 +217,23 @@ class Reallocate(pl.Callback):
 
     # ---- what
 
-    def _reallocate(self, trainer: pl.Trainer, task: FineTuning, batch: int) -> None:
-        search, before = present(self.search), len(self.history.decisions)
+    def when(self, trainer: pl.Trainer, batch: int) -> tuple[int, int]:
+        return trainer.current_epoch, batch
+
+    def decide(self, trainer: pl.Trainer, module: FineTuning, batch: int) -> bool:
         if self.budget.unit == "time" and self.budget.step_time is None:
-            self._measured(trainer.strategy.broadcast(present(self.step_time)(trainer, task)))
-        when = (trainer.current_epoch, batch)
-        search.decide(trainer.global_step, lambda: self._scores(trainer, task, batch), when)
-        if len(self.history.decisions) == before:
-            return
-        self.source.switched()
-        if self.by_rank:
-            forget_off(search.space, trainer.optimizers)
-        if trainer.is_global_zero:
-            self.history.append(self.folder)
-        self._log(trainer, search)
+            self._measured(trainer.strategy.broadcast(present(self.step_time)(trainer, module)))
+        decided = super().decide(trainer, module, batch)
+        if decided:
+            self.source.switched()
+        return decided
 
     def _measured(self, step_time: StepTime) -> None:
-        search = present(self.search)
+        search = self.running
         search.plan = replace(search.plan, budget=replace(search.plan.budget, step_time=step_time))
 
-    def _scores(self, trainer: pl.Trainer, task: FineTuning, batch: int) -> Mapping[str, float]:
-        start, elements = time.perf_counter(), present(task.space).elements
+    def scores(self, trainer: pl.Trainer, module: FineTuning, batch: int) -> Mapping[str, float]:
+        start, elements = time.perf_counter(), present(module.space).elements
         if self.schedule.warming_up(trainer.current_epoch):
             least = allocation.by_least_often_on(elements, self.history.times_on())
             scores: Mapping[str, float] = {item.element.key: item.score for item in least}
@@ -259,7 +241,7 @@ class Reallocate(pl.Callback):
             before = self.history.decisions[-1:]
             if before and self.schedule.warming_up(before[0].epoch):
                 self._check_warm_up()
-            scores = self.source.scores(trainer, task, self._until_due(trainer, batch))
+            scores = self.source.scores(trainer, module, self._until_due(trainer, batch))
         self.seconds += time.perf_counter() - start
         return scores
 
@@ -270,7 +252,6 @@ class Reallocate(pl.Callback):
             found = f"{never} elements were never on in the warm-up, so that their scores may be 0"
             self.note(f"{found}: lower --realloc-N, raise --realloc-warmup-epochs, or raise the budget")
 
-    def _log(self, trainer: pl.Trainer, search: Search) -> None:
+    def figures(self) -> dict[str, float]:
         own = {"realloc/scoring_seconds": self.seconds, "realloc/scoring_share": self.share_of_time}
-        for logger in trainer.loggers:
-            logger.log_metrics({**search.figures(), **own}, step=trainer.global_step)
+        return {**super().figures(), **own}

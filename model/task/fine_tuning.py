@@ -85,7 +85,7 @@ class FineTuning(pl.LightningModule, ABC):
         self.uncompiled = parts.uncompiled
         splits = dict.fromkeys((*self.validation_names, *self.test_names))
         self.figures = nn.ModuleDict({split: metrics.Figures(parts.spec) for split in splits})
-        self.confusion: dict[str, list[list[int]]] = {}  # split -> true class -> how often each class was predicted
+        self.confusion: dict[str, list[list[Any]]] = {}  # split -> how often each class was predicted for each
         self.one_class: dict[str, str] = {}  # split -> the class of all predictions of the last evaluation
         self.metric = parts.metric or parts.spec.metrics[0]
         self.trained = trained_names(self.network, self.space)

@@ -86,8 +86,9 @@ def moments(count: int, draw: random.Random, sample: int) -> list[int]:
 class TestEveryMoment:
     """A fault at one moment of writing after another. `make test` tries some of them, `make test-slow` all."""
 
-    @pytest.mark.parametrize("sample", [1, pytest.param(1000, marks=pytest.mark.slow)])
-    @pytest.mark.parametrize("call", CALLS)
+    @pytest.mark.parametrize(
+        ("call", "sample"), [("replace", 1), *(pytest.param(call, 1000, marks=pytest.mark.slow) for call in CALLS)]
+    )
     def test_killed(self, server, arguments, whole, calls, tmp_path, call: str, sample: int) -> None:
         for at in moments(calls[call], random.Random(call), sample):
             folder = tmp_path / str(at)
@@ -107,10 +108,10 @@ class TestEveryMoment:
             assert not temporary(folder)
             assert_continues(server, arguments, folder, whole)
 
-    @pytest.mark.parametrize("sample", [1, pytest.param(1000, marks=pytest.mark.slow)])
-    @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)])
-    def test_stopped(self, server, arguments, whole, calls, tmp_path, sent: str, code: int, sample: int) -> None:
-        for at in moments(calls["fsync"], random.Random(sent), sample):
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+    def test_stopped(self, server, arguments, whole, calls, tmp_path, sent: str, code: int) -> None:
+        for at in moments(calls["fsync"], random.Random(sent), 1000):
             folder = tmp_path / str(at)
             fault = Fault("fsync", at, sent)
             ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=fault)

@@ -13,51 +13,24 @@ from safetensors.torch import load_file
 
 from main import main
 from tests.run_folders import dynamic_run, scored_run
-from tests.studies import InThisProcess
+from tests.studies import DRAWN, GRAD_NORM, ON_SST2, ON_TOY_DATA, UNIFORM, InThisProcess, study_text
 from tests.world import model_folder, sentences, sst2_folder, write_jsonl, write_lora, write_shortcuts
 from tools.studies.execution import Execution
 from tools.studies.spec import read_study
 
 SKELETON = "checkpoint.json"  # the structure of the checkpoint, without tensors
 
-STUDY = """
-parameters = [600]
-seeds = [0, 1]
-learning_rates = [1e-3, 1e-2]
-measure = "accuracy"
-[options]
-max_epochs = 1
-[tasks.toy]
-dataset = "toy_nli"
-[arms.uniform]
-method = "uniform"
-[arms.grad_norm]
-method = "grad_norm"
-rank = 4
-"""
-
-STUDIED = """
-parameters = [600]
-seeds = [0]
-learning_rates = [1e-3]
-measure = "accuracy"
-[options]
-max_steps = 1
+STUDY = study_text(ON_TOY_DATA, UNIFORM, GRAD_NORM, options="max_epochs = 1", seeds="0, 1", rates="1e-3, 1e-2")
+STUDIED = study_text(
+    ON_SST2,
+    UNIFORM,
+    DRAWN + "rank = 4\n",
+    options='''max_steps = 1
 batch_size = 4
 pretrained = true
 accelerator = "cpu"
-logger = "none"
-[tasks.reviews]
-model = "opt_lora"
-dataset = "sst2"
-load = "{world}/model"
-dataset_saved_path = "{world}/data"
-[arms.uniform]
-method = "uniform"
-[arms.drawn]
-method = "drawn"
-rank = 4
-"""
+logger = "none"''',
+)
 
 #: Measures an adapted model on one batch; see `measuring` for other options.
 TEST = ("test", "--model", "opt_lora", "--dataset", "sst2", "--load", "{world}/model", "--pretrained")
@@ -101,7 +74,7 @@ def make_sound_world(folder: Path) -> int:
 
 def _finished_study(folder: Path) -> None:
     """A study of two arms that has ended, in `studied`."""
-    text = STUDIED.replace("{world}", str(folder))
+    text = STUDIED.replace("{load}", f"{folder}/model").replace("{data}", f"{folder}/data")
     (folder / "studied.toml").write_text(text)
     execution = Execution(read_study(folder / "studied.toml"), folder / "studied", start=InThisProcess())
     execution.jobs_folder.mkdir(parents=True)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from actions.command.command import Command
 from actions.command.request import Request
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.result.restore import cost_of_dropping, has_shortcuts, without_shortcuts
 from actions.run.console import say, set_log_level
 from actions.run.run_folder import measured_checkpoint
@@ -29,7 +29,7 @@ class Export:
     def of(cls, args: argparse.Namespace, command: Command) -> Export:
         if command.load_type not in ("pl", "peft"):
             raise UserError(f"{args.result} is neither a run nor a checkpoint nor an adapter", "expected one of them")
-        return cls(args, resolve(command), "dataset" in command.given)
+        return cls(args, request_of(command), "dataset" in command.given)
 
     @property
     def run_folder(self) -> Path | None:

@@ -78,7 +78,7 @@ class GpuPlan:
 
     # ---- bytes that a GPU holds
 
-    def share(self, setting: Setting) -> int:
+    def base_share(self, setting: Setting) -> int:
         """Of the base. The scales of a 4-bit base are whole on every GPU."""
         if not setting.sharded:
             return self.base.whole
@@ -90,7 +90,7 @@ class GpuPlan:
 
     def peak(self, setting: Setting) -> int:
         """The parts that always exist, and the largest of those that exist one after another."""
-        always = self.share(setting) + self.gathered(setting) + self.trained.elements + self.trained.optimizer
+        always = self.base_share(setting) + self.gathered(setting) + self.trained.elements + self.trained.optimizer
         return always + max(self.step(setting).peak, self.trained.update(setting.gpus))
 
     def fits(self, setting: Setting) -> bool:

@@ -145,7 +145,7 @@ def gpu_table(plan: GpuPlan) -> Table:
     for gpus, sharded in _rows(plan):
         both = [Setting(gpus, sharded, checkpointing) for checkpointing in _BOTH]
         first = both[0]
-        cells = [unit.shown(plan.share(first)), unit.shown(plan.gathered(first)) if sharded else ""]
+        cells = [unit.shown(plan.base_share(first)), unit.shown(plan.gathered(first)) if sharded else ""]
         for setting in both:
             fits, seconds = plan.fits(setting), plan.seconds(setting)
             cells.append(unit.shown(plan.peak(setting)) + ("" if fits else " (no)"))
@@ -171,7 +171,7 @@ def _values(plan: GpuPlan, setting: Setting) -> dict[str, Any]:
     """The JSON object of a setting."""
     return {
         **asdict(setting),
-        "base_share": plan.share(setting),
+        "base_share": plan.base_share(setting),
         "gathered": plan.gathered(setting),
         "peak": plan.peak(setting),
         "fits": plan.fits(setting),

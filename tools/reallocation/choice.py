@@ -47,7 +47,7 @@ def choice_of_run(folder: Path) -> Choice:
     Raises UserError if the folder lacks the adapter or the configuration that a finished run has.
     """
     from actions.command.parse import parse_command
-    from actions.request.resolve import resolve
+    from actions.request.elements import request_of
     from heterolora.elements.adapt import placement_of
     from model.checkpoint import base_location
     from model.load import load_config
@@ -60,7 +60,7 @@ def choice_of_run(folder: Path) -> Choice:
         if (folder / file).is_file() or kind == "lora"
     }
     every = {kind: _all_on(config) for kind, config in result.items()}
-    request = resolve(parse_command(["test", "--load", str(folder / ADAPTER)]))
+    request = request_of(parse_command(["test", "--load", str(folder / ADAPTER)]))
     network = skeleton(load_config(request.base.name, request.spec), request.spec.task)
     family = present(request.adapted).family
     elements, on = (placement_of(network, family, **configs).elements for configs in (every, result))

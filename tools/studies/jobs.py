@@ -13,8 +13,8 @@ from typing import Any
 
 from actions.command.parse import parse_command
 from actions.command.request import Request
+from actions.request.elements import request_of
 from actions.request.origin import TOY_BASE
-from actions.request.resolve import resolve
 from actions.run.run_folder import METRICS, SCORES
 from dataset import registry
 from heterolora.choosing import scores as scores_file
@@ -139,7 +139,7 @@ class Commands:
         """What a training run is asked, but for its LoRA configuration. Raises UserError if it would be refused."""
         plain = {} if case.arm.peft_method is None else self._plain(case)
         action = DYREALLOC if case.arm.searches else TRAIN
-        return resolve(parse_command([action, *self._options(action, case.run, case, _training(case) | plain)]))
+        return request_of(parse_command([action, *self._options(action, case.run, case, _training(case) | plain)]))
 
     # ---- scores
 

@@ -21,7 +21,7 @@ import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 
 from actions.command.parse import parse_command
-from actions.request.resolve import resolve
+from actions.request.elements import request_of
 from actions.result.export import LORA
 from actions.result.results import show_parameters
 from actions.run.console import is_first_process, say, set_log_level
@@ -62,7 +62,7 @@ class Adapted:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train. Raises UserError if the budget pays for no adapter of this method."""
     method, parameters, scores, *options = sys.argv[1:] if arguments is None else arguments
-    request = resolve(parse_command(["train", *options]))
+    request = request_of(parse_command(["train", *options]))
     set_log_level(request.options.run.log_level)
     check_devices(request.options)
     places = [item.element for item in scores_file.read(Path(scores)).scored]

@@ -29,7 +29,7 @@ def result(study: Study, comparison: Comparison, suggests: str) -> Iterator[str]
     found = enough(study, comparison)
     margin = f"{study.resolve:g} ({study.confidence:.0%})"
     if found:
-        part = f"with {share(found[-1], largest)} of the parameters"
+        part = f"with {fraction(found[-1], largest)} of the parameters"
         yield f"{suggests}{found[-1].name} is not worse than {largest.name} by more than {margin}, {part}."
     else:
         yield f"No smaller arm is shown to be not worse than {largest.name} by more than {margin}."
@@ -44,7 +44,7 @@ def _next(study: Study, arm: ArmResult, largest: ArmResult, suggests: str) -> st
     """The largest arm that is not shown to be enough."""
     against = present(arm.against)
     found = against.interval
-    who = f"{arm.name}, with {share(arm, largest)} of the parameters,"
+    who = f"{arm.name}, with {fraction(arm, largest)} of the parameters,"
     if found.high < 0:
         return f"{suggests}{who} is worse by {-found.estimate:.4f} ({-found.high:.4f} to {-found.low:.4f})."
     return f"{who} may be worse by up to {-found.low:.4f}. {_to_decide(study, against)}"
@@ -60,7 +60,7 @@ def _to_decide(study: Study, difference: Difference) -> str:
     return f"To decide, if the difference is as measured: {needed.low} to {most} seeds."
 
 
-def share(arm: ArmResult, largest: ArmResult) -> str:
+def fraction(arm: ArmResult, largest: ArmResult) -> str:
     """The parameters of an arm as a part of those of the largest: 1/8, or 37%."""
     part = arm.parameters / largest.parameters
     whole = round(1 / part)

@@ -17,9 +17,11 @@ from heterolora.common.errors import UserError
 from heterolora.common.outside import read_toml
 from heterolora.elements.element import PROJECTIONS
 from model.family import parse_model_name
+from options.actions import ALL_OPTIONS
 from options.data import OwnDataOptions
 from options.every import declared, defaults
 
+_PAGE = "docs/studies.md"
 EXPECTED = "see `python tools/study.py --help` for an example"
 UNIFORM, DRAWN, DYNAMIC, SHRINK, PEFT = "uniform", "drawn", "dynamic", "shrink", "peft:"
 PEFT_METHODS = ("lora", "rslora", "pissa", "eva", "adalora")
@@ -179,7 +181,7 @@ def read_study(path: Path) -> Study:
     document = read_toml(path, "the study", EXPECTED)
     smallest = document.get("question") == "smallest"
     for key in document:
-        check_known(str(path), key, (*_LISTS, *_VALUES, *_TABLES))
+        check_known(str(path), key, (*_LISTS, *_VALUES, *_TABLES), listed_by=_PAGE)
     lists = {key: _list(path, key, document[key], form) for key, form in _LISTS.items() if key in document}
     values = {key: form.check(str(path), key, document[key]) for key, form in _VALUES.items() if key in document}
     if smallest and "parameters" in lists:
@@ -269,7 +271,7 @@ def _options(where: str, table: Any) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{where} is {table!r}", "expected a table of options")
     for name, value in table.items():
-        check_known(where, name, declared())
+        check_known(where, name, declared(), listed_by=ALL_OPTIONS)
         if name in _SET_BY_THE_STUDY:
             raise UserError(f"{where}: the study sets {name} itself", "leave it out")
         declared()[name].from_toml(f"{where} {name}", value)
@@ -288,7 +290,7 @@ def _arm(path: Path, name: str, table: Mapping[str, Any], smallest: bool) -> Arm
     if "method" not in table:
         raise UserError(f"{where} has no method", EXPECTED)
     peft = tuple(f"{PEFT}{method}" for method in PEFT_METHODS)
-    check_known(where, table["method"], (UNIFORM, DRAWN, DYNAMIC, SHRINK, *saliency.names(), *peft))
+    check_known(where, table["method"], (UNIFORM, DRAWN, DYNAMIC, SHRINK, *saliency.names(), *peft), listed_by=_PAGE)
     if table["method"] in peft and importlib.util.find_spec("peft") is None:
         raise UserError(f"{where}: method {table['method']} needs the package peft", "pip install peft")
     method = table["method"]

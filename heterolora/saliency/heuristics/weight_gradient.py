@@ -5,13 +5,11 @@ A shortcut has no frozen weight: its W is 0, and so is its score.
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import nn
 
 from heterolora.elements.element import Element
 from heterolora.elements.experts import LoraExperts
-from heterolora.elements.low_rank import LoraLinear
+from heterolora.elements.inside import bases_of
 from heterolora.saliency import register
 from heterolora.saliency.base_weight import base_weight
 from heterolora.saliency.problem import Problem
@@ -27,16 +25,13 @@ from heterolora.saliency.weight_gradients import ProductSum, weight_gradients
 )
 def weight_gradient(problem: Problem) -> list[float]:
     gradients = weight_gradients(problem)
-    pairs = zip(problem.space.elements, gradients, strict=True)
-    return [_score(problem.network, element, G) for element, (G,) in pairs]
+    places = zip(problem.space.elements, bases_of(problem.network, problem.space), gradients, strict=True)
+    return [0.0 if base is None else _score(element, base, G) for element, base, (G,) in places]
 
 
-def _score(network: nn.Module, element: Element, G: ProductSum) -> float:
-    if element.kind == "shortcut":
-        return 0.0
-    host = cast("LoraLinear | LoraExperts", network.get_submodule(element.host))
-    if isinstance(host, LoraExperts):
-        W = host.weight_of(element.weight.rpartition(".")[2]).flatten(0, 1)
+def _score(element: Element, base: nn.Module, G: ProductSum) -> float:
+    if isinstance(base, LoraExperts):
+        W = base.weight_of(element.weight.rpartition(".")[2]).flatten(0, 1)
     else:
-        W = base_weight(host.base, "weight_gradient")
+        W = base_weight(base, "weight_gradient")
     return float((W.float() * G.matrix()).abs().mean())
