@@ -35,7 +35,7 @@ def family_of_base(source: str, task: Task) -> BaseFamily:
     config = read_config(source)
     table = families.for_model_type(config.model_type)
     if table is not None:
-        return BaseFamily(table)
+        return BaseFamily(table, tuple(_on_experts(table)))
     tasks = tasks_of(config)
     task_names.check_task(task, config.model_type, tasks)
     network = skeleton(config, task)
@@ -68,11 +68,15 @@ def check_task(config: PretrainedConfig, task: Task) -> None:
     task_names.check_task(task, config.model_type if family is None else family.name, tasks_of(config))
 
 
-def _notes(network: nn.Module, family: Family) -> Iterator[str]:
-    blocks = blocks_of(network, family)
+def _on_experts(family: Family) -> Iterator[str]:
     if family.experts:
         named = ", ".join(family.experts)
         yield f"the experts ({named}) get LoRA only where --target or the LoRA configuration names them"
+
+
+def _notes(network: nn.Module, family: Family) -> Iterator[str]:
+    blocks = blocks_of(network, family)
+    yield from _on_experts(family)
     layers = getattr(network.config, "num_hidden_layers", len(blocks))
     if layers != len(blocks) and len(blocks) == 1:
         yield f"the {layers} layers of this model share one block, and so do their elements"

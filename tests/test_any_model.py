@@ -147,6 +147,7 @@ def test_tables_name_what_is_found():
         network = ARCHITECTURES[table.model_types[0]].network()
         found, first = family_of(network, table.model_types[0]), blocks_of(network, table)[0]
         assert table.blocks == found.blocks
+        assert table.experts == found.experts
         assert found.linears == {each: path for each, path in table.linears.items() if has_place(first, table, each)}
         assert list(found.linears) == [each for each in table.linears if each in found.linears], "in the same order"
 

@@ -17,4 +17,5 @@ FAMILY = replace(
         **{f"{_HALF}.{layer}": f"{_HALF}.{layer}" for layer in _LAYERS.values()},  # of a block without experts
     },
     feed_forward=_HALF,
+    experts={f"experts.{name}": f"{_HALF}.experts.{name}" for name in ("gate_up_proj", "down_proj")},
 )
