@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=1000, help="LoRA parameters that are left at the end")
     parser.add_argument("--steps", type=int, default=20, help="training steps")
     parser.add_argument("--output", default="shrunk", help="folder of the adapter")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on a CPU (default: 1)")
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -59,10 +60,12 @@ def main() -> None:
     callback = Reallocate(parameters=args.parameters)
     trainer = pl.Trainer(
         max_steps=args.steps, callbacks=[callback], logger=False, enable_checkpointing=False,
-        default_root_dir=args.output,
+        default_root_dir=args.output, devices=args.devices,
+        strategy="ddp_find_unused_parameters_true" if args.devices > 1 else "auto",
     )  # fmt: skip
     trainer.fit(LanguageModel(network), batches)
-    network.save_pretrained(args.output)
+    if trainer.is_global_zero:
+        network.save_pretrained(args.output)
 
 
 if __name__ == "__main__":

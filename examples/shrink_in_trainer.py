@@ -14,6 +14,7 @@ import itertools
 from pathlib import Path
 
 import peft
+import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -52,7 +53,13 @@ def main() -> None:
     model = peft.get_peft_model(base, config)
 
     arguments = TrainingArguments(
-        args.output, max_steps=args.steps, learning_rate=5e-3, logging_steps=10, save_strategy="no", report_to="none"
+        args.output,
+        max_steps=args.steps,
+        learning_rate=5e-3,
+        logging_steps=10,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=not torch.accelerator.is_available(),  # several processes on a CPU need it
     )
     trainer = Trainer(
         model,
@@ -62,7 +69,7 @@ def main() -> None:
         callbacks=[Reallocate(parameters=args.parameters)],
     )
     trainer.train()
-    model.save_pretrained(args.output)
+    trainer.save_model(args.output)
     print(f"{len(model.peft_config['default'].target_modules)} layers are left in {args.output}")
 
 

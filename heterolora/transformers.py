@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.utils import logging
 
 from heterolora.budgeted import Budgeted
+from heterolora.common.distributed import world_size
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
 from heterolora.common.outside import read_json
@@ -219,6 +220,9 @@ def _check(args: TrainingArguments, model: Any) -> None:
         raise UserError(found, "use DDP (torchrun) or one device")
     if args.fsdp or _launched_with("FSDP"):
         raise UserError("Reallocate was not tested with FSDP", "use DDP (torchrun) or one device")
+    if args.world_size == 1 and (started := world_size()) > 1:
+        found = f"{started} processes were started, and Trainer trains each of them alone: it finds no GPU"
+        raise UserError(found, "set use_cpu=True, or start one process")
     if args.world_size > 1 and args.ddp_find_unused_parameters is False:
         found = "ddp_find_unused_parameters is False, and layers that are off have no gradients"
         raise UserError(found, "set ddp_find_unused_parameters=True")

@@ -59,11 +59,13 @@ MODELS = {"peft": peft_model, "adapt": adapted_model}
 
 
 def fit(
-    folder: Path, callback: Reallocate, resume: Path | None = None, count: int = 24, model: str = "peft", **given: Any
+    folder: Path, callback: Reallocate, resume: Path | None = None, count: int = 24, model: Any = "peft", **given: Any
 ) -> tuple[pl.Trainer, Module]:
+    """`model`: one of `MODELS`, or a network."""
     usual = {"max_steps": STEPS, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
              "enable_model_summary": False, "default_root_dir": folder, "enable_checkpointing": False}  # fmt: skip
-    trainer, module = pl.Trainer(**{**usual, "callbacks": [callback], **given}), Module(MODELS[model]())
+    trainer = pl.Trainer(**{**usual, "callbacks": [callback], **given})
+    module = Module(MODELS[model]() if isinstance(model, str) else model)
     trainer.fit(module, DataLoader(rows(count), batch_size=2), ckpt_path=resume, weights_only=True)
     return trainer, module
 

