@@ -45,7 +45,9 @@ def adapt(
 
     All other parameters are frozen, except those of a classification head of Transformers, which becomes float32.
     `heterolora.lightning.Reallocate` and `heterolora.transformers.Reallocate` search among these layers during training
-    as among those of PEFT, and `score` scores them as they are. Afterwards, `to_peft` makes them layers of PEFT.
+    as among those of PEFT, and `score` scores them as they are. Afterwards, `to_peft` makes them layers of PEFT. If the
+    model has an `nn.TransformerEncoderLayer`, torch's fast path for it is turned off in this process: the fast path
+    does not call the layers inside.
 
     Args:
         model: the network, such as a model of Transformers, or any module with linear layers, quantised or not.

@@ -107,7 +107,7 @@ def test_predicted_labels_can_be_read_again(names: tuple[str, ...]) -> None:
         ([["a"], ["b", "a"]], {"labels": "a,b"}, "row 0 of split 'train'", "multi-label"),
         ([["a"], ["b"]], {"regression": True}, "has label ", "multi-label"),
         ([["a"], ["b", "c"]], {"labels": "a,b", "multi_label": True}, "has label 'c'", "--labels gives all"),
-        ([["a"], None, ["b", "a"]], {}, "1 rows without a label", "a row without any of the labels has []"),
+        ([["a"], None, ["b", "a"]], {}, "1 row without a label", "a row without any of the labels has []"),
         ([["a"], ["b"]], {"multi_label": True, "regression": True}, "--multi-label and --regression", "no numbers"),
         ([["a"], "b", 3], {}, "label 3", "all lists of names"),
         ([["a"], [["b"]]], {}, "a list of labels holds ['b']", "a list of names"),

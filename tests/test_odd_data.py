@@ -32,7 +32,7 @@ CSV = {"text_columns": "review", "label_column": "stars"}
         ("a.csv", "text,label\n", {}, "a.csv is empty; give it at least one row"),
         ("a.csv", "review,stars\na,1\nb\n", CSV, "(the header is row 1) has 1 columns, and the header has 2: 'b'"),
         ("a.tsv", "review\tstars\na\tb\t1\n", CSV, "has 3 columns, and the header has 2: .*separate columns by a tab"),
-        ("a.csv", "review,stars\na,1\nb,\nc,5\n", CSV, "1 rows without a label, row 1 first; .*the labels are 1, 5"),
+        ("a.csv", "review,stars\na,1\nb,\nc,5\n", CSV, "1 row without a label, row 1 first; .*the labels are 1, 5"),
         ("a.csv", "review,stars\na,12345678901234567890123\nb,2\n", CSV, "the number 1.23457e+22, whose digits"),
         ("a.jsonl", '{"review": "a", "stars": 12345678901234567890123}\n', CSV, "all numbers below 2^63"),
     ],
@@ -122,7 +122,7 @@ def test_hidden_labels_of_multiple_choice(tmp_path: Path) -> None:
 def test_some_test_rows_without_a_label_are_a_mistake(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [{"text": f"row {index}", "label": index % 2} for index in range(10)])
     write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": None}, {"text": "b", "label": 1}])
-    with pytest.raises(UserError, match=r"split 'test' of data set .* has 1 rows without a label, row 0 first"):
+    with pytest.raises(UserError, match=r"split 'test' of data set .* has 1 row without a label, row 0 first"):
         read_splits(described(tmp_path)[0], cache=False)
 
 

@@ -191,6 +191,6 @@ def _of_all(spec: DatasetSpec) -> str:
 
 
 def _check_all_there(where: str, found: LabelColumn, expected: str) -> None:
-    if (missing := found.missing).any():
-        what = f"{where} has {missing.sum()} rows without a label, row {np.argmax(missing)} first"
+    if count := int(found.missing.sum()):
+        what = f"{where} has {count} row{'s' * (count > 1)} without a label, row {np.argmax(found.missing)} first"
         raise UserError(what, f"give them one, or --drop-incomplete, which leaves them out; {expected}")
