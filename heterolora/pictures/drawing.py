@@ -114,8 +114,13 @@ def save(path: Path, *pictures: Picture) -> None:
         figure.supxlabel("\n".join(notes), fontsize=10, color=SOFT)
     lines = max(title.count("\n") for title in titles) + sum(note.count("\n") + 1 for note in notes)
     figure.set_size_inches(width / PIXELS, (height + 24 + 16 * lines) / PIXELS)
+    figure.set_dpi(_DENSITY)
+    if (layout := figure.get_layout_engine()) is not None:  # laid out once: `savefig` would draw all of it for that
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     with whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=_DENSITY, facecolor=SURFACE, metadata={"Software": MADE_BY})
+        about, quick = {"Software": MADE_BY}, {"compress_level": 1}
+        figure.savefig(unfinished, dpi=_DENSITY, facecolor=SURFACE, metadata=about, pil_kwargs=quick)
 
 
 def number(value: float) -> str:
