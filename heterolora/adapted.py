@@ -89,13 +89,16 @@ def to_peft(model: nn.Module, task_type: str | None = None) -> PeftModel:
         task_type: PEFT's name of the task, e.g. `CAUSAL_LM`.
 
     Raises:
-        UserError: the model has no layers of `adapt`, has layers of PEFT, holds the network as a part, or all layers
-            are off.
+        UserError: an argument cannot be used; or the model has no layers of `adapt`, has layers of PEFT, holds the
+            network as a part, or all layers are off.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    instance(nn.Module, "a torch.nn.Module").check("to_peft", "model", model)
     if task_type is not None:
         check_known("to_peft: task_type", task_type, (each.value for each in TaskType))
+    if task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not hasattr(model, "prepare_inputs_for_generation"):
+        raise UserError(f"to_peft: task_type {task_type} is of models that generate text", "leave task_type out")
     if has_peft_layers(model):
         raise UserError("the model is a PEFT model already", "call its save_pretrained")
     compact(model)

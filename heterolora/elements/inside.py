@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from heterolora.common.checks import instance
 from heterolora.common.errors import UserError
 from heterolora.elements.low_rank import LoraLinear
 from heterolora.elements.own_layers import compact_own, own_layers, own_space
@@ -76,6 +77,7 @@ def compact(network: nn.Module, adapter: str | None = None) -> nn.Module:
     Raises:
         UserError: there are no LoRA layers, all of them are off, or a layer that is off has other adapters too.
     """
+    instance(nn.Module, "a torch.nn.Module").check("compact", "model", network)
     if has_peft_layers(network):
         compact_peft(network, adapter)
     else:

@@ -29,6 +29,15 @@ def main(arguments: Sequence[str]) -> None:
     if function == "score":
         print(hl.score(model, batches, **given))
         return
+    if function == "adapt":
+        print(hl.adapt(model, **given))
+        return
+    if function == "to_peft":
+        print(hl.to_peft(given.pop("plain", None) or hl.adapt(_Net()), **given))
+        return
+    if function == "compact":
+        print(hl.compact(given.pop("plain", None) or hl.adapt(_Net()), **given))
+        return
     scores = given.pop("scores", None) or hl.score(_Net(), batches)
     if given.keys().isdisjoint(("parameters", "total_rank", "share")):
         given["total_rank"] = 4

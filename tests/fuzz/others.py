@@ -218,6 +218,8 @@ _SCORE = ("heuristic", "loss", "target_modules", "rank", "alpha", "max_batches",
           "family", "track", "model", "batches")  # fmt: skip
 _CONFIG = ("scores", "parameters", "total_rank", "share", "policy", "rank", "max_rank", "task_type", "use_rslora",
            "use_dora")  # fmt: skip
+_ADAPT = ("model", "target_modules", "target_parameters", "rank", "alpha", "dropout", "use_rslora")
+_TO_PEFT, _COMPACT = ("task_type", "plain"), ("adapter", "plain")
 _SENSIBLE = st.sampled_from(["snip", "topk", "greedy", "all-linear", ["first"], 1, 0.5, 8, "CAUSAL_LM", True])
 
 
@@ -227,9 +229,13 @@ def _library(world: Path) -> st.SearchStrategy[Case]:
     def case(function: str, given: dict[str, object]) -> Case:
         return Case(LIBRARY, "library", (function, json.dumps(given)))
 
-    score = st.builds(case, st.just("score"), st.dictionaries(st.sampled_from(_SCORE), values, max_size=3))
-    config = st.builds(case, st.just("lora_config"), st.dictionaries(st.sampled_from(_CONFIG), values, max_size=3))
-    return choice(score, config)
+    functions = {"score": _SCORE, "lora_config": _CONFIG, "adapt": _ADAPT, "to_peft": _TO_PEFT, "compact": _COMPACT}
+    return choice(
+        *(
+            st.builds(case, st.just(function), st.dictionaries(st.sampled_from(names), values, max_size=3))
+            for function, names in functions.items()
+        )
+    )
 
 
 #: kind -> its share of the cases, and its cases on a world.
