@@ -56,7 +56,8 @@ def make_sound_world(folder: Path) -> int:
     template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
     (folder / "model" / "chat_template.jinja").write_text(template)
     sst2_folder(folder / "data", train=12, validation=6)
-    write_lora(folder / "lora.toml")
+    with write_lora(folder / "lora.toml").open("a") as lora:
+        lora.write("[outside.embed_tokens]\nr = 2\nlora_alpha = 4\n")
     write_shortcuts(folder / "shortcut.toml")
     (folder / "study.toml").write_text(STUDY)
     _write_data(folder)
