@@ -11,6 +11,7 @@ import gc
 import hashlib
 import itertools
 import os
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -110,16 +111,17 @@ class Campaign:
         return [(case, outcome) for case, outcome in outcomes if outcome.code != 0 or outcome.problem]
 
     def run_kind(
-        self, name: str, count: int, start: int, shrink: bool
+        self, name: str, count: int, campaign_seed: int, shrink: bool
     ) -> tuple[Tally, dict[str, tuple[Case, Outcome]]]:
         """Run `count` cases of a kind, or all that it has. Returns the tally, and a case for each problem: the smallest
         if asked for.
         """
         tally, known, idle = Tally(), {}, 0
         search = _Search(self.run, cases(name, self._world), shrink)
-        for number in itertools.count(start):
+        for turn in itertools.count():
             before = tally.cases
-            search.turn(number, tally, known, count)
+            # Seeds of campaigns that are near to each other have no turn in common.
+            search.turn(random.Random(f"{campaign_seed} {name} {turn}").getrandbits(64), tally, known, count)
             idle = 0 if tally.cases > before else idle + 1
             if tally.cases >= count or idle == _IDLE:
                 return tally, known
@@ -136,11 +138,11 @@ class _Search:
         self._run, self._strategy, self._shrink = run, strategy, shrink
         self._outcomes: dict[str, Outcome] = {}  # by the case as JSON
 
-    def turn(self, number: int, tally: Tally, found: dict[str, tuple[Case, Outcome]], count: int) -> None:
+    def turn(self, turn_seed: int, tally: Tally, found: dict[str, tuple[Case, Outcome]], count: int) -> None:
         """Run a few cases, up to the first new problem, whose case is shrunk."""
         known, new = set(found), {}
 
-        @seed(number)
+        @seed(turn_seed)
         @settings(
             max_examples=_TURN,
             database=None,
