@@ -69,7 +69,7 @@ DEEP = "[" * 100_000
         (GOOD + '{"text": "a", "label": 1e999}', "row 1 of split 'train' of data set 'mine' in"),
         (GOOD + f'{{"text": "a", "label": {10**30}}}', f"line 2 of '{{}}' has label {10**30}"),
         (GOOD + '{"text": "a", "label": [1]}', "line 2 of '{}' has label [1]"),
-        (GOOD + '{"text": "a"}', "has 1 rows without a label"),
+        (GOOD + '{"text": "a"}', "has 1 row without a label"),
         ('{"txt": "a", "label": 0}', "'{}' has no column 'text'; did you mean 'txt'?"),
         ('{"a\\nb": "a", "label": 0}', "'{}' has no column 'text'; valid: label"),
         ("\n\n", "{} is empty"),
@@ -86,7 +86,7 @@ def test_jsonl(tmp_path: Path, content: bytes | str, found: str) -> None:
     [
         ("[", "'{}' is not JSON (Expecting value at character 2); give an array of objects"),
         (f"[{GOOD}, null]", "row 1 of '{}' is null; each row is an object"),
-        (f"[{GOOD}, {{}}]", "has 1 rows without a label"),
+        (f"[{GOOD}, {{}}]", "has 1 row without a label"),
         ("[]", "{} is empty"),
         (DEEP, "'{}' is not JSON (maximum recursion depth exceeded"),
         ('["é"]'.encode("latin-1"), "line 1 of '{}' is not UTF-8 text"),
@@ -113,7 +113,7 @@ def test_json(tmp_path: Path, content: bytes | str, found: str) -> None:
         ("text,label\na,0\na\0b,0\n", "line 3 of '{}' holds a NUL byte"),
         ("text,labels\na,0\n", "'{}' has no column 'label'; did you mean 'labels'?"),
         ("text,label\n", "{} is empty"),
-        ("text,label\na,\n", "has 1 rows without a label"),
+        ("text,label\na,\n", "has 1 row without a label"),
         ("text,label\na,0\nb,perhaps\n", "has label '0'; labels are 0 to 1"),
     ],
 )
@@ -135,7 +135,7 @@ def write_parquet(path: Path, content: pa.Table) -> None:
     [
         (table(text=[1]), "column 'text' of split 'train' of data set 'mine' in"),
         (table(text=[b"\xff"]), "holds binary; it must hold text"),
-        (table(label=pa.nulls(1)), "has 1 rows without a label"),
+        (table(label=pa.nulls(1)), "has 1 row without a label"),
         (table(label=[{"a": 1}]), "row 0 of split 'train' of data set 'mine' in"),
         (table().rename_columns(["text", "text"]), "has 2 columns named 'text'"),
         (table().slice(0, 0), "is empty"),
