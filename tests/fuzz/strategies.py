@@ -40,12 +40,15 @@ VALUES = choice(
 )
 
 Path = tuple[Any, ...]
+_DEEPEST = 50  # levels of a document in which values are changed; one value has a thousand of its own
 
 
 def paths_in(value: Any, start: Path = ()) -> Iterator[Path]:
-    """The path of every value inside a document."""
+    """The path of every value inside a document, down to `_DEEPEST` levels."""
     if start:
         yield start
+    if len(start) == _DEEPEST:
+        return
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from paths_in(inner, (*start, key))
