@@ -255,6 +255,7 @@ def test_two_processes_end_with_equal_weights(tmp_path: Path) -> None:
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_plain_ddp_is_refused_before_the_first_step(tmp_path: Path) -> None:
     done = on_two(tmp_path, "ddp")
     assert done.returncode != 0

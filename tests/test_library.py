@@ -539,6 +539,7 @@ def test_the_example_with_trainer() -> None:
     assert "train_runtime" in out
 
 
+@pytest.mark.slow
 def test_the_example_with_images() -> None:
     out = run_example("finetune_vit.py", "--steps", "20")
     assert "vit.layers.0" in out

@@ -394,6 +394,7 @@ class TestTwoProcesses:
         assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
         assert {path.name for path in tmp_path.iterdir()} == {"one.csv", "two.csv"}
 
+    @pytest.mark.slow
     def test_text_that_is_drawn_from_a_sharded_base(self, instructed: Path, texts: list[str], tmp_path: Path) -> None:
         write_jsonl(tmp_path / "new.jsonl", [{"prompt": text} for text in texts[:9]])
         given = ("predict", "--load", instructed, "--dataset", tmp_path / "new.jsonl", "--batch-size", 2)

@@ -97,7 +97,9 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("variant", RESUMED)
+@pytest.mark.parametrize(
+    "variant", ["accumulation", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "validation"))]
+)
 def test_resume_is_exact(shrinking, tmp_path: Path, every_save_kept, variant: str) -> None:  # noqa: F811
     arguments = ("--project-dir", tmp_path, "--project", "whole", "--checkpoint-every-n-steps", 1)
     assert run(*shrinking(*arguments, *RESUMED[variant])) == 0
@@ -213,7 +215,9 @@ class TestTolerance:
         ("rate", "seed", "rise", "ended", "why"),
         [
             (0.1, 1, 0.0, "risen", r"that of a smaller one was \+"),
-            (0.3, 3, 0.1, "undecided", "the rows do not show whether smaller ones hold"),
+            pytest.param(
+                *(0.3, 3, 0.1, "undecided", "the rows do not show whether smaller ones hold"), marks=pytest.mark.slow
+            ),
         ],
     )
     def test_it_goes_back_to_the_last_size_that_held(

@@ -109,6 +109,7 @@ def test_no_arm_is_judged_after_one_that_is_not_shown() -> None:
     assert found["small"].interval.low > -0.01
 
 
+@pytest.mark.slow
 def test_arms_have_sizes_of_their_own(tmp_path: Path, world: World, start: InThisProcess) -> None:
     folder = tmp_path / "out"
     study(write(tmp_path, world, ASKS), folder)

@@ -193,6 +193,7 @@ def test_the_rate_beyond_an_end(rates: tuple[float, ...], best: float, expected:
     assert beyond(rates, best) == expected
 
 
+@pytest.mark.slow
 def test_an_arm_whose_best_rate_is_an_end_tries_more(tmp_path: Path, world: World, start: InThisProcess) -> None:
     """The loss of so short a run falls with the rate, up to rates that are tried here."""
     changed = {"[1e-3, 1e-2]": "[1e-5, 1e-4]\nextend_rates = 2", 'measure = "accuracy"': 'measure = "loss"'}
@@ -581,6 +582,7 @@ def test_a_run_that_was_killed_continues_from_its_checkpoint(
     assert (folder / "runs" / name / "rows.csv").read_text() == complete
 
 
+@pytest.mark.slow
 def test_halving_stops_the_worse_rates_early(tmp_path: Path, world: World, start: InThisProcess) -> None:
     """The better half of the rates continues, and ends with the result of a run that was never stopped."""
     text = peft_arms("adalora").replace("max_epochs = 1", 'max_epochs = 2\nlr_scheduler = "linear"')
@@ -726,6 +728,7 @@ def test_pefts_lora_is_our_uniform_lora(tmp_path: Path, world: World, start: InT
     assert parameters["peft"] == parameters["uniform"]
 
 
+@pytest.mark.slow
 def test_an_arm_may_have_elements_in_some_blocks_only(tmp_path: Path, world: World, start: InThisProcess) -> None:
     """It spends what the others spend. A block that the model does not have is named, with those that it has."""
     text = MINIMAL + '[arms.upper]\nmethod = "uniform"\nblocks = [1]\n'
