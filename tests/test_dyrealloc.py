@@ -253,7 +253,10 @@ def assert_resumes_as(killed: Path, whole: Path) -> None:
     assert metrics_of(killed) == metrics_of(whole)
 
 
-@pytest.mark.parametrize("variant", RESUMED)
+@pytest.mark.parametrize(
+    "variant",
+    ["dedicated", "training", *(pytest.param(v, marks=pytest.mark.slow) for v in ("accumulation", "warm-up"))],
+)
 def test_resume_is_exact(searching, tmp_path: Path, every_save_kept, variant: str) -> None:
     arguments = ("--project-dir", tmp_path, "--project", "whole", "--max-epochs", 2, "--checkpoint-every-n-steps", 1)
     assert run(*searching(*arguments, *RESUMED[variant])) == 0
