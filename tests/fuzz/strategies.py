@@ -31,7 +31,10 @@ TEXTS = st.one_of(
 SCALARS = st.one_of(st.none(), st.booleans(), INTEGERS, FLOATS, TEXTS)
 VALUES = choice(
     SCALARS,
-    st.sampled_from([HUGE, DEEP, [], {}, [[]], [None], {"": {}}, [{}], {"a": {"b": [1, {"c": None}]}}]),
+    # A copy each time: a later change may be inside of it.
+    st.sampled_from([HUGE, DEEP, [], {}, [[]], [None], {"": {}}, [{}], {"a": {"b": [1, {"c": None}]}}]).map(
+        copy.deepcopy
+    ),
     st.recursive(
         SCALARS,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -40,15 +43,12 @@ VALUES = choice(
 )
 
 Path = tuple[Any, ...]
-_DEEPEST = 50  # levels of a document in which values are changed; one value has a thousand of its own
 
 
 def paths_in(value: Any, start: Path = ()) -> Iterator[Path]:
-    """The path of every value inside a document, down to `_DEEPEST` levels."""
+    """The path of every value inside a document."""
     if start:
         yield start
-    if len(start) == _DEEPEST:
-        return
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from paths_in(inner, (*start, key))
