@@ -80,6 +80,10 @@ def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizer
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        unknown = tokenizer.unk_token
+        if tokenizer.is_fast and unknown is not None and unknown not in tokenizer.get_vocab():
+            # Transformers would ask for the id of its unknown token without end.
+            raise ValueError(f"the unknown token {unknown!r} is not in the vocabulary")
         trial = tokenizer("a", "b")["input_ids"]
         size = 1 + max(*trial, *tokenizer.get_vocab().values(), len(tokenizer) - 1)
         if tokenizer.model_max_length < 1 or tokenizer.model_max_length != int(tokenizer.model_max_length):
