@@ -69,7 +69,7 @@ def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_files_of_one_heuristic_are_told_apart(write, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "1000")
     paths = [write("a.toml", A), write("b.toml", dataclasses.replace(B, importance_test_name="grad_norm"))]
     bracketed = Path(paths[0]).parent / "[x]" / "c.toml"
     bracketed.parent.mkdir()
