@@ -101,9 +101,9 @@ def to_peft(model: nn.Module, task_type: str | None = None) -> PeftModel:
         raise UserError(f"to_peft: task_type {task_type} is of models that generate text", "leave task_type out")
     if has_peft_layers(model):
         raise UserError("the model is a PEFT model already", "call its save_pretrained")
-    compact(model)
     if any(path != low_rank.element.host for path, low_rank in own_layers(model)):
         raise UserError("the LoRA layers are those of a part of the model", "give the network that was given to adapt")
+    compact(model)
     layers = {low_rank.element.module: low_rank for _, low_rank in own_layers(model)}
     without_elements(model)
     elements = [low_rank.element for low_rank in layers.values()]

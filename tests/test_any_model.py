@@ -21,6 +21,7 @@ from heterolora.elements.blocks import blocks_of, has_place
 from heterolora.elements.found import family_of
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.task import TASKS
+from heterolora.saliency.problem import Batch
 from heterolora.saliency.score import score
 from model.base_family import tasks_of
 from model.checkpoint import BaseSource, ModelRecord
@@ -279,6 +280,20 @@ def test_a_sharded_base_computes_the_same():
         assert found == dict.fromkeys(ARCHITECTURES, True)
 
 
+def packed_as_loaded(network: PreTrainedModel, batch: Batch, model_type: str, folder: Path) -> PreTrainedModel:
+    """The network in 4 bits as transformers loads it. It must compute what the same layers do that are packed here."""
+    check_layers(network, "nf4", model_type)
+    network.save_pretrained(folder)
+    loaded = type(network).from_pretrained(folder, dtype=torch.float32, **loading_arguments("nf4", "32"))
+    put_nf4_layers(network, "32")
+    for module in network.modules():
+        quantize(module, torch.device("cpu"))
+    # In evaluation mode, bitsandbytes needs wider layers on a CPU. There is no dropout.
+    expected = network.train()(**batch).logits
+    assert torch.equal(loaded.train()(**batch).logits, expected), "packed here, and by transformers"
+    return loaded
+
+
 @matrix
 def test_a_base_in_4_bits(architecture: Architecture, tmp_path: Path):
     """All linear layers are packed, as bitsandbytes packs them when it loads a base. Experts stay as they are."""
@@ -287,15 +302,8 @@ def test_a_base_in_4_bits(architecture: Architecture, tmp_path: Path):
     if architecture.model_type == "falcon":
         assert "bitsandbytes packs no layer of 'falcon'" in refusal(check_layers, network, "nf4", "falcon")
         return
-    check_layers(network, "nf4", architecture.model_type)
-    network.save_pretrained(tmp_path)
-    loaded = type(network).from_pretrained(tmp_path, dtype=torch.float32, **loading_arguments("nf4", "32"))
-    put_nf4_layers(network, "32")
-    for module in network.modules():
-        quantize(module, torch.device("cpu"))
-    # In evaluation mode, bitsandbytes needs wider layers on a CPU. There is no dropout.
-    expected = network.train()(**batch).logits
-    assert torch.equal(loaded.train()(**batch).logits, expected), "packed here, and by transformers"
+    loaded = packed_as_loaded(network, batch, architecture.model_type, tmp_path)
+    expected = loaded(**batch).logits
     space = adapt(loaded, placement_of(loaded, family_of(loaded, architecture.model_type), lora_config()))
     assert all(isinstance(loaded.get_submodule(each.module).base, bits.nn.Linear4bit) for each in space.elements)
     every = adapted(architecture)[1].elements

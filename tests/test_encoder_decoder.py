@@ -19,13 +19,12 @@ from model.checkpoint import BaseSource, ModelRecord
 from model.merge import fold, unwrap
 from model.packing import packing_fails
 from model.peft_format.writing import write_adapter
-from model.quantize import check_layers, loading_arguments, put_nf4_layers, quantize
 from model.sharding import Sharding, shard
 from model.task.encoder_decoder import encoder_inputs, two_parts
 from tests.adapted import Adapted, lora_config, put_into
 from tests.architectures import CLASSIFICATION, ENCODER_DECODERS, SUMMARIZATION, Architecture
 from tests.mistakes import complaint, refusal
-from tests.test_any_model import Commands
+from tests.test_any_model import Commands, packed_as_loaded
 from tests.tiny import PAD, tiny_batch
 from tests.together import together
 from tests.world import command, run
@@ -176,13 +175,7 @@ def test_a_base_in_4_bits(architecture: Architecture, tmp_path: Path) -> None:
     """Layers are packed as transformers packs them when it loads a base, which leaves `wo` of T5 in float32."""
     bits = pytest.importorskip("bitsandbytes")
     network, batch = architecture.network(), batch_for(SUMMARIZATION)
-    check_layers(network, "nf4", architecture.model_type)
-    network.save_pretrained(tmp_path)
-    loaded = type(network).from_pretrained(tmp_path, dtype=torch.float32, **loading_arguments("nf4", "32"))
-    put_nf4_layers(network, "32")
-    for module in network.modules():
-        quantize(module, torch.device("cpu"))
-    assert torch.equal(loaded.train()(**batch).logits, network.train()(**batch).logits), "packed here, and there"
+    loaded = packed_as_loaded(network, batch, architecture.model_type, tmp_path)
     space = adapt(loaded, placement_of(loaded, family_of(loaded, architecture.model_type), lora_config()))
     for element in space.elements:
         packed = isinstance(loaded.get_submodule(element.module).base, bits.nn.Linear4bit)

@@ -106,6 +106,11 @@ class Place:
         return self.table.removeprefix("layer_")
 
     @property
+    def order(self) -> tuple[int, int]:
+        """The key that sorts places by block, and within a block in the order of `order_of`."""
+        return self.layer, order_of(self.name)[0]
+
+    @property
     def is_outside(self) -> bool:
         """Whether it is outside of the blocks."""
         return self.layer in OUTSIDE.values()

@@ -9,7 +9,6 @@ from dataclasses import replace
 from torch import nn
 
 from heterolora.common.errors import UserError
-from heterolora.elements.element import Element, order_of
 from heterolora.elements.experts import LoraExperts
 from heterolora.elements.low_rank import LoraLinear, LowRank
 from heterolora.elements.rank_units import compact_ranks
@@ -38,11 +37,7 @@ def own_space(network: nn.Module) -> SearchSpace:
         if shared[low_rank.element.key] > 1:  # of two networks that were adapted each on its own
             low_rank.element = replace(low_rank.element, name=f"{path}.{low_rank.element.name}")
     found = (low_rank for _, low_rank in layers)
-    return SearchSpace(tuple(sorted(found, key=lambda each: _order(each.element))))
-
-
-def _order(element: Element) -> tuple[int, int]:
-    return element.layer, order_of(element.name)[0]
+    return SearchSpace(tuple(sorted(found, key=lambda each: each.element.order)))
 
 
 def compact_own(network: nn.Module, space: SearchSpace) -> None:

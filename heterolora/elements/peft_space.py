@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from heterolora.common.errors import UserError, nearest
-from heterolora.elements.element import Settings, order_of
+from heterolora.elements.element import Settings
 from heterolora.elements.peft_experts import PeftExperts, is_of_parameter, weight_path
 from heterolora.elements.peft_layers import PeftElement, PeftLora, tensors_of
 from heterolora.elements.search_space import SearchSpace
@@ -64,7 +64,7 @@ def lora_layers(network: nn.Module, adapter: str | None) -> list[PeftLora]:
         (PeftExperts if is_of_parameter(layer) else PeftLora)(_element(path, layer, chosen, shared), layer, chosen)
         for path, layer in of_adapter
     ]
-    return sorted(found, key=lambda each: (each.element.layer, order_of(each.element.name)[0]))
+    return sorted(found, key=lambda each: each.element.order)
 
 
 def _changes_the_base(network: nn.Module, adapter: str) -> str | None:

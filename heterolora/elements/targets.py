@@ -12,7 +12,7 @@ from torch import nn
 from heterolora.common.errors import UserError, nearest
 from heterolora.common.patterns import names_module
 from heterolora.elements.adapt import heads, on_experts
-from heterolora.elements.element import Element, Settings, order_of
+from heterolora.elements.element import Element, Settings
 from heterolora.elements.found import stacked_weights
 from heterolora.elements.linear import is_linear, widths_of
 
@@ -67,7 +67,7 @@ def lora_elements(
         else:
             elements.append(on_experts(network, (layer, name), path, settings))
     # Stable: within a block, canonical names in the order of every table, then the network's order.
-    return tuple(sorted(elements, key=lambda element: (element.layer, order_of(element.name)[0])))
+    return tuple(sorted(elements, key=lambda element: element.order))
 
 
 def capped(elements: Sequence[Element]) -> list[Element]:
