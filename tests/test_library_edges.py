@@ -189,6 +189,7 @@ def _own_share(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_with_other_batches_get_the_same_scores(tmp_path: Path) -> None:
     multiprocessing.spawn(_own_share, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -298,7 +298,7 @@ class TestPicture:
 
 
 class TestResume:
-    @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+    @pytest.mark.parametrize("logger", [pytest.param("tensorboard", marks=pytest.mark.slow), "csv"])
     def test_curves_are_those_of_a_run_that_never_stopped(self, train: Callable[..., Path], logger: str) -> None:
         """Killed after step 9 with a checkpoint from step 6: what 7 to 9 had shown is shown once, by the second try."""
         whole = train(logger, "whole", "--max-epochs", 1)

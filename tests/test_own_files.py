@@ -162,6 +162,7 @@ def write_xlm(folder: Path) -> None:
 
 
 class TestHeuristic:
+    @pytest.mark.slow
     def test_warmup_batches_train_the_elements_first(self, all_done: AllDone) -> None:
         scores = all_done.commands["trained_b"].scores()
         assert len(scores) > 8

@@ -386,6 +386,7 @@ class TestInterrupted:
 
 
 class TestTwoProcesses:
+    @pytest.mark.slow
     def test_write_what_one_writes(self, trained: Path, new: Path, tmp_path: Path) -> None:
         given = ("predict", "--load", trained, "--dataset", new, "--batch-size", 4)
         assert run(*given, "--output", tmp_path / "one.csv") == 0

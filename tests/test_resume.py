@@ -42,7 +42,7 @@ def every_save_kept(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     "variant",
-    [v if v in ("plain", "accumulation", "workers") else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
+    [v if v in ("plain", "accumulation") else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
 )
 def test_resume_is_exact(world: World, tmp_path: Path, every_save_kept, variant: str) -> None:
     options = ("--project-dir", tmp_path, "--max-epochs", 2, "--checkpoint-every-n-steps", 1, "--project", "whole")

@@ -109,6 +109,7 @@ def test_resume_is_exact(shrinking, tmp_path: Path, every_save_kept, variant: st
         assert_resumes_as(folder, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_as_one(world: World, tmp_path: Path) -> None:
     lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1")
     _, _, *rest = world.training("--lora-config", lora, "--project-dir", tmp_path, "--max-epochs", 2)
@@ -186,6 +187,7 @@ class TestRanks:
             tested = metrics_of(tmp_path / f"test-{Path(load).name}")["validation"]
             assert tested == pytest.approx(metrics_of(folder)["validation"], abs=1e-5)
 
+    @pytest.mark.slow
     def test_resume_is_exact(self, shrinking, tmp_path, every_save_kept) -> None:  # noqa: F811
         arguments = ("--shrink-units", "rank", "--checkpoint-every-n-steps", 1, "--weight-decay", 0.1)
         assert run(*shrinking(*arguments, "--project-dir", tmp_path, "--project", "whole")) == 0

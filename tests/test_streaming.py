@@ -103,7 +103,7 @@ def test_processes_share_the_rows(tmp_path: Path, world: int) -> None:
     assert sum(map(len, each)) == len(set.union(*each)), "no row is in two shares"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_loader_goes_on_at_the_same_row(tmp_path: Path, workers: int) -> None:
     folder = folder_of_files(tmp_path)
     whole = [rows_of(batch) for batch in islice(loader(folder, num_workers=workers), 40)]
@@ -157,7 +157,11 @@ def training(world: World, folder: Path, runs: Path, *more: object) -> list[obje
     return [*base, "--dataset", folder, *STEPS, "--val-check-interval", 4, *more]
 
 
-@pytest.mark.parametrize("more", [(), ("--num-workers", 2, "--accumulate-grad-batches", 2)], ids=["plain", "workers"])
+@pytest.mark.parametrize(
+    "more",
+    [(), pytest.param(("--num-workers", 2, "--accumulate-grad-batches", 2), marks=pytest.mark.slow)],
+    ids=["plain", "workers"],
+)
 def test_a_resumed_run_is_exact(world: World, tmp_path: Path, more: tuple[object, ...]) -> None:
     folder, runs = folder_of_files(tmp_path / "data"), tmp_path / "runs"
     assert run(*training(world, folder, runs, "--project", "whole", *more)) == 0

@@ -429,6 +429,7 @@ def test_a_study_or_a_run_that_another_process_has_is_left_alone(
     assert job.folder.is_dir()
 
 
+@pytest.mark.slow
 def test_jobs_end_when_their_study_is_killed(tmp_path: Path) -> None:
     """Nobody would read their results, and the next start of the study would find them in use."""
     end = "import os, time; from actions.run.endings import end_with_parent; end_with_parent()"

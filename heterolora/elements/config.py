@@ -207,6 +207,8 @@ def parse_config(
             raise UserError(f"{source}: {table} is {shown(entries)}", expected)
         for given, values in entries.items():
             where = f"{source}: [{table}.{given}]"
+            if kind == "lora" and given in OUTSIDE and not outside:
+                raise UserError(f"{where} is no place of a block", f"expected [outside.{given}]")
             if kind == "shortcut" or not any_name:
                 check_known(where, given, OUTSIDE if outside else form.names)
             name = form.names.get(given, given)

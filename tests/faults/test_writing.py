@@ -86,11 +86,10 @@ def moments(count: int, draw: random.Random, sample: int) -> list[int]:
 class TestEveryMoment:
     """A fault at one moment of writing after another. `make test` tries some of them, `make test-slow` all."""
 
-    @pytest.mark.parametrize(
-        ("call", "sample"), [("replace", 1), *(pytest.param(call, 1000, marks=pytest.mark.slow) for call in CALLS)]
-    )
-    def test_killed(self, server, arguments, whole, calls, tmp_path, call: str, sample: int) -> None:
-        for at in moments(calls[call], random.Random(call), sample):
+    @pytest.mark.slow
+    @pytest.mark.parametrize("call", CALLS)
+    def test_killed(self, server, arguments, whole, calls, tmp_path, call: str) -> None:
+        for at in moments(calls[call], random.Random(call), 1000):
             folder = tmp_path / str(at)
             fault = Fault(call, at, "SIGKILL")
             ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=fault)
