@@ -24,7 +24,8 @@ from heterolora.common.files import write_text
 
 RECENT = 2.0  # seconds: a file may be written twice within one tick of a coarse clock
 
-_HEX = re.compile(r"[0-9a-f]{64}")
+_HEX = re.compile(rb"[0-9a-f]{64}")
+_LONGEST = 65  # bytes: one more than a digest has
 
 
 class KeptDigest:
@@ -41,9 +42,11 @@ class KeptDigest:
             return compute()
         key = digest([self._files, about, torch.__version__, transformers.__version__])
         path = cache_folder() / "bases" / f"{key}.sha256"
-        with suppress(OSError, UnicodeDecodeError):
-            if _HEX.fullmatch(kept := path.read_text("utf-8")):
-                return kept
+        if path.exists() and not path.is_file():  # a device or a pipe, which has no end
+            return compute()
+        with suppress(OSError), path.open("rb") as file:
+            if _HEX.fullmatch(kept := file.read(_LONGEST)):
+                return kept.decode()
         found = compute()
         newest = max(max(modified, changed) for _, _, modified, changed, *_ in self._files) / 1e9
         if _state_of(self._folder) == self._files and newest + RECENT < time.time():

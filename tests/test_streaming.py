@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -171,6 +172,7 @@ def test_a_resumed_run_is_exact(world: World, tmp_path: Path, more: tuple[object
     assert run("train", "--resume-training", "--load", runs / "cut" / last) == 0
     assert same_weights(runs / "whole" / last, runs / "cut" / last)
     assert metrics_of(runs / "whole") == metrics_of(runs / "cut")
+    assert "training" not in json.loads((runs / "whole" / "metrics.json").read_text())["rows"], "a stream has no end"
     assert run("test", "--load", runs / "cut" / last) == 0
 
 

@@ -88,6 +88,51 @@ def test_a_study_from_file_to_report(
     assert {command[2] for command in start.commands} == {"imp-test"}  # of rank 3, which are other scores
 
 
+EARLIER = """
+parameters = [2000]
+seeds = [0, 1]
+learning_rates = [1e-3, 4e-3]
+tuning = "grid"
+measure = "loss"
+resolve = 0.01
+
+[options]
+model = "opt_lora"
+max_epochs = 1
+batch_size = 8
+limit_train_batches = 6
+limit_val_batches = 6
+limit_test_batches = 6
+imp_limit_test_batches = 2
+logger = "none"
+
+[tasks.toy_nli]
+dataset = "toy_nli"
+
+[arms.drawn]
+method = "drawn"
+rank = 1
+
+[arms.snip]
+method = "snip"
+rank = 4
+
+[arms.uniform]
+method = "uniform"
+"""
+
+
+def test_jobs_of_earlier_versions_are_those_of_today(tmp_path: Path) -> None:
+    """A study folder that version 0.1 began is continued. The digests are those that it recorded."""
+    (tmp_path / "study.toml").write_text(EARLIER)
+    study = read_study(tmp_path / "study.toml")
+    digests = [
+        Commands(study, tmp_path).scoring(Case("toy_nli", 2000, study.arms[arm], 1e-3, seed)).digest
+        for arm, seed in (("drawn", 1), ("uniform", 0), ("snip", 0), ("snip", 1))
+    ]
+    assert digests == ["2a4d8e4d1afbddfb", "3b56a8a597c17c94", "9f730a72965dee26", "2e2f4f7ca35b6e3a"]
+
+
 def test_an_arm_whose_budget_shrinks(tmp_path: Path, world: World, start: InThisProcess) -> None:
     """Its runs begin with every place at `rank`, and are measured within the budget."""
     changed = {'method = "grad_norm"\nrank = 4': 'method = "shrink"\nrank = 1', "[1e-3, 1e-2]": "[1e-2]"}
@@ -324,6 +369,9 @@ def test_a_learning_rate_without_a_result_is_named(tmp_path: Path, world: World,
     sentence = answer(made.study, found)
     assert sentence.startswith("Without a result, because a run diverged or failed: grad_norm at 0.01.")
     assert "grad_norm at 0.01 has no result: no output" in markdown(made.study, [found], made)
+    more = execution.Execution(replace(made.study, seeds=(0, 1, 2)), folder, start=Fails())
+    (found,) = more.comparisons(run_jobs=False, track=lambda items, total, what: items)
+    assert answer(more.study, found).startswith("Not finished: uniform, grad_norm")
 
 
 def test_a_run_of_other_options_or_of_a_later_point_starts_again(tmp_path: Path) -> None:

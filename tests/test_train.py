@@ -76,6 +76,8 @@ def test_a_state_that_was_validated_is_not_measured_again(world: World, monkeypa
     found, again = metrics_of(world.runs / "once"), metrics_of(world.runs / "again")
     assert found["validation"] == again["validation"]
     assert "official/accuracy" in found["validation"]
+    rows_of = json.loads((world.runs / "once" / "metrics.json").read_text())["rows"]
+    assert [*rows_of] == ["training", "validation"]
     assert (world.runs / "once" / "rows.csv").read_bytes() == (world.runs / "again" / "rows.csv").read_bytes()
     tested.clear()
     assert run(*world.training(*short, "--limit-test-batches", 1, "--project", "fewer")) == 0

@@ -106,10 +106,9 @@ def measure(
 
 
 def _rows(experiment: Experiment) -> dict[str, int]:
-    """The rows of each split."""
+    """The rows of each split. A stream has no number of rows."""
     splits = experiment.data.splits
-    training = {"training": len(splits.train)} if measures_validation(experiment.data) else {}
-    return training | {name: len(rows) for name, rows in {**splits.validation, **splits.test}.items()}
+    return {name: size for name, size in splits.sizes.items() if splits.stream is None or name != "training"}
 
 
 def _classes(task: FineTuning) -> dict[str, Any]:

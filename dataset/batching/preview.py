@@ -20,13 +20,10 @@ def preview(data: TextDataModule, rows: Dataset, what: str) -> str:
     """Return some lines about the data set, and about its split `rows`, which is called `what`."""
     spec, splits = data.spec, data.splits
     more = "" if splits.stream is None else " at first, and the others as they are read"
-    counts = {"training": splits.train, **splits.validation, **splits.test}
-    sizes = {name: len(each) for name, each in counts.items()}
-    if any(splits.train is each for each in splits.test.values()):  # all rows are measured
-        sizes.pop("training")
+    sizes = ", ".join(f"{size:,} {name}" for name, size in splits.sizes.items())
     lines = [
         f"data: {spec.name}: {_meaning(spec)}",
-        f"rows: {', '.join(f'{size:,} {name}' for name, size in sizes.items())}{more}; {_lengths(data, rows, what)}",
+        f"rows: {sizes}{more}; {_lengths(data, rows, what)}",
         *_examples(data),
         f"the first {what} row, as the model sees it" + _legend(spec),
         *(f"  {line}" for line in _first_row(data, rows).splitlines()),

@@ -48,6 +48,13 @@ class Splits:
         splits = (self.train, *self.validation.values(), *self.test.values())
         return [*{id(rows): rows for rows in splits}.values()]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of rows of each split by name; without the training split if it is what `test` measures."""
+        measured = any(self.train is rows for rows in self.test.values())
+        splits = {} if measured else {"training": self.train}
+        return {name: len(rows) for name, rows in (splits | {**self.validation, **self.test}).items()}
+
 
 def read_splits(
     spec: DatasetSpec,

@@ -72,7 +72,7 @@ def _cases(runs: Campaign, args: argparse.Namespace, start: int) -> int:
             whole.merge(tally)
             failures += len(found)
             for problem, (case, outcome) in found.items():
-                where = case.to_json() if args.stable else campaign.keep(case, problem)
+                where = case.to_json() if args.stable else campaign.keep(case)
                 said = (outcome.err or outcome.out).strip().splitlines()[-1:] or [""]
                 print(f"  {problem} ({tally.problems[problem]} cases)\n    {said[0][:200]}\n    {where}", flush=True)
     _print_row(("all", *whole.row()))

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -100,6 +101,8 @@ class Campaign:
 
         try:
             outcome = Forked(command, folder).wait()
+            if "debug" in case.arguments and outcome.code == 2:  # --log-level debug shows the traceback of an error
+                outcome = replace(outcome, err=re.sub(r"(?ms)\A.*(?=^error: )", "", outcome.err))
             passed = ("NaN in a weight",) if case.kind == NAN_WEIGHTS and outcome.code == 0 else ()
             return replace(outcome, lost=case.lost(folder) + passed)
         finally:
@@ -179,11 +182,12 @@ def shares(count: int) -> dict[str, int]:
     return {name: max(1, round(count * weight / total)) for name, weight in weights().items()}
 
 
-def keep(case: Case, problem: str) -> Path:
-    """Write a case to the regressions."""
-    name = f"{case.kind.replace(' ', '-')}-{hashlib.sha256(problem.encode()).hexdigest()[:8]}.json"
+def keep(case: Case) -> Path:
+    """Write a case to the regressions. Two causes may have one problem, so the name follows from the case."""
+    text = case.to_json()
+    name = f"{case.kind.replace(' ', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
     REGRESSIONS.mkdir(exist_ok=True)
-    (REGRESSIONS / name).write_text(case.to_json(), encoding="utf-8")
+    (REGRESSIONS / name).write_text(text, encoding="utf-8")
     return REGRESSIONS / name
 
 

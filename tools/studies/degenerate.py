@@ -11,7 +11,7 @@ from model.mean_squares import Interval, interval
 from tools.studies.results import Row, end_of, measuring_rows, rows_of
 from tools.studies.spec import Study
 from tools.studies.statistics import Rows
-from tools.studies.summary import ArmResult, Comparison
+from tools.studies.summary import UNFINISHED, ArmResult, Comparison
 
 
 def warnings(study: Study, comparison: Comparison) -> list[str]:
@@ -27,9 +27,13 @@ def warnings(study: Study, comparison: Comparison) -> list[str]:
 
 
 def _without_result(comparison: Comparison) -> str:
-    rates = (f"{arm} at {rate:g}" for arm, lost in comparison.untuned.items() for rate in lost)
-    names = ", ".join([*comparison.missing, *rates])
-    return f"Without a result, because a run diverged or failed: {names}." if names else ""
+    rates = ((f"{arm} at {rate:g}", why) for arm, lost in comparison.untuned.items() for rate, why in lost.items())
+    reasons = [*comparison.missing.items(), *rates]
+    waiting = ", ".join(name for name, why in reasons if why == UNFINISHED)
+    failed = ", ".join(name for name, why in reasons if why != UNFINISHED)
+    sentences = [f"Not finished: {waiting}."] if waiting else []
+    sentences += [f"Without a result, because a run diverged or failed: {failed}."] if failed else []
+    return " ".join(sentences)
 
 
 def one_class_seeds(study: Study, arm: ArmResult) -> str:

@@ -17,7 +17,7 @@ from tools.studies.jobs import Case, Commands, Job, Key, measuring_cases, prefix
 from tools.studies.results import Measured, Rung, beyond, read_measured, rung_of
 from tools.studies.running import JobRecord, Start, check_unfinished, record_of, run_here, run_submitted, start_process
 from tools.studies.spec import Study
-from tools.studies.summary import Comparison, compare
+from tools.studies.summary import UNFINISHED, Comparison, compare
 
 Track = Callable[[Iterator[JobRecord], int, str], Iterator[JobRecord]]
 
@@ -129,7 +129,7 @@ class Execution:
         """Note why learning rates of an arm have no result. `found`: the names of the runs that have one."""
         for case in waiting:
             if case.key == key and case.name not in found:
-                reason = self.reasons.get(case.name, "it is not finished")
+                reason = self.reasons.get(case.name, UNFINISHED)
                 self.untuned.setdefault(key, {}).setdefault(case.learning_rate, reason)
         for rate in (rate for rate, value in rung.values.items() if not math.isfinite(value)):
             self.untuned.setdefault(key, {}).setdefault(rate, f"its {self.study.measure} is not finite")
@@ -145,7 +145,7 @@ class Execution:
         jobs, scores = {}, {}
         for case in cases:
             if (scoring := scored.get(self.commands.scoring(case).name)) is None:
-                self.reasons.setdefault(case.name, "its scores are missing")
+                self.reasons.setdefault(case.name, "its scores are missing" if run_jobs else UNFINISHED)
                 continue
             scores[case.name] = scoring
             try:
@@ -171,7 +171,7 @@ class Execution:
         records = {name: record for name, job in jobs.items() if (record := record_of(job, self.jobs_folder))}
         missing = [job for name, job in jobs.items() if name not in records]
         if not run_jobs:
-            self.reasons |= {job.name: "it is not finished" for job in missing}
+            self.reasons |= {job.name: UNFINISHED for job in missing}
             return records
         for job in missing:
             check_unfinished(job, self.jobs_folder)
@@ -205,4 +205,4 @@ class Execution:
     def _why(self, key: Key, lost: list[Case]) -> str:
         names = [case.name for case in lost]
         names += [name for name in self.reasons if not lost and name.startswith(f"{prefix(key)}.lr")]
-        return next((self.reasons[name] for name in names if name in self.reasons), "it is not finished")
+        return next((self.reasons[name] for name in names if name in self.reasons), UNFINISHED)

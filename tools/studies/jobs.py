@@ -154,7 +154,7 @@ class Commands:
         )
         write_text(configuration, text)
         chosen = {"importance_test_name": arm.heuristic, "lora_config": str(configuration), "seed": self._seed(case)}
-        chosen |= {"imp_halves": False}  # results over seeds decide
+        chosen |= {"imp_halves": False, "imp_step_time": False}  # results over seeds decide, and no budget is a time
         own = arm.options
         if arm.heuristic == "constant":  # arms share this list
             own = {key: value for key, value in own.items() if key in _OF_THE_ELEMENTS}

@@ -16,6 +16,7 @@ from tools.studies.spec import Study
 from tools.studies.statistics import Difference, differences, step_down
 
 T = TypeVar("T")
+UNFINISHED = "it is not finished"  # why a run has no result
 
 
 @dataclass(frozen=True)
