@@ -11,7 +11,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(RUN) -m pytest --timeout 600
 WORKERS ?= 2
 SAMPLE ?= 25  # mutants of each file
-MODEL_TESTS := $(addprefix tests/test_,any_model.py block_form.py tables.py family.py packing.py models.py)
+MODEL_TESTS := any_model block_form embeddings encoder_decoder experts family models packing tables
+MODEL_TESTS := $(MODEL_TESTS:%=tests/test_%.py)
 
 .PHONY: help
 help:  ## list these targets

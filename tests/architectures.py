@@ -286,4 +286,4 @@ def _row_of_two_parts(each: Architecture) -> tuple[str, ...]:
     places = " ".join(f"`{place}`" for place in each.places.split())
     tasks = "classification, summaries"
     packed = "but for `wo`" if each.model_type == "t5" else "yes"
-    return (f"`{each.model_type}`", places, "no", tasks, "no", "to rounding", packed, "merged", "each change")
+    return (f"`{each.model_type}`", places, "no", tasks, "no", "to rounding", packed, "merged", "slow")
