@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(rounds=1)
     megabytes = whole_number(at_least(1))
     parser.add_argument("--size", type=megabytes, default=240, metavar="MB", help="of a file (default: %(default)s)")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="of file; repeatable (default: all)")
     parser.add_argument(
         "--reading-only",
         action="store_true",
@@ -50,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     say(measure.heading(args, f"own data in files of about {args.size} MB, language modelling"))
     table = Table("file", "size, MB", "peak, MB", "of it anonymous, MB", "tokens", "CPU seconds", "tokens per second")
-    for kind in KINDS:
+    for kind in args.kind or KINDS:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"rows.{kind}"
             write_rows(path, args.size * MEGA)
