@@ -147,8 +147,10 @@ class TestData:
 
 def test_a_new_length_of_a_schedule_is_noted(capfd, world: World, tmp_path: Path) -> None:
     saved = checkpoint(world, tmp_path, "run", "--max-steps", 2, "--lr-scheduler", "linear")
-    assert run("train", "--resume-training", "--load", saved, "--max-steps", 3) == 0
-    assert "note: --max-steps changes the length of the run" in capfd.readouterr().out
+    for length, is_said in (((), False), (("--max-steps", 2), False), (("--max-steps", 3), True)):
+        capfd.readouterr()
+        assert run("train", "--resume-training", "--load", saved, *length) == 0
+        assert ("note: --max-steps changes the length of the run" in capfd.readouterr().out) is is_said
 
 
 def test_every_option_is_one_that_may_change_or_not() -> None:
