@@ -144,8 +144,9 @@ class TestPicture:
         shown = [float(text.get_text()) * 10.0**power for text in axes.texts]
         expected = [item.score for item in again.scored]
         assert shown == pytest.approx(expected, rel=0.01, abs=1e-3 * 10.0**power)
-        assert len(axes.patches) == int(0.3 * 12) + round(0.3 * 7)
-        best = sorted(values(again), key=values(again).get)[-len(axes.patches) :]
+        frames = axes.collections[1].get_paths()
+        assert len(frames) == int(0.3 * 12) + round(0.3 * 7)
+        best = sorted(values(again), key=values(again).get)[-len(frames) :]
         bold = [text for text in axes.texts if text.get_fontweight() == "bold"]
         positions = {(round(text.get_position()[1]), round(text.get_position()[0])) for text in bold}
         names = [label.get_text() for label in axes.get_xticklabels()]

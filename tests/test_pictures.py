@@ -113,8 +113,8 @@ class TestHeatMap:
         values = {(0, "q_proj"): 1.0, (1, "q_proj"): 2.0, (1, "w2"): 3.0}
         picture = heat_map(values, marked={"layer_1.w2"}, mark="chosen")
         axes = axes_of(picture)
-        (frame,) = axes.patches
-        assert [round(middle) for middle in frame.get_center()] == [1, 1]
+        (frame,) = axes.collections[1].get_paths()
+        assert [round(middle) for middle in frame.get_extents().corners().mean(axis=0)] == [1, 1]
         assert texts(text for text in axes.texts if text.get_fontweight() == "bold") == ["3"]
         assert picture.note == "framed: chosen"
 

@@ -117,7 +117,7 @@ def save(path: Path, *pictures: Picture) -> None:
     figure.set_dpi(_DENSITY)
     if (layout := figure.get_layout_engine()) is not None:  # laid out once: `savefig` would draw all of it for that
         layout.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # "none" leaves a placeholder, for which `savefig` draws twice
     with whole(path) as unfinished:
         about, quick = {"Software": MADE_BY}, {"compress_level": 1}
         figure.savefig(unfinished, dpi=_DENSITY, facecolor=SURFACE, metadata=about, pil_kwargs=quick)

@@ -71,7 +71,7 @@ class HeatMap:
         from matplotlib.collections import PatchCollection
         from matplotlib.patches import Rectangle
 
-        cells, colours = [], []
+        cells, colours, frames = [], [], []
         power, shade = _common_power(self.values.values()), _shades([*self.values.values(), *self.beside])
         for place, (column, row) in self._cells().items():
             value, marked = self.values[place], place.key in self.marked
@@ -79,14 +79,13 @@ class HeatMap:
             share = shade(value)
             cells.append(Rectangle(corner, 0.94, 0.88))
             colours.append((HEAT, share))
-            if marked:
-                frame = Rectangle(corner, 0.94, 0.88, fill=False, edgecolor=FRAME, linewidth=2, clip_on=False)
-                axes.add_patch(frame)
+            frames += [Rectangle(corner, 0.94, 0.88)] if marked else []
             text = self.zero if value == 0 else _in_few_digits(value / 10.0**power)
             ink, weight = SURFACE if share > _DARK else INK, "bold" if marked else "normal"
             shown = axes.text(column, row, text, ha="center", va="center", fontsize=10, color=ink, fontweight=weight)
             shown.set_in_layout(False)  # it lies inside the axes, and measuring it takes time
         axes.add_collection(PatchCollection(cells, facecolors=colours, edgecolors="none", clip_on=False))
+        axes.add_collection(PatchCollection(frames, facecolors="none", edgecolors=FRAME, linewidths=2, clip_on=False))
         axes.set(xlim=(-0.5, len(self.columns) - 0.5), ylim=(len(self.rows) - 0.5, -0.5), ylabel="block")
         axes.set_xticks(range(len(self.columns)), self.columns)
         axes.set_yticks(range(len(self.rows)), [Place(row, "").block for row in self.rows])
