@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -105,13 +104,16 @@ class Anonymous(threading.Thread):
 
     @staticmethod
     def _now() -> int:
-        status = Path("/proc/self/status")
-        lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
-        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+        return _status("RssAnon")
 
 
-def _peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _status(name: str) -> int:
+    """Bytes that the system counts for this process; 0 if it has no such count. `VmHWM` is the peak since its start:
+    `ru_maxrss` would begin with the peak of the parent, which has made the file.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def read(path: str, reading_only: bool) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def read(path: str, reading_only: bool) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, trust_remote_code=False)
     tokenizer("a")
-    before, anonymous, start = _peak(), Anonymous(), time.process_time()
+    before, anonymous, start = _status("VmHWM"), Anonymous(), time.process_time()
     anonymous.start()
     spec, _ = describe(path, OwnDataOptions(), None, cache=True)
     data = TextDataModule(spec, DataOptions())
@@ -133,7 +135,7 @@ def read(path: str, reading_only: bool) -> dict[str, Any]:
     seconds = time.process_time() - start
     tokens = sum(int(rows.with_format("numpy")["length"][:].sum()) for rows in encoded)
     own = anonymous.peak - anonymous.start_bytes
-    return {"peak": _peak() - before, "anonymous": own, "seconds": seconds, "tokens": tokens}
+    return {"peak": _status("VmHWM") - before, "anonymous": own, "seconds": seconds, "tokens": tokens}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from dataset import registry
+from dataset.reading import source
 from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
@@ -116,7 +117,7 @@ def test_test_split_is_used_where_it_has_labels_and_replaced_where_it_is_not_the
 ALPACA = {key: [f"{key} {index}" for index in range(60)] for key in ("instruction", "input", "output")}
 
 
-def test_without_validation_split_five_percent_are_held_out(tmp_path):
+def test_without_validation_split_five_percent_are_held_out(tmp_path, monkeypatch):
     spec = registry.get("alpaca")
     folder = save(tmp_path / "data", {"train": ALPACA}, "jsonl")
     splits = read_splits(spec, folder)
@@ -125,6 +126,9 @@ def test_without_validation_split_five_percent_are_held_out(tmp_path):
     assert sorted(train + held_out) == sorted(ALPACA["output"])
     assert train == [row for row in ALPACA["output"] if row in set(train)], "file order"
     assert read_splits(spec, folder).validation["validation"]["output"][:] == held_out
+    monkeypatch.setattr(source, "_AT_ONCE", 7)  # as of millions of rows
+    again = read_splits(spec, folder)
+    assert (again.train["output"][:], again.validation["validation"]["output"][:]) == (train, held_out)
     assert splits.notes[0].startswith("no validation split: 3 of 60 training rows (5%, the same for every seed)")
 
 

@@ -71,9 +71,12 @@ class _Column:
         self._lengths, self._contents = blake2b(digest_size=20), blake2b(digest_size=20)
 
     def add(self, values: pa.ChunkedArray) -> None:
-        for chunk in values.chunks:
-            if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
-                self._add_texts(chunk.cast(pa.large_string()))
+        is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+        # Rows that were taken one by one are chunks of one row each.
+        joined = (values.cast(pa.large_string()) if is_text else values).combine_chunks()
+        for chunk in joined.chunks if isinstance(joined, pa.ChunkedArray) else [joined]:
+            if is_text:
+                self._add_texts(chunk)
             else:
                 self._kinds.add(str(chunk.type))
                 if pa.types.is_list(chunk.type):  # several labels a row

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets
+from numpy.typing import NDArray
 
 from dataset.reading.checked import checked
 from dataset.reading.labels import are_hidden
@@ -20,6 +21,7 @@ from heterolora.common.errors import UserError, nearest
 from options.data import HELD_OUT
 
 _TEST = "test"  # the usual name of this split
+_AT_ONCE = 1_000_000  # rows that are selected at once
 #: Columns that other programs put before prompts and conversations.
 _BESIDE = ("tools", "functions", "system", "system_prompt", "history")
 
@@ -204,5 +206,13 @@ def _hold_out(rows: Dataset, share: float, seed: int | None, running_text: bool)
         # Slices, because rows that are taken one by one are read slowly.
         rest = concatenate_datasets([rows.select(range(start)), rows.select(range(end, length))])
         return rest, rows.select(range(start, end))
-    order = draw.permutation(len(rows))
-    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
+    held = np.zeros(len(rows), bool)
+    held[draw.permutation(len(rows))[:count]] = True
+    return _selected(rows, ~held), _selected(rows, held)
+
+
+def _selected(rows: Dataset, chosen: NDArray[np.bool_]) -> Dataset:
+    """Return the chosen rows in file order. They are selected in parts, because `select` takes 80 bytes a row."""
+    numbers = np.flatnonzero(chosen)
+    parts = [rows.select(part) for part in np.array_split(numbers, -(-len(numbers) // _AT_ONCE))]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
