@@ -70,6 +70,7 @@ def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_files_of_one_heuristic_are_told_apart(write, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("LINES", "50")  # without it, a dumb terminal has 80 columns in rich
     paths = [write("a.toml", A), write("b.toml", dataclasses.replace(B, importance_test_name="grad_norm"))]
     bracketed = Path(paths[0]).parent / "[x]" / "c.toml"
     bracketed.parent.mkdir()
