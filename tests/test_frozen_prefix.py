@@ -202,6 +202,7 @@ def deep(world: World, tmp_path_factory: pytest.TempPathFactory) -> Deep:
     return Deep(world, folder)
 
 
+@pytest.mark.slow
 def test_a_run_with_reallocations_has_the_weights_of_one_without_it(deep: Deep, capsys) -> None:
     search = ("--realloc-N", 6, "--imp-limit-test-batches", 3, "--turn-on-percentile", 0.5)
     windows = ("--accumulate-grad-batches", 2, "--gradient-checkpointing")

@@ -547,10 +547,12 @@ def test_the_example_with_images() -> None:
     assert float(out.rsplit("loss after training: ", 1)[1]) < 0.3  # 0.69 is chance
 
 
+@pytest.mark.slow
 def test_the_example_with_a_network_of_ones_own() -> None:
     assert run_example("score_your_own_network.py").count("best layer: blocks.") == 3
 
 
+@pytest.mark.slow
 def test_the_notebook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import matplotlib
 

@@ -257,6 +257,7 @@ class TestOneRun:
         anchors = {node.attributes["href"] for node in page.all("a")}
         assert anchors == {f"#{node.attributes['id']}" for node in page.all("section")}
 
+    @pytest.mark.slow
     def test_it_is_small(self, tmp_path: Path) -> None:
         """Four searches in all places of 24 blocks, with 40 reallocations each."""
         report(tmp_path, *(dynamic_run(tmp_path / f"run{i}", 24, [k // 10 for k in range(40)]) for i in range(4)))

@@ -97,9 +97,8 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize(
-    "variant", ["accumulation", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "validation"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", RESUMED)
 def test_resume_is_exact(shrinking, tmp_path: Path, every_save_kept, variant: str) -> None:  # noqa: F811
     arguments = ("--project-dir", tmp_path, "--project", "whole", "--checkpoint-every-n-steps", 1)
     assert run(*shrinking(*arguments, *RESUMED[variant])) == 0

@@ -679,6 +679,7 @@ def peft_arms(*methods: str) -> str:
     return MINIMAL[: MINIMAL.index("[arms.grad_norm]")].replace("[0, 1]", "[0]").replace("[600]", "[3000]") + arms
 
 
+@pytest.mark.slow
 def test_pefts_own_methods_run_in_the_same_loop(tmp_path: Path, world: World, start: InThisProcess) -> None:
     study(write(tmp_path, world, peft_arms(*PEFT_METHODS).replace("1e-3, 1e-2", "1e-2")), tmp_path / "out")
     found = {row["arm"]: int(row["parameters"]) for row in rows(tmp_path / "out")}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.faults.server import Server
 from tests.world import World, metrics_of, same_weights
 
 
+@pytest.mark.slow
 def test_two_encode_the_same_data(server: Server, world: World, tmp_path: Path) -> None:
     """The data set cache has nothing of this folder before. A third run finds what the two wrote."""
     data = shutil.copytree(world.sst2, tmp_path / "data")
