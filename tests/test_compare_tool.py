@@ -3,9 +3,11 @@
 import dataclasses
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from heterolora.choosing import scores
@@ -69,8 +71,8 @@ def test_tables(write, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_files_of_one_heuristic_are_told_apart(write, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setenv("LINES", "50")  # without it, a dumb terminal has 80 columns in rich
+    # The variable COLUMNS does not reach rich in every order of the tests.
+    monkeypatch.setattr("actions.run.console.Console", partial(Console, width=1000, height=50))
     paths = [write("a.toml", A), write("b.toml", dataclasses.replace(B, importance_test_name="grad_norm"))]
     bracketed = Path(paths[0]).parent / "[x]" / "c.toml"
     bracketed.parent.mkdir()
