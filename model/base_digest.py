@@ -21,11 +21,11 @@ from huggingface_hub import try_to_load_from_cache
 from dataset.reading.cache import cache_folder, digest
 from heterolora.common.errors import UserError
 from heterolora.common.files import write_text
+from heterolora.common.outside import read_text
 
 RECENT = 2.0  # seconds: a file may be written twice within one tick of a coarse clock
 
-_HEX = re.compile(rb"[0-9a-f]{64}")
-_LONGEST = 65  # bytes: one more than a digest has
+_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class KeptDigest:
@@ -42,16 +42,15 @@ class KeptDigest:
             return compute()
         key = digest([self._files, about, torch.__version__, transformers.__version__])
         path = cache_folder() / "bases" / f"{key}.sha256"
-        if path.exists() and not path.is_file():  # a device or a pipe, which has no end
-            return compute()
-        with suppress(OSError), path.open("rb") as file:
-            if _HEX.fullmatch(kept := file.read(_LONGEST)):
-                return kept.decode()
+        with suppress(UserError):  # none is kept yet, or it is damaged
+            if _HEX.fullmatch(kept := read_text(path, "the kept digest", "delete it")):
+                return kept
         found = compute()
         newest = max(max(modified, changed) for _, _, modified, changed, *_ in self._files) / 1e9
         if _state_of(self._folder) == self._files and newest + RECENT < time.time():
             with suppress(OSError, UserError):  # it is only slower without
-                write_text(path, found)
+                if path.is_file() or not path.exists():  # a pipe could wait for a reader without end
+                    write_text(path, found)
         return found
 
 
