@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from actions.command.command import Command
 from actions.command.parse import parse_command
 from actions.result.metrics_file import read_metrics
+from actions.run.collection import seldom_collected
 from actions.run.console import hide_warnings, print_any_text, set_log_level
 from actions.run.endings import end_with_parent, ended, explanation
 from actions.run.run_folder import ADAPTER
@@ -65,9 +66,14 @@ class Fitted:
         return rows_of(request)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. A mistake of the user gives one line on stderr and code 2."""
-    return ended(partial(_run, sys.argv[1:] if arguments is None else arguments))
+def main(arguments: Sequence[str] | None = None, *, is_program: bool = False) -> int:
+    """Run one command and return its exit code. A mistake of the user gives one line on stderr and code 2.
+
+    Args:
+        arguments: of the command. None: those of this process.
+        is_program: whether this process runs nothing else.
+    """
+    return ended(partial(_run, sys.argv[1:] if arguments is None else arguments, is_program))
 
 
 def fit(action: str = TRAIN, **options: Any) -> Fitted:
@@ -109,7 +115,7 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str], is_program: bool) -> None:
     debugging = "debug" in arguments
     end_with_parent()
     print_any_text()
@@ -121,13 +127,14 @@ def _run(arguments: Sequence[str]) -> None:
         debugging = command.values["log_level"] == "debug"
         if command.values["log_level"] not in ("debug", "info"):
             hide_warnings()  # those that come while files are read
-        _act(_request(command))
+        _act(_request(command), is_program)
     except Exception as failure:
         if debugging and explanation(failure) is not None:
             traceback.print_exc()
         raise
 
 
+@seldom_collected()
 def _request(command: Command) -> Request:
     from actions.request.elements import request_of
     from actions.request.new_data import new_data_of
@@ -137,11 +144,12 @@ def _request(command: Command) -> Request:
     return request_of(command, partial(new_data_of, command)) if command.action in ANSWERING else request_of(command)
 
 
-def _act(request: Request) -> Any:
-    action = importlib.import_module(f"actions.{request.action.replace('-', '_')}")
+def _act(request: Request, is_program: bool = False) -> Any:
+    with seldom_collected(stays=is_program):
+        action = importlib.import_module(f"actions.{request.action.replace('-', '_')}")
     set_log_level(request.options.run.log_level)  # after the libraries are imported: they set levels
     return action.run(request)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(is_program=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import datasets
@@ -10,6 +11,15 @@ import pytest
 import torch
 
 from tests.world import World, make_world
+
+
+def pytest_collection() -> None:
+    gc.disable()  # importing makes a million objects that stay
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # no collection in a test looks through them again
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

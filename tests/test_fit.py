@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from heterolora.common.errors import UserError
 from heterolora.program import fit as fit_of_the_package
 from main import Fitted, fit, main
-from tests.world import World, command, metrics_of, run, same_weights
+from tests.world import ROOT, World, command, metrics_of, run, same_weights
 
 
 @pytest.fixture
@@ -26,7 +29,10 @@ def options(world: World, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_it_is_the_command(options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
     found = fit(**options, row_results=True)
+    assert gc.get_threshold() == threshold
+    assert gc.get_freeze_count() <= frozen  # objects of a notebook can still be collected
     assert "run folder:" in capsys.readouterr().out
     assert found.folder == tmp_path / "run"
     assert found.metrics == metrics_of(found.folder)
@@ -35,6 +41,23 @@ def test_it_is_the_command(options: dict[str, Any], tmp_path: Path, capsys: pyte
     assert peft.PeftModel.from_pretrained(base, found.adapter).peft_config["default"].r == 2
     assert run("train", "--config", found.folder / "config.toml", "--project-dir", tmp_path, "--project", "again") == 0
     assert same_weights(*(tmp_path / name / "checkpoints" / "last.ckpt" for name in ("run", "again")))
+
+
+def test_a_program_collects_seldom_while_it_imports() -> None:
+    script = """
+import gc
+from actions.run.collection import seldom_collected
+before = gc.get_threshold()
+for stays in (False, True):
+    try:
+        with seldom_collected(stays=stays):
+            assert gc.get_threshold()[0] > 10 * before[0]
+            raise LookupError
+    except LookupError:
+        assert gc.get_threshold() == before
+        assert (gc.get_freeze_count() > 0) == stays
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 def test_it_searches(options: dict[str, Any]) -> None:

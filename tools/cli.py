@@ -124,7 +124,7 @@ def start(name: str, arguments: Sequence[str]) -> int:
         run(partial(tool.main, arguments[1:]))
     from main import main
 
-    return main(arguments)
+    return main(arguments, is_program=True)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
