@@ -15,6 +15,7 @@ from heterolora.saliency.score import score
 from heterolora.saliency.verdict import judge
 from model import metrics
 from tests.adapted import VARIANTS, adapted, shortcut_config
+from tests.quick import some_slow
 from tests.scoring import labelled, problem, q_and_v
 
 CPU = torch.device("cpu")
@@ -132,7 +133,7 @@ def test_block_evaluations(on_below: int, least_on: int, most_on: int, gain: flo
 
 class TestRestarts:
     @pytest.mark.parametrize("renormalize", [False, True])
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("variant", some_slow(VARIANTS, quick=["opt-pre", "gemma"]))
     @torch.no_grad()
     def test_bit_for_bit_a_whole_evaluation(self, variant: str, renormalize: bool) -> None:
         asked = small(variant, Metric(), renormalize=renormalize)

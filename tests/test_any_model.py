@@ -274,6 +274,7 @@ def steps_of_all() -> dict[str, bool]:
     }
 
 
+@pytest.mark.slow
 def test_a_sharded_base_computes_the_same():
     """On two processes."""
     for found in together(2, steps_of_all):

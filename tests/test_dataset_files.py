@@ -21,6 +21,7 @@ from dataset.reading.source import read_splits
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from tests.mistakes import refusal
+from tests.quick import some_slow
 
 SPEC = DatasetSpec("mine", "classification", ("text",), ("accuracy",), labels=("no", "yes"), test=None, path="my/rows")
 REGRESSION = replace(SPEC, labels=())
@@ -243,7 +244,7 @@ def test_whole_and_real_numbers_are_real_numbers(tmp_path: Path) -> None:
     assert [row["label"] for row in made] == [1.0] * 10_000 + [2.5]
 
 
-@pytest.mark.parametrize("suffix", ["txt", pytest.param("jsonl", marks=pytest.mark.slow), "csv", "parquet"])
+@pytest.mark.parametrize("suffix", some_slow(["txt", "jsonl", "csv", "parquet"], quick=["txt", "csv"]))
 def test_a_large_file_is_converted_in_pieces(tmp_path: Path, suffix: str) -> None:
     """Arrow never holds a third of the rows, and they are those that are read without a cache."""
     texts = [f"{number:07} {'word ' * 10}" for number in range(200_000)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from dataset.encoding.encode import encode
 from dataset.spec import DatasetSpec
 from heterolora.common.errors import UserError
 from options.data import DataOptions
+from tests.quick import some_slow
 from tests.tiny import word_tokenizer
 from tests.trainer import quiet_trainer
 
@@ -193,14 +195,14 @@ STEPS = {"max_steps": 17, "max_epochs": -1}
 
 @pytest.mark.parametrize(
     ("workers", "options", "epoch_end"),
-    [
-        *((0, {}, False), (2, {}, True), (0, ENDS, True), (2, ENDS, False), (0, VALIDATES, False)),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in ((0, {}, True), (2, {}, False), (0, ENDS, False), (2, ENDS, True), (0, VALIDATES, True))
-        ),
-        (0, STEPS, False),  # from the end of an epoch Lightning itself resumes wrongly with max_steps
-    ],
+    some_slow(
+        [
+            *itertools.product((0, 2), ({}, ENDS), (False, True)),
+            *((0, VALIDATES, False), (0, VALIDATES, True)),
+            (0, STEPS, False),  # from the end of an epoch Lightning itself resumes wrongly with max_steps
+        ],
+        quick=[(0, ENDS, True), (2, {}, True), (0, STEPS, False)],
+    ),
 )
 def test_lightning_resumes_at_the_very_next_batch(tmp_path, workers, options, epoch_end):
     def data():

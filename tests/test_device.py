@@ -19,6 +19,7 @@ from heterolora.saliency.no_trace import no_trace
 from model.task.fine_tuning import FineTuning
 from model.task.optimization import build_optimizer
 from model.task.scoring import scoring_problem
+from tests.quick import some_slow
 from tests.synchronisations import PerBatch
 from tests.test_divergence import install
 from tests.world import (
@@ -87,10 +88,10 @@ WAITS = {"prefix": (4, 4), "packed": (0, 2), "windows": (2, 1)}  # of the prefix
 
 @pytest.mark.parametrize(
     "case",
-    [
-        *("shortcuts", "packed", "windows", "scores"),
-        *(pytest.param(case, marks=pytest.mark.slow) for case in ("classification", "plain", "text", "prefix")),
-    ],
+    some_slow(
+        ["shortcuts", "packed", "windows", "scores", "classification", "plain", "text", "prefix"],
+        quick=["shortcuts", "windows", "scores"],
+    ),
 )
 def test_waits_of_a_step(cases, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether numbers are finite, and the loss for the progress bar."""

@@ -20,6 +20,7 @@ from heterolora.saliency.problem import Problem
 from main import main
 from model.reallocation import sources
 from tests.mistakes import complaint
+from tests.quick import some_slow
 from tests.world import World, command, metrics_of, run, same_weights, weights, write_lora, write_shortcuts
 
 
@@ -63,7 +64,7 @@ def on_in(folder: Path) -> set[tuple[str, str]]:
 
 
 class TestBudget:
-    @pytest.mark.parametrize("heuristic", saliency.names())
+    @pytest.mark.parametrize("heuristic", some_slow(saliency.names(), quick=["snip", "gain", "constant"]))
     def test_holds_after_every_reallocation_of_every_heuristic(self, searching, tmp_path, heuristic: str) -> None:
         arguments = ("--importance-test-name", heuristic, "--realloc-N", 6, "--max-epochs", 1)
         assert run(*searching(*arguments, "--project-dir", tmp_path, "--project", "run")) == 0
@@ -256,7 +257,7 @@ def assert_resumes_as(killed: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize(
     "variant",
-    ["dedicated", "training", *(pytest.param(v, marks=pytest.mark.slow) for v in ("accumulation", "warm-up"))],
+    some_slow(["dedicated", "training", "accumulation", "warm-up"], quick=["training"]),
 )
 def test_resume_is_exact(searching, tmp_path: Path, every_save_kept, variant: str) -> None:
     arguments = ("--project-dir", tmp_path, "--project", "whole", "--max-epochs", 2, "--checkpoint-every-n-steps", 1)

@@ -19,6 +19,7 @@ from heterolora.saliency import get
 from heterolora.saliency.from_training import TrainingGradients, recorded
 from model.load import enable_gradient_checkpointing
 from tests.adapted import CASES, VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
+from tests.quick import some_slow
 from tests.tiny import tiny_batch
 
 LAYERS = 3
@@ -337,7 +338,7 @@ def test_an_evaluation_in_between_leaves_the_sums_alone():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("variant", ["opt-pre", "roberta", "gemma"])
+@pytest.mark.parametrize("variant", some_slow(["opt-pre", "roberta", "gemma"], quick=["gemma"]))
 def test_nothing_is_kept_alive(variant, checkpointing):
     model, batch = model_of(variant, checkpointing=checkpointing), tiny_batch()
     found = recording(model)

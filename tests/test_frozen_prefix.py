@@ -21,6 +21,7 @@ from model.task.frozen_prefix import FrozenPrefix
 from model.task.row_cache import RowCache
 from options.ranges import byte_size, bytes_of
 from tests.adapted import VARIANTS, Adapted, adapted, gradients, lora_config, shortcut_config
+from tests.quick import some_slow
 from tests.tiny import PAD, VOCABULARY, tiny_batch
 from tests.world import World, command, model_folder, run, run_apart, weights
 
@@ -71,7 +72,7 @@ def counted(model: Adapted) -> list[int]:
     return ran
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", some_slow(VARIANTS, quick=["opt-pre", "roberta", "gemma"]))
 def test_gradients_are_those_without_it(variant: str) -> None:
     task = "causal_language_modeling" if variant in ("opt-post", "llama") else "classification"
     shortcut = shortcut_config(renormalize=variant == "opt-pre")

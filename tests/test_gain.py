@@ -22,6 +22,7 @@ from heterolora.saliency.problem import Loss, Movement, Problem
 from heterolora.saliency.score import score
 from heterolora.saliency.weight_gradients import weight_gradients
 from tests.adapted import adapted, lora_config, shortcut_config
+from tests.quick import some_slow
 from tests.scoring import labelled, problem
 
 
@@ -196,7 +197,7 @@ def test_activation_cannot_see_what_the_labels_need() -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 3))]
+    "seed", some_slow([0, 1, 3], quick=[0])
 )  # with 8 of the seeds 0 to 8; with 2, A hides one of the planted places
 class TestFromTheWrongChoice:
     def test_gain_leaves_it_and_stays(self, seed: int) -> None:

@@ -17,6 +17,7 @@ import heterolora as hl
 from heterolora.common.errors import UserError
 from heterolora.elements.peft_space import peft_space
 from heterolora.transformers import Reallocate
+from tests.quick import some_slow
 from tests.test_in_trainer import Watch
 from tests.world import ROOT
 
@@ -58,7 +59,7 @@ def trainer(folder: Path, callback: Reallocate, model: Any = None, **given: Any)
     return made
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", some_slow([False, True], quick=[True]))
 def test_the_passes_of_the_reference_change_nothing(tmp_path: Path, checkpointing: bool) -> None:
     callback = Reallocate(share=0.3, compact=False)
     made = trainer(tmp_path, callback, gradient_checkpointing=checkpointing)

@@ -28,6 +28,7 @@ from heterolora.elements.inside import space_of
 from heterolora.elements.peft_space import peft_space
 from heterolora.lightning import Reallocate
 from heterolora.transformers import Reallocate as InTrainer
+from tests.quick import some_slow
 from tests.test_in_trainer import adapted_model, arguments, peft_model, rows
 from tests.tiny import VOCABULARY, tiny_network
 from tests.world import ROOT
@@ -97,7 +98,10 @@ def test_the_choices_are_those_in_transformers_trainer(tmp_path: Path, given: di
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"units": "rank"}, {"schedule": "fixed", "every": 3, "batches": 2, "heuristic": "weight_gradient"}],
+    some_slow(
+        [{}, {"units": "rank"}, {"schedule": "fixed", "every": 3, "batches": 2, "heuristic": "weight_gradient"}],
+        quick=[{"units": "rank"}],
+    ),
     ids=["shrink", "rank", "fixed"],
 )
 def test_the_choices_on_the_librarys_own_layers_are_those_on_peft(tmp_path: Path, given: dict[str, Any]) -> None:
@@ -167,7 +171,7 @@ def test_every_decision_is_in_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("units", ["element", "rank"])
+@pytest.mark.parametrize("units", some_slow(["element", "rank"], quick=["rank"]))
 def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, model: str, units: Any) -> None:
     """Every batch is the same one: Lightning does not continue a plain DataLoader at its position."""
     straight, again = (Reallocate(share=0.3, compact=False, units=units) for _ in range(2))

@@ -27,6 +27,7 @@ from heterolora.elements.inside import space_of
 from heterolora.elements.peft_space import peft_space
 from heterolora.search import Plan, Search
 from heterolora.transformers import STATE, Reallocate
+from tests.quick import some_slow
 from tests.tiny import VOCABULARY, tiny_network
 from tests.world import ROOT
 
@@ -353,11 +354,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
     "adafactor": {"optim": "adafactor"},
 }
-QUICK = ("accumulation", "mixed precision", "momentum")
+QUICK = ("accumulation", "mixed precision")
 
 
 @pytest.mark.parametrize("units", ["element", "rank"])
-@pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
+@pytest.mark.parametrize("way", some_slow(WAYS, QUICK))
 def test_what_is_off_does_not_move_in_any_way_of_training(tmp_path: Path, way: str, units: Any) -> None:
     callback = Reallocate(share=0.3, units=units, compact=False)
     trainer = trained(tmp_path, callback, max_steps=6, **WAYS[way])
@@ -398,8 +399,11 @@ def test_a_line_at_the_start_and_at_the_end(tmp_path: Path, monkeypatch: pytest.
     assert re.fullmatch(r"heterolora: \d+ of 28 ranks are on, with [4-7]\d\d parameters", end)
 
 
+RESUMED = [{"share": 0.3}, {"share": 0.3, "schedule": "fixed", "every": 3, "batches": 2}]
+
+
 class TestResume:
-    @pytest.mark.parametrize("given", [{"share": 0.3}, {"share": 0.3, "schedule": "fixed", "every": 3, "batches": 2}])
+    @pytest.mark.parametrize("given", some_slow(RESUMED, quick=RESUMED[:1]))
     def test_it_continues_bit_for_bit(self, tmp_path: Path, given: dict[str, Any]) -> None:
         saving = {"save_strategy": "steps", "save_steps": 5}
         straight = Reallocate(**given, compact=False)
@@ -435,7 +439,7 @@ class TestResume:
 class TestOwnLayers:
     """Layers of `hl.adapt` instead of those of PEFT."""
 
-    @pytest.mark.parametrize("units", [pytest.param("element", marks=pytest.mark.slow), "rank"])
+    @pytest.mark.parametrize("units", some_slow(["element", "rank"], quick=["rank"]))
     def test_the_choices_are_those_on_peft(self, tmp_path: Path, units: Any) -> None:
         """Also where training was interrupted, bit for bit."""
         saving = {"save_strategy": "steps", "save_steps": 5}

@@ -18,6 +18,7 @@ from heterolora.elements.inside import space_of
 from heterolora.elements.peft_space import peft_space
 from heterolora.lightning import Reallocate as InLightning
 from heterolora.transformers import Reallocate
+from tests.quick import some_slow
 from tests.test_in_lightning import fit
 from tests.test_in_trainer import trained
 from tests.tiny import tiny_network
@@ -50,7 +51,7 @@ def is_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     )
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", some_slow([4, 8], quick=[4]))
 def test_ranks_are_turned_off_on_layers_of_peft(tmp_path: Path, folder: Path, bits: int) -> None:
     torch.manual_seed(0)
     model = peft.prepare_model_for_kbit_training(base(folder, bits), use_gradient_checkpointing=False)
@@ -73,7 +74,7 @@ def test_ranks_are_turned_off_on_layers_of_peft(tmp_path: Path, folder: Path, bi
     assert is_equal(deltas(loaded), expected)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", some_slow([4, 8], quick=[8]))
 def test_ranks_are_turned_off_on_layers_of_the_library(tmp_path: Path, folder: Path, bits: int) -> None:
     torch.manual_seed(0)
     callback = InLightning(share=0.3, units="rank", compact=False)

@@ -17,6 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.mistakes import complains
+from tests.quick import some_slow
 from tests.world import World, command, main, run
 
 Series = dict[str, list[tuple[int, float]]]
@@ -298,7 +299,7 @@ class TestPicture:
 
 
 class TestResume:
-    @pytest.mark.parametrize("logger", [pytest.param("tensorboard", marks=pytest.mark.slow), "csv"])
+    @pytest.mark.parametrize("logger", some_slow(["tensorboard", "csv"], quick=["csv"]))
     def test_curves_are_those_of_a_run_that_never_stopped(self, train: Callable[..., Path], logger: str) -> None:
         """Killed after step 9 with a checkpoint from step 6: what 7 to 9 had shown is shown once, by the second try."""
         whole = train(logger, "whole", "--max-epochs", 1)

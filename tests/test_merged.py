@@ -29,6 +29,7 @@ from model import family
 from model.merge import fold as fold_into
 from model.merge import in_numbers, unwrap
 from tests.adapted import CASES, Adapted, adapted, lora_config, put_into, shortcut_config
+from tests.quick import some_slow
 from tests.test_peft_in import trained_by_peft
 from tests.tiny import tiny_batch
 from tests.together import together
@@ -154,7 +155,10 @@ def trained(result: Path, *more: object) -> PreTrainedModel:
 class TestTool:
     @pytest.mark.parametrize(
         ("name", "task"),
-        [("opt", "classification"), ("roberta", "classification"), ("gemma", "causal_language_modeling")],
+        some_slow(
+            [("opt", "classification"), ("roberta", "classification"), ("gemma", "causal_language_modeling")],
+            quick=[("gemma", "causal_language_modeling")],
+        ),
     )
     def test_the_folder_loads_as_any(self, world: World, tmp_path: Path, name: str, task: str) -> None:
         base = model_folder(tmp_path / "base", name)
@@ -204,7 +208,7 @@ class TestTool:
         assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 95e6
         assert peak < 60e6
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("dtype", some_slow([torch.bfloat16, torch.float16], quick=[torch.bfloat16]))
     def test_a_16_bit_base_stays_one(
         self, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: torch.dtype
     ) -> None:

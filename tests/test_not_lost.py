@@ -12,6 +12,7 @@ from actions import train
 from dataset.official import official_metric
 from heterolora.common.errors import UserError
 from model.task.fine_tuning import FineTuning
+from tests.quick import some_slow
 from tests.world import World, command, main, run
 
 
@@ -34,7 +35,7 @@ def test_the_adapter_is_written_if_measuring_fails(world: World, tmp_path: Path,
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+@pytest.mark.parametrize("logger", some_slow(["csv", "tensorboard"], quick=["csv"]))
 @pytest.mark.parametrize("deleted", ["logs", "."])
 def test_a_folder_that_is_deleted_in_training(
     world: World, tmp_path: Path, monkeypatch, capsys, logger: str, deleted: str

@@ -27,6 +27,7 @@ from model.task.token_losses import Head
 from model.task.window import Window
 from tests.adapted import put_into
 from tests.mistakes import refusal
+from tests.quick import some_slow
 from tests.world import write_lora
 from tools import inspect_model
 from tools.planning.base import Base, nf4_constants, packed_layers
@@ -111,7 +112,7 @@ def plan_of(capsys: pytest.CaptureFixture[str], name: str, folder: Path, lora: P
     return {row["checkpointing"]: row["peak"] for row in found["rows"] if row["gpus"] == 1}
 
 
-@pytest.mark.parametrize("name", _SHAPES)
+@pytest.mark.parametrize("name", some_slow(_SHAPES, quick=["roberta"]))
 def test_the_peak_is_that_of_a_step(tmp_path: Path, capsys, name: str) -> None:
     lora = write_lora(tmp_path / "lora.toml", "q_proj", "v_proj", "w1", r=4)
     for checkpointing, peak in plan_of(capsys, name, tmp_path, lora).items():
@@ -145,12 +146,9 @@ _PUBLISHED = {
 }
 
 
-_QUICK = ("opt-350m", "roberta-base")
-
-
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [pytest.param(*each, marks=() if each[0] in _QUICK else pytest.mark.slow) for each in _PUBLISHED.items()],
+    some_slow(_PUBLISHED.items(), quick=[("roberta-base", _PUBLISHED["roberta-base"])]),
 )
 def test_published_models_of_every_family(capsys, name: str, weights: int) -> None:
     table = table_of(name)

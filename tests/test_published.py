@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.published import FOLDER, compute, keep
+from tests.quick import some_slow
 
 ARCHIVES = sorted(FOLDER.glob("*.tar.xz"), key=lambda path: path.stat().st_size)
 
 
 @pytest.mark.parametrize(
     "archive",
-    [ARCHIVES[0], *(pytest.param(path, marks=pytest.mark.slow) for path in ARCHIVES[1:])],
+    some_slow(ARCHIVES, quick=ARCHIVES[:1]),
     ids=lambda path: path.name,
 )
 def test_a_published_table_can_be_computed_again(archive: Path, tmp_path: Path) -> None:

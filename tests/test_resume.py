@@ -12,6 +12,7 @@ import torch
 
 from actions.training.callbacks import SeedEachBatch
 from actions.training.checkpoints import SafeCheckpointIO
+from tests.quick import some_slow
 from tests.world import World, command, main, metrics_of, run, same_weights
 
 WRITTEN = ("config.toml", "parameters.json", "logs/metrics.csv", "logs/hparams.yaml", "lora.toml")
@@ -42,7 +43,7 @@ def every_save_kept(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     "variant",
-    [v if v in ("plain", "accumulation") else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
+    some_slow(VARIANTS, quick=["plain", "accumulation"]),
 )
 def test_resume_is_exact(world: World, tmp_path: Path, every_save_kept, variant: str) -> None:
     options = ("--project-dir", tmp_path, "--max-epochs", 2, "--checkpoint-every-n-steps", 1, "--project", "whole")
@@ -73,7 +74,7 @@ def assert_same_files(one: Path, other: Path) -> None:
         assert same_weights(one / "checkpoints" / f"{name}.ckpt", other / "checkpoints" / f"{name}.ckpt"), name
 
 
-@pytest.mark.parametrize(("interval", "every"), [(4, 6), (0.3, 3), (1, 3)])
+@pytest.mark.parametrize(("interval", "every"), some_slow([(4, 6), (0.3, 3), (1, 3)], quick=[(4, 6)]))
 def test_the_best_checkpoint_resumes_exactly(
     world: World, tmp_path: Path, every_save_kept, capsys, interval, every
 ) -> None:

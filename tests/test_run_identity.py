@@ -20,6 +20,7 @@ from actions.run.run_folder import new_folder
 from heterolora.common.errors import UserError
 from main import main
 from model.task.fine_tuning import FineTuning
+from tests.quick import some_slow
 from tests.test_bad_input import complaint
 from tests.world import ROOT, STEADY, World, command, run, same_weights, write_lora
 
@@ -142,7 +143,7 @@ class TestNameThatExists:
 
 
 class TestCopiedCheckpoint:
-    @pytest.mark.parametrize("beside", ["nothing", "another run"])
+    @pytest.mark.parametrize("beside", some_slow(["nothing", "another run"], quick=["another run"]))
     def test_resumes_into_a_new_folder(self, capsys, world: World, trained: Path, tmp_path: Path, beside: str) -> None:
         elsewhere = tmp_path / "elsewhere"
         if beside == "another run":

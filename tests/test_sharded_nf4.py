@@ -24,6 +24,7 @@ from model.load import Base, load_base, load_config, load_tokenizer
 from model.quantize import quantize
 from model.sharding import Sharding, shard
 from tests.adapted import Adapted, lora_config, put_into, shortcut_config
+from tests.quick import some_slow
 from tests.scoring import problem
 from tests.tiny import tiny_batch
 from tests.together import STRATEGIES, assert_same, both, run_commands, together
@@ -63,11 +64,14 @@ def loaded(folder: Path, precision: str, sharded: bool, task: str = "wikitext2",
 
 @pytest.mark.parametrize(
     ("name", "shape", "task", "precision", "storage"),
-    [
-        ("opt", WIDE, "sst2", "bf16-mixed", torch.bfloat16),
-        ("llama", LLAMA, "wikitext2", "16-mixed", torch.float16),
-        ("llama", UNEVEN, "wikitext2", "32", torch.uint8),
-    ],
+    some_slow(
+        [
+            ("opt", WIDE, "sst2", "bf16-mixed", torch.bfloat16),
+            ("llama", LLAMA, "wikitext2", "16-mixed", torch.float16),
+            ("llama", UNEVEN, "wikitext2", "32", torch.uint8),
+        ],
+        quick=[("opt", WIDE, "sst2", "bf16-mixed", torch.bfloat16)],
+    ),
 )
 def test_the_layers_are_those_of_transformers(
     tmp_path: Path, name: str, shape: dict[str, int], task: str, precision: str, storage: torch.dtype

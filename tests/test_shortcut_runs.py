@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.adapted import CASES, VARIANTS
+from tests.quick import some_slow
 from tests.world import (
     World,
     metrics_of,
@@ -49,7 +50,10 @@ def training(world: World, shortcuts: Path, *more: object) -> list[str]:
 
 @pytest.mark.parametrize(
     ("variant", "task"),
-    [*CASES, *((variant, "summarization") for variant, task in CASES if task == "causal_language_modeling")],
+    some_slow(
+        [*CASES, *((variant, "summarization") for variant, task in CASES if task == "causal_language_modeling")],
+        quick=[*dict(CASES).items(), ("gemma", "summarization")],
+    ),
 )
 def test_every_family_and_task(world, shortcuts, data, tmp_path, variant, task) -> None:
     family, keys = VARIANTS[variant]
@@ -84,7 +88,7 @@ def test_parameters_are_listed_by_shortcut(world, shortcuts) -> None:
     assert sum(tensor.numel() for tensor in state.values()) == table["trainable"]
 
 
-@pytest.mark.parametrize("renormalize", ["false", "true"])
+@pytest.mark.parametrize("renormalize", some_slow(["false", "true"], quick=["true"]))
 def test_a_resumed_run_ends_as_the_one_that_was_never_cut(world, tmp_path, renormalize) -> None:
     file = write_shortcuts(tmp_path / "shortcut.toml", proj_dropout=0.2)
     file.write_text(f"renormalize = {renormalize}\n{file.read_text()}")

@@ -16,6 +16,7 @@ import torch
 from heterolora.choosing import history
 from main import main
 from tests.mistakes import complaint
+from tests.quick import some_slow
 from tests.test_dyrealloc import assert_resumes_as, every_save_kept, on_by_kind, searching  # noqa: F401
 from tests.together import run_commands, together
 from tests.world import World, command, metrics_of, run, run_apart, same_weights, weights, write_lora
@@ -48,7 +49,7 @@ def steps(folder: Path) -> list[int]:
 
 
 class TestCurve:
-    @pytest.mark.parametrize("mode", ["combined", "separated", "off"])
+    @pytest.mark.parametrize("mode", some_slow(["combined", "separated", "off"], quick=["separated"]))
     def test_from_everything_to_the_budget_and_never_back(self, shrinking, tmp_path, mode: str) -> None:
         """Half of 8 LoRA elements, and of 7 shortcuts rounded half up."""
         budget = ("--turn-on-percentile", 0.5, "--dyrealloc-ags-mode", mode)

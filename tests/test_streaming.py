@@ -17,6 +17,7 @@ from dataset.batching.module import TextDataModule
 from dataset.reading.own import describe
 from heterolora.common.errors import UserError
 from options.data import DataOptions, OwnDataOptions
+from tests.quick import some_slow
 from tests.tiny import word_tokenizer
 from tests.together import run_commands, together
 from tests.world import World, metrics_of, run, same_weights, sentences, write_jsonl
@@ -104,7 +105,7 @@ def test_processes_share_the_rows(tmp_path: Path, world: int) -> None:
     assert sum(map(len, each)) == len(set.union(*each)), "no row is in two shares"
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", some_slow([0, 2], quick=[0]))
 def test_a_loader_goes_on_at_the_same_row(tmp_path: Path, workers: int) -> None:
     folder = folder_of_files(tmp_path)
     whole = [rows_of(batch) for batch in islice(loader(folder, num_workers=workers), 40)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import some_slow
 from tests.world import ROOT
 
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if "run(main)" in path.read_text(encoding="utf-8"))
@@ -29,8 +30,8 @@ def test_these_are_all() -> None:
 FEW = ("report", "study")  # each start of a process costs seconds, so the others are slow tests
 
 
-@pytest.mark.parametrize("tool", [*FEW, *(pytest.param(t, marks=pytest.mark.slow) for t in TOOLS if t not in FEW)])
-@pytest.mark.parametrize("form", ["file", pytest.param("module", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tool", some_slow(TOOLS, quick=FEW))
+@pytest.mark.parametrize("form", some_slow(["file", "module"], quick=["file"]))
 def test_help(tool: str, form: str, tmp_path: Path) -> None:
     if form == "file":
         done = start(ROOT / "tools" / f"{tool}.py", "--help", folder=tmp_path)

@@ -18,6 +18,7 @@ from dataset.toy import tasks
 from dataset.toy.language import QUALITY
 from dataset.toy.world import SPLITS, TRAITS
 from heterolora.common.errors import UserError
+from tests.quick import some_slow
 from tests.world import ROOT, metrics_of, run
 from tools.toy.baselines import bag_of_words, frozen
 
@@ -131,7 +132,10 @@ class TestModel:
 
 @pytest.mark.parametrize(
     ("name", "metric"),
-    [("toy_nli", "accuracy"), ("toy_sentiment", "accuracy"), ("toy_lm", "perplexity"), ("toy_summary", "rougeL")],
+    some_slow(
+        [("toy_nli", "accuracy"), ("toy_sentiment", "accuracy"), ("toy_lm", "perplexity"), ("toy_summary", "rougeL")],
+        quick=[("toy_nli", "accuracy"), ("toy_lm", "perplexity"), ("toy_summary", "rougeL")],
+    ),
 )
 def test_every_task_runs_without_a_single_path(tmp_path: Path, name: str, metric: str) -> None:
     """No --load: the base is the model that comes with the program."""

@@ -23,6 +23,7 @@ from heterolora.saliency.problem import Loss
 from main import main
 from model.task.fine_tuning import FineTuning
 from model.task.window import Window
+from tests.quick import some_slow
 from tests.together import together
 from tests.trainer import quiet_trainer
 from tests.world import World, command, instruction_folder, run, summary_folder, weights, write_lora
@@ -174,7 +175,7 @@ def test_mixed_precision(world, steady, tasks, kind) -> None:
 
 
 @pytest.mark.parametrize("adapted", [True, False], ids=["adapted", "plain"])
-@pytest.mark.parametrize("task", ["classification", "instructions", "summarization"])
+@pytest.mark.parametrize("task", some_slow(["classification", "instructions", "summarization"], quick=["instructions"]))
 def test_windows_train_as_batches(world, steady, tasks, tmp_path, task, adapted) -> None:
     arguments = training(world, steady if adapted else None, tasks[task], "--project-dir", tmp_path)
     arguments += ("--gradient-clip-val", 0.5)

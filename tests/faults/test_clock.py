@@ -29,6 +29,7 @@ def test_a_run_is_resumed_by_another_clock(server: Server, world: World, tmp_pat
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_second_have_folders_of_their_own(server: Server, world: World, tmp_path: Path) -> None:
     """The clock stands still, so that the default names are equal."""
     arguments = world.training("--project-dir", tmp_path, "--max-steps", 1)

@@ -84,7 +84,7 @@ def moments(count: int, draw: random.Random, sample: int) -> list[int]:
 
 
 class TestEveryMoment:
-    """A fault at one moment of writing after another. `make test` tries some of them, `make test-slow` all."""
+    """A fault at one moment of writing after another."""
 
     @pytest.mark.slow
     @pytest.mark.parametrize("call", CALLS)
@@ -119,10 +119,10 @@ class TestEveryMoment:
             assert not temporary(folder)
             assert_continues(server, arguments, folder, whole)
 
-    @pytest.mark.parametrize("sample", [1, pytest.param(1000, marks=pytest.mark.slow)])
-    def test_the_system_refuses_large_files(self, server, arguments, whole, calls, tmp_path, sample: int) -> None:
+    @pytest.mark.slow
+    def test_the_system_refuses_large_files(self, server, arguments, whole, calls, tmp_path) -> None:
         """From one moment on. Checkpoints and pictures are larger than the limit; every library writes as it does."""
-        for at in moments(calls["replace"], random.Random("limit"), sample):
+        for at in moments(calls["replace"], random.Random("limit"), 1000):
             folder = tmp_path / str(at)
             fault = Fault("replace", at, "EFBIG")
             ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=fault)

@@ -27,7 +27,7 @@ def campaign(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_malformed_inputs() -> None:
-    done = campaign("--stable", "--cases", "60")
+    done = campaign("--stable", "--cases", "30")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -81,8 +81,8 @@ def leaves_a_file() -> None:
         (ends_with(3), "code 3"),
         (raises, "traceback: KeyError in tests/fuzz/test_fuzz.py:raises"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "code -9"),
-        (lambda: time.sleep(30), "hang"),
-        (takes_memory, "memory"),
+        pytest.param(lambda: time.sleep(30), "hang", marks=pytest.mark.slow),
+        pytest.param(takes_memory, "memory", marks=pytest.mark.slow),
         (leaves_a_file, "left behind: tmp/left-N"),
     ],
 )
