@@ -174,7 +174,7 @@ def test_a_resumed_run_is_exact(world: World, tmp_path: Path, more: tuple[object
     assert same_weights(runs / "whole" / last, runs / "cut" / last)
     assert metrics_of(runs / "whole") == metrics_of(runs / "cut")
     assert "training" not in json.loads((runs / "whole" / "metrics.json").read_text())["rows"], "a stream has no end"
-    assert run("test", "--load", runs / "cut" / last) == 0
+    assert run("test", "--load", runs / "cut" / last, "--project-dir", tmp_path / "tests") == 0
 
 
 def test_two_processes_resume_exactly(world: World, tmp_path: Path) -> None:
