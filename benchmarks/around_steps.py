@@ -105,7 +105,7 @@ def _ours(given: dict[str, Any]) -> None:
         "query,value",
     ]
     options += ["--max-steps", str(given["steps"]), "--batch-size", str(given["rows"]), "--accelerator", "cpu"]
-    if main(["train", *options]):
+    if main(["train", *options], is_program=True):
         raise RuntimeError("train has failed")
 
 
