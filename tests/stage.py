@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from options.actions import ACTIONS, CHAT, TOOLS
+from options.actions import ACTIONS, CHAT, LISTS, TOOLS
 from tests.world import ROOT, World, model_folder, sentences, text_folder, write_jsonl
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ".", "CUDA_VISIBLE_DEVICES": ""}
@@ -72,6 +72,8 @@ class Stage:
 
     def _small(self, words: list[str]) -> list[str]:
         action = words[words.index("main") + 1]
+        if action in LISTS:
+            return []
         small = ["--accelerator", "cpu", "--max-token-len", "32"]
         small += ["--max-new-tokens", "4"] if action == CHAT else []
         for name in {"rte", "wikitext2"} & {*words}:
