@@ -20,7 +20,7 @@ class Stage:
 
     def __init__(self, folder: Path, world: World) -> None:
         self.folder = folder
-        for name in ("actions", "configs", "dataset", "heterolora", "model", "options", "tools"):
+        for name in ("actions", "benchmarks", "configs", "dataset", "heterolora", "model", "options", "tools"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(ROOT / "main.py", folder / "main.py")
         shutil.copytree(world.opt, folder / "facebook" / "opt-350m")
