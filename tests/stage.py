@@ -34,6 +34,9 @@ class Stage:
             write_jsonl(folder / "rte" / f"{split}.jsonl", rows)
         reviews = [f"{row['sentence1']},{5 * row['label']}" for row in rows]
         (folder / "reviews.csv").write_text("\n".join(["review,stars", *reviews]))
+        for number in range(3):  # a split of several files, for --streaming
+            write_jsonl(folder / "path" / "to" / "folder" / f"part-{number}.jsonl", sentences(20, number))
+        write_jsonl(folder / "path" / "to" / "folder" / "validation" / "rows.jsonl", sentences(8, 3))
         question = {"question": "a", "choices": {"text": ["good", "bad"], "label": ["A", "B"]}, "answerKey": "A"}
         for split in ("train", "validation", "test"):
             write_jsonl(folder / "path" / "to" / "ai2_arc" / "ARC-Easy" / f"{split}.jsonl", [question] * 4)
@@ -79,7 +82,7 @@ class Stage:
         for name in {"rte", "wikitext2"} & {*words}:
             small += ["--dataset-saved-path", name]
         if action.startswith("train") and "--resume-training" not in words:
-            small += ["--max-epochs", "1", "--max-steps", "2"]
+            small += ["--max-steps", "2", *(() if "--streaming" in words else ("--max-epochs", "1"))]
         if "--load" in words and ".ckpt" in words[words.index("--load") + 1]:
             small = ["--accelerator", "cpu"]
         return small
