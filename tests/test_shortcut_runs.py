@@ -52,7 +52,7 @@ def training(world: World, shortcuts: Path, *more: object) -> list[str]:
     ("variant", "task"),
     some_slow(
         [*CASES, *((variant, "summarization") for variant, task in CASES if task == "causal_language_modeling")],
-        quick=[*dict(CASES).items(), ("gemma", "summarization")],
+        quick=[*dict(CASES).items(), ("gemma", "summarization")],  # one task of each variant, and the third task
     ),
 )
 def test_every_family_and_task(world, shortcuts, data, tmp_path, variant, task) -> None:

@@ -78,28 +78,27 @@ def assert_one_line(ended: Outcome) -> None:
     assert ended.code == 2, ended.err
 
 
-def moments(count: int, draw: random.Random, sample: int) -> list[int]:
-    """The first, the last and some other calls."""
-    return sorted({1, count, *draw.sample(range(1, count + 1), min(sample, count))})
+def moments(count: int, draw: random.Random) -> list[int]:
+    """The first, the last and up to a thousand other calls."""
+    return sorted({1, count, *draw.sample(range(1, count + 1), min(1000, count))})
 
 
+@pytest.mark.slow
 class TestEveryMoment:
     """A fault at one moment of writing after another."""
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("call", CALLS)
     def test_killed(self, server, arguments, whole, calls, tmp_path, call: str) -> None:
-        for at in moments(calls[call], random.Random(call), 1000):
+        for at in moments(calls[call], random.Random(call)):
             folder = tmp_path / str(at)
             fault = Fault(call, at, "SIGKILL")
             ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=fault)
             assert ended.code == -signal.SIGKILL
             assert_continues(server, arguments, folder, whole)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
     def test_the_disk_fails(self, server, arguments, whole, calls, tmp_path, error: str) -> None:
-        for at in moments(calls["fsync"], random.Random(error), 1000):
+        for at in moments(calls["fsync"], random.Random(error)):
             folder = tmp_path / str(at)
             fault = Fault("fsync", at, error)
             ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=fault)
@@ -107,10 +106,9 @@ class TestEveryMoment:
             assert not temporary(folder)
             assert_continues(server, arguments, folder, whole)
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
     def test_stopped(self, server, arguments, whole, calls, tmp_path, sent: str, code: int) -> None:
-        for at in moments(calls["fsync"], random.Random(sent), 1000):
+        for at in moments(calls["fsync"], random.Random(sent)):
             folder = tmp_path / str(at)
             fault = Fault("fsync", at, sent)
             ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=fault)
@@ -119,10 +117,9 @@ class TestEveryMoment:
             assert not temporary(folder)
             assert_continues(server, arguments, folder, whole)
 
-    @pytest.mark.slow
     def test_the_system_refuses_large_files(self, server, arguments, whole, calls, tmp_path) -> None:
         """From one moment on. Checkpoints and pictures are larger than the limit; every library writes as it does."""
-        for at in moments(calls["replace"], random.Random("limit"), 1000):
+        for at in moments(calls["replace"], random.Random("limit")):
             folder = tmp_path / str(at)
             fault = Fault("replace", at, "EFBIG")
             ended = server.run(*arguments, "--project-dir", folder, "--project", "run", fault=fault)
