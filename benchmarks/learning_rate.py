@@ -1,21 +1,29 @@
 """The rate that --learning-rate auto chooses, against the best of the five rates that it tries.
 
-For each task and seed, one run with `auto` and a whole run with each rate. `behind` is the final validation loss of the
-chosen rate less that of the best one. Without folders the tasks are toy data with the tiny OPT model of this program.
+For each seed, one run with `auto` and a whole run with each other rate. `behind` is the final validation loss of the
+chosen rate less that of the best one. What follows `--` are options of `train`. Without any, the tasks are toy data
+with the tiny OPT model of this program.
+
+A trial of `auto` that is a whole run and measures all validation rows is not repeated: its loss is that of the run with
+its rate. It counts as such if the run with the chosen rate ends with the loss of its own trial.
+
+With --output, a run that is finished there is not repeated, so that an interrupted benchmark goes on.
 
 example:
-  python -m benchmarks learning-rate --data data --classifier minilm --language-model smollm --seeds 10 --max-steps 300
+  python -m benchmarks learning-rate --seeds 10 -- --model roberta_lora --load minilm --dataset sst2 --max-steps 300
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tools.cli import whole_number
 
@@ -29,9 +37,9 @@ from options.optimization import RATES
 from options.ranges import at_least
 
 CLOSE = 0.02  # in loss
+_EQUAL = 1e-4  # of a trial and the run with its rate: the rows are the same, and their sums have other orders
 
-_TOY = ("toy_nli", "toy_sentiment", "toy_lm")
-_CLASSES, _TEXT = ("rte", "sst2"), ("wikitext2",)
+_TOY = {name: ("--model", "opt_lora", "--dataset", name) for name in ("toy_nli", "toy_sentiment", "toy_lm")}
 
 
 @dataclass(frozen=True)
@@ -49,27 +57,25 @@ class Result:
 
     @property
     def behind(self) -> float:
-        return self.losses.get(self.chosen, float("inf")) - self.losses[self.best]
+        return self.losses.get(self.chosen, math.inf) - self.losses[self.best]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     number = whole_number(at_least(1))
     parser.add_argument("--seeds", type=number, default=3, metavar="N", help="seeds of each task (default: 3)")
-    parser.add_argument("--max-steps", type=number, metavar="N", help="optimizer steps of a run; by default its epochs")
-    parser.add_argument("--batch-size", type=number, default=8, metavar="N", help="rows of a batch (default: 8)")
-    parser.add_argument("--max-token-len", type=number, default=128, metavar="N", help="tokens of a row (default: 128)")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with rte, sst2 and wikitext2")
-    parser.add_argument("--classifier", metavar="MODEL", help="a RoBERTa for rte and sst2")
-    parser.add_argument("--language-model", metavar="MODEL", help="a Llama for wikitext2")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep the runs here, and go on with those there")
+    parser.add_argument("train", nargs="*", metavar="-- OPTION", help="options of train; by default three toy tasks")
 
 
 def run(args: argparse.Namespace) -> None:
     say(measure.heading(args, "the rate of auto against the best of five rates"))
+    tasks = {"task": tuple(args.train)} if args.train else _TOY
     results = []
-    with TemporaryDirectory() as folder:
-        for name, options in _tasks(args).items():
+    with TemporaryDirectory() as temporary:
+        for name, options in tasks.items():
             for seed in range(args.seeds):
-                results.append(_result(name, seed, [*options, *_common(args)], Path(folder)))
+                found = _result(name, seed, (*options, *_common(args)), args.output or Path(temporary))
+                results.append(found)
                 say(table(results))
     close = sum(result.behind <= CLOSE for result in results)
     say(f"{close} of {len(results)} are within {CLOSE:g} of the best rate")
@@ -84,42 +90,48 @@ def table(results: list[Result]) -> Table:
     return made
 
 
-def _tasks(args: argparse.Namespace) -> dict[str, list[str]]:
-    """The options of each task. Raises UserError for models without data."""
-    if args.data is None:
-        if args.classifier or args.language_model:
-            raise UserError("--classifier or --language-model is given without --data", "give the folder of their data")
-        return {name: ["--model", "opt_lora", "--dataset", name] for name in _TOY}
-    asked = [("roberta_lora", args.classifier, _CLASSES), ("llama_lora", args.language_model, _TEXT)]
-    return {
-        name: ["--model", model, "--load", load, "--dataset", name, "--dataset-saved-path", str(args.data / name)]
-        for model, load, names in asked
-        if load is not None
-        for name in names
-    }
-
-
-def _common(args: argparse.Namespace) -> Iterator[str]:
+def _common(args: argparse.Namespace) -> tuple[str, ...]:
     accelerator = "cpu" if args.device.type == "cpu" else "gpu"
-    yield from ("--accelerator", accelerator, "--logger", "none", "--measured", "last")
-    yield from ("--batch-size", str(args.batch_size), "--max-token-len", str(args.max_token_len))
-    if args.max_steps is not None:
-        yield from ("--max-steps", str(args.max_steps))
+    return ("--accelerator", accelerator, "--logger", "none", "--measured", "last")
 
 
-def _result(task: str, seed: int, options: list[str], folder: Path) -> Result:
-    def final(rate: str) -> tuple[float, float] | None:
-        """The rate and the final validation loss of a run; None if it diverged."""
+def _result(task: str, seed: int, options: Sequence[str], folder: Path) -> Result:
+    def finished(rate: str) -> Path | None:
+        """The folder of the run; None if it diverged."""
         project = f"{task}-{seed}-{rate}"
+        made = folder / project
         named = ("--learning-rate", rate, "--seed", str(seed), "--project-dir", str(folder), "--project", project)
-        if main(["train", *options, *named]):
-            return None
-        used = tomllib.loads((folder / project / "config.toml").read_text(encoding="utf-8"))["learning_rate"]
-        splits = json.loads((folder / project / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-        return used, next(values["loss"] for split, values in splits.items() if split.startswith("validation"))
+        if (made / "metrics.json").exists() or not main(["train", *options, *named, "--overwrite"]):
+            return made
+        return None
 
-    found = final("auto")
-    if found is None:
+    auto = finished("auto")
+    if auto is None:
         raise UserError(f"--learning-rate auto fails on {task} with seed {seed}", "see its output above")
-    others = [final(str(rate)) for rate in RATES if rate != found[0]]
-    return Result(task, seed, found[0], dict(each for each in (found, *others) if each is not None))
+    chosen = tomllib.loads((auto / "config.toml").read_text(encoding="utf-8"))["learning_rate"]
+    losses = of_trials(_json(auto / "run.json")["trials"], chosen, _loss(auto))
+    for rate in RATES:
+        if rate not in losses and (made := finished(f"{rate:g}")):
+            losses[rate] = _loss(made)
+    return Result(task, seed, chosen, {rate: loss for rate, loss in losses.items() if loss is not None})
+
+
+def of_trials(trials: Sequence[Mapping[str, Any]], chosen: float, loss: float) -> dict[float, float | None]:
+    """The losses of runs by rate: of all rates if the trials are whole runs, else of the chosen one.
+
+    None stands for a trial that diverged. `loss` is that of the run with the chosen rate.
+    """
+    of_trials = {trial["learning_rate"]: trial["loss"] for trial in trials}
+    whole = len(trials) == len(RATES) == len(of_trials)
+    same = whole and of_trials[chosen] is not None and abs(of_trials[chosen] - loss) <= _EQUAL
+    return of_trials | {chosen: loss} if same else {chosen: loss}
+
+
+def _loss(folder: Path) -> float:
+    """The loss on the validation split at the end of a run."""
+    splits = _json(folder / "metrics.json")["metrics"]
+    return next(values["loss"] for split, values in splits.items() if split.startswith("validation"))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ import benchmarks
 from benchmarks import __main__ as benchmark
 from benchmarks import learning_rate, measure, padding, shortcuts, subjects
 from heterolora.common.errors import UserError
+from options.optimization import RATES
 from tests.world import ROOT
 
 CPU = torch.device("cpu")
@@ -215,8 +216,35 @@ def test_a_chosen_rate_is_compared_with_the_best_one():
     diverged = learning_rate.Result("rte", 1, 3.2e-3, {5e-5: 0.69})
     assert diverged.behind == float("inf")
     assert learning_rate.table([one, diverged]).row_count == 2
-    with pytest.raises(UserError, match="without --data"):
-        benchmark.main(["learning-rate", *TINY, "--classifier", "minilm"])
+
+
+@pytest.mark.parametrize(
+    ("trials", "reused"),
+    [
+        ({rate: rate for rate in RATES}, set(RATES)),
+        ({rate: rate + 0.01 for rate in RATES}, {8e-4}),  # other rows than those of the run
+        ({rate: rate for rate in RATES[:3]}, {8e-4}),
+    ],
+)
+def test_a_trial_is_the_run_of_its_rate_if_the_chosen_one_is(trials, reused):
+    recorded = [{"learning_rate": rate, "loss": loss} for rate, loss in trials.items()]
+    assert set(learning_rate.of_trials(recorded, 8e-4, 8e-4)) == reused
+    twice = [*recorded, *recorded[:2]]  # the last trials are longer than the first
+    assert set(learning_rate.of_trials(twice, 8e-4, 8e-4)) == {8e-4}
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_rates_goes_on_with_finished_runs(capsys, tmp_path, world):
+    task = ("--model", "opt_lora", "--load", world.opt, "--pretrained", "--dataset", "sst2")
+    small = ("--dataset-saved-path", world.sst2, "--max-steps", "2", "--max-epochs", "1", "--max-token-len", "16")
+    once = ("learning-rate", "--device", "cpu", "--seeds", "1", "--output", tmp_path, "--", *task, *small)
+    assert "1 of 1 are within 0.02" in report(capsys, *map(str, once))
+    runs = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    assert len(runs) == 1  # the trials are whole runs
+    again = report(capsys, *map(str, once))
+    assert "1 of 1 are within 0.02" in again
+    assert "trial of" not in again
+    assert runs == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
 
 
 def test_what_imp_test_measures_besides_scores_is_timed(capsys):
