@@ -82,11 +82,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(results: list[Result]) -> Table:
-    made = Table("task", "seed", "chosen", "its loss", "best", "its loss", "behind")
+    """The losses of all rates, and how far the chosen one is behind the best."""
+    made = Table("task", "seed", *(f"{rate:g}" for rate in RATES), "chosen", "behind")
     for each in results:
-        losses = (each.losses.get(rate) for rate in (each.chosen, each.best))
-        own, best = ("diverged" if loss is None else f"{loss:.4f}" for loss in losses)
-        made.add_row(each.task, str(each.seed), f"{each.chosen:g}", own, f"{each.best:g}", best, f"{each.behind:+.4f}")
+        losses = (f"{each.losses[rate]:.4f}" if rate in each.losses else "diverged" for rate in RATES)
+        made.add_row(each.task, str(each.seed), *losses, f"{each.chosen:g}", f"{each.behind:.4f}")
     return made
 
 

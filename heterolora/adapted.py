@@ -51,7 +51,8 @@ def adapt(
 
     Args:
         model: the network, such as a model of Transformers, or any module with linear layers, quantised or not.
-        target_modules, target_parameters: the layers and the weights of experts to adapt, as for `score`.
+        target_modules: the layers to adapt, as for `score`.
+        target_parameters: the weights of experts to adapt, as for `score`.
         rank: of each layer; lower for a layer of less width.
         alpha: the scaling of a layer is alpha / rank, or alpha / √rank with `use_rslora`.
         dropout: the probability in [0, 1) of dropping an entry of a layer's input in training.

@@ -204,7 +204,8 @@ def calls_of(command: Callable[[], int]) -> list[tuple[str, str]]:
 
 
 def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    # without --quiet, which hides warnings from --strict, too
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     pages = {page.stem for page in (tmp_path / "site").glob("*.html")}
