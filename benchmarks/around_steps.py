@@ -117,7 +117,9 @@ def _peft(given: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(given["base"], trust_remote_code=False)
     files = {split: f"{given['folder']}/{split}.jsonl" for split in ("train", "validation")}
     rows = load_dataset("json", data_files=files).map(lambda row: tokenizer(row["text"]), remove_columns="text")
-    network = AutoModelForSequenceClassification.from_pretrained(given["base"], num_labels=2, trust_remote_code=False)
+    network = AutoModelForSequenceClassification.from_pretrained(
+        given["base"], num_labels=2, trust_remote_code=False, use_kernels=False
+    )
     names = ["q_proj", "v_proj", "query", "value"]
     network = get_peft_model(network, LoraConfig("SEQ_CLS", r=given["rank"], target_modules=names))
     settings = TrainingArguments(

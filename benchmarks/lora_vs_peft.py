@@ -51,7 +51,8 @@ def pretrained(args: argparse.Namespace) -> PreTrainedModel:
     """Return the model of a folder, without dropout."""
     config = AutoConfig.from_pretrained(args.base, trust_remote_code=False)
     kind = AutoModelForCausalLM if is_language_model(config) else AutoModelForSequenceClassification
-    network = kind.from_pretrained(args.base, trust_remote_code=False, dtype=torch.float32).to(args.device)
+    network = kind.from_pretrained(args.base, trust_remote_code=False, use_kernels=False, dtype=torch.float32)
+    network.to(args.device)
     network.config.pad_token_id = network.config.pad_token_id or 0
     for module in network.modules():
         if isinstance(module, nn.Dropout):

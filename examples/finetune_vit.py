@@ -44,7 +44,7 @@ def main() -> None:
         tiny = ViTConfig(**TINY, image_size=32, patch_size=8, num_labels=2)
         model = AutoModelForImageClassification.from_config(tiny)
     else:
-        model = AutoModelForImageClassification.from_pretrained(args.model, num_labels=2)
+        model = AutoModelForImageClassification.from_pretrained(args.model, num_labels=2, use_kernels=False)
     data = images(model.config.image_size)
 
     # 1. Score LoRA on every linear layer except the classifier. The model is unchanged afterwards.

@@ -46,7 +46,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, use_kernels=False)
     data, collate = rows(tokenizer), DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
     # 1. Score LoRA on every linear layer with a few batches. The model is unchanged afterwards.

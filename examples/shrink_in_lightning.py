@@ -55,7 +55,7 @@ def main() -> None:
         data, batch_size=4, shuffle=True, collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm=False)
     )
     config = peft.LoraConfig(r=1, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    network = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(args.model), config)
+    network = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(args.model, use_kernels=False), config)
 
     callback = Reallocate(parameters=args.parameters)
     trainer = pl.Trainer(

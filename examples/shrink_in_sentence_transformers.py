@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", default="shrunk", help="folder of the adapter")
     args = parser.parse_args()
 
-    model = SentenceTransformer(args.model)
+    model = SentenceTransformer(args.model, model_kwargs={"use_kernels": False})
     config = LoraConfig(r=1, lora_alpha=2, target_modules=r".*encoder\.layer.*\.(query|key|value|dense)")
     adapted = get_peft_model(model[0].auto_model, config)
     model[0].auto_model = adapted

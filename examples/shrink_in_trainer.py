@@ -47,7 +47,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    base = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2)
+    base = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2, use_kernels=False)
     base.config.pad_token_id = tokenizer.pad_token_id
     config = peft.LoraConfig(r=1, lora_alpha=2, target_modules="all-linear", task_type="SEQ_CLS")
     model = peft.get_peft_model(base, config)

@@ -48,7 +48,7 @@ def main() -> None:
         bf16=torch.cuda.is_available(),
     )
     trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(args.model),
+        AutoModelForCausalLM.from_pretrained(args.model, use_kernels=False),
         arguments,
         train_dataset=rows(),
         processing_class=tokenizer,

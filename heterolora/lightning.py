@@ -21,6 +21,7 @@ from heterolora.elements.inside import check_compact, compact, units_of
 from heterolora.elements.rank_units import Units, forget_off
 from heterolora.library import LossFunction, problem_of
 from heterolora.pictures.of_run import draw_history
+from heterolora.saliency.own_forward import networks_with_kernels, train_with_kernels_of_training
 from heterolora.saliency.problem import Movement
 from heterolora.saliency.score import score
 from heterolora.search import Schedule, Search
@@ -140,6 +141,7 @@ class Reallocate(Searching):
         self.batches, self.loss, self.adapter, self.compact = batches, loss, adapter, compact
         self._resumed: Mapping[str, Any] | None = None
         self._scoring: list[Any] = []
+        self._with_kernels: list[Any] = []
 
     # ---- state
 
@@ -154,6 +156,8 @@ class Reallocate(Searching):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process asks
+        self._with_kernels = networks_with_kernels(pl_module)
+        train_with_kernels_of_training(self._with_kernels)
         if self.compact:
             check_compact(pl_module, self.adapter)
         steps = int(trainer.estimated_stepping_batches)
@@ -170,6 +174,12 @@ class Reallocate(Searching):
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             print(self.search.at_the_start())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        train_with_kernels_of_training(self._with_kernels)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:

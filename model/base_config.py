@@ -25,7 +25,12 @@ _LAYERS = whole_number(0, most=2_000)
 _VOCABULARY = whole_number(1, most=2**31)
 _COUNT = whole_number(0, most=1_000_000)
 _SHARE = Condition(lambda value: 0 <= value <= 1, "a number from 0 to 1")
-_CODE = Condition(lambda value: "/" not in str(value), "a name without /: code from the hub never runs here")
+# Others, such as flash_attention_2 and sonicmoe, may be kernels of the hub, which transformers would download and run.
+_OWN_CODE = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
+_IMPLEMENTATION = Condition(
+    lambda value: value is None or value in _OWN_CODE,
+    f"one of {', '.join(_OWN_CODE)}: a file never chooses kernels of the hub",
+)
 
 
 def where_from(source: str) -> str:
@@ -60,16 +65,20 @@ def read_config(source: str, **more: Any) -> PretrainedConfig:
 def _numbers_and_names(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Key and value, also of inner configurations such as `text_config`."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if key.endswith("_implementation"):
+            yield key, value
+        elif isinstance(value, Mapping):
             yield from _numbers_and_names(value)
         elif isinstance(value, int | float | str) and not isinstance(value, bool):
             yield key, value
 
 
-def _field_of(key: str, value: int | float | str) -> Condition | None:
+def _field_of(key: str, value: Any) -> Condition | None:
     """The check of a value, by the words in its key: architectures have many keys of the same kind."""
+    if key.endswith("_implementation"):
+        return _IMPLEMENTATION
     if isinstance(value, str):
-        return _CODE if key.endswith("_implementation") else None
+        return None
     if "drop" in key:
         return _SHARE
     if isinstance(value, float):

@@ -67,9 +67,21 @@ def load_config(source: str, spec: DatasetSpec, attention: str | None = None) ->
         labels["label2id"] = {name: index for index, name in enumerate(spec.labels)}
     config = read_config(source, **labels, attn_implementation=attention)
     check_task(config, spec.task)
+    if attention == "flash_attention_2":
+        _check_flash_attention(config, spec.task)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"'{source}' is quantised already", "give the unquantised model, and --quantize")
     return config
+
+
+def _check_flash_attention(config: PretrainedConfig, task: Task) -> None:
+    """Raise UserError if transformers would put a kernel of the hub in place of flash attention, as for gpt-oss."""
+    plain = copy.deepcopy(config)
+    plain._attn_implementation = "eager"
+    compatible = getattr(skeleton(plain, task), "_compatible_flash_implementations", None)
+    if compatible is not None and "flash_attention_2" not in compatible:
+        found = f"--attention flash_attention_2 would download and run {compatible[0]} for this model"
+        raise UserError(found, "use --attention sdpa")
 
 
 def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -241,7 +253,7 @@ def _from_files(auto: Any, source: str, config: PretrainedConfig, **how: Any) ->
     """Return the network and whether its head is newly initialised. `how` is passed to `from_pretrained`."""
     options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True, **how}
     with reading("the model", source, where_from(source)):
-        network, info = auto.from_pretrained(source, trust_remote_code=False, **options)
+        network, info = auto.from_pretrained(source, trust_remote_code=False, use_kernels=False, **options)
     for name, stored, own in sorted(info["mismatched_keys"]):
         if not _in_new_head(network, name):
             raise UserError(

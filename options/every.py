@@ -108,6 +108,8 @@ class Options:
         "memory", actions=TRAINING, resume="free", idle=_without_cache)
     attention: Literal["sdpa", "flash_attention_2", "eager"] | None = option(None, "implementation of attention in "
         "transformers; by default the fastest that the model supports without other packages", resume="free")
+    hub_kernels: bool = option(False, "let transformers download kernels from the hub, which are code, and compute "
+        "layers with them on a GPU; not with imp-test and train-dyrealloc", actions=(*WITH_RUN, PREDICT), resume="free")
     max_new_tokens: int | None = option(None, "tokens to generate; by default --max-target-len for a summary, "
         "otherwise 256", at_least(1), from_checkpoint=True, actions=(*MEASURING, *ANSWERING), idle=_no_text,
         brief="tokens to generate")

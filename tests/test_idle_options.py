@@ -53,6 +53,7 @@ CHANGED = {  # option -> another value, for the command line
     "checkpoint_every_n_steps": "1", "patience": "1", "measured": "last", "row_results": "true", "auto_requeue": "true",
     "lm_eval": "hellaswag", "lora_init": "orthogonal", "budget_parameters": "800", "cache_frozen_prefix": "true",
     "cache_limit": "1GB", "budget_time": "0.9", "stop_after": "1", "packing": "true", "attention": "eager",
+    "hub_kernels": "true",
     "imp_halves": "false", "imp_step_time": "true", "text_columns": "a", "label_column": "b", "labels": "x,y",
     "regression": "true", "multi_label": "true", "prompt_column": "a", "response_column": "b", "messages_column": "a",
     "choices_column": "a", "few_shot": "1",

@@ -468,7 +468,9 @@ class TestModelFolders:
                 {"num_labels": 10**9}, {"hidden_size": 10**9, "word_embed_proj_dim": 10**9}, {"hidden_size": 10**30},
                 {"hidden_size": -32}, {"ffn_dim": 128}, {"num_attention_heads": 3}, {"num_attention_heads": 0},
                 {"vocab_size": 10**12}, {"dropout": 7}, {"activation_function": "nothing"}, {"dtype": "banana"},
-                {"attn_implementation": "someone/kernel"}, {"model_type": ["opt"]})),
+                {"attn_implementation": "someone/kernel"}, {"attn_implementation": {"": "someone/kernel"}},
+                {"attn_implementation": "flash_attention_3"}, {"_attn_implementation": "flash_attention_2"},
+                {"experts_implementation": "sonicmoe"}, {"model_type": ["opt"]})),
             *(("config.json", content, "config.json") for content in ("[]", "{", "[" * 100_000, "null", "\xff")),
             *(("tokenizer_config.json", changed, "tokenizer") for changed in (
                 {"model_max_length": "long"}, {"model_max_length": 0}, {"padding_side": "up"})),

@@ -20,7 +20,7 @@ from heterolora.common.errors import UserError, nearest
 from heterolora.common.files import check_writable
 from heterolora.elements.element import Kind
 from model.family import PAGE
-from options.actions import DYREALLOC, TRAINING
+from options.actions import DYREALLOC, IMP_TEST, TRAINING
 from options.declare import flag_of
 from options.every import declared
 from options.optimization import AUTO, RATES, RATES_OF_PLAIN
@@ -175,6 +175,22 @@ def _speed(request: Request) -> None:
         check_writable(folder, "give another --cache-folder")
 
 
+def _hub_kernels(request: Request) -> None:
+    options = request.options
+    if not options.hub_kernels or not _is_used("hub_kernels", request):
+        return
+    if request.action in (IMP_TEST, DYREALLOC):
+        found = f"{request.action} does not use --hub-kernels: no test on a GPU has shown that scores are the same"
+        raise UserError(found, "leave it out, and give it to train")
+    _check_installed("--hub-kernels", "kernels", "leave it out")
+    others = {
+        "--compile": options.compile and _is_used("compile", request),
+        f"--strategy {options.devices.strategy}": options.devices.shards is not None,
+    }
+    for other in (name for name, is_given in others.items() if is_given):
+        raise UserError(f"--hub-kernels was not tested with {other}", "leave one of them out")
+
+
 def _compile(request: Request) -> None:
     options = request.options
     if not options.compile or not _is_used("compile", request):
@@ -249,6 +265,6 @@ def _divided(request: Request) -> None:
 
 
 _RULES: tuple[Rule, ...] = (
-    _streaming, _schedule, _metrics, _trials, _shrinking, _speed, _compile, _quantize, _divided,
+    _streaming, _schedule, _metrics, _trials, _shrinking, _speed, _hub_kernels, _compile, _quantize, _divided,
     check_predicting,
 )  # fmt: skip

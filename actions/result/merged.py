@@ -62,7 +62,7 @@ def write_merged(request: Request, output: Path, max_shard_size: int) -> Merged:
         gc.collect()
         if space is not None:
             fold(space, MappedTensors(folder).tensor, transposed)
-        written = kind.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        written = kind.from_pretrained(folder, dtype="auto", trust_remote_code=False, use_kernels=False)
         found = logits(written, batch)
         in_pipeline = _in_pipeline(request.spec, written, tokenizer) if request.spec.classifies else None
         files = len(list(folder.glob("*.safetensors")))

@@ -28,6 +28,7 @@ from actions.training.callbacks import (
 from actions.training.checkpoints import RunCheckpoints, SafeCheckpointIO
 from actions.training.experiment import Experiment
 from actions.training.health import StopOnNaN
+from actions.training.hub_kernels import HubKernels
 from actions.training.limits import check_batches
 from actions.training.loggers import build_loggers
 from actions.training.resources import Resources
@@ -109,7 +110,7 @@ def trainer_of(
         use_distributed_sampler=False,  # the data modules divide the rows themselves
         enable_model_summary=False,
         inference_mode=task.sharding is None,  # weights that FSDP2 gathers in it could not be trained with
-        callbacks=[Progress(), EndTogether(), *callbacks],
+        callbacks=[Progress(), EndTogether(), *([HubKernels()] if options.hub_kernels else []), *callbacks],
         plugins=[SafeCheckpointIO(resumed), *([] if environment is None else [environment])],
     )
 

@@ -43,12 +43,12 @@ def reading(what: str, path: str | Path, expected: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        found = f"cannot read {what} '{path}' ({error.strerror or _first_sentence(error)})"
+        found = f"cannot read {what} '{path}' ({error.strerror or first_sentence(error)})"
         raise UserError(found, expected) from error
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
             raise
-        found = f"{what} '{path}' is damaged or of another kind ({_first_sentence(error)})"
+        found = f"{what} '{path}' is damaged or of another kind ({first_sentence(error)})"
         raise UserError(found, expected) from error
 
 
@@ -96,13 +96,13 @@ def _document(
     try:
         document = parse(text)
     except (ValueError, RecursionError) as error:  # RecursionError: the document is nested too deeply
-        raise UserError(f"{what} '{path}' is not valid {form} ({_first_sentence(error)})", expected) from error
+        raise UserError(f"{what} '{path}' is not valid {form} ({first_sentence(error)})", expected) from error
     if not isinstance(document, dict):
         raise UserError(f"{what} '{path}' holds a {type(document).__name__}, not an object", expected)
     return document
 
 
-def _first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """The reason. The next sentences of libraries advise what is not right here, such as files that run code."""
     text = str(error).strip() or type(error).__name__
     return re.split(r"\n|\. ", text, maxsplit=1)[0].rstrip(".")[:200]

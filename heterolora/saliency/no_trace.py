@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from heterolora.elements.search_space import SearchSpace
 from heterolora.elements.shortcut import Held
+from heterolora.saliency.own_forward import own_forward
 
 
 @contextmanager
 def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
     """Every element is on, dropout is off, only elements require gradients, checkpointed blocks stay checkpointed.
 
-    Afterwards, also if the block raises or is interrupted, switches, `requires_grad`, gradients, modes, buffers and the
-    random state are as before. The values of parameters are not restored, because nothing here writes to them.
+    Layers compute with their own forward pass, see `own_forward`. Afterwards, also if the block raises or is
+    interrupted, switches, `requires_grad`, gradients, modes, buffers and the random state are as before. The values of
+    parameters are not restored, because nothing here writes to them.
     """
     with ExitStack() as stack:
 
@@ -39,13 +41,13 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
         restore(space.carry, "held")
         space.carry.held = Held()
         for module in network.modules():
-            restore(module, "training")
             for name, buffer in module.named_buffers(recurse=False):
                 stack.callback(_put_back, module, name, buffer, buffer.clone())
         stack.enter_context(torch.inference_mode(False))  # the caller may be inside an evaluation
         stack.enter_context(torch.enable_grad())
 
-        network.eval()
+        stack.enter_context(own_forward(network))
+        stack.enter_context(_without_dropout(network))
         if any(isinstance(module, nn.RNNBase) for module in network.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its backward pass needs training mode
         for block in _checkpointed_blocks(network):
@@ -56,6 +58,40 @@ def no_trace(network: nn.Module, space: SearchSpace) -> Iterator[None]:
             low_rank.importance = 1.0
             low_rank.probe = None
         yield
+
+
+@contextmanager
+def _without_dropout(network: nn.Module) -> Iterator[None]:
+    """Every module has the mode of evaluation, and computes as it can in training.
+
+    `eval()` of some networks does more than to set modes: it puts kernels without a backward pass in place of layers,
+    or adds adapters to weights. So it is not called here. If such a module is in evaluation, its `train()` takes back
+    what `eval()` did. At the end, its `train()` forgets what it kept in the meantime, as DoRA in PEFT keeps products of
+    weights, and `eval()` follows if it was in evaluation.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    switching = [(module, training) for module, training in modes if _does_more_than_set_modes(module)]
+    try:
+        for module, training in switching:
+            if not training:
+                module.train()
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in switching:
+            module.train()
+            if not training:
+                module.eval()
+        for module, training in modes:
+            module.training = training
+
+
+def _does_more_than_set_modes(module: nn.Module) -> bool:
+    """Whether `train` or `eval` of the module's class is its own. That of transformers exchanges kernels only."""
+    kind, library = type(module), sys.modules.get("transformers.modeling_utils")
+    usual = [nn.Module] if library is None else [nn.Module, library.PreTrainedModel]
+    return not any(kind.train is each.train and kind.eval is each.eval for each in usual)
 
 
 @torch.no_grad()
