@@ -10,6 +10,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import distributed
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
@@ -132,7 +134,8 @@ def test_places_start_step_adapter_and_merge(architecture: Architecture, tmp_pat
 def test_packing_is_tried(name: str):
     architecture = ARCHITECTURES[name]
     config = architecture.network().config
-    assert (packing_fails(config, LM) is None) == architecture.packs
+    before = Version(transformers.__version__) < Version("5.24")  # a packed row of GPT-J had other outputs than alone
+    assert (packing_fails(config, LM) is None) == (architecture.packs and not (before and name == "gptj"))
 
 
 @every

@@ -106,7 +106,7 @@ class TestWheel:
     def test_metadata(self, metadata: Message) -> None:
         assert metadata["Name"] == "heterolora"
         assert metadata["Version"] == heterolora.__version__
-        assert metadata["Requires-Python"] == ">=3.11"
+        assert metadata["Requires-Python"] == "<3.14,>=3.11"
         assert metadata.get_all("Provides-Extra") == ["peft", "plot", "program"]
         assert metadata.get_payload().startswith("# HeteroLoRA")
 

@@ -1,7 +1,7 @@
 """Runs many cases, counts how they ended, and keeps the smallest case of every failure as a regression.
 
 python -m tests.fuzz                       5,000 cases; failures become files of tests/fuzz/regressions/
-python -m tests.fuzz --cases 150 --stable  the same cases every time; nothing is kept
+python -m tests.fuzz --cases 30 --stable   the same cases every time; nothing is kept
 python -m tests.fuzz --regressions         the kept cases only
 """
 
