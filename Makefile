@@ -15,7 +15,7 @@ HELD ?= torch==2.13.0
 
 # Tests do not access the hub, and use one thread for each worker.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-PYTEST := $(TEST_ENV) $(RUN) -m pytest --timeout 600
+PYTEST = $(TEST_ENV) $(RUN) -m pytest --timeout 600
 WORKERS ?= 2
 FAST = -n $(WORKERS) --dist loadfile -m "not slow and not slurm and not gpu"
 SAMPLE ?= 25  # mutants of each file
@@ -51,19 +51,21 @@ test-slurm: $(VENV)/.installed-tests  ## run the tests with a SLURM of this mach
 	$(PYTEST) --timeout 3600 -m slurm
 
 .PHONY: test-newest
+test-newest: RUN := .venv-newest/bin/python
 test-newest: $(UV)  ## run the tests with the newest releases, also those that the requirements do not admit yet
 	$(UV) venv --quiet --clear --seed --python "$(PYTHON)" .venv-newest
 	"$(PYTHON)" -m tests.newest $(REQUIREMENTS) > .venv-newest/requirements.txt
 	$(UV) pip install --quiet --upgrade --python .venv-newest -r .venv-newest/requirements.txt
 	$(UV) pip freeze --python .venv-newest
-	$(TEST_ENV) .venv-newest/bin/python -m pytest --timeout 600 -p tests.deprecations $(FAST)
+	$(PYTEST) -p tests.deprecations $(FAST)
 
 .PHONY: test-oldest
+test-oldest: RUN := .venv-oldest/bin/python
 test-oldest: $(UV)  ## run the tests with the oldest releases that the requirements admit
 	$(UV) venv --quiet --clear --seed --python "$(PYTHON)" .venv-oldest
 	$(UV) pip install --quiet --resolution lowest-direct --python .venv-oldest $(REQUIREMENTS:%=-r %)
 	$(UV) pip freeze --python .venv-oldest
-	$(TEST_ENV) .venv-oldest/bin/python -m pytest --timeout 600 $(FAST)
+	$(PYTEST) $(FAST)
 
 .PHONY: test-wheel
 test-wheel:  ## build the wheel, install it in an environment of its own, and run the quickstart from it

@@ -64,13 +64,11 @@ def _check(message: str, frame: FrameType) -> None:
         raise DeprecatedError(f"{line}: {message}")
 
 
-def _own_line(frame: FrameType | None) -> str | None:
+def _own_line(frame: FrameType) -> str | None:
     """The line of this project that called the library of `frame`. None if another library called it."""
-    frames = list(_outward(frame))
-    library = None
-    if frames and _package(frames[0]) in _DECORATORS:  # whoever calls what it decorates is next
-        library = _package(frames[0])
-    for each in frames:
+    first = _package(frame)
+    library = first if first in _DECORATORS else None  # whoever calls what a decorator marks is the next one
+    for each in _outward(frame):
         if _package(each) in (*_BETWEEN, *_DECORATORS):
             continue
         if _is_own(each):

@@ -27,6 +27,7 @@ from heterolora.lightning import Reallocate as ReallocateInLightning
 from heterolora.transformers import Reallocate
 from model.load import load_base, load_config
 from tests.mistakes import complains, refused
+from tests.test_architecture import product_files
 from tests.tiny import tiny_batch, tiny_network
 from tests.trainer import quiet_trainer
 from tests.world import ROOT, World, metrics_of, model_folder, run, weights
@@ -341,11 +342,10 @@ def test_flash_attention_that_would_be_a_kernel_of_the_hub(tmp_path: Path) -> No
 
 def test_every_call_that_loads_a_model_says_that_it_wants_none() -> None:
     lacking = []
-    for folder in ("actions", "benchmarks", "dataset", "examples", "heterolora", "model", "options", "tools"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(call, ast.Call) and _loads_a_model(call) and not _says_so(call):
-                    lacking.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    for path in (*product_files(), *sorted((ROOT / "examples").rglob("*.py"))):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and _loads_a_model(call) and not _says_so(call):
+                lacking.append(f"{path.relative_to(ROOT)}:{call.lineno}")
     assert not lacking
 
 
